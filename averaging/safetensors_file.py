@@ -1,0 +1,135 @@
+"""safetensors files: a header that is checked before anything is believed, and a writer whose bytes depend on nothing.
+
+The stock serializer orders several metadata keys at random; here equal tensors and metadata give equal bytes. Numpy and
+torch are not needed to read a header.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_HEADER = 32 * 1024 * 1024  # the format allows 100 MB; no image network comes near this
+MAX_TENSORS = 100_000
+SIZES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+
+
+class InvalidSafetensors(ValueError):
+    """The file is not a well-formed safetensors file; the message says where."""
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The header of a safetensors file: `{name: {dtype, shape, data_offsets}}` plus `__metadata__`, fully checked.
+
+    Raises InvalidSafetensors for a truncated file, a header over MAX_HEADER, holes, overlaps, sizes that do not fit
+    their shapes, unknown dtypes and duplicate names. Memory: the header only.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        start = file.read(8)
+        if len(start) < 8:
+            raise InvalidSafetensors(f"the file has {size} bytes; a safetensors file has at least 8")
+        (length,) = struct.unpack("<Q", start)
+        if length > MAX_HEADER:
+            raise InvalidSafetensors(f"the header claims {length} bytes, more than the limit of {MAX_HEADER}")
+        if 8 + length > size:
+            raise InvalidSafetensors(f"the header claims {length} bytes and the file ends after {size - 8}: truncated?")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise InvalidSafetensors(f"the header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise InvalidSafetensors(f"the header is a JSON {type(header).__name__}, not an object")
+    if len(header) > MAX_TENSORS:
+        raise InvalidSafetensors(f"the header names {len(header)} tensors, more than the limit of {MAX_TENSORS}")
+    _check_layout(header, size - 8 - length)
+    return header
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _check_layout(header: dict[str, Any], data_bytes: int) -> None:
+    spans = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+                raise InvalidSafetensors("__metadata__ is not an object of strings")
+            continue
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            numbers = [*shape, begin, end]
+        except (TypeError, KeyError, ValueError):
+            raise InvalidSafetensors(f"{name}: the entry lacks dtype, shape or data_offsets") from None
+        if any(type(value) is not int or value < 0 for value in numbers):
+            raise InvalidSafetensors(f"{name}: shape and offsets must be non-negative integers")
+        if dtype not in SIZES:
+            raise InvalidSafetensors(f"{name}: unknown dtype {str(dtype)[:40]!r}")
+        expected = SIZES[dtype]
+        for side in shape:
+            expected *= side
+        if end - begin != expected:
+            raise InvalidSafetensors(f"{name}: {dtype} {shape} needs {expected} bytes, the offsets span {end - begin}")
+        spans.append((begin, end, name))
+    position = 0
+    for begin, end, name in sorted(spans):
+        if begin != position:
+            raise InvalidSafetensors(f"{name}: starts at byte {begin} where {position} was expected (a hole or overlap)")
+        position = end
+    if position != data_bytes:
+        raise InvalidSafetensors(f"the tensors need {position} bytes and the file holds {data_bytes}: truncated?")
+
+
+def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> None:
+    """Write `tensors` to `path`, synced to disk; the bytes are a pure function of the arguments' content.
+
+    Tensors are laid out by falling alignment, then by name; header keys are sorted. The file is written to a temporary
+    name beside `path` and renamed, so that a reader sees all of it or nothing.
+    """
+    import torch
+
+    codes = {
+        torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.float16: "F16",
+        torch.bfloat16: "BF16", torch.int32: "I32", torch.float32: "F32", torch.int64: "I64", torch.float64: "F64",
+    }  # fmt: skip
+    for name, tensor in tensors.items():
+        if tensor.dtype not in codes:
+            raise ValueError(f"{name}: {tensor.dtype} cannot be written to a safetensors file")
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name in order:
+        end = position + tensors[name].numel() * tensors[name].element_size()
+        header[name] = {
+            "dtype": codes[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    raw = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(raw)))
+        file.write(raw)
+        for name in order:
+            # .numpy() has no bfloat16; a view as bytes has every dtype. contiguous() undoes channels_last.
+            flat = tensors[name].detach().cpu().contiguous().view(-1)
+            file.write(memoryview(flat.view(torch.uint8).numpy()))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

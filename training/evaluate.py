@@ -1,0 +1,85 @@
+"""The arms: how well weights do on held-out images, in accuracy, negative log-likelihood and calibration."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from training.augment import Preparer
+from training.datasets import Split
+from wbar.jobs import Score, Verdict
+
+BINS = 15
+PIXELS_PER_BATCH = 2**20  # evaluation and BatchNorm batches hold about this many pixels of input
+
+
+def forward_batch(image_size: tuple[int, int]) -> int:
+    """Images in a batch without gradients: a function of the image size alone, so that it never changes a result."""
+    return max(128, min(2048, PIXELS_PER_BATCH // (image_size[0] * image_size[1])))
+
+
+def even_slices(count: int, most: int) -> Iterator[slice]:
+    """range(count) in the fewest slices of at most `most`, as equal as possible: no tiny last batch."""
+    parts = -(-count // most)
+    for part in range(parts):
+        yield slice(count * part // parts, count * (part + 1) // parts)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """probabilities: (N, classes) float32; losses: (N,) float64, −log p of the label; on the CPU."""
+
+    probabilities: Tensor
+    losses: Tensor
+
+
+@torch.no_grad()
+def predict(model: nn.Module, split: Split, prepare: Preparer, autocast: bool, tick: Callable[[int], None]) -> Outputs:
+    """Softmax outputs and per-image losses on a whole split, in eval mode; `tick(images)` after every batch."""
+    was_training = model.training
+    model.eval()
+    probabilities, losses = [], []
+    size = (int(split.images.shape[-2]), int(split.images.shape[-1]))
+    for chunk in even_slices(len(split), forward_batch(size)):
+        inputs = prepare.plain(split.images[chunk])
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=autocast):
+            logits = model(inputs)
+        logs = torch.log_softmax(logits.double(), dim=1).cpu()
+        losses.append(-logs.gather(1, split.labels[chunk, None]).squeeze(1))
+        probabilities.append(logs.exp().float())
+        tick(len(inputs))
+    model.train(was_training)
+    return Outputs(torch.cat(probabilities), torch.cat(losses))
+
+
+def score(probabilities: Tensor, labels: Tensor, losses: Tensor | None = None) -> Score:
+    """Accuracy, mean NLL and ECE; the losses follow from the probabilities where they are not given."""
+    confidence, predicted = probabilities.max(dim=1)
+    correct = predicted == labels
+    if losses is None:
+        losses = -probabilities.gather(1, labels[:, None]).squeeze(1).double().clamp_min(1e-300).log()
+    return Score(
+        accuracy=correct.double().mean().item(),
+        loss=losses.mean().item(),
+        ece=calibration_error(confidence, correct),
+    )
+
+
+def calibration_error(confidence: Tensor, correct: Tensor) -> float:
+    """Expected calibration error over 15 equal bins of confidence (Guo et al. 2017, equation 3)."""
+    bins = (confidence.double() * BINS).ceil().sub(1).clamp(0, BINS - 1).long()
+    gaps = torch.zeros(BINS, dtype=torch.float64)
+    gaps.index_add_(0, bins, confidence.double() - correct.double())
+    return (gaps.abs().sum() / len(confidence)).item()
+
+
+def verdict(averaged: Tensor, start: Tensor) -> Verdict:
+    """The paired per-image losses compared: `better` below −2 standard errors of the mean difference, `worse` above +2."""
+    difference = averaged.double() - start.double()
+    mean = difference.mean().item()
+    error = difference.std(unbiased=True).item() / sqrt(len(difference)) if len(difference) > 1 else 0.0
+    if mean < -2 * error:
+        return "better"
+    return "worse" if mean > 2 * error else "same"

@@ -1,0 +1,79 @@
+"""The resumable state: everything a job needs to go on with the same bits, in one file, written whole or not at all."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wbar import __version__
+
+
+@dataclass
+class Results:
+    """What the evaluations found so far; grows by one point per cycle."""
+
+    start: dict[str, float] | None = None
+    start_recomputed: dict[str, float] | None = None
+    start_losses: Tensor | None = None  # (held-out images,) float64
+    averaged_losses: Tensor | None = None  # the same, of the latest w̄
+    probabilities: Tensor | None = None  # (held-out images, classes) float64, the sum over the snapshots
+    snapshots: list[dict[str, float]] = field(default_factory=list)
+    averaged: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class State:
+    """step: optimizer steps taken. The rest is what those steps left behind; no generator (see `training.draws`)."""
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    mean: dict[str, Any]
+    meter: dict[str, Any]
+    results: Results
+    run: str
+    threads: int
+
+
+def path_of(scratch: Path, step: int) -> Path:
+    """Where the state after `step` steps lies; the name carries the step, so that a worker can choose without torch."""
+    return scratch / f"state-{step:010d}.pt"
+
+
+def step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("state-"))
+
+
+def latest(scratch: Path) -> Path | None:
+    """The state with the most steps in a job's scratch folder."""
+    return max(scratch.glob("state-*.pt"), key=step_of, default=None)
+
+
+def save(scratch: Path, state: State, keep: Path | None = None) -> Path:
+    """Write the state, synced and renamed into place, and delete the older ones except `keep`."""
+    path = path_of(scratch, state.step)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    document = {**vars(state), "results": vars(state.results), "version": __version__}
+    with open(temporary, "wb") as file:
+        torch.save(document, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    for old in scratch.glob("state-*.pt"):
+        if step_of(old) < state.step and old != keep:
+            old.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path, run: str, device: torch.device) -> State:
+    """The state in `path`. Raises ValueError if it belongs to other work or another version of wbar."""
+    document = torch.load(path, map_location=device, weights_only=True)
+    if document.pop("version") != __version__ or document["run"] != run:
+        raise ValueError(f"{path.name} was written by another version of wbar or for another job")
+    results = {
+        name: value.cpu() if isinstance(value, Tensor) else value for name, value in document.pop("results").items()
+    }
+    return State(**document, results=Results(**results))

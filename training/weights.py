@@ -1,0 +1,82 @@
+"""The files a job gives back: the uploaded names and dtypes, and metadata enough to use the weights without asking.
+
+Nothing in a file differs between two runs of the same work: no ids, no times, sorted headers.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from averaging import write_safetensors
+from training.plan import Work
+from wbar import __version__
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values, equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def run_digest(work: Work) -> str:
+    """The sha256 of everything the weights are a function of, on the same hardware and thread count."""
+    inputs = {
+        "start": work.start_sha256,
+        "dataset": work.dataset_sha256,
+        "method": work.method,
+        "recipe": work.recipe,
+        "seed": work.seed,
+        "classes": work.classes,
+        "version": __version__,
+    }
+    return hashlib.sha256(canonical(inputs).encode()).hexdigest()
+
+
+class WeightsWriter:
+    """Writes tensors under the uploaded names and dtypes, with the metadata of the contract."""
+
+    def __init__(self, work: Work, classes: list[str]) -> None:
+        plan = work.plan()
+        self._prefix = work.prefix
+        self._uploaded = read_tensors(work.checkpoint)
+        self._metadata = {
+            "wbar.architecture": work.network.name,
+            "wbar.num_classes": str(work.network.num_classes),
+            "wbar.classes": canonical(classes),
+            "wbar.image_size": canonical([work.network.channels, *plan.image_size]),
+            "wbar.normalize": canonical({"mean": list(plan.mean), "std": list(plan.std)}),
+            "wbar.start_sha256": work.start_sha256,
+            "wbar.dataset_sha256": work.dataset_sha256,
+            "wbar.run": run_digest(work),
+            "wbar.version": __version__,
+        }
+
+    def start(self) -> dict[str, Tensor]:
+        """The uploaded tensors under the network's own names."""
+        return {name.removeprefix(self._prefix): tensor for name, tensor in self._uploaded.items()}
+
+    def write(self, path: Path, tensors: Mapping[str, Tensor], snapshots: int, n: int | None = None) -> None:
+        """tensors: under the network's names; what the upload had beyond them (auxiliary heads) is written unchanged."""
+        out = {}
+        for name, uploaded in self._uploaded.items():
+            value = tensors.get(name.removeprefix(self._prefix))
+            out[name] = uploaded if value is None else value.detach().to("cpu", uploaded.dtype)
+        metadata = self._metadata | {"wbar.snapshots": str(snapshots)}
+        if n is not None:
+            metadata["wbar.snapshot"] = str(n)
+        write_safetensors(path, out, metadata)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, by name, in their own dtype."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a safetensors handle is no dict
+
+
+def output_names(classes: list[str], num_classes: int) -> list[str]:
+    """One name per output: outputs that the dataset has no class for are called by their index."""
+    return classes + [str(index) for index in range(len(classes), num_classes)]

@@ -1,0 +1,100 @@
+"""The names a job may use: architectures with what they are customarily trained with, and the built-in datasets.
+
+Torch-free, so that the API can validate and resolve a job without loading a framework; a test holds it equal to what
+`training.architectures` can really build. `peak_lr` is the customary peak rate, scaled linearly to batch 128 from the
+published recipes (He et al. 2016; the torchvision references; for AdamW: Liu et al. 2021 and 2022, Touvron et al. 2021).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+BATCH = 128  # the batch that `peak_lr` belongs to
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One network that can be fine-tuned. Sizes are the side of a square image in pixels."""
+
+    name: str
+    family: str
+    size: int  # what the published weights were trained at
+    min_size: int  # smallest side its strides and poolings survive in training mode
+    fixed_size: bool = False  # position tables tie the weights to one image size, read off the checkpoint
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    peak_lr: float = 0.1
+    weight_decay: float = 5e-4
+    reproducible: bool = True  # False: an operation without a deterministic CUDA kernel
+
+    def __post_init__(self) -> None:
+        assert self.min_size <= self.size
+
+
+def _family(names: str, family: str, size: int, min_size: int, **rest: object) -> list[Architecture]:
+    return [Architecture(name, family, size, min_size, **rest) for name in names.split()]  # type: ignore[arg-type]  # heterogeneous keywords
+
+
+_ADAMW = {"optimizer": "adamw", "peak_lr": 1.25e-4, "weight_decay": 0.05}
+
+_ALL = [
+    # The CIFAR family: 32 × 32 and smaller. VGG without BatchNorm's help wants half the rate (Izmailov et al. 2018).
+    *_family("resnet20 resnet32 resnet44 resnet56 resnet110", "cifar_resnet", 32, 4),
+    *_family("preresnet110 preresnet164", "cifar_preresnet", 32, 4),
+    *_family("wide_resnet28_10", "cifar_wide_resnet", 32, 4),
+    *_family("cifar_vgg16_bn", "cifar_vgg", 32, 32, peak_lr=0.05),
+    # torchvision, SGD. The references give 0.1 for a batch of 256, and 0.01 to networks without BatchNorm.
+    *_family("alexnet", "alexnet", 224, 63, peak_lr=0.005, reproducible=False),
+    *_family("vgg11 vgg13 vgg16 vgg19", "vgg", 224, 32, peak_lr=0.005, reproducible=False),
+    *_family("vgg11_bn vgg13_bn vgg16_bn vgg19_bn", "vgg", 224, 32, peak_lr=0.005, reproducible=False),
+    *_family("squeezenet1_0", "squeezenet", 224, 24, peak_lr=0.005),
+    *_family("squeezenet1_1", "squeezenet", 224, 17, peak_lr=0.005),
+    *_family("densenet121 densenet161 densenet169 densenet201", "densenet", 224, 29, peak_lr=0.05),
+    *_family("googlenet", "googlenet", 224, 15, peak_lr=0.05, reproducible=False),
+    *_family("inception_v3", "inception", 299, 75, peak_lr=0.05, reproducible=False),
+    *_family("resnet18 resnet34 resnet50 resnet101 resnet152", "resnet", 224, 4, peak_lr=0.05),
+    *_family("resnext50_32x4d resnext101_32x8d resnext101_64x4d", "resnet", 224, 4, peak_lr=0.05),
+    *_family("wide_resnet50_2 wide_resnet101_2", "resnet", 224, 4, peak_lr=0.05),
+    *_family("mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3", "mnasnet", 224, 4, peak_lr=0.05),
+    *_family("mobilenet_v2 mobilenet_v3_small mobilenet_v3_large", "mobilenet", 224, 4, peak_lr=0.025),
+    *_family("shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0", "shufflenet", 224, 4,
+             peak_lr=0.0625),
+    *_family("regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf",
+             "regnet", 224, 4),
+    *_family("regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf "
+             "regnet_y_128gf", "regnet", 224, 4),
+    *[arch for name, size in (("b0", 224), ("b1", 240), ("b2", 288), ("b3", 300), ("b4", 380), ("b5", 456), ("b6", 528),
+                              ("b7", 600))
+      for arch in _family(f"efficientnet_{name}", "efficientnet", size, 4, peak_lr=0.05)],
+    *[arch for name, size in (("s", 384), ("m", 480), ("l", 480))
+      for arch in _family(f"efficientnet_v2_{name}", "efficientnet", size, 4, peak_lr=0.05)],
+    # torchvision, AdamW at a small rate: 1e-3 for a batch of 1024.
+    *_family("convnext_tiny convnext_small convnext_base convnext_large", "convnext", 224, 32, **_ADAMW),
+    *_family("swin_t swin_s swin_b", "swin", 224, 4, **_ADAMW),
+    *_family("swin_v2_t swin_v2_s swin_v2_b", "swin", 256, 4, **_ADAMW),
+    *_family("vit_b_16 vit_b_32 vit_l_16 vit_l_32", "vit", 224, 32, fixed_size=True, **_ADAMW),
+    *_family("vit_h_14", "vit", 224, 14, fixed_size=True, **_ADAMW),
+    *_family("maxvit_t", "maxvit", 224, 224, fixed_size=True, **_ADAMW),
+]
+
+ARCHITECTURES: dict[str, Architecture] = {arch.name: arch for arch in sorted(_ALL, key=lambda arch: arch.name)}
+
+
+@dataclass(frozen=True)
+class BuiltinDataset:
+    """Real images that come with a dependency or a distribution package."""
+
+    name: str
+    classes: tuple[str, ...]
+    flip: bool  # whether a mirrored image is still of its class
+
+
+BUILTINS: dict[str, BuiltinDataset] = {
+    data.name: data
+    for data in (
+        BuiltinDataset("digits", tuple("0123456789"), flip=False),
+        BuiltinDataset(
+            "fashion-mnist",
+            ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+            flip=True,
+        ),
+    )
+}

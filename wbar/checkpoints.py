@@ -1,0 +1,67 @@
+"""A checkpoint as it is sent: what was uploaded, and what the worker found in it."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from wbar.states import UploadStatus
+
+
+class Fault(BaseModel):
+    """Why an object was rejected or a job failed: a stable code and a sentence that says what to do."""
+
+    code: str
+    message: str
+    details: dict[str, Any] | None = None
+
+
+class NetworkArchitecture(BaseModel):
+    """The catalog name a checkpoint fits, and what was read off its tensors."""
+
+    name: str
+    num_classes: int
+    channels: int = 3
+    image_size: int | None = None
+    source: Literal["given", "detected"]
+
+
+class Checkpoint(BaseModel):
+    """`status` is `processing` until a worker has judged the content; then `ready` or `rejected`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "id": "ckpt_0mk3q8v1zr5d2a7x9c4t",
+                "object": "checkpoint",
+                "name": "resnet20-digits",
+                "status": "ready",
+                "format": "safetensors",
+                "bytes": 1105032,
+                "sha256": "b5bb9d8014a0f9b1d61e21e796d78dccdf1352f23cd32812f4850b878ae4944c",
+                "parameters": 269722,
+                "tensors": 123,
+                "architecture": {
+                    "name": "resnet20",
+                    "num_classes": 10,
+                    "channels": 3,
+                    "image_size": None,
+                    "source": "detected",
+                },
+                "error": None,
+                "created_at": "2026-11-21T09:00:00.000000Z",
+            }
+        }
+    )
+
+    id: str
+    object: Literal["checkpoint"] = "checkpoint"
+    name: str
+    status: UploadStatus
+    format: Literal["safetensors", "pytorch"] | None
+    bytes: int
+    sha256: str
+    parameters: int | None
+    tensors: int | None
+    architecture: NetworkArchitecture | None
+    error: Fault | None
+    created_at: str

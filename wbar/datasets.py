@@ -1,0 +1,76 @@
+"""A dataset as it is sent: its classes, splits and image size, as the worker found them."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wbar.checkpoints import Fault
+from wbar.states import UploadStatus
+
+Task = Literal["classification", "multilabel", "segmentation", "detection"]
+
+
+class Split(BaseModel):
+    images: int
+
+
+class ImageShape(BaseModel):
+    """Channels, height and width in pixels; the median where the images have many sizes."""
+
+    channels: int
+    height: int
+    width: int
+
+
+class DatasetSource(BaseModel):
+    """A dataset that is not uploaded: a built-in one, or a location below a root that the operator allows."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"source": "builtin:digits"}]},
+    )
+
+    source: str = Field(pattern=r"^(builtin:|file://|s3://)", max_length=1024)
+    max_train_images: int | None = Field(
+        None, ge=40, description="Keep only this many training images, stratified by class with a fixed seed."
+    )
+
+
+class Dataset(BaseModel):
+    """`status` is `processing` until a worker has read every image; then `ready` or `rejected`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "id": "ds_0mk3q8v2zr5d2a7x9c4t",
+                "object": "dataset",
+                "name": "builtin:digits",
+                "status": "ready",
+                "task": "classification",
+                "source": "builtin:digits",
+                "classes": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
+                "splits": {"train": {"images": 1438}, "val": {"images": 359}},
+                "image": {"channels": 1, "height": 8, "width": 8},
+                "bytes": 115008,
+                "sha256": "7d865e959b2466918c9863afca942d0fb89d7c9ac0c99bafc3749504ded97730",
+                "warnings": [],
+                "error": None,
+                "created_at": "2026-11-21T09:00:00.000000Z",
+            }
+        }
+    )
+
+    id: str
+    object: Literal["dataset"] = "dataset"
+    name: str
+    status: UploadStatus
+    task: Task
+    source: str | None = Field(None, description="`builtin:…`, `file://…` or `s3://…` where it was not uploaded.")
+    classes: list[str] | None
+    splits: dict[str, Split] | None
+    image: ImageShape | None
+    bytes: int | None
+    sha256: str | None
+    warnings: list[str] = Field(default_factory=list)
+    error: Fault | None
+    created_at: str

@@ -1,0 +1,241 @@
+"""A job as it is asked for and as it is sent: progress, result, failure, events, metrics, snapshots."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wbar.checkpoints import Fault
+from wbar.method import Method
+from wbar.recipe import Recipe
+from wbar.states import JobStatus
+
+StepPhase = Literal["loading", "high", "low", "batchnorm", "evaluate", "report"]
+EventType = Literal["status", "progress", "metrics", "snapshot", "log"]
+Verdict = Literal["better", "same", "worse"]
+Label = Annotated[str, Field(max_length=512)]
+
+
+class JobRequest(BaseModel):
+    """What a user asks for. Only `checkpoint` and `dataset` are required."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t", "dataset": "ds_0mk3q8v2zr5d2a7x9c4t"},
+                {
+                    "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
+                    "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
+                    "name": "digits, twelve cycles",
+                    "metadata": {"team": "vision"},
+                    "method": {"cycles": 12, "high": {"lr": 0.05}, "low": {"lr": 0.005}, "pull": 0.001},
+                    "recipe": {"batch_size": 64, "augment": "none"},
+                    "seed": 1,
+                },
+            ]
+        },
+    )
+
+    checkpoint: str
+    dataset: str
+    name: str | None = Field(None, max_length=256)
+    metadata: dict[Annotated[str, Field(min_length=1, max_length=64)], Label] = Field(
+        default_factory=dict, max_length=16
+    )
+    method: Method = Field(default_factory=Method)
+    recipe: Recipe = Field(default_factory=Recipe)
+    seed: int = Field(0, ge=0, lt=2**31)
+    classes: list[str] | None = Field(
+        None, description="The checkpoint's class order, if it is not the sorted names.", min_length=2
+    )
+    dry_run: bool = Field(False, description="Validate and resolve everything, create nothing.")
+
+
+class Progress(BaseModel):
+    """Where the job is. Written at least once a second while it runs."""
+
+    phase: StepPhase
+    cycle: int
+    cycles: int
+    epoch: int
+    step: int
+    total_steps: int
+    fraction: float
+    images_per_second: float | None = None
+    eta_seconds: float | None = None
+    learning_rate: float | None = None
+    loss: float | None = None
+
+
+class Score(BaseModel):
+    """Accuracy in [0, 1], mean negative log-likelihood in nats, and expected calibration error (15 bins)."""
+
+    accuracy: float
+    loss: float
+    ece: float
+
+
+class CurvePoint(BaseModel):
+    """The mean of the first n snapshots, with BatchNorm statistics recomputed for it."""
+
+    n: int
+    accuracy: float
+    loss: float
+
+
+class WeightsFile(BaseModel):
+    bytes: int
+    sha256: str
+    format: Literal["safetensors"] = "safetensors"
+
+
+class Arms(BaseModel):
+    """Everything the averaged weights are compared with, on the held-out images."""
+
+    start: Score
+    start_recomputed: Score
+    last: Score
+    averaged: Score
+    ensemble: Score
+
+
+class Result(BaseModel):
+    weights: WeightsFile
+    metrics: Arms
+    curve: list[CurvePoint]
+    verdict: Verdict
+
+
+class Estimate(BaseModel):
+    """What a dry run expects the job to cost. `seconds` is null where this service has not run the like before."""
+
+    steps: int
+    seconds: float | None
+    bytes: int
+
+
+class Job(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "id": "job_0mk3q8v3zr5d2a7x9c4t",
+                "object": "job",
+                "name": "digits",
+                "status": "running",
+                "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
+                "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
+                "method": {
+                    "type": "cyclic_swa",
+                    "cycles": 6,
+                    "high": {"lr": 0.025, "epochs": 1},
+                    "low": {"lr": 0.0025, "epochs": 1},
+                    "pull": 0.0005,
+                    "include_start": False,
+                    "average": "uniform",
+                },
+                "recipe": {
+                    "optimizer": {
+                        "name": "sgd",
+                        "momentum": 0.9,
+                        "nesterov": True,
+                        "betas": [0.9, 0.999],
+                        "weight_decay": 0.0005,
+                    },
+                    "batch_size": 64,
+                    "image_size": [8, 8],
+                    "normalize": {"mean": [0.305], "std": [0.376]},
+                    "augment": "pad_crop",
+                    "precision": "float32",
+                    "label_smoothing": 0.0,
+                    "grad_clip_norm": None,
+                },
+                "classes": None,
+                "seed": 0,
+                "metadata": {"team": "vision"},
+                "progress": {
+                    "phase": "high",
+                    "cycle": 2,
+                    "cycles": 6,
+                    "epoch": 1,
+                    "step": 48,
+                    "total_steps": 276,
+                    "fraction": 0.18,
+                    "images_per_second": 5100.0,
+                    "eta_seconds": 4.1,
+                    "learning_rate": 0.025,
+                    "loss": 0.021,
+                },
+                "result": None,
+                "error": None,
+                "attempts": 1,
+                "created_at": "2026-11-21T09:00:00.000000Z",
+                "started_at": "2026-11-21T09:00:00.400000Z",
+                "finished_at": None,
+            }
+        }
+    )
+
+    id: str | None
+    object: Literal["job"] = "job"
+    name: str | None
+    status: JobStatus
+    checkpoint: str
+    dataset: str
+    method: Method
+    recipe: Recipe
+    classes: list[str] | None = None
+    seed: int
+    metadata: dict[str, str]
+    progress: Progress | None
+    result: Result | None
+    error: Fault | None
+    attempts: int
+    created_at: str | None
+    started_at: str | None
+    finished_at: str | None
+    estimate: Estimate | None = Field(None, description="Only in the answer to a dry run.")
+
+
+class Event(BaseModel):
+    """One line of the append-only log; `id` grows with the job's own sequence."""
+
+    id: str
+    object: Literal["event"] = "event"
+    type: EventType
+    created_at: str
+    data: dict[str, Any]
+
+
+class MetricsPoint(BaseModel):
+    """The training series. `loss` is the mean over the steps since the point before; `pull_loss` is λ‖w̄ − w‖²."""
+
+    step: int
+    epoch: int
+    cycle: int
+    phase: str
+    lr: float
+    loss: float
+    pull_loss: float
+    grad_norm: float
+    distance_to_mean: float
+    images_per_second: float | None
+
+
+class Snapshot(BaseModel):
+    """w_n as it stood at the end of cycle n's low phase, with its own BatchNorm buffers."""
+
+    id: str
+    object: Literal["snapshot"] = "snapshot"
+    job: str
+    n: int
+    step: int
+    metrics: Score
+    bytes: int
+    sha256: str
+    created_at: str
+
+
+class Deleted(BaseModel):
+    id: str
+    object: str
+    deleted: Literal[True] = True

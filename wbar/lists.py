@@ -1,0 +1,17 @@
+"""A page of objects, newest or oldest first, with the ids that continue it."""
+
+from typing import Generic, Literal, TypeVar
+
+from pydantic import BaseModel
+
+Item = TypeVar("Item")
+
+
+class Page(BaseModel, Generic[Item]):
+    """Keyset pagination: pass `last_id` as `after` to get the next page."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None

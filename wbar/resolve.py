@@ -1,0 +1,145 @@
+"""`auto` becomes a number: a static, pure function of the catalog, the checkpoint and the dataset. No search, no clock."""
+
+from wbar.catalog import ARCHITECTURES, BATCH, BUILTINS
+from wbar.checkpoints import NetworkArchitecture
+from wbar.datasets import Dataset, ImageShape
+from wbar.errors import ChannelsMismatch, ClassesMismatch, ImageSizeUnsupported
+from wbar.method import Method, Phase
+from wbar.recipe import Augment, Normalization, Optimizer, Recipe
+
+IMAGENET = Normalization(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+PULL = 5e-4
+MIN_STEPS_PER_EPOCH = 20
+MIN_BATCH = 8
+
+
+def resolve_recipe(
+    recipe: Recipe, network: NetworkArchitecture, dataset: Dataset, statistics: Normalization, gpu: bool
+) -> Recipe:
+    """The recipe with every `auto` replaced.
+
+    statistics: mean and std per channel of the training split; gpu: whether a live worker has one.
+    Raises ImageSizeUnsupported and ChannelsMismatch (422) with both values.
+    """
+    assert dataset.splits is not None
+    assert dataset.image is not None
+    known = ARCHITECTURES[network.name]
+    height, width = _image_size(recipe, network, dataset.image)
+    name = known.optimizer if recipe.optimizer.name == "auto" else recipe.optimizer.name
+    weight_decay = recipe.optimizer.weight_decay
+    if weight_decay == "auto":
+        weight_decay = 5e-4 if name == "sgd" else 0.05
+    precision = recipe.precision
+    if precision == "auto":
+        precision = "bfloat16" if gpu else "float32"
+    optimizer = recipe.optimizer.model_dump() | {"name": name, "weight_decay": weight_decay}
+    return recipe.model_copy(
+        update={
+            "optimizer": Optimizer.model_validate(optimizer),
+            "batch_size": _batch_size(dataset.splits["train"].images)
+            if recipe.batch_size == "auto"
+            else recipe.batch_size,
+            "image_size": (height, width),
+            "normalize": _normalization(recipe, statistics, network, dataset.image),
+            "augment": _augment(dataset.source) if recipe.augment == "auto" else recipe.augment,
+            "precision": precision,
+        }
+    )
+
+
+def resolve_method(method: Method, recipe: Recipe, network: NetworkArchitecture) -> Method:
+    """The method with every `auto` replaced; `recipe` must be resolved already.
+
+    high.lr = 0.5 × the customary peak rate × batch / 128 (linear scaling, Goyal et al. 2017), low.lr = high.lr / 10.
+    """
+    known = ARCHITECTURES[network.name]
+    assert recipe.batch_size != "auto"
+    peak = known.peak_lr if recipe.optimizer.name == known.optimizer else {"sgd": 0.05, "adamw": 1.25e-4}[recipe.optimizer.name]
+    high = 0.5 * peak * recipe.batch_size / BATCH if method.high.lr == "auto" else method.high.lr
+    low = high / 10 if method.low.lr == "auto" else method.low.lr
+    return method.model_copy(
+        update={
+            "high": Phase(lr=high, epochs=method.high.epochs),
+            "low": Phase(lr=low, epochs=method.low.epochs),
+            "pull": PULL if method.pull == "auto" else method.pull,
+        }
+    )
+
+
+def resolve_classes(classes: list[str] | None, network: NetworkArchitecture, dataset: Dataset) -> list[str] | None:
+    """The checkpoint's class order, checked: every class of the dataset must have an output of the network.
+
+    Raises ClassesMismatch (422): labels beyond num_classes, or names that do not cover the dataset's.
+    """
+    assert dataset.classes is not None
+    if classes is None:
+        if len(dataset.classes) > network.num_classes:
+            raise ClassesMismatch(
+                f"the dataset has {len(dataset.classes)} classes and the checkpoint's network has "
+                f"{network.num_classes} outputs: labels {network.num_classes}..{len(dataset.classes) - 1} would have none"
+            )
+        return None
+    if len(classes) != network.num_classes or len(set(classes)) != len(classes):
+        raise ClassesMismatch(
+            f"`classes` names {len(set(classes))} different classes and the checkpoint's network has "
+            f"{network.num_classes} outputs: give one name for each output, in the checkpoint's order"
+        )
+    unknown = sorted(set(dataset.classes) - set(classes))
+    if unknown:
+        raise ClassesMismatch(f"`classes` does not name {unknown[:20]}, which the dataset has images of")
+    return classes
+
+
+def _image_size(recipe: Recipe, network: NetworkArchitecture, image: ImageShape) -> tuple[int, int]:
+    known = ARCHITECTURES[network.name]
+    own = network.image_size or known.size
+    if recipe.image_size == "auto":
+        size = (own, own) if known.fixed_size else (image.height, image.width)
+    elif isinstance(recipe.image_size, int):
+        size = (recipe.image_size, recipe.image_size)
+    else:
+        size = recipe.image_size
+    if known.fixed_size and size != (own, own):
+        raise ImageSizeUnsupported(
+            f"this {network.name} was trained at {own}x{own} and takes no other size, not {size[0]}x{size[1]}: "
+            'set recipe.image_size to "auto"'
+        )
+    if min(size) < known.min_size:
+        raise ImageSizeUnsupported(
+            f"{network.name} needs images of at least {known.min_size}x{known.min_size} pixels and would get "
+            f"{size[0]}x{size[1]}: set recipe.image_size to {known.min_size} or more (usual: {known.size})"
+        )
+    return size
+
+
+def _batch_size(images: int) -> int:
+    batch = BATCH
+    while batch > MIN_BATCH and -(-images // batch) < MIN_STEPS_PER_EPOCH:
+        batch //= 2
+    return batch
+
+
+def _augment(source: str | None) -> Augment:
+    builtin = BUILTINS.get((source or "").removeprefix("builtin:"))
+    return "pad_crop" if builtin is not None and not builtin.flip else "pad_crop_flip"
+
+
+def _normalization(
+    recipe: Recipe, statistics: Normalization, network: NetworkArchitecture, image: ImageShape
+) -> Normalization:
+    if image.channels not in (1, network.channels):
+        raise ChannelsMismatch(
+            f"the images have {image.channels} channels and the checkpoint's network takes {network.channels}: "
+            "only grey images can be repeated to fit"
+        )
+    if isinstance(recipe.normalize, Normalization):
+        chosen = recipe.normalize
+    else:
+        chosen = IMAGENET if recipe.normalize == "imagenet" else statistics
+    if len(chosen.mean) == network.channels:
+        return chosen
+    if len(chosen.mean) == 1:
+        return Normalization(mean=chosen.mean * network.channels, std=chosen.std * network.channels)
+    raise ChannelsMismatch(
+        f"recipe.normalize has {len(chosen.mean)} channels and the checkpoint's network takes {network.channels}"
+    )
