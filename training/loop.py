@@ -38,7 +38,7 @@ from training.evaluate import Outputs, even_slices, forward_batch, predict, scor
 from training.meter import Clock, Meter, Reporter, Stopped
 from training.optim import make_optimizer
 from training.plan import Work
-from training.weights import WeightsWriter, output_names, run_digest
+from training.weights import WeightsWriter, output_names, read_tensors, run_digest
 from wbar.errors import OutOfMemory
 from wbar.jobs import Arms, CurvePoint, Score, StepPhase, Verdict
 
@@ -50,6 +50,7 @@ class Outcome:
     """The averaged weights' file and the comparison."""
 
     weights: Path
+    pytorch: Path  # the same tensors as torch.save writes them
     metrics: Arms
     curve: list[CurvePoint]
     verdict: Verdict
@@ -216,6 +217,8 @@ class Attempt:
         self._recompute(self.probe, None)
         weights = self.work.scratch / "averaged.safetensors"
         self.writer.write(weights, self.probe.state_dict(), snapshots=self.plan.cycles)
+        pytorch = weights.with_suffix(".pth")
+        torch.save(read_tensors(weights), pytorch)
         results, cycles = self.results, self.plan.cycles
         assert results.probabilities is not None
         assert results.averaged_losses is not None
@@ -231,7 +234,7 @@ class Attempt:
             CurvePoint(n=n, accuracy=point["accuracy"], loss=point["loss"])
             for n, point in enumerate(results.averaged, start=1)
         ]
-        return Outcome(weights, metrics, curve, verdict(results.averaged_losses, results.start_losses))
+        return Outcome(weights, pytorch, metrics, curve, verdict(results.averaged_losses, results.start_losses))
 
     # What the method is made of.
 

@@ -1,0 +1,1 @@
+"""/v1/checkpoints: upload, look, download, delete."""

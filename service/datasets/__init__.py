@@ -1,0 +1,1 @@
+"""/v1/datasets: upload an archive or name a source, look, delete."""

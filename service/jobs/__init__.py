@@ -1,0 +1,1 @@
+"""/v1/jobs: create, watch, steer, and download what came out."""

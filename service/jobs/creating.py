@@ -1,0 +1,95 @@
+"""From a request to a resolved job: everything that can be known is checked before the row exists."""
+
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from store import checkpoints, datasets
+from store.database import Tenant
+from store.store import Store
+from store.tables import jobs
+from wbar.checkpoints import NetworkArchitecture
+from wbar.datasets import Dataset
+from wbar.errors import CheckpointNotReady, DatasetNotReady
+from wbar.jobs import JobRequest
+from wbar.method import Method
+from wbar.recipe import Normalization, Recipe
+from wbar.resolve import resolve_classes, resolve_method, resolve_recipe
+
+
+def resolve(connection: Connection, tenant: Tenant, request: JobRequest, gpu: bool) -> dict[str, Any]:
+    """The values of the job's row, with every `auto` replaced. Raises NotFound, CheckpointNotReady, DatasetNotReady
+    and the mismatches of `wbar.resolve`. Both rows stay locked, so that neither is deleted before the job exists.
+    """
+    start = checkpoints.get(connection, tenant, request.checkpoint, lock=True)
+    if start.status != "ready":
+        raise CheckpointNotReady(_not_ready(start))
+    data = datasets.get(connection, tenant, request.dataset, lock=True)
+    if data.status != "ready":
+        raise DatasetNotReady(_not_ready(data))
+    network = NetworkArchitecture.model_validate(start.architecture)
+    dataset = Dataset.model_validate(datasets.sent(data))
+    statistics = Normalization(mean=data.summary["mean"], std=data.summary["std"])
+    classes = resolve_classes(request.classes, network, dataset)
+    recipe = resolve_recipe(request.recipe, network, dataset, statistics, gpu)
+    method = resolve_method(request.method, recipe, network)
+    return {
+        "name": request.name,
+        "checkpoint": request.checkpoint,
+        "dataset": request.dataset,
+        "method": method.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json"),
+        "classes": classes,
+        "seed": request.seed,
+        "metadata": request.metadata,
+    }
+
+
+def _not_ready(row: Row[Any]) -> str:
+    if row.status == "rejected":
+        return f"{row.id} was rejected ({row.error['code']}: {row.error['message']}): upload a good one"
+    return f"{row.id} is still {row.status}: wait until it is ready"
+
+
+def dry_run(connection: Connection, tenant: Tenant, values: dict[str, Any]) -> dict[str, Any]:
+    """The job as it would be, with an estimate and no id."""
+    start = checkpoints.get(connection, tenant, values["checkpoint"])
+    data = datasets.get(connection, tenant, values["dataset"])
+    method, recipe = Method.model_validate(values["method"]), Recipe.model_validate(values["recipe"])
+    images = data.summary["splits"]["train"]["images"]
+    assert recipe.batch_size != "auto"
+    epochs = method.cycles * (method.high.epochs + method.low.epochs)
+    speed = _images_per_second(connection, tenant, values["checkpoint"])
+    return {
+        "id": None,
+        "object": "job",
+        **values,
+        "status": "queued",
+        "progress": None,
+        "result": None,
+        "error": None,
+        "attempts": 0,
+        "created_at": None,
+        "started_at": None,
+        "finished_at": None,
+        "estimate": {
+            "steps": epochs * -(-images // recipe.batch_size),
+            "seconds": round(epochs * images / speed, 1) if speed else None,
+            "bytes": (method.cycles + 2) * start.bytes,
+        },
+    }
+
+
+def _images_per_second(connection: Connection, tenant: Tenant, checkpoint: str) -> float | None:
+    """How fast the last job on this checkpoint trained."""
+    last = tenant.select(jobs).where(jobs.c.checkpoint == checkpoint, jobs.c.status == "succeeded")
+    row = connection.execute(last.order_by(jobs.c.id.desc()).limit(1)).first()
+    speed = row.progress.get("images_per_second") if row is not None and row.progress else None
+    return float(speed) if speed else None
+
+
+def gpu_at_hand(store: Store) -> bool:
+    """Whether a live training worker has a GPU: what `precision: auto` depends on."""
+    return any(queue == "train" and device == "cuda" for _, queue, device in store.live_workers())
+
+

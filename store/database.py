@@ -1,0 +1,95 @@
+"""Connections and transactions on SQLite and PostgreSQL, the tenant's filter, and the database's own clock."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Double, Engine, Select, Table, create_engine, event, select
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.pool import NullPool
+from sqlalchemy.sql.functions import FunctionElement
+
+
+class now(FunctionElement[float]):  # noqa: N801  # reads as the SQL function it is
+    """Seconds since 1970 by the database's clock: leases must not depend on how well the hosts' clocks agree."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(_element: Any, _compiler: Any, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(_element: Any, _compiler: Any, **_: Any) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+_WRITES = "wbar_writes"
+
+
+class Database:
+    """An engine with two ways in: `read()` and `write()`. No transaction spans I/O of another kind."""
+
+    def __init__(self, url: str) -> None:
+        if url.startswith("postgresql://"):
+            url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+        self.engine = _sqlite(url) if url.startswith("sqlite") else create_engine(url, pool_pre_ping=True, pool_size=8)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        with self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction, committed at the end of the block, rolled back by an exception."""
+        with self.engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
+            yield connection
+
+    def dispose(self) -> None:
+        self.engine.dispose()
+
+
+def _sqlite(url: str) -> Engine:
+    # No pool: a connection costs microseconds, and none is shared between threads or inherited by a fork.
+    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": 30, "isolation_level": None})
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # a committed row survives a power cut, as its blob does
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # A plain BEGIN that reads first and writes later fails "locked" under contention; IMMEDIATE waits.
+        writes = connection.get_execution_options().get(_WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+class Tenant:
+    """The one place where rows are filtered by whom they belong to."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def select(self, table: Table) -> Select[Any]:
+        """All rows of `table` that are this tenant's."""
+        return select(table).where(table.c.tenant == self.name)
+
+
+def clock(connection: Connection) -> float:
+    return float(connection.execute(select(now())).scalar_one())
+
+
+def rfc3339(seconds: float | None) -> str | None:
+    """UTC, with microseconds and a Z."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

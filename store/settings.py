@@ -1,0 +1,17 @@
+"""Where the three things stand that every process of the service shares: database, broker, blobs."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class StoreSettings(BaseSettings):
+    """Read from `WBAR_…` environment variables; the service's and the worker's settings extend it."""
+
+    model_config = SettingsConfigDict(env_prefix="WBAR_", extra="ignore")
+
+    database_url: str = Field("sqlite:///wbar.db", description="sqlite:///… or postgresql://…")
+    broker_url: str = Field("redis://127.0.0.1:6379/0", description="redis://… or redis+socket:///… (Redis or Valkey)")
+    blobs_url: str = Field("file:///var/lib/wbar/blobs", description="file:///folder or s3://bucket/prefix")
+    scratch: Path = Field(Path("/var/lib/wbar/scratch"), description="Local folder for files in the making.")

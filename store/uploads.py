@@ -1,0 +1,93 @@
+"""What checkpoints and datasets share: rows that arrive `processing`, are judged by a worker, and are `ready` or `rejected`.
+
+A judgement is claimed like a job: `attempts` is the fence, and a late verdict of a dead attempt changes nothing.
+"""
+
+from typing import Any
+
+from sqlalchemy import Connection, Row, Table, false, or_, select, update
+
+from store.database import Database, now
+from store.doorbell import INGEST, Doorbell
+from store.tables import checkpoints, datasets
+
+MAX_ATTEMPTS = 3
+PATIENCE = 15.0  # an ingest that was not renewed for so many seconds, with nothing left in the broker
+
+
+def table_of(object_id: str) -> Table:
+    return checkpoints if object_id.startswith("ckpt_") else datasets
+
+
+class Uploads:
+    def __init__(self, database: Database, doorbell: Doorbell) -> None:
+        self.database, self.doorbell = database, doorbell
+
+    def ring(self, object_id: str) -> None:
+        table = table_of(object_id)
+        if self.doorbell.ring(INGEST, object_id):
+            with self.database.write() as connection:
+                connection.execute(update(table).where(table.c.id == object_id).values(rung_at=now()))
+
+    def claim(self, object_id: str) -> Row[Any] | None:
+        """The row with its attempt raised, or None where there is nothing left to judge."""
+        table = table_of(object_id)
+        with self.database.write() as connection:
+            return connection.execute(
+                update(table)
+                .where(table.c.id == object_id, table.c.status == "processing", table.c.attempts < MAX_ATTEMPTS)
+                .values(attempts=table.c.attempts + 1, rung_at=now())
+                .returning(*table.c)
+            ).first()
+
+    def renew(self, object_id: str, attempt: int) -> bool:
+        """Keep the sweeper patient; False when the object was deleted or judged by another attempt."""
+        table = table_of(object_id)
+        with self.database.write() as connection:
+            return connection.execute(_mine(table, object_id, attempt).values(rung_at=now())).rowcount == 1
+
+    def settle(self, connection: Connection, object_id: str, attempt: int, values: dict[str, Any]) -> bool:
+        """Write the verdict in the caller's transaction, if this attempt is still the one that may."""
+        table = table_of(object_id)
+        return connection.execute(_mine(table, object_id, attempt).values(**values)).rowcount == 1
+
+    def overdue(self, broker_is_empty: bool) -> list[str]:
+        """Objects that nobody seems to be judging: never rung for, or silent for too long with their message gone."""
+        with self.database.read() as connection:
+            return [
+                found
+                for table in (checkpoints, datasets)
+                for found in connection.execute(
+                    select(table.c.id).where(
+                        table.c.status == "processing",
+                        or_(
+                            table.c.rung_at.is_(None),
+                            (table.c.rung_at < now() - PATIENCE) if broker_is_empty else false(),
+                        ),
+                    )
+                ).scalars()
+            ]
+
+    def give_up(self, object_id: str) -> bool:
+        """Reject what killed every attempt to read it."""
+        table = table_of(object_id)
+        error = {
+            "code": "ingest_failed",
+            "message": f"reading it ended the worker's process {MAX_ATTEMPTS} times (out of memory, or a damaged file): "
+            "check the file and upload it again",
+        }
+        with self.database.write() as connection:
+            return (
+                connection.execute(
+                    update(table)
+                    .where(table.c.id == object_id, table.c.status == "processing", table.c.attempts >= MAX_ATTEMPTS)
+                    .values(status="rejected", error=error, content=None)
+                ).rowcount
+                == 1
+            )
+
+
+def _mine(table: Table, object_id: str, attempt: int) -> Any:
+    return update(table).where(
+        table.c.id == object_id, table.c.status == "processing", table.c.attempts == attempt
+    )

@@ -1,0 +1,299 @@
+"""The command line: a thin layer over the client. Exit codes: 0 done, 1 the job failed, 2 usage, 3 refused, 4 unreachable.
+
+The other rooms add their commands through the entry-point group `wbar.commands`; none of them is imported here, so that
+`wbar --help` starts fast and a plain installation is enough for a user.
+"""
+
+import importlib.util
+import json
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from wbar import __version__, display
+from wbar.client import Client, Step
+from wbar.errors import Rejected, Unreachable, WbarError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+datasets_app = typer.Typer(no_args_is_help=True, help="Datasets: add, list.")
+app.add_typer(datasets_app, name="datasets")
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+FAILED, USAGE, REFUSED, UNREACHABLE = 1, 2, 3, 4
+
+
+def need(extra: str, *modules: str) -> None:
+    """End with a sentence naming the extra if one of its modules is not installed."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        errors.print(f"this command needs {', '.join(missing)}: pip install 'wbar[{extra}]'", markup=False)
+        raise typer.Exit(USAGE)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False,
+) -> None:
+    """wbar: fine-tune a trained image network with cyclic rates, download the mean of the weights it visited."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def upload(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="safetensors or PyTorch file.")],
+    name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="Default: detected from the tensors.")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Default: read off the tensors.")] = None,
+) -> None:
+    """Upload a checkpoint, wait until it was judged, print its id."""
+    with Client() as client, display.transfer(errors) as bar:
+        made = client.checkpoints.create(
+            file, name=name, architecture=architecture, num_classes=num_classes, step=_step(bar, f"upload {file.name}")
+        )
+    assert made.architecture is not None
+    errors.print(f"{made.architecture.name}, {made.architecture.num_classes} classes, {made.parameters:,} parameters")
+    typer.echo(made.id)
+
+
+@datasets_app.command("add")
+def add_dataset(
+    source: Annotated[str, typer.Argument(help="An archive's path, builtin:digits, builtin:fashion-mnist, file://…, s3://…")],
+    name: Annotated[str | None, typer.Option()] = None,
+    max_train_images: Annotated[int | None, typer.Option(help="Keep so many training images (built-in sets).")] = None,
+) -> None:
+    """Add a dataset, wait until it was read, print its id."""
+    if ":" not in source and not Path(source).is_file():
+        raise typer.BadParameter(f"{source!r} is no file and no builtin:, file:// or s3:// source")
+    with Client() as client, display.transfer(errors) as bar:
+        step = None if source.startswith(("builtin:", "file:", "s3:")) else _step(bar, f"upload {Path(source).name}")
+        made = client.datasets.create(source, name=name, max_train_images=max_train_images, step=step)
+    splits = made.splits or {}
+    for warning in made.warnings:
+        errors.print(warning, style="yellow", markup=False)
+    errors.print(
+        f"{len(made.classes or [])} classes, {splits['train'].images:,} training and {splits['val'].images:,} held-out images"
+    )
+    typer.echo(made.id)
+
+
+@datasets_app.command("list")
+def list_datasets(limit: int = 20, after: str | None = None) -> None:
+    """The datasets, newest first."""
+    with Client() as client:
+        found = client.datasets.list(limit=limit, after=after).data
+    _table(("id", "name", "status", "classes", "images"), [
+        (item.id, item.name, item.status, len(item.classes or []), sum(s.images for s in (item.splits or {}).values()))
+        for item in found
+    ])  # fmt: skip
+
+
+@app.command()
+def checkpoints(limit: int = 20, after: str | None = None) -> None:
+    """The checkpoints, newest first."""
+    with Client() as client:
+        found = client.checkpoints.list(limit=limit, after=after).data
+    _table(("id", "name", "status", "architecture", "bytes"), [
+        (item.id, item.name, item.status, item.architecture.name if item.architecture else "", f"{item.bytes:,}")
+        for item in found
+    ])  # fmt: skip
+
+
+@app.command()
+def submit(
+    checkpoint: Annotated[str, typer.Option(help="ckpt_…")],
+    dataset: Annotated[str, typer.Option(help="ds_…")],
+    name: Annotated[str | None, typer.Option()] = None,
+    cycles: Annotated[int | None, typer.Option(help="Snapshots that enter the mean.")] = None,
+    high_lr: Annotated[float | None, typer.Option()] = None,
+    low_lr: Annotated[float | None, typer.Option()] = None,
+    high_epochs: Annotated[int | None, typer.Option()] = None,
+    low_epochs: Annotated[int | None, typer.Option()] = None,
+    pull: Annotated[float | None, typer.Option(help="λ of λ‖w̄ − w‖².")] = None,
+    include_start: Annotated[bool, typer.Option(help="Count the start as a point of the mean.")] = False,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    image_size: Annotated[int | None, typer.Option()] = None,
+    augment: Annotated[str | None, typer.Option(help="auto, none, pad_crop, pad_crop_flip")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="auto, sgd, adamw")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    metadata: Annotated[list[str] | None, typer.Option(help="key=value, repeatable.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Resolve and estimate, create nothing.")] = False,
+    wait: Annotated[bool, typer.Option(help="Follow the job to its end; exit 1 if it fails.")] = False,
+) -> None:
+    """Create a job and print its id. What is not given is resolved by the service and shown in the job."""
+    method: dict[str, Any] = _given(cycles=cycles, pull=pull, include_start=include_start or None)
+    method |= {
+        phase: values
+        for phase, values in (
+            ("high", _given(lr=high_lr, epochs=high_epochs)),
+            ("low", _given(lr=low_lr, epochs=low_epochs)),
+        )
+        if values
+    }
+    recipe = _given(batch_size=batch_size, image_size=image_size, augment=augment)
+    recipe |= {"optimizer": {"name": optimizer}} if optimizer else {}
+    fields = _given(name=name, method=method or None, recipe=recipe or None, metadata=_tags(metadata or []) or None)
+    with Client() as client:
+        job = client.jobs.create(checkpoint=checkpoint, dataset=dataset, seed=seed, dry_run=dry_run, **fields)
+        if dry_run:
+            typer.echo(job.model_dump_json(indent=2))
+            return
+        assert job.id is not None
+        typer.echo(job.id)
+        if wait:
+            _follow(client, job.id)
+
+
+@app.command()
+def jobs(
+    status: Annotated[str | None, typer.Option()] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    after: Annotated[str | None, typer.Option()] = None,
+) -> None:
+    """The jobs, newest first."""
+    with Client() as client:
+        found = client.jobs.list(limit=limit, after=after, status=status).data
+    _table(("id", "name", "status", "done", "verdict"), [
+        (job.id, job.name or "", job.status, f"{job.progress.fraction:.0%}" if job.progress else "",
+         job.result.verdict if job.result else (job.error.code if job.error else ""))
+        for job in found
+    ])  # fmt: skip
+
+
+@app.command()
+def show(job: str) -> None:
+    """One job as JSON."""
+    with Client() as client:
+        typer.echo(client.jobs.get(job).model_dump_json(indent=2))
+
+
+@app.command()
+def watch(job: str) -> None:
+    """Follow a job to its end, from its first event on."""
+    with Client() as client:
+        _follow(client, job)
+
+
+@app.command()
+def cancel(job: str) -> None:
+    """End a job now; its snapshots stay."""
+    with Client() as client:
+        typer.echo(client.jobs.cancel(job).status)
+
+
+@app.command()
+def pause(job: str) -> None:
+    """Stop a running job at its next step, exactly resumable."""
+    with Client() as client:
+        client.jobs.pause(job)
+    typer.echo("pausing")
+
+
+@app.command()
+def resume(job: str) -> None:
+    """Queue a paused job again."""
+    with Client() as client:
+        typer.echo(client.jobs.resume(job).status)
+
+
+@app.command()
+def download(
+    job: str,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the averaged weights.")] = Path(
+        "averaged.safetensors"
+    ),
+    format: Annotated[str | None, typer.Option(help="safetensors or pytorch; default: by the output's suffix.")] = None,  # noqa: A002
+    snapshot: Annotated[int | None, typer.Option(help="Download w_n instead.")] = None,
+) -> None:
+    """Download the averaged weights: goes on where it was interrupted, verifies the digest."""
+    kind: Literal["safetensors", "pytorch"] = "safetensors"
+    if format == "pytorch" or (format is None and output.suffix in (".pt", ".pth")):
+        kind = "pytorch"
+    elif format not in (None, "safetensors"):
+        raise typer.BadParameter(f"{format!r} is not a format: safetensors or pytorch")
+    with Client() as client, display.transfer(errors) as bar:
+        step = _step(bar, f"download {output.name}")
+        if snapshot is None:
+            client.jobs.download(job, output, kind, step)
+        else:
+            client.jobs.download_snapshot(job, snapshot, output, step)
+    errors.print("sha-256 verified")
+    typer.echo(str(output))
+
+
+def _follow(client: Client, job_id: str) -> None:
+    status = display.follow(client.jobs.events(job_id), errors)
+    job = client.jobs.get(job_id)
+    if job.result is not None:
+        console.print(display.comparison(job))
+        for line in display.summary(job.result):
+            console.print(line, soft_wrap=True)
+        return
+    if job.error is not None:
+        errors.print(f"{job.error.code}: {job.error.message}", style="red", markup=False, soft_wrap=True)
+    else:
+        errors.print(f"{job_id} was {status}")
+    raise typer.Exit(FAILED)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _tags(pairs: list[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{pair!r} is not key=value")
+        found[key] = value
+    return found
+
+
+def _step(bar: Any, description: str) -> Step:
+    task = bar.add_task(description, total=None)
+    return lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    table = Table(box=None)
+    for column in columns:
+        table.add_column(column, no_wrap=column == "id", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row))
+    console.print(table)
+
+
+def main() -> None:
+    """The `wbar` command."""
+    for entry in entry_points(group="wbar.commands"):
+        app.registered_commands += entry.load().registered_commands
+    try:
+        app()
+    except Unreachable as error:
+        _end(error, UNREACHABLE)
+    except Rejected as error:
+        _end(error, REFUSED)
+    except WbarError as error:
+        _end(error, REFUSED)
+    except (ValueError, TimeoutError) as error:
+        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(USAGE)
+
+
+def _end(error: WbarError, code: int) -> None:
+    errors.print(f"{error.code}: {error.detail}", style="red", markup=False, soft_wrap=True)
+    for item in getattr(error, "errors", None) or []:
+        errors.print(f"  {json.dumps(item)}", markup=False, soft_wrap=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Where the service is and with which key: WBAR_URL and WBAR_API_KEY, or the file that `wbar up` writes."""
+
+import json
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+@dataclass(frozen=True)
+class Config:
+    url: str | None = None
+    api_key: str | None = None
+
+
+def path() -> Path:
+    """$WBAR_CONFIG, or ~/.config/wbar/config.toml."""
+    return Path(os.environ.get("WBAR_CONFIG") or "~/.config/wbar/config.toml").expanduser()
+
+
+def read() -> Config:
+    """The file alone. Raises ValueError, naming it, if it is not TOML."""
+    try:
+        found = tomllib.loads(path().read_text())
+    except FileNotFoundError:
+        return Config()
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path()} is not a TOML file ({error}): mend or delete it") from None
+    return Config(found.get("url"), found.get("api_key"))
+
+
+def current() -> Config:
+    """The environment before the file, the default address where neither names one."""
+    stored = read()
+    return Config(
+        os.environ.get("WBAR_URL") or stored.url or DEFAULT_URL, os.environ.get("WBAR_API_KEY") or stored.api_key
+    )
+
+
+def write(url: str, api_key: str) -> Path:
+    """Replace the file, readable by its owner only from its first byte on."""
+    target = path()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # JSON strings are TOML strings for the characters that addresses and keys have.
+    text = f"# Written by `wbar up`.\nurl = {json.dumps(url)}\napi_key = {json.dumps(api_key)}\n"
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    os.replace(temporary, target)
+    return target

@@ -1,0 +1,244 @@
+"""One job on one slot: claim the row, run an attempt in a fresh process, carry what it says to the row, and settle it.
+
+The one conversation that returns is the heartbeat: progress out, lease renewed, a reason to stop back in.
+"""
+
+import logging
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from store import jobs as job_rows
+from store.store import Store
+from store.tables import checkpoints, datasets
+from worker import processes
+from worker.processes import Child
+from worker.settings import WorkerSettings
+
+log = logging.getLogger("wbar.worker")
+
+BEAT_SECONDS = 0.5
+EVENT_SECONDS = 1.0  # progress events are this far apart; the row itself is written with every beat
+
+
+class Heart(threading.Thread):
+    """Beats for one attempt: also while a snapshot is being stored, so that a slow store never costs the lease."""
+
+    def __init__(self, store: Store, settings: WorkerSettings, row: Row[Any], child: Child, draining: threading.Event):
+        super().__init__(name=f"heart-{row.id}", daemon=True)
+        self._store, self._settings, self._row, self._child = store, settings, row, child
+        self._draining, self._done = draining, threading.Event()
+        self.progress: dict[str, Any] | None = None
+        self.heard_at = time.monotonic()
+        self.told: str | None = None
+        self._told_at = 0.0
+
+    def run(self) -> None:
+        sent, event_at = None, 0.0
+        while not self._done.wait(BEAT_SECONDS):
+            progress = self.progress if self.progress is not sent else None
+            is_event = progress is not None and time.monotonic() - event_at >= EVENT_SECONDS
+            try:
+                reason = self._store.jobs.heartbeat(
+                    self._row.id, self._row.attempts, self._settings.lease_seconds, progress, is_event
+                )
+            except Exception:
+                # The database is away: the attempt goes on as long as its lease could; the fence protects the row.
+                log.exception("no heartbeat for %s", self._row.id)
+                continue
+            sent = progress or sent
+            event_at = time.monotonic() if is_event else event_at
+            self._pass_on("cancel" if reason == "gone" else reason or ("drain" if self._draining.is_set() else None))
+
+    def _pass_on(self, reason: str | None) -> None:
+        now = time.monotonic()
+        if reason is not None and self.told is None:
+            self.told, self._told_at = reason, now
+            self._child.tell(reason)
+        overdue = self.told is not None and now - self._told_at > self._settings.drain_seconds
+        if overdue or now - self.heard_at > self._settings.stall_seconds:
+            log.warning("%s: the training process does not answer and is ended", self._row.id)
+            self._child.process.kill()
+
+    def stop(self) -> None:
+        self._done.set()
+        self.join()
+
+
+class Runner:
+    """Runs jobs for one worker process."""
+
+    def __init__(self, store: Store, settings: WorkerSettings, draining: threading.Event) -> None:
+        self.store, self.settings, self.draining = store, settings, draining
+
+    def run(self, job_id: str, gpu: int | None, threads: int) -> None:
+        """Claim and run the job; returns when this attempt is settled. A message for a job that is not queued does nothing."""
+        if self.draining.is_set():
+            return  # the row stays queued; the sweeper rings for it again
+        row = self.store.jobs.claim(job_id, self.settings.lease_seconds)
+        if row is None:
+            return
+        scratch = self.settings.scratch / "jobs" / job_id
+        try:
+            payload = self._payload(row, scratch, gpu, threads)
+        except Exception as error:
+            log.exception("%s could not be prepared", job_id)
+            self._lost(row, f"its files could not be fetched ({type(error).__name__}: {str(error)[:200]})")
+            return
+        child = processes.start("attempt.run_attempt", payload)
+        heart = Heart(self.store, self.settings, row, child, self.draining)
+        heart.start()
+        try:
+            ending = self._listen(row, child, heart)
+            child.end()
+            # The heart goes on beating while the results are stored, which may take longer than a lease.
+            if self._settle(row, ending, heart):
+                shutil.rmtree(scratch, ignore_errors=True)
+        finally:
+            heart.stop()
+            child.end()
+
+    def _payload(self, row: Row[Any], scratch: Path, gpu: int | None, threads: int) -> dict[str, Any]:
+        with self.store.database.read() as connection:
+            start = connection.execute(select(checkpoints).where(checkpoints.c.id == row.checkpoint)).one()
+            data = connection.execute(select(datasets).where(datasets.c.id == row.dataset)).one()
+        scratch.mkdir(parents=True, exist_ok=True)
+        checkpoint, dataset = scratch / "start.safetensors", scratch / "dataset.safetensors"
+        self.store.blobs.fetch(start.weights, checkpoint)
+        self.store.blobs.fetch(data.packed, dataset)
+        network = start.architecture
+        return {
+            "method": row.method,
+            "recipe": row.recipe,
+            "seed": row.seed,
+            "network": {
+                "name": network["name"],
+                "num_classes": network["num_classes"],
+                "channels": network["channels"],
+                "image_size": network["image_size"],
+                "projection": bool(start.projection),
+            },
+            "checkpoint": str(checkpoint),
+            "prefix": start.prefix or "",
+            "dataset": str(dataset),
+            "classes": row.classes,
+            "start_sha256": start.sha256,
+            "dataset_sha256": data.sha256,
+            "scratch": str(scratch),
+            "device": "cpu" if gpu is None else "cuda",
+            "threads": threads,
+            "resume": self._state(row, scratch),
+            "save_every_seconds": self.settings.save_every_seconds,
+            "gpu": gpu,
+        }
+
+    def _state(self, row: Row[Any], scratch: Path) -> str | None:
+        """The furthest resumable state: this host's own, or the last phase end's from the blob store."""
+        local = max(scratch.glob("state-*.pt"), default=None)  # the step is in the name, with leading zeros
+        if row.state is not None:
+            durable = scratch / f"state-{row.state_step:010d}.pt"
+            if local is None or durable.name > local.name:
+                self.store.blobs.fetch(row.state, durable)
+                return str(durable)
+        return str(local) if local else None
+
+    def _listen(self, row: Row[Any], child: Child, heart: Heart) -> tuple[str, Any]:
+        """Carry messages until the attempt says how it ended, or ends without a word."""
+        while True:
+            try:
+                kind, value = child.pipe.recv()
+            except (EOFError, OSError):
+                return "crashed", child.obituary()
+            heart.heard_at = time.monotonic()
+            if kind == "progress":
+                heart.progress = value
+            elif kind in ("done", "failed", "stopped", "crashed"):
+                return kind, value
+            else:
+                self._carry(row, kind, value)
+
+    def _carry(self, row: Row[Any], kind: str, value: Any) -> None:
+        job_id, attempt, jobs = row.id, row.attempts, self.store.jobs
+        if kind == "metrics":
+            jobs.add_metrics(job_id, attempt, value)
+        elif kind == "averaged":
+            jobs.add_averaged(job_id, attempt, value["n"], value["score"])
+        elif kind == "log":
+            jobs.log(job_id, attempt, value["level"], value["message"])
+        elif kind == "snapshot":
+            self._store_snapshot(row, value)
+        elif kind == "saved" and value["durable"]:
+            self._store_state(row, value)
+
+    def _store_snapshot(self, row: Row[Any], value: dict[str, Any]) -> None:
+        with self.store.database.read() as connection:
+            if any(known.n == value["n"] for known in job_rows.snapshot_rows(connection, row.id)):
+                return
+        received = self.store.blobs.put_file(Path(value.pop("path")))
+        values = {**value, "bytes": received.bytes, "sha256": received.sha256}
+        with self.store.blobs.keep(received), self.store.database.write() as connection:
+            self.store.jobs.add_snapshot(connection, row.id, row.attempts, values)
+
+    def _store_state(self, row: Row[Any], value: dict[str, Any]) -> None:
+        path = Path(value["path"])
+        if not path.exists():
+            return  # a later state has replaced it already; its own message follows
+        received = self.store.blobs.put_file(path)
+        with self.store.blobs.keep(received), self.store.database.write() as connection:
+            replaced = self.store.jobs.save_state(connection, row.id, row.attempts, received.sha256, value["step"])
+        if replaced:
+            self.store.blobs.collect([replaced])
+
+    def _settle(self, row: Row[Any], ending: tuple[str, Any], heart: Heart) -> bool:
+        """Write how the attempt ended; whether its scratch folder has served its purpose."""
+        kind, value = ending
+        if kind == "done":
+            self._succeed(row, value, heart)
+            return True
+        if kind == "failed":
+            self.store.jobs.fail(row.id, row.attempts, value)
+            self._forget_state(row)
+            return True
+        if kind == "stopped":
+            if value == "cancel":
+                self._forget_state(row)
+                return True
+            self.store.jobs.yield_back(row.id, row.attempts, "paused" if value == "pause" else "queued")
+            return False
+        if heart.told == "cancel":
+            self._forget_state(row)
+            return True
+        if heart.told == "drain":
+            self.store.jobs.yield_back(row.id, row.attempts, "queued")
+            return False
+        self._lost(row, str(value))
+        return False
+
+    def _succeed(self, row: Row[Any], value: dict[str, Any], heart: Heart) -> None:
+        weights = self.store.blobs.put_file(Path(value["path"]))
+        pytorch = self.store.blobs.put_file(Path(value["pytorch"]))
+        result = {
+            "weights": {"bytes": weights.bytes, "sha256": weights.sha256, "format": "safetensors"},
+            **{name: value[name] for name in ("metrics", "curve", "verdict")},
+        }
+        progress = {**heart.progress, "fraction": 1.0, "eta_seconds": 0.0} if heart.progress else None
+        blobs = self.store.blobs
+        with blobs.keep(weights), blobs.keep(pytorch), self.store.database.write() as connection:
+            self.store.jobs.succeed(
+                connection, row.id, row.attempts, weights.sha256, pytorch.sha256, result, progress
+            )
+        self._forget_state(row)
+
+    def _forget_state(self, row: Row[Any]) -> None:
+        """An ended job never resumes: its state need not be kept."""
+        released = self.store.jobs.drop_state(row.id)
+        if released:
+            self.store.blobs.collect([released])
+
+    def _lost(self, row: Row[Any], why: str) -> None:
+        if self.store.jobs.lose(row.id, row.attempts, why) == "queued":
+            self.store.jobs.ring(row.id)
