@@ -33,7 +33,8 @@ def add_pull_gradient(parameters: Sequence[Tensor], mean: Sequence[Tensor], stre
 def distance(parameters: Sequence[Tensor], mean: Sequence[Tensor]) -> Tensor:
     """‖w − w̄‖₂ over all parameters, a float32 scalar on their device. Works tensor by tensor."""
     parts = [torch.linalg.vector_norm(w - m) for w, m in zip(parameters, mean, strict=True)]
-    return torch.linalg.vector_norm(torch.stack(parts))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(parts))
+    return total
 
 
 def pull_loss(distance_to_mean: float, strength: float) -> float:

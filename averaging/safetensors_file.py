@@ -87,13 +87,17 @@ def _check_layout(header: dict[str, Any], data_bytes: int) -> None:
     position = 0
     for begin, end, name in sorted(spans):
         if begin != position:
-            raise InvalidSafetensors(f"{name}: starts at byte {begin} where {position} was expected (a hole or overlap)")
+            raise InvalidSafetensors(
+                f"{name}: starts at byte {begin} where {position} was expected (a hole or overlap)"
+            )
         position = end
     if position != data_bytes:
         raise InvalidSafetensors(f"the tensors need {position} bytes and the file holds {data_bytes}: truncated?")
 
 
-def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> None:
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]
+) -> None:
     """Write `tensors` to `path`, synced to disk; the bytes are a pure function of the arguments' content.
 
     Tensors are laid out by falling alignment, then by name; header keys are sorted. The file is written to a temporary
@@ -129,7 +133,7 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, "Tenso
         for name in order:
             # .numpy() has no bfloat16; a view as bytes has every dtype. contiguous() undoes channels_last.
             flat = tensors[name].detach().cpu().contiguous().view(-1)
-            file.write(memoryview(flat.view(torch.uint8).numpy()))
+            file.write(flat.view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

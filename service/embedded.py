@@ -62,7 +62,7 @@ class Part:
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C in the terminal reaches this supervisor only
-            preexec_fn=_end_with_parent,  # noqa: PLW1509  # single-threaded here; a killed supervisor leaves nothing
+            preexec_fn=_end_with_parent,  # single-threaded here; a killed supervisor leaves nothing
         )
 
     def flapping(self) -> bool:
@@ -140,7 +140,12 @@ class Embedded:
 
     def _introduce(self) -> None:
         api = self._parts[0]
-        _wait(lambda: self._stop > 0 or _answers(f"{self.url}/healthz"), 30, f"the API did not start; see {self._log.name}", api)
+        _wait(
+            lambda: self._stop > 0 or _answers(f"{self.url}/healthz"),
+            30,
+            f"the API did not start; see {self._log.name}",
+            api,
+        )
         path = self._write_config()
         say = self.console.print
         say(f"[bold]wbar[/bold] is up at [link={self.url}]{self.url}[/link] (documentation at /docs)")
@@ -159,7 +164,9 @@ class Embedded:
         while not self._stop:
             if not ready and {queue for _, queue, _ in self.store.live_workers()} >= {"train", "ingest"}:
                 ready = True
-                self.console.print(f"  workers   ready ({self.workers} job(s) at a time). Ctrl-C stops; jobs go on at the next start.")
+                self.console.print(
+                    f"  workers   ready ({self.workers} job(s) at a time). Ctrl-C stops; jobs go on at the next start."
+                )
             for part in (self._broker, *self._parts):
                 if part.process is not None and part.process.poll() is not None and not self._stop:
                     if part.flapping():
@@ -175,7 +182,9 @@ class Embedded:
 
     def _revive(self, part: Part) -> None:
         assert part.process is not None
-        self.console.print(f"[yellow]the {part.name} ended ({_ending(part.process.returncode)}): it is started again[/yellow]")
+        self.console.print(
+            f"[yellow]the {part.name} ended ({_ending(part.process.returncode)}): it is started again[/yellow]"
+        )
         if part.name == "train worker":
             self.store.jobs.expire_leases()  # its jobs need not wait for the lease: we saw it die
         part.start(self._log)

@@ -33,7 +33,9 @@ def readyz(store: StoreOf) -> JSONResponse:
     checks["blobs"] = _reason(store.blobs.check)
     live = store.live_workers() if checks["database"] == "ok" else []
     counts = {queue: sum(1 for _, found, _ in live if found == queue) for queue in ("train", "ingest")}
-    checks["workers"] = "ok" if all(counts.values()) else f"no live worker for: {', '.join(q for q in counts if not counts[q])}"
+    checks["workers"] = (
+        "ok" if all(counts.values()) else f"no live worker for: {', '.join(q for q in counts if not counts[q])}"
+    )
     ready = all(value == "ok" for value in checks.values())
     body = {"status": "ready" if ready else "not_ready", "checks": checks, "workers": counts}
     return JSONResponse(body, 200 if ready else 503)

@@ -84,7 +84,8 @@ def install(app: FastAPI) -> None:
         log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
         request_id = request.scope.get("wbar.request_id", "")
         return as_response(
-            InternalError(f"the service failed on this request; its log names {request_id}"), {"X-Request-ID": request_id}
+            InternalError(f"the service failed on this request; its log names {request_id}"),
+            {"X-Request-ID": request_id},
         )
 
 

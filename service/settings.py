@@ -16,5 +16,6 @@ class ServiceSettings(StoreSettings):
     max_checkpoint_bytes: int = Field(20 * GIB, gt=0)
     max_dataset_bytes: int = Field(100 * GIB, gt=0)
     sources: list[str] = Field(
-        default_factory=list, description='Roots that datasets may be named below: ["file:///data/", "s3://bucket/sets/"].'
+        default_factory=list,
+        description='Roots that datasets may be named below: ["file:///data/", "s3://bucket/sets/"].',
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import obstore
-from obstore.store import LocalStore, from_url
+from obstore.store import LocalStore, ObjectStore, from_url
 from sqlalchemy import ColumnElement, delete, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -70,6 +70,7 @@ class Blobs:
     def __init__(self, url: str, database: Database) -> None:
         self.database = database
         self.root: Path | None = None
+        self.store: ObjectStore
         parsed = urlparse(url)
         if parsed.scheme == "file":
             self.root = Path(unquote(parsed.path))

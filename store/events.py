@@ -16,7 +16,10 @@ def append(connection: Connection, job_id: str, kind: EventType, data: dict[str,
     """Add one event in the caller's transaction; returns its sequence number."""
     seq = int(
         connection.execute(
-            update(jobs).where(jobs.c.id == job_id).values(last_event=jobs.c.last_event + 1).returning(jobs.c.last_event)
+            update(jobs)
+            .where(jobs.c.id == job_id)
+            .values(last_event=jobs.c.last_event + 1)
+            .returning(jobs.c.last_event)
         ).scalar_one()
     )
     connection.execute(insert(events).values(job=job_id, seq=seq, type=kind, data=data, created_at=now()))
@@ -35,13 +38,17 @@ def sequence(job_id: str, event: str) -> int | None:
     return int(digits) if event.startswith(prefix) and digits.isascii() and digits.isdigit() else None
 
 
-def after(connection: Connection, job_id: str, seq: int, limit: int, types: list[str] | None = None) -> list[dict[str, Any]]:
+def after(
+    connection: Connection, job_id: str, seq: int, limit: int, types: list[str] | None = None
+) -> list[dict[str, Any]]:
     """Up to `limit` events later than `seq`, oldest first, as they are sent."""
     found = select(events).where(events.c.job == job_id, events.c.seq > seq).order_by(events.c.seq).limit(limit)
     return _sent(connection, found.where(events.c.type.in_(types)) if types else found)
 
 
-def before(connection: Connection, job_id: str, seq: int, limit: int, types: list[str] | None = None) -> list[dict[str, Any]]:
+def before(
+    connection: Connection, job_id: str, seq: int, limit: int, types: list[str] | None = None
+) -> list[dict[str, Any]]:
     """Up to `limit` events earlier than `seq`, newest first."""
     found = select(events).where(events.c.job == job_id, events.c.seq < seq).order_by(events.c.seq.desc()).limit(limit)
     return _sent(connection, found.where(events.c.type.in_(types)) if types else found)

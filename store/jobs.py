@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Update, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Update, delete, false, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from store import events
@@ -40,7 +40,14 @@ class Jobs:
         job_id = new_id("job")
         connection.execute(
             insert(jobs).values(
-                id=job_id, tenant=tenant.name, status="queued", attempts=0, losses=0, last_event=0, created_at=now(), **values
+                id=job_id,
+                tenant=tenant.name,
+                status="queued",
+                attempts=0,
+                losses=0,
+                last_event=0,
+                created_at=now(),
+                **values,
             )
         )
         pairs = [{"job": job_id, "key": key, "value": value} for key, value in values["metadata"].items()]
@@ -212,7 +219,9 @@ class Jobs:
         result: dict[str, Any],
         progress: dict[str, Any] | None,
     ) -> bool:
-        values = {"weights": weights, "weights_pytorch": pytorch, "result": result} | ({"progress": progress} if progress else {})
+        values = {"weights": weights, "weights_pytorch": pytorch, "result": result} | (
+            {"progress": progress} if progress else {}
+        )
         return self._move(connection, job_id, "succeeded", attempt, **values)
 
     def fail(self, job_id: str, attempt: int, error: dict[str, Any]) -> bool:
@@ -274,9 +283,7 @@ class Jobs:
 
     def unrung(self, broker_is_empty: bool) -> list[str]:
         """Queued jobs nobody was told of, or whose message is gone."""
-        forgotten = jobs.c.rung_at.is_(None)
-        if broker_is_empty:
-            forgotten = or_(forgotten, jobs.c.rung_at < now() - RING_AGAIN)
+        forgotten = or_(jobs.c.rung_at.is_(None), (jobs.c.rung_at < now() - RING_AGAIN) if broker_is_empty else false())
         with self.database.read() as connection:
             found = select(jobs.c.id).where(jobs.c.status == "queued", forgotten).order_by(jobs.c.id).limit(1000)
             return list(connection.execute(found).scalars())

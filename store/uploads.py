@@ -88,6 +88,4 @@ class Uploads:
 
 
 def _mine(table: Table, object_id: str, attempt: int) -> Any:
-    return update(table).where(
-        table.c.id == object_id, table.c.status == "processing", table.c.attempts == attempt
-    )
+    return update(table).where(table.c.id == object_id, table.c.status == "processing", table.c.attempts == attempt)

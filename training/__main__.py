@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bar, TextColumn
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
 
 from training import checkpoint_files, dataset_files
 from training.loop import run
@@ -127,7 +128,9 @@ def _run(options: argparse.Namespace) -> dict[str, object]:
         scratch=out,
         device=options.device,
     )
-    with Bar(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), console=console) as bar:
+    with Bar(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), console=console
+    ) as bar:
         outcome = run(work, Printer(bar, out / "metrics.jsonl"))
     return {
         "weights": outcome.weights,

@@ -158,8 +158,8 @@ def _read_off(name: str, shapes: Shapes, num_classes: int | None) -> Network:
     plain = shapes_of(Network(name, 10))
     wider = shapes_of(Network(name, 11))
     heads = [shapes[key] for key in plain if plain[key] != wider[key] and key in shapes and shapes[key]]
-    stem = next((key for key, shape in plain.items() if len(shape) == 4), None)
-    channels = shapes[stem][1] if stem in shapes and len(shapes[stem]) == 4 else 3
+    stem = shapes.get(next((key for key, shape in plain.items() if len(shape) == 4), ""), ())
+    channels = stem[1] if len(stem) == 4 else 3
     return Network(
         name,
         num_classes=num_classes or (heads[0][0] if heads else 10),

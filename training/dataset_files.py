@@ -11,11 +11,11 @@ import random
 import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -149,7 +149,7 @@ def _tar_members(path: Path, head: bytes, limits: Limits) -> Iterator[tuple[str,
 
 
 @contextmanager
-def _tar_stream(path: Path, head: bytes) -> Iterator[IO[bytes]]:
+def _tar_stream(path: Path, head: bytes) -> Iterator[Any]:
     if head[:4] == b"\x28\xb5\x2f\xfd":
         import zstandard
 
@@ -290,7 +290,7 @@ def _common_shape(shapes: list[tuple[int, int]]) -> tuple[int, int]:
     return int(np.median([height for height, _ in shapes])), int(np.median([width for _, width in shapes]))
 
 
-def stratified(labels: list[int] | list[str], fraction: float, seed: int) -> list[int]:
+def stratified(labels: Sequence[int | str], fraction: float, seed: int) -> list[int]:
     """Sorted indices of `fraction` of every class, at least one of each, drawn with a fixed seed (Python's generator)."""
     by_label: dict[int | str, list[int]] = {}
     for index, label in enumerate(labels):

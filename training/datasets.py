@@ -9,6 +9,7 @@ import io
 import json
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
 def _decoded(encoded: Tensor, offsets: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
     out = _allocate((len(offsets) - 1, channels, *size))
     data, spans = encoded.numpy(), offsets.tolist()
-    for index, (begin, end) in enumerate(zip(spans, spans[1:], strict=False)):
+    for index, (begin, end) in enumerate(pairwise(spans)):
         pixels = decode(data[begin:end].tobytes(), channels)
         out[index] = transforms.resize(pixels, list(size), antialias=True)
     return out

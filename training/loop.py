@@ -97,7 +97,7 @@ class Attempt:
         work, plan = self.work, self.plan
         self.writer = WeightsWriter(work, self.classes)
         start, _ = architectures.load(work.network, self.writer.start())
-        self.model = start.to(self.device, memory_format=torch.channels_last)
+        self.model = start.to(self.device).to(memory_format=torch.channels_last)
         self.probe = copy.deepcopy(self.model)  # holds w̄ while it is recomputed and evaluated
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.names = [name for name, p in self.model.named_parameters() if p.requires_grad]
@@ -248,7 +248,7 @@ class Attempt:
             self._recompute(self.probe, None)
             again = self._predict(self.probe, None)
             self.results.start_recomputed = score(again.probabilities, self.val.labels, again.losses).model_dump()
-        chance = 1 / len(self.val.labels.unique())
+        chance = 1 / len(set(self.val.labels.tolist()))
         if start.accuracy < 1.5 * chance:
             self.reporter.log(
                 "warning",

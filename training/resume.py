@@ -73,7 +73,5 @@ def load(path: Path, run: str, device: torch.device) -> State:
     document = torch.load(path, map_location=device, weights_only=True)
     if document.pop("version") != __version__ or document["run"] != run:
         raise ValueError(f"{path.name} was written by another version of wbar or for another job")
-    results = {
-        name: value.cpu() if isinstance(value, Tensor) else value for name, value in document.pop("results").items()
-    }
+    results: dict[str, Any] = document.pop("results")
     return State(**document, results=Results(**results))

@@ -55,17 +55,45 @@ _ALL = [
     *_family("wide_resnet50_2 wide_resnet101_2", "resnet", 224, 4, peak_lr=0.05),
     *_family("mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3", "mnasnet", 224, 4, peak_lr=0.05),
     *_family("mobilenet_v2 mobilenet_v3_small mobilenet_v3_large", "mobilenet", 224, 4, peak_lr=0.025),
-    *_family("shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0", "shufflenet", 224, 4,
-             peak_lr=0.0625),
-    *_family("regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf",
-             "regnet", 224, 4),
-    *_family("regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf "
-             "regnet_y_128gf", "regnet", 224, 4),
-    *[arch for name, size in (("b0", 224), ("b1", 240), ("b2", 288), ("b3", 300), ("b4", 380), ("b5", 456), ("b6", 528),
-                              ("b7", 600))
-      for arch in _family(f"efficientnet_{name}", "efficientnet", size, 4, peak_lr=0.05)],
-    *[arch for name, size in (("s", 384), ("m", 480), ("l", 480))
-      for arch in _family(f"efficientnet_v2_{name}", "efficientnet", size, 4, peak_lr=0.05)],
+    *_family(
+        "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0",
+        "shufflenet",
+        224,
+        4,
+        peak_lr=0.0625,
+    ),
+    *_family(
+        "regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf",
+        "regnet",
+        224,
+        4,
+    ),
+    *_family(
+        "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf "
+        "regnet_y_128gf",
+        "regnet",
+        224,
+        4,
+    ),
+    *[
+        arch
+        for name, size in (
+            ("b0", 224),
+            ("b1", 240),
+            ("b2", 288),
+            ("b3", 300),
+            ("b4", 380),
+            ("b5", 456),
+            ("b6", 528),
+            ("b7", 600),
+        )
+        for arch in _family(f"efficientnet_{name}", "efficientnet", size, 4, peak_lr=0.05)
+    ],
+    *[
+        arch
+        for name, size in (("s", 384), ("m", 480), ("l", 480))
+        for arch in _family(f"efficientnet_v2_{name}", "efficientnet", size, 4, peak_lr=0.05)
+    ],
     # torchvision, AdamW at a small rate: 1e-3 for a batch of 1024.
     *_family("convnext_tiny convnext_small convnext_base convnext_large", "convnext", 224, 32, **_ADAMW),
     *_family("swin_t swin_s swin_b", "swin", 224, 4, **_ADAMW),

@@ -65,7 +65,9 @@ def upload(
 
 @datasets_app.command("add")
 def add_dataset(
-    source: Annotated[str, typer.Argument(help="An archive's path, builtin:digits, builtin:fashion-mnist, file://…, s3://…")],
+    source: Annotated[
+        str, typer.Argument(help="An archive's path, builtin:digits, builtin:fashion-mnist, file://…, s3://…")
+    ],
     name: Annotated[str | None, typer.Option()] = None,
     max_train_images: Annotated[int | None, typer.Option(help="Keep so many training images (built-in sets).")] = None,
 ) -> None:
@@ -209,7 +211,7 @@ def download(
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the averaged weights.")] = Path(
         "averaged.safetensors"
     ),
-    format: Annotated[str | None, typer.Option(help="safetensors or pytorch; default: by the output's suffix.")] = None,  # noqa: A002
+    format: Annotated[str | None, typer.Option(help="safetensors or pytorch; default: by the output's suffix.")] = None,
     snapshot: Annotated[int | None, typer.Option(help="Download w_n instead.")] = None,
 ) -> None:
     """Download the averaged weights: goes on where it was interrupted, verifies the digest."""

@@ -1,11 +1,11 @@
 """The Python client: typed objects in and out, digests always verified, downloads that resume, errors as classes.
 
-    client = Client()                                  # address and key from the environment or the configuration file
-    checkpoint = client.checkpoints.create("resnet20.pth")
-    dataset = client.datasets.create("builtin:digits")
-    job = client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id)
-    job = client.jobs.wait(job.id)
-    client.jobs.download(job.id, "averaged.safetensors")
+client = Client()                                  # address and key from the environment or the configuration file
+checkpoint = client.checkpoints.create("resnet20.pth")
+dataset = client.datasets.create("builtin:digits")
+job = client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id)
+job = client.jobs.wait(job.id)
+client.jobs.download(job.id, "averaged.safetensors")
 """
 
 import base64
@@ -324,7 +324,7 @@ class Jobs(_Resource):
         self,
         job_id: str,
         path: str | os.PathLike[str],
-        format: Literal["safetensors", "pytorch"] = "safetensors",  # noqa: A002
+        format: Literal["safetensors", "pytorch"] = "safetensors",
         step: Step | None = None,
     ) -> Path:
         """w̄ to `path`. An interrupted download goes on where it stopped; the digest is verified before the file appears."""
@@ -369,7 +369,9 @@ def _download(client: Client, path: str, target: Path, step: Step | None) -> Pat
     mark.unlink(missing_ok=True)
     if found != expected:
         part.unlink()
-        raise DigestMismatch(f"the download has sha-256 {found}, the service says {expected}: it was thrown away, try again")
+        raise DigestMismatch(
+            f"the download has sha-256 {found}, the service says {expected}: it was thrown away, try again"
+        )
     os.replace(part, target)
     return target
 

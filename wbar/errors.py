@@ -1,14 +1,14 @@
 """One class per problem `code`: the service raises it, problem+json carries it, the client raises the same class again.
 
-    WbarError
-    ├── Refused                     an HTTP problem: status, title, code, detail
-    │   ├── BadRequest  ValidationFailed  Unauthorized  NotFound  TooLarge  RangeNotSatisfiable  DigestMismatch ...
-    │   └── Conflict                409: InUse  CheckpointNotReady  DatasetNotReady  JobNotFinished  InvalidTransition ...
-    ├── Rejected                    what an uploaded checkpoint or dataset is refused for, after the 201
-    │   ├── UnsafePickle  CorruptFile  NotAStateDict  NonFiniteWeights  ArchitectureMismatch  UnknownArchitecture ...
-    │   └── InvalidArchive  UnsafePath  TooFewClasses  NoImages  BrokenImage  UnknownSource ...
-    ├── JobError                    what a job fails with: Diverged  OutOfMemory  AttemptsExhausted  ...
-    └── Unreachable                 the client found no service at the address
+WbarError
+├── Refused                     an HTTP problem: status, title, code, detail
+│   ├── BadRequest  ValidationFailed  Unauthorized  NotFound  TooLarge  RangeNotSatisfiable  DigestMismatch ...
+│   └── Conflict                409: InUse  CheckpointNotReady  DatasetNotReady  JobNotFinished  InvalidTransition ...
+├── Rejected                    what an uploaded checkpoint or dataset is refused for, after the 201
+│   ├── UnsafePickle  CorruptFile  NotAStateDict  NonFiniteWeights  ArchitectureMismatch  UnknownArchitecture ...
+│   └── InvalidArchive  UnsafePath  TooFewClasses  NoImages  BrokenImage  UnknownSource ...
+├── JobError                    what a job fails with: Diverged  OutOfMemory  AttemptsExhausted  ...
+└── Unreachable                 the client found no service at the address
 """
 
 from __future__ import annotations
@@ -219,10 +219,6 @@ class OutOfMemory(JobError):
 
 class AttemptsExhausted(JobError):
     code = "attempts_exhausted"
-
-
-class InvalidInput(JobError):
-    code = "invalid_input"
 
 
 def _family(base: type[WbarError]) -> dict[str, type[Any]]:

@@ -41,7 +41,7 @@ def resolve_recipe(
             else recipe.batch_size,
             "image_size": (height, width),
             "normalize": _normalization(recipe, statistics, network, dataset.image),
-            "augment": _augment(dataset.source) if recipe.augment == "auto" else recipe.augment,
+            "augment": resolve_augment(dataset.source) if recipe.augment == "auto" else recipe.augment,
             "precision": precision,
         }
     )
@@ -54,7 +54,11 @@ def resolve_method(method: Method, recipe: Recipe, network: NetworkArchitecture)
     """
     known = ARCHITECTURES[network.name]
     assert recipe.batch_size != "auto"
-    peak = known.peak_lr if recipe.optimizer.name == known.optimizer else {"sgd": 0.05, "adamw": 1.25e-4}[recipe.optimizer.name]
+    peak = (
+        known.peak_lr
+        if recipe.optimizer.name == known.optimizer
+        else {"sgd": 0.05, "adamw": 1.25e-4}[recipe.optimizer.name]
+    )
     high = 0.5 * peak * recipe.batch_size / BATCH if method.high.lr == "auto" else method.high.lr
     low = high / 10 if method.low.lr == "auto" else method.low.lr
     return method.model_copy(
@@ -119,7 +123,8 @@ def _batch_size(images: int) -> int:
     return batch
 
 
-def _augment(source: str | None) -> Augment:
+def resolve_augment(source: str | None) -> Augment:
+    """Pad-crop-flip, without the flip for a built-in set whose classes a mirror would change."""
     builtin = BUILTINS.get((source or "").removeprefix("builtin:"))
     return "pad_crop" if builtin is not None and not builtin.flip else "pad_crop_flip"
 

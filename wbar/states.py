@@ -7,7 +7,9 @@ UploadStatus = Literal["processing", "ready", "rejected"]
 
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     "queued": frozenset({"running", "cancelled"}),
-    "running": frozenset({"succeeded", "failed", "cancelled", "paused", "queued"}),  # queued: its worker died or drained
+    "running": frozenset(
+        {"succeeded", "failed", "cancelled", "paused", "queued"}
+    ),  # queued: its worker died or drained
     "paused": frozenset({"queued", "cancelled"}),
     "succeeded": frozenset(),
     "failed": frozenset(),

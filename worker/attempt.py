@@ -87,5 +87,5 @@ def _choose_device(gpu: int | None) -> None:
 
 
 def probe(_payload: dict[str, Any], pipe: Connection, _ears: Ears) -> None:
-    """What the worker must know of this machine without importing torch."""
-    pipe.send(("probe", {"gpus": torch.cuda.device_count(), "torch": torch.__version__}))
+    """What the worker must know of this machine without importing torch (str: a TorchVersion would import it there)."""
+    pipe.send(("probe", {"gpus": torch.cuda.device_count(), "torch": str(torch.__version__)}))

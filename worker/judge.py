@@ -47,9 +47,7 @@ def _answer(pipe: Connection, work: Any) -> None:
     except Rejected as error:
         pipe.send(("rejected", {"code": error.code, "message": error.detail, "details": error.details}))
     except MemoryError:
-        pipe.send(
-            ("rejected", {"code": "too_large", "message": "reading it needs more memory than an upload may use"})
-        )
+        pipe.send(("rejected", {"code": "too_large", "message": "reading it needs more memory than an upload may use"}))
     except Exception as error:
         logging.getLogger("wbar").exception("the ingest failed")
         pipe.send(("crashed", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"))

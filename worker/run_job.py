@@ -228,9 +228,7 @@ class Runner:
         progress = {**heart.progress, "fraction": 1.0, "eta_seconds": 0.0} if heart.progress else None
         blobs = self.store.blobs
         with blobs.keep(weights), blobs.keep(pytorch), self.store.database.write() as connection:
-            self.store.jobs.succeed(
-                connection, row.id, row.attempts, weights.sha256, pytorch.sha256, result, progress
-            )
+            self.store.jobs.succeed(connection, row.id, row.attempts, weights.sha256, pytorch.sha256, result, progress)
         self._forget_state(row)
 
     def _forget_state(self, row: Row[Any]) -> None:

@@ -91,5 +91,3 @@ def _images_per_second(connection: Connection, tenant: Tenant, checkpoint: str) 
 def gpu_at_hand(store: Store) -> bool:
     """Whether a live training worker has a GPU: what `precision: auto` depends on."""
     return any(queue == "train" and device == "cuda" for _, queue, device in store.live_workers())
-
-

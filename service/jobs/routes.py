@@ -30,7 +30,10 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=responses(401))
     "",
     status_code=201,
     response_model=Job,
-    responses={200: {"model": Job, "description": "A dry run: resolved, estimated, not created."}, **responses(404, 409, 422)},
+    responses={
+        200: {"model": Job, "description": "A dry run: resolved, estimated, not created."},
+        **responses(404, 409, 422),
+    },
 )
 def create_job(body: JobRequest, store: StoreOf, tenant: TenantOf, idempotency_key: IdempotencyKey = None) -> Response:
     """Create a job. Only `checkpoint` and `dataset` are required; every `auto` comes back resolved."""
@@ -118,9 +121,11 @@ def get_events(
     accept: Annotated[str, Header(include_in_schema=False)] = "",
     last_event_id: Annotated[str | None, Header(description="Resume a stream after this event.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=64, description="An event id; the page or stream begins after it.")] = None,
+    after: Annotated[
+        str | None, Query(max_length=64, description="An event id; the page or stream begins after it.")
+    ] = None,
     order: Literal["asc", "desc"] = "asc",
-    type: Annotated[list[EventType] | None, Query(description="Keep these types only (list, not stream).")] = None,  # noqa: A002
+    type: Annotated[list[EventType] | None, Query(description="Keep these types only (list, not stream).")] = None,
 ) -> Any:
     """The job's event log, oldest first; as Server-Sent Events it ends after the terminal `status`."""
     with store.database.read() as connection:
@@ -130,7 +135,9 @@ def get_events(
         if begin and seq is None:
             raise ValidationFailed(f"{begin[:64]!r} is not an event of {job_id}")
         if "text/event-stream" in accept:
-            return EventSourceResponse(job_events(store, job_id, seq or 0), ping=15, headers={"X-Accel-Buffering": "no"})
+            return EventSourceResponse(
+                job_events(store, job_id, seq or 0), ping=15, headers={"X-Accel-Buffering": "no"}
+            )
         if order == "asc":
             found = events.after(connection, job_id, seq or 0, limit + 1, list(type) if type else None)
         else:
@@ -138,10 +145,19 @@ def get_events(
     return as_page(found[:limit], len(found) > limit)
 
 
-@router.get("/{job_id}/metrics", response_model=None, responses={
-    200: {"description": "The training series.", "content": {"application/json": {}, "text/csv": {}}}, **responses(404)})
+@router.get(
+    "/{job_id}/metrics",
+    response_model=None,
+    responses={
+        200: {"description": "The training series.", "content": {"application/json": {}, "text/csv": {}}},
+        **responses(404),
+    },
+)
 def get_metrics(
-    job_id: str, store: StoreOf, tenant: TenantOf, format: Literal["json", "csv"] = "json"  # noqa: A002
+    job_id: str,
+    store: StoreOf,
+    tenant: TenantOf,
+    format: Literal["json", "csv"] = "json",
 ) -> Response:
     """Step, rate, loss, pull, gradient norm and distance to w̄, at about a thousand steps of the job."""
     with store.database.read() as connection:
@@ -197,7 +213,7 @@ def get_weights(
     request: Request,
     store: StoreOf,
     tenant: TenantOf,
-    format: Literal["safetensors", "pytorch"] = "safetensors",  # noqa: A002
+    format: Literal["safetensors", "pytorch"] = "safetensors",
 ) -> Response:
     """w̄ with recomputed BatchNorm statistics, under the uploaded names; `pytorch` is a flat state_dict."""
     with store.database.read() as connection:
