@@ -6,6 +6,8 @@ nothing else, after their zip directory was checked. There is no second try with
 
 import os
 import pickle
+import pickletools
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "module",
           "ema", "ema_state_dict")  # fmt: skip
 PREFIXES = ("module.", "_orig_mod.", "model.")
 COUNTERS = ("n_averaged",)  # AveragedModel's own count, no tensor of the network
+UNSAFE = ("Unsupported global", "Unsupported class", "Trying to", "blocklisted", "not allowed", "Can only")
+OBJECT_OPCODES = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD", "EXT1", "EXT2", "EXT4"}
 MAX_EXPANSION = 1.05  # PyTorch writes its archives uncompressed: one that grows is not one
 MAX_ENTRIES = 200_000
 
@@ -113,11 +117,13 @@ def _check_zip(path: Path) -> None:
 
 def _load_pytorch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch warns of unusual pickle protocols; what matters is whether it can be read, and that is said below.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         text = str(error)
-        if any(word in text for word in ("Unsupported global", "Unsupported class", "Unsupported operand", "Trying to",
-                                         "blocklisted", "not allowed", "Can only")):  # fmt: skip
+        if any(word in text for word in UNSAFE) or _asks_for_objects(path):
             raise UnsafePickle(
                 f"the file asks to run or build something other than tensors ({_reason(text)}), which is never done: "
                 "save model.state_dict(), not the model or a whole training object"
@@ -128,6 +134,20 @@ def _load_pytorch(path: Path) -> Any:
     except Exception as error:
         # A damaged pickle or archive surfaces as almost any exception; all mean the same to the user.
         raise CorruptFile(f"the PyTorch file cannot be read ({type(error).__name__}: {_line(error)})") from None
+
+
+def _asks_for_objects(path: Path) -> bool:
+    """Whether a bare pickle names anything to import or call. Reads opcodes only; nothing is executed."""
+    if zipfile.is_zipfile(path):
+        return False
+    asks = False
+    with open(path, "rb") as file:
+        try:
+            for opcode, _, _ in pickletools.genops(file):
+                asks = asks or opcode.name in OBJECT_OPCODES
+        except Exception:
+            return asks  # cut off or damaged: what was read so far counts
+    return asks
 
 
 def _line(error: BaseException) -> str:

@@ -115,12 +115,16 @@ class Attempt:
         )
 
     def _clock(self, step: int) -> Clock:
+        """All the work in forward-pass images: training, the start's evaluation, every trough, the last recompute."""
         recompute = min(BATCH_NORM_IMAGES, len(self.train)) if has_batch_norm(self.model) else 0
-        trough, begin = 2 * len(self.val) + recompute, 2 * len(self.val) + recompute
-        training = self.schedule.total_steps * self.plan.batch_size * Clock.TRAINING
-        total = training + self.plan.cycles * trough + begin
-        cycles_done = step // self.schedule.steps_per_cycle
-        done = step * self.plan.batch_size * Clock.TRAINING + cycles_done * trough + (begin if step else 0)
+        per_epoch = self.schedule.steps_per_epoch
+        images = min(len(self.train), per_epoch * self.plan.batch_size)
+        begin = len(self.val) + (len(self.val) + recompute if recompute else 0)
+        trough = 2 * len(self.val) + recompute
+        epochs = self.schedule.total_steps // per_epoch
+        total = Clock.TRAINING * epochs * images + begin + self.plan.cycles * trough + recompute
+        trained = step // per_epoch * images + step % per_epoch * self.plan.batch_size
+        done = Clock.TRAINING * trained + step // self.schedule.steps_per_cycle * trough + (begin if step else 0)
         return Clock(total, done, self.plan.cycles, self.schedule.total_steps)
 
     def _restore(self, state: resume.State) -> None:

@@ -1,0 +1,74 @@
+"""`python -m benchmarks`: every measure, one table. A missed goal is shown, never an error; only a broken measure is one."""
+
+import argparse
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import torch
+from rich.console import Console
+
+from benchmarks import api_memory, first_step, import_time, training_speed, upload
+from benchmarks.running import THREADS
+from benchmarks.table import Findings, Row, markdown, show
+
+MEASURES: dict[str, Callable[[bool], Findings]] = {
+    "import": import_time.measure,
+    "memory": api_memory.measure,
+    "upload": upload.measure,
+    "first-step": first_step.measure,
+    "training": training_speed.measure,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer runs: to see that everything works")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too, as Markdown")
+    parser.add_argument("--only", choices=sorted(MEASURES), action="append", help="this measure; may be given again")
+    options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)  # an exception, so that whatever was started is stopped
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    findings, broken = Findings(), False
+    for name, measure in MEASURES.items():
+        if options.only and name not in options.only:
+            continue
+        console.print(f"measuring {name} …")
+        began = time.perf_counter()
+        try:
+            found = measure(options.quick)
+        except Exception as error:
+            # Of any kind: the other measures are still worth having.
+            console.print_exception()
+            found, broken = Findings([Row(name, "not measured", "–", f"{type(error).__name__}: {error}"[:300])]), True
+        findings.rows += found.rows
+        findings.notes += found.notes
+        console.print(f"  took {time.perf_counter() - began:.0f} s")
+    title = _title(options.quick)
+    show(console, title, findings)
+    if options.markdown:
+        options.markdown.write_text(markdown(title, findings))
+    return 1 if broken else 0
+
+
+def _title(quick: bool) -> str:
+    trial = "quick trial; " if quick else ""
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    return (
+        f"wbar against peers and limits ({trial}{THREADS} CPUs, Python {platform.python_version()}, "
+        f"torch {torch.__version__}; load averages at the end {load}; median, range)"
+    )
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""The checkpoint that the benchmarks start from: a freshly initialized ResNet-20 for grey images with ten classes."""
+
+from pathlib import Path
+
+import torch
+
+from averaging import write_safetensors
+from training.architectures import Network, initialized
+
+NETWORK = Network("resnet20", num_classes=10, channels=1)
+
+
+def write_start(path: Path) -> Path:
+    torch.manual_seed(0)
+    write_safetensors(path, dict(initialized(NETWORK).state_dict()), {})
+    return path

@@ -1,0 +1,217 @@
+"""The loop does what the method says, and an interruption anywhere changes nothing, to the bit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tests.averaging import reference
+from tests.training.work import METHOD, KilledHere, Recorder, make_work
+from training import resume
+from training.architectures import load
+from training.augment import Preparer
+from training.datasets import load_split
+from training.draws import key, permutation
+from training.evaluate import even_slices, forward_batch
+from training.loop import BATCH_NORM_IMAGES, run
+from training.meter import Stopped
+from training.optim import decayed
+from training.weights import read_tensors
+from wbar.errors import Diverged
+from wbar.method import Phase
+
+
+def test_averaged_weights_are_the_mean_of_the_snapshots_with_the_statistics_of_the_twin(tmp_path: Path) -> None:
+    work = make_work(tmp_path, METHOD.model_copy(update={"cycles": 3}))
+    told = Recorder()
+    outcome = run(work, told)
+    assert sorted(told.snapshots) == [1, 2, 3]
+    snapshots = [load_file(told.snapshots[n]) for n in (1, 2, 3)]
+    expected = reference.mean_of(snapshots)
+    averaged = load_file(outcome.weights)
+    model, _ = load(work.network, averaged)
+    for name, _ in model.named_parameters():
+        assert torch.equal(averaged[name], expected[name].float()), name
+    statistics = reference.batch_norm_statistics(model, batch_norm_batches(work))
+    assert len(statistics) == 19
+    for name, (mean, variance) in statistics.items():
+        torch.testing.assert_close(averaged[f"{name}.running_mean"].double(), mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(averaged[f"{name}.running_var"].double(), variance, rtol=1e-4, atol=1e-5)
+    assert torch.equal(averaged["bn1.num_batches_tracked"], snapshots[-1]["bn1.num_batches_tracked"])
+    assert [point.n for point in outcome.curve] == [1, 2, 3]
+    assert outcome.curve[-1].loss == outcome.metrics.averaged.loss
+    assert all(torch.equal(tensor, averaged[name]) for name, tensor in torch.load(outcome.pytorch).items())
+
+
+def batch_norm_batches(work) -> list[torch.Tensor]:
+    plan = work.plan()
+    train = load_split(work.dataset, "train", plan.image_size, None)
+    prepare = Preparer(plan.mean, plan.std, plan.augment, plan.seed, torch.device("cpu"))
+    drawn = permutation(len(train), plan.seed, "batchnorm")[:BATCH_NORM_IMAGES]
+    return [
+        prepare.augmented(train.images[drawn[part]], "batchnorm-augment", index)
+        for index, part in enumerate(even_slices(len(drawn), forward_batch(plan.image_size)))
+    ]
+
+
+def test_steps_equal_a_plain_loop_with_autograd_for_the_pull(tmp_path: Path) -> None:
+    # Small rates keep two float32 computations of a chaotic system side by side; a large λ makes the pull count.
+    slow = {"cycles": 2, "pull": 2.0, "high": Phase(lr=0.005), "low": Phase(lr=0.0005)}
+    work = make_work(tmp_path, METHOD.model_copy(update=slow), images=40)
+    told = Recorder()
+    run(work, told)
+    expected = plain_loop(work)
+    for n, want in enumerate(expected, start=1):
+        found = load_file(told.snapshots[n])
+        for name, value in want.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=f"{name} of snapshot {n}")
+
+
+def plain_loop(work) -> list[dict[str, torch.Tensor]]:
+    """The method as one would write it on a page: autograd for the pull, torch's SGD, a list of all snapshots."""
+    plan = work.plan()
+    model, _ = load(work.network, read_tensors(work.checkpoint))
+    train = load_split(work.dataset, "train", plan.image_size, None)
+    prepare = Preparer(plan.mean, plan.std, plan.augment, plan.seed, torch.device("cpu"))
+    chosen = decayed(model)
+    groups = [
+        {"params": [p for n, p in model.named_parameters() if n in chosen], "weight_decay": plan.weight_decay},
+        {"params": [p for n, p in model.named_parameters() if n not in chosen], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=plan.momentum, nesterov=plan.nesterov)
+    snapshots: list[dict[str, torch.Tensor]] = []
+    anchor = [p.detach().clone() for p in model.parameters()]
+    names = [name for name, _ in model.named_parameters()]
+    step = epoch = 0
+    for _ in range(plan.cycles):
+        for lr in (plan.high_lr, plan.low_lr):
+            epoch += 1
+            for batch in permutation(len(train), plan.seed, "order", epoch).split(plan.batch_size):
+                inputs = prepare.augmented(train.images[batch], "augment", step)
+                torch.manual_seed(key(plan.seed, "forward", step))
+                loss = F.cross_entropy(model(inputs), train.labels[batch])
+                loss = loss + reference.pull_value(list(model.parameters()), anchor, plan.pull)
+                optimizer.zero_grad()
+                loss.backward()
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.step()
+                step += 1
+        snapshots.append({name: value.clone() for name, value in model.state_dict().items()})
+        mean = reference.mean_of(snapshots)
+        anchor = [mean[name].float() for name in names]
+    return snapshots
+
+
+@pytest.mark.parametrize(
+    ("die_at", "variant"),
+    [
+        (1, {}),
+        (6, {}),
+        (7, {}),
+        (13, {"recipe_optimizer": {"name": "adamw", "weight_decay": 0.05}}),
+        (20, {"recipe_grad_clip_norm": 0.5, "recipe_label_smoothing": 0.1}),
+        (26, {"recipe_precision": "bfloat16"}),
+    ],
+)
+def test_a_killed_job_ends_in_the_same_bytes(tmp_path: Path, die_at: int, variant: dict[str, object]) -> None:
+    undisturbed = run(make_work(tmp_path / "whole", **dict(variant)), Recorder()).weights.read_bytes()
+    broken = make_work(tmp_path / "broken", save_every_seconds=0.0, **dict(variant))
+    with pytest.raises(KilledHere):
+        run(broken, Recorder(die_at=die_at))
+    latest = resume.latest(broken.scratch)
+    assert latest is not None
+    assert resume.step_of(latest) == die_at
+    told = Recorder()
+    again = run(replace(broken, resume=latest), told)
+    assert again.weights.read_bytes() == undisturbed
+    assert sorted(told.snapshots) == [1, 2]
+
+
+def test_many_interruptions_one_after_the_other(tmp_path: Path) -> None:
+    undisturbed = run(make_work(tmp_path / "whole"), Recorder())
+    work = make_work(tmp_path / "broken", save_every_seconds=0.0)
+    state = None
+    for step in range(3, 28, 5):
+        with pytest.raises(KilledHere):
+            run(replace(work, resume=state), Recorder(die_at=step))
+        state = resume.latest(work.scratch)
+    outcome = run(replace(work, resume=state), Recorder())
+    assert outcome.weights.read_bytes() == undisturbed.weights.read_bytes()
+    assert outcome.metrics == undisturbed.metrics
+    assert outcome.curve == undisturbed.curve
+
+
+def test_a_pause_saves_its_exact_position(tmp_path: Path) -> None:
+    undisturbed = run(make_work(tmp_path / "whole"), Recorder()).weights.read_bytes()
+    work = make_work(tmp_path / "paused")
+    with pytest.raises(Stopped, match="pause"):
+        run(work, Recorder(stop_at=14))
+    state = resume.latest(work.scratch)
+    assert state is not None
+    assert run(replace(work, resume=state), Recorder()).weights.read_bytes() == undisturbed
+
+
+def test_the_start_counts_when_it_is_included(tmp_path: Path) -> None:
+    work = make_work(tmp_path, METHOD.model_copy(update={"include_start": True}))
+    told = Recorder()
+    averaged = load_file(run(work, told).weights)
+    points = [read_tensors(work.checkpoint), *(load_file(path) for path in told.snapshots.values())]
+    expected = reference.mean_of(points)["conv1.weight"].float()
+    assert torch.equal(averaged["conv1.weight"], expected)
+    assert sorted(told.snapshots) == [1, 2]
+
+
+def test_a_diverging_loss_is_said_with_step_phase_and_hint(tmp_path: Path) -> None:
+    work = make_work(tmp_path, METHOD.model_copy(update={"high": Phase(lr=100.0), "low": Phase(lr=100.0), "pull": 50.0}))
+    with pytest.raises(Diverged, match=r"at step \d+ \(cycle \d, (high|low) phase, learning rate 100\).*lower method"):
+        run(work, Recorder())
+
+
+def test_names_dtypes_and_metadata_come_back_as_uploaded(tmp_path: Path) -> None:
+    work = make_work(tmp_path)
+    start = {f"module.{name}": t.half() if t.is_floating_point() else t for name, t in read_tensors(work.checkpoint).items()}
+    del start["module.bn1.num_batches_tracked"]
+    from averaging import write_safetensors
+
+    write_safetensors(work.checkpoint, start, {})
+    outcome = run(replace(work, prefix="module."), Recorder())
+    found = load_file(outcome.weights)
+    assert {name: tensor.dtype for name, tensor in found.items()} == {name: t.dtype for name, t in start.items()}
+    with safe_open(outcome.weights, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["wbar.architecture"] == "resnet20"
+    assert json.loads(metadata["wbar.image_size"]) == [3, 8, 8]
+    assert json.loads(metadata["wbar.classes"]) == list("0123456789")
+    assert metadata["wbar.snapshots"] == "2"
+
+
+def test_progress_and_metrics_tell_the_whole_story(tmp_path: Path) -> None:
+    told = Recorder()
+    run(make_work(tmp_path), told)
+    steps = [point.step for point in told.points]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == told.progress[-1].total_steps == 28
+    assert {progress.phase for progress in told.progress} >= {"loading", "high", "low", "batchnorm", "evaluate", "report"}
+    fractions = [progress.fraction for progress in told.progress]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert [step for step, durable in told.states if durable] == [7, 14, 21, 28]
+    assert all(point.pull_loss == pytest.approx(0.01 * point.distance_to_mean**2) for point in told.points)
+
+
+def test_a_last_batch_of_one_image_is_left_out(tmp_path: Path) -> None:
+    told = Recorder()
+    run(make_work(tmp_path, images=100, recipe_batch_size=33), told)
+    assert told.progress[-1].total_steps == 4 * 3
+
+
+def test_a_start_near_chance_is_warned_about(tmp_path: Path) -> None:
+    told = Recorder()
+    run(make_work(tmp_path), told)
+    assert any("near chance" in line and "classes" in line for line in told.logs)
