@@ -1,6 +1,6 @@
 """The peer of a job: the training loop one would write by hand, with nothing around it. A program of its own.
 
-Reads what to do from stdin as JSON, writes the seconds and images of every step to stdout as JSON. The same network,
+Reads what to do from stdin as JSON, writes images and seconds of every step to stdout as JSON. The same network,
 images, batch, memory format, optimizer and kind of augmentation as the job, and none of its pull, norms, reports,
 reproducible draws, snapshots and resumable states.
 """
@@ -40,7 +40,7 @@ def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def train(task: dict[str, Any]) -> dict[str, list[float]]:
+def train(task: dict[str, Any]) -> list[tuple[int, float]]:
     """task: checkpoint, dataset, threads, epochs, batch_size, lr, momentum, weight_decay, mean, std, flip."""
     torch.set_num_threads(task["threads"])
     data = load_file(task["dataset"])
@@ -52,8 +52,7 @@ def train(task: dict[str, Any]) -> dict[str, list[float]]:
     )
     mean = 255 * torch.tensor(task["mean"]).view(1, -1, 1, 1)
     scale = 1 / (255 * torch.tensor(task["std"]).view(1, -1, 1, 1))
-    seconds: list[float] = []
-    counts: list[float] = []
+    steps: list[tuple[int, float]] = []
     began = time.perf_counter()
     for _ in range(task["epochs"]):
         for chosen in torch.randperm(len(labels)).split(task["batch_size"]):
@@ -66,12 +65,11 @@ def train(task: dict[str, Any]) -> dict[str, list[float]]:
             loss.backward()
             optimizer.step()
             now = time.perf_counter()
-            seconds.append(now - began)
-            counts.append(len(chosen))
+            steps.append((len(chosen), now - began))
             began = now
     if not torch.isfinite(loss):
         raise RuntimeError("the bare loop diverged: its speed is not that of training")
-    return {"seconds": seconds, "images": counts}
+    return steps
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,8 +128,24 @@ def descendants(pid: int) -> set[int]:
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of all threads, in steps of the system's clock tick."""
-    fields = _stat(pid)
-    return (int(fields[11]) + int(fields[12])) / TICK
+    return sum(map(int, _stat(pid)[11:13])) / TICK
+
+
+def tree_seconds(pid: int) -> float:
+    """The same of the process, all its living descendants, and those that have ended and been waited for."""
+    total = 0
+    for member in {pid} | descendants(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            total += sum(map(int, _stat(member)[11:15]))
+    return total / TICK
+
+
+def machine_seconds() -> float:
+    """Processor seconds that all CPUs together have been busy or taken away by the host, since the machine started."""
+    user, nice, system, _idle, _waiting, interrupts, soft, stolen = map(
+        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+    )
+    return (user + nice + system + interrupts + soft + stolen) / TICK
 
 
 def memory(pid: int, field: str) -> int:
@@ -149,10 +165,8 @@ def _parents() -> dict[int, int]:
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
+            with suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
                 found[int(entry.name)] = int(_stat(int(entry.name))[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended while we looked
     return found
 
 

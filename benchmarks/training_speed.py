@@ -8,16 +8,29 @@ becomes faster or slower favours neither.
 
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.running import ROOT, THREADS, Service, cpu_seconds, descendants, running, wait_until
+from benchmarks.running import (
+    ROOT,
+    THREADS,
+    Service,
+    cpu_seconds,
+    descendants,
+    machine_seconds,
+    running,
+    tree_seconds,
+    wait_until,
+)
 from benchmarks.start import write_start
 from benchmarks.table import Findings, Row, Sample, figure
 from training.dataset_files import FASHION_FOLDERS, pack_builtin
@@ -26,6 +39,7 @@ from wbar.states import TERMINAL
 
 GOAL = 0.98
 RUN_SECONDS = 900.0  # an upper bound for one run
+Steps = list[tuple[float, float]]  # images and seconds of each
 
 
 @dataclass(frozen=True)
@@ -39,39 +53,40 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Speed:
-    """images/s of one run. typical: phases' medians joined; mean: all images over all seconds."""
+class Run:
+    """One run. typical, mean: images/s from the phases' medians, and all images over all seconds.
+
+    others: processors that were busy with what is not ours meanwhile.
+    """
 
     typical: float
     mean: float
+    others: float
 
 
 def measure(quick: bool) -> Findings:
     data = _data(quick)
     rounds, epochs = (1, 1) if quick else (3, 2)  # epochs of each of a job's two phases
-    jobs: list[Speed] = []
-    bares: list[Speed] = []
-    beside: list[float] = []
     with running() as service, tempfile.TemporaryDirectory(prefix="wbar-bench-") as folder:
         start = write_start(Path(folder) / "resnet20.safetensors")
         packed = Path(folder) / "packed.safetensors"
         pack_builtin(data.name, packed, data.max_train_images)
-        checkpoint = service.client.checkpoints.create(start).id
-        dataset = service.client.datasets.create(data.source, max_train_images=data.max_train_images).id
         asked = {
-            "checkpoint": checkpoint,
-            "dataset": dataset,
+            "checkpoint": service.client.checkpoints.create(start).id,
+            "dataset": service.client.datasets.create(data.source, max_train_images=data.max_train_images).id,
             "method": {"cycles": 1, "high": {"epochs": epochs}, "low": {"epochs": epochs}},
         }
         resolved = service.client.jobs.create(**asked, dry_run=True)
         task = _task(resolved, start, packed)
-        bares.append(_bare(task))
+        own = {service.pid} | descendants(service.pid)  # all but the jobs' own processes
+        jobs, used = list[Run](), list[float]()
+        bares = [_run(lambda: _bare(task))]
         for _ in range(rounds):
-            speed, share = _job(service, asked)
-            jobs.append(speed)
-            beside.append(share)
-            bares.append(_bare(task))
-    return _findings(data, resolved, jobs, bares, beside)
+            before, began = sum(map(cpu_seconds, own)), time.perf_counter()
+            jobs.append(_run(lambda: _job(service, asked)))
+            used.append((sum(map(cpu_seconds, own)) - before) / (time.perf_counter() - began))
+            bares.append(_run(lambda: _bare(task)))
+    return _findings(_what(data, resolved), jobs, bares, used)
 
 
 def _data(quick: bool) -> Data:
@@ -100,97 +115,85 @@ def _task(job: Job, start: Path, packed: Path) -> dict[str, Any]:
     }
 
 
-def _bare(task: dict[str, Any]) -> Speed:
+def _run(steps: Callable[[], Sequence[Steps]]) -> Run:
+    """steps: runs, and gives the steps of each phase."""
+    began, machine, ours = time.perf_counter(), machine_seconds(), tree_seconds(os.getpid())
+    phases = steps()
+    busy = machine_seconds() - machine - (tree_seconds(os.getpid()) - ours)
+    images = [sum(count for count, _ in phase) for phase in phases]
+    typical = [median(count / seconds for count, seconds in phase) for phase in phases]
+    return Run(
+        typical=sum(images) / sum(count / rate for count, rate in zip(images, typical, strict=True)),
+        mean=sum(images) / sum(seconds for phase in phases for _, seconds in phase),
+        others=max(0.0, busy / (time.perf_counter() - began)),
+    )
+
+
+def _bare(task: dict[str, Any]) -> Sequence[Steps]:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.bare_loop"],
         input=json.dumps(task), cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=RUN_SECONDS,
     )  # fmt: skip
-    found = json.loads(done.stdout)
-    steps = list(zip(found["images"], found["seconds"], strict=True))
+    steps: Steps = json.loads(done.stdout)
     half = len(steps) // 2  # a job's two phases are equally long
-    return _speed([steps[:half], steps[half:]])
+    return steps[:half], steps[half:]
 
 
-def _job(service: Service, asked: dict[str, Any]) -> tuple[Speed, float]:
-    """The job's speed, and the processor time that the service's own processes used beside it, per second."""
-    own = [service.pid, *_own_processes(service)]
-    before = sum(map(cpu_seconds, own))
-    job_id = service.client.jobs.create(**asked).id
+def _job(service: Service, asked: dict[str, Any]) -> Sequence[Steps]:
+    job_id = str(service.client.jobs.create(**asked).id)
     try:
         # Rarely, so that the answers cost the training nothing that can be seen.
         wait_until(lambda: service.client.jobs.get(job_id).status in TERMINAL, RUN_SECONDS, "a job", poll=2.0)
-    except BaseException:
-        service.client.jobs.cancel(job_id)
-        raise
+    finally:
+        service.client.jobs.cancel(job_id)  # does nothing to one that has ended
     job = service.client.jobs.get(job_id)
-    if job.status != "succeeded":
+    splits = service.client.datasets.get(job.dataset).splits
+    if job.status != "succeeded" or splits is None or job.recipe.batch_size == "auto":
         raise RuntimeError(f"the job has {job.status}: {job.error}")
-    used = sum(map(cpu_seconds, own)) - before
-    dataset = service.client.datasets.get(job.dataset)
-    assert dataset.splits is not None
-    assert job.recipe.batch_size != "auto"
     points = service.client.jobs.metrics(job_id)
-    steps = _steps(points, dataset.splits["train"].images, job.recipe.batch_size)
-    speed = _speed([steps[phase] for phase in ("high", "low")])
-    return speed, used / sum(seconds for phase in steps.values() for _, seconds in phase)
+    return _steps(points, splits["train"].images, job.recipe.batch_size)
 
 
-def _own_processes(service: Service) -> set[int]:
-    """Those that are there before the job's attempt is started."""
-    return descendants(service.pid)
-
-
-def _steps(points: Sequence[MetricsPoint], images: int, batch: int) -> dict[str, list[tuple[float, float]]]:
-    """Images and seconds of the steps that each point stands for, by phase."""
-    per_epoch = math.ceil(images / batch) - (images % batch == 1)
-    found: dict[str, list[tuple[float, float]]] = {"high": [], "low": []}
-    last = 0
+def _steps(points: Sequence[MetricsPoint], images: int, batch: int) -> Sequence[Steps]:
+    """Images and seconds that each point stands for, by phase."""
+    per_epoch = math.ceil(images / batch) - (images % batch == 1)  # a batch of one is left out
+    last_batch = min(batch, images - batch * (per_epoch - 1))
+    found: dict[str, Steps] = {"high": [], "low": []}
+    done = 0
     for point in points:
-        sizes = [
-            batch if step % per_epoch else images - batch * (per_epoch - 1) for step in range(last + 1, point.step + 1)
-        ]
-        last = point.step
         assert point.images_per_second is not None
-        count = min(sum(sizes), batch * len(sizes))
+        count = sum(batch if step % per_epoch else last_batch for step in range(done + 1, point.step + 1))
         found[point.phase].append((count, count / point.images_per_second))
-    return found
+        done = point.step
+    return list(found.values())
 
 
-def _speed(phases: Sequence[Sequence[tuple[float, float]]]) -> Speed:
-    """phases: for each the images and seconds of its steps."""
-    images = [sum(count for count, _ in phase) for phase in phases]
-    typical = [median(count / seconds for count, seconds in phase) for phase in phases]
-    spent = sum(seconds for phase in phases for _, seconds in phase)
-    return Speed(
-        typical=sum(images) / sum(count / rate for count, rate in zip(images, typical, strict=True)),
-        mean=sum(images) / spent,
-    )
-
-
-def _findings(data: Data, job: Job, jobs: list[Speed], bares: list[Speed], beside: list[float]) -> Findings:
+def _what(data: Data, job: Job) -> str:
     limit = f" ({data.max_train_images:,} images)" if data.max_train_images else ""
-    what = f"training, ResNet-20 on {data.name}{limit}, batch {job.recipe.batch_size}, {THREADS} threads: job over bare loop"
-    rows = []
-    for name, attribute, goal in (
-        ("median step", "typical", GOAL),
-        ("all steps, states saved between them", "mean", None),
-    ):
-        ours = [getattr(speed, attribute) for speed in jobs]
-        theirs = [getattr(speed, attribute) for speed in bares]
-        neighbours = [(before + after) / 2 for before, after in zip(theirs, theirs[1:], strict=False)]
-        ratios = Sample([mine / peer for mine, peer in zip(ours, neighbours, strict=True)], "")
-        rows.append(
-            Row(
-                f"{what}, {name}",
-                str(Sample(ours, "images/s")),
-                f"bare loop {Sample(theirs, 'images/s')}",
-                f"{ratios.median:.3f} ({min(ratios.values):.3f}–{max(ratios.values):.3f})",
-                f"≥ {goal}" if goal else "–",
-                ratios.median >= goal if goal else None,
-            )
+    return f"training ResNet-20 on {data.name}{limit}, batch {job.recipe.batch_size}, {THREADS} threads"
+
+
+def _findings(what: str, jobs: list[Run], bares: list[Run], used: list[float]) -> Findings:
+    def row(name: str, speed: Callable[[Run], float], goal: float | None) -> Row:
+        ours, theirs = [speed(run) for run in jobs], [speed(run) for run in bares]
+        neighbours = [(before + after) / 2 for before, after in pairwise(theirs)]
+        ratios = [mine / peer for mine, peer in zip(ours, neighbours, strict=True)]
+        return Row(
+            f"{what}: {name}",
+            str(Sample(ours, "images/s")),
+            f"bare loop {Sample(theirs, 'images/s')}",
+            f"{median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f})",
+            f"≥ {goal}" if goal else "–",
+            median(ratios) >= goal if goal else None,
         )
+
+    rows = [
+        row("median step", lambda run: run.typical, GOAL),
+        row("all steps, and the states saved between them", lambda run: run.mean, None),
+    ]
     note = (
-        f"beside a job, the service's own processes used {figure(median(beside))} processor seconds per second of "
-        "training (evaluation and the storing of results included)"
+        f"training: the service's processes other than the training one used {figure(median(used))} processors while a "
+        f"job ran; what is not ours used {Sample([run.others for run in jobs], 'processors')} during the jobs and "
+        f"{Sample([run.others for run in bares], 'processors')} during the bare loops"
     )
     return Findings(rows, [note])

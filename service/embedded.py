@@ -100,7 +100,7 @@ class Embedded:
             "WBAR_LEASE_SECONDS": os.environ.get("WBAR_LEASE_SECONDS", "10"),
             "WBAR_FD": str(self._listening.fileno()),
         }
-        self._broker = Part("valkey", [*_broker_command(), *_broker_options(broker)], dict(os.environ))
+        self._broker = Part("valkey", [*broker_command(), *broker_options(broker)], dict(os.environ))
         self._parts = [
             Part("api", [sys.executable, "-m", "service"], self.environment, (self._listening.fileno(),)),
             Part("train worker", [sys.executable, "-m", "worker", "train"], self.environment),
@@ -246,7 +246,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _broker_command() -> list[str]:
+def broker_command() -> list[str]:
     for name in ("valkey-server", "redis-server"):
         found = shutil.which(name)
         if found:
@@ -256,7 +256,7 @@ def _broker_command() -> list[str]:
     return [str(get_binary_path())]
 
 
-def _broker_options(path: Path) -> list[str]:
+def broker_options(path: Path) -> list[str]:
     # Nothing is kept on disk: the rows are the truth, and the sweeper rings again for whatever a lost broker forgot.
     return ["--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700", "--save", "", "--appendonly", "no",
             "--dir", str(path.parent)]  # fmt: skip

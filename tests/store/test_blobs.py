@@ -1,0 +1,128 @@
+"""Content keeps its name, is shared, and goes when nobody refers to it: also when writers and deleters race."""
+
+import hashlib
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import insert, select, update
+
+from store.blobs import Blobs, Received
+from store.database import Database, now
+from store.tables import blobs as rows
+from store.tables import checkpoints
+
+
+@pytest.fixture
+def blobs(database: Database, tmp_path: Path) -> Blobs:
+    return Blobs(f"file://{tmp_path / 'blobs'}", database)
+
+
+def receive(blobs: Blobs, data: bytes) -> Received:
+    upload = blobs.receive()
+    upload.write(data)
+    return upload.finish()
+
+
+def refer(blobs: Blobs, received: Received, name: str) -> None:
+    with blobs.keep(received) as sha256, blobs.database.write() as connection:
+        values = {"id": name, "tenant": "t", "name": "n", "status": "ready", "bytes": 1, "given": {}, "attempts": 0}
+        connection.execute(insert(checkpoints).values(sha256=sha256, content=sha256, created_at=now(), **values))
+
+
+def forget(blobs: Blobs, name: str) -> None:
+    with blobs.database.write() as connection:
+        connection.execute(update(checkpoints).where(checkpoints.c.id == name).values(content=None))
+
+
+def files(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file())
+
+
+def test_content_is_named_by_its_digest_and_read_in_ranges(blobs: Blobs, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 10_000
+    received = receive(blobs, data)
+    assert received.sha256 == hashlib.sha256(data).hexdigest()
+    refer(blobs, received, "a")
+    assert files(tmp_path) == [received.sha256]
+    assert b"".join(blobs.chunks(received.sha256, 0, len(data))) == data
+    assert b"".join(blobs.chunks(received.sha256, 300, 70_000)) == data[300:70_000]
+    assert b"".join(blobs.chunks(received.sha256, 5, 5)) == b""
+    blobs.fetch(received.sha256, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data
+
+
+def test_equal_content_is_shared_and_deleted_with_its_last_reference(blobs: Blobs, tmp_path: Path) -> None:
+    first, second = receive(blobs, b"same"), receive(blobs, b"same")
+    refer(blobs, first, "a")
+    refer(blobs, second, "b")
+    assert files(tmp_path) == [first.sha256]
+    forget(blobs, "a")
+    assert blobs.collect([first.sha256]) == 0
+    forget(blobs, "b")
+    assert blobs.collect([first.sha256]) == 1
+    assert files(tmp_path) == []
+    with blobs.database.read() as connection:
+        assert connection.execute(select(rows)).first() is None
+
+
+def test_an_aborted_upload_leaves_nothing(blobs: Blobs, tmp_path: Path) -> None:
+    upload = blobs.receive()
+    upload.write(b"x" * 3_000_000)
+    upload.abort()
+    assert files(tmp_path) == []
+
+
+def test_held_content_is_not_collected(blobs: Blobs, tmp_path: Path) -> None:
+    received = receive(blobs, b"held")
+    with blobs.keep(received):
+        assert blobs.collect() == 0
+        assert files(tmp_path) == [received.sha256]
+    assert blobs.collect() == 1
+
+
+def test_a_deletion_that_died_halfway_is_finished_before_the_content_comes_back(blobs: Blobs, tmp_path: Path) -> None:
+    received = receive(blobs, b"again")
+    refer(blobs, received, "a")
+    forget(blobs, "a")
+    with blobs.database.write() as connection:
+        connection.execute(update(rows).values(deleting=True))
+    refer(blobs, receive(blobs, b"again"), "b")
+    assert files(tmp_path) == [received.sha256]
+    assert b"".join(blobs.chunks(received.sha256, 0, 5)) == b"again"
+
+
+def test_writers_and_deleters_of_the_same_content_never_lose_it(blobs: Blobs) -> None:
+    stop = threading.Event()
+    failures: list[str] = []
+
+    def write(worker: int) -> None:
+        for turn in range(12):
+            name = f"{worker}-{turn}"
+            refer(blobs, receive(blobs, b"contended"), name)
+            if b"".join(blobs.chunks(hashlib.sha256(b"contended").hexdigest(), 0, 9)) != b"contended":
+                failures.append(name)
+            forget(blobs, name)
+
+    def delete() -> None:
+        while not stop.is_set():
+            blobs.collect()
+
+    writers = [threading.Thread(target=write, args=(n,)) for n in range(3)]
+    deleter = threading.Thread(target=delete)
+    deleter.start()
+    for thread in writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    stop.set()
+    deleter.join()
+    assert failures == []
+
+
+def test_what_died_halfway_in_is_swept(blobs: Blobs, tmp_path: Path) -> None:
+    receive(blobs, b"never named")
+    assert blobs.sweep_temporaries() == 0
+    assert blobs.sweep_temporaries(older_than=timedelta(seconds=-5)) == 1
+    assert files(tmp_path) == []
