@@ -25,13 +25,6 @@ COPY . .
 RUN pip install --no-cache-dir --no-deps --force-reinstall . \
     && python -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') and 'torch is in the api image')"
 
-FROM build AS build-worker
-ARG PIP_INDEX_URL
-ARG PIP_EXTRA_INDEX_URL
-RUN pip install --no-cache-dir ".[worker]"
-COPY . .
-RUN pip install --no-cache-dir --no-deps --force-reinstall .
-
 FROM base AS api
 COPY --from=build-api /opt/wbar /opt/wbar
 # By number, so that an orchestrator can see that it is not root.
@@ -41,6 +34,13 @@ WORKDIR /home/wbar
 ENV WBAR_HOST=0.0.0.0
 EXPOSE 8000
 CMD ["wbar", "serve"]
+
+FROM build AS build-worker
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+RUN pip install --no-cache-dir ".[worker]"
+COPY . .
+RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
 FROM base AS worker
 COPY --from=build-worker /opt/wbar /opt/wbar

@@ -6,6 +6,7 @@ import platform
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -45,7 +46,7 @@ def main() -> int:
             found = measure(options.quick)
         except Exception as error:
             # Of any kind: the other measures are still worth having.
-            console.print_exception()
+            traceback.print_exc()
             found, broken = Findings([Row(name, "not measured", "–", f"{type(error).__name__}: {error}"[:300])]), True
         findings.rows += found.rows
         findings.notes += found.notes

@@ -51,7 +51,7 @@ def measure(quick: bool) -> Findings:
 def _wait(service: Service, checkpoint: str, dataset: str) -> Wait:
     client = service.client
     began, wall = time.perf_counter(), time.time()
-    job_id = client.jobs.create(checkpoint=checkpoint, dataset=dataset).id
+    job_id = service.submit(checkpoint=checkpoint, dataset=dataset)
     seen = {"answered": time.perf_counter() - began}
     try:
         while "metrics" not in seen or "progress" not in seen:
@@ -70,7 +70,7 @@ def _wait(service: Service, checkpoint: str, dataset: str) -> Wait:
             time.sleep(POLL)
         return Wait(claimed=_seconds(job, "started_at") - wall, **seen)
     finally:
-        client.jobs.cancel(job_id)
+        service.cancel(job_id)
 
 
 def _seconds(job: dict[str, Any], field: str) -> float:

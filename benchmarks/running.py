@@ -17,10 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from wbar import Client
+from wbar.errors import InvalidTransition
+from wbar.jobs import Job
 
 ROOT = Path(__file__).resolve().parents[1]
 THREADS = len(os.sched_getaffinity(0))  # for the service's jobs and for whatever they are compared with
@@ -45,6 +48,17 @@ class Service:
     @property
     def train_worker(self) -> int:
         return self._part("worker", "train")
+
+    def submit(self, **fields: Any) -> str:
+        """The id of a new job."""
+        created: Job = self.client.jobs.create(**fields)
+        assert created.id is not None
+        return created.id
+
+    def cancel(self, job_id: str) -> None:
+        """Whether it has ended or not: a benchmark leaves no job behind."""
+        with suppress(InvalidTransition):
+            self.client.jobs.cancel(job_id)
 
     def _part(self, *words: str) -> int:
         for pid in children(self.pid):

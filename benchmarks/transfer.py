@@ -60,5 +60,5 @@ def run(*words: str, api_key: str = "") -> dict[str, Any]:
 
 if __name__ == "__main__":
     begin, used = time.perf_counter(), time.process_time()
-    answer = {"send": send, "floor": floor}[sys.argv[1]](*sys.argv[2:])
+    answer = send(*sys.argv[2:]) if sys.argv[1] == "send" else floor(*sys.argv[2:])
     print(json.dumps(answer | {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - used}))

@@ -32,7 +32,9 @@ SETTINGS = {"builtin:digits": (None, 30), "builtin:fashion-mnist": (10_000, 15)}
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--dataset", default="builtin:digits", choices=sorted(SETTINGS))
-    parser.add_argument("--images", type=int, help="training images to keep; default: all digits, 10,000 of Fashion-MNIST")
+    parser.add_argument(
+        "--images", type=int, help="training images to keep; default: all digits, 10,000 of Fashion-MNIST"
+    )
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where the service keeps its data")
     options = parser.parse_args()
     images, epochs = SETTINGS[options.dataset]
@@ -60,7 +62,9 @@ def main() -> int:
 
 
 def _start(dataset: str, images: int | None, epochs: int, folder: Path) -> Path:
-    console.print(f"[bold]1[/bold]  a converged checkpoint: ResNet-20, {epochs} epochs on the training split of {dataset}")
+    console.print(
+        f"[bold]1[/bold]  a converged checkpoint: ResNet-20, {epochs} epochs on the training split of {dataset}"
+    )
     columns = (TextColumn("   {task.description}"), BarColumn(bar_width=24), TaskProgressColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("cached", total=1.0)
@@ -102,9 +106,13 @@ def _wait_for(config: Path, process: "subprocess.Popen[bytes]", log: Path) -> No
 def _fine_tune(client: Client, start: Path, dataset: str, images: int | None, folder: Path) -> tuple[Job, Path]:
     with display.transfer(console) as bar:
         task = bar.add_task("   upload", total=None)
-        checkpoint = client.checkpoints.create(start, step=lambda done, total: bar.update(task, completed=done, total=total))
+        checkpoint = client.checkpoints.create(
+            start, step=lambda done, total: bar.update(task, completed=done, total=total)
+        )
     assert checkpoint.architecture is not None
-    console.print(f"[bold]3[/bold]  {checkpoint.id} is ready: {checkpoint.architecture.name}, sha-256 {checkpoint.sha256[:12]}…")
+    console.print(
+        f"[bold]3[/bold]  {checkpoint.id} is ready: {checkpoint.architecture.name}, sha-256 {checkpoint.sha256[:12]}…"
+    )
     data = client.datasets.create(dataset, max_train_images=images)
     splits = data.splits or {}
     console.print(

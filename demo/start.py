@@ -27,7 +27,9 @@ from wbar.resolve import resolve_augment
 ARCHITECTURE, PEAK_LR, SEED = "resnet20", 0.1, 0
 
 
-def train_start(dataset: str, images: int | None, epochs: int, folder: Path, tell: Callable[[float, str], None]) -> Path:
+def train_start(
+    dataset: str, images: int | None, epochs: int, folder: Path, tell: Callable[[float, str], None]
+) -> Path:
     """Train, or take from `folder` what an earlier run trained; the path of the safetensors file."""
     out = folder / f"start-{dataset.removeprefix('builtin:')}-{images or 'all'}-{epochs}.safetensors"
     if out.exists():

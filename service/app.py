@@ -48,6 +48,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     def index() -> RedirectResponse:
         return RedirectResponse("/docs")
 
+    problems.document(app)
     return app
 
 

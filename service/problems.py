@@ -36,10 +36,28 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI entries for these problems."""
     names = {401: "No valid API key", 404: "No such object", 409: "The object's state does not allow this",
              413: "Too large", 416: "The range lies outside the content", 422: "The request does not fit"}  # fmt: skip
-    return {
-        status: {"model": Problem, "description": names[status], "content": {"application/problem+json": {}}}
-        for status in statuses
-    }
+    return {status: {"model": Problem, "description": names[status]} for status in statuses}
+
+
+def document(app: FastAPI) -> None:
+    """Make the OpenAPI schema say what is true: refusals are `application/problem+json`, whatever the framework assumes."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        known = app.openapi_schema is not None
+        schema = generate()
+        if not known:
+            problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    for status, response in operation["responses"].items():
+                        if int(status) >= 400:
+                            response["content"] = problem
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(unused, None)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
 
 
 def as_response(problem: Refused, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -95,14 +113,31 @@ def _validation(error: RequestValidationError) -> Refused:
         where, *path = found["loc"]
         if found["type"] == "json_invalid":
             return BadRequest(f"the body is not JSON: {found.get('ctx', {}).get('error', found['msg'])}")
-        item = {"pointer": _pointer(path) if where == "body" else "", "detail": _detail(found)}
+        item = {"pointer": "", "detail": _detail(found)}
+        if where == "body":
+            item["pointer"] = _pointer(path, error.body, found["type"] == "missing")
         if where != "body":
             item["parameter"] = str(path[0]) if path else str(where)
         errors.append(item)
+    errors = _without_branches(errors)
     first = errors[0]
     place = first["pointer"] or first.get("parameter") or "the body"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return ValidationFailed(f"{place}: {first['detail']}{more}", errors)
+
+
+def _without_branches(errors: list[dict[str, str]]) -> list[dict[str, str]]:
+    """A value that fits no branch of a union fails once per branch: one entry per place, the deepest place speaks."""
+    merged: dict[str, dict[str, str]] = {}
+    for item in errors:
+        place = item["pointer"] or item.get("parameter", "")
+        if place in merged:
+            merged[place]["detail"] += f"; or: {item['detail']}"
+        else:
+            merged[place] = item
+    return [
+        item for place, item in merged.items() if not any(other.startswith(f"{place}/") for other in merged if place)
+    ]
 
 
 def _detail(found: dict[str, Any]) -> str:
@@ -114,18 +149,20 @@ def _detail(found: dict[str, Any]) -> str:
     return f"{message}, not {str(value)[:80]!r}" if shown and not isinstance(value, str) else message
 
 
-_TAGS = {"function-after[", "literal[", "constrained", "float", "int", "str", "tuple["}
+def _pointer(path: list[Any], body: Any, missing: bool) -> str:
+    """The JSON pointer of an error, found by walking the body itself.
 
-
-def _pointer(path: list[Any]) -> str:
-    # pydantic adds the branch of a union ("float", "literal['auto']") to the path; a JSON pointer has no such part.
+    pydantic puts the branches of unions into its paths ("float", "Normalization"); they are no places in the body.
+    """
     kept = []
+    node = body
     for part in path:
-        text = str(part)
-        if isinstance(part, str) and (text in _TAGS or "[" in text or text in ("Normalization",)):
-            continue
-        kept.append(text.replace("~", "~0").replace("/", "~1"))
-    return "".join(f"/{part}" for part in kept)
+        if (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int)):
+            node = node[part] if isinstance(node, dict) or part < len(node) else None
+            kept.append(part)
+    if missing and path:
+        kept.append(path[-1])
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in kept)
 
 
 class RequestId:

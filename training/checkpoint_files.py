@@ -28,7 +28,19 @@ NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "module",
 PREFIXES = ("module.", "_orig_mod.", "model.")
 COUNTERS = ("n_averaged",)  # AveragedModel's own count, no tensor of the network
 UNSAFE = ("Unsupported global", "Unsupported class", "Trying to", "blocklisted", "not allowed", "Can only")
-OBJECT_OPCODES = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD", "EXT1", "EXT2", "EXT4"}
+OBJECT_OPCODES = {
+    "GLOBAL",
+    "STACK_GLOBAL",
+    "INST",
+    "OBJ",
+    "NEWOBJ",
+    "NEWOBJ_EX",
+    "REDUCE",
+    "BUILD",
+    "EXT1",
+    "EXT2",
+    "EXT4",
+}
 MAX_EXPANSION = 1.05  # PyTorch writes its archives uncompressed: one that grows is not one
 MAX_ENTRIES = 200_000
 

@@ -1,5 +1,6 @@
 """The routes of /v1/datasets."""
 
+import json
 from typing import Annotated, Any
 from urllib.parse import unquote
 
@@ -108,7 +109,7 @@ async def _source(request: Request) -> DatasetSource:
         source = DatasetSource.model_validate_json(body)
     except ValidationError as error:
         found = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
-        raise RequestValidationError(found) from None
+        raise RequestValidationError(found, body=_json(body)) from None
     kind, _, rest = source.source.partition(":")
     if kind == "builtin":
         if rest not in BUILTINS:
@@ -128,6 +129,13 @@ async def _source(request: Request) -> DatasetSource:
             [{"pointer": "/max_train_images", "detail": "only with a builtin: source"}],
         )
     return source
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
 
 
 def _allowed(source: str, roots: list[str]) -> bool:

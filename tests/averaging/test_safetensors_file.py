@@ -26,7 +26,9 @@ def test_the_stock_reader_reads_what_is_written(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_safetensors(path, TENSORS, {"wbar.b": "2", "wbar.a": "1"})
     found = load_file(path)
-    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in TENSORS.items())
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in TENSORS.items()
+    )
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"wbar.a": "1", "wbar.b": "2"}
 

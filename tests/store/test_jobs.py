@@ -23,8 +23,19 @@ MINE, OTHER = Tenant("default"), Tenant("other")
 def store(database: Database) -> Iterator[Jobs]:
     with database.write() as connection:
         for table, row in ((checkpoints, "ckpt_1"), (datasets, "ds_1")):
-            values: dict[str, Any] = {"id": row, "tenant": "default", "name": "x", "status": "ready", "attempts": 0, "created_at": now()}
-            values |= {"bytes": 1, "sha256": "a" * 64, "given": {}} if table is checkpoints else {"task": "classification", "options": {}}
+            values: dict[str, Any] = {
+                "id": row,
+                "tenant": "default",
+                "name": "x",
+                "status": "ready",
+                "attempts": 0,
+                "created_at": now(),
+            }
+            values |= (
+                {"bytes": 1, "sha256": "a" * 64, "given": {}}
+                if table is checkpoints
+                else {"task": "classification", "options": {}}
+            )
             connection.execute(insert(table).values(**values))
     yield Jobs(database, Doorbell("memory://"))
 
@@ -166,7 +177,9 @@ def test_lists_page_by_key_and_filter(store: Jobs) -> None:
         assert not rest["has_more"]
         newest = store.listed(connection, MINE, PageRequest(limit=2), Filters(metadata=(("team", "a"),)))
         assert [job["id"] for job in newest["data"]] == [made[5], made[3]]
-        assert [j["id"] for j in store.listed(connection, MINE, PageRequest(), Filters(status="cancelled"))["data"]] == made[:1]
+        assert [
+            j["id"] for j in store.listed(connection, MINE, PageRequest(), Filters(status="cancelled"))["data"]
+        ] == made[:1]
 
 
 def test_a_jobs_events_have_no_gaps_under_concurrent_writers(store: Jobs) -> None:

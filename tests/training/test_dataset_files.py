@@ -71,7 +71,9 @@ def test_every_kind_of_archive_gives_the_same_images(tmp_path: Path, kind: str) 
             (path / name).write_bytes(data)
         packed = pack_folder(path, out, Limits())
     elif kind == "inside a folder":
-        packed = pack_archive(write_zip(path, {f"digits/{name}": data for name, data in content.items()}), out, Limits())
+        packed = pack_archive(
+            write_zip(path, {f"digits/{name}": data for name, data in content.items()}), out, Limits()
+        )
     else:
         write_tar(path, content, "w:gz" if kind == "tar.gz" else "w")
         if kind == "tar.zst":
@@ -178,7 +180,9 @@ def test_an_archive_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path, lim
             pack_archive(path, tmp_path / "out", limits)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04rest", b"\x1f\x8b\x08garbage", b"\x28\xb5\x2f\xfdgarbage"])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"PK\x03\x04rest", b"\x1f\x8b\x08garbage", b"\x28\xb5\x2f\xfdgarbage"]
+)
 def test_a_file_that_is_no_archive(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(Rejected):

@@ -168,14 +168,18 @@ def test_the_start_counts_when_it_is_included(tmp_path: Path) -> None:
 
 
 def test_a_diverging_loss_is_said_with_step_phase_and_hint(tmp_path: Path) -> None:
-    work = make_work(tmp_path, METHOD.model_copy(update={"high": Phase(lr=100.0), "low": Phase(lr=100.0), "pull": 50.0}))
+    work = make_work(
+        tmp_path, METHOD.model_copy(update={"high": Phase(lr=100.0), "low": Phase(lr=100.0), "pull": 50.0})
+    )
     with pytest.raises(Diverged, match=r"at step \d+ \(cycle \d, (high|low) phase, learning rate 100\).*lower method"):
         run(work, Recorder())
 
 
 def test_names_dtypes_and_metadata_come_back_as_uploaded(tmp_path: Path) -> None:
     work = make_work(tmp_path)
-    start = {f"module.{name}": t.half() if t.is_floating_point() else t for name, t in read_tensors(work.checkpoint).items()}
+    start = {
+        f"module.{name}": t.half() if t.is_floating_point() else t for name, t in read_tensors(work.checkpoint).items()
+    }
     del start["module.bn1.num_batches_tracked"]
     from averaging import write_safetensors
 
@@ -197,7 +201,14 @@ def test_progress_and_metrics_tell_the_whole_story(tmp_path: Path) -> None:
     steps = [point.step for point in told.points]
     assert steps == sorted(set(steps))
     assert steps[-1] == told.progress[-1].total_steps == 28
-    assert {progress.phase for progress in told.progress} >= {"loading", "high", "low", "batchnorm", "evaluate", "report"}
+    assert {progress.phase for progress in told.progress} >= {
+        "loading",
+        "high",
+        "low",
+        "batchnorm",
+        "evaluate",
+        "report",
+    }
     fractions = [progress.fraction for progress in told.progress]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0

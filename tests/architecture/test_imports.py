@@ -1,0 +1,62 @@
+"""The rooms keep to their arrows; the API and the worker's supervisor load no torch; the command line starts light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("wbar", "averaging", "training", "store", "worker", "service")
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import service.app", "import service.embedded", "import store.store", "import worker.app", "import worker.sweep",
+     "import wbar.cli", "import averaging", "import averaging.safetensors_file"],
+)  # fmt: skip
+def test_torch_is_not_loaded(statement: str) -> None:
+    assert "torch" not in modules_after(statement)
+
+
+def test_the_command_line_imports_no_other_room() -> None:
+    found = modules_after("import wbar.cli")
+    assert not {name.split(".")[0] for name in found} & (set(ROOMS) - {"wbar"})
+    assert not {"sqlalchemy", "fastapi", "celery"} & found
+
+
+def test_averaging_and_training_need_only_their_own_libraries() -> None:
+    found = modules_after("import training.loop, averaging.batch_norm")
+    assert not {"sqlalchemy", "fastapi", "celery", "httpx", "redis", "obstore"} & found
+
+
+def test_the_arrows_hold() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_environment_is_read_in_the_settings_only() -> None:
+    allowed = {"wbar/config.py", "worker/attempt.py", "service/embedded.py"}  # the last two write it for children
+    readers = set()
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
+                    readers.add(path.relative_to(ROOT).as_posix())
+    assert readers <= allowed
+
+
+def test_no_module_is_called_utils_and_every_one_opens_with_its_idea() -> None:
+    for room in (*ROOMS, "demo", "benchmarks"):
+        for path in (ROOT / room).rglob("*.py"):
+            assert path.name not in ("utils.py", "helpers.py")
+            assert ast.get_docstring(ast.parse(path.read_text())), path

@@ -1,0 +1,145 @@
+"""The whole path on a tiny dataset: upload, submit, follow, download, and check every claim with the reference twins."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tests.averaging import reference
+from tests.conftest import Service, wait_until
+from tests.material import write_archive, write_start
+from training.architectures import Network, initialized, load
+from training.augment import Preparer
+from training.dataset_files import Limits, pack_archive
+from training.datasets import load_split
+from training.draws import permutation
+from training.evaluate import even_slices, forward_batch
+from training.loop import BATCH_NORM_IMAGES
+from wbar.client import Client
+from wbar.jobs import Job
+
+METHOD = {"cycles": 3, "high": {"lr": 0.02, "epochs": 1}, "low": {"lr": 0.002, "epochs": 1}, "pull": 0.001}
+
+
+def submit(client: Client, folder: Path, **fields: object) -> Job:
+    checkpoint = client.checkpoints.create(write_start(folder, prefix="module."))
+    dataset = client.datasets.create(write_archive(folder))
+    return client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id, **{"method": METHOD, "seed": 5, **fields})
+
+
+def test_the_whole_path(service: Service, tmp_path: Path) -> None:
+    with service.client() as client:
+        job = submit(client, tmp_path, name="journey", metadata={"team": "vision"})
+        assert job.status == "queued"
+        seen = list(client.jobs.events(job.id))
+        job = client.jobs.get(job.id)
+        assert job.status == "succeeded", job.error
+        check_events(client, job, seen)
+        weights = client.jobs.download(job.id, tmp_path / "averaged.safetensors")
+        pytorch = client.jobs.download(job.id, tmp_path / "averaged.pth", format="pytorch")
+        snapshots = client.jobs.snapshots(job.id)
+        assert [found.n for found in snapshots] == [1, 2, 3]
+        files = [client.jobs.download_snapshot(job.id, n, tmp_path / f"w{n}.safetensors") for n in (1, 2, 3)]
+        points = client.jobs.metrics(job.id)
+        assert client.jobs.list(metadata={"team": "vision"}, limit=100).data[0].id == job.id
+    assert points[-1].step == job.progress.total_steps == 3 * 2 * 15
+    averaged, members = load_file(weights), [load_file(path) for path in files]
+    expected = reference.mean_of(members)
+    model, _ = load(Network("resnet20", 10), {name.removeprefix("module."): t for name, t in averaged.items()})
+    for name, _ in model.named_parameters():
+        assert torch.equal(averaged[f"module.{name}"], expected[f"module.{name}"].float()), name
+    assert all(torch.equal(tensor, averaged[name]) for name, tensor in torch.load(pytorch, weights_only=True).items())
+    check_batch_norm(job, model, averaged, tmp_path)
+    check_accuracy_with_the_metadata_alone(job, weights, tmp_path)
+    check_result(job, weights)
+
+
+def check_events(client: Client, job: Job, seen: list) -> None:
+    ids = [event.id for event in seen]
+    assert ids == sorted(set(ids))
+    assert {event.type for event in seen} >= {"status", "progress", "metrics", "snapshot"}
+    assert [event.data["status"] for event in seen if event.type == "status"] == ["queued", "running", "succeeded"]
+    assert [event.data["n"] for event in seen if event.type == "snapshot"] == [1, 2, 3]
+    middle = ids[len(ids) // 2]
+    again = list(client.jobs.events(job.id, after=middle))
+    assert [event.id for event in again] == ids[ids.index(middle) + 1 :]
+    assert list(client.jobs.events(job.id, after=ids[-1])) == []
+    page = client.jobs.event_list(job.id, limit=3)
+    assert [event.id for event in page.data] == ids[:3]
+    assert page.has_more
+
+
+def check_batch_norm(job: Job, model: torch.nn.Module, averaged: dict[str, torch.Tensor], folder: Path) -> None:
+    """The buffers are the pooled statistics over the job's own augmented training images."""
+    recipe = job.recipe
+    pack_archive(folder / "digits.zip", folder / "packed", Limits())
+    train = load_split(folder / "packed", "train", tuple(recipe.image_size), None)
+    normalize = recipe.normalize
+    prepare = Preparer(tuple(normalize.mean), tuple(normalize.std), recipe.augment, job.seed, torch.device("cpu"))
+    drawn = permutation(len(train), job.seed, "batchnorm")[:BATCH_NORM_IMAGES]
+    parts = enumerate(even_slices(len(drawn), forward_batch(tuple(recipe.image_size))))
+    batches = [prepare.augmented(train.images[drawn[part]], "batchnorm-augment", index) for index, part in parts]
+    for name, (mean, variance) in reference.batch_norm_statistics(model, batches).items():
+        found = averaged[f"module.{name}.running_mean"], averaged[f"module.{name}.running_var"]
+        torch.testing.assert_close(found[0].double(), mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[1].double(), variance, rtol=1e-4, atol=1e-5)
+
+
+def check_accuracy_with_the_metadata_alone(job: Job, weights: Path, folder: Path) -> None:
+    with safe_open(weights, framework="pt") as file:
+        metadata = file.metadata()
+    channels, height, width = json.loads(metadata["wbar.image_size"])
+    normalize = json.loads(metadata["wbar.normalize"])
+    model = initialized(Network(metadata["wbar.architecture"], int(metadata["wbar.num_classes"])))
+    model.load_state_dict({name.removeprefix("module."): tensor for name, tensor in load_file(weights).items()})
+    held_out = load_split(folder / "packed", "val", (height, width), None)
+    mean, std = (torch.tensor(normalize[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        logits = model.eval()(((held_out.images.float() / 255).expand(-1, channels, -1, -1) - mean) / std)
+    accuracy = (logits.argmax(1) == held_out.labels).double().mean().item()
+    loss = torch.nn.functional.cross_entropy(logits, held_out.labels).item()
+    assert accuracy == pytest.approx(job.result.metrics.averaged.accuracy)
+    assert loss == pytest.approx(job.result.metrics.averaged.loss, rel=1e-4)
+    assert json.loads(metadata["wbar.classes"]) == list("0123456789")
+    assert metadata["wbar.snapshots"] == "3"
+    assert not [value for value in metadata.values() if job.id in value]
+
+
+def check_result(job: Job, weights: Path) -> None:
+    result = job.result
+    assert result.weights.bytes == weights.stat().st_size
+    assert [point.n for point in result.curve] == [1, 2, 3]
+    assert result.curve[-1].loss == result.metrics.averaged.loss
+    assert result.verdict in ("better", "same", "worse")
+    assert job.progress.fraction == 1.0
+    assert job.attempts == 1
+
+
+def test_a_killed_worker_changes_nothing_in_the_weights(breakable: Service, tmp_path: Path) -> None:
+    """kill -9 of the worker process in the middle of a job: the same final bytes as an undisturbed run."""
+    breakable.start()
+    with breakable.client() as client:
+        first = client.jobs.wait(submit(client, tmp_path, method=METHOD | {"cycles": 4}).id, timeout=120)
+        assert first.status == "succeeded"
+        job = submit(client, tmp_path, method=METHOD | {"cycles": 4})
+        wait_until(lambda: (client.jobs.get(job.id).progress or Nowhere).step >= 40, 60, "the middle of the job")
+        breakable.signal("train", signal.SIGKILL)
+        assert client.jobs.get(job.id).status == "running"
+        breakable.start("train")
+        second = client.jobs.wait(job.id, timeout=120)
+        assert second.status == "succeeded", second.error
+        assert second.attempts == 2
+        assert second.result.weights.sha256 == first.result.weights.sha256
+        digests = [[s.sha256 for s in client.jobs.snapshots(found.id)] for found in (first, second)]
+        assert digests[0] == digests[1]
+        log = [event for event in client.jobs.events(job.id) if event.type == "log"]
+        assert any("went on from step" in event.data["message"] for event in log)
+        assert [e.data["n"] for e in client.jobs.events(job.id) if e.type == "snapshot"] == [1, 2, 3, 4]
+
+
+class Nowhere:
+    step = -1
