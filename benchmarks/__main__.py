@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import api_memory, first_step, import_time, training_speed, upload
-from benchmarks.running import THREADS
+from benchmarks.running import THREADS, machine_seconds, tree_seconds
 from benchmarks.table import Findings, Row, markdown, show
 
 MEASURES: dict[str, Callable[[bool], Findings]] = {
@@ -36,12 +36,12 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)  # an exception, so that whatever was started is stopped
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    findings, broken = Findings(), False
+    findings, others, broken = Findings(), dict[str, float](), False
     for name, measure in MEASURES.items():
         if options.only and name not in options.only:
             continue
         console.print(f"measuring {name} …")
-        began = time.perf_counter()
+        began, machine, ours = time.perf_counter(), machine_seconds(), tree_seconds(os.getpid())
         try:
             found = measure(options.quick)
         except Exception as error:
@@ -50,7 +50,11 @@ def main() -> int:
             found, broken = Findings([Row(name, "not measured", "–", f"{type(error).__name__}: {error}"[:300])]), True
         findings.rows += found.rows
         findings.notes += found.notes
-        console.print(f"  took {time.perf_counter() - began:.0f} s")
+        seconds = time.perf_counter() - began
+        others[name] = (machine_seconds() - machine - (tree_seconds(os.getpid()) - ours)) / seconds
+        console.print(f"  took {seconds:.0f} s")
+    busy = ", ".join(f"{name} {max(0.0, value):.2f}" for name, value in others.items())
+    findings.notes.append(f"processors that were busy with what is not ours (of {THREADS}): {busy}")
     title = _title(options.quick)
     show(console, title, findings)
     if options.markdown:
@@ -60,10 +64,9 @@ def main() -> int:
 
 def _title(quick: bool) -> str:
     trial = "quick trial; " if quick else ""
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return (
         f"wbar against peers and limits ({trial}{THREADS} CPUs, Python {platform.python_version()}, "
-        f"torch {torch.__version__}; load averages at the end {load}; median, range)"
+        f"torch {torch.__version__}; median, range)"
     )
 
 

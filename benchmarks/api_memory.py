@@ -2,11 +2,13 @@
 
 import tempfile
 import threading
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-from benchmarks.running import forget_peak, memory, running
+from benchmarks.running import Service, forget_peak, memory, running
 from benchmarks.table import Findings, Row
-from benchmarks.upload import GIB, MIB, random_file, send
+from benchmarks.upload import GIB, MIB, random_file, send, stamp
 
 GOAL = 32 * MIB
 SAMPLE_SECONDS = 0.05
@@ -33,25 +35,47 @@ class Watch(threading.Thread):
         self.join()
 
 
+@dataclass(frozen=True)
+class Use:
+    """Bytes resident before and after an upload, in the middle of what was seen while it came, and at the peak."""
+
+    before: int
+    typical: int
+    peak: int
+    after: int
+
+    @property
+    def growth(self) -> int:
+        return self.peak - self.before
+
+
 def measure(quick: bool) -> Findings:
-    size = 128 * MIB if quick else GIB
+    size, repetitions = (128 * MIB, 2) if quick else (GIB, 3)
     with tempfile.TemporaryDirectory(prefix="wbar-bench-") as folder, running() as service:
-        path, small = random_file(Path(folder) / "random", size), random_file(Path(folder) / "small", MIB)
-        send(service, small)  # whatever is loaded late is loaded now
-        api = service.api
-        before = memory(api, "VmRSS")
-        forget_peak(api)
-        with Watch(api) as watch:
-            send(service, path)
-        peak, after = memory(api, "VmHWM"), memory(api, "VmRSS")
-    middle = sorted(watch.seen)[len(watch.seen) // 2]
-    growth = peak - before
+        path = random_file(Path(folder) / "random", size)
+        send(service, random_file(Path(folder) / "small", MIB))  # whatever is loaded late is loaded now
+        uses = []
+        for repetition in range(repetitions):
+            stamp(path, repetition)
+            uses.append(_use(service, path))
+    # How much waits for the disk depends on the disk: the worst upload counts.
+    worst = max(uses, key=lambda use: use.growth)
     row = Row(
-        f"memory of the API while it receives {size // MIB:,} MiB",
-        f"grows by {growth / MIB:.1f} MiB at its peak",
-        f"before {before / MIB:.1f} MiB, while {middle / MIB:.1f} (median; peak {peak / MIB:.1f}), after {after / MIB:.1f}",
-        f"{peak / before:.2f}",
+        f"memory of the API while it receives {size // MIB:,} MiB, worst of {repetitions}",
+        f"grows by {worst.growth / MIB:.1f} MiB at its peak",
+        f"before {worst.before / MIB:.1f} MiB, while {worst.typical / MIB:.1f} (median; peak {worst.peak / MIB:.1f}), "
+        f"after {worst.after / MIB:.1f}",
+        f"{worst.peak / worst.before:.2f}",
         f"< {GOAL // MIB} MiB growth",
-        growth < GOAL,
+        worst.growth < GOAL,
     )
     return Findings([row])
+
+
+def _use(service: Service, path: Path) -> Use:
+    api = service.api
+    before = memory(api, "VmRSS")
+    forget_peak(api)
+    with Watch(api) as watch:
+        send(service, path)
+    return Use(before, int(median(watch.seen)), memory(api, "VmHWM"), memory(api, "VmRSS"))

@@ -34,6 +34,7 @@ from wbar import config
 
 RESTARTS, RESTART_WINDOW = 5, 60.0  # a part that dies more often than this is not started again
 STOP_SECONDS = 45.0
+LEFTOVER_SECONDS = 5.0
 POLL_SECONDS = 0.2
 
 
@@ -64,6 +65,17 @@ class Part:
             start_new_session=True,  # Ctrl-C in the terminal reaches this supervisor only
             preexec_fn=_end_with_parent,  # single-threaded here; a killed supervisor leaves nothing
         )
+
+    def gone(self) -> None:
+        """Wait until nothing of this part's process group is left (a worker's training processes end just after it)."""
+        if self.process is None:
+            return
+        deadline = time.monotonic() + LEFTOVER_SECONDS
+        with suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.killpg(self.process.pid, 0)
+                time.sleep(0.02)
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def flapping(self) -> bool:
         return len(self.starts) > RESTARTS and time.monotonic() - self.starts[0] < RESTART_WINDOW
@@ -211,6 +223,7 @@ class Embedded:
                 except subprocess.TimeoutExpired:
                     part.signal(signal.SIGKILL)
                     part.process.wait()
+                part.gone()
         if self._stop:
             waiting = self.store.jobs.unfinished()
             note = f"; {waiting} job(s) will go on at the next start" if waiting else ""

@@ -39,7 +39,7 @@ from training.meter import Clock, Meter, Reporter, Stopped
 from training.optim import make_optimizer
 from training.plan import Work
 from training.weights import WeightsWriter, output_names, read_tensors, run_digest
-from wbar.errors import OutOfMemory
+from wbar.errors import Diverged, OutOfMemory
 from wbar.jobs import Arms, CurvePoint, Score, StepPhase, Verdict
 
 BATCH_NORM_IMAGES = 2048
@@ -197,6 +197,7 @@ class Attempt:
     def _close_cycle(self, position: Position) -> None:
         """The trough: snapshot, mean, BatchNorm, evaluation."""
         self.meter.check()
+        self._check_finite(position)
         n = position.cycle
         found = self._predict(self.model, position)
         total = self.results.probabilities
@@ -260,6 +261,17 @@ class Attempt:
                 "`classes` (the checkpoint's class order), `recipe.normalize` and `recipe.image_size`",
             )
 
+    def _check_finite(self, position: Position) -> None:
+        """The last step before a trough may have broken the weights without a loss that would have shown it."""
+        # Buffers too: running variances overflow before the weights do.
+        if all(bool(torch.isfinite(t).all()) for t in self.model.state_dict().values()):
+            return
+        raise Diverged(
+            f"the weights were NaN or infinite at the end of cycle {position.cycle} (step {position.step + 1}, "
+            f"{position.phase} phase, learning rate {position.lr:g}): lower method.high.lr or method.pull; snapshots made "
+            "before are kept"
+        )
+
     def _evaluate_mean(self, position: Position) -> Score:
         self.mean.copy_to(self.probe)
         self._recompute(self.probe, position)
@@ -281,14 +293,24 @@ class Attempt:
 
         drawn = permutation(len(self.train), self.plan.seed, "batchnorm")[:BATCH_NORM_IMAGES]
         slices = even_slices(len(drawn), forward_batch(self.plan.image_size))
-        recompute_batch_norm(model, [(index, drawn[part]) for index, part in enumerate(slices)], forward)
+        try:
+            recompute_batch_norm(model, [(index, drawn[part]) for index, part in enumerate(slices)], forward)
+        except ValueError as error:
+            step = f"after step {position.step + 1}" if position else "for the start"
+            raise Diverged(f"BatchNorm statistics could not be computed {step}: {error}") from error
 
     def _predict(self, model: nn.Module, position: Position | None) -> Outputs:
         def tick(images: int) -> None:
             self.clock.spend(images, training=False)
             self._beat("evaluate", position)
 
-        return predict(model, self.val, self.prepare, self.plan.bfloat16, tick)
+        found = predict(model, self.val, self.prepare, self.plan.bfloat16, tick)
+        if not bool(torch.isfinite(found.losses).all()):
+            when = f"after cycle {position.cycle}" if position else "of the start"
+            raise Diverged(
+                f"the loss on held-out images {when} is not finite: lower method.high.lr, or check the start"
+            )
+        return found
 
     def _order(self, epoch: int) -> Tensor:
         """The epoch's order of the training images; drawn once per epoch, a function of seed and epoch."""

@@ -32,7 +32,9 @@ def need(extra: str, *modules: str) -> None:
     """End with a sentence naming the extra if one of its modules is not installed."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        errors.print(f"this command needs {', '.join(missing)}: pip install 'wbar[{extra}]'", markup=False)
+        errors.print(
+            f"this command needs {', '.join(missing)}: pip install 'wbar[{extra}]'", markup=False, soft_wrap=True
+        )
         raise typer.Exit(USAGE)
 
 

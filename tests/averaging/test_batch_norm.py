@@ -96,5 +96,5 @@ def test_a_model_without_batch_norm_reads_nothing() -> None:
 
 def test_a_single_value_has_no_variance() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3))
-    with pytest.raises(ValueError, match="single value|more than 1 value"):
+    with pytest.raises(ValueError, match=r"single value|more than 1 value"):
         recompute_batch_norm(model, [torch.zeros(1, 3, 1, 1)])

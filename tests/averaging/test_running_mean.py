@@ -107,7 +107,7 @@ def test_missing_tensors_are_named() -> None:
 
 
 def test_refuses_a_low_accumulation_dtype() -> None:
-    with pytest.raises(ValueError, match="float32 or torch.float64"):
+    with pytest.raises(ValueError, match=r"float32 or torch\.float64"):
         RunningMean(sources(1)[0], dtype=torch.bfloat16)
 
 

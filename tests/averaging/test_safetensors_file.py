@@ -1,5 +1,6 @@
 """Headers are believed only after they were checked; equal content gives equal bytes."""
 
+import contextlib
 import json
 import struct
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_equal_content_gives_equal_bytes_whatever_the_order_and_layout(tmp_path:
 
 
 def test_a_dtype_outside_the_format_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="z: torch.complex64"):
+    with pytest.raises(ValueError, match=r"z: torch\.complex64"):
         write_safetensors(tmp_path / "x", {"z": torch.zeros(2, dtype=torch.complex64)}, {})
 
 
@@ -98,7 +99,5 @@ def test_random_damage_is_read_or_refused_never_a_crash(tmp_path: Path, noise: b
     content = bytearray(path.read_bytes())
     content[at : at + len(noise)] = noise
     path.write_bytes(content)
-    try:
-        read_header(path)
-    except InvalidSafetensors as error:
-        assert str(error)
+    with contextlib.suppress(InvalidSafetensors):
+        assert isinstance(read_header(path), dict)

@@ -1,7 +1,6 @@
 """Claims, fences, leases and transitions, on every database."""
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ MINE, OTHER = Tenant("default"), Tenant("other")
 
 
 @pytest.fixture
-def store(database: Database) -> Iterator[Jobs]:
+def store(database: Database) -> Jobs:
     with database.write() as connection:
         for table, row in ((checkpoints, "ckpt_1"), (datasets, "ds_1")):
             values: dict[str, Any] = {
@@ -37,7 +36,7 @@ def store(database: Database) -> Iterator[Jobs]:
                 else {"task": "classification", "options": {}}
             )
             connection.execute(insert(table).values(**values))
-    yield Jobs(database, Doorbell("memory://"))
+    return Jobs(database, Doorbell("memory://"))
 
 
 def submit(store: Jobs, tenant: Tenant = MINE, **changes: Any) -> str:

