@@ -153,9 +153,7 @@ def interpolated(value: Any, variables: dict[str, str]) -> Any:
             raise Missing(f"{found['name']}: {found['rest']}")
         return given or (found["rest"] if found["operator"] == ":-" else "")
 
-    return re.sub(
-        r"\$(?:(?P<escape>\$)|\{(?P<name>\w+)(?:(?P<operator>:-|:\?)(?P<rest>[^}]*))?\}|)", replace, value
-    )
+    return re.sub(r"\$(?:(?P<escape>\$)|\{(?P<name>\w+)(?:(?P<operator>:-|:\?)(?P<rest>[^}]*))?\}|)", replace, value)
 
 
 def read(**variables: str) -> dict[str, Any]:
@@ -391,7 +389,9 @@ class Here:
 def here(tmp_path: Path) -> Iterator[Here]:
     """An empty store on SQLite; `memory://` stands for a broker that answers."""
     settings = StoreSettings(
-        database_url=f"sqlite:///{tmp_path / 'wbar.db'}", broker_url="memory://", blobs_url=f"file://{tmp_path / 'blobs'}"
+        database_url=f"sqlite:///{tmp_path / 'wbar.db'}",
+        broker_url="memory://",
+        blobs_url=f"file://{tmp_path / 'blobs'}",
     )
     store = Store.open(settings)
     upgrade(store.database)

@@ -1,5 +1,6 @@
 """What the loop tells about itself: losses gathered on the device, checked for divergence, reported now and then."""
 
+import math
 import time
 from typing import Any, Protocol
 
@@ -81,6 +82,12 @@ class Meter:
     def point(self, position: Position, grad_norm: float, distance: float, pull_loss: float) -> MetricsPoint:
         """The metrics point that ends at `position`: the mean loss since the one before."""
         self.check()
+        if not (math.isfinite(grad_norm) and math.isfinite(distance)):
+            raise Diverged(
+                f"the gradient's norm became {grad_norm} at step {position.step + 1} (cycle {position.cycle}, "
+                f"{position.phase} phase, learning rate {position.lr:g}): lower method.{position.phase}.lr; snapshots made "
+                "before are kept"
+            )
         mean = self._sum / self._count
         self._sum, self._count = 0.0, 0
         return MetricsPoint(

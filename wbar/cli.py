@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from wbar import __version__, display
-from wbar.client import Client, Step
+from wbar.client import Client
 from wbar.errors import Rejected, Unreachable, WbarError
+from wbar.transfers import Step
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 datasets_app = typer.Typer(no_args_is_help=True, help="Datasets: add, list.")
@@ -68,14 +69,15 @@ def upload(
 @datasets_app.command("add")
 def add_dataset(
     source: Annotated[
-        str, typer.Argument(help="An archive's path, builtin:digits, builtin:fashion-mnist, file://…, s3://…")
+        str,
+        typer.Argument(help="An archive's or folder's path, builtin:digits, builtin:fashion-mnist, file://…, s3://…"),
     ],
     name: Annotated[str | None, typer.Option()] = None,
     max_train_images: Annotated[int | None, typer.Option(help="Keep so many training images (built-in sets).")] = None,
 ) -> None:
     """Add a dataset, wait until it was read, print its id."""
-    if ":" not in source and not Path(source).is_file():
-        raise typer.BadParameter(f"{source!r} is no file and no builtin:, file:// or s3:// source")
+    if ":" not in source and not Path(source).exists():
+        raise typer.BadParameter(f"{source!r} is no file or folder and no builtin:, file:// or s3:// source")
     with Client() as client, display.transfer(errors) as bar:
         step = None if source.startswith(("builtin:", "file:", "s3:")) else _step(bar, f"upload {Path(source).name}")
         made = client.datasets.create(source, name=name, max_train_images=max_train_images, step=step)

@@ -8,12 +8,11 @@ job = client.jobs.wait(job.id)
 client.jobs.download(job.id, "averaged.safetensors")
 """
 
-import base64
-import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,14 +22,13 @@ from pydantic import BaseModel
 from wbar import __version__, config
 from wbar.checkpoints import Checkpoint
 from wbar.datasets import Dataset
-from wbar.errors import REFUSED, REJECTED, DigestMismatch, Refused, Rejected, Unreachable, WbarError
+from wbar.errors import REFUSED, REJECTED, Refused, Rejected, Unreachable
 from wbar.jobs import Event, Job, MetricsPoint, Snapshot
 from wbar.lists import Page
 from wbar.states import TERMINAL
+from wbar.transfers import Step, as_archive, chunks, download, upload_headers
 
-CHUNK = 1024 * 1024
 Model = TypeVar("Model", bound=BaseModel)
-Step = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 class Client:
@@ -59,8 +57,15 @@ class Client:
         raise_for_problem(response)
         return response
 
-    def stream(self, path: str, headers: dict[str, str]) -> Any:
-        return self._http.stream("GET", path, headers=headers)
+    @contextmanager
+    def stream(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        """A GET whose body is read as it comes; the same errors as `request`, also while it is read."""
+        try:
+            with self._http.stream("GET", path, headers=headers) as response:
+                raise_for_problem(response)
+                yield response
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> Unreachable:
         return Unreachable(f"no answer from {self.url} ({error}): is `wbar up` running, or WBAR_URL set?")
@@ -110,31 +115,6 @@ class _Resource:
             time.sleep(poll)
 
 
-def _hashed(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _chunks(path: Path, step: Step | None) -> Iterator[bytes]:
-    total, done = path.stat().st_size, 0
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            yield chunk
-            done += len(chunk)
-            if step is not None:
-                step(done, total)
-
-
-def _upload_headers(path: Path, idempotency_key: str | None) -> dict[str, str]:
-    digest = base64.b64encode(bytes.fromhex(_hashed(path))).decode()
-    headers = {
-        "Content-Type": "application/octet-stream",
-        "Content-Length": str(path.stat().st_size),
-        "Repr-Digest": f"sha-256=:{digest}:",
-    }
-    return headers | ({"Idempotency-Key": idempotency_key} if idempotency_key else {})
-
-
 class Checkpoints(_Resource):
     def create(
         self,
@@ -158,8 +138,8 @@ class Checkpoints(_Resource):
             "POST",
             "/v1/checkpoints",
             params={key: value for key, value in params.items() if value is not None},
-            content=_chunks(path, step),
-            headers=_upload_headers(path, idempotency_key),
+            content=chunks(path, step),
+            headers=upload_headers(path, idempotency_key),
         )
         created = Checkpoint.model_validate(response.json())
         if not wait:
@@ -178,7 +158,7 @@ class Checkpoints(_Resource):
 
     def download(self, checkpoint_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """The bytes as uploaded; see Jobs.download."""
-        return _download(self._client, f"/v1/checkpoints/{checkpoint_id}/content", Path(path), step)
+        return download(self._client, f"/v1/checkpoints/{checkpoint_id}/content", Path(path), step)
 
 
 class Datasets(_Resource):
@@ -193,21 +173,22 @@ class Datasets(_Resource):
         step: Step | None = None,
         idempotency_key: str | None = None,
     ) -> Dataset:
-        """A built-in set (`builtin:digits`), a location the operator allows (`file://…`, `s3://…`), or an archive's path."""
+        """A built-in set (`builtin:digits`), a location the operator allows (`file://…`, `s3://…`), or the path of an
+        archive or of a folder with `train/<class>/` images."""
         if isinstance(source, str) and source.startswith(("builtin:", "file://", "s3://")):
             body = {"source": source} | ({"max_train_images": max_train_images} if max_train_images else {})
             headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
             params = {"name": name} if name else {}
             response = self._client.request("POST", "/v1/datasets", params=params, json=body, headers=headers)
         else:
-            path = Path(source)
-            response = self._client.request(
-                "POST",
-                "/v1/datasets",
-                params={"name": name or path.name},
-                content=_chunks(path, step),
-                headers=_upload_headers(path, idempotency_key),
-            )
+            with as_archive(Path(source)) as path:
+                response = self._client.request(
+                    "POST",
+                    "/v1/datasets",
+                    params={"name": name or Path(source).name},
+                    content=chunks(path, step),
+                    headers=upload_headers(path, idempotency_key),
+                )
         created = Dataset.model_validate(response.json())
         if not wait:
             return created
@@ -289,14 +270,13 @@ class Jobs(_Resource):
                     if event.type == "status" and event.data["status"] in TERMINAL:
                         return
                 return
-            except httpx.TransportError as error:
+            except Unreachable:
                 if time.monotonic() - silent_since > patience:
-                    raise self._client._unreachable(error) from error
+                    raise
                 time.sleep(0.5)
 
     def _stream(self, job_id: str, headers: dict[str, str]) -> Iterator[Event]:
         with self._client.stream(f"/v1/jobs/{job_id}/events", headers) as response:
-            raise_for_problem(response)
             for line in response.iter_lines():
                 # Every event is one `data:` line; comments are keep-alives.
                 if line.startswith("data:"):
@@ -328,52 +308,8 @@ class Jobs(_Resource):
         step: Step | None = None,
     ) -> Path:
         """w̄ to `path`. An interrupted download goes on where it stopped; the digest is verified before the file appears."""
-        return _download(self._client, f"/v1/jobs/{job_id}/weights?format={format}", Path(path), step)
+        return download(self._client, f"/v1/jobs/{job_id}/weights?format={format}", Path(path), step)
 
     def download_snapshot(self, job_id: str, n: int, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """w_n to `path`; see download."""
-        return _download(self._client, f"/v1/jobs/{job_id}/snapshots/{n}/weights", Path(path), step)
-
-
-def _download(client: Client, path: str, target: Path, step: Step | None) -> Path:
-    """Into `<target>.part` with a range where a part is there already, then verified and renamed."""
-    part, mark = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.part.etag")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    headers: dict[str, str] = {}
-    if part.exists() and mark.exists() and part.stat().st_size > 0:
-        headers = {"Range": f"bytes={part.stat().st_size}-", "If-Range": mark.read_text()}
-    try:
-        with client.stream(path, headers) as response:
-            if response.status_code == 416:
-                # The part is as long as the content already: it only has to be verified, or it is none of it.
-                response.read()
-                part.unlink()
-                return _download(client, path, target, step)
-            raise_for_problem(response)
-            etag = response.headers["etag"]
-            mark.write_text(etag)
-            resumed = response.status_code == 206
-            done = part.stat().st_size if resumed else 0
-            total = done + int(response.headers["content-length"])
-            with open(part, "ab" if resumed else "wb") as file:
-                for chunk in response.iter_bytes(CHUNK):
-                    file.write(chunk)
-                    done += len(chunk)
-                    if step is not None:
-                        step(done, total)
-                file.flush()
-                os.fsync(file.fileno())
-    except httpx.TransportError as error:
-        raise client._unreachable(error) from error
-    expected, found = etag.strip('"'), _hashed(part)
-    mark.unlink(missing_ok=True)
-    if found != expected:
-        part.unlink()
-        raise DigestMismatch(
-            f"the download has sha-256 {found}, the service says {expected}: it was thrown away, try again"
-        )
-    os.replace(part, target)
-    return target
-
-
-__all__ = ["Client", "WbarError"]
+        return download(self._client, f"/v1/jobs/{job_id}/snapshots/{n}/weights", Path(path), step)

@@ -95,12 +95,11 @@ def delete_checkpoint(checkpoint_id: str, store: StoreOf, tenant: TenantOf) -> d
     return {"id": checkpoint_id, "object": "checkpoint", "deleted": True}
 
 
-@router.api_route(
+@router.head("/{checkpoint_id}/content", response_class=Response, include_in_schema=False)
+@router.get(
     "/{checkpoint_id}/content",
-    methods=["GET", "HEAD"],
     response_class=Response,
     responses={**OPENAPI_RESPONSES, **responses(404, 409, 416)},
-    operation_id="get_checkpoint_content",
 )
 def get_checkpoint_content(checkpoint_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
     """The bytes as they were uploaded; only of a checkpoint that is `ready`."""

@@ -184,12 +184,11 @@ def list_snapshots(job_id: str, store: StoreOf, tenant: TenantOf, page: Paging) 
     return as_page(chosen, begin + page.limit < len(rows))
 
 
-@router.api_route(
+@router.head("/{job_id}/snapshots/{n}/weights", response_class=Response, include_in_schema=False)
+@router.get(
     "/{job_id}/snapshots/{n}/weights",
-    methods=["GET", "HEAD"],
     response_class=Response,
     responses={**OPENAPI_RESPONSES, **responses(404, 416)},
-    operation_id="get_snapshot_weights",
 )
 def get_snapshot_weights(job_id: str, n: int, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
     """w_n as a safetensors file, while the job runs and after it ended however it did."""
@@ -201,12 +200,11 @@ def get_snapshot_weights(job_id: str, n: int, request: Request, store: StoreOf, 
     return blob_response(request, store.blobs, rows[n].sha256, f"{job_id}-snapshot-{n}.safetensors")
 
 
-@router.api_route(
+@router.head("/{job_id}/weights", response_class=Response, include_in_schema=False)
+@router.get(
     "/{job_id}/weights",
-    methods=["GET", "HEAD"],
     response_class=Response,
     responses={**OPENAPI_RESPONSES, **responses(404, 409, 416)},
-    operation_id="get_weights",
 )
 def get_weights(
     job_id: str,

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,16 @@ def test_problems_are_raised_as_the_class_of_their_code(service: Service, tmp_pa
         stranger.jobs.list()
     with Client("http://127.0.0.1:9", "x") as nobody, pytest.raises(Unreachable, match="wbar up"):
         nobody.jobs.list()
+
+
+def test_a_folder_of_images_is_uploaded_as_it_lies(service: Service, tmp_path: Path) -> None:
+    with zipfile.ZipFile(write_archive(tmp_path)) as archive:
+        archive.extractall(tmp_path / "digits")
+    with service.client() as client:
+        first, second = (client.datasets.create(tmp_path / "digits") for _ in range(2))
+    assert first.name == "digits"
+    assert first.splits["train"].images == 120
+    assert first.sha256 == second.sha256
 
 
 def test_a_download_goes_on_where_it_stopped_and_is_verified(service: Service, tmp_path: Path) -> None:
