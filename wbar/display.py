@@ -16,6 +16,11 @@ ARMS = (
     ("averaged", "w̄ (averaged)"),
     ("ensemble", "ensemble of snapshots"),
 )
+VERDICTS = {
+    "better": "w̄ is better than the start, by more than two standard errors",
+    "worse": "w̄ is worse than the start, by more than two standard errors",
+    "same": "w̄ and the start are the same within two standard errors",
+}
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -94,6 +99,5 @@ def summary(result: Result) -> list[str]:
     return [
         f"curve (n: accuracy/NLL of the mean of n snapshots)  {points}",
         f"NLL over n  {marks}  ({losses[0]:.4f} → {losses[-1]:.4f})",
-        f"verdict: w̄ is {result.verdict}{'' if result.verdict == 'same' else ' than the start'}"
-        f"{' as the start, within two standard errors' if result.verdict == 'same' else ''} (paired per-image loss)",
+        f"verdict: {VERDICTS[result.verdict]} (paired per-image loss on held-out images)",
     ]

@@ -1,5 +1,6 @@
 """Archives of real images are packed as they are; what is wrong with one is named."""
 
+import gzip
 import io
 import tarfile
 import zipfile
@@ -205,6 +206,25 @@ def test_builtin_digits_are_the_real_scans(tmp_path: Path) -> None:
     assert 95 <= again.images["train"] <= 105
     with pytest.raises(UnknownSource, match="builtin:cifar"):
         pack_builtin("cifar", tmp_path / "out", None)
+
+
+def test_fashion_mnist_is_read_from_its_idx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file format of the Debian package and of torchvision's folder, plain and gzipped, on digits."""
+    images = (DIGITS.images[:60] * 15.9).astype(np.uint8)
+    labels = DIGITS.target[:60].astype(np.uint8)
+    for kind, pack in (("train", gzip.compress), ("t10k", bytes)):
+        suffix = ".gz" if pack is gzip.compress else ""
+        head = bytes([0, 0, 8, 3]) + np.array([60, 8, 8], ">u4").tobytes()
+        (tmp_path / f"{kind}-images-idx3-ubyte{suffix}").write_bytes(pack(head + images.tobytes()))
+        head = bytes([0, 0, 8, 1]) + np.array([60], ">u4").tobytes()
+        (tmp_path / f"{kind}-labels-idx1-ubyte{suffix}").write_bytes(pack(head + labels.tobytes()))
+    monkeypatch.setattr("training.dataset_files.FASHION_FOLDERS", (tmp_path,))
+    packed = pack_builtin("fashion-mnist", tmp_path / "out", None)
+    assert packed.images == {"train": 60, "val": 60}
+    assert packed.classes[9] == "Ankle boot"
+    train = load_split(tmp_path / "out", "train", (8, 8), None)
+    assert torch.equal(train.images[:, 0], torch.from_numpy(images))
+    assert train.labels.tolist() == labels.tolist()
 
 
 def test_stratified_takes_from_every_class_and_leaves_some() -> None:

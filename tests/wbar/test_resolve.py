@@ -1,0 +1,103 @@
+"""`auto` is a static function of the catalog, the checkpoint and the dataset; what cannot fit is refused with both values."""
+
+import pytest
+
+from wbar.checkpoints import NetworkArchitecture
+from wbar.datasets import Dataset, ImageShape, Split
+from wbar.errors import ChannelsMismatch, ClassesMismatch, ImageSizeUnsupported
+from wbar.method import Method, Phase
+from wbar.recipe import Normalization, Optimizer, Recipe
+from wbar.resolve import IMAGENET, resolve_classes, resolve_method, resolve_recipe
+
+GREY = Normalization(mean=[0.3], std=[0.4])
+COLOUR = Normalization(mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2])
+
+
+def network(name: str = "resnet20", **more: object) -> NetworkArchitecture:
+    return NetworkArchitecture(name=name, num_classes=10, source="detected", **more)  # type: ignore[arg-type]
+
+
+def dataset(images: int = 50_000, size: int = 32, channels: int = 3, source: str | None = None) -> Dataset:
+    return Dataset(
+        id="ds_1", name="x", status="ready", task="classification", source=source, classes=list("abcdefghij"),
+        splits={"train": Split(images=images), "val": Split(images=100)},
+        image=ImageShape(channels=channels, height=size, width=size), bytes=1, sha256="0", error=None, created_at="",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "optimizer", "decay", "batch", "high", "low"),
+    [
+        ("resnet20", 50_000, "sgd", 5e-4, 128, 0.05, 0.005),
+        ("resnet20", 1438, "sgd", 5e-4, 64, 0.025, 0.0025),
+        ("resnet20", 60, "sgd", 5e-4, 8, 0.003125, 0.0003125),
+        ("cifar_vgg16_bn", 50_000, "sgd", 5e-4, 128, 0.025, 0.0025),
+        ("resnet50", 50_000, "sgd", 5e-4, 128, 0.025, 0.0025),
+        ("convnext_tiny", 50_000, "adamw", 0.05, 128, 6.25e-5, 6.25e-6),
+    ],
+)
+def test_the_defaults_by_hand(
+    name: str, images: int, optimizer: str, decay: float, batch: int, high: float, low: float
+) -> None:
+    recipe = resolve_recipe(Recipe(), network(name), dataset(images), COLOUR, gpu=False)
+    method = resolve_method(Method(), recipe, network(name))
+    assert (recipe.optimizer.name, recipe.optimizer.weight_decay, recipe.batch_size) == (optimizer, decay, batch)
+    assert (method.high.lr, method.low.lr, method.pull) == (pytest.approx(high), pytest.approx(low), 5e-4)
+    assert (method.cycles, method.high.epochs, method.low.epochs) == (6, 1, 1)
+    assert recipe.image_size == (32, 32)
+    assert recipe.normalize == COLOUR
+    assert "auto" not in recipe.model_dump_json() + method.model_dump_json()
+
+
+def test_what_is_given_stays() -> None:
+    asked = Recipe(optimizer=Optimizer(name="adamw", weight_decay=0.1), batch_size=32, augment="none", precision="bfloat16",
+                   normalize="imagenet", image_size=48)  # fmt: skip
+    recipe = resolve_recipe(asked, network(), dataset(), COLOUR, gpu=False)
+    assert recipe.optimizer == asked.optimizer
+    assert (recipe.batch_size, recipe.augment, recipe.precision, recipe.image_size) == (
+        32,
+        "none",
+        "bfloat16",
+        (48, 48),
+    )
+    assert recipe.normalize == IMAGENET
+    method = resolve_method(Method(high=Phase(lr=0.3, epochs=2), pull=0), recipe, network())
+    assert (method.high.lr, method.high.epochs, method.low.lr, method.pull) == (0.3, 2, pytest.approx(0.03), 0)
+
+
+def test_precision_and_flips_depend_on_what_is_there() -> None:
+    assert resolve_recipe(Recipe(), network(), dataset(), COLOUR, gpu=True).precision == "bfloat16"
+    assert resolve_recipe(Recipe(), network(), dataset(), COLOUR, gpu=False).augment == "pad_crop_flip"
+    digits = dataset(channels=1, source="builtin:digits")
+    assert resolve_recipe(Recipe(), network(), digits, GREY, gpu=False).augment == "pad_crop"
+
+
+def test_grey_images_are_repeated_to_the_networks_channels() -> None:
+    recipe = resolve_recipe(Recipe(), network(), dataset(channels=1), GREY, gpu=False)
+    assert recipe.normalize == Normalization(mean=[0.3] * 3, std=[0.4] * 3)
+    one = resolve_recipe(Recipe(), network(channels=1), dataset(channels=1), GREY, gpu=False)
+    assert one.normalize == GREY
+    with pytest.raises(ChannelsMismatch, match="3 channels and the checkpoint's network takes 1"):
+        resolve_recipe(Recipe(), network(channels=1), dataset(channels=3), COLOUR, gpu=False)
+
+
+def test_image_sizes_a_network_does_not_take() -> None:
+    with pytest.raises(ImageSizeUnsupported, match="at least 63x63 pixels and would get 32x32"):
+        resolve_recipe(Recipe(), network("alexnet"), dataset(), COLOUR, gpu=False)
+    vit = network("vit_b_16", image_size=224)
+    assert resolve_recipe(Recipe(), vit, dataset(), COLOUR, gpu=False).image_size == (224, 224)
+    with pytest.raises(ImageSizeUnsupported, match="trained at 224x224 and takes no other size, not 64x64"):
+        resolve_recipe(Recipe(image_size=64), vit, dataset(), COLOUR, gpu=False)
+
+
+def test_class_orders() -> None:
+    assert resolve_classes(None, network(), dataset()) is None
+    order = list("jihgfedcba")
+    assert resolve_classes(order, network(), dataset()) == order
+    small = NetworkArchitecture(name="resnet20", num_classes=5, source="detected")
+    with pytest.raises(ClassesMismatch, match="10 classes and the checkpoint's network has 5 outputs"):
+        resolve_classes(None, small, dataset())
+    with pytest.raises(ClassesMismatch, match="9 different classes"):
+        resolve_classes(list("aabcdefghi"), network(), dataset())
+    with pytest.raises(ClassesMismatch, match=r"does not name \['j'\]"):
+        resolve_classes(list("abcdefghiz"), network(), dataset())
