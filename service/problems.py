@@ -8,10 +8,20 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wbar.errors import BadRequest, Conflict, InternalError, MethodNotAllowed, NotFound, Refused, ValidationFailed
+from wbar.errors import (
+    BadRequest,
+    Conflict,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    Refused,
+    Unavailable,
+    ValidationFailed,
+)
 
 log = logging.getLogger("wbar.service")
 
@@ -96,6 +106,15 @@ def install(app: FastAPI) -> None:
         }
         headers = dict(error.headers) if error.headers else None
         return as_response(known.get(error.status_code, Conflict(str(error.detail))), headers)
+
+    @app.exception_handler(DBAPIError)
+    async def away(request: Request, error: DBAPIError) -> JSONResponse:
+        if not isinstance(error, OperationalError | InterfaceError):
+            return await unforeseen(request, error)
+        log.error("the database is away: %s", str(error.orig).splitlines()[0])
+        return as_response(
+            Unavailable("the database does not answer: nothing was changed, try again"), {"Retry-After": "5"}
+        )
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Double, Engine, Select, Table, create_engine, event, select
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql.functions import FunctionElement
 
 
@@ -28,7 +28,7 @@ def _now_postgresql(_element: Any, _compiler: Any, **_: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
 
 
-_WRITES = "wbar_writes"
+_WRITES, _DURABLE = "wbar_writes", "wbar_durable"
 
 
 class Database:
@@ -45,9 +45,14 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A transaction, committed at the end of the block, rolled back by an exception."""
-        with self.engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
+    def write(self, durable: bool = True) -> Iterator[Connection]:
+        """A transaction, committed at the end of the block, rolled back by an exception.
+
+        durable=False: a power cut may undo it (not a killed process); for heartbeats, which come twice a second. Only
+        SQLite makes a difference: it would sync the disk for each.
+        """
+        options = {_WRITES: True, _DURABLE: durable}
+        with self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     def dispose(self) -> None:
@@ -55,19 +60,22 @@ class Database:
 
 
 def _sqlite(url: str) -> Engine:
-    # No pool: a connection costs microseconds, and none is shared between threads or inherited by a fork.
-    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": 30, "isolation_level": None})
+    connect = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
+    engine = create_engine(url, poolclass=QueuePool, pool_size=8, max_overflow=32, connect_args=connect)
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # a committed row survives a power cut, as its blob does
         connection.execute("PRAGMA foreign_keys=ON")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         # A plain BEGIN that reads first and writes later fails "locked" under contention; IMMEDIATE waits.
-        writes = connection.get_execution_options().get(_WRITES, False)
+        options = connection.get_execution_options()
+        writes = options.get(_WRITES, False)
+        if writes:
+            # FULL: a committed row survives a power cut, as its blob does.
+            connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options.get(_DURABLE, True) else 'NORMAL'}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine

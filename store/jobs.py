@@ -148,7 +148,7 @@ class Jobs:
         self, job_id: str, attempt: int, lease_seconds: float, progress: dict[str, Any] | None, event: bool = False
     ) -> str | None:
         """Carry progress out, renew the lease, bring a reason to stop in: None, `pause`, or `gone` (the fence is stale)."""
-        with self.database.write() as connection:
+        with self.database.write(durable=False) as connection:
             values: dict[str, Any] = {"lease_until": now() + lease_seconds}
             if progress is not None:
                 values["progress"] = progress
@@ -168,7 +168,7 @@ class Jobs:
 
     def add_metrics(self, job_id: str, attempt: int, points: list[dict[str, Any]]) -> bool:
         """Points of the training series; a step that was reported before keeps its first report (they are equal)."""
-        with self.database.write() as connection:
+        with self.database.write(durable=False) as connection:
             if not self._is_mine(connection, job_id, attempt):
                 return False
             statement = _dialect(connection).insert(metrics)
@@ -185,13 +185,20 @@ class Jobs:
             return True
 
     def add_snapshot(self, connection: Connection, job_id: str, attempt: int, values: dict[str, Any]) -> bool:
-        """Record w_n in the caller's transaction, once; False if it was recorded before or the fence is stale."""
+        """Record w_n in the caller's transaction; False if the same was recorded before or the fence is stale.
+
+        A job that had to start over (its state was another version's) replaces what it recorded.
+        """
         if not self._is_mine(connection, job_id, attempt):
             return False
         statement = _dialect(connection).insert(snapshots)
         row = connection.execute(
             statement.values(id=new_id("snap"), job=job_id, created_at=now(), **values)
-            .on_conflict_do_nothing()
+            .on_conflict_do_update(
+                index_elements=[snapshots.c.job, snapshots.c.n],
+                set_=values,
+                where=snapshots.c.sha256 != values["sha256"],
+            )
             .returning(*snapshots.c)
         ).first()
         if row is None:

@@ -43,6 +43,7 @@ from wbar.errors import Diverged, OutOfMemory
 from wbar.jobs import Arms, CurvePoint, Score, StepPhase, Verdict
 
 BATCH_NORM_IMAGES = 2048
+BEAT_SECONDS = 0.4  # how often the host waits for the device, to tell where the job is (it decides about no number)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Attempt:
     def __init__(self, work: Work, reporter: Reporter) -> None:
         self.work, self.reporter, self.plan = work, reporter, work.plan()
         self.device = torch.device(work.device)
-        state = resume.load(work.resume, run_digest(work), torch.device("cpu")) if work.resume else None
+        state = self._load_state()
         _make_deterministic(work, state.threads if state else work.threads)
         packed = Packed.read(work.dataset)
         order = [work.classes.index(name) for name in packed.classes] if work.classes else None
@@ -87,11 +88,20 @@ class Attempt:
         self.meter = Meter(self.schedule.total_steps)
         self.results = resume.Results()
         self.step = 0
-        self._saved_at = time.monotonic()
+        self._saved_at = self._beat_at = time.monotonic()
         self._durable: Path | None = None
         self._order_of, self._shuffled = 0, torch.empty(0)
         if state is not None:
             self._restore(state)
+
+    def _load_state(self) -> resume.State | None:
+        if self.work.resume is None:
+            return None
+        try:
+            return resume.load(self.work.resume, run_digest(self.work), torch.device("cpu"))
+        except resume.OtherState as error:
+            self.reporter.log("warning", f"{error}: the job starts over")
+            return None
 
     def _build(self) -> None:
         work, plan = self.work, self.plan
@@ -150,6 +160,7 @@ class Attempt:
             self._evaluate_start()
         self.model.train()
         self.meter.pause()
+        began = self.step
         while self.step < self.schedule.total_steps:
             position = self.schedule.at(self.step)
             self._train_step(position)
@@ -160,7 +171,8 @@ class Attempt:
                 self._save(durable=True)
             elif time.monotonic() - self._saved_at >= self.work.save_every_seconds:
                 self._save(durable=False)
-            if self.meter.due() or position.ends_phase:
+            first = self.step == began + 1
+            if first or position.ends_phase or time.monotonic() - self._beat_at >= BEAT_SECONDS:
                 self.meter.check()
                 self._beat(position.phase, position, can_stop=True)
         return self._finish()
@@ -344,10 +356,11 @@ class Attempt:
         self.reporter.saved(str(path), self.step, durable)
 
     def _beat(self, phase: StepPhase, position: Position | None, can_stop: bool = False) -> None:
+        self._beat_at = time.monotonic()
         reason = self.reporter.heartbeat(self.clock.progress(phase, position, self.meter, self.step))
         if reason is None:
             return
-        if can_stop and reason != "cancel":
+        if can_stop and reason != "cancel" and not (self._durable and resume.step_of(self._durable) == self.step):
             self._save(durable=True)
         if can_stop or reason == "cancel":
             raise Stopped(reason)

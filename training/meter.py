@@ -12,7 +12,6 @@ from wbar.errors import Diverged
 from wbar.jobs import MetricsPoint, Progress, Score, StepPhase
 
 POINTS = 1000  # about so many points in a job's metrics series, whatever its length
-CHECK_SECONDS = 0.4  # how often the host waits for the device to learn the loss
 
 
 class Reporter(Protocol):
@@ -44,15 +43,10 @@ class Meter:
         self.every = max(1, -(-total_steps // POINTS))
         self.loss: float | None = None
         self.images_per_second: float | None = None
-        self._checked = time.monotonic()
 
     def add(self, position: Position, loss: Tensor, images: int) -> None:
         self._pending.append((position, loss))
         self._images += images
-
-    def due(self) -> bool:
-        """Whether the host should look again (by the clock: it decides about reports, never about numbers)."""
-        return time.monotonic() - self._checked >= CHECK_SECONDS
 
     def check(self) -> None:
         """Read the losses gathered since the last check. Raises Diverged at the first that is not finite."""
@@ -73,7 +67,7 @@ class Meter:
         self.loss = values.mean().item()
         if now > self._since:
             self.images_per_second = self._images / (now - self._since)
-        self._pending, self._images, self._since, self._checked = [], 0, now, now
+        self._pending, self._images, self._since = [], 0, now
 
     def pause(self) -> None:
         """Time spent on other things than training steps does not count into images/s."""

@@ -11,6 +11,10 @@ from torch import Tensor
 from wbar import __version__
 
 
+class OtherState(Exception):
+    """The state is of no use to this work; the message says why."""
+
+
 @dataclass
 class Results:
     """What the evaluations found so far; grows by one point per cycle."""
@@ -69,9 +73,13 @@ def save(scratch: Path, state: State, keep: Path | None = None) -> Path:
 
 
 def load(path: Path, run: str, device: torch.device) -> State:
-    """The state in `path`. Raises ValueError if it belongs to other work or another version of wbar."""
-    document = torch.load(path, map_location=device, weights_only=True)
+    """The state in `path`. Raises OtherState if it cannot be read, or belongs to other work or another wbar."""
+    try:
+        document = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        # A damaged file surfaces as almost any exception; all mean that this state cannot be used.
+        raise OtherState(f"{path.name} cannot be read ({type(error).__name__})") from error
     if document.pop("version") != __version__ or document["run"] != run:
-        raise ValueError(f"{path.name} was written by another version of wbar or for another job")
+        raise OtherState(f"{path.name} was written by another version of wbar or for another job")
     results: dict[str, Any] = document.pop("results")
     return State(**document, results=Results(**results))

@@ -22,13 +22,21 @@ class PipeReporter:
 
     def __init__(self, pipe: Connection, ears: Ears) -> None:
         self._pipe, self._ears = pipe, ears
+        self._points: list[dict[str, Any]] = []
 
     def heartbeat(self, progress: Progress) -> str | None:
+        self._flush()
         self._pipe.send(("progress", progress.model_dump()))
         return self._ears.heard
 
     def metrics(self, points: list[MetricsPoint]) -> None:
-        self._pipe.send(("metrics", [point.model_dump() for point in points]))
+        # Kept until the next heartbeat: a transaction per step would take the cores from short steps.
+        self._points += [point.model_dump() for point in points]
+
+    def _flush(self) -> None:
+        if self._points:
+            self._pipe.send(("metrics", self._points))
+            self._points = []
 
     def snapshot(self, n: int, step: int, path: str, score: Score) -> None:
         self._pipe.send(("snapshot", {"n": n, "step": step, "path": path, "metrics": score.model_dump()}))
@@ -37,6 +45,7 @@ class PipeReporter:
         self._pipe.send(("averaged", {"n": n, "score": score.model_dump()}))
 
     def saved(self, path: str, step: int, durable: bool) -> None:
+        self._flush()  # a resumed attempt does not report the steps before this state again
         self._pipe.send(("saved", {"path": path, "step": step, "durable": durable}))
 
     def log(self, level: str, message: str) -> None:
@@ -82,7 +91,9 @@ def run_attempt(payload: dict[str, Any], pipe: Connection, ears: Ears) -> None:
 
 def _choose_device(gpu: int | None) -> None:
     # Before CUDA's first use in this process: a slot sees only its own device.
-    os.environ["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else str(gpu)
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = allowed.split(",") if allowed else None
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else names[gpu] if names else str(gpu)
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS asks for to be deterministic
 
 

@@ -7,21 +7,27 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Row, select
+from sqlalchemy.exc import DBAPIError
 
 from store import jobs as job_rows
 from store.store import Store
 from store.tables import checkpoints, datasets
+from wbar.transfers import sha256_of
 from worker import processes
 from worker.processes import Child
 from worker.settings import WorkerSettings
 
 log = logging.getLogger("wbar.worker")
+T = TypeVar("T")
 
 BEAT_SECONDS = 0.5
+OUTAGE_SECONDS = 120.0
 EVENT_SECONDS = 1.0  # progress events are this far apart; the row itself is written with every beat
 
 
@@ -31,7 +37,7 @@ class Heart(threading.Thread):
     def __init__(self, store: Store, settings: WorkerSettings, row: Row[Any], child: Child, draining: threading.Event):
         super().__init__(name=f"heart-{row.id}", daemon=True)
         self._store, self._settings, self._row, self._child = store, settings, row, child
-        self._draining, self._done = draining, threading.Event()
+        self._draining, self._done, self._news = draining, threading.Event(), threading.Event()
         self.progress: dict[str, Any] | None = None
         self.heard_at = time.monotonic()
         self.told: str | None = None
@@ -39,7 +45,9 @@ class Heart(threading.Thread):
 
     def run(self) -> None:
         sent, event_at = None, 0.0
-        while not self._done.wait(BEAT_SECONDS):
+        while not self._done.is_set():
+            self._news.wait(BEAT_SECONDS)
+            self._news.clear()
             progress = self.progress if self.progress is not sent else None
             is_event = progress is not None and time.monotonic() - event_at >= EVENT_SECONDS
             try:
@@ -54,6 +62,12 @@ class Heart(threading.Thread):
             event_at = time.monotonic() if is_event else event_at
             self._pass_on("cancel" if reason == "gone" else reason or ("drain" if self._draining.is_set() else None))
 
+    def hear(self, progress: dict[str, Any]) -> None:
+        """Take progress from the attempt; a new phase and the first step are passed on at once."""
+        old, self.progress = self.progress, progress
+        if old is None or old["phase"] != progress["phase"] or (old["step"] == 0) != (progress["step"] == 0):
+            self._news.set()
+
     def _pass_on(self, reason: str | None) -> None:
         now = time.monotonic()
         if reason is not None and self.told is None:
@@ -66,7 +80,21 @@ class Heart(threading.Thread):
 
     def stop(self) -> None:
         self._done.set()
+        self._news.set()
         self.join()
+
+
+def patiently(write: Callable[[], T]) -> T:
+    """Write to the store; while it is away, try again: a short outage must not cost an attempt."""
+    deadline = time.monotonic() + OUTAGE_SECONDS
+    while True:
+        try:
+            return write()
+        except (DBAPIError, OSError):
+            if time.monotonic() > deadline:
+                raise
+            log.warning("the store is away; trying again")
+            time.sleep(1.0)
 
 
 class Runner:
@@ -96,7 +124,7 @@ class Runner:
             ending = self._listen(row, child, heart)
             child.end()
             # The heart goes on beating while the results are stored, which may take longer than a lease.
-            if self._settle(row, ending, heart):
+            if patiently(lambda: self._settle(row, ending, heart)):
                 shutil.rmtree(scratch, ignore_errors=True)
         finally:
             heart.stop()
@@ -155,11 +183,11 @@ class Runner:
                 return "crashed", child.obituary()
             heart.heard_at = time.monotonic()
             if kind == "progress":
-                heart.progress = value
+                heart.hear(value)
             elif kind in ("done", "failed", "stopped", "crashed"):
                 return kind, value
             else:
-                self._carry(row, kind, value)
+                patiently(partial(self._carry, row, kind, value))
 
     def _carry(self, row: Row[Any], kind: str, value: Any) -> None:
         job_id, attempt, jobs = row.id, row.attempts, self.store.jobs
@@ -175,11 +203,14 @@ class Runner:
             self._store_state(row, value)
 
     def _store_snapshot(self, row: Row[Any], value: dict[str, Any]) -> None:
+        path = Path(value["path"])
         with self.store.database.read() as connection:
-            if any(known.n == value["n"] for known in job_rows.snapshot_rows(connection, row.id)):
-                return
-        received = self.store.blobs.put_file(Path(value.pop("path")))
-        values = {**value, "bytes": received.bytes, "sha256": received.sha256}
+            known = {known.n: known.sha256 for known in job_rows.snapshot_rows(connection, row.id)}
+        if value["n"] in known and known[value["n"]] == sha256_of(path):
+            return  # announced again by a resumed attempt
+        received = self.store.blobs.put_file(path)
+        values = {name: value[name] for name in ("n", "step", "metrics")}
+        values |= {"bytes": received.bytes, "sha256": received.sha256}
         with self.store.blobs.keep(received), self.store.database.write() as connection:
             self.store.jobs.add_snapshot(connection, row.id, row.attempts, values)
 
@@ -203,15 +234,13 @@ class Runner:
             self.store.jobs.fail(row.id, row.attempts, value)
             self._forget_state(row)
             return True
-        if kind == "stopped":
-            if value == "cancel":
-                self._forget_state(row)
-                return True
+        if kind == "stopped" and value != "cancel":
             self.store.jobs.yield_back(row.id, row.attempts, "paused" if value == "pause" else "queued")
             return False
         if heart.told == "cancel":
+            # Cancelled, or the fence went stale: then the files may be a successor's by now.
             self._forget_state(row)
-            return True
+            return self.store.jobs.has_ended(row.id)
         if heart.told == "drain":
             self.store.jobs.yield_back(row.id, row.attempts, "queued")
             return False

@@ -27,10 +27,6 @@ class WorkerSettings(StoreSettings):
     ingest_memory: int = Field(16 * GIB, gt=0, description="Memory limit for judging one upload, in bytes.")
     archive_bytes: int = Field(20 * GIB, gt=0, description="What a dataset archive may unpack to.")
     archive_files: int = Field(2_000_000, gt=0, description="How many files a dataset archive may hold.")
-    sources: list[str] = Field(
-        default_factory=list,
-        description='Roots that datasets may be read from: ["file:///data/", "s3://bucket/sets/"].',
-    )
 
     @cached_property
     def cpus(self) -> int:
