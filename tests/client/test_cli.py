@@ -53,7 +53,7 @@ def test_a_failed_job_is_exit_code_1(service: Service, tmp_path: Path) -> None:
     done = wbar(service, "submit", "--checkpoint", checkpoint, "--dataset", dataset, "--high-lr", "100", "--pull", "50",
                 "--wait")  # fmt: skip
     assert done.returncode == 1
-    assert "diverged: the loss became" in done.stderr
+    assert "diverged: the " in done.stderr
 
 
 def test_wrong_usage_is_exit_code_2() -> None:

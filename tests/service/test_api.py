@@ -402,7 +402,8 @@ def test_a_checkpoint_that_a_job_needs_cannot_be_deleted(
     service: Service, ready: tuple[str, str], tmp_path: Path
 ) -> None:
     with service.client() as client, service.http() as http:
-        own = client.checkpoints.create(write_start(tmp_path, prefix="module."))
+        # Names that no other test uses: equal contents would share the blob, and keep it.
+        own = client.checkpoints.create(write_start(tmp_path, prefix="module._orig_mod."))
         job = client.jobs.create(checkpoint=own.id, dataset=ready[1], method={"cycles": 1000})
         for path in (f"/v1/checkpoints/{own.id}", f"/v1/datasets/{ready[1]}"):
             answer = http.delete(path)
