@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+DROPS_PATHS = ("StochasticDepth", "DropPath")  # torchvision's and timm's; by name, since neither is a dependency
+
 
 class _Pooled:
     """Count, mean and sum of squared deviations per channel, in float64."""
@@ -75,8 +77,8 @@ def _observing(model: nn.Module, layers: dict[str, _BatchNorm], pooled: dict[str
     try:
         model.train()
         for module in model.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd):
-                module.eval()  # the network that will be used has no dropout
+            if isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ in DROPS_PATHS:
+                module.eval()  # the network that will be used drops nothing
         for layer in layers.values():
             layer.momentum = 0.0
             # Without buffers a train-mode forward normalizes by the batch and has nothing to update.

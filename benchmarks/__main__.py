@@ -25,6 +25,8 @@ MEASURES: dict[str, Callable[[bool], Findings]] = {
     "training": training_speed.measure,
 }
 
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -34,30 +36,38 @@ def main() -> int:
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)  # an exception, so that whatever was started is stopped
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    findings, others, broken = Findings(), dict[str, float](), False
-    for name, measure in MEASURES.items():
-        if options.only and name not in options.only:
-            continue
-        console.print(f"measuring {name} …")
-        others[name] = _busy()
-        began = time.perf_counter()
-        try:
-            found = measure(options.quick)
-        except Exception as error:
-            # Of any kind: the other measures are still worth having.
-            traceback.print_exc()
-            found, broken = Findings([Row(name, "not measured", "–", f"{type(error).__name__}: {error}"[:300])]), True
-        findings.rows += found.rows
-        findings.notes += found.notes
-        console.print(f"  took {time.perf_counter() - began:.0f} s")
-    busy = ", ".join(f"{name} {value:.2f}" for name, value in others.items())
-    findings.notes.append(f"processors busy with other things just before each measure (of {THREADS}): {busy}")
-    title = _title(options.quick)
-    show(console, title, findings)
-    if options.markdown:
-        options.markdown.write_text(markdown(title, findings))
-    return 1 if broken else 0
+    chosen = {name: measure for name, measure in MEASURES.items() if not options.only or name in options.only}
+    findings, others, whole = Findings(), dict[str, float](), True
+    try:
+        for name, measure in chosen.items():
+            whole &= _add(findings, others, name, measure, options.quick)
+    finally:
+        # Also when it is ended early: what was found by then is worth having.
+        busy = ", ".join(f"{name} {value:.2f}" for name, value in others.items())
+        findings.notes.append(f"processors busy with other things just before each measure (of {THREADS}): {busy}")
+        title = _title(options.quick)
+        show(console, title, findings)
+        if options.markdown:
+            options.markdown.write_text(markdown(title, findings))
+    return 0 if whole else 1
+
+
+def _add(
+    findings: Findings, others: dict[str, float], name: str, measure: Callable[[bool], Findings], quick: bool
+) -> bool:
+    """Measure; False if it broke, which is a row of its own and does not keep the others from being measured."""
+    others[name] = _busy()
+    console.print(f"measuring {name} …")
+    began = time.perf_counter()
+    try:
+        found, whole = measure(quick), True
+    except Exception as error:
+        traceback.print_exc()
+        found, whole = Findings([Row(name, "not measured", "–", f"{type(error).__name__}: {error}"[:300])]), False
+    findings.rows += found.rows
+    findings.notes += found.notes
+    console.print(f"  took {time.perf_counter() - began:.0f} s")
+    return whole
 
 
 def _busy() -> float:

@@ -21,7 +21,7 @@ from demo.start import train_start
 from training.architectures import Network, initialized
 from training.dataset_files import pack_builtin
 from training.datasets import load_split
-from wbar import Client, display
+from wbar import Client, config, display
 from wbar.jobs import Job
 
 console = Console(highlight=False)
@@ -43,7 +43,8 @@ def main() -> int:
     start = _start(options.dataset, images, epochs, options.folder)
     with service(options.folder) as environment:
         os.environ.update(environment)
-        with Client() as client:
+        known = config.read()  # not WBAR_URL or WBAR_API_KEY: those are of the user's own service
+        with Client(known.url, known.api_key) as client:
             job, weights = _fine_tune(client, start, options.dataset, images, options.folder)
     if job.result is None:
         console.print(f"[red]the job ended as {job.status}[/red]: {job.error.message if job.error else ''}")

@@ -40,6 +40,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.store = Store.open(settings)
     problems.install(app)
+    app.add_middleware(problems.SmallJson)
     app.add_middleware(problems.RequestId)
     for routes in (checkpoint_routes, dataset_routes, job_routes, architectures, health):
         app.include_router(routes.router)

@@ -67,7 +67,7 @@ def _fresh(if_range: str | None, etag: str) -> bool:
 
 def _parse(header: str, size: int) -> tuple[int, int] | None:
     """[begin, end) of a single byte range; None for what a server should ignore (other units, several ranges)."""
-    found = re.fullmatch(r"bytes=\s*(\d*)\s*-\s*(\d*)\s*", header.strip())
+    found = re.fullmatch(r"bytes=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", header.strip())
     if found is None or found.groups() == ("", ""):
         return None
     first, last = found.groups()

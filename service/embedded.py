@@ -99,6 +99,7 @@ class Embedded:
         self._lock = self._take_lock()
         self._listening = _listen(host, port)
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  # compared, not bound
+        shown = f"[{shown}]" if ":" in shown else shown
         self.url = f"http://{shown}:{self._listening.getsockname()[1]}"
         self._sockets = Path(tempfile.mkdtemp(prefix="wbar-"))  # short: a Unix socket's path has 108 bytes at most
         broker = self._sockets / "valkey.sock"
@@ -106,7 +107,7 @@ class Embedded:
             **os.environ,
             "WBAR_DATABASE_URL": f"sqlite:///{data / 'wbar.db'}",
             "WBAR_BROKER_URL": f"redis+socket://{broker}",
-            "WBAR_BLOBS_URL": f"file://{data / 'blobs'}",
+            "WBAR_BLOBS_URL": (data / "blobs").as_uri(),
             "WBAR_SCRATCH": str(data / "scratch"),
             "WBAR_SLOTS": str(workers),
             "WBAR_LEASE_SECONDS": os.environ.get("WBAR_LEASE_SECONDS", "10"),

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,6 +19,7 @@ from wbar.errors import (
     MethodNotAllowed,
     NotFound,
     Refused,
+    TooLarge,
     Unavailable,
     ValidationFailed,
 )
@@ -109,12 +110,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(DBAPIError)
     async def away(request: Request, error: DBAPIError) -> JSONResponse:
+        if isinstance(error, DataError):
+            return as_response(
+                ValidationFailed("a text holds a character (NUL) or a number a size that cannot be stored")
+            )
         if not isinstance(error, OperationalError | InterfaceError):
             return await unforeseen(request, error)
-        log.error("the database is away: %s", str(error.orig).splitlines()[0])
-        return as_response(
-            Unavailable("the database does not answer: nothing was changed, try again"), {"Retry-After": "5"}
-        )
+        log.error("the database is away: %s", (str(error.orig).splitlines() or [""])[0])
+        return as_response(Unavailable("the database does not answer: try again"), {"Retry-After": "5"})
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
@@ -182,6 +185,37 @@ def _pointer(path: list[Any], body: Any, missing: bool) -> str:
     if missing and path:
         kept.append(path[-1])
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in kept)
+
+
+class SmallJson:
+    """Pure ASGI middleware: a JSON body is small, and is refused before it fills the memory if it is not."""
+
+    LIMIT = 1024 * 1024
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"]) if scope["type"] == "http" else {}
+        if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
+            await self.app(scope, receive, send)
+            return
+        length = headers.get(b"content-length", b"0")
+        problem = TooLarge(f"a JSON body has at most {self.LIMIT} bytes here")
+        if length.isdigit() and (len(length) > 18 or int(length) > self.LIMIT):
+            await as_response(problem)(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.LIMIT:
+                raise problem
+            return message
+
+        await self.app(scope, counted, send)
 
 
 class RequestId:

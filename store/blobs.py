@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlparse
 
 import obstore
 from obstore.store import LocalStore, ObjectStore, from_url
-from sqlalchemy import ColumnElement, delete, literal, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from store.database import Database, clock, now
@@ -186,22 +186,28 @@ class Blobs:
         """Delete every blob (or those of `candidates`) that no row refers to and nobody holds. Returns how many."""
         with self.database.write() as connection:
             stale = clock(connection) - ABANDONED
-            chosen = select(blobs.c.sha256).where(
-                ~_referenced(), or_(blobs.c.holds <= 0, blobs.c.touched_at < literal(stale))
-            )
+            free = and_(~_referenced(), or_(blobs.c.holds <= 0, blobs.c.touched_at < literal(stale)))
+            chosen = select(blobs.c.sha256).where(free)
             if candidates is not None:
                 chosen = chosen.where(blobs.c.sha256.in_(candidates))
-            connection.execute(update(blobs).where(blobs.c.sha256.in_(chosen)).values(deleting=True))
+            # Locked first, judged again under the lock: a hold that committed in between must be seen.
+            locked = list(connection.execute(chosen.with_for_update()).scalars())
+            connection.execute(update(blobs).where(blobs.c.sha256.in_(locked), free).values(deleting=True))
         return self.finish_deletions()
 
     def finish_deletions(self) -> int:
+        """Delete what is marked. The row goes first, and its lock is kept until the file is gone: one finisher wins, and
+        whoever brings the content back waits for it."""
         with self.database.read() as connection:
             marked = list(connection.execute(select(blobs.c.sha256).where(blobs.c.deleting)).scalars())
+        finished = 0
         for sha256 in marked:
-            self.discard(self.path(sha256))
             with self.database.write() as connection:
-                connection.execute(delete(blobs).where(blobs.c.sha256 == sha256, blobs.c.deleting))
-        return len(marked)
+                mine = connection.execute(delete(blobs).where(blobs.c.sha256 == sha256, blobs.c.deleting)).rowcount
+                if mine:
+                    self.discard(self.path(sha256))
+            finished += mine
+        return finished
 
     def sweep_temporaries(self, older_than: timedelta = timedelta(days=1)) -> int:
         """Delete what died halfway in."""

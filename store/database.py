@@ -37,7 +37,7 @@ class Database:
     def __init__(self, url: str) -> None:
         if url.startswith("postgresql://"):
             url = url.replace("postgresql://", "postgresql+psycopg://", 1)
-        self.engine = _sqlite(url) if url.startswith("sqlite") else create_engine(url, pool_pre_ping=True, pool_size=8)
+        self.engine = _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -57,6 +57,12 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
+
+
+def _postgresql(url: str) -> Engine:
+    # A server that vanishes without a word must not hold a heartbeat for ever.
+    vanished = {"connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
+    return create_engine(url, pool_pre_ping=True, pool_size=8, connect_args=vanished)
 
 
 def _sqlite(url: str) -> Engine:

@@ -35,7 +35,9 @@ def sequence(job_id: str, event: str) -> int | None:
     """The sequence number inside an event id of this job; None if it is not one."""
     prefix = f"evt_{job_id.removeprefix('job_')}"
     digits = event.removeprefix(prefix)
-    return int(digits) if event.startswith(prefix) and digits.isascii() and digits.isdigit() else None
+    return (
+        int(digits) if event.startswith(prefix) and digits.isascii() and digits.isdigit() and len(digits) == 8 else None
+    )
 
 
 def after(

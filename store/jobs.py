@@ -3,11 +3,13 @@ write carries the fence and changes nothing once another attempt, a cancel or th
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, Update, delete, false, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
 
 from store import events
 from store.database import Database, Tenant, now, rfc3339
@@ -18,7 +20,7 @@ from store.tables import checkpoints, datasets, job_metadata, jobs, metrics, sna
 from wbar.errors import AttemptsExhausted, InvalidTransition, NotFound
 from wbar.states import TERMINAL, JobStatus, sources
 
-MAX_LOSSES = 3  # attempts in a row that died without saving anything further
+MAX_LOSSES = 3  # attempts in a row that died without having saved a state
 RING_AGAIN = 5.0  # a queued row that was rung for so long ago, with nothing left in the broker
 
 
@@ -57,9 +59,11 @@ class Jobs:
         return sent(self.get(connection, tenant, job_id))
 
     def ring(self, job_id: str) -> None:
-        if self.doorbell.ring(RUN_JOB, job_id):
-            with self.database.write() as connection:
-                connection.execute(update(jobs).where(jobs.c.id == job_id).values(rung_at=now()))
+        # The row is committed already: whatever fails here, the sweeper rings again.
+        with suppress(DBAPIError):
+            if self.doorbell.ring(RUN_JOB, job_id):
+                with self.database.write() as connection:
+                    connection.execute(update(jobs).where(jobs.c.id == job_id).values(rung_at=now()))
 
     @staticmethod
     def get(connection: Connection, tenant: Tenant, job_id: str, lock: bool = False) -> Row[Any]:
@@ -206,14 +210,16 @@ class Jobs:
         events.append(connection, job_id, "snapshot", snapshot_sent(row))
         return True
 
+    def got_further(self, job_id: str, attempt: int) -> None:
+        """The attempt saved a state on its host: earlier losses are forgiven."""
+        with self.database.write(durable=False) as connection:
+            connection.execute(_mine(job_id, attempt).values(losses=0))
+
     def save_state(self, connection: Connection, job_id: str, attempt: int, sha256: str, step: int) -> str | None:
-        """Point to a newer resumable state; returns the blob it replaces. Getting further forgives earlier losses."""
+        """Point to the latest resumable state; returns the blob it replaces. Getting further forgives earlier losses."""
         old = connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar()
-        moved = connection.execute(
-            _mine(job_id, attempt)
-            .where(or_(jobs.c.state_step.is_(None), jobs.c.state_step <= step))
-            .values(state=sha256, state_step=step, losses=0)
-        ).rowcount
+        # No comparison of steps: the fence keeps late writers out, and a job that started over counts from zero again.
+        moved = connection.execute(_mine(job_id, attempt).values(state=sha256, state_step=step, losses=0)).rowcount
         return old if moved and old != sha256 else None
 
     def succeed(
@@ -243,7 +249,7 @@ class Jobs:
     def lose(self, job_id: str, attempt: int, why: str) -> JobStatus | None:
         """An attempt died. Queue the job again, or fail it after MAX_LOSSES in a row; None if the fence is stale."""
         with self.database.write() as connection:
-            row = connection.execute(select(jobs).where(jobs.c.id == job_id)).first()
+            row = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).first()
             if row is None or row.status != "running" or row.attempts != attempt:
                 return None
             losses = row.losses + 1
@@ -251,8 +257,9 @@ class Jobs:
                 events.append(
                     connection, job_id, "log", {"level": "warning", "message": f"attempt {attempt} was lost: {why}"}
                 )
-                self._move(connection, job_id, "queued", attempt, losses=losses, rung_at=None)
-                return "queued"
+                target: JobStatus = "paused" if row.stop == "pause" else "queued"
+                self._move(connection, job_id, target, attempt, losses=losses, rung_at=None)
+                return target
             error = {
                 "code": AttemptsExhausted.code,
                 "message": f"{losses} attempts in a row were lost without getting further; the last one: {why}",

@@ -70,6 +70,7 @@ checkpoints = Table(
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),
     Column("rung_at", Double),
+    Column("lease_until", Double),  # while a worker judges it
     Column("created_at", Double, nullable=False),
     Index(None, "tenant", "id"),
     Index(None, "status"),
@@ -93,6 +94,7 @@ datasets = Table(
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),
     Column("rung_at", Double),
+    Column("lease_until", Double),  # while a worker judges it
     Column("created_at", Double, nullable=False),
     Index(None, "tenant", "id"),
     Index(None, "status"),

@@ -3,16 +3,18 @@
 A judgement is claimed like a job: `attempts` is the fence, and a late verdict of a dead attempt changes nothing.
 """
 
+from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, false, or_, select, update
+from sqlalchemy import Connection, Row, Table, and_, false, or_, select, update
+from sqlalchemy.exc import DBAPIError
 
 from store.database import Database, now
 from store.doorbell import INGEST, Doorbell
 from store.tables import checkpoints, datasets
 
 MAX_ATTEMPTS = 3
-PATIENCE = 15.0  # an ingest that was not renewed for so many seconds, with nothing left in the broker
+LEASE = 15.0  # a judgement that was not renewed for so many seconds belongs to a worker that died
 
 
 def table_of(object_id: str) -> Table:
@@ -25,18 +27,31 @@ class Uploads:
 
     def ring(self, object_id: str) -> None:
         table = table_of(object_id)
-        if self.doorbell.ring(INGEST, object_id):
-            with self.database.write() as connection:
-                connection.execute(update(table).where(table.c.id == object_id).values(rung_at=now()))
+        # The row is committed already: whatever fails here, the sweeper rings again.
+        with suppress(DBAPIError):
+            if self.doorbell.ring(INGEST, object_id):
+                with self.database.write() as connection:
+                    connection.execute(update(table).where(table.c.id == object_id).values(rung_at=now()))
+
+    def release(self, object_id: str, attempt: int) -> None:
+        """Let go of a judgement that failed, so that the next attempt need not wait for the lease."""
+        table = table_of(object_id)
+        with self.database.write() as connection:
+            connection.execute(_mine(table, object_id, attempt).values(lease_until=None))
 
     def claim(self, object_id: str) -> Row[Any] | None:
-        """The row with its attempt raised, or None where there is nothing left to judge."""
+        """The row with its attempt raised and leased, or None where there is nothing to judge or somebody does."""
         table = table_of(object_id)
         with self.database.write() as connection:
             return connection.execute(
                 update(table)
-                .where(table.c.id == object_id, table.c.status == "processing", table.c.attempts < MAX_ATTEMPTS)
-                .values(attempts=table.c.attempts + 1, rung_at=now())
+                .where(
+                    table.c.id == object_id,
+                    table.c.status == "processing",
+                    table.c.attempts < MAX_ATTEMPTS,
+                    or_(table.c.lease_until.is_(None), table.c.lease_until < now()),
+                )
+                .values(attempts=table.c.attempts + 1, lease_until=now() + LEASE)
                 .returning(*table.c)
             ).first()
 
@@ -44,7 +59,7 @@ class Uploads:
         """Keep the sweeper patient; False when the object was deleted or judged by another attempt."""
         table = table_of(object_id)
         with self.database.write() as connection:
-            return connection.execute(_mine(table, object_id, attempt).values(rung_at=now())).rowcount == 1
+            return connection.execute(_mine(table, object_id, attempt).values(lease_until=now() + LEASE)).rowcount == 1
 
     def settle(self, connection: Connection, object_id: str, attempt: int, values: dict[str, Any]) -> bool:
         """Write the verdict in the caller's transaction, if this attempt is still the one that may."""
@@ -62,15 +77,21 @@ class Uploads:
                         table.c.status == "processing",
                         or_(
                             table.c.rung_at.is_(None),
-                            (table.c.rung_at < now() - PATIENCE) if broker_is_empty else false(),
+                            and_(
+                                table.c.rung_at < now() - LEASE,
+                                or_(table.c.lease_until.is_(None), table.c.lease_until < now()),
+                            )
+                            if broker_is_empty
+                            else false(),
                         ),
                     )
                 ).scalars()
             ]
 
-    def give_up(self, object_id: str) -> bool:
-        """Reject what killed every attempt to read it."""
+    def give_up(self, object_id: str, attempt: int | None = None) -> bool:
+        """Reject what killed every attempt to read it; `attempt`: by the last of them itself, else once it is silent."""
         table = table_of(object_id)
+        silent = or_(table.c.lease_until.is_(None), table.c.lease_until < now())
         error = {
             "code": "ingest_failed",
             "message": f"reading it ended the worker's process {MAX_ATTEMPTS} times (out of memory, or a damaged file): "
@@ -80,7 +101,12 @@ class Uploads:
             return (
                 connection.execute(
                     update(table)
-                    .where(table.c.id == object_id, table.c.status == "processing", table.c.attempts >= MAX_ATTEMPTS)
+                    .where(
+                        table.c.id == object_id,
+                        table.c.status == "processing",
+                        table.c.attempts >= MAX_ATTEMPTS,
+                        silent if attempt is None else table.c.attempts == attempt,
+                    )
                     .values(status="rejected", error=error, content=None)
                 ).rowcount
                 == 1

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 from training import checkpoint_files, dataset_files
 from training.loop import run
 from training.plan import Work
+from training.resume import latest
 from wbar.checkpoints import NetworkArchitecture
 from wbar.datasets import Dataset, ImageShape, Split
 from wbar.errors import WbarError
@@ -126,6 +127,7 @@ def _run(options: argparse.Namespace) -> dict[str, object]:
         start_sha256=_sha256(options.checkpoint),
         dataset_sha256=_sha256(packed_path),
         scratch=out,
+        resume=latest(out),
         device=options.device,
     )
     with Bar(

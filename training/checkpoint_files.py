@@ -21,7 +21,14 @@ from averaging import InvalidSafetensors, read_header, write_safetensors
 from training import architectures
 from training.architectures import Network
 from training.weights import read_tensors
-from wbar.errors import ContentTooLarge, CorruptFile, NonFiniteWeights, NotAStateDict, UnsafePickle
+from wbar.errors import (
+    ArchitectureMismatch,
+    ContentTooLarge,
+    CorruptFile,
+    NonFiniteWeights,
+    NotAStateDict,
+    UnsafePickle,
+)
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "model_ema",
           "ema", "ema_state_dict")  # fmt: skip
@@ -43,6 +50,8 @@ OBJECT_OPCODES = {
 }
 MAX_EXPANSION = 1.05  # PyTorch writes its archives uncompressed: one that grows is not one
 MAX_ENTRIES = 200_000
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8,
+          torch.uint8, torch.bool)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ def judge(path: Path, architecture: str | None, num_classes: int | None, out: Pa
     """
     kind, tensors = read(path)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTERS)}
+    _check_kinds(tensors)
     prefix = common_prefix(tensors)
     shapes = {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in tensors.items()}
     network = (
@@ -73,6 +83,11 @@ def judge(path: Path, architecture: str | None, num_classes: int | None, out: Pa
         network = architectures.identify(network.name, shapes, num_classes)
     check_finite(tensors)
     trained = {name for name, _ in architectures.build(network).named_parameters()}
+    whole = [n for n, t in tensors.items() if n.removeprefix(prefix) in trained and not t.is_floating_point()]
+    if whole:
+        raise ArchitectureMismatch(
+            f"{whole[0]}: {tensors[whole[0]].dtype} in the checkpoint, a floating-point dtype expected"
+        )
     write_safetensors(out, tensors, {})
     return Judged(
         format=kind,
@@ -82,6 +97,17 @@ def judge(path: Path, architecture: str | None, num_classes: int | None, out: Pa
         source="given" if architecture else "detected",
         prefix=prefix,
     )
+
+
+def _check_kinds(tensors: Mapping[str, Tensor]) -> None:
+    """Raises NotAStateDict for tensors that are no plain numbers: sparse, quantized, without memory, complex, float8."""
+    for name, tensor in tensors.items():
+        plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+        if not plain or tensor.dtype not in DTYPES:
+            raise NotAStateDict(
+                f"{name} is a {tensor.dtype} tensor ({tensor.layout}, {tensor.device}): dense float32, float16, bfloat16 or "
+                "float64 weights can be fine-tuned"
+            )
 
 
 def read(path: Path) -> tuple[Literal["safetensors", "pytorch"], dict[str, Tensor]]:

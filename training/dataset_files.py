@@ -7,9 +7,11 @@ no `val/`, a stratified 20 % of `train/` is held out with a fixed seed, and the 
 import gzip
 import io
 import json
+import lzma
 import random
 import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +25,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from averaging import write_safetensors
-from training.datasets import Packed, decode, is_grey
+from training.datasets import FORMATS, Packed, decode, is_grey
 from wbar.catalog import BUILTINS
 from wbar.errors import (
     BrokenImage,
@@ -38,6 +40,8 @@ from wbar.errors import (
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 SPLITS = ("train", "val")
+UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError,
+              RuntimeError)  # fmt: skip
 HELD_OUT, HELD_OUT_SEED = 0.2, 0
 FASHION_FOLDERS = (
     Path("data/FashionMNIST/raw"),
@@ -107,7 +111,7 @@ def _members(path: Path, limits: Limits) -> Iterator[tuple[str, bytes]]:
             yield from _zip_members(path, limits)
         else:
             yield from _tar_members(path, head, limits)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, gzip.BadGzipFile, OSError, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise InvalidArchive(
             f"the archive cannot be read ({str(error)[:200]}): expected a zip, tar, tar.gz or tar.zst with "
             "train/<class>/ images; was the upload cut off?"
@@ -270,7 +274,7 @@ def _inspect(items: list[Item], limits: Limits) -> tuple[list[tuple[int, int]], 
     shapes, grey = [], True
     for item in items:
         try:
-            with Image.open(io.BytesIO(item.data)) as image:
+            with Image.open(io.BytesIO(item.data), formats=FORMATS) as image:
                 if image.width * image.height > limits.pixels:
                     raise ContentTooLarge(
                         f"{item.name!r} has {image.width}x{image.height} pixels, over the limit of {limits.pixels}"

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+FORMATS = ("JPEG", "PNG", "WEBP")  # of Pillow's many decoders, some of which run other programs
 IN_MEMORY = 4 * 1024**3  # a split larger than this lives in a file that the system pages in
 
 
@@ -105,7 +106,7 @@ def _decoded(encoded: Tensor, offsets: Tensor, channels: int, size: tuple[int, i
 
 def decode(data: bytes, channels: int) -> Tensor:
     """One encoded image as a (channels, H, W) uint8 tensor. Raises what Pillow raises for a broken one."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         pixels = np.array(_eight_bit(image, channels))
     return torch.from_numpy(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1).copy())
 

@@ -13,6 +13,7 @@ from wbar.jobs import Score, Verdict
 
 BINS = 15
 PIXELS_PER_BATCH = 2**20  # a BatchNorm batch holds about this many pixels of input
+EVALUATION_PIXELS = 2**24
 EVALUATION_BATCH = 256  # larger ones are slower on a CPU (they leave its caches) and no faster on a GPU
 
 
@@ -42,7 +43,8 @@ def predict(model: nn.Module, split: Split, prepare: Preparer, autocast: bool, t
     was_training = model.training
     model.eval()
     probabilities, losses = [], []
-    for chunk in even_slices(len(split), EVALUATION_BATCH):
+    height, width = split.images.shape[-2:]
+    for chunk in even_slices(len(split), max(8, min(EVALUATION_BATCH, EVALUATION_PIXELS // (height * width)))):
         inputs = prepare.plain(split.images[chunk])
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=autocast):
             logits = model(inputs)

@@ -81,7 +81,8 @@ class Attempt:
         self.val = load_split(work.dataset, "val", self.plan.image_size, order)
         self.classes = output_names(work.classes or packed.classes, work.network.num_classes)
         self.prepare = Preparer(self.plan.mean, self.plan.std, self.plan.augment, self.plan.seed, self.device)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and self.train.images.numel() < torch.cuda.mem_get_info()[0] // 4:
+            # Otherwise the images stay on the host and are sent a batch at a time; the bits are the same.
             self.train = Split(self.train.images.to(self.device), self.train.labels)
         self._build()
         self.clock = self._clock(state.step if state else 0)
@@ -101,6 +102,7 @@ class Attempt:
             return resume.load(self.work.resume, run_digest(self.work), torch.device("cpu"))
         except resume.OtherState as error:
             self.reporter.log("warning", f"{error}: the job starts over")
+            self.work.resume.unlink(missing_ok=True)  # or the next attempt would try it again
             return None
 
     def _build(self) -> None:
@@ -231,6 +233,7 @@ class Attempt:
     def _finish(self) -> Outcome:
         self._beat("report", None)
         self.mean.copy_to(self.probe)
+        self._as_uploaded(self.probe)
         self._recompute(self.probe, None)
         weights = self.work.scratch / "averaged.safetensors"
         self.writer.write(weights, self.probe.state_dict(), snapshots=self.plan.cycles)
@@ -286,10 +289,19 @@ class Attempt:
 
     def _evaluate_mean(self, position: Position) -> Score:
         self.mean.copy_to(self.probe)
+        self._as_uploaded(self.probe)
         self._recompute(self.probe, position)
+        self._as_uploaded(self.probe)
         found = self._predict(self.probe, position)
         self.results.averaged_losses = found.losses
         return score(found.probabilities, self.val.labels, found.losses)
+
+    def _as_uploaded(self, model: nn.Module) -> None:
+        """Round to the dtype that the file will have (half-precision checkpoints): what is evaluated is what is sent."""
+        for name, tensor in model.state_dict().items():
+            dtype = self.writer.dtype(name)
+            if tensor.is_floating_point() and dtype not in (None, tensor.dtype):
+                tensor.copy_(tensor.to(dtype))
 
     def _recompute(self, model: nn.Module, position: Position | None) -> None:
         """BatchNorm statistics over the same augmented training images for every arm: they depend on the seed alone."""
@@ -298,6 +310,7 @@ class Attempt:
             index, chosen = chunk
             images = self.train.images[chosen.to(self.train.images.device)]
             inputs = self.prepare.augmented(images, "batchnorm-augment", index)
+            torch.manual_seed(key(self.plan.seed, "batchnorm-forward", index))  # whatever else a network may draw
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.plan.bfloat16):
                 module(inputs)
             self.clock.spend(len(chosen), training=False)

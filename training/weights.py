@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -58,6 +59,11 @@ class WeightsWriter:
     def start(self) -> dict[str, Tensor]:
         """The uploaded tensors under the network's own names."""
         return {name.removeprefix(self._prefix): tensor for name, tensor in self._uploaded.items()}
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """The uploaded dtype of the network's tensor `name`; None if it was not uploaded."""
+        tensor = self._uploaded.get(self._prefix + name)
+        return None if tensor is None else tensor.dtype
 
     def write(self, path: Path, tensors: Mapping[str, Tensor], snapshots: int, n: int | None = None) -> None:
         """tensors: under the network's names; what the upload had beyond them (auxiliary heads) is written unchanged."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from wbar import __version__, display
@@ -273,7 +274,7 @@ def _table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     for column in columns:
         table.add_column(column, no_wrap=column == "id", overflow="fold")
     for row in rows:
-        table.add_row(*(str(value) for value in row))
+        table.add_row(*(escape(str(value)) for value in row))
     console.print(table)
 
 

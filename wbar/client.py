@@ -265,8 +265,11 @@ class Jobs(_Resource):
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
             try:
                 for event in self._stream(job_id, headers):
+                    silent_since = time.monotonic()
+                    if event is None:
+                        continue  # connected, or a keep-alive
                     yield event
-                    last, silent_since = event.id, time.monotonic()
+                    last = event.id
                     if event.type == "status" and event.data["status"] in TERMINAL:
                         return
                 return
@@ -275,12 +278,12 @@ class Jobs(_Resource):
                     raise
                 time.sleep(0.5)
 
-    def _stream(self, job_id: str, headers: dict[str, str]) -> Iterator[Event]:
+    def _stream(self, job_id: str, headers: dict[str, str]) -> Iterator[Event | None]:
         with self._client.stream(f"/v1/jobs/{job_id}/events", headers) as response:
+            yield None
             for line in response.iter_lines():
                 # Every event is one `data:` line; comments are keep-alives.
-                if line.startswith("data:"):
-                    yield Event.model_validate(json.loads(line[5:]))
+                yield Event.model_validate(json.loads(line[5:])) if line.startswith("data:") else None
 
     def event_list(self, job_id: str, limit: int = 100, after: str | None = None, order: str = "asc") -> Page[Event]:
         return self._get(f"/v1/jobs/{job_id}/events", Page[Event], limit=limit, after=after, order=order)

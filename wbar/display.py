@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
@@ -53,7 +54,7 @@ def follow(events: Iterable[Event], console: Console) -> str:
                 bar.console.print(f"  mean of {data['n']}: accuracy {data['accuracy']:.2%}, loss {data['loss']:.4f}")
             elif event.type == "log":
                 style = "yellow" if data["level"] == "warning" else "dim"
-                bar.console.print(f"[{style}]{data['message']}[/{style}]")
+                bar.console.print(str(data["message"]), style=style, markup=False)
             elif event.type == "status":
                 status = str(data["status"])
                 if status == "succeeded":
@@ -80,7 +81,7 @@ def _detail(data: dict[str, object]) -> str:
 def comparison(job: Job) -> Table:
     """The arms side by side, on held-out images."""
     assert job.result is not None
-    table = Table(title=f"{job.name or job.id}: held-out images", title_justify="left")
+    table = Table(title=escape(f"{job.name or job.id}: held-out images"), title_justify="left")
     for column in ("", "accuracy", "NLL", "ECE"):
         table.add_column(column, justify="left" if not column else "right")
     for field, label in ARMS:

@@ -230,4 +230,3 @@ def _family(base: type[WbarError]) -> dict[str, type[Any]]:
 
 REFUSED: dict[str, type[Refused]] = _family(Refused)
 REJECTED: dict[str, type[Rejected]] = _family(Rejected)
-JOB_ERRORS: dict[str, type[JobError]] = _family(JobError)

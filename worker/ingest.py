@@ -3,12 +3,16 @@
 import hashlib
 import logging
 import shutil
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import from_url
 from sqlalchemy import Row
 
@@ -36,12 +40,33 @@ class Ingester:
         scratch = self.settings.scratch / "ingest" / f"{object_id}-{row.attempts}"
         scratch.mkdir(parents=True, exist_ok=True)
         try:
-            if object_id.startswith("ckpt_"):
-                self._checkpoint(row, scratch)
-            else:
-                self._dataset(row, scratch)
+            with self._renewed(row):
+                if object_id.startswith("ckpt_"):
+                    self._checkpoint(row, scratch)
+                else:
+                    self._dataset(row, scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    @contextmanager
+    def _renewed(self, row: Row[Any]) -> Iterator[None]:
+        """Keep the lease while files are fetched, judged and stored, however long each takes."""
+        done = threading.Event()
+
+        def renew() -> None:
+            while not done.wait(RENEW_SECONDS):
+                try:
+                    self.store.uploads.renew(row.id, row.attempts)
+                except Exception as error:
+                    log.error("no renewal for %s (%s)", row.id, type(error).__name__)
+
+        thread = threading.Thread(target=renew, name=f"renew-{row.id}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def _checkpoint(self, row: Row[Any], scratch: Path) -> None:
         path, out = scratch / "upload", scratch / "weights.safetensors"
@@ -89,7 +114,14 @@ class Ingester:
         elif row.source.startswith("builtin:"):
             payload["builtin"] = row.source.removeprefix("builtin:")
         else:
-            payload["path"] = str(_fetch_source(row.source, scratch / "upload"))
+            try:
+                payload["path"] = str(_fetch_source(row.source, scratch / "upload"))
+            except (OSError, BaseError) as error:
+                message = (
+                    f"{row.source} cannot be read ({type(error).__name__}): is it there, and may the worker read it?"
+                )
+                self._reject(row, "rejected", {"code": "source_unavailable", "message": message, "details": None})
+                return
         kind, found = self._in_child("judge.dataset", payload, row)
         if kind != "ready":
             self._reject(row, kind, found)
@@ -139,9 +171,10 @@ class Ingester:
             return
         if kind == "crashed":
             log.error("judging %s (attempt %d) failed: %s", row.id, row.attempts, found)
-            if self.store.uploads.give_up(row.id):
+            if self.store.uploads.give_up(row.id, row.attempts):
                 self._collect(row)
             else:
+                self.store.uploads.release(row.id, row.attempts)
                 self.store.uploads.ring(row.id)
             return
         values = {"status": "rejected", "error": found, "content": None}
@@ -158,7 +191,10 @@ def _fetch_source(source: str, target: Path) -> Path:
     """A folder is read where it is; an archive of an allowed file or S3 location is copied here first."""
     parsed = urlparse(source)
     if parsed.scheme == "file":
-        return Path(unquote(parsed.path))
+        local = Path(unquote(parsed.path))
+        if not local.exists():
+            raise FileNotFoundError(local)
+        return local
     parent, _, name = source.rpartition("/")
     with open(target, "wb") as file:
         for chunk in obstore.get(from_url(parent), name).stream():

@@ -28,15 +28,17 @@ T = TypeVar("T")
 
 BEAT_SECONDS = 0.5
 OUTAGE_SECONDS = 120.0
+URGENCY = {None: 0, "pause": 1, "drain": 2, "cancel": 3}
 EVENT_SECONDS = 1.0  # progress events are this far apart; the row itself is written with every beat
 
 
 class Heart(threading.Thread):
     """Beats for one attempt: also while a snapshot is being stored, so that a slow store never costs the lease."""
 
-    def __init__(self, store: Store, settings: WorkerSettings, row: Row[Any], child: Child, draining: threading.Event):
+    def __init__(self, store: Store, settings: WorkerSettings, row: Row[Any], draining: threading.Event):
         super().__init__(name=f"heart-{row.id}", daemon=True)
-        self._store, self._settings, self._row, self._child = store, settings, row, child
+        self._store, self._settings, self._row = store, settings, row
+        self.child: Child | None = None  # none yet while the job's files are fetched
         self._draining, self._done, self._news = draining, threading.Event(), threading.Event()
         self.progress: dict[str, Any] | None = None
         self.heard_at = time.monotonic()
@@ -55,8 +57,9 @@ class Heart(threading.Thread):
                     self._row.id, self._row.attempts, self._settings.lease_seconds, progress, is_event
                 )
             except Exception:
-                # The database is away: the attempt goes on as long as its lease could; the fence protects the row.
+                # The database is away: the attempt goes on, and the fence protects the row if another has taken over.
                 log.exception("no heartbeat for %s", self._row.id)
+                self._pass_on("drain" if self._draining.is_set() else None)
                 continue
             sent = progress or sent
             event_at = time.monotonic() if is_event else event_at
@@ -69,14 +72,17 @@ class Heart(threading.Thread):
             self._news.set()
 
     def _pass_on(self, reason: str | None) -> None:
+        if self.child is None:
+            return
         now = time.monotonic()
-        if reason is not None and self.told is None:
+        if reason is not None and URGENCY[reason] > URGENCY[self.told]:
             self.told, self._told_at = reason, now
-            self._child.tell(reason)
-        overdue = self.told is not None and now - self._told_at > self._settings.drain_seconds
+            self.child.tell(reason)
+        # A pause waits for the next training step, as long as the attempt says that it is at work.
+        overdue = self.told in ("drain", "cancel") and now - self._told_at > self._settings.drain_seconds
         if overdue or now - self.heard_at > self._settings.stall_seconds:
             log.warning("%s: the training process does not answer and is ended", self._row.id)
-            self._child.process.kill()
+            self.child.process.kill()
 
     def stop(self) -> None:
         self._done.set()
@@ -111,15 +117,17 @@ class Runner:
         if row is None:
             return
         scratch = self.settings.scratch / "jobs" / job_id
+        heart = Heart(self.store, self.settings, row, self.draining)
+        heart.start()
         try:
             payload = self._payload(row, scratch, gpu, threads)
         except Exception as error:
+            heart.stop()
             log.exception("%s could not be prepared", job_id)
             self._lost(row, f"its files could not be fetched ({type(error).__name__}: {str(error)[:200]})")
             return
-        child = processes.start("attempt.run_attempt", payload)
-        heart = Heart(self.store, self.settings, row, child, self.draining)
-        heart.start()
+        child = heart.child = processes.start("attempt.run_attempt", payload)
+        heart.heard_at = time.monotonic()
         try:
             ending = self._listen(row, child, heart)
             child.end()
@@ -136,8 +144,9 @@ class Runner:
             data = connection.execute(select(datasets).where(datasets.c.id == row.dataset)).one()
         scratch.mkdir(parents=True, exist_ok=True)
         checkpoint, dataset = scratch / "start.safetensors", scratch / "dataset.safetensors"
-        self.store.blobs.fetch(start.weights, checkpoint)
-        self.store.blobs.fetch(data.packed, dataset)
+        for sha256, path in ((start.weights, checkpoint), (data.packed, dataset)):
+            if not path.exists():  # an earlier attempt on this host fetched it: whole, or not at all
+                self.store.blobs.fetch(sha256, path)
         network = start.architecture
         return {
             "method": row.method,
@@ -201,6 +210,8 @@ class Runner:
             self._store_snapshot(row, value)
         elif kind == "saved" and value["durable"]:
             self._store_state(row, value)
+        elif kind == "saved":
+            jobs.got_further(job_id, attempt)
 
     def _store_snapshot(self, row: Row[Any], value: dict[str, Any]) -> None:
         path = Path(value["path"])
@@ -229,11 +240,11 @@ class Runner:
         kind, value = ending
         if kind == "done":
             self._succeed(row, value, heart)
-            return True
+            return self.store.jobs.has_ended(row.id)  # not if the fence was stale: a successor may use the folder
         if kind == "failed":
             self.store.jobs.fail(row.id, row.attempts, value)
             self._forget_state(row)
-            return True
+            return self.store.jobs.has_ended(row.id)
         if kind == "stopped" and value != "cancel":
             self.store.jobs.yield_back(row.id, row.attempts, "paused" if value == "pause" else "queued")
             return False
@@ -241,8 +252,8 @@ class Runner:
             # Cancelled, or the fence went stale: then the files may be a successor's by now.
             self._forget_state(row)
             return self.store.jobs.has_ended(row.id)
-        if heart.told == "drain":
-            self.store.jobs.yield_back(row.id, row.attempts, "queued")
+        if heart.told in ("drain", "pause"):
+            self.store.jobs.yield_back(row.id, row.attempts, "queued" if heart.told == "drain" else "paused")
             return False
         self._lost(row, str(value))
         return False

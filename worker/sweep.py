@@ -13,6 +13,7 @@ from worker.settings import WorkerSettings
 log = logging.getLogger("wbar.sweep")
 
 HOUSEKEEPING_SECONDS = 600.0
+ABANDONED_SECONDS = 24 * 3600.0
 
 
 class Sweeper:
@@ -26,7 +27,9 @@ class Sweeper:
             try:
                 self.look()
             except Exception as error:
-                log.error("the sweeper could not look (%s: %s)", type(error).__name__, str(error).splitlines()[0])
+                log.error(
+                    "the sweeper could not look (%s: %s)", type(error).__name__, (str(error).splitlines() or [""])[0]
+                )
             stop.wait(self.settings.sweep_seconds)
 
     def look(self) -> None:
@@ -52,6 +55,9 @@ class Sweeper:
         self.store.blobs.sweep_temporaries()
         self.store.idempotency.sweep()
         self._tidy_scratch(self.settings.scratch / "jobs")
+        for path in (self.settings.scratch / "ingest").glob("*"):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)  # of an ingest whose worker was killed
 
     def _tidy_scratch(self, folder: Path) -> None:
         """Working files of jobs that have ended, for instance cancelled while their worker was away."""

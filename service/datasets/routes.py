@@ -134,7 +134,7 @@ async def _source(request: Request) -> DatasetSource:
 def _json(body: bytes) -> Any:
     try:
         return json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -53,6 +53,7 @@ def upgrade() -> None:
         sa.Column("error", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("rung_at", sa.Double(), nullable=True),
+        sa.Column("lease_until", sa.Double(), nullable=True),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_checkpoints")),
     )
@@ -77,6 +78,7 @@ def upgrade() -> None:
         sa.Column("error", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("rung_at", sa.Double(), nullable=True),
+        sa.Column("lease_until", sa.Double(), nullable=True),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_datasets")),
     )
