@@ -94,6 +94,21 @@ def test_a_model_without_batch_norm_reads_nothing() -> None:
     assert recompute_batch_norm(nn.Linear(3, 2), never()) == 0
 
 
+class StochasticDepth(nn.Module):
+    """Drops at random in train mode, as torchvision's does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (torch.rand(()) < 0.5) if self.training else x
+
+
+def test_nothing_is_dropped_while_statistics_are_computed() -> None:
+    model = nn.Sequential(StochasticDepth(), nn.Dropout(0.5), nn.BatchNorm2d(3))
+    images = torch.randn(16, 3, 4, 4)
+    recompute_batch_norm(model, [images])
+    torch.testing.assert_close(model[2].running_mean, images.mean(dim=(0, 2, 3)))
+    assert model[0].training
+
+
 def test_a_single_value_has_no_variance() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3))
     with pytest.raises(ValueError, match=r"single value|more than 1 value"):

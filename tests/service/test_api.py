@@ -276,6 +276,36 @@ def test_a_job_that_does_not_fit_the_schema_names_the_place(
     assert pointer in answer.json()["detail"]
 
 
+def test_odd_requests_are_problems_never_a_500(service: Service, ready: tuple[str, str]) -> None:
+    body = {"checkpoint": ready[0], "dataset": ready[1], "dry_run": True}
+    with service.http() as http:
+        nul = http.post("/v1/jobs", json=body | {"dry_run": False, "name": "a\0b", "method": {"cycles": 1}})
+        assert nul.status_code in (201, 422)
+        if nul.status_code == 201:
+            http.post(f"/v1/jobs/{nul.json()['id']}/cancel")
+        assert http.get("/v1/jobs/%00").status_code in (404, 422)
+        deep = http.post("/v1/datasets", content=b"[" * 30_000, headers={"Content-Type": "application/json"})
+        assert deep.status_code in (400, 422)
+        large = http.post("/v1/jobs", content=b" " * 2_000_000, headers={"Content-Type": "application/json"})
+        assert (large.status_code, large.json()["code"]) == (413, "too_large")
+
+        def pieces():
+            for _ in range(40):
+                yield b" " * 100_000
+
+        assert http.post("/v1/jobs", content=pieces(), headers={"Content-Type": "application/json"}).status_code in (
+            400,
+            413,
+        )
+        job = http.post("/v1/jobs", json=body | {"dry_run": False, "method": {"cycles": 1}}).json()["id"]
+        for digits in ("9" * 30, "9" * 5000, "x"):
+            page = http.get(f"/v1/jobs/{job}/events", params={"after": f"evt_{job.removeprefix('job_')}{digits}"})
+            assert page.status_code == 422
+        url = f"/v1/checkpoints/{ready[0]}/content"
+        assert http.get(url, headers={"Range": f"bytes=0-{'9' * 5000}"}).status_code == 200
+        http.post(f"/v1/jobs/{job}/cancel")
+
+
 def test_a_body_that_is_not_json(service: Service) -> None:
     with service.http() as http:
         answer = http.post("/v1/jobs", content=b"{nope", headers={"Content-Type": "application/json"})

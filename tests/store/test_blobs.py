@@ -2,6 +2,8 @@
 
 import hashlib
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -91,6 +93,30 @@ def test_a_deletion_that_died_halfway_is_finished_before_the_content_comes_back(
     refer(blobs, receive(blobs, b"again"), "b")
     assert files(tmp_path) == [received.sha256]
     assert b"".join(blobs.chunks(received.sha256, 0, 5)) == b"again"
+
+
+def test_a_slow_finisher_does_not_delete_what_came_back(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    received = receive(blobs, b"back again")
+    refer(blobs, received, "a")
+    forget(blobs, "a")
+    with blobs.database.write() as connection:
+        connection.execute(update(rows).values(deleting=True))
+    # The list of marked blobs is read; before the first is deleted, another finisher and a new upload overtake.
+    original = blobs.database.write
+    calls = iter([True])
+
+    @contextmanager
+    def delayed(durable: bool = True) -> Iterator[object]:
+        if next(calls, False):
+            monkeypatch.setattr(blobs.database, "write", original)
+            blobs.finish_deletions()
+            refer(blobs, receive(blobs, b"back again"), "b")
+        with original(durable) as connection:
+            yield connection
+
+    monkeypatch.setattr(blobs.database, "write", delayed)
+    blobs.finish_deletions()
+    assert b"".join(blobs.chunks(received.sha256, 0, 10)) == b"back again"
 
 
 def test_writers_and_deleters_of_the_same_content_never_lose_it(blobs: Blobs) -> None:

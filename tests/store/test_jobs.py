@@ -109,6 +109,14 @@ def test_a_poison_job_fails_after_its_losses_in_a_row(store: Jobs) -> None:
     assert "SIGKILL" in error["message"]
 
 
+def test_a_pause_survives_the_death_of_the_attempt(store: Jobs) -> None:
+    job = submit(store)
+    store.claim(job, 60)
+    store.pause(MINE, job)
+    assert store.lose(job, 1, "killed") == "paused"
+    assert status(store, job) == "paused"
+
+
 def test_getting_further_forgives_losses(store: Jobs) -> None:
     job = submit(store)
     for attempt in range(1, 3 * MAX_LOSSES):

@@ -138,6 +138,23 @@ def test_nan_weights_are_named_and_counted(tmp_path: Path) -> None:
         judge(tmp_path / "c", None, None, tmp_path / "out")
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = dict(resnet().state_dict())
+    state["fc.weight"] = state["fc.weight"].to(dtype)
+    torch.save(state, tmp_path / "c")
+    with pytest.raises(NotAStateDict, match=r"fc\.weight is a"):
+        judge(tmp_path / "c", None, None, tmp_path / "out")
+
+
+def test_integer_weights_are_refused(tmp_path: Path) -> None:
+    state = dict(resnet().state_dict())
+    state["fc.weight"] = state["fc.weight"].to(torch.int8)
+    save_file(state, tmp_path / "c")
+    with pytest.raises(Rejected, match=r"fc\.weight: torch\.int8 in the checkpoint"):
+        judge(tmp_path / "c", None, None, tmp_path / "out")
+
+
 def test_a_wrong_number_of_classes_is_a_mismatch(tmp_path: Path) -> None:
     save_file(dict(resnet().state_dict()), tmp_path / "c")
     with pytest.raises(Rejected, match=r"fc.weight: \(10, 64\) in the checkpoint, \(12, 64\) in resnet20"):

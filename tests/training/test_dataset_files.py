@@ -159,6 +159,26 @@ def test_what_is_wrong_with_an_archive_is_named(
         pack_archive(write_tar(tmp_path / "b", content, "w:gz"), tmp_path / "out", Limits())
 
 
+def test_other_formats_under_an_images_name_are_not_decoded(tmp_path: Path) -> None:
+    """Pillow would hand an EPS to Ghostscript; only JPEG, PNG and WebP are opened, whatever the suffix says."""
+    content = files()
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(out, "EPS")
+    content["train/0/x.png"] = out.getvalue()
+    with pytest.raises(BrokenImage, match=r"x\.png"):
+        pack_archive(write_zip(tmp_path / "a", content), tmp_path / "out", Limits())
+
+
+def test_a_damaged_compressed_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train/0/a.png", png(0) * 50)
+    damaged = bytearray((tmp_path / "a").read_bytes())
+    damaged[60:90] = bytes(30)
+    (tmp_path / "a").write_bytes(damaged)
+    with pytest.raises(InvalidArchive):
+        pack_archive(tmp_path / "a", tmp_path / "out", Limits())
+
+
 def test_links_are_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "t", "w") as archive:
         entry = tarfile.TarInfo("train/0/link.png")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from averaging import write_safetensors
 from tests.averaging import reference
 from tests.training.work import METHOD, KilledHere, Recorder, make_work
 from training import resume
@@ -181,8 +182,6 @@ def test_names_dtypes_and_metadata_come_back_as_uploaded(tmp_path: Path) -> None
         f"module.{name}": t.half() if t.is_floating_point() else t for name, t in read_tensors(work.checkpoint).items()
     }
     del start["module.bn1.num_batches_tracked"]
-    from averaging import write_safetensors
-
     write_safetensors(work.checkpoint, start, {})
     outcome = run(replace(work, prefix="module."), Recorder())
     found = load_file(outcome.weights)
@@ -193,6 +192,33 @@ def test_names_dtypes_and_metadata_come_back_as_uploaded(tmp_path: Path) -> None
     assert json.loads(metadata["wbar.image_size"]) == [3, 8, 8]
     assert json.loads(metadata["wbar.classes"]) == list("0123456789")
     assert metadata["wbar.snapshots"] == "2"
+
+
+def test_a_state_of_another_version_is_put_aside_and_the_job_starts_over(tmp_path: Path) -> None:
+    whole = run(make_work(tmp_path / "whole"), Recorder()).weights.read_bytes()
+    work = make_work(tmp_path / "broken", save_every_seconds=0.0)
+    with pytest.raises(KilledHere):
+        run(work, Recorder(die_at=9))
+    state = resume.latest(work.scratch)
+    assert state is not None
+    state.write_bytes(b"of another version")
+    told = Recorder()
+    assert run(replace(work, resume=state), told).weights.read_bytes() == whole
+    assert any("starts over" in line for line in told.logs)
+
+
+def test_what_is_evaluated_of_a_half_precision_checkpoint_is_what_is_written(tmp_path: Path) -> None:
+    work = make_work(tmp_path)
+    start = {name: t.half() if t.is_floating_point() else t for name, t in read_tensors(work.checkpoint).items()}
+    write_safetensors(work.checkpoint, start, {})
+    outcome = run(work, Recorder())
+    model, _ = load(work.network, read_tensors(outcome.weights))
+    val = load_split(work.dataset, "val", (8, 8), None)
+    plan = work.plan()
+    inputs = Preparer(plan.mean, plan.std, "none", 0, torch.device("cpu")).plain(val.images)
+    with torch.no_grad():
+        loss = F.cross_entropy(model.eval()(inputs), val.labels).item()
+    assert loss == pytest.approx(outcome.metrics.averaged.loss, rel=1e-5)
 
 
 def test_progress_and_metrics_tell_the_whole_story(tmp_path: Path) -> None:
