@@ -7,6 +7,7 @@ from statistics import median
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 COLUMNS = ("what", "measured", "limit or peer", "ratio", "goal", "")
 
@@ -68,8 +69,8 @@ def show(console: Console, title: str, findings: Findings) -> None:
     for name in COLUMNS:
         table.add_column(name, overflow="fold")
     for row in findings.rows:
-        style = {None: None, True: "green", False: "bold red"}[row.met]
-        table.add_row(*row.cells[:-1], f"[{style}]{row.verdict}[/{style}]" if style else row.verdict)
+        style = {None: "", True: "green", False: "bold red"}[row.met]
+        table.add_row(*(Text(cell) for cell in row.cells[:-1]), Text(row.verdict, style))
     console.print(table)
     for note in findings.notes:
         console.print(f"- {note}", markup=False)
