@@ -7,37 +7,76 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from averaging.batch_norm import has_batch_norm, recompute_batch_norm
+    from averaging.batch_norm import Recomputed, has_batch_norm, recompute_batch_norm
     from averaging.cyclic_lr import CyclicSchedule, Position
-    from averaging.pull import add_pull_gradient, distance, pull_loss
-    from averaging.running_mean import RunningMean
+    from averaging.drop_in import (
+        SWALR,
+        AveragedModel,
+        get_ema_avg_fn,
+        get_ema_multi_avg_fn,
+        get_swa_avg_fn,
+        get_swa_multi_avg_fn,
+        update_bn,
+    )
+    from averaging.pull import (
+        add_folded_pull_gradient,
+        add_pull_gradient,
+        can_fold_pull,
+        distance,
+        fold_pull,
+        pull_loss,
+    )
+    from averaging.running_mean import ExponentialMean, RunningMean, WindowMean
     from averaging.safetensors_file import InvalidSafetensors, read_header, write_safetensors
+    from averaging.schedulers import CyclicScheduleLR
+    from averaging.sources import named_tensors
 
-_HOME = {
-    "has_batch_norm": "batch_norm",
-    "recompute_batch_norm": "batch_norm",
-    "CyclicSchedule": "cyclic_lr",
-    "Position": "cyclic_lr",
-    "add_pull_gradient": "pull",
-    "distance": "pull",
-    "pull_loss": "pull",
-    "RunningMean": "running_mean",
-    "InvalidSafetensors": "safetensors_file",
-    "read_header": "safetensors_file",
-    "write_safetensors": "safetensors_file",
+_NAMES = {
+    "sources": ["named_tensors"],
+    "running_mean": ["RunningMean", "ExponentialMean", "WindowMean"],
+    "drop_in": [
+        "AveragedModel",
+        "SWALR",
+        "update_bn",
+        "get_ema_avg_fn",
+        "get_ema_multi_avg_fn",
+        "get_swa_avg_fn",
+        "get_swa_multi_avg_fn",
+    ],
+    "pull": ["add_pull_gradient", "add_folded_pull_gradient", "can_fold_pull", "fold_pull", "distance", "pull_loss"],
+    "cyclic_lr": ["CyclicSchedule", "Position"],
+    "schedulers": ["CyclicScheduleLR"],
+    "batch_norm": ["Recomputed", "has_batch_norm", "recompute_batch_norm"],
+    "safetensors_file": ["InvalidSafetensors", "read_header", "write_safetensors"],
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [  # the keys of _HOME, spelled out for readers and type checkers
+    "SWALR",
+    "AveragedModel",
     "CyclicSchedule",
+    "CyclicScheduleLR",
+    "ExponentialMean",
     "InvalidSafetensors",
     "Position",
+    "Recomputed",
     "RunningMean",
+    "WindowMean",
+    "add_folded_pull_gradient",
     "add_pull_gradient",
+    "can_fold_pull",
     "distance",
+    "fold_pull",
+    "get_ema_avg_fn",
+    "get_ema_multi_avg_fn",
+    "get_swa_avg_fn",
+    "get_swa_multi_avg_fn",
     "has_batch_norm",
+    "named_tensors",
     "pull_loss",
     "read_header",
     "recompute_batch_norm",
+    "update_bn",
     "write_safetensors",
 ]
 

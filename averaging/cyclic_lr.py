@@ -1,7 +1,26 @@
-"""The high/low schedule as a pure function of the step: resuming restores one integer."""
+"""The high/low schedule as a pure function of the step: resuming restores one integer.
 
+A cycle is a high phase and a low phase. In a phase of m steps, step i (from 0) has the rate, with u = i / (m − 1):
+
+    constant     high
+    linear       high + (low − high)·u
+    cosine       low + (high − low)·½(1 + cos πu)             (Loshchilov & Hutter 2017, equation 5)
+    exponential  high·γ^e, e the epochs since the phase began  (γ = 0.98)
+    step         high·0.1^k, k the milestones passed           (fractions of the phase; 1/2 and 3/4)
+    sawtooth     from high to high/100 within each epoch, linearly; then again
+
+The low phase is constant at the low rate. Warm-up takes the first k steps of each high phase: *gradual*, step i of k
+(from 1) at low + (high − low)·i/k (Goyal et al. 2017), or *constant* at the low rate; the decay takes the steps after it.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from math import cos, pi
+from typing import Any, Literal, get_args
+
+Phase = Literal["high", "low"]
+Shape = Literal["constant", "linear", "cosine", "exponential", "step", "sawtooth"]
+WarmUp = Literal["gradual", "constant"]
 
 
 @dataclass(frozen=True)
@@ -10,7 +29,7 @@ class Position:
 
     step: int
     cycle: int
-    phase: Literal["high", "low"]
+    phase: Phase
     epoch: int  # over the whole job
     step_in_epoch: int
     lr: float
@@ -20,7 +39,11 @@ class Position:
 
 @dataclass(frozen=True)
 class CyclicSchedule:
-    """n cycles of `high_epochs` at `high_lr` and `low_epochs` at `low_lr`; rates are constant within a phase."""
+    """n cycles of `high_epochs` from `high_lr` and `low_epochs` at `low_lr`. Rates: per optimizer step.
+
+    shape, gamma, milestones: the decay inside the high phase; warmup_steps, warmup: its beginning (see the module).
+    Raises ValueError, naming the field, on numbers that make no schedule.
+    """
 
     cycles: int
     high_lr: float
@@ -28,14 +51,37 @@ class CyclicSchedule:
     high_epochs: int
     low_epochs: int
     steps_per_epoch: int
+    shape: Shape = "constant"
+    warmup_steps: int = 0
+    warmup: WarmUp = "gradual"
+    gamma: float = 0.98
+    milestones: Sequence[float] = (0.5, 0.75)
 
     def __post_init__(self) -> None:
         for name in ("cycles", "high_epochs", "low_epochs", "steps_per_epoch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("high_lr", "low_lr"):
+        for name in ("high_lr", "low_lr", "gamma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name, kind in (("shape", Shape), ("warmup", WarmUp)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
+        if not 0 <= self.warmup_steps <= self.high_steps:
+            raise ValueError(f"warmup_steps must lie in 0..{self.high_steps} (a high phase), not {self.warmup_steps}")
+        if not all(0 < at < 1 for at in self.milestones):
+            raise ValueError(f"milestones must be fractions of the phase in (0, 1), not {list(self.milestones)}")
+
+    @classmethod
+    def in_steps(
+        cls, cycles: int, high_lr: float, low_lr: float, high_steps: int, low_steps: int, **shape: Any
+    ) -> "CyclicSchedule":
+        """The same with phases counted in optimizer steps: an epoch is one step."""
+        return cls(cycles, high_lr, low_lr, high_steps, low_steps, steps_per_epoch=1, **shape)
+
+    @property
+    def high_steps(self) -> int:
+        return self.high_epochs * self.steps_per_epoch
 
     @property
     def steps_per_cycle(self) -> int:
@@ -50,15 +96,35 @@ class CyclicSchedule:
         if not 0 <= step < self.total_steps:
             raise IndexError(f"step {step} lies outside the schedule of {self.total_steps} steps")
         cycle, within = divmod(step, self.steps_per_cycle)
-        high_steps = self.high_epochs * self.steps_per_epoch
-        high = within < high_steps
+        high = within < self.high_steps
         return Position(
             step=step,
             cycle=cycle + 1,
             phase="high" if high else "low",
             epoch=step // self.steps_per_epoch + 1,
             step_in_epoch=step % self.steps_per_epoch,
-            lr=self.high_lr if high else self.low_lr,
-            ends_phase=within + 1 in (high_steps, self.steps_per_cycle),
+            lr=self._high(within) if high else self.low_lr,
+            ends_phase=within + 1 in (self.high_steps, self.steps_per_cycle),
             ends_cycle=within + 1 == self.steps_per_cycle,
         )
+
+    def _high(self, step: int) -> float:
+        if step < self.warmup_steps:
+            share = (step + 1) / self.warmup_steps if self.warmup == "gradual" else 0.0
+            return self.low_lr + (self.high_lr - self.low_lr) * share
+        return self._decayed(step - self.warmup_steps, self.high_steps - self.warmup_steps)
+
+    def _decayed(self, i: int, m: int) -> float:
+        high, low, u = self.high_lr, self.low_lr, i / (m - 1) if m > 1 else 0.0
+        if self.shape == "linear":
+            return high + (low - high) * u
+        if self.shape == "cosine":
+            return low + (high - low) * (1 + cos(pi * u)) / 2
+        if self.shape == "exponential":
+            return high * float(self.gamma ** (i / self.steps_per_epoch))
+        if self.shape == "step":
+            return high * float(0.1 ** sum(i >= at * m for at in self.milestones))
+        if self.shape == "sawtooth":
+            span = self.steps_per_epoch
+            return high * (1 - 0.99 * (i % span) / (span - 1)) if span > 1 else high
+        return high

@@ -1,100 +1,388 @@
-"""w̄ ← w̄ + (w − w̄)/n, in an explicit accumulation dtype (Izmailov et al. 2018, algorithm 1).
+"""w̄ ← w̄ + (w − w̄)·f, in an explicit accumulation dtype: f = 1/n is the mean (Izmailov et al. 2018, algorithm 1).
 
-Integer tensors (BatchNorm's counter of batches) are copied from the latest source: their mean means nothing.
+*Compensated*, the mean is kept as an anchor m and a small correction c, w̄ = m + c, both in the accumulation dtype:
+
+    c ← (1 − f)·c + f·(w − m)                                  every update: one fused pass, nothing else is written
+    t = fl(m + c);  c ← c − (t − m);  m ← t                    when half of the mean's weight is new (Dekker's fast sum)
+
+Rounding then happens relative to c, which shrinks as the mean settles, and what was rounded once is diluted by every
+later update: the error is that of a single rounding after ten updates and after a thousand, where a plain float32 mean
+loses √n roundings. Integer tensors (BatchNorm's counter of batches) are copied from the latest source.
 """
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-Source = nn.Module | Mapping[str, Tensor]
+from averaging.sources import Reader, Source, first_not_finite, named_tensors
+
+BLOCK = {"cpu": 2**17}  # elements converted at a time: 512 KiB stay in a core's cache
+BLOCK_ELSEWHERE = 2**24
+FOLD_AT = 0.5  # the share of new weight in w̄ at which c is folded into m
+FOLD_EVERY = 64
 
 
-def named_tensors(source: Source) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, shared tensors under each of their names."""
-    return dict(source.state_dict()) if isinstance(source, nn.Module) else dict(source)
+class WeightMean:
+    """What every mean of weights has in common: the face, the checks, the blending, the resume. Subclasses choose f.
 
-
-class RunningMean:
-    """The mean of every source given to `update`, empty at first: `like` fixes names, shapes and dtypes only.
-
-    dtype: float32 or float64, the accumulation dtype whatever the sources' (a bfloat16 mean over 300 updates loses the
-    whole gain). device: where w̄ lives; by default each tensor stays where `like` has it.
+    like: a module or a dict of names to tensors; fixes names and shapes only, its values do not enter (n = 0).
+    dtype: the accumulation dtype, float32 or float64, whatever the sources' (a bfloat16 mean over 300 updates was
+    measured to lose the whole gain). compensated: see the module; costs one more copy of the model in `dtype`.
+    check_finite: refuse a source with a NaN or an infinity before it touches w̄; costs one more read of the source.
+    device: where w̄ lives; by default each tensor stays where `like` has it.
     """
 
     def __init__(
-        self, like: Source, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+        self,
+        like: Source,
+        dtype: torch.dtype = torch.float32,
+        compensated: bool = True,
+        check_finite: bool = True,
+        device: torch.device | str | None = None,
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
-        self.dtype = dtype
+        self.dtype, self.compensated, self.check_finite = dtype, compensated, check_finite
         self.n = 0
-        self._mean: dict[str, Tensor] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
-        for name, tensor in named_tensors(like).items():
-            self._dtypes[name] = tensor.dtype
-            self._mean[name] = torch.zeros_like(
-                tensor.detach(), dtype=dtype if tensor.is_floating_point() else tensor.dtype, device=device
-            )
+        self._reader = Reader(like)
+        tensors = named_tensors(like)
+        self._dtypes = {name: tensors[name].dtype for name in self._reader.names}
+        self._mean = [
+            torch.zeros_like(t.detach(), dtype=dtype if t.is_floating_point() else t.dtype, device=device)
+            for t in (tensors[name] for name in self._reader.names)
+        ]
+        self._floating = [i for i, mean in enumerate(self._mean) if mean.is_floating_point()]
+        self._others = [i for i, mean in enumerate(self._mean) if not mean.is_floating_point()]
+        self._correction = [torch.zeros_like(self._mean[i]) for i in self._floating] if compensated else []
+        self._new_weight, self._since_fold = 0.0, 0
+
+    # Updating.
+
+    def update(self, source: Source, weight: float = 1.0) -> None:
+        """Take one more point into the mean, in place and without temporaries larger than a block.
+
+        weight: relative to the other points'. Raises ValueError, before anything is changed, if names or shapes differ,
+        a value is not finite (with `check_finite`) or the weight is not a positive number.
+        """
+        _check_weight(weight)
+        tensors = self._reader.read(source)
+        if self.check_finite and (name := first_not_finite(self._reader.names, tensors)) is not None:
+            raise ValueError(f"{name} is not finite in the source: the mean was left as it was (n = {self.n})")
+        self._take(tensors, self._fraction(weight))
+
+    def _fraction(self, weight: float) -> float:
+        """f for the next point, whose count is n + 1; called once for each."""
+        raise NotImplementedError
 
     @torch.no_grad()
-    def update(self, source: Source) -> None:
-        """Take one more point into the mean.
-
-        Raises ValueError, before anything is changed, if names or shapes differ or a value is not finite.
-        """
-        tensors = named_tensors(source)
-        self._check(tensors)
+    def _take(self, tensors: list[Tensor], fraction: float) -> None:
         self.n += 1
-        for name, mean in self._mean.items():
-            value = tensors[name].detach()
-            if not mean.is_floating_point():
-                mean.copy_(value)
-            else:
-                # One rounding each for the difference and the sum; the temporary is one tensor, not one model.
-                mean.add_((value.to(mean.device, mean.dtype) - mean).div_(self.n))
+        if self._others:
+            torch._foreach_copy_([self._mean[i] for i in self._others], [tensors[i] for i in self._others])
+        means = [self._mean[i] for i in self._floating]
+        sources = [tensors[i] for i in self._floating]
+        if fraction == 1.0:
+            torch._foreach_copy_(means, sources)
+            if self.compensated:
+                torch._foreach_zero_(self._correction)
+            self._new_weight, self._since_fold = 0.0, 0
+        elif self.compensated:
+            self._correct(means, sources, fraction)
+        else:
+            self._blend(means, sources, fraction)
 
-    def _check(self, tensors: Mapping[str, Tensor]) -> None:
-        missing, unexpected = sorted(self._mean.keys() - tensors.keys()), sorted(tensors.keys() - self._mean.keys())
-        if missing or unexpected:
-            raise ValueError(f"the source has other tensors: missing {missing[:20]}, unexpected {unexpected[:20]}")
-        for name, mean in self._mean.items():
-            value = tensors[name]
-            if value.shape != mean.shape:
-                raise ValueError(f"{name}: {tuple(value.shape)} in the source, {tuple(mean.shape)} in the mean")
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise ValueError(f"{name} is not finite in the source: the mean was left as it was (n = {self.n})")
+    def _blend(self, means: list[Tensor], sources: list[Tensor], fraction: float) -> None:
+        alike = [_alike(mean, source) for mean, source in zip(means, sources, strict=True)]
+        whole = [pair for pair, same in zip(zip(means, sources, strict=True), alike, strict=True) if same]
+        if whole:
+            _move_means(whole, fraction)
+        for mean, source, same in zip(means, sources, alike, strict=True):
+            if not same:
+                for part, value in _converted(mean, source):
+                    part.lerp_(value, fraction)
+
+    def _correct(self, means: list[Tensor], sources: list[Tensor], fraction: float) -> None:
+        whole: list[tuple[Tensor, Tensor, Tensor]] = []
+        for mean, source, correction in zip(means, sources, self._correction, strict=True):
+            if _alike(mean, source):
+                whole.append((mean, source, correction))
+            else:
+                for (part, value), (small, _) in zip(
+                    _converted(mean, source), _blocks(correction, correction), strict=True
+                ):
+                    _move_corrections([(part, value, small)], fraction)
+        if whole:
+            _move_corrections(whole, fraction)
+        self._new_weight, self._since_fold = self._new_weight + fraction, self._since_fold + 1
+        if self._new_weight >= FOLD_AT or self._since_fold >= FOLD_EVERY:
+            self._fold(means)
+
+    def _fold(self, means: list[Tensor]) -> None:
+        """t = fl(m + c), c ← c − (t − m), m ← t: w̄ = m + c is unchanged, and c becomes a rounding's size."""
+        for mean, correction in zip(means, self._correction, strict=True):
+            for m, c in _blocks(mean, correction):
+                total = m + c
+                m.sub_(total)
+                c.add_(m)
+                m.copy_(total)
+        self._new_weight, self._since_fold = 0.0, 0
+
+    # Reading.
 
     def mean(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """w̄ by name, as new tensors in `dtype`, or in each source tensor's own dtype. Raises ValueError at n = 0."""
+        """w̄ by name, as new tensors in `dtype`, or in each source tensor's own dtype, rounded once.
+
+        Shared tensors come as one tensor under each of their names. Raises ValueError at n = 0.
+        """
+        found = {
+            name: value.to(dtype or self._dtypes[name], copy=True) if value.is_floating_point() else value.clone()
+            for name, value in self._values()
+        }
+        return {name: found[self._reader.aliases.get(name, name)] for name in self._reader.every}
+
+    @torch.no_grad()
+    def copy_to(self, target: Source) -> None:
+        """Write w̄ into the parameters and buffers of `target`, each rounded once to its own dtype.
+
+        Raises ValueError, before anything is written, at n = 0 or if names or shapes differ.
+        """
+        self._check_not_empty()
+        for tensor, (_, value) in zip(self._reader.read(named_tensors(target)), self._values(), strict=True):
+            tensor.copy_(value)
+
+    def _check_not_empty(self) -> None:
         if self.n == 0:
             raise ValueError("the mean of no points is undefined: call update first")
+
+    def _values(self) -> Iterator[tuple[str, Tensor]]:
+        """w̄ tensor by tensor, to be copied: m + c in float64, where there is a c."""
+        self._check_not_empty()
+        corrections = dict(zip(self._floating, self._correction, strict=True)) if self.compensated else {}
+        for i, name in enumerate(self._reader.names):
+            yield name, self._mean[i].double() + corrections[i] if i in corrections else self._mean[i]
+
+    # Resuming.
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on with the same bits: numbers, and tensors by name (not copied)."""
+        floating = [self._reader.names[i] for i in self._floating]
         return {
-            name: mean.to(dtype or self._dtypes[name], copy=True) if mean.is_floating_point() else mean.clone()
-            for name, mean in self._mean.items()
+            "n": self.n,
+            "mean": dict(zip(self._reader.names, self._mean, strict=True)),
+            "correction": dict(zip(floating, self._correction, strict=True)) if self.compensated else None,
+            "new_weight": self._new_weight,
+            "since_fold": self._since_fold,
         }
 
     @torch.no_grad()
-    def copy_to(self, target: nn.Module) -> None:
-        """Write w̄ into the parameters and buffers of `target`, each rounded once to its own dtype."""
-        if self.n == 0:
-            raise ValueError("the mean of no points is undefined: call update first")
-        tensors = named_tensors(target)
-        for name, mean in self._mean.items():
-            tensors[name].copy_(mean)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on with the same bits."""
-        return {"n": self.n, "mean": dict(self._mean)}
-
-    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave. Raises ValueError on other names or shapes."""
-        self._check(state["mean"])
-        for name, mean in self._mean.items():
+        """Restore what `state_dict` gave. Raises ValueError, before anything is changed, on other names, shapes or dtypes."""
+        names = self._reader.names
+        self._reader.check_names(state["mean"], names)
+        for name, mean in zip(names, self._mean, strict=True):
             if state["mean"][name].dtype != mean.dtype:
                 raise ValueError(f"{name}: {state['mean'][name].dtype} in the state, {mean.dtype} in the mean")
+        if (state["correction"] is not None) != self.compensated:
+            raise ValueError(f"compensated is {not self.compensated} in the state and {self.compensated} in the mean")
+        for name, mean in zip(names, self._mean, strict=True):
             mean.copy_(state["mean"][name])
+        for i, correction in zip(self._floating, self._correction, strict=False):
+            correction.copy_(state["correction"][names[i]])
         self.n = int(state["n"])
+        self._new_weight, self._since_fold = float(state["new_weight"]), int(state["since_fold"])
+
+
+class RunningMean(WeightMean):
+    """The mean of every source given to `update`, each with its weight (1 by default): f = weight / total weight."""
+
+    total_weight = 0.0
+
+    def _fraction(self, weight: float) -> float:
+        self.total_weight += weight
+        return weight / self.total_weight
+
+    @torch.no_grad()
+    def merge(self, other: "RunningMean") -> None:
+        """Take in another mean with all its points, as if they had been given to this one; `other` is left as it was.
+
+        What replicas and reductions need. Integer tensors come from `other`, as the later one. Raises ValueError on
+        other names or shapes.
+        """
+        if other.n == 0:
+            return
+        names = self._reader.names
+        theirs = dict(zip(other._reader.names, other._mean, strict=True))
+        self._reader.check_names(theirs, names)
+        tensors = [theirs[name] for name in names]
+        n = self.n + other.n
+        fraction = self._fraction(other.total_weight)
+        small = dict(zip((other._reader.names[i] for i in other._floating), other._correction, strict=False))
+        if small and not self.compensated:
+            tensors = [t.double() + small[name] if name in small else t for name, t in zip(names, tensors, strict=True)]
+        self._take(tensors, fraction)
+        self.n = n
+        if small and self.compensated:
+            for i, correction in zip(self._floating, self._correction, strict=True):
+                correction.add_(small[names[i]].to(correction.device, correction.dtype), alpha=fraction)
+            self._fold([self._mean[i] for i in self._floating])
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"total_weight": self.total_weight}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.total_weight = float(state["total_weight"])
+
+
+class ExponentialMean(WeightMean):
+    """w̄ ← d·w̄ + (1 − d)·w, the first source as it is: the exponential moving average (Polyak & Juditsky 1992).
+
+    decay: d in [0, 1). warmup: d_t = min(decay, (1 + t)/(10 + t)) after t updates, so that the start is soon forgotten
+    (TensorFlow's and timm's rule). A source of weight k counts as k equal sources: d becomes d^k.
+    """
+
+    def __init__(self, like: Source, decay: float = 0.999, warmup: bool = True, **options: Any) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), not {decay}")
+        super().__init__(like, **options)
+        self.decay, self.warmup = decay, warmup
+
+    def decay_at(self, t: int) -> float:
+        """d for the update after t others."""
+        return min(self.decay, (1 + t) / (10 + t)) if self.warmup else self.decay
+
+    def _fraction(self, weight: float) -> float:
+        return 1.0 if self.n == 0 else 1.0 - self.decay_at(self.n) ** weight
+
+
+class WindowMean:
+    """The mean of the last L sources (LAWA; Kaddour 2022), with the face of the other means.
+
+    Every source is kept in its own dtype, L copies of the model, on `device`: what leaves the window leaves no rounding
+    behind. The mean is computed when it is asked for, by a `RunningMean` with these options.
+    """
+
+    def __init__(
+        self,
+        like: Source,
+        window: int,
+        dtype: torch.dtype = torch.float32,
+        compensated: bool = True,
+        check_finite: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if window < 1:
+            raise ValueError(f"window must be at least 1, not {window}")
+        self.window, self.n = window, 0
+        self._reader, self._check_finite, self._device = Reader(like), check_finite, device
+        self._dtype, self._compensated = dtype, compensated
+        self._kept: deque[tuple[dict[str, Tensor], float]] = deque(maxlen=window)
+
+    def update(self, source: Source, weight: float = 1.0) -> None:
+        """Copy one more point in; the oldest leaves when there are more than `window`. Raises ValueError as RunningMean."""
+        _check_weight(weight)
+        tensors = self._reader.read(source)
+        if self._check_finite and (name := first_not_finite(self._reader.names, tensors)) is not None:
+            raise ValueError(f"{name} is not finite in the source: the mean was left as it was (n = {self.n})")
+        pairs = zip(self._reader.names, tensors, strict=True)
+        kept = {name: tensor.detach().to(self._device, copy=True) for name, tensor in pairs}
+        self._kept.append(({n: kept[self._reader.aliases.get(n, n)] for n in self._reader.every}, weight))
+        self.n += 1
+
+    def mean(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """w̄ by name, as RunningMean.mean."""
+        return self._averaged().mean(dtype)
+
+    def copy_to(self, target: Source) -> None:
+        """Write w̄ into `target`, as RunningMean.copy_to."""
+        self._averaged().copy_to(target)
+
+    def _averaged(self) -> RunningMean:
+        if not self._kept:
+            raise ValueError("the mean of no points is undefined: call update first")
+        mean = RunningMean(self._kept[0][0], self._dtype, self._compensated, check_finite=False)
+        for tensors, weight in self._kept:
+            mean.update(tensors, weight)
+        return mean
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window's sources, oldest first."""
+        return {
+            "n": self.n,
+            "kept": [dict(tensors) for tensors, _ in self._kept],
+            "weights": [w for _, w in self._kept],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave. Raises ValueError on other names or shapes, or more sources than the window."""
+        if len(state["kept"]) > self.window:
+            raise ValueError(f"the state has {len(state['kept'])} sources and the window is {self.window}")
+        for tensors in state["kept"]:
+            self._reader.read(tensors)
+        self._kept.clear()
+        self._kept.extend(
+            ({name: t.to(self._device, copy=True) for name, t in tensors.items()}, float(weight))
+            for tensors, weight in zip(state["kept"], state["weights"], strict=True)
+        )
+        self.n = int(state["n"])
+
+
+def _check_weight(weight: float) -> None:
+    if not 0 < weight < float("inf"):
+        raise ValueError(f"the weight of a point must be a positive number, not {weight}")
+
+
+# Tensors in pieces.
+
+
+def _alike(mean: Tensor, source: Tensor) -> bool:
+    """Whether the two can be combined element by element as they lie in memory."""
+    return (
+        mean.dtype == source.dtype
+        and mean.device == source.device
+        and (mean.stride() == source.stride() or (mean.is_contiguous() and source.is_contiguous()))
+    )
+
+
+def _blocks(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two dense tensors of one layout, flat, a block at a time."""
+    size = BLOCK.get(first.device.type, BLOCK_ELSEWHERE)
+    flat = [t.as_strided((t.numel(),), (1,)) for t in (first, second)]
+    for begin in range(0, first.numel(), size):
+        yield flat[0][begin : begin + size], flat[1][begin : begin + size]
+
+
+def _converted(mean: Tensor, source: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of the mean, each with the source's values in the mean's dtype, on its device."""
+    if mean.stride() != source.stride() and not (mean.is_contiguous() and source.is_contiguous()):
+        source = torch.empty_like(mean, dtype=source.dtype, device=source.device).copy_(source)  # the mean's layout
+    for part, value in _blocks(mean, source):
+        yield part, value.to(mean.device, mean.dtype)
+
+
+# Two fused passes. Single operations would store a difference and read it again, or cost a call a tensor.
+
+
+def _move_means(pairs: list[tuple[Tensor, Tensor]], fraction: float) -> None:
+    """m ← m − f·(m − w) for (m, w): a fused SGD step up the "gradient" w with the weight decay 1 and the rate f."""
+    means, sources = (list(part) for part in zip(*pairs, strict=True))
+    torch._fused_sgd_(
+        means, sources, [],
+        weight_decay=1.0, momentum=0.0, lr=fraction, dampening=0.0, nesterov=False, maximize=True, is_first_step=False,
+    )  # fmt: skip
+
+
+def _move_corrections(triples: list[tuple[Tensor, Tensor, Tensor]], fraction: float) -> None:
+    """c ← (1 − f)·c + f·(w − m) for (m, w, c): what a fused SGD step does to its momentum buffer c.
+
+    The weight decay −1 makes its "gradient" w − m; momentum and dampening are 1 − f; a rate of 0 leaves m as it is.
+    """
+    means, sources, corrections = (list(part) for part in zip(*triples, strict=True))
+    keep = 1.0 - fraction
+    torch._fused_sgd_(
+        means, sources, corrections,
+        weight_decay=-1.0, momentum=keep, lr=0.0, dampening=keep, nesterov=False, maximize=False, is_first_step=False,
+    )  # fmt: skip

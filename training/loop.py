@@ -24,8 +24,11 @@ from averaging import (
     CyclicSchedule,
     Position,
     RunningMean,
+    add_folded_pull_gradient,
     add_pull_gradient,
+    can_fold_pull,
     distance,
+    fold_pull,
     has_batch_norm,
     pull_loss,
     recompute_batch_norm,
@@ -114,7 +117,11 @@ class Attempt:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.model, plan)
-        self.mean = RunningMean(self.model, dtype=torch.float64)
+        # The same number, one pass over the weights less; not where clipping must see the whole gradient.
+        self.folded = plan.grad_clip_norm is None and can_fold_pull(self.optimizer)
+        if self.folded:
+            fold_pull(self.optimizer, plan.pull)
+        self.mean = RunningMean(self.model, dtype=torch.float64, compensated=False)
         if plan.include_start:
             self.mean.update(self.model)
         # w̄ as the pull sees it, in the parameters' dtype: w_0 until the first snapshot.
@@ -191,13 +198,14 @@ class Attempt:
             loss = F.cross_entropy(self.model(inputs), labels, label_smoothing=self.plan.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        add_pull_gradient(self.parameters, self.anchor, self.plan.pull)
         logged = position.ends_phase or (position.step + 1) % self.meter.every == 0
         norm: Tensor | None = None
-        if self.plan.grad_clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.grad_clip_norm)
-        elif logged:
+        if logged:
             norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        add_pull = add_folded_pull_gradient if self.folded else add_pull_gradient
+        add_pull(self.parameters, self.anchor, self.plan.pull)
+        if self.plan.grad_clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.plan.grad_clip_norm)
         away = distance(self.parameters, self.anchor) if logged else None  # of the w that the gradient belongs to
         for group in self.optimizer.param_groups:
             group["lr"] = position.lr

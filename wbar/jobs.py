@@ -207,7 +207,10 @@ class Event(BaseModel):
 
 
 class MetricsPoint(BaseModel):
-    """The training series. `loss` is the mean over the steps since the point before; `pull_loss` is λ‖w̄ − w‖²."""
+    """The training series. `loss` is the mean over the steps since the point before; `pull_loss` is λ‖w̄ − w‖².
+
+    `grad_norm` is the norm of the training loss's gradient, before the pull and clipping.
+    """
 
     step: int
     epoch: int

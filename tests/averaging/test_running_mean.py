@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from averaging import RunningMean
+from averaging import ExponentialMean, RunningMean, WindowMean
 from tests.averaging import reference
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -39,14 +39,221 @@ def test_equals_the_twin_in_float64(count: int, seed: int, dtype: torch.dtype) -
     assert found["count"].item() == count - 1
 
 
-def test_float32_stays_near_the_twin_after_many_updates() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spread", [1e-3, 1.0])
+def test_compensated_float32_has_the_error_of_one_rounding_after_any_number_of_updates(
+    dtype: torch.dtype, spread: float
+) -> None:
+    torch.manual_seed(0)
+    start, total = torch.randn(4000), torch.zeros(4000, dtype=torch.float64)
+    mean = RunningMean({"w": start})
+    for n in range(1, 1001):
+        point = (start + spread * torch.randn(4000)).to(dtype)
+        total += point.double()
+        mean.update({"w": point})
+        if n in (10, 100, 1000):
+            expected = total / n
+            error = (mean.mean(torch.float32)["w"].double() - expected).norm() / expected.norm()
+            assert error <= 5e-8, n
+
+
+def test_without_compensation_float32_stays_near() -> None:
     points = sources(300)
-    mean = RunningMean(points[0], dtype=torch.float32)
+    mean = RunningMean(points[0], compensated=False)
     for point in points:
         mean.update(point)
     expected = reference.mean_of(points)
     error = (mean.mean(torch.float64)["w"] - expected["w"]).norm() / expected["w"].norm()
     assert error < 1e-6
+
+
+@pytest.mark.parametrize("compensated", [True, False])
+def test_the_mean_of_equal_points_is_that_point(compensated: bool) -> None:
+    point = sources(1)[0]
+    mean = RunningMean(point, compensated=compensated)
+    for _ in range(17):
+        mean.update(point)
+    assert all(torch.equal(value, point[name]) for name, value in mean.mean().items())
+
+
+@given(
+    seed=st.integers(0, 1000),
+    weights=st.lists(st.floats(0.1, 10), min_size=1, max_size=12),
+    dtype=st.sampled_from(DTYPES),
+    accumulate=st.sampled_from([torch.float32, torch.float64]),
+    compensated=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_order_any_weights_any_split_into_merges_gives_the_same_mean(
+    seed: int,
+    weights: list[float],
+    dtype: torch.dtype,
+    accumulate: torch.dtype,
+    compensated: bool,
+    data: st.DataObject,
+) -> None:
+    points = sources(len(weights), dtype, seed)
+    order = data.draw(st.permutations(range(len(weights))))
+    homes = data.draw(st.lists(st.integers(0, 3), min_size=len(weights), max_size=len(weights)))
+    parts = [RunningMean(points[0], accumulate, compensated) for _ in range(4)]
+    for index in order:
+        parts[homes[index]].update(points[index], weights[index])
+    whole = RunningMean(points[0], accumulate, compensated)
+    for part in parts:
+        whole.merge(part)
+    assert whole.n == len(points)
+    assert whole.total_weight == pytest.approx(sum(weights))
+    tolerance = 1e-13 if accumulate is torch.float64 else 2e-6
+    for name in ("w", "b", "scalar"):
+        values = torch.stack([weight * point[name].double() for weight, point in zip(weights, points, strict=True)])
+        expected = values.sum(dim=0) / sum(weights)
+        torch.testing.assert_close(whole.mean(torch.float64)[name], expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_merge_leaves_the_other_mean_as_it_was() -> None:
+    points = sources(4)
+    one, other = RunningMean(points[0]), RunningMean(points[0])
+    one.update(points[0])
+    for point in points[1:]:
+        other.update(point)
+    before = other.mean(torch.float64)
+    one.merge(other)
+    one.update(points[0])
+    assert all(torch.equal(before[name], value) for name, value in other.mean(torch.float64).items())
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_no_positive_number_is_refused(weight: float) -> None:
+    mean = RunningMean(sources(1)[0])
+    with pytest.raises(ValueError, match="positive number"):
+        mean.update(sources(1)[0], weight)
+    assert mean.n == 0
+
+
+def test_shared_tensors_count_once_and_come_back_shared() -> None:
+    tied = nn.Linear(3, 3)
+    model = nn.ModuleDict({"a": tied, "b": tied})
+    mean = RunningMean(model)
+    mean.update(model)
+    found = mean.mean()
+    assert found["a.weight"] is found["b.weight"]
+    assert sorted(found) == sorted(model.state_dict())
+    apart = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    mean.update(apart)
+    apart["b.bias"] += 1
+    with pytest.raises(ValueError, match=r"a\.bias and b\.bias are one tensor in the mean"):
+        mean.update(apart)
+
+
+def test_wrapped_and_compiled_modules_are_read_under_their_own_names() -> None:
+    model = nn.Linear(3, 2)
+    mean = RunningMean(nn.DataParallel(model))
+    mean.update(torch.compile(model))
+    assert sorted(mean.mean()) == ["bias", "weight"]
+    assert torch.equal(mean.mean()["weight"], model.weight)
+
+
+def test_a_module_is_followed_through_replaced_parameters_moved_memory_and_new_layouts() -> None:
+    model = nn.Conv2d(3, 4, 3)
+    mean = RunningMean(model)
+    mean.update(model)
+    model.weight = nn.Parameter(model.weight.detach() + 2)
+    mean.update(model)
+    model.to(memory_format=torch.channels_last)
+    model.weight.data = model.weight.data + 2
+    mean.update(model)
+    torch.testing.assert_close(mean.mean()["weight"], (model.weight.detach() - 2).contiguous())
+    model.register_buffer("late", torch.zeros(1))
+    with pytest.raises(ValueError, match=r"unexpected \['late'\]"):
+        mean.update(model)
+
+
+def test_a_sum_that_overflows_is_no_reason_to_refuse_finite_weights() -> None:
+    huge = {"w": torch.full((10,), 3e38)}
+    mean = RunningMean(huge)
+    mean.update(huge)
+    assert torch.equal(mean.mean()["w"], huge["w"])
+
+
+def test_unchecked_updates_take_what_they_are_given() -> None:
+    mean = RunningMean({"w": torch.zeros(2)}, check_finite=False)
+    mean.update({"w": torch.tensor([1.0, float("nan")])})
+    assert mean.mean()["w"].isnan().tolist() == [False, True]
+
+
+def test_large_tensors_of_other_dtypes_and_layouts_are_taken_in_blocks() -> None:
+    torch.manual_seed(0)
+    like = torch.zeros(3, 600, 700)
+    points = [torch.randn(3, 600, 700, dtype=torch.float64), torch.randn(700, 600, 3).permute(2, 1, 0).bfloat16()]
+    for compensated in (True, False):
+        mean = RunningMean({"w": like}, compensated=compensated)
+        for point in points:
+            mean.update({"w": point})
+        expected = (points[0] + points[1].double()) / 2
+        torch.testing.assert_close(mean.mean(torch.float64)["w"], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_no_temporary_is_as_large_as_the_model() -> None:
+    model = nn.Sequential(*(nn.Linear(300, 300) for _ in range(6)))
+    for options in ({}, {"dtype": torch.float64, "compensated": False}, {"compensated": False}):
+        mean = RunningMean(model, **options)  # type: ignore[arg-type]
+        for _ in range(2):
+            mean.update(model)
+        with torch.profiler.profile(profile_memory=True) as profile:
+            for _ in range(3):
+                mean.update(model)
+        largest = max((event.cpu_memory_usage for event in profile.events()), default=0)
+        assert largest <= 2 * 4 * 300 * 300  # one layer in float64, of six
+
+
+# The other means.
+
+
+@given(seed=st.integers(0, 100), count=st.integers(1, 20), decay=st.floats(0, 0.999), warmup=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_exponential_mean_equals_its_recurrence(seed: int, count: int, decay: float, warmup: bool) -> None:
+    points = sources(count, seed=seed)
+    mean = ExponentialMean(points[0], decay=decay, warmup=warmup)
+    expected = points[0]["w"].double()
+    mean.update(points[0])
+    for t, point in enumerate(points[1:], start=1):
+        d = min(decay, (1 + t) / (10 + t)) if warmup else decay
+        expected = d * expected + (1 - d) * point["w"].double()
+        mean.update(point)
+    torch.testing.assert_close(mean.mean(torch.float64)["w"], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_exponential_mean_resumes_to_the_same_bits_and_refuses_a_decay_outside() -> None:
+    points = sources(8)
+    whole, half = ExponentialMean(points[0], 0.9), ExponentialMean(points[0], 0.9)
+    for point in points:
+        whole.update(point)
+    for point in points[:5]:
+        half.update(point)
+    again = ExponentialMean(points[0], 0.9)
+    again.load_state_dict(half.state_dict())
+    for point in points[5:]:
+        again.update(point)
+    assert all(torch.equal(again.mean()[name], value) for name, value in whole.mean().items())
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        ExponentialMean(points[0], decay=1.0)
+
+
+@given(count=st.integers(1, 12), window=st.integers(1, 5))
+@settings(max_examples=20, deadline=None)
+def test_window_mean_is_the_mean_of_the_last_sources(count: int, window: int) -> None:
+    points = sources(count)
+    mean = WindowMean(points[0], window)
+    for point in points:
+        mean.update(point)
+        point["w"].add_(0)  # its own memory: what was given may change
+    expected = reference.mean_of(points[-window:])
+    torch.testing.assert_close(mean.mean(torch.float64)["w"], expected["w"], rtol=1e-6, atol=1e-6)
+    again = WindowMean(points[0], window)
+    again.load_state_dict(mean.state_dict())
+    assert all(torch.equal(again.mean()[name], value) for name, value in mean.mean().items())
+    assert again.n == count
 
 
 def test_a_bfloat16_model_is_averaged_in_the_chosen_dtype_and_returned_in_its_own() -> None:

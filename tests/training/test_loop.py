@@ -37,7 +37,8 @@ def test_averaged_weights_are_the_mean_of_the_snapshots_with_the_statistics_of_t
     averaged = load_file(outcome.weights)
     model, _ = load(work.network, averaged)
     for name, _ in model.named_parameters():
-        assert torch.equal(averaged[name], expected[name].float()), name
+        # Both are float64 means, rounded once: a tie may fall to either side.
+        torch.testing.assert_close(averaged[name].double(), expected[name], rtol=6.1e-8, atol=1e-12, msg=name)
     statistics = reference.batch_norm_statistics(model, batch_norm_batches(work))
     assert len(statistics) == 19
     for name, (mean, variance) in statistics.items():
@@ -62,7 +63,7 @@ def batch_norm_batches(work) -> list[torch.Tensor]:
 
 def test_steps_equal_a_plain_loop_with_autograd_for_the_pull(tmp_path: Path) -> None:
     # Small rates keep two float32 computations of a chaotic system side by side; a large λ makes the pull count.
-    slow = {"cycles": 2, "pull": 2.0, "high": Phase(lr=0.005), "low": Phase(lr=0.0005)}
+    slow = {"cycles": 2, "pull": 2.0, "high": Phase(lr=0.002), "low": Phase(lr=0.0002)}
     work = make_work(tmp_path, METHOD.model_copy(update=slow), images=40)
     told = Recorder()
     run(work, told)
@@ -70,7 +71,7 @@ def test_steps_equal_a_plain_loop_with_autograd_for_the_pull(tmp_path: Path) -> 
     for n, want in enumerate(expected, start=1):
         found = load_file(told.snapshots[n])
         for name, value in want.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=f"{name} of snapshot {n}")
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
 
 
 def plain_loop(work) -> list[dict[str, torch.Tensor]]:

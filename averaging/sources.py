@@ -1,0 +1,127 @@
+"""Where weights come from: a module, wrapped or compiled, or a dict of names to tensors; checked before anything changes.
+
+Names are those of `state_dict`, without the wrappers' prefixes: parameters and persistent buffers. Tensors that a model
+shares under several names are one tensor here, and count once.
+"""
+
+from collections.abc import Mapping
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+Source = nn.Module | Mapping[str, Tensor]
+WRAPPERS = ("DistributedDataParallel", "DataParallel", "OptimizedModule")
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The user's own module inside DistributedDataParallel, DataParallel and torch.compile, in any order."""
+    while type(module).__name__ in WRAPPERS:
+        inner = getattr(module, "module", None) or getattr(module, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            break
+        module = inner
+    return module
+
+
+def named_tensors(source: Source) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, shared tensors under each of their names. Nothing is copied."""
+    if not isinstance(source, nn.Module):
+        return dict(source)
+    return {name: table[key] for name, (table, key) in _slots(unwrapped(source)).items()}  # type: ignore[misc]
+
+
+def _slots(module: nn.Module) -> dict[str, tuple[dict[str, Tensor | None], str]]:
+    """Where each named tensor hangs: looking there again costs a tenth of `state_dict()`."""
+    slots: dict[str, tuple[dict[str, Tensor | None], str]] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for table, skipped in ((part._parameters, ()), (part._buffers, part._non_persistent_buffers_set)):
+            for key, tensor in table.items():
+                if tensor is not None and key not in skipped:
+                    slots[prefix + key] = (table, key)
+    return slots
+
+
+class Reader:
+    """Reads sources of one fixed set of names and shapes, again and again and fast.
+
+    like: fixes the names, shapes and which names are one tensor; `names` are the distinct tensors' first names and
+    `aliases` maps every further name to its first.
+    """
+
+    def __init__(self, like: Source) -> None:
+        self.names: list[str] = []
+        self.aliases: dict[str, str] = {}
+        self.shapes: dict[str, torch.Size] = {}
+        self.every: list[str] = []
+        first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+        for name, tensor in named_tensors(like).items():
+            # Identity of memory, not of values; tensors without any (empty, meta) are never the same.
+            place = (tensor.data_ptr() if tensor.numel() else 0, tensor.shape, tensor.stride())
+            self.every.append(name)
+            if place[0] and place in first:
+                self.aliases[name] = first[place]
+                continue
+            first[place] = name
+            self.names.append(name)
+            self.shapes[name] = tensor.shape
+        self._module: ref[nn.Module] | None = None
+        self._tables: list[tuple[Mapping[str, Tensor | None], int]] = []
+        self._slots: list[tuple[dict[str, Tensor | None], str]] = []
+
+    def read(self, source: Source) -> list[Tensor]:
+        """The source's tensors in the order of `names`. Raises ValueError, naming the tensor, on other names or shapes."""
+        if isinstance(source, nn.Module):
+            return self._read_module(unwrapped(source))
+        return self._checked(dict(source))
+
+    def _read_module(self, module: nn.Module) -> list[Tensor]:
+        known = self._module is not None and self._module() is module
+        if known and all(len(table) == count for table, count in self._tables):
+            tensors = [table.get(key) for table, key in self._slots]
+            if all(
+                tensor is not None and tensor.shape == shape
+                for tensor, shape in zip(tensors, self.shapes.values(), strict=True)
+            ):
+                return tensors  # type: ignore[return-value]
+        slots = _slots(module)
+        tensors_by_name = {name: table[key] for name, (table, key) in slots.items()}
+        tensors = list(self._checked(tensors_by_name))  # type: ignore[arg-type]
+        self._module = ref(module)
+        self._slots = [slots[name] for name in self.names]
+        tables: dict[int, Mapping[str, Tensor | None]]
+        tables = {id(table): table for part in module.modules() for table in (part._parameters, part._buffers)}
+        self._tables = [(table, len(table)) for table in tables.values()]
+        return tensors  # type: ignore[return-value]
+
+    def _checked(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        self.check_names(tensors, self.every)
+        for name, original in self.aliases.items():
+            one, other = tensors[original], tensors[name]
+            if one.data_ptr() != other.data_ptr() and not torch.equal(one, other):
+                raise ValueError(f"{original} and {name} are one tensor in the mean and two that differ in the source")
+        return [tensors[name] for name in self.names]
+
+    def check_names(self, tensors: Mapping[str, Tensor], names: list[str]) -> None:
+        """Raises ValueError unless `tensors` has just these names, with the known shapes."""
+        missing, unexpected = sorted(set(names) - tensors.keys()), sorted(tensors.keys() - set(names))
+        if missing or unexpected:
+            raise ValueError(f"the source has other tensors: missing {missing[:20]}, unexpected {unexpected[:20]}")
+        for name, shape in self.shapes.items():
+            if tensors[name].shape != shape:
+                raise ValueError(f"{name}: {tuple(tensors[name].shape)} in the source, {tuple(shape)} in the mean")
+
+
+def first_not_finite(names: list[str], tensors: list[Tensor]) -> str | None:
+    """The name of the first tensor that holds a NaN or an infinity, or None. One read of the bytes, no copies."""
+    chosen = [(name, tensor) for name, tensor in zip(names, tensors, strict=True) if tensor.is_floating_point()]
+    # A sum is finite only if every term is, and costs the least of all tests; a sum that overflows is looked at again.
+    wide = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+    sums = [tensor.detach().sum(dtype=wide.get(tensor.dtype)) for _, tensor in chosen]
+    by_place: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for value in sums:
+        by_place.setdefault((value.device, value.dtype), []).append(value)
+    if all(bool(torch.stack(values).isfinite().all()) for values in by_place.values()):
+        return None
+    return next((name for name, tensor in chosen if not bool(torch.isfinite(tensor).all())), None)

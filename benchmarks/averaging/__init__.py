@@ -1,0 +1,1 @@
+"""Measurements of the averaging library beside its peers: `python -m benchmarks.averaging`."""
