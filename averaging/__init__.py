@@ -18,6 +18,27 @@ if TYPE_CHECKING:
         get_swa_multi_avg_fn,
         update_bn,
     )
+    from averaging.flatness import (
+        Distances,
+        Epoch,
+        Sharpness,
+        TopEigenvalue,
+        Trajectory,
+        distances,
+        hessian_vector_product,
+        sharpness,
+        top_eigenvalue,
+    )
+    from averaging.loss_surface import (
+        Line,
+        Plane,
+        Surface,
+        filter_normalized_direction,
+        interpolate,
+        line,
+        plane,
+        surface,
+    )
     from averaging.pull import (
         add_folded_pull_gradient,
         add_pull_gradient,
@@ -29,7 +50,9 @@ if TYPE_CHECKING:
     from averaging.running_mean import ExponentialMean, RunningMean, WindowMean
     from averaging.safetensors_file import InvalidSafetensors, read_header, write_safetensors
     from averaging.schedulers import CyclicScheduleLR
+    from averaging.soup import average_checkpoints, greedy_soup
     from averaging.sources import named_tensors
+    from averaging.swag import SWAG, bayesian_average
 
 _NAMES = {
     "sources": ["named_tensors"],
@@ -48,34 +71,78 @@ _NAMES = {
     "schedulers": ["CyclicScheduleLR"],
     "batch_norm": ["Recomputed", "has_batch_norm", "recompute_batch_norm"],
     "safetensors_file": ["InvalidSafetensors", "read_header", "write_safetensors"],
+    "flatness": [
+        "Trajectory",
+        "Epoch",
+        "Distances",
+        "distances",
+        "Sharpness",
+        "sharpness",
+        "TopEigenvalue",
+        "top_eigenvalue",
+        "hessian_vector_product",
+    ],
+    "loss_surface": [
+        "Line",
+        "Surface",
+        "Plane",
+        "interpolate",
+        "line",
+        "surface",
+        "plane",
+        "filter_normalized_direction",
+    ],
+    "swag": ["SWAG", "bayesian_average"],
+    "soup": ["Soup", "average_checkpoints", "greedy_soup"],
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [  # the keys of _HOME, spelled out for readers and type checkers
+    "SWAG",
     "SWALR",
     "AveragedModel",
     "CyclicSchedule",
     "CyclicScheduleLR",
+    "Distances",
+    "Epoch",
     "ExponentialMean",
     "InvalidSafetensors",
+    "Line",
+    "Plane",
     "Position",
     "Recomputed",
     "RunningMean",
+    "Sharpness",
+    "Surface",
+    "TopEigenvalue",
+    "Trajectory",
     "WindowMean",
     "add_folded_pull_gradient",
     "add_pull_gradient",
+    "average_checkpoints",
+    "bayesian_average",
     "can_fold_pull",
     "distance",
+    "distances",
+    "filter_normalized_direction",
     "fold_pull",
     "get_ema_avg_fn",
     "get_ema_multi_avg_fn",
     "get_swa_avg_fn",
     "get_swa_multi_avg_fn",
+    "greedy_soup",
     "has_batch_norm",
+    "hessian_vector_product",
+    "interpolate",
+    "line",
     "named_tensors",
+    "plane",
     "pull_loss",
     "read_header",
     "recompute_batch_norm",
+    "sharpness",
+    "surface",
+    "top_eigenvalue",
     "update_bn",
     "write_safetensors",
 ]

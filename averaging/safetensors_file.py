@@ -5,17 +5,21 @@ torch are not needed to read a header.
 """
 
 import json
+import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
 MAX_HEADER = 32 * 1024 * 1024  # the format allows 100 MB; no image network comes near this
 MAX_TENSORS = 100_000
+MAX_DIMENSIONS = 64  # as many as numpy has; a product of more, or larger, numbers could take hours
+MAX_SIDE = 2**63 - 1
+MAX_PARTS = 20 * MAX_TENSORS  # an empty list is two bytes of JSON and sixty of memory
 SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
@@ -32,6 +36,11 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises InvalidSafetensors for a truncated file, a header over MAX_HEADER, holes, overlaps, sizes that do not fit
     their shapes, unknown dtypes and duplicate names. Memory: the header only.
     """
+    return read_layout(path)[0]
+
+
+def read_layout(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
+    """What read_header gives, and the file's byte at which the tensors begin: their data_offsets count from there."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         start = file.read(8)
@@ -43,22 +52,33 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         if 8 + length > size:
             raise InvalidSafetensors(f"the header claims {length} bytes and the file ends after {size - 8}: truncated?")
         raw = file.read(length)
-    try:
-        header = json.loads(raw, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise InvalidSafetensors(f"the header is not JSON: {error}") from None
-    if not isinstance(header, dict):
-        raise InvalidSafetensors(f"the header is a JSON {type(header).__name__}, not an object")
+    header = parse_object(raw, "the header")
     if len(header) > MAX_TENSORS:
         raise InvalidSafetensors(f"the header names {len(header)} tensors, more than the limit of {MAX_TENSORS}")
     _check_layout(header, size - 8 - length)
-    return header
+    return header, 8 + length
+
+
+def parse_object(raw: bytes, what: str) -> dict[str, Any]:
+    """The JSON object in `raw`, UTF-8, no name twice in it. Raises InvalidSafetensors, which calls it `what`."""
+    if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_PARTS:
+        raise InvalidSafetensors(f"{what} has more than {MAX_PARTS} parts, more than {MAX_TENSORS} tensors need")
+    try:
+        # Decoded here: json would guess UTF-16 and let halves of surrogate pairs through.
+        found = json.loads(raw.decode(), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise InvalidSafetensors(f"{what} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise InvalidSafetensors(f"{what} is a JSON {type(found).__name__}, not an object")
+    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name occurs twice")
+    for text in (*found, *(value for value in found.values() if isinstance(value, str))):
+        text.encode()  # an escaped half of a surrogate pair cannot be written again: UnicodeEncodeError is a ValueError
     return found
 
 
@@ -69,18 +89,8 @@ def _check_layout(header: dict[str, Any], data_bytes: int) -> None:
             if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
                 raise InvalidSafetensors("__metadata__ is not an object of strings")
             continue
-        try:
-            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            numbers = [*shape, begin, end]
-        except (TypeError, KeyError, ValueError):
-            raise InvalidSafetensors(f"{name}: the entry lacks dtype, shape or data_offsets") from None
-        if any(type(value) is not int or value < 0 for value in numbers):
-            raise InvalidSafetensors(f"{name}: shape and offsets must be non-negative integers")
-        if dtype not in SIZES:
-            raise InvalidSafetensors(f"{name}: unknown dtype {str(dtype)[:40]!r}")
-        expected = SIZES[dtype]
-        for side in shape:
-            expected *= side
+        dtype, shape, begin, end = _entry(name, entry)
+        expected = SIZES[dtype] * math.prod(shape)
         if end - begin != expected:
             raise InvalidSafetensors(f"{name}: {dtype} {shape} needs {expected} bytes, the offsets span {end - begin}")
         spans.append((begin, end, name))
@@ -95,6 +105,43 @@ def _check_layout(header: dict[str, Any], data_bytes: int) -> None:
         raise InvalidSafetensors(f"the tensors need {position} bytes and the file holds {data_bytes}: truncated?")
 
 
+def _entry(name: str, entry: Any) -> tuple[str, list[int], int, int]:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise InvalidSafetensors(f"{name}: the entry lacks dtype, shape or data_offsets") from None
+    if not isinstance(shape, list) or any(type(value) is not int or value < 0 for value in (*shape, begin, end)):
+        raise InvalidSafetensors(f"{name}: shape and offsets must be non-negative integers")
+    if len(shape) > MAX_DIMENSIONS or max(*shape, begin, end) > MAX_SIDE:
+        raise InvalidSafetensors(f"{name}: the shape has more than {MAX_DIMENSIONS} sides, or one over {MAX_SIDE}")
+    if not isinstance(dtype, str) or dtype not in SIZES:
+        raise InvalidSafetensors(f"{name}: unknown dtype {str(dtype)[:40]!r}")
+    return dtype, shape, begin, end
+
+
+def header_bytes(tensors: Iterable[tuple[str, str, list[int]]], metadata: Mapping[str, str]) -> bytes:
+    """How a file begins whose tensors, as (name, dtype, shape), follow one another in the order given."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, dtype, shape in tensors:
+        end = position + SIZES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
+        position = end
+    raw = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def torch_dtypes() -> "dict[dtype, str]":
+    """The format's name of each torch dtype that is written."""
+    import torch
+
+    return {
+        torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.float16: "F16",
+        torch.bfloat16: "BF16", torch.int32: "I32", torch.float32: "F32", torch.int64: "I64", torch.float64: "F64",
+    }  # fmt: skip
+
+
 def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]
 ) -> None:
@@ -105,31 +152,16 @@ def write_safetensors(
     """
     import torch
 
-    codes = {
-        torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.float16: "F16",
-        torch.bfloat16: "BF16", torch.int32: "I32", torch.float32: "F32", torch.int64: "I64", torch.float64: "F64",
-    }  # fmt: skip
+    codes = torch_dtypes()
     for name, tensor in tensors.items():
         if tensor.dtype not in codes:
             raise ValueError(f"{name}: {tensor.dtype} cannot be written to a safetensors file")
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    position = 0
-    for name in order:
-        end = position + tensors[name].numel() * tensors[name].element_size()
-        header[name] = {
-            "dtype": codes[tensors[name].dtype],
-            "shape": list(tensors[name].shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    raw = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    raw += b" " * (-len(raw) % 8)
+    start = header_bytes(((name, codes[tensors[name].dtype], list(tensors[name].shape)) for name in order), metadata)
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
-        file.write(struct.pack("<Q", len(raw)))
-        file.write(raw)
+        file.write(start)
         for name in order:
             # .numpy() has no bfloat16; a view as bytes has every dtype. contiguous() undoes channels_last.
             flat = tensors[name].detach().cpu().contiguous().view(-1)

@@ -20,7 +20,14 @@ OPENAPI_RESPONSES: dict[int | str, dict[str, object]] = {
 }
 
 
-def blob_response(request: Request, blobs: Blobs, sha256: str, filename: str) -> Response:
+def blob_response(
+    request: Request,
+    blobs: Blobs,
+    sha256: str,
+    filename: str,
+    media_type: str = "application/octet-stream",
+    inline: bool = False,
+) -> Response:
     """Answer GET or HEAD for one blob. Raises RangeNotSatisfiable (416)."""
     size = blobs.size(sha256)
     etag = f'"{sha256}"'
@@ -33,7 +40,7 @@ def blob_response(request: Request, blobs: Blobs, sha256: str, filename: str) ->
     }
     if _names(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
-    headers["Content-Disposition"] = f'attachment; filename="{filename}"'
+    headers["Content-Disposition"] = f'{"inline" if inline else "attachment"}; filename="{filename}"'
     begin, end, status = 0, size, 200
     wanted = request.headers.get("range")
     if wanted is not None and _fresh(request.headers.get("if-range"), etag):
@@ -44,12 +51,12 @@ def blob_response(request: Request, blobs: Blobs, sha256: str, filename: str) ->
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
     headers["Content-Length"] = str(end - begin)
     if request.method == "HEAD":
-        return Response(status_code=status, headers=headers, media_type="application/octet-stream")
+        return Response(status_code=status, headers=headers, media_type=media_type)
 
     def body() -> Iterator[bytes]:
         yield from blobs.chunks(sha256, begin, end)
 
-    return StreamingResponse(body(), status, headers, media_type="application/octet-stream")
+    return StreamingResponse(body(), status, headers, media_type=media_type)
 
 
 def _names(header: str | None, etag: str) -> bool:

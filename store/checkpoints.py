@@ -8,7 +8,7 @@ from store.blobs import Received
 from store.database import Tenant, now, rfc3339
 from store.ids import new_id
 from store.lists import PageRequest, page
-from store.tables import checkpoints, jobs
+from store.tables import checkpoints, job_checkpoints, jobs
 from wbar.errors import InUse, NotFound
 from wbar.states import TERMINAL
 
@@ -54,7 +54,7 @@ def remove(connection: Connection, tenant: Tenant, checkpoint_id: str) -> list[s
     Ended jobs keep their results: the row stays as a tombstone where one names it (status `deleted` is never sent).
     """
     row = get(connection, tenant, checkpoint_id, lock=True)
-    busy = in_use(connection, jobs.c.checkpoint, checkpoint_id)
+    busy = in_use(connection, jobs.c.checkpoint, checkpoint_id) or _in_a_soup(connection, checkpoint_id)
     if busy is not None:
         raise InUse(f"{checkpoint_id} is needed by {busy}: cancel the job or wait for it")
     retire(connection, checkpoints, checkpoint_id, jobs.c.checkpoint)
@@ -64,6 +64,12 @@ def remove(connection: Connection, tenant: Tenant, checkpoint_id: str) -> list[s
 def in_use(connection: Connection, column: Any, object_id: str) -> str | None:
     """A job that still needs the object, if there is one."""
     found = select(jobs.c.id).where(column == object_id, jobs.c.status.not_in(TERMINAL)).limit(1)
+    return connection.execute(found).scalar()
+
+
+def _in_a_soup(connection: Connection, checkpoint_id: str) -> str | None:
+    found = select(jobs.c.id).join(job_checkpoints, job_checkpoints.c.job == jobs.c.id)
+    found = found.where(job_checkpoints.c.checkpoint == checkpoint_id, jobs.c.status.not_in(TERMINAL)).limit(1)
     return connection.execute(found).scalar()
 
 

@@ -16,7 +16,7 @@ from store.database import Database, Tenant, now, rfc3339
 from store.doorbell import RUN_JOB, Doorbell
 from store.ids import new_id
 from store.lists import PageRequest, page
-from store.tables import checkpoints, datasets, job_metadata, jobs, metrics, snapshots
+from store.tables import checkpoints, datasets, job_checkpoints, job_metadata, jobs, metrics, snapshots
 from wbar.errors import AttemptsExhausted, InvalidTransition, NotFound
 from wbar.states import TERMINAL, JobStatus, sources
 
@@ -55,6 +55,9 @@ class Jobs:
         pairs = [{"job": job_id, "key": key, "value": value} for key, value in values["metadata"].items()]
         if pairs:
             connection.execute(insert(job_metadata), pairs)
+        ingredients = values["method"].get("checkpoints", [])
+        if ingredients:
+            connection.execute(insert(job_checkpoints), [{"job": job_id, "checkpoint": one} for one in ingredients])
         events.append(connection, job_id, "status", {"status": "queued"})
         return sent(self.get(connection, tenant, job_id))
 
@@ -125,7 +128,7 @@ class Jobs:
                 # A deleted checkpoint or dataset was kept, hidden, only for the jobs that name it.
                 named = select(column)
                 connection.execute(delete(table).where(table.c.status == "deleted", table.c.id.not_in(named)))
-            return [blob for blob in (row.weights, row.weights_pytorch, row.state, *held) if blob]
+            return [blob for blob in (row.weights, row.weights_pytorch, row.report, row.state, *held) if blob]
 
     # What a worker does. Every write but the claim carries (job_id, attempt).
 
@@ -229,10 +232,11 @@ class Jobs:
         attempt: int,
         weights: str,
         pytorch: str,
+        report: str | None,
         result: dict[str, Any],
         progress: dict[str, Any] | None,
     ) -> bool:
-        values = {"weights": weights, "weights_pytorch": pytorch, "result": result} | (
+        values = {"weights": weights, "weights_pytorch": pytorch, "report": report, "result": result} | (
             {"progress": progress} if progress else {}
         )
         return self._move(connection, job_id, "succeeded", attempt, **values)
@@ -376,6 +380,8 @@ def sent(row: Row[Any]) -> dict[str, Any]:
         "recipe": row.recipe,
         "classes": row.classes,
         "seed": row.seed,
+        "flatness": row.flatness,
+        "swag": row.swag,
         "metadata": row.metadata,
         "progress": row.progress,
         "result": row.result,

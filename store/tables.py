@@ -14,6 +14,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData(
@@ -113,11 +114,14 @@ jobs = Table(
     Column("recipe", _JSON, nullable=False),
     Column("classes", _JSON),
     Column("seed", BigInteger, nullable=False),
+    Column("flatness", Boolean, nullable=False, server_default=false()),
+    Column("swag", Integer, nullable=False, server_default="0"),
     Column("metadata", _JSON, nullable=False),
     Column("progress", _JSON),
     Column("result", _JSON),
     Column("weights", _SHA),
     Column("weights_pytorch", _SHA),
+    Column("report", _SHA),
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),  # the fence: raised by every claim, carried by every later write
     Column("losses", Integer, nullable=False),  # attempts in a row that died without getting further
@@ -143,6 +147,15 @@ job_metadata = Table(
     Column("key", String(64), primary_key=True),
     Column("value", String(512), nullable=False),
     Index(None, "key", "value"),
+)
+
+# What a soup is made of; `jobs.checkpoint` is every job's start.
+job_checkpoints = Table(
+    "job_checkpoints",
+    metadata,
+    Column("job", _ID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("checkpoint", _ID, primary_key=True),
+    Index(None, "checkpoint"),
 )
 
 events = Table(
@@ -206,6 +219,7 @@ REFERENCES = (
     datasets.c.packed,
     jobs.c.weights,
     jobs.c.weights_pytorch,
+    jobs.c.report,
     jobs.c.state,
     snapshots.c.sha256,
 )

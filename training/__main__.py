@@ -114,9 +114,8 @@ def _run(options: argparse.Namespace) -> dict[str, object]:
         low=Phase(lr=options.low_lr or "auto"),
         pull="auto" if options.pull is None else options.pull,
     )
-    method = resolve_method(method, recipe, network)
     work = Work(
-        method=method.model_dump(mode="json"),
+        method=resolve_method(method, recipe, network).model_dump(mode="json"),
         recipe=recipe.model_dump(mode="json"),
         seed=options.seed,
         network=judged.network,

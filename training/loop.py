@@ -11,9 +11,7 @@ Every number is a function of the inputs and the step, so a job that is interrup
 saved state ends in the same bits.
 """
 
-import copy
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,46 +22,34 @@ from averaging import (
     CyclicSchedule,
     Position,
     RunningMean,
+    Trajectory,
     add_folded_pull_gradient,
     add_pull_gradient,
     can_fold_pull,
     distance,
     fold_pull,
-    has_batch_norm,
     pull_loss,
-    recompute_batch_norm,
 )
-from training import architectures, resume
-from training.augment import Preparer
-from training.datasets import Packed, Split, load_split
+from training import resume
+from training.analysis import bayesian_score, measure_flatness
 from training.draws import key, permutation
-from training.evaluate import Outputs, even_slices, forward_batch, predict, score, verdict
+from training.evaluate import score, verdict
 from training.meter import Clock, Meter, Reporter, Stopped
 from training.optim import make_optimizer
-from training.plan import Work
-from training.weights import WeightsWriter, output_names, read_tensors, run_digest
+from training.plan import Outcome, Work
+from training.setting import Setting, make_deterministic
+from training.soup import Pot
+from training.weights import read_tensors, run_digest
 from wbar.errors import Diverged, OutOfMemory
-from wbar.jobs import Arms, CurvePoint, Score, StepPhase, Verdict
+from wbar.jobs import Arms, CurvePoint, Score, StepPhase
 
-BATCH_NORM_IMAGES = 2048
 BEAT_SECONDS = 0.4  # how often the host waits for the device, to tell where the job is (it decides about no number)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The averaged weights' file and the comparison."""
-
-    weights: Path
-    pytorch: Path  # the same tensors as torch.save writes them
-    metrics: Arms
-    curve: list[CurvePoint]
-    verdict: Verdict
 
 
 def run(work: Work, reporter: Reporter) -> Outcome:
     """Do the work, or what is left of it. Raises Stopped when the reporter asks, JobError when it cannot go on."""
     try:
-        return Attempt(work, reporter).run()
+        return Pot(work, reporter).cook() if work.ingredients else Attempt(work, reporter).run()
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"the device ran out of memory ({str(error).splitlines()[0]}): lower recipe.batch_size or image_size"
@@ -75,23 +61,21 @@ class Attempt:
 
     def __init__(self, work: Work, reporter: Reporter) -> None:
         self.work, self.reporter, self.plan = work, reporter, work.plan()
-        self.device = torch.device(work.device)
         state = self._load_state()
-        _make_deterministic(work, state.threads if state else work.threads)
-        packed = Packed.read(work.dataset)
-        order = [work.classes.index(name) for name in packed.classes] if work.classes else None
-        self.train = load_split(work.dataset, "train", self.plan.image_size, order)
-        self.val = load_split(work.dataset, "val", self.plan.image_size, order)
-        self.classes = output_names(work.classes or packed.classes, work.network.num_classes)
-        self.prepare = Preparer(self.plan.mean, self.plan.std, self.plan.augment, self.plan.seed, self.device)
-        if self.device.type == "cuda" and self.train.images.numel() < torch.cuda.mem_get_info()[0] // 4:
-            # Otherwise the images stay on the host and are sent a batch at a time; the bits are the same.
-            self.train = Split(self.train.images.to(self.device), self.train.labels)
+        make_deterministic(work, state.threads if state else work.threads)
+        self.setting = Setting(work, self._tick)
+        self.device, self.train, self.val = self.setting.device, self.setting.train, self.setting.val
         self._build()
         self.clock = self._clock(state.step if state else 0)
         self.meter = Meter(self.schedule.total_steps)
         self.results = resume.Results()
         self.step = 0
+        self.position: Position | None = None
+        self.trajectory = (
+            Trajectory({name: p.detach().clone() for name, p in self.model.named_parameters()})
+            if work.flatness
+            else None
+        )
         self._saved_at = self._beat_at = time.monotonic()
         self._durable: Path | None = None
         self._order_of, self._shuffled = 0, torch.empty(0)
@@ -109,11 +93,8 @@ class Attempt:
             return None
 
     def _build(self) -> None:
-        work, plan = self.work, self.plan
-        self.writer = WeightsWriter(work, self.classes)
-        start, _ = architectures.load(work.network, self.writer.start())
-        self.model = start.to(self.device).to(memory_format=torch.channels_last)
-        self.probe = copy.deepcopy(self.model)  # holds w̄ while it is recomputed and evaluated
+        plan = self.plan
+        self.model, self.probe = self.setting.model, self.setting.probe
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.model, plan)
@@ -135,7 +116,7 @@ class Attempt:
 
     def _clock(self, step: int) -> Clock:
         """All the work in forward-pass images: training, the start's evaluation, every trough, the last recompute."""
-        recompute = min(BATCH_NORM_IMAGES, len(self.train)) if has_batch_norm(self.model) else 0
+        recompute = self.setting.recomputed_images
         per_epoch = self.schedule.steps_per_epoch
         images = min(len(self.train), per_epoch * self.plan.batch_size)
         begin = len(self.val) + (len(self.val) + recompute if recompute else 0)
@@ -152,6 +133,8 @@ class Attempt:
         self.mean.load_state_dict(state.mean)
         self.meter.load_state_dict(state.meter)
         self.results, self.step = state.results, state.step
+        if self.trajectory is not None and state.trajectory is not None:
+            self.trajectory.load_state_dict(state.trajectory, dict(self.model.named_parameters()))
         if self.results.snapshots:
             self._refresh_anchor()
         for n, found in enumerate(self.results.snapshots, start=1):
@@ -171,9 +154,11 @@ class Attempt:
         self.meter.pause()
         began = self.step
         while self.step < self.schedule.total_steps:
-            position = self.schedule.at(self.step)
+            position = self.position = self.schedule.at(self.step)
+            self.setting.where = f"after step {position.step + 1}"
             self._train_step(position)
             self.step += 1
+            self._follow(position)
             if position.ends_cycle:
                 self._close_cycle(position)
             if position.ends_phase:
@@ -192,7 +177,7 @@ class Attempt:
         chosen = order[begin : begin + self.plan.batch_size]
         images = self.train.images[chosen.to(self.train.images.device)]
         labels = self.train.labels[chosen].to(self.device, non_blocking=True)
-        inputs = self.prepare.augmented(images, "augment", position.step)
+        inputs = self.setting.prepare.augmented(images, "augment", position.step)
         torch.manual_seed(key(self.plan.seed, "forward", position.step))  # dropout and stochastic depth
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.plan.bfloat16):
             loss = F.cross_entropy(self.model(inputs), labels, label_smoothing=self.plan.label_smoothing)
@@ -221,18 +206,18 @@ class Attempt:
         self.meter.check()
         self._check_finite(position)
         n = position.cycle
-        found = self._predict(self.model, position)
+        found = self.setting.predict(self.model)
         total = self.results.probabilities
         self.results.probabilities = found.probabilities.double() + (0 if total is None else total)
         snapshot = score(found.probabilities, self.val.labels, found.losses)
         self.results.snapshots.append(snapshot.model_dump())
         path = self._snapshot_path(n)
-        self.writer.write(path, self.model.state_dict(), snapshots=1, n=n)
+        self.setting.writer.write(path, self.model.state_dict(), snapshots=1, n=n)
         self.reporter.snapshot(n, self.step, str(path), snapshot)
 
         self.mean.update(self.model)
         self._refresh_anchor()
-        averaged = self._evaluate_mean(position)
+        averaged = self._evaluate_mean()
         self.results.averaged.append(averaged.model_dump())
         self.reporter.averaged(n, averaged)
         self.model.train()
@@ -241,12 +226,17 @@ class Attempt:
     def _finish(self) -> Outcome:
         self._beat("report", None)
         self.mean.copy_to(self.probe)
-        self._as_uploaded(self.probe)
-        self._recompute(self.probe, None)
+        self.setting.as_uploaded(self.probe)
+        self.setting.recompute(self.probe)
         weights = self.work.scratch / "averaged.safetensors"
-        self.writer.write(weights, self.probe.state_dict(), snapshots=self.plan.cycles)
+        self.setting.writer.write(weights, self.probe.state_dict(), snapshots=self.plan.cycles)
         pytorch = weights.with_suffix(".pth")
         torch.save(read_tensors(weights), pytorch)
+        snapshots = [self._snapshot_path(n) for n in range(1, self.plan.cycles + 1)]
+        swag = bayesian_score(self.setting, snapshots, self.work.swag) if self.work.swag else None
+        flatness = None
+        if self.trajectory is not None:
+            flatness = measure_flatness(self.setting, snapshots[-1], weights, self.trajectory.epochs)
         results, cycles = self.results, self.plan.cycles
         assert results.probabilities is not None
         assert results.averaged_losses is not None
@@ -257,32 +247,31 @@ class Attempt:
             last=Score.model_validate(results.snapshots[-1]),
             averaged=Score.model_validate(results.averaged[-1]),
             ensemble=score(results.probabilities / cycles, self.val.labels),
+            swag=swag,
         )
         curve = [
             CurvePoint(n=n, accuracy=point["accuracy"], loss=point["loss"])
             for n, point in enumerate(results.averaged, start=1)
         ]
-        return Outcome(weights, pytorch, metrics, curve, verdict(results.averaged_losses, results.start_losses))
+        judged = verdict(results.averaged_losses, results.start_losses)
+        return Outcome(weights, pytorch, metrics, curve, judged, flatness)
 
     # What the method is made of.
 
     def _evaluate_start(self) -> None:
-        found = self._predict(self.model, None)
-        start = score(found.probabilities, self.val.labels, found.losses)
-        self.results.start, self.results.start_losses = start.model_dump(), found.losses
-        self.results.start_recomputed = start.model_dump()
-        if has_batch_norm(self.probe):
-            self.probe.load_state_dict(self.model.state_dict())
-            self._recompute(self.probe, None)
-            again = self._predict(self.probe, None)
-            self.results.start_recomputed = score(again.probabilities, self.val.labels, again.losses).model_dump()
-        chance = 1 / len(set(self.val.labels.tolist()))
-        if start.accuracy < 1.5 * chance:
-            self.reporter.log(
-                "warning",
-                f"the start's accuracy on held-out images is {start.accuracy:.1%}, near chance ({chance:.1%}): check "
-                "`classes` (the checkpoint's class order), `recipe.normalize` and `recipe.image_size`",
-            )
+        start, recomputed, self.results.start_losses = self.setting.start_scores()
+        self.results.start, self.results.start_recomputed = start.model_dump(), recomputed.model_dump()
+        warning = self.setting.near_chance(start)
+        if warning is not None:
+            self.reporter.log("warning", warning)
+
+    def _follow(self, position: Position) -> None:
+        """The distance from the start and the size of the steps, where the job asked for them."""
+        if self.trajectory is None:
+            return
+        self.trajectory.update(dict(self.model.named_parameters()))
+        if position.step_in_epoch + 1 == self.schedule.steps_per_epoch:
+            self.trajectory.end_epoch()
 
     def _check_finite(self, position: Position) -> None:
         """The last step before a trough may have broken the weights without a loss that would have shown it."""
@@ -295,55 +284,12 @@ class Attempt:
             "before are kept"
         )
 
-    def _evaluate_mean(self, position: Position) -> Score:
+    def _evaluate_mean(self) -> Score:
         self.mean.copy_to(self.probe)
-        self._as_uploaded(self.probe)
-        self._recompute(self.probe, position)
-        self._as_uploaded(self.probe)
-        found = self._predict(self.probe, position)
+        self.setting.settle(self.probe)
+        found = self.setting.predict(self.probe)
         self.results.averaged_losses = found.losses
-        return score(found.probabilities, self.val.labels, found.losses)
-
-    def _as_uploaded(self, model: nn.Module) -> None:
-        """Round to the dtype that the file will have (half-precision checkpoints): what is evaluated is what is sent."""
-        for name, tensor in model.state_dict().items():
-            dtype = self.writer.dtype(name)
-            if tensor.is_floating_point() and dtype not in (None, tensor.dtype):
-                tensor.copy_(tensor.to(dtype))
-
-    def _recompute(self, model: nn.Module, position: Position | None) -> None:
-        """BatchNorm statistics over the same augmented training images for every arm: they depend on the seed alone."""
-
-        def forward(module: nn.Module, chunk: tuple[int, Tensor]) -> None:
-            index, chosen = chunk
-            images = self.train.images[chosen.to(self.train.images.device)]
-            inputs = self.prepare.augmented(images, "batchnorm-augment", index)
-            torch.manual_seed(key(self.plan.seed, "batchnorm-forward", index))  # whatever else a network may draw
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.plan.bfloat16):
-                module(inputs)
-            self.clock.spend(len(chosen), training=False)
-            self._beat("batchnorm", position)
-
-        drawn = permutation(len(self.train), self.plan.seed, "batchnorm")[:BATCH_NORM_IMAGES]
-        slices = even_slices(len(drawn), forward_batch(self.plan.image_size))
-        try:
-            recompute_batch_norm(model, [(index, drawn[part]) for index, part in enumerate(slices)], forward)
-        except ValueError as error:
-            step = f"after step {position.step + 1}" if position else "for the start"
-            raise Diverged(f"BatchNorm statistics could not be computed {step}: {error}") from error
-
-    def _predict(self, model: nn.Module, position: Position | None) -> Outputs:
-        def tick(images: int) -> None:
-            self.clock.spend(images, training=False)
-            self._beat("evaluate", position)
-
-        found = predict(model, self.val, self.prepare, self.plan.bfloat16, tick)
-        if not bool(torch.isfinite(found.losses).all()):
-            when = f"after cycle {position.cycle}" if position else "of the start"
-            raise Diverged(
-                f"the loss on held-out images {when} is not finite: lower method.high.lr, or check the start"
-            )
-        return found
+        return self.setting.score(found)
 
     def _order(self, epoch: int) -> Tensor:
         """The epoch's order of the training images; drawn once per epoch, a function of seed and epoch."""
@@ -370,11 +316,16 @@ class Attempt:
             results=self.results,
             run=run_digest(self.work),
             threads=torch.get_num_threads(),
+            trajectory=self.trajectory.state_dict() if self.trajectory else None,
         )
         path = resume.save(self.work.scratch, state, keep=self._durable)
         self._durable = path if durable else self._durable
         self._saved_at = time.monotonic()
         self.reporter.saved(str(path), self.step, durable)
+
+    def _tick(self, phase: StepPhase, images: int) -> None:
+        self.clock.spend(images, training=False)
+        self._beat(phase, self.position)
 
     def _beat(self, phase: StepPhase, position: Position | None, can_stop: bool = False) -> None:
         self._beat_at = time.monotonic()
@@ -385,12 +336,3 @@ class Attempt:
             self._save(durable=True)
         if can_stop or reason == "cancel":
             raise Stopped(reason)
-
-
-def _make_deterministic(work: Work, threads: int | None) -> None:
-    """One thread instead of two changes the bits: the count is part of the state. GPU kernels are the repeatable ones."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if work.device.startswith("cuda"):
-        torch.use_deterministic_algorithms(True, warn_only=not work.reproducible)
-        torch.backends.cudnn.benchmark = False

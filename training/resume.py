@@ -40,6 +40,7 @@ class State:
     results: Results
     run: str
     threads: int
+    trajectory: dict[str, Any] | None = None
 
 
 def path_of(scratch: Path, step: int) -> Path:

@@ -34,6 +34,8 @@ def run_digest(work: Work) -> str:
         "classes": work.classes,
         "version": __version__,
     }
+    if work.ingredients:
+        inputs["ingredients"] = [ingredient.sha256 for ingredient in work.ingredients]
     return hashlib.sha256(canonical(inputs).encode()).hexdigest()
 
 

@@ -9,17 +9,19 @@ import json
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wbar import __version__, display
-from wbar.client import Client
+from wbar import __version__
 from wbar.errors import Rejected, Unreachable, WbarError
-from wbar.transfers import Step
+
+if TYPE_CHECKING:
+    from wbar.client import Client
+    from wbar.transfers import Step
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 datasets_app = typer.Typer(no_args_is_help=True, help="Datasets: add, list.")
@@ -58,7 +60,7 @@ def upload(
     num_classes: Annotated[int | None, typer.Option(help="Default: read off the tensors.")] = None,
 ) -> None:
     """Upload a checkpoint, wait until it was judged, print its id."""
-    with Client() as client, display.transfer(errors) as bar:
+    with _client() as client, _transfer() as bar:
         made = client.checkpoints.create(
             file, name=name, architecture=architecture, num_classes=num_classes, step=_step(bar, f"upload {file.name}")
         )
@@ -79,7 +81,7 @@ def add_dataset(
     """Add a dataset, wait until it was read, print its id."""
     if ":" not in source and not Path(source).exists():
         raise typer.BadParameter(f"{source!r} is no file or folder and no builtin:, file:// or s3:// source")
-    with Client() as client, display.transfer(errors) as bar:
+    with _client() as client, _transfer() as bar:
         step = None if source.startswith(("builtin:", "file:", "s3:")) else _step(bar, f"upload {Path(source).name}")
         made = client.datasets.create(source, name=name, max_train_images=max_train_images, step=step)
     splits = made.splits or {}
@@ -94,7 +96,7 @@ def add_dataset(
 @datasets_app.command("list")
 def list_datasets(limit: int = 20, after: str | None = None) -> None:
     """The datasets, newest first."""
-    with Client() as client:
+    with _client() as client:
         found = client.datasets.list(limit=limit, after=after).data
     _table(("id", "name", "status", "classes", "images"), [
         (item.id, item.name, item.status, len(item.classes or []), sum(s.images for s in (item.splits or {}).values()))
@@ -105,7 +107,7 @@ def list_datasets(limit: int = 20, after: str | None = None) -> None:
 @app.command()
 def checkpoints(limit: int = 20, after: str | None = None) -> None:
     """The checkpoints, newest first."""
-    with Client() as client:
+    with _client() as client:
         found = client.checkpoints.list(limit=limit, after=after).data
     _table(("id", "name", "status", "architecture", "bytes"), [
         (item.id, item.name, item.status, item.architecture.name if item.architecture else "", f"{item.bytes:,}")
@@ -147,7 +149,7 @@ def submit(
     recipe = _given(batch_size=batch_size, image_size=image_size, augment=augment)
     recipe |= {"optimizer": {"name": optimizer}} if optimizer else {}
     fields = _given(name=name, method=method or None, recipe=recipe or None, metadata=_tags(metadata or []) or None)
-    with Client() as client:
+    with _client() as client:
         job = client.jobs.create(checkpoint=checkpoint, dataset=dataset, seed=seed, dry_run=dry_run, **fields)
         if dry_run:
             typer.echo(job.model_dump_json(indent=2))
@@ -165,7 +167,7 @@ def jobs(
     after: Annotated[str | None, typer.Option()] = None,
 ) -> None:
     """The jobs, newest first."""
-    with Client() as client:
+    with _client() as client:
         found = client.jobs.list(limit=limit, after=after, status=status).data
     _table(("id", "name", "status", "done", "verdict"), [
         (job.id, job.name or "", job.status, f"{job.progress.fraction:.0%}" if job.progress else "",
@@ -177,28 +179,28 @@ def jobs(
 @app.command()
 def show(job: str) -> None:
     """One job as JSON."""
-    with Client() as client:
+    with _client() as client:
         typer.echo(client.jobs.get(job).model_dump_json(indent=2))
 
 
 @app.command()
 def watch(job: str) -> None:
     """Follow a job to its end, from its first event on."""
-    with Client() as client:
+    with _client() as client:
         _follow(client, job)
 
 
 @app.command()
 def cancel(job: str) -> None:
     """End a job now; its snapshots stay."""
-    with Client() as client:
+    with _client() as client:
         typer.echo(client.jobs.cancel(job).status)
 
 
 @app.command()
 def pause(job: str) -> None:
     """Stop a running job at its next step, exactly resumable."""
-    with Client() as client:
+    with _client() as client:
         client.jobs.pause(job)
     typer.echo("pausing")
 
@@ -206,7 +208,7 @@ def pause(job: str) -> None:
 @app.command()
 def resume(job: str) -> None:
     """Queue a paused job again."""
-    with Client() as client:
+    with _client() as client:
         typer.echo(client.jobs.resume(job).status)
 
 
@@ -225,7 +227,7 @@ def download(
         kind = "pytorch"
     elif format not in (None, "safetensors"):
         raise typer.BadParameter(f"{format!r} is not a format: safetensors or pytorch")
-    with Client() as client, display.transfer(errors) as bar:
+    with _client() as client, _transfer() as bar:
         step = _step(bar, f"download {output.name}")
         if snapshot is None:
             client.jobs.download(job, output, kind, step)
@@ -235,7 +237,22 @@ def download(
     typer.echo(str(output))
 
 
-def _follow(client: Client, job_id: str) -> None:
+def _client() -> "Client":
+    # Loaded here: pydantic and httpx are most of the start-up of commands that work offline.
+    from wbar.client import Client
+
+    return Client()
+
+
+def _transfer() -> Any:
+    from wbar import display
+
+    return display.transfer(errors)
+
+
+def _follow(client: "Client", job_id: str) -> None:
+    from wbar import display
+
     status = display.follow(client.jobs.events(job_id), errors)
     job = client.jobs.get(job_id)
     if job.result is not None:
@@ -264,7 +281,7 @@ def _tags(pairs: list[str]) -> dict[str, str]:
     return found
 
 
-def _step(bar: Any, description: str) -> Step:
+def _step(bar: Any, description: str) -> "Step":
     task = bar.add_task(description, total=None)
     return lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -81,6 +81,10 @@ class ClassesMismatch(Refused):
     code, status, title = "classes_mismatch", 422, "Checkpoint and dataset disagree about the classes"
 
 
+class CheckpointsDiffer(Refused):
+    code, status, title = "checkpoints_differ", 422, "The checkpoints of a soup are not of one architecture"
+
+
 class ChannelsMismatch(Refused):
     code, status, title = "channels_mismatch", 422, "Checkpoint and dataset disagree about the channels"
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from wbar.checkpoints import Fault
-from wbar.method import Method
+from wbar.method import AnyMethod, Method
 from wbar.recipe import Recipe
 from wbar.states import JobStatus
 
@@ -42,11 +42,23 @@ class JobRequest(BaseModel):
     metadata: dict[Annotated[str, Field(min_length=1, max_length=64)], Label] = Field(
         default_factory=dict, max_length=16
     )
-    method: Method = Field(default_factory=Method)
+    method: AnyMethod = Field(default_factory=Method)
     recipe: Recipe = Field(default_factory=Recipe)
     seed: int = Field(0, ge=0, lt=2**31)
     classes: list[str] | None = Field(
         None, description="The checkpoint's class order, if it is not the sorted names.", min_length=2
+    )
+    flatness: bool = Field(
+        False,
+        description="Measure how flat the loss is around the start and w̄ when training is over (about a minute for a small "
+        "network): `result.flatness`, drawn in the report.",
+    )
+    swag: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Samples of a Bayesian average over the snapshots' Gaussian (SWAG, Maddox et al. 2019), as one more arm: "
+        "`result.metrics.swag`. Each costs a BatchNorm recompute and an evaluation; 0: none.",
     )
     dry_run: bool = Field(False, description="Validate and resolve everything, create nothing.")
 
@@ -97,6 +109,69 @@ class Arms(BaseModel):
     last: Score
     averaged: Score
     ensemble: Score
+    swag: Score | None = Field(None, description="The Bayesian average, where the job asked for it.")
+
+
+class EpochPoint(BaseModel):
+    """distance: ‖w − w_0‖ at the epoch's end. median_update: of the norms of its optimizer steps."""
+
+    epoch: int
+    distance: float
+    median_update: float | None
+
+
+class Eigenvalue(BaseModel):
+    """The Hessian's largest eigenvalue by magnitude; residual: ‖Hv − λv‖/|λ|, small where `converged`."""
+
+    value: float
+    residual: float
+    converged: bool
+
+
+class Interpolation(BaseModel):
+    """The loss on the line (1 − α)·w_0 + α·w̄, BatchNorm recomputed at every point."""
+
+    alphas: list[float]
+    train_loss: list[float]
+    val_loss: list[float]
+    val_accuracy: list[float]
+
+
+class Line(BaseModel):
+    """The training loss along one filter-normalized random direction (Li et al. 2018) from each arm."""
+
+    positions: list[float]
+    loss: dict[str, list[float]]
+
+
+class PlanePoint(BaseModel):
+    name: str
+    x: float
+    y: float
+
+
+class Plane(BaseModel):
+    """The training loss on the plane through the start, the last snapshot and w̄; loss[row][column] at (xs, ys)."""
+
+    xs: list[float]
+    ys: list[float]
+    loss: list[list[float]]
+    points: list[PlanePoint]
+
+
+class Flatness(BaseModel):
+    """Measured on `images` training images, without augmentation, when training is over."""
+
+    images: int
+    distance: float = Field(description="‖w̄ − w_0‖₂ over all weights.")
+    distance_by_layer: dict[str, float]
+    length_by_layer: dict[str, float] = Field(description="‖w_0‖₂ by layer, to compare the distances with.")
+    epochs: list[EpochPoint]
+    sharpness: dict[str, float] = Field(description="ε-sharpness in percent by arm, ε = 1e-3 (Keskar et al. 2017).")
+    top_eigenvalue: dict[str, Eigenvalue]
+    interpolation: Interpolation
+    line: Line
+    plane: Plane | None = Field(None, description="Null where the three points lie on a line.")
 
 
 class Result(BaseModel):
@@ -104,6 +179,8 @@ class Result(BaseModel):
     metrics: Arms
     curve: list[CurvePoint]
     verdict: Verdict
+    flatness: Flatness | None = Field(None, description="Where the job asked for it.")
+    chosen: list[str] | None = Field(None, description="The checkpoints that a soup took in, in the order they came.")
 
 
 class Estimate(BaseModel):
@@ -150,6 +227,8 @@ class Job(BaseModel):
                     "grad_clip_norm": None,
                 },
                 "classes": None,
+                "flatness": False,
+                "swag": 0,
                 "seed": 0,
                 "metadata": {"team": "vision"},
                 "progress": {
@@ -181,8 +260,10 @@ class Job(BaseModel):
     status: JobStatus
     checkpoint: str
     dataset: str
-    method: Method
+    method: AnyMethod
     recipe: Recipe
+    flatness: bool = False
+    swag: int = 0
     classes: list[str] | None = None
     seed: int
     metadata: dict[str, str]

@@ -1,8 +1,9 @@
-"""How to visit and average: n cycles of a high and a low phase, the pull toward w̄, the running mean of the troughs."""
+"""How to get to an average: n cycles of a high and a low phase, the pull toward w̄, the running mean of the troughs; or the
+mean of checkpoints that are there already (a soup)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
 
 Auto = Literal["auto"]
 Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
@@ -36,3 +37,45 @@ class Method(BaseModel):
     )
     include_start: bool = Field(False, description="Whether the start w_0 counts as one more point of the mean.")
     average: Literal["uniform"] = "uniform"
+
+
+class Soup(BaseModel):
+    """The mean of several checkpoints of one architecture (Wortsman et al. 2022), with BatchNorm recomputed for it.
+
+    `greedy` orders them by their held-out loss and lets one in only if the mean's held-out loss does not rise. It chooses
+    on one half of the held-out images, drawn with the job's seed; the report's numbers are from the other half.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["soup"]
+    checkpoints: list[Annotated[str, Field(max_length=64)]] = Field(
+        min_length=2,
+        max_length=64,
+        description="What is averaged. `checkpoint`, the start, is in it only if it is listed.",
+    )
+    average: Literal["uniform", "greedy"] = "uniform"
+    weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(
+        None, description="One per checkpoint, with `uniform`; they are divided by their sum."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Soup":
+        if len(set(self.checkpoints)) != len(self.checkpoints):
+            raise ValueError("a checkpoint is listed twice: give it a larger weight instead")
+        if self.weights is not None and self.average != "uniform":
+            raise ValueError("weights go with average uniform: greedy chooses them itself")
+        if self.weights is not None and len(self.weights) != len(self.checkpoints):
+            raise ValueError(f"there are {len(self.checkpoints)} checkpoints and {len(self.weights)} weights")
+        return self
+
+
+def _type(value: Any) -> str:
+    found = value.get("type", "cyclic_swa") if isinstance(value, dict) else getattr(value, "type", "cyclic_swa")
+    return "soup" if found == "soup" else "cyclic_swa"
+
+
+AnyMethod = Annotated[
+    Annotated[Method, Tag("cyclic_swa")] | Annotated[Soup, Tag("soup")], Discriminator(_type)
+]  # without a type it is cyclic_swa
+METHODS: TypeAdapter[Method | Soup] = TypeAdapter(AnyMethod)

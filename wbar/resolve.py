@@ -4,7 +4,7 @@ from wbar.catalog import ARCHITECTURES, BATCH, BUILTINS
 from wbar.checkpoints import NetworkArchitecture
 from wbar.datasets import Dataset, ImageShape
 from wbar.errors import ChannelsMismatch, ClassesMismatch, ImageSizeUnsupported
-from wbar.method import Method, Phase
+from wbar.method import Method, Phase, Soup
 from wbar.recipe import Augment, Normalization, Optimizer, Recipe
 
 IMAGENET = Normalization(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
@@ -47,11 +47,13 @@ def resolve_recipe(
     )
 
 
-def resolve_method(method: Method, recipe: Recipe, network: NetworkArchitecture) -> Method:
+def resolve_method(method: Method | Soup, recipe: Recipe, network: NetworkArchitecture) -> Method | Soup:
     """The method with every `auto` replaced; `recipe` must be resolved already.
 
     high.lr = 0.5 × the customary peak rate × batch / 128 (linear scaling, Goyal et al. 2017), low.lr = high.lr / 10.
     """
+    if isinstance(method, Soup):
+        return method
     known = ARCHITECTURES[network.name]
     assert recipe.batch_size != "auto"
     peak = (

@@ -11,7 +11,7 @@ import torch
 from training.architectures import Network
 from training.loop import run
 from training.meter import Stopped
-from training.plan import Work
+from training.plan import Ingredient, Work
 from wbar.errors import JobError
 from wbar.jobs import MetricsPoint, Progress, Score
 from worker.processes import Ears
@@ -61,6 +61,7 @@ def run_attempt(payload: dict[str, Any], pipe: Connection, ears: Ears) -> None:
             "network": Network(**payload["network"]),
             **{name: Path(payload[name]) for name in ("checkpoint", "dataset", "scratch")},
             "resume": Path(payload["resume"]) if payload["resume"] else None,
+            "ingredients": tuple(Ingredient(**one | {"path": Path(one["path"])}) for one in payload["ingredients"]),
         }
     )
     try:
@@ -84,6 +85,8 @@ def run_attempt(payload: dict[str, Any], pipe: Connection, ears: Ears) -> None:
                     "metrics": outcome.metrics.model_dump(),
                     "curve": [point.model_dump() for point in outcome.curve],
                     "verdict": outcome.verdict,
+                    "flatness": outcome.flatness.model_dump() if outcome.flatness else None,
+                    "chosen": outcome.chosen,
                 },
             )
         )

@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +17,13 @@ from sqlalchemy import Row, select
 from sqlalchemy.exc import DBAPIError
 
 from store import jobs as job_rows
+from store.blobs import Received
 from store.store import Store
 from store.tables import checkpoints, datasets
 from wbar.transfers import sha256_of
 from worker import processes
 from worker.processes import Child
+from worker.report import write_report
 from worker.settings import WorkerSettings
 
 log = logging.getLogger("wbar.worker")
@@ -147,6 +150,8 @@ class Runner:
         for sha256, path in ((start.weights, checkpoint), (data.packed, dataset)):
             if not path.exists():  # an earlier attempt on this host fetched it: whole, or not at all
                 self.store.blobs.fetch(sha256, path)
+        if row.swag or row.flatness:
+            self._fetch_snapshots(row, scratch)
         network = start.architecture
         return {
             "method": row.method,
@@ -170,8 +175,32 @@ class Runner:
             "threads": threads,
             "resume": self._state(row, scratch),
             "save_every_seconds": self.settings.save_every_seconds,
+            "flatness": row.flatness,
+            "swag": row.swag,
+            "ingredients": self._ingredients(row, scratch),
             "gpu": gpu,
         }
+
+    def _ingredients(self, row: Row[Any], scratch: Path) -> list[dict[str, str]]:
+        """The checkpoints of a soup, fetched, in the order that the job names them."""
+        found = []
+        for ingredient in row.method.get("checkpoints", []):
+            with self.store.database.read() as connection:
+                one = connection.execute(select(checkpoints).where(checkpoints.c.id == ingredient)).one()
+            path = scratch / f"{ingredient}.safetensors"
+            if not path.exists():
+                self.store.blobs.fetch(one.weights, path)
+            found.append({"id": ingredient, "path": str(path), "prefix": one.prefix or "", "sha256": one.sha256})
+        return found
+
+    def _fetch_snapshots(self, row: Row[Any], scratch: Path) -> None:
+        """What an earlier attempt made on another host, and the end of the job reads again."""
+        with self.store.database.read() as connection:
+            made = list(job_rows.snapshot_rows(connection, row.id))
+        for snapshot in made:
+            path = scratch / f"snapshot-{snapshot.n:04d}.safetensors"
+            if not path.exists():
+                self.store.blobs.fetch(snapshot.sha256, path)
 
     def _state(self, row: Row[Any], scratch: Path) -> str | None:
         """The furthest resumable state: this host's own, or the last phase end's from the blob store."""
@@ -263,13 +292,35 @@ class Runner:
         pytorch = self.store.blobs.put_file(Path(value["pytorch"]))
         result = {
             "weights": {"bytes": weights.bytes, "sha256": weights.sha256, "format": "safetensors"},
-            **{name: value[name] for name in ("metrics", "curve", "verdict")},
+            **{name: value[name] for name in ("metrics", "curve", "verdict", "flatness", "chosen")},
         }
+        report = self._report(row, result, Path(value["path"]).with_name("report.html"))
         progress = {**heart.progress, "fraction": 1.0, "eta_seconds": 0.0} if heart.progress else None
         blobs = self.store.blobs
-        with blobs.keep(weights), blobs.keep(pytorch), self.store.database.write() as connection:
-            self.store.jobs.succeed(connection, row.id, row.attempts, weights.sha256, pytorch.sha256, result, progress)
+        with (
+            blobs.keep(weights),
+            blobs.keep(pytorch),
+            blobs.keep(report) if report else nullcontext(),
+            self.store.database.write() as connection,
+        ):
+            page = report.sha256 if report else None
+            self.store.jobs.succeed(
+                connection, row.id, row.attempts, weights.sha256, pytorch.sha256, page, result, progress
+            )
         self._forget_state(row)
+
+    def _report(self, row: Row[Any], result: dict[str, Any], path: Path) -> Received | None:
+        """The page; a job that made its weights does not fail for want of it, and says so in its log."""
+        with self.store.database.read() as connection:
+            points = list(job_rows.metric_points(connection, row.id))
+        try:
+            write_report(path, row, result, points)
+        except Exception as error:
+            log.exception("%s: the report could not be drawn", row.id)
+            message = f"the report could not be drawn ({type(error).__name__}); weights and numbers are complete"
+            self.store.jobs.log(row.id, row.attempts, "error", message)
+            return None
+        return self.store.blobs.put_file(path)
 
     def _forget_state(self, row: Row[Any]) -> None:
         """An ended job never resumes: its state need not be kept."""

@@ -10,9 +10,9 @@ from store.store import Store
 from store.tables import jobs
 from wbar.checkpoints import NetworkArchitecture
 from wbar.datasets import Dataset
-from wbar.errors import CheckpointNotReady, DatasetNotReady
+from wbar.errors import CheckpointNotReady, CheckpointsDiffer, DatasetNotReady, ValidationFailed
 from wbar.jobs import JobRequest
-from wbar.method import Method
+from wbar.method import METHODS, Method, Soup
 from wbar.recipe import Normalization, Recipe
 from wbar.resolve import resolve_classes, resolve_method, resolve_recipe
 
@@ -33,6 +33,12 @@ def resolve(connection: Connection, tenant: Tenant, request: JobRequest, gpu: bo
     classes = resolve_classes(request.classes, network, dataset)
     recipe = resolve_recipe(request.recipe, network, dataset, statistics, gpu)
     method = resolve_method(request.method, recipe, network)
+    if isinstance(method, Soup):
+        _check_ingredients(connection, tenant, method, start)
+    if request.swag and (isinstance(method, Soup) or method.cycles < 2):
+        raise ValidationFailed(
+            f"swag needs the snapshots of two cycles or more: method is {method.model_dump(mode='json')}"
+        )
     return {
         "name": request.name,
         "checkpoint": request.checkpoint,
@@ -41,8 +47,24 @@ def resolve(connection: Connection, tenant: Tenant, request: JobRequest, gpu: bo
         "recipe": recipe.model_dump(mode="json"),
         "classes": classes,
         "seed": request.seed,
+        "flatness": request.flatness,
+        "swag": request.swag,
         "metadata": request.metadata,
     }
+
+
+def _check_ingredients(connection: Connection, tenant: Tenant, soup: Soup, start: Row[Any]) -> None:
+    """Every checkpoint of a soup is ready and of the start's architecture. Their rows stay locked, as the start's."""
+    for ingredient in sorted(soup.checkpoints):
+        row = checkpoints.get(connection, tenant, ingredient, lock=True)
+        if row.status != "ready":
+            raise CheckpointNotReady(_not_ready(row))
+        ours, theirs = start.architecture, row.architecture
+        if any(ours[key] != theirs[key] for key in ("name", "num_classes", "channels", "image_size")):
+            raise CheckpointsDiffer(
+                f"{ingredient} is a {theirs['name']} with {theirs['num_classes']} outputs and {theirs['channels']} input "
+                f"channels, {start.id} a {ours['name']} with {ours['num_classes']} and {ours['channels']}"
+            )
 
 
 def _not_ready(row: Row[Any]) -> str:
@@ -55,10 +77,11 @@ def dry_run(connection: Connection, tenant: Tenant, values: dict[str, Any]) -> d
     """The job as it would be, with an estimate and no id."""
     start = checkpoints.get(connection, tenant, values["checkpoint"])
     data = datasets.get(connection, tenant, values["dataset"])
-    method, recipe = Method.model_validate(values["method"]), Recipe.model_validate(values["recipe"])
+    method, recipe = METHODS.validate_python(values["method"]), Recipe.model_validate(values["recipe"])
     images = data.summary["splits"]["train"]["images"]
     assert recipe.batch_size != "auto"
-    epochs = method.cycles * (method.high.epochs + method.low.epochs)
+    epochs = method.cycles * (method.high.epochs + method.low.epochs) if isinstance(method, Method) else 0
+    snapshots = method.cycles if isinstance(method, Method) else 0
     speed = _images_per_second(connection, tenant, values["checkpoint"])
     return {
         "id": None,
@@ -75,7 +98,7 @@ def dry_run(connection: Connection, tenant: Tenant, values: dict[str, Any]) -> d
         "estimate": {
             "steps": epochs * -(-images // recipe.batch_size),
             "seconds": round(epochs * images / speed, 1) if speed else None,
-            "bytes": (method.cycles + 2) * start.bytes,
+            "bytes": (snapshots + 2) * start.bytes,
         },
     }
 

@@ -2,10 +2,11 @@
 
 import csv
 import io
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
+from sqlalchemy import Row
 from sse_starlette.sse import EventSourceResponse
 
 from service.auth import StoreOf, TenantOf
@@ -200,6 +201,27 @@ def get_snapshot_weights(job_id: str, n: int, request: Request, store: StoreOf, 
     return blob_response(request, store.blobs, rows[n].sha256, f"{job_id}-snapshot-{n}.safetensors")
 
 
+@router.head("/{job_id}/report", response_class=Response, include_in_schema=False)
+@router.get(
+    "/{job_id}/report",
+    response_class=Response,
+    responses={
+        200: {"description": "One HTML page, with its plots in it.", "content": {"text/html": {}}},
+        **responses(404, 409),
+    },
+)
+def get_report(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+    """What the job did and found, as a page that needs nothing else: the arms, the curve, the schedule, the flatness."""
+    with store.database.read() as connection:
+        row = store.jobs.get(connection, tenant, job_id)
+    if row.report is None:
+        _no_result(row, "a report")
+    page = blob_response(request, store.blobs, row.report, f"{job_id}.html", "text/html; charset=utf-8", inline=True)
+    # Names come from users: whatever the page holds, it runs in an origin of its own and reaches nothing.
+    page.headers["Content-Security-Policy"] = "sandbox allow-scripts; default-src 'unsafe-inline' data:"
+    return page
+
+
 @router.head("/{job_id}/weights", response_class=Response, include_in_schema=False)
 @router.get(
     "/{job_id}/weights",
@@ -216,10 +238,14 @@ def get_weights(
     """w̄ with recomputed BatchNorm statistics, under the uploaded names; `pytorch` is a flat state_dict."""
     with store.database.read() as connection:
         row = store.jobs.get(connection, tenant, job_id)
-    if row.status in ("queued", "running", "paused"):
-        raise JobNotFinished(f"{job_id} is {row.status}: the averaged weights exist once it has succeeded")
     if row.weights is None:
-        raise NoWeights(f"{job_id} has {row.status} and made no averaged weights; its snapshots are at /snapshots")
+        _no_result(row, "averaged weights")
     if format == "pytorch":
         return blob_response(request, store.blobs, row.weights_pytorch, f"{job_id}.pth")
     return blob_response(request, store.blobs, row.weights, f"{job_id}.safetensors")
+
+
+def _no_result(row: Row[Any], what: str) -> NoReturn:
+    if row.status in ("queued", "running", "paused"):
+        raise JobNotFinished(f"{row.id} is {row.status}: {what} will be there once it has succeeded")
+    raise NoWeights(f"{row.id} has {row.status} and made no {what}; its snapshots are at /snapshots")

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from averaging import InvalidSafetensors, read_header, write_safetensors
+from averaging.safetensors_file import read_layout
 
 TENSORS = {
     "b.weight": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -40,6 +41,13 @@ def test_equal_content_gives_equal_bytes_whatever_the_order_and_layout(tmp_path:
     channels_last = image.contiguous(memory_format=torch.channels_last)
     write_safetensors(tmp_path / "2", {"b": image + 1, "a": channels_last}, {"y": "2", "x": "1"})
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+def test_the_layout_says_where_the_tensors_begin(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "x", {"w": torch.tensor([1.5])}, {})
+    header, start = read_layout(tmp_path / "x")
+    assert header == {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    assert (tmp_path / "x").read_bytes()[start:] == struct.pack("<f", 1.5)
 
 
 def test_a_dtype_outside_the_format_is_named(tmp_path: Path) -> None:
@@ -78,6 +86,14 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (raw({"a": ENTRY | {"shape": [3]}}, b"12345678"), "needs 12 bytes"),
         (raw({"a": ENTRY | {"shape": [-2]}}, b"12345678"), "non-negative"),
         (raw({"a": ENTRY | {"shape": [True, 2]}}, b"12345678"), "non-negative"),
+        (raw({"a": ENTRY | {"shape": "", "data_offsets": [0, 4]}}, b"1234"), "non-negative"),
+        (raw({"a": ENTRY | {"shape": [0, 2**63], "data_offsets": [0, 0]}}), "64 sides, or one over"),
+        (raw({"a": ENTRY | {"shape": [1] * 65, "data_offsets": [0, 4]}}, b"1234"), "more than 64 sides"),
+        (raw({"a": ENTRY | {"dtype": []}}, b"12345678"), "unknown dtype"),
+        (raw(json.dumps({"a": ENTRY}).encode("utf-16"), b"12345678"), "not JSON"),
+        (raw({"\ud800": ENTRY}, b"12345678"), "not JSON"),
+        (raw({"__metadata__": {"a": "\udc00"}}), "not JSON"),
+        (raw(b'{"a":[' + b"[]," * 2_000_000 + b"[]]}"), "parts"),
         (raw({"a": ENTRY | {"dtype": "F31"}}, b"12345678"), "unknown dtype"),
         (raw({"a": ENTRY, "b": ENTRY}, b"12345678"), "overlap"),
         (raw({"a": ENTRY | {"data_offsets": [4, 12]}}, b"123456789abc"), "hole"),

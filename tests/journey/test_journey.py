@@ -18,7 +18,7 @@ from training.dataset_files import Limits, pack_archive
 from training.datasets import load_split
 from training.draws import permutation
 from training.evaluate import even_slices, forward_batch
-from training.loop import BATCH_NORM_IMAGES
+from training.setting import BATCH_NORM_IMAGES
 from wbar.client import Client
 from wbar.jobs import Job
 

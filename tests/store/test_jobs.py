@@ -90,7 +90,7 @@ def test_a_stale_fence_changes_nothing(store: Jobs) -> None:
     assert store.lose(job, 1, "late") is None
     assert not store.log(job, 1, "info", "late")
     with store.database.write() as connection:
-        assert not store.succeed(connection, job, 1, "w", "p", {}, None)
+        assert not store.succeed(connection, job, 1, "w", "p", None, {}, None)
     assert status(store, job) == "running"
     with store.database.write() as connection:
         assert store.succeed(connection, job, 2, "w", "p", {"verdict": "same"}, None)

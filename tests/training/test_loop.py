@@ -19,9 +19,10 @@ from training.augment import Preparer
 from training.datasets import load_split
 from training.draws import key, permutation
 from training.evaluate import even_slices, forward_batch
-from training.loop import BATCH_NORM_IMAGES, run
+from training.loop import run
 from training.meter import Stopped
 from training.optim import decayed
+from training.setting import BATCH_NORM_IMAGES
 from training.weights import read_tensors
 from wbar.errors import Diverged
 from wbar.method import Phase

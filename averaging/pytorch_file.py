@@ -1,0 +1,116 @@
+"""A PyTorch file's state dict, by torch.load(weights_only=True) and nothing else, mapped and not read where it can be.
+
+torch is imported here and only when such a file is opened.
+"""
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "model_ema",
+          "ema", "ema_state_dict")  # fmt: skip
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+LEVELS = 4
+
+
+class UnreadableCheckpoint(ValueError):
+    """The file, folder or index is no checkpoint that can be read; the message says why."""
+
+
+def is_pytorch(head: bytes) -> bool:
+    """Whether a file that begins so may be one: a zip archive, or a bare pickle as before PyTorch 1.6."""
+    return head.startswith((ZIP, PICKLE))
+
+
+def is_mapped(path: Path) -> bool:
+    """Whether load_state_dict leaves the tensors in the file until they are used."""
+    with open(path, "rb") as file:
+        return file.read(4) == ZIP
+
+
+def load_state_dict(path: Path) -> dict[str, "Tensor"]:
+    """Names mapped to dense tensors on the CPU, from the file itself or from under one of the usual keys.
+
+    Raises UnreadableCheckpoint: for what torch.load(weights_only=True) refuses, for files without a state dict, for
+    sparse, quantized or complex tensors.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UnreadableCheckpoint(f"{path}: a PyTorch file needs torch: pip install 'wbar[average]'") from None
+    mapped = is_mapped(path)
+    if mapped:
+        _check_stored(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of unusual pickle protocols
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise UnreadableCheckpoint(
+            f"{path}: more than tensors, or damaged; save model.state_dict() ({_reason(error)})"
+        ) from None
+    except Exception as error:
+        # A damaged pickle or archive surfaces as almost any exception.
+        raise UnreadableCheckpoint(f"{path}: cannot be read as a PyTorch file ({_reason(error)})") from None
+    tensors = _find(loaded, path)
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+            raise UnreadableCheckpoint(
+                f"{path}: {name} is a {tensor.dtype} tensor ({tensor.layout}), not dense numbers"
+            )
+    return tensors
+
+
+def _check_stored(path: Path) -> None:
+    """Compressed entries would be mapped as they are, and their bytes taken for numbers."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise UnreadableCheckpoint(f"{path}: the zip directory cannot be read: {_reason(error)}; cut off?") from None
+    if not stored:
+        raise UnreadableCheckpoint(f"{path}: the archive is compressed; torch.save writes uncompressed ones")
+
+
+def _find(loaded: Any, path: Path) -> dict[str, "Tensor"]:
+    from torch import Tensor
+
+    candidate, keys = loaded, list[str]()
+    for _ in range(LEVELS):
+        if not isinstance(candidate, Mapping):
+            break
+        if _is_state_dict(candidate):
+            return {name: tensor.detach() for name, tensor in candidate.items() if isinstance(tensor, Tensor)}
+        found = next((key for key in NESTED if isinstance(candidate.get(key), Mapping)), None)
+        if found is None:
+            break
+        keys.append(found)
+        candidate = candidate[found]
+    where = f" under {'.'.join(keys)}" if keys else ""
+    held = f"keys {list(candidate)[:5]}" if isinstance(candidate, Mapping) else f"a {type(candidate).__name__}"
+    raise UnreadableCheckpoint(
+        f"{path}: no state dict{where}, but {held}: names mapped to tensors were expected, directly or under one of "
+        f"{', '.join(NESTED[:4])} …"
+    )
+
+
+def _is_state_dict(mapping: Mapping[Any, Any]) -> bool:
+    from torch import Tensor
+
+    tensors = sum(isinstance(value, Tensor) for value in mapping.values())
+    others = sum(isinstance(value, Mapping | list | tuple) for value in mapping.values())
+    return tensors > 0 and others == 0 and all(isinstance(key, str) for key in mapping)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    culprit = [line.strip() for line in lines if "Unsupported" in line or "WeightsUnpickler error" in line]
+    return f"{type(error).__name__}: {(culprit or lines)[-1 if culprit else 0]}"[:300]

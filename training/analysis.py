@@ -1,0 +1,178 @@
+"""What is measured when training is over: the snapshots as a Gaussian (SWAG), and the loss around the start and w̄.
+
+Everything is read from the files that the job made, so that a resumed attempt measures the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from averaging import (
+    SWAG,
+    Epoch,
+    bayesian_average,
+    distances,
+    filter_normalized_direction,
+    interpolate,
+    line,
+    plane,
+    sharpness,
+    surface,
+    top_eigenvalue,
+)
+from training import architectures
+from training.datasets import Split
+from training.draws import key, permutation
+from training.evaluate import even_slices, score
+from training.setting import Setting
+from training.weights import read_tensors
+from wbar.jobs import Eigenvalue, EpochPoint, Flatness, Interpolation, Line, Plane, PlanePoint, Score
+
+RANK = 20  # Maddox et al. 2019, section 5
+IMAGES = 512  # training images that the loss is measured on, and BatchNorm recomputed from, at every point
+BATCH = 256
+ALPHAS = tuple(step / 4 for step in range(-4, 9))
+POSITIONS = tuple(step / 10 for step in range(-10, 11))
+SIDE = 9  # points along a side of the plane
+HESSIAN_STEPS = 30
+HESSIAN_TOLERANCE = 0.01
+
+
+def bayesian_score(setting: Setting, snapshots: Sequence[Path], samples: int) -> Score:
+    """The Bayesian average of `samples` weights drawn from the snapshots' Gaussian, BatchNorm recomputed for each."""
+    swag = SWAG(setting.probe, rank=min(RANK, len(snapshots)))
+    for path in snapshots:
+        swag.update(_weights(setting, path))
+    probabilities = bayesian_average(
+        setting.probe,
+        swag,
+        lambda model: setting.predict(model).probabilities,
+        samples=samples,
+        seed=key(setting.plan.seed, "swag", 0),
+        recompute=setting.recompute,
+    )
+    return score(probabilities, setting.val.labels)
+
+
+def measure_flatness(setting: Setting, last: Path, averaged: Path, epochs: Sequence[Epoch]) -> Flatness:
+    """Distances, sharpness, curvature, and the loss between and around the start, the last snapshot and w̄."""
+    arms = {
+        "start": setting.writer.start(),
+        "last": _weights(setting, last),
+        "averaged": _weights(setting, averaged),
+    }
+    arms = {name: _loaded(setting, tensors) for name, tensors in arms.items()}
+    start, end = arms["start"], arms["averaged"]
+    away = distances(start, end)
+    around = _Around(setting)
+    return Flatness(
+        images=len(around.split),
+        distance=away.total,
+        distance_by_layer=away.layers,
+        length_by_layer=distances({name: torch.zeros_like(t) for name, t in start.items()}, start).layers,
+        epochs=[EpochPoint(epoch=e.epoch, distance=e.distance, median_update=e.median_update) for e in epochs],
+        sharpness={name: around.sharpness(tensors) for name, tensors in arms.items()},
+        top_eigenvalue={name: around.eigenvalue(tensors) for name, tensors in arms.items()},
+        interpolation=around.between(start, end),
+        line=around.line({"start": start, "averaged": end}),
+        plane=around.plane(arms),
+    )
+
+
+class _Around:
+    """The probe network put at one point after another, and what the loss is there."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.probe, self.seed = setting, setting.probe, setting.plan.seed
+        chosen = permutation(len(setting.train), self.seed, "flatness")[:IMAGES]
+        images = setting.train.images[chosen.to(setting.train.images.device)].cpu()
+        self.split = Split(images, setting.train.labels[chosen].cpu())
+        held_out = permutation(len(setting.val), self.seed, "flatness-val")[: 2 * IMAGES]
+        self.val = Split(setting.val.images[held_out], setting.val.labels[held_out])
+        self._losses = [self._loss_on(part) for part in even_slices(len(chosen), BATCH)]
+
+    def _loss_on(self, part: slice) -> "_BatchLoss":
+        inputs = self.setting.prepare.plain(self.split.images[part])
+        return _BatchLoss(self.setting, inputs, self.split.labels[part].to(inputs.device))
+
+    def sharpness(self, tensors: Mapping[str, Tensor]) -> float:
+        self.probe.load_state_dict(tensors)
+        return sharpness(self.probe, self._losses, seed=self.seed).percent
+
+    def eigenvalue(self, tensors: Mapping[str, Tensor]) -> Eigenvalue:
+        self.probe.load_state_dict(tensors)
+        found = top_eigenvalue(
+            self.probe, self._losses, seed=self.seed, tolerance=HESSIAN_TOLERANCE, max_steps=HESSIAN_STEPS
+        )
+        return Eigenvalue(value=found.value, residual=found.residual, converged=found.converged)
+
+    def between(self, start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> Interpolation:
+        found = interpolate(self.probe, start, end, self._both, ALPHAS, self._recompute)
+        return Interpolation(alphas=found.positions, **found.values)
+
+    def line(self, centres: Mapping[str, Mapping[str, Tensor]]) -> Line:
+        losses = {}
+        for name, centre in centres.items():
+            direction = filter_normalized_direction(centre, self.seed)
+            losses[name] = line(self.probe, centre, direction, self._train, POSITIONS, self._recompute).values[
+                "train_loss"
+            ]
+        return Line(positions=list(POSITIONS), loss=losses)
+
+    def plane(self, arms: Mapping[str, Mapping[str, Tensor]]) -> Plane | None:
+        try:
+            through = plane(arms["start"], arms["averaged"], arms["last"])
+        except ValueError:
+            return None  # one cycle: w̄ is the last snapshot, and three points need be no plane
+        points = [
+            PlanePoint(name=name, x=x, y=y) for name, (x, y) in ((n, through.coordinates(t)) for n, t in arms.items())
+        ]
+        xs, ys = (_frame([getattr(point, axis) for point in points]) for axis in ("x", "y"))
+        found = surface(
+            self.probe, through.origin, through.x_direction, through.y_direction, self._train, xs, ys, self._recompute
+        )
+        return Plane(xs=xs, ys=ys, loss=found.values["train_loss"], points=points)
+
+    def _recompute(self, model: nn.Module) -> None:
+        self.setting.recompute(model, IMAGES)
+
+    def _train(self, model: nn.Module) -> dict[str, float]:
+        found = self.setting.predict(model, self.split)
+        return {"train_loss": found.losses.mean().item()}
+
+    def _both(self, model: nn.Module) -> dict[str, float]:
+        held_out = self.setting.predict(model, self.val)
+        scored = self.setting.score(held_out, self.val)
+        return self._train(model) | {"val_loss": scored.loss, "val_accuracy": scored.accuracy}
+
+
+class _BatchLoss:
+    """The mean loss on one batch, as a function of the network: no augmentation, no autocast, eval mode is the caller's."""
+
+    def __init__(self, setting: Setting, inputs: Tensor, labels: Tensor) -> None:
+        self._setting, self._inputs, self._labels = setting, inputs, labels
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        self._setting.tick("report", 0)
+        return F.cross_entropy(model(self._inputs), self._labels)
+
+
+def _weights(setting: Setting, path: Path) -> dict[str, Tensor]:
+    return {name.removeprefix(setting.work.prefix): tensor for name, tensor in read_tensors(path).items()}
+
+
+def _loaded(setting: Setting, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A whole state dict of the network, in its own dtypes, on its device."""
+    model, _ = architectures.load(setting.work.network, dict(tensors))
+    return {name: tensor.to(setting.device) for name, tensor in model.state_dict().items()}
+
+
+def _frame(values: Sequence[float]) -> list[float]:
+    """SIDE points that begin and end a third of the span outside the values."""
+    low, high = min(values), max(values)
+    margin = (high - low) / 3
+    step = (high - low + 2 * margin) / (SIDE - 1)
+    return [low - margin + step * index for index in range(SIDE)]

@@ -1,0 +1,130 @@
+"""What every method works with: the network, the images, and how weights are recomputed, evaluated and written."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from averaging import has_batch_norm, recompute_batch_norm
+from training import architectures
+from training.augment import Preparer
+from training.datasets import Packed, Split, load_split
+from training.draws import key, permutation
+from training.evaluate import Outputs, even_slices, forward_batch, predict, score
+from training.plan import Work
+from training.weights import WeightsWriter, output_names
+from wbar.errors import Diverged
+from wbar.jobs import Score, StepPhase
+
+BATCH_NORM_IMAGES = 2048
+
+Tick = Callable[[StepPhase, int], None]  # so many more images have been through the network, in this phase
+
+
+class Setting:
+    """One job's network and images on its device.
+
+    model: holds w, the start's at first. probe: a second network, which holds whatever is recomputed and evaluated.
+    tick: told after every batch; may raise to end the attempt.
+    """
+
+    def __init__(self, work: Work, tick: Tick) -> None:
+        self.work, self.plan, self.tick = work, work.plan(), tick
+        self.where = "for the start"  # what is being evaluated, for error messages
+        self.device = torch.device(work.device)
+        packed = Packed.read(work.dataset)
+        order = [work.classes.index(name) for name in packed.classes] if work.classes else None
+        self.train = load_split(work.dataset, "train", self.plan.image_size, order)
+        self.val = load_split(work.dataset, "val", self.plan.image_size, order)
+        classes = output_names(work.classes or packed.classes, work.network.num_classes)
+        self.prepare = Preparer(self.plan.mean, self.plan.std, self.plan.augment, self.plan.seed, self.device)
+        if self.device.type == "cuda" and self.train.images.numel() < torch.cuda.mem_get_info()[0] // 4:
+            # Otherwise the images stay on the host and are sent a batch at a time; the bits are the same.
+            self.train = Split(self.train.images.to(self.device), self.train.labels)
+        self.writer = WeightsWriter(work, classes)
+        start, _ = architectures.load(work.network, self.writer.start())
+        self.model = start.to(self.device).to(memory_format=torch.channels_last)
+        self.probe = copy.deepcopy(self.model)
+
+    @property
+    def recomputed_images(self) -> int:
+        """Images of one BatchNorm recompute; 0 for a network without BatchNorm."""
+        return min(BATCH_NORM_IMAGES, len(self.train)) if has_batch_norm(self.model) else 0
+
+    def recompute(self, model: nn.Module, most: int = BATCH_NORM_IMAGES) -> None:
+        """BatchNorm statistics over the same augmented training images for every arm: they depend on the seed alone.
+
+        Raises Diverged if they cannot be computed.
+        """
+
+        def forward(module: nn.Module, chunk: tuple[int, Tensor]) -> None:
+            index, chosen = chunk
+            images = self.train.images[chosen.to(self.train.images.device)]
+            inputs = self.prepare.augmented(images, "batchnorm-augment", index)
+            torch.manual_seed(key(self.plan.seed, "batchnorm-forward", index))  # whatever else a network may draw
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.plan.bfloat16):
+                module(inputs)
+            self.tick("batchnorm", len(chosen))
+
+        drawn = permutation(len(self.train), self.plan.seed, "batchnorm")[:most]
+        slices = even_slices(len(drawn), forward_batch(self.plan.image_size))
+        try:
+            recompute_batch_norm(model, [(index, drawn[part]) for index, part in enumerate(slices)], forward)
+        except ValueError as error:
+            raise Diverged(f"BatchNorm statistics could not be computed {self.where}: {error}") from error
+
+    def predict(self, model: nn.Module, split: Split | None = None) -> Outputs:
+        """Outputs on the held-out images, or another split. Raises Diverged if a loss is not finite."""
+        chosen = self.val if split is None else split
+        found = predict(model, chosen, self.prepare, self.plan.bfloat16, lambda images: self.tick("evaluate", images))
+        if not bool(torch.isfinite(found.losses).all()):
+            raise Diverged(
+                f"the loss on held-out images {self.where} is not finite: lower method.high.lr, or check the start"
+            )
+        return found
+
+    def settle(self, model: nn.Module) -> None:
+        """Recompute BatchNorm statistics for the weights as the file will have them: what is evaluated is what is sent."""
+        self.as_uploaded(model)
+        self.recompute(model)
+        self.as_uploaded(model)
+
+    def as_uploaded(self, model: nn.Module) -> None:
+        """Round to the dtype that the file will have (half-precision checkpoints)."""
+        for name, tensor in model.state_dict().items():
+            dtype = self.writer.dtype(name)
+            if dtype is not None and dtype != tensor.dtype and tensor.is_floating_point():
+                tensor.copy_(tensor.to(dtype))
+
+    def score(self, found: Outputs, split: Split | None = None) -> Score:
+        return score(found.probabilities, (self.val if split is None else split).labels, found.losses)
+
+    def start_scores(self, split: Split | None = None) -> tuple[Score, Score, Tensor]:
+        """The start as it came, with recomputed statistics, and its losses as it came. `model` must hold it."""
+        found = self.predict(self.model, split)
+        plain = recomputed = self.score(found, split)
+        if has_batch_norm(self.probe):
+            self.probe.load_state_dict(self.model.state_dict())
+            self.recompute(self.probe)
+            recomputed = self.score(self.predict(self.probe, split), split)
+        return plain, recomputed, found.losses
+
+    def near_chance(self, start: Score) -> str | None:
+        """A warning for a start that seems to be read wrongly."""
+        chance = 1 / len(set(self.val.labels.tolist()))
+        if start.accuracy >= 1.5 * chance:
+            return None
+        return (
+            f"the start's accuracy on held-out images is {start.accuracy:.1%}, near chance ({chance:.1%}): check "
+            "`classes` (the checkpoint's class order), `recipe.normalize` and `recipe.image_size`"
+        )
+
+
+def make_deterministic(work: Work, threads: int | None) -> None:
+    """One thread instead of two changes the bits: the count is part of the state. GPU kernels are the repeatable ones."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if work.device.startswith("cuda"):
+        torch.use_deterministic_algorithms(True, warn_only=not work.reproducible)
+        torch.backends.cudnn.benchmark = False
