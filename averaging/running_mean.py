@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from averaging.blocks import alike, blocks, converted, move_corrections, move_means
 from averaging.sources import Reader, Source, first_not_finite, named_tensors
 
-BLOCK = {"cpu": 2**17}  # elements converted at a time: 512 KiB stay in a core's cache
-BLOCK_ELSEWHERE = 2**24
 FOLD_AT = 0.5  # the share of new weight in w̄ at which c is folded into m
 FOLD_EVERY = 64
 
@@ -71,17 +70,16 @@ class WeightMean:
         tensors = self._reader.read(source)
         if self.check_finite and (name := first_not_finite(self._reader.names, tensors)) is not None:
             raise ValueError(f"{name} is not finite in the source: the mean was left as it was (n = {self.n})")
-        self._take(tensors, self._fraction(weight))
+        self._take(tensors, weight)
 
     def _fraction(self, weight: float) -> float:
         """f for the next point, whose count is n + 1; called once for each."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def _take(self, tensors: list[Tensor], fraction: float) -> None:
-        self.n += 1
-        if self._others:
-            torch._foreach_copy_([self._mean[i] for i in self._others], [tensors[i] for i in self._others])
+    def _take(self, tensors: list[Tensor], weight: float) -> None:
+        fraction = self._fraction(weight)
+        self._take_others(tensors)
         means = [self._mean[i] for i in self._floating]
         sources = [tensors[i] for i in self._floating]
         if fraction == 1.0:
@@ -94,28 +92,33 @@ class WeightMean:
         else:
             self._blend(means, sources, fraction)
 
+    def _take_others(self, tensors: list[Tensor]) -> None:
+        self.n += 1
+        if self._others:
+            torch._foreach_copy_([self._mean[i] for i in self._others], [tensors[i] for i in self._others])
+
     def _blend(self, means: list[Tensor], sources: list[Tensor], fraction: float) -> None:
-        alike = [_alike(mean, source) for mean, source in zip(means, sources, strict=True)]
-        whole = [pair for pair, same in zip(zip(means, sources, strict=True), alike, strict=True) if same]
+        fits = [alike(mean, source) for mean, source in zip(means, sources, strict=True)]
+        whole = [pair for pair, same in zip(zip(means, sources, strict=True), fits, strict=True) if same]
         if whole:
-            _move_means(whole, fraction)
-        for mean, source, same in zip(means, sources, alike, strict=True):
+            move_means(whole, fraction)
+        for mean, source, same in zip(means, sources, fits, strict=True):
             if not same:
-                for part, value in _converted(mean, source):
+                for part, value in converted(mean, source):
                     part.lerp_(value, fraction)
 
     def _correct(self, means: list[Tensor], sources: list[Tensor], fraction: float) -> None:
         whole: list[tuple[Tensor, Tensor, Tensor]] = []
         for mean, source, correction in zip(means, sources, self._correction, strict=True):
-            if _alike(mean, source):
+            if alike(mean, source):
                 whole.append((mean, source, correction))
             else:
                 for (part, value), (small, _) in zip(
-                    _converted(mean, source), _blocks(correction, correction), strict=True
+                    converted(mean, source), blocks(correction, correction), strict=True
                 ):
-                    _move_corrections([(part, value, small)], fraction)
+                    move_corrections([(part, value, small)], fraction)
         if whole:
-            _move_corrections(whole, fraction)
+            move_corrections(whole, fraction)
         self._new_weight, self._since_fold = self._new_weight + fraction, self._since_fold + 1
         if self._new_weight >= FOLD_AT or self._since_fold >= FOLD_EVERY:
             self._fold(means)
@@ -123,7 +126,7 @@ class WeightMean:
     def _fold(self, means: list[Tensor]) -> None:
         """t = fl(m + c), c ← c − (t − m), m ← t: w̄ = m + c is unchanged, and c becomes a rounding's size."""
         for mean, correction in zip(means, self._correction, strict=True):
-            for m, c in _blocks(mean, correction):
+            for m, c in blocks(mean, correction):
                 total = m + c
                 m.sub_(total)
                 c.add_(m)
@@ -196,13 +199,43 @@ class WeightMean:
 
 
 class RunningMean(WeightMean):
-    """The mean of every source given to `update`, each with its weight (1 by default): f = weight / total weight."""
+    """The mean of every source given to `update`, each with its weight (1 by default): f = weight / total weight.
 
-    total_weight = 0.0
+    In float64 it is the sum that is kept, and divided when it is read: sums of float32 and narrower values are exact there
+    (2⁵³ leaves 29 bits for their number and spread), so the mean is the true one, rounded once. `compensated` then adds
+    nothing and is ignored.
+    """
+
+    def __init__(
+        self,
+        like: Source,
+        dtype: torch.dtype = torch.float32,
+        compensated: bool = True,
+        check_finite: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(like, dtype, compensated and dtype is not torch.float64, check_finite, device)
+        self.total_weight = 0.0
+        self._summed = dtype is torch.float64
 
     def _fraction(self, weight: float) -> float:
         self.total_weight += weight
         return weight / self.total_weight
+
+    @torch.no_grad()
+    def _take(self, tensors: list[Tensor], weight: float) -> None:
+        if not self._summed:
+            super()._take(tensors, weight)
+            return
+        self.total_weight += weight
+        self._take_others(tensors)
+        for i in self._floating:
+            for part, value in converted(self._mean[i], tensors[i]):
+                part.add_(value, alpha=weight)
+
+    def _values(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in super()._values():
+            yield name, value / self.total_weight if self._summed and value.is_floating_point() else value
 
     @torch.no_grad()
     def merge(self, other: "RunningMean") -> None:
@@ -213,20 +246,19 @@ class RunningMean(WeightMean):
         """
         if other.n == 0:
             return
-        names = self._reader.names
-        theirs = dict(zip(other._reader.names, other._mean, strict=True))
+        names, n = self._reader.names, self.n + other.n
+        same_kind = self._summed == other._summed and self.compensated == other.compensated
+        pairs = zip(other._reader.names, other._mean, strict=True) if same_kind else other._values()
+        theirs = dict(pairs)
         self._reader.check_names(theirs, names)
-        tensors = [theirs[name] for name in names]
-        n = self.n + other.n
-        fraction = self._fraction(other.total_weight)
-        small = dict(zip((other._reader.names[i] for i in other._floating), other._correction, strict=False))
-        if small and not self.compensated:
-            tensors = [t.double() + small[name] if name in small else t for name, t in zip(names, tensors, strict=True)]
-        self._take(tensors, fraction)
-        self.n = n
-        if small and self.compensated:
+        before = self.total_weight
+        self._take([theirs[name] for name in names], 1.0 if same_kind and self._summed else other.total_weight)
+        self.n, self.total_weight = n, before + other.total_weight
+        if same_kind and self.compensated:
+            small = dict(zip((other._reader.names[i] for i in other._floating), other._correction, strict=True))
             for i, correction in zip(self._floating, self._correction, strict=True):
-                correction.add_(small[names[i]].to(correction.device, correction.dtype), alpha=fraction)
+                share = other.total_weight / self.total_weight
+                correction.add_(small[names[i]].to(correction.device, correction.dtype), alpha=share)
             self._fold([self._mean[i] for i in self._floating])
 
     def state_dict(self) -> dict[str, Any]:
@@ -333,56 +365,3 @@ class WindowMean:
 def _check_weight(weight: float) -> None:
     if not 0 < weight < float("inf"):
         raise ValueError(f"the weight of a point must be a positive number, not {weight}")
-
-
-# Tensors in pieces.
-
-
-def _alike(mean: Tensor, source: Tensor) -> bool:
-    """Whether the two can be combined element by element as they lie in memory."""
-    return (
-        mean.dtype == source.dtype
-        and mean.device == source.device
-        and (mean.stride() == source.stride() or (mean.is_contiguous() and source.is_contiguous()))
-    )
-
-
-def _blocks(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Two dense tensors of one layout, flat, a block at a time."""
-    size = BLOCK.get(first.device.type, BLOCK_ELSEWHERE)
-    flat = [t.as_strided((t.numel(),), (1,)) for t in (first, second)]
-    for begin in range(0, first.numel(), size):
-        yield flat[0][begin : begin + size], flat[1][begin : begin + size]
-
-
-def _converted(mean: Tensor, source: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of the mean, each with the source's values in the mean's dtype, on its device."""
-    if mean.stride() != source.stride() and not (mean.is_contiguous() and source.is_contiguous()):
-        source = torch.empty_like(mean, dtype=source.dtype, device=source.device).copy_(source)  # the mean's layout
-    for part, value in _blocks(mean, source):
-        yield part, value.to(mean.device, mean.dtype)
-
-
-# Two fused passes. Single operations would store a difference and read it again, or cost a call a tensor.
-
-
-def _move_means(pairs: list[tuple[Tensor, Tensor]], fraction: float) -> None:
-    """m ← m − f·(m − w) for (m, w): a fused SGD step up the "gradient" w with the weight decay 1 and the rate f."""
-    means, sources = (list(part) for part in zip(*pairs, strict=True))
-    torch._fused_sgd_(
-        means, sources, [],
-        weight_decay=1.0, momentum=0.0, lr=fraction, dampening=0.0, nesterov=False, maximize=True, is_first_step=False,
-    )  # fmt: skip
-
-
-def _move_corrections(triples: list[tuple[Tensor, Tensor, Tensor]], fraction: float) -> None:
-    """c ← (1 − f)·c + f·(w − m) for (m, w, c): what a fused SGD step does to its momentum buffer c.
-
-    The weight decay −1 makes its "gradient" w − m; momentum and dampening are 1 − f; a rate of 0 leaves m as it is.
-    """
-    means, sources, corrections = (list(part) for part in zip(*triples, strict=True))
-    keep = 1.0 - fraction
-    torch._fused_sgd_(
-        means, sources, corrections,
-        weight_decay=-1.0, momentum=keep, lr=0.0, dampening=keep, nesterov=False, maximize=False, is_first_step=False,
-    )  # fmt: skip

@@ -102,7 +102,7 @@ class Attempt:
         self.folded = plan.grad_clip_norm is None and can_fold_pull(self.optimizer)
         if self.folded:
             fold_pull(self.optimizer, plan.pull)
-        self.mean = RunningMean(self.model, dtype=torch.float64, compensated=False)
+        self.mean = RunningMean(self.model, dtype=torch.float64)
         if plan.include_start:
             self.mean.update(self.model)
         # w̄ as the pull sees it, in the parameters' dtype: w_0 until the first snapshot.

@@ -112,7 +112,7 @@ class Pot:
         return mean, chosen, curve
 
     def _empty(self) -> RunningMean:
-        return RunningMean(self.setting.model, dtype=torch.float64, compensated=False)
+        return RunningMean(self.setting.model, dtype=torch.float64)
 
     def _taste(self, ingredient: Ingredient, weight: float) -> _Found:
         """One ingredient by itself, with its own BatchNorm statistics."""

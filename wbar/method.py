@@ -71,11 +71,13 @@ class Soup(BaseModel):
 
 
 def _type(value: Any) -> str:
-    found = value.get("type", "cyclic_swa") if isinstance(value, dict) else getattr(value, "type", "cyclic_swa")
-    return "soup" if found == "soup" else "cyclic_swa"
+    return str(value.get("type", "cyclic_swa") if isinstance(value, dict) else getattr(value, "type", "cyclic_swa"))
 
 
 AnyMethod = Annotated[
-    Annotated[Method, Tag("cyclic_swa")] | Annotated[Soup, Tag("soup")], Discriminator(_type)
+    Annotated[Method, Tag("cyclic_swa")] | Annotated[Soup, Tag("soup")],
+    Discriminator(
+        _type, custom_error_type="method_type", custom_error_message="type must be cyclic_swa (the default) or soup"
+    ),
 ]  # without a type it is cyclic_swa
 METHODS: TypeAdapter[Method | Soup] = TypeAdapter(AnyMethod)

@@ -1,5 +1,7 @@
 """The running mean agrees with the twin that keeps every checkpoint, and refuses what would spoil it."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -65,6 +67,25 @@ def test_without_compensation_float32_stays_near() -> None:
     expected = reference.mean_of(points)
     error = (mean.mean(torch.float64)["w"] - expected["w"]).norm() / expected["w"].norm()
     assert error < 1e-6
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 30), dtype=st.sampled_from(DTYPES[::2] + DTYPES[3:]))
+@settings(max_examples=40, deadline=None)
+def test_in_float64_the_mean_is_the_true_one_rounded_once(seed: int, count: int, dtype: torch.dtype) -> None:
+    points = sources(count, dtype, seed)
+    mean, halves = RunningMean(points[0], torch.float64), [RunningMean(points[0], torch.float64) for _ in range(2)]
+    for index, point in enumerate(points):
+        mean.update(point)
+        halves[index % 2].update(point)
+    halves[0].merge(halves[1])
+    for name in ("w", "b", "scalar"):
+        exact = [
+            sum(map(Fraction, values)) / count
+            for values in zip(*(p[name].flatten().tolist() for p in points), strict=True)
+        ]
+        for found in (mean, halves[0]):
+            got = found.mean(torch.float64)[name].flatten().tolist()
+            assert got == [float(value) for value in exact]
 
 
 @pytest.mark.parametrize("compensated", [True, False])

@@ -9,9 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from averaging import write_safetensors
 from tests.averaging import reference
 from tests.conftest import Service, wait_until
-from tests.material import write_archive, write_start
+from tests.material import start_state, write_archive, write_start
 from training.architectures import Network, initialized, load
 from training.augment import Preparer
 from training.dataset_files import Limits, pack_archive
@@ -56,6 +57,7 @@ def test_the_whole_path(service: Service, tmp_path: Path) -> None:
     check_batch_norm(job, model, averaged, tmp_path)
     check_accuracy_with_the_metadata_alone(job, weights, tmp_path)
     check_result(job, weights)
+    check_report(service, job)
 
 
 def check_events(client: Client, job: Job, seen: list) -> None:
@@ -117,6 +119,83 @@ def check_result(job: Job, weights: Path) -> None:
     assert result.verdict in ("better", "same", "worse")
     assert job.progress.fraction == 1.0
     assert job.attempts == 1
+
+
+def check_report(service: Service, job: Job) -> None:
+    with service.http() as http:
+        page = http.get(f"/v1/jobs/{job.id}/report")
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "sandbox" in page.headers["content-security-policy"]
+    assert "journey" in page.text
+    assert f"Verdict: {job.result.verdict}" in page.text
+    assert f"{job.result.metrics.averaged.loss:.4f}" in page.text
+    assert "Plotly.newPlot" in page.text
+    assert "src=" not in page.text.split("<body>")[1]  # nothing is fetched
+
+
+def test_a_job_measures_flatness_and_swag_where_it_is_asked_to(service: Service, tmp_path: Path) -> None:
+    with service.client() as client, service.http() as http:
+        asked = submit(client, tmp_path, name="<script>alert(1)</script>", flatness=True, swag=2)
+        early = http.get(f"/v1/jobs/{asked.id}/report")
+        assert (early.status_code, early.json()["code"]) == (409, "job_not_finished")
+        job = client.jobs.wait(asked.id, timeout=120)
+        page = http.get(f"/v1/jobs/{asked.id}/report").text
+    assert job.status == "succeeded", job.error
+    assert job.result.metrics.swag.loss > 0
+    assert job.result.flatness.distance > 0
+    assert len(job.result.flatness.epochs) == 6
+    assert "<script>alert(1)</script>" not in page
+    assert "How flat it is" in page
+
+
+def test_a_soup_of_checkpoints(service: Service, tmp_path: Path) -> None:
+    states = [
+        start_state(),
+        {name: tensor * 1.01 if tensor.dim() > 1 else tensor for name, tensor in start_state().items()},
+    ]
+    with service.client() as client, service.http() as http:
+        ids = []
+        for n, state in enumerate(states):
+            write_safetensors(tmp_path / f"{n}.safetensors", state, {})
+            ids.append(client.checkpoints.create(tmp_path / f"{n}.safetensors").id)
+        dataset = client.datasets.create(write_archive(tmp_path)).id
+        five = dict(start_state())
+        five["fc.weight"], five["fc.bias"] = five["fc.weight"][:5], five["fc.bias"][:5]
+        write_safetensors(tmp_path / "five.safetensors", five, {})
+        other = client.checkpoints.create(tmp_path / "five.safetensors").id
+        for method, status, code in (
+            ({"type": "soup", "checkpoints": [ids[0], other]}, 422, "checkpoints_differ"),
+            ({"type": "soup", "checkpoints": [ids[0], "ckpt_none"]}, 404, "not_found"),
+            ({"type": "soup", "checkpoints": [ids[0], ids[0]]}, 422, "validation_failed"),
+            ({"type": "stew"}, 422, "validation_failed"),
+        ):
+            answer = http.post("/v1/jobs", json={"checkpoint": ids[0], "dataset": dataset, "method": method})
+            assert (answer.status_code, answer.json()["code"]) == (status, code)
+        soup = {"type": "soup", "checkpoints": ids}
+        refused = http.post("/v1/jobs", json={"checkpoint": ids[0], "dataset": dataset, "method": soup, "swag": 2})
+        assert (refused.status_code, refused.json()["code"]) == (422, "validation_failed")
+        job = client.jobs.wait(client.jobs.create(checkpoint=ids[0], dataset=dataset, method=soup).id, timeout=120)
+        assert job.status == "succeeded", job.error
+        assert job.result.chosen == ids
+        found = load_file(client.jobs.download(job.id, tmp_path / "soup.safetensors"))
+        expected = reference.mean_of(states)
+        assert torch.equal(found["layer1.0.conv1.weight"], expected["layer1.0.conv1.weight"].float())
+        assert client.jobs.snapshots(job.id) == []
+        client.checkpoints.delete(ids[1])  # an ended job needs it no more
+
+
+def test_a_checkpoint_that_a_soup_needs_cannot_be_deleted(breakable: Service, tmp_path: Path) -> None:
+    breakable.start()
+    with breakable.client() as client, breakable.http() as http:
+        ids = [client.checkpoints.create(write_start(tmp_path, prefix=prefix)).id for prefix in ("", "module.")]
+        dataset = client.datasets.create(write_archive(tmp_path)).id
+        breakable.signal("train", signal.SIGKILL)
+        job = client.jobs.create(checkpoint=ids[0], dataset=dataset, method={"type": "soup", "checkpoints": ids})
+        answer = http.delete(f"/v1/checkpoints/{ids[1]}")
+        assert (answer.status_code, answer.json()["code"]) == (409, "in_use")
+        client.jobs.cancel(job.id)
+        assert http.delete(f"/v1/checkpoints/{ids[1]}").status_code == 200
 
 
 def test_a_killed_worker_changes_nothing_in_the_weights(breakable: Service, tmp_path: Path) -> None:

@@ -3,14 +3,15 @@
 import threading
 
 import pytest
-from sqlalchemy import insert, select, update
+from alembic import command
+from sqlalchemy import insert, select, text, update
 
 from store import keys
 from store.database import Database, Tenant, clock, now, rfc3339
 from store.idempotency import Idempotency
 from store.ids import new_id
-from store.migrate import difference, upgrade
-from store.tables import idempotency, metadata, workers
+from store.migrate import _config, difference, upgrade
+from store.tables import idempotency, jobs, metadata, workers
 from wbar.errors import IdempotencyKeyInProgress, IdempotencyKeyReused
 
 
@@ -18,6 +19,42 @@ def test_migrations_lead_to_the_tables(database: Database) -> None:
     assert difference(database) == []
     upgrade(database)
     assert difference(database) == []
+
+
+def test_a_database_of_the_first_version_is_brought_up_with_its_jobs(database_url: str) -> None:
+    old = Database(database_url)
+    with old.write() as connection:
+        command.upgrade(_config(connection), "0001")
+    with old.write() as connection:
+        values = {"tenant": "t", "name": "n", "status": "ready", "bytes": 1, "sha256": "a" * 64, "attempts": 0}
+        values |= {"created_at": 0.0}
+        columns = ("id", "tenant", "name", "status", "bytes", "sha256", "attempts", "created_at")
+        row = {**values, "id": "ckpt_1"}
+        connection.execute(
+            text(
+                f"INSERT INTO checkpoints ({', '.join(columns)}, given) VALUES ({', '.join(':' + c for c in columns)}, '{{}}')"
+            ),
+            row,
+        )
+        connection.execute(
+            text(
+                "INSERT INTO datasets (id, tenant, name, status, task, options, attempts, created_at) "
+                "VALUES ('ds_1', 't', 'n', 'ready', 'classification', '{}', 0, 0.0)"
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO jobs (id, tenant, status, checkpoint, dataset, method, recipe, seed, metadata, attempts, losses, "
+                "last_event, created_at) "
+                "VALUES ('job_1', 't', 'succeeded', 'ckpt_1', 'ds_1', '{}', '{}', 0, '{}', 1, 0, 0, 0.0)"
+            )
+        )
+    upgrade(old)
+    with old.read() as connection:
+        row = connection.execute(select(jobs)).one()
+    assert (row.id, row.flatness, row.swag, row.report) == ("job_1", False, 0, None)
+    assert difference(old) == []
+    old.dispose()
 
 
 def test_every_object_belongs_to_a_tenant() -> None:

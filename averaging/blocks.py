@@ -1,0 +1,60 @@
+"""Tensors in pieces: what two of them can be combined block by block, as they lie in memory, without large temporaries.
+
+The two fused passes stand on the kernel of torch's fused SGD, the one elementwise kernel that reads three tensors and
+writes one in a single pass: in single operations a difference would be stored and read again, or cost a call a tensor.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK = {"cpu": 2**17}  # elements converted at a time: 512 KiB stay in a core's cache
+BLOCK_ELSEWHERE = 2**24
+
+
+def alike(mean: Tensor, source: Tensor) -> bool:
+    """Whether the two can be combined element by element as they lie in memory."""
+    return (
+        mean.dtype == source.dtype
+        and mean.device == source.device
+        and (mean.stride() == source.stride() or (mean.is_contiguous() and source.is_contiguous()))
+    )
+
+
+def blocks(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two dense tensors of one layout, flat, a block at a time."""
+    size = BLOCK.get(first.device.type, BLOCK_ELSEWHERE)
+    flat = [t.as_strided((t.numel(),), (1,)) for t in (first, second)]
+    for begin in range(0, first.numel(), size):
+        yield flat[0][begin : begin + size], flat[1][begin : begin + size]
+
+
+def converted(mean: Tensor, source: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of the mean, each with the source's values in the mean's dtype, on its device."""
+    if mean.stride() != source.stride() and not (mean.is_contiguous() and source.is_contiguous()):
+        source = torch.empty_like(mean, dtype=source.dtype, device=source.device).copy_(source)  # the mean's layout
+    for part, value in blocks(mean, source):
+        yield part, value.to(mean.device, mean.dtype)
+
+
+def move_means(pairs: list[tuple[Tensor, Tensor]], fraction: float) -> None:
+    """m ← m − f·(m − w) for (m, w): a fused SGD step up the "gradient" w with the weight decay 1 and the rate f."""
+    means, sources = (list(part) for part in zip(*pairs, strict=True))
+    torch._fused_sgd_(
+        means, sources, [],
+        weight_decay=1.0, momentum=0.0, lr=fraction, dampening=0.0, nesterov=False, maximize=True, is_first_step=False,
+    )  # fmt: skip
+
+
+def move_corrections(triples: list[tuple[Tensor, Tensor, Tensor]], fraction: float) -> None:
+    """c ← (1 − f)·c + f·(w − m) for (m, w, c): what a fused SGD step does to its momentum buffer c.
+
+    The weight decay −1 makes its "gradient" w − m; momentum and dampening are 1 − f; a rate of 0 leaves m as it is.
+    """
+    means, sources, corrections = (list(part) for part in zip(*triples, strict=True))
+    keep = 1.0 - fraction
+    torch._fused_sgd_(
+        means, sources, corrections,
+        weight_decay=-1.0, momentum=keep, lr=0.0, dampening=keep, nesterov=False, maximize=False, is_first_step=False,
+    )  # fmt: skip
