@@ -22,12 +22,24 @@ def alike(mean: Tensor, source: Tensor) -> bool:
     )
 
 
-def blocks(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Two dense tensors of one layout, flat, a block at a time."""
+def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Flat pieces of tensors of one shape that are dense and lie in memory alike; of others, all at once."""
+    first = tensors[0]
     size = BLOCK.get(first.device.type, BLOCK_ELSEWHERE)
-    flat = [t.as_strided((t.numel(),), (1,)) for t in (first, second)]
+    if first.numel() <= size or not _dense_alike(tensors):
+        yield tuple(tensor.detach() for tensor in tensors)
+        return
+    flat = [tensor.detach().as_strided((tensor.numel(),), (1,)) for tensor in tensors]
     for begin in range(0, first.numel(), size):
-        yield flat[0][begin : begin + size], flat[1][begin : begin + size]
+        yield tuple(tensor[begin : begin + size] for tensor in flat)
+
+
+def _dense_alike(tensors: tuple[Tensor, ...]) -> bool:
+    first = tensors[0]
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return True
+    dense = first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)
+    return dense and all(tensor.stride() == first.stride() for tensor in tensors)
 
 
 def converted(mean: Tensor, source: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from averaging.flatness import (
+from averaging.points import (
     Recompute,
-    Source,
     check_recompute,
     check_same,
     first_names,
@@ -31,6 +30,7 @@ from averaging.flatness import (
     tensors_of,
     weights_of,
 )
+from averaging.sources import Source
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 Direction = Mapping[str, Tensor]

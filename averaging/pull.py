@@ -12,12 +12,13 @@ one pass over the weights less. The same number where the optimizer's decay is p
 with AdamW's, which bypasses it, and not with clipping, which must see the whole gradient of the pull.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-BLOCK = 2**20  # elements of the only temporary there is, the difference that `distance` needs
+from averaging.blocks import blocks
+
 FOLDED = "folded_pull"  # the key of an optimizer's group that says how much of its weight decay is the pull's
 
 
@@ -81,7 +82,7 @@ def distance(parameters: Sequence[Tensor], mean: Sequence[Tensor]) -> Tensor:
     parts = [
         torch.linalg.vector_norm(part - anchor).to(torch.promote_types(part.dtype, torch.float32))
         for w, m in zip(parameters, mean, strict=True)
-        for part, anchor in _blocks(w, m)
+        for part, anchor in blocks(w, m)
     ]
     total: Tensor = torch.linalg.vector_norm(torch.stack(parts))
     return total
@@ -90,17 +91,3 @@ def distance(parameters: Sequence[Tensor], mean: Sequence[Tensor]) -> Tensor:
 def pull_loss(distance_to_mean: float, strength: float) -> float:
     """λ‖w̄ − w‖² from the distance that `distance` gave. Computed only where somebody looks."""
     return strength * distance_to_mean * distance_to_mean
-
-
-def _blocks(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Two equal tensors, flat and in blocks where they lie alike in memory."""
-    if first.stride() != second.stride() or not _dense(first):
-        yield first.detach(), second.detach()
-        return
-    flat = [t.detach().as_strided((t.numel(),), (1,)) for t in (first, second)]
-    for begin in range(0, first.numel(), BLOCK):
-        yield flat[0][begin : begin + BLOCK], flat[1][begin : begin + BLOCK]
-
-
-def _dense(tensor: Tensor) -> bool:
-    return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))

@@ -14,15 +14,15 @@ other weights than the drawn ones, so the statistics are recomputed for every sa
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from averaging.flatness import (
+from averaging.blocks import blocks
+from averaging.points import (
     Recompute,
-    Source,
     check_recompute,
     check_same,
     first_names,
@@ -32,8 +32,7 @@ from averaging.flatness import (
     set_tensors,
     tensors_of,
 )
-
-BLOCK = 2**17  # elements updated at a time on a CPU: what three passes read stays in a core's cache
+from averaging.sources import Source, first_not_finite
 
 
 class SWAG:
@@ -71,7 +70,7 @@ class SWAG:
         shapes differ or a value is not finite."""
         tensors = tensors_of(source)
         check_same(self._like, tensors, ("SWAG", "the source"))
-        if (name := _first_not_finite(tensors)) is not None:
+        if (name := first_not_finite(list(tensors), list(tensors.values()))) is not None:
             raise ValueError(f"{name} is not finite in the source: nothing was changed (n = {self.n})")
         self.n += 1
         column = self._next_column()
@@ -244,37 +243,12 @@ def _zeros(like: Tensor, dtype: torch.dtype, device: torch.device | str | None) 
 def _take(source: Tensor, mean: Tensor, squares: Tensor, column: Tensor | None, n: int) -> None:
     """w̄ ← w̄ + (w − w̄)/n;  d = w − w̄ = (w − w̄_before)(n − 1)/n;  M ← M + d²·n/(n − 1);  the column becomes d."""
     column = torch.empty_like(mean) if column is None else column
-    for w, m, s, d in _blocks(source.to(mean.device), mean, squares, column):
+    for w, m, s, d in blocks(source.to(mean.device), mean, squares, column):
         value = w.to(m.dtype)
         m.lerp_(value, 1 / n)
         torch.sub(value, m, out=d)
         if n > 1:
             s.addcmul_(d, d, value=n / (n - 1))
-
-
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Flat pieces of tensors that lie in memory alike, so that the three passes read memory once; else all at once."""
-    first = tensors[0]
-    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
-    alike = dense and all(tensor.stride() == first.stride() for tensor in tensors)
-    if first.device.type != "cpu" or first.numel() <= BLOCK or not alike:
-        yield tensors
-        return
-    flat = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
-    for begin in range(0, first.numel(), BLOCK):
-        yield tuple(tensor[begin : begin + BLOCK] for tensor in flat)
-
-
-def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    chosen = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-    # A sum is finite only if all its terms are, and is the cheapest test; one that overflows is looked at again.
-    sums: dict[torch.device, list[Tensor]] = {}
-    for tensor in chosen.values():
-        wide = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
-        sums.setdefault(tensor.device, []).append(tensor.sum(dtype=wide).double())
-    if all(bool(torch.stack(found).isfinite().all()) for found in sums.values()):
-        return None
-    return next((name for name, tensor in chosen.items() if not bool(tensor.isfinite().all())), None)
 
 
 def _cpu_generator(generator: torch.Generator | int | None) -> torch.Generator | None:

@@ -14,11 +14,10 @@ from averaging.flatness import (
     Trajectory,
     distances,
     hessian_vector_product,
-    preserved,
     sharpness,
     top_eigenvalue,
-    weights_of,
 )
+from averaging.points import preserved, weights_of
 
 
 class Quadratic(nn.Module):
