@@ -82,11 +82,13 @@ def schedule(
     except ValueError as error:
         _end(str(error))
     positions = [planned.at(step) for step in range(planned.total_steps)]
+    phases: dict[tuple[int, str], list[Position]] = {}
+    for at in positions:
+        phases.setdefault((at.cycle, at.phase), []).append(at)
     typer.echo(
         f"{'cycle':>5}  {'phase':<5}  {'steps':>15}  {'rate at its beginning':>21}  {'largest':>9}  {'at its end':>10}"
     )
-    for cycle, phase in ((cycle, phase) for cycle in range(1, cycles + 1) for phase in ("high", "low")):
-        own = [at for at in positions if at.cycle == cycle and at.phase == phase]
+    for (cycle, phase), own in phases.items():
         rates = [at.lr for at in own]
         span = f"{own[0].step}–{own[-1].step}"
         typer.echo(f"{cycle:>5}  {phase:<5}  {span:>15}  {rates[0]:>21.4g}  {max(rates):>9.4g}  {rates[-1]:>10.4g}")

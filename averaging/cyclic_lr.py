@@ -15,7 +15,7 @@ The low phase is constant at the low rate. Warm-up takes the first k steps of ea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Any, Literal, get_args
 
 Phase = Literal["high", "low"]
@@ -62,8 +62,8 @@ class CyclicSchedule:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("high_lr", "low_lr", "gamma"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"{name} must be a number above 0, not {getattr(self, name)}")
         for name, kind in (("shape", Shape), ("warmup", WarmUp)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
@@ -121,10 +121,10 @@ class CyclicSchedule:
         if self.shape == "cosine":
             return low + (high - low) * (1 + cos(pi * u)) / 2
         if self.shape == "exponential":
-            return high * float(self.gamma ** (i / self.steps_per_epoch))
+            return high * float(self.gamma ** ((i + self.warmup_steps) / self.steps_per_epoch))
         if self.shape == "step":
             return high * float(0.1 ** sum(i >= at * m for at in self.milestones))
         if self.shape == "sawtooth":
             span = self.steps_per_epoch
-            return high * (1 - 0.99 * (i % span) / (span - 1)) if span > 1 else high
+            return high * (1 - 0.99 * ((i + self.warmup_steps) % span) / (span - 1)) if span > 1 else high
         return high

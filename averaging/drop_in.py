@@ -65,7 +65,8 @@ class AveragedModel(nn.Module):
         self.register_buffer("n_averaged", torch.tensor(0, dtype=torch.long, device=device))
         self.avg_fn, self.multi_avg_fn, self.use_buffers = avg_fn, multi_avg_fn, use_buffers
         self._mean: RunningMean | None = None
-        self._seen = -1  # n_averaged when the mean was last written to the module
+        self._versions: list[int] = []  # of the module's tensors when the mean was last written to them
+        self.register_load_state_dict_post_hook(_forget_mean)  # type: ignore[no-untyped-call]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -87,7 +88,7 @@ class AveragedModel(nn.Module):
             for name, buffer in unwrapped(self.module).named_buffers():
                 buffer.copy_(buffers[name])
         self.n_averaged += 1
-        self._seen = n + 1
+        self._versions = [tensor._version for tensor in ours.values()]
 
     def _averaged(self, model: nn.Module) -> dict[str, Tensor]:
         model = unwrapped(model)
@@ -95,8 +96,8 @@ class AveragedModel(nn.Module):
         return {name: tensor.detach() for name, tensor in itertools.chain(model.named_parameters(), buffers)}
 
     def _update_mean(self, ours: dict[str, Tensor], theirs: dict[str, Tensor], n: int) -> None:
-        if self._mean is None or self._seen != n:
-            # The first update, or a state that was loaded: what the module holds stands for n points.
+        if self._mean is None or self._mean.n == 0 or self._versions != [tensor._version for tensor in ours.values()]:
+            # The first update, or weights that somebody wrote: what the module holds stands for n points.
             self._mean = RunningMean(ours, check_finite=False)
             if n:
                 self._mean.update(ours, weight=float(n))
@@ -119,6 +120,11 @@ class AveragedModel(nn.Module):
                 mine.copy_(new)
         for (device, _), (mine_, new_) in groups.items():
             self.multi_avg_fn(mine_, new_, self.n_averaged.to(device))
+
+
+def _forget_mean(module: nn.Module, _keys: Any) -> None:
+    assert isinstance(module, AveragedModel)
+    module._mean = None
 
 
 @torch.no_grad()
@@ -168,10 +174,16 @@ class SWALR(LRScheduler):
         if self.last_epoch == 0:
             return [group["lr"] for group in groups]
         if self._before is None:
-            self._before = [group["lr"] for group in groups]
-        share = min(1.0, self.last_epoch / self.anneal_epochs) if self.anneal_epochs else 1.0
-        if self.anneal_strategy == "cos":
-            share = (1 - cos(pi * share)) / 2
+            done = self._share(
+                self.last_epoch - 1
+            )  # above 0 only where annealing goes on from another scheduler's epoch
+            self._before = [(g["lr"] - g["swa_lr"] * done) / (1 - done) if done < 1 else g["swa_lr"] for g in groups]
+        share = self._share(self.last_epoch)
         return [
             group["swa_lr"] * share + before * (1 - share) for group, before in zip(groups, self._before, strict=True)
         ]
+
+    def _share(self, epoch: int) -> float:
+        """a(t) of the formula."""
+        linear = min(1.0, max(0, epoch) / self.anneal_epochs) if self.anneal_epochs else float(epoch > 0)
+        return linear if self.anneal_strategy == "linear" else (1 - cos(pi * linear)) / 2

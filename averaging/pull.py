@@ -64,7 +64,8 @@ def fold_pull(optimizer: torch.optim.Optimizer, strength: float) -> None:
     """Raise every group's weight decay by 2λ; call `add_folded_pull_gradient` before each step. 0 takes it back.
 
     Calling it again replaces the fold; the amount travels in the optimizer's state, so that a resumed one is not folded
-    twice. Every parameter of the optimizer must be pulled. Raises ValueError where it would not be exact.
+    twice. Every parameter of the optimizer must be pulled; call it again
+    after adding a group. Raises ValueError where it would not be exact.
     """
     if not can_fold_pull(optimizer):
         raise ValueError(

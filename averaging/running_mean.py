@@ -48,6 +48,9 @@ class WeightMean:
         self.n = 0
         self._reader = Reader(like)
         tensors = named_tensors(like)
+        complex_ones = [name for name, tensor in tensors.items() if tensor.is_complex()]
+        if complex_ones:
+            raise ValueError(f"{complex_ones[0]} is complex: means are of real tensors")
         self._dtypes = {name: tensors[name].dtype for name in self._reader.names}
         self._mean = [
             torch.zeros_like(t.detach(), dtype=dtype if t.is_floating_point() else t.dtype, device=device)
@@ -81,6 +84,8 @@ class WeightMean:
         fraction = self._fraction(weight)
         self._take_others(tensors)
         means = [self._mean[i] for i in self._floating]
+        if not means:
+            return
         sources = [tensors[i] for i in self._floating]
         if fraction == 1.0:
             torch._foreach_copy_(means, sources)
@@ -136,7 +141,7 @@ class WeightMean:
     # Reading.
 
     def mean(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """w̄ by name, as new tensors in `dtype`, or in each source tensor's own dtype, rounded once.
+        """w̄ by name, as new tensors in `dtype`, or in each source tensor's own dtype, rounded once (by way of float32 to less).
 
         Shared tensors come as one tensor under each of their names. Raises ValueError at n = 0.
         """
@@ -153,8 +158,11 @@ class WeightMean:
         Raises ValueError, before anything is written, at n = 0 or if names or shapes differ.
         """
         self._check_not_empty()
-        for tensor, (_, value) in zip(self._reader.read(named_tensors(target)), self._values(), strict=True):
-            tensor.copy_(value)
+        tensors = named_tensors(target)
+        self._reader.check_names(tensors, self._reader.every)
+        for name, value in self._values():
+            for each in self._reader.names_of(name):  # those of a shared tensor may be several in the target
+                tensors[each].copy_(value)
 
     def _check_not_empty(self) -> None:
         if self.n == 0:
@@ -190,6 +198,10 @@ class WeightMean:
                 raise ValueError(f"{name}: {state['mean'][name].dtype} in the state, {mean.dtype} in the mean")
         if (state["correction"] is not None) != self.compensated:
             raise ValueError(f"compensated is {not self.compensated} in the state and {self.compensated} in the mean")
+        floating = {names[i]: self._mean[i].shape for i in self._floating}
+        for name, shape in floating.items() if self.compensated else ():
+            if name not in state["correction"] or state["correction"][name].shape != shape:
+                raise ValueError(f"{name}: the state has no correction of shape {tuple(shape)}")
         for name, mean in zip(names, self._mean, strict=True):
             mean.copy_(state["mean"][name])
         for i, correction in zip(self._floating, self._correction, strict=False):
@@ -262,10 +274,14 @@ class RunningMean(WeightMean):
             self._fold([self._mean[i] for i in self._floating])
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"total_weight": self.total_weight}
+        state = super().state_dict() | {"total_weight": self.total_weight}
+        return state if not self._summed else {**state, "sum": state.pop("mean")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
+        kept = "sum" if self._summed else "mean"
+        if kept not in state or "total_weight" not in state:
+            raise ValueError(f"the state is of another kind of mean: it has {sorted(state)}, and a {kept} was expected")
+        super().load_state_dict({**state, "mean": state[kept]})
         self.total_weight = float(state["total_weight"])
 
 

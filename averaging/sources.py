@@ -5,19 +5,21 @@ shares under several names are one tensor here, and count once.
 """
 
 from collections.abc import Mapping
+from typing import Any
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 Source = nn.Module | Mapping[str, Tensor]
-WRAPPERS = ("DistributedDataParallel", "DataParallel", "OptimizedModule")
+_Slot = tuple[dict[str, Tensor | None], str]  # the table that a tensor hangs in, and its key there
+WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "OptimizedModule": "_orig_mod"}
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The user's own module inside DistributedDataParallel, DataParallel and torch.compile, in any order."""
     while type(module).__name__ in WRAPPERS:
-        inner = getattr(module, "module", None) or getattr(module, "_orig_mod", None)
+        inner = getattr(module, WRAPPERS[type(module).__name__], None)
         if not isinstance(inner, nn.Module):
             break
         module = inner
@@ -31,9 +33,9 @@ def named_tensors(source: Source) -> dict[str, Tensor]:
     return {name: table[key] for name, (table, key) in _slots(unwrapped(source)).items()}  # type: ignore[misc]
 
 
-def _slots(module: nn.Module) -> dict[str, tuple[dict[str, Tensor | None], str]]:
+def _slots(module: nn.Module) -> dict[str, _Slot]:
     """Where each named tensor hangs: looking there again costs a tenth of `state_dict()`."""
-    slots: dict[str, tuple[dict[str, Tensor | None], str]] = {}
+    slots: dict[str, _Slot] = {}
     for path, part in module.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         for table, skipped in ((part._parameters, ()), (part._buffers, part._non_persistent_buffers_set)):
@@ -66,9 +68,27 @@ class Reader:
             first[place] = name
             self.names.append(name)
             self.shapes[name] = tensor.shape
+        self._forget()
+
+    def _forget(self) -> None:
         self._module: ref[nn.Module] | None = None
+        self._children: list[tuple[Mapping[str, nn.Module | None], list[nn.Module | None]]] = []
+        self._twins: list[tuple[_Slot, _Slot]] = []  # the places of one shared tensor
         self._tables: list[tuple[Mapping[str, Tensor | None], int]] = []
-        self._slots: list[tuple[dict[str, Tensor | None], str]] = []
+        self._slots: list[_Slot] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy must find its own way to the module: what is remembered of it points into this one's.
+        remembered = ("_module", "_children", "_twins", "_tables", "_slots")
+        return {name: value for name, value in vars(self).items() if name not in remembered}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    def names_of(self, name: str) -> list[str]:
+        """`name` and every alias of it."""
+        return [name, *(alias for alias, first in self.aliases.items() if first == name)]
 
     def read(self, source: Source) -> list[Tensor]:
         """The source's tensors in the order of `names`. Raises ValueError, naming the tensor, on other names or shapes."""
@@ -77,14 +97,14 @@ class Reader:
         return self._checked(dict(source))
 
     def _read_module(self, module: nn.Module) -> list[Tensor]:
-        known = self._module is not None and self._module() is module
-        if known and all(len(table) == count for table, count in self._tables):
+        if self._module is not None and self._module() is module and self._as_remembered():
             tensors = [table.get(key) for table, key in self._slots]
             if all(
                 tensor is not None and tensor.shape == shape
                 for tensor, shape in zip(tensors, self.shapes.values(), strict=True)
             ):
                 return tensors  # type: ignore[return-value]
+        self._forget()
         slots = _slots(module)
         tensors_by_name = {name: table[key] for name, (table, key) in slots.items()}
         tensors = list(self._checked(tensors_by_name))  # type: ignore[arg-type]
@@ -93,7 +113,17 @@ class Reader:
         tables: dict[int, Mapping[str, Tensor | None]]
         tables = {id(table): table for part in module.modules() for table in (part._parameters, part._buffers)}
         self._tables = [(table, len(table)) for table in tables.values()]
+        self._children = [(part._modules, list(part._modules.values())) for part in module.modules() if part._modules]
+        self._twins = [(slots[alias], slots[first]) for alias, first in self.aliases.items()]
         return tensors  # type: ignore[return-value]
+
+    def _as_remembered(self) -> bool:
+        """Whether the module is built as it was: no part, parameter or buffer more, less or replaced by another part."""
+        return (
+            all(len(table) == count for table, count in self._tables)
+            and all(list(table.values()) == parts for table, parts in self._children)
+            and all(table[key] is other[twin] for (table, key), (other, twin) in self._twins)
+        )
 
     def _checked(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         self.check_names(tensors, self.every)

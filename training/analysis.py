@@ -3,8 +3,9 @@
 Everything is read from the files that the job made, so that a resumed attempt measures the same.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,12 @@ from averaging import (
     surface,
     top_eigenvalue,
 )
-from training import architectures
 from training.datasets import Split
 from training.draws import key, permutation
 from training.evaluate import even_slices, score
+from training.meter import Reporter
 from training.setting import Setting
-from training.weights import read_tensors
+from wbar.errors import Diverged
 from wbar.jobs import Eigenvalue, EpochPoint, Flatness, Interpolation, Line, Plane, PlanePoint, Score
 
 RANK = 20  # Maddox et al. 2019, section 5
@@ -37,15 +38,36 @@ BATCH = 256
 ALPHAS = tuple(step / 4 for step in range(-4, 9))
 POSITIONS = tuple(step / 10 for step in range(-10, 11))
 SIDE = 9  # points along a side of the plane
+GRADIENTS = 20  # of the ascent that looks for the sharpest corner
 HESSIAN_STEPS = 30
 HESSIAN_TOLERANCE = 0.01
 
 
-def bayesian_score(setting: Setting, snapshots: Sequence[Path], samples: int) -> Score:
+T = TypeVar("T")
+
+
+def attempted(reporter: Reporter, what: str, measure: Callable[[], T]) -> T | None:
+    """What `measure` finds; None, said in the job's log, where it cannot be measured: the weights are there already."""
+    try:
+        return measure()
+    except (Diverged, ValueError) as error:
+        reporter.log("warning", f"{what} could not be measured: {error}")
+        return None
+
+
+def flatness_images(setting: Setting) -> int:
+    """About how many images `measure_flatness` sends through the network, gradients counted as the meter does."""
+    images = min(IMAGES, len(setting.train))
+    points = len(ALPHAS) + 2 * len(POSITIONS) + SIDE * SIDE
+    held_out = len(ALPHAS) * min(2 * IMAGES, len(setting.val))
+    return points * 2 * images + held_out + 3 * (GRADIENTS + 2 * HESSIAN_STEPS) * images
+
+
+def bayesian_score(setting: Setting, snapshots: Sequence[Mapping[str, Tensor]], samples: int) -> Score:
     """The Bayesian average of `samples` weights drawn from the snapshots' Gaussian, BatchNorm recomputed for each."""
     swag = SWAG(setting.probe, rank=min(RANK, len(snapshots)))
-    for path in snapshots:
-        swag.update(_weights(setting, path))
+    for snapshot in snapshots:
+        swag.update(snapshot)
     probabilities = bayesian_average(
         setting.probe,
         swag,
@@ -57,14 +79,15 @@ def bayesian_score(setting: Setting, snapshots: Sequence[Path], samples: int) ->
     return score(probabilities, setting.val.labels)
 
 
-def measure_flatness(setting: Setting, last: Path, averaged: Path, epochs: Sequence[Epoch]) -> Flatness:
-    """Distances, sharpness, curvature, and the loss between and around the start, the last snapshot and w̄."""
-    arms = {
-        "start": setting.writer.start(),
-        "last": _weights(setting, last),
-        "averaged": _weights(setting, averaged),
-    }
-    arms = {name: _loaded(setting, tensors) for name, tensors in arms.items()}
+def measure_flatness(
+    setting: Setting, last: Mapping[str, Tensor], averaged: Mapping[str, Tensor], epochs: Sequence[Epoch]
+) -> Flatness:
+    """Distances, sharpness, curvature, and the loss between and around the start, the last snapshot and w̄.
+
+    last, averaged: whole state dicts of the network. Raises Diverged or ValueError where the loss is not finite at one of
+    the arms; where it is not at a point between or around them, that point is null.
+    """
+    arms = {"start": setting.read(setting.work.checkpoint, setting.work.prefix), "last": last, "averaged": averaged}
     start, end = arms["start"], arms["averaged"]
     away = distances(start, end)
     around = _Around(setting)
@@ -92,6 +115,7 @@ class _Around:
         self.split = Split(images, setting.train.labels[chosen].cpu())
         held_out = permutation(len(setting.val), self.seed, "flatness-val")[: 2 * IMAGES]
         self.val = Split(setting.val.images[held_out], setting.val.labels[held_out])
+        self._lost = False
         self._losses = [self._loss_on(part) for part in even_slices(len(chosen), BATCH)]
 
     def _loss_on(self, part: slice) -> "_BatchLoss":
@@ -100,18 +124,19 @@ class _Around:
 
     def sharpness(self, tensors: Mapping[str, Tensor]) -> float:
         self.probe.load_state_dict(tensors)
-        return sharpness(self.probe, self._losses, seed=self.seed).percent
+        return sharpness(self.probe, self._losses, steps=GRADIENTS, seed=self.seed).percent
 
     def eigenvalue(self, tensors: Mapping[str, Tensor]) -> Eigenvalue:
         self.probe.load_state_dict(tensors)
         found = top_eigenvalue(
             self.probe, self._losses, seed=self.seed, tolerance=HESSIAN_TOLERANCE, max_steps=HESSIAN_STEPS
         )
-        return Eigenvalue(value=found.value, residual=found.residual, converged=found.converged)
+        relative = found.residual / abs(found.value) if found.value else found.residual
+        return Eigenvalue(value=found.value, residual=relative, converged=found.converged)
 
     def between(self, start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> Interpolation:
         found = interpolate(self.probe, start, end, self._both, ALPHAS, self._recompute)
-        return Interpolation(alphas=found.positions, **found.values)
+        return Interpolation(alphas=found.positions, **{name: _finite(values) for name, values in found.values.items()})
 
     def line(self, centres: Mapping[str, Mapping[str, Tensor]]) -> Line:
         losses = {}
@@ -130,23 +155,35 @@ class _Around:
         points = [
             PlanePoint(name=name, x=x, y=y) for name, (x, y) in ((n, through.coordinates(t)) for n, t in arms.items())
         ]
+        if max(point.y for point in points) < 1e-3 * max(point.x for point in points):
+            return None  # of rounding only
         xs, ys = (_frame([getattr(point, axis) for point in points]) for axis in ("x", "y"))
         found = surface(
             self.probe, through.origin, through.x_direction, through.y_direction, self._train, xs, ys, self._recompute
         )
-        return Plane(xs=xs, ys=ys, loss=found.values["train_loss"], points=points)
+        return Plane(xs=xs, ys=ys, loss=[_finite(row) for row in found.values["train_loss"]], points=points)
 
     def _recompute(self, model: nn.Module) -> None:
-        self.setting.recompute(model, IMAGES)
+        self._lost = False
+        try:
+            self.setting.recompute(model, IMAGES)
+        except Diverged:
+            self._lost = True  # far outside, where activations overflow: the point has no loss
 
     def _train(self, model: nn.Module) -> dict[str, float]:
-        found = self.setting.predict(model, self.split)
-        return {"train_loss": found.losses.mean().item()}
+        return {"train_loss": self._score(model, self.split).loss}
 
     def _both(self, model: nn.Module) -> dict[str, float]:
-        held_out = self.setting.predict(model, self.val)
-        scored = self.setting.score(held_out, self.val)
-        return self._train(model) | {"val_loss": scored.loss, "val_accuracy": scored.accuracy}
+        held_out = self._score(model, self.val)
+        return self._train(model) | {"val_loss": held_out.loss, "val_accuracy": held_out.accuracy}
+
+    def _score(self, model: nn.Module, split: Split) -> Score:
+        if not self._lost:
+            try:
+                return self.setting.score(self.setting.predict(model, split), split)
+            except Diverged:
+                pass
+        return Score(accuracy=math.nan, loss=math.nan, ece=math.nan)
 
 
 class _BatchLoss:
@@ -156,18 +193,8 @@ class _BatchLoss:
         self._setting, self._inputs, self._labels = setting, inputs, labels
 
     def __call__(self, model: nn.Module) -> Tensor:
-        self._setting.tick("report", 0)
+        self._setting.tick("report", len(self._labels))
         return F.cross_entropy(model(self._inputs), self._labels)
-
-
-def _weights(setting: Setting, path: Path) -> dict[str, Tensor]:
-    return {name.removeprefix(setting.work.prefix): tensor for name, tensor in read_tensors(path).items()}
-
-
-def _loaded(setting: Setting, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A whole state dict of the network, in its own dtypes, on its device."""
-    model, _ = architectures.load(setting.work.network, dict(tensors))
-    return {name: tensor.to(setting.device) for name, tensor in model.state_dict().items()}
 
 
 def _frame(values: Sequence[float]) -> list[float]:
@@ -176,3 +203,7 @@ def _frame(values: Sequence[float]) -> list[float]:
     margin = (high - low) / 3
     step = (high - low + 2 * margin) / (SIDE - 1)
     return [low - margin + step * index for index in range(SIDE)]
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values]

@@ -225,8 +225,10 @@ def load(network: Network, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, di
     for name, slot in module.state_dict().items():
         if name in tensors:
             state[name] = tensors[name].to(slot.dtype, copy=True)
-        else:
+        elif name.endswith("num_batches_tracked"):
             state[name] = torch.zeros(slot.shape, dtype=slot.dtype)
+        else:
+            raise ValueError(f"{name} is missing: these are no tensors of {network.name}")
     module.load_state_dict(state, assign=True)
     for parameter in module.parameters():
         parameter.requires_grad_(True)

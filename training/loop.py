@@ -31,7 +31,7 @@ from averaging import (
     pull_loss,
 )
 from training import resume
-from training.analysis import bayesian_score, measure_flatness
+from training.analysis import attempted, bayesian_score, flatness_images, measure_flatness
 from training.draws import key, permutation
 from training.evaluate import score, verdict
 from training.meter import Clock, Meter, Reporter, Stopped
@@ -39,7 +39,7 @@ from training.optim import make_optimizer
 from training.plan import Outcome, Work
 from training.setting import Setting, make_deterministic
 from training.soup import Pot
-from training.weights import read_tensors, run_digest
+from training.weights import run_digest
 from wbar.errors import Diverged, OutOfMemory
 from wbar.jobs import Arms, CurvePoint, Score, StepPhase
 
@@ -122,7 +122,9 @@ class Attempt:
         begin = len(self.val) + (len(self.val) + recompute if recompute else 0)
         trough = 2 * len(self.val) + recompute
         epochs = self.schedule.total_steps // per_epoch
-        total = Clock.TRAINING * epochs * images + begin + self.plan.cycles * trough + recompute
+        after = recompute + self.work.swag * (recompute + len(self.val))
+        after += flatness_images(self.setting) if self.work.flatness else 0
+        total = Clock.TRAINING * epochs * images + begin + self.plan.cycles * trough + after
         trained = step // per_epoch * images + step % per_epoch * self.plan.batch_size
         done = Clock.TRAINING * trained + step // self.schedule.steps_per_cycle * trough + (begin if step else 0)
         return Clock(total, done, self.plan.cycles, self.schedule.total_steps)
@@ -225,18 +227,18 @@ class Attempt:
 
     def _finish(self) -> Outcome:
         self._beat("report", None)
-        self.mean.copy_to(self.probe)
-        self.setting.as_uploaded(self.probe)
-        self.setting.recompute(self.probe)
-        weights = self.work.scratch / "averaged.safetensors"
-        self.setting.writer.write(weights, self.probe.state_dict(), snapshots=self.plan.cycles)
-        pytorch = weights.with_suffix(".pth")
-        torch.save(read_tensors(weights), pytorch)
-        snapshots = [self._snapshot_path(n) for n in range(1, self.plan.cycles + 1)]
-        swag = bayesian_score(self.setting, snapshots, self.work.swag) if self.work.swag else None
-        flatness = None
+        weights, pytorch = self.setting.write_result(self.mean, self.plan.cycles)
+        prefix = self.work.prefix
+        swag = flatness = None
+        if self.work.swag:
+            snapshots = [self.setting.read(self._snapshot_path(n), prefix) for n in range(1, self.plan.cycles + 1)]
+            swag = attempted(self.reporter, "SWAG", lambda: bayesian_score(self.setting, snapshots, self.work.swag))
         if self.trajectory is not None:
-            flatness = measure_flatness(self.setting, snapshots[-1], weights, self.trajectory.epochs)
+            last = self.setting.read(self._snapshot_path(self.plan.cycles), prefix)
+            averaged, epochs = self.setting.read(weights, prefix), self.trajectory.epochs
+            flatness = attempted(
+                self.reporter, "the flatness", lambda: measure_flatness(self.setting, last, averaged, epochs)
+            )
         results, cycles = self.results, self.plan.cycles
         assert results.probabilities is not None
         assert results.averaged_losses is not None

@@ -2,18 +2,19 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from averaging import has_batch_norm, recompute_batch_norm
+from averaging import RunningMean, has_batch_norm, recompute_batch_norm
 from training import architectures
 from training.augment import Preparer
 from training.datasets import Packed, Split, load_split
 from training.draws import key, permutation
 from training.evaluate import Outputs, even_slices, forward_batch, predict, score
 from training.plan import Work
-from training.weights import WeightsWriter, output_names
+from training.weights import WeightsWriter, output_names, read_tensors
 from wbar.errors import Diverged
 from wbar.jobs import Score, StepPhase
 
@@ -109,6 +110,26 @@ class Setting:
             self.recompute(self.probe)
             recomputed = self.score(self.predict(self.probe, split), split)
         return plain, recomputed, found.losses
+
+    def read(self, path: Path, prefix: str) -> dict[str, Tensor]:
+        """A file's tensors as a whole state dict of the network, in its own dtypes, on its device.
+
+        prefix: what the file's names have before the network's own.
+        """
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in read_tensors(path).items()}
+        model, _ = architectures.load(self.work.network, tensors)
+        return {name: tensor.to(self.device) for name, tensor in model.state_dict().items()}
+
+    def write_result(self, mean: RunningMean, snapshots: int) -> tuple[Path, Path]:
+        """w̄ into the probe, BatchNorm recomputed, and both files that the job gives back: safetensors and PyTorch's."""
+        mean.copy_to(self.probe)
+        self.as_uploaded(self.probe)
+        self.recompute(self.probe)
+        weights = self.work.scratch / "averaged.safetensors"
+        self.writer.write(weights, self.probe.state_dict(), snapshots=snapshots)
+        pytorch = weights.with_suffix(".pth")
+        torch.save(read_tensors(weights), pytorch)
+        return weights, pytorch
 
     def near_chance(self, start: Score) -> str | None:
         """A warning for a start that seems to be read wrongly."""

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from averaging import RunningMean
-from training import architectures
-from training.analysis import measure_flatness
+from training.analysis import attempted, flatness_images, measure_flatness
 from training.datasets import Split
 from training.draws import permutation
 from training.evaluate import Outputs, score, verdict
 from training.meter import Reporter, Stopped
 from training.plan import Ingredient, Outcome, Work
 from training.setting import Setting, make_deterministic
-from training.weights import read_tensors
 from wbar.errors import Diverged
 from wbar.jobs import Arms, CurvePoint, Progress, Score, StepPhase
 from wbar.method import METHODS, Soup
@@ -55,6 +53,7 @@ class Pot:
         recompute = self.setting.recomputed_images
         per_point = recompute + len(val)
         self._total = (2 + 2 * len(work.ingredients)) * per_point + recompute
+        self._total += flatness_images(self.setting) if work.flatness else 0
 
     def cook(self) -> Outcome:
         """Do the work. Raises Stopped when the reporter asks, JobError when it cannot go on."""
@@ -66,13 +65,7 @@ class Pot:
         found = [self._taste(*pair) for pair in zip(self.work.ingredients, weights, strict=True)]
         mean, chosen, curve = self._greedy(found) if self.method.average == "greedy" else self._uniform(found)
         averaged = self._predict_mean(mean, self.report)
-        path = self.work.scratch / "averaged.safetensors"
-        mean.copy_to(self.setting.probe)
-        self.setting.as_uploaded(self.setting.probe)
-        self.setting.recompute(self.setting.probe)
-        self.setting.writer.write(path, self.setting.probe.state_dict(), snapshots=len(chosen))
-        pytorch = path.with_suffix(".pth")
-        torch.save(read_tensors(path), pytorch)
+        path, pytorch = self.setting.write_result(mean, len(chosen))
         ensemble = sum((one.report.probabilities.double() for one in chosen), torch.zeros(())) / len(chosen)
         metrics = Arms(
             start=start,
@@ -83,7 +76,10 @@ class Pot:
         )
         flatness = None
         if self.work.flatness:
-            flatness = measure_flatness(self.setting, chosen[-1].ingredient.path, path, [])
+            last, averaged_weights = self._tensors(chosen[-1].ingredient), self.setting.read(path, self.work.prefix)
+            flatness = attempted(
+                self.reporter, "the flatness", lambda: measure_flatness(self.setting, last, averaged_weights, [])
+            )
         names = [one.ingredient.id for one in chosen]
         return Outcome(path, pytorch, metrics, curve, verdict(averaged.losses, start_losses), flatness, names)
 
@@ -124,9 +120,7 @@ class Pot:
         return _Found(ingredient, weight, report, choose.losses.mean().item())
 
     def _tensors(self, ingredient: Ingredient) -> dict[str, Tensor]:
-        tensors = {name.removeprefix(ingredient.prefix): t for name, t in read_tensors(ingredient.path).items()}
-        model, _ = architectures.load(self.work.network, tensors)
-        return {name: tensor.to(self.setting.device) for name, tensor in model.state_dict().items()}
+        return self.setting.read(ingredient.path, ingredient.prefix)
 
     def _predict_mean(self, mean: RunningMean, split: Split) -> Outputs:
         mean.copy_to(self.setting.probe)

@@ -35,7 +35,9 @@ def run_digest(work: Work) -> str:
         "version": __version__,
     }
     if work.ingredients:
-        inputs["ingredients"] = [ingredient.sha256 for ingredient in work.ingredients]
+        # By content: ids differ between two runs of the same work.
+        digests = [ingredient.sha256 for ingredient in work.ingredients]
+        inputs["method"] = {**work.method, "checkpoints": digests}
     return hashlib.sha256(canonical(inputs).encode()).hexdigest()
 
 

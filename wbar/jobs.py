@@ -132,16 +132,16 @@ class Interpolation(BaseModel):
     """The loss on the line (1 − α)·w_0 + α·w̄, BatchNorm recomputed at every point."""
 
     alphas: list[float]
-    train_loss: list[float]
-    val_loss: list[float]
-    val_accuracy: list[float]
+    train_loss: list[float | None] = Field(description="Null where it is not finite.")
+    val_loss: list[float | None]
+    val_accuracy: list[float | None]
 
 
 class Line(BaseModel):
     """The training loss along one filter-normalized random direction (Li et al. 2018) from each arm."""
 
     positions: list[float]
-    loss: dict[str, list[float]]
+    loss: dict[str, list[float | None]]
 
 
 class PlanePoint(BaseModel):
@@ -155,7 +155,7 @@ class Plane(BaseModel):
 
     xs: list[float]
     ys: list[float]
-    loss: list[list[float]]
+    loss: list[list[float | None]]
     points: list[PlanePoint]
 
 

@@ -55,7 +55,7 @@ class Soup(BaseModel):
         description="What is averaged. `checkpoint`, the start, is in it only if it is listed.",
     )
     average: Literal["uniform", "greedy"] = "uniform"
-    weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(
+    weights: list[Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]] | None = Field(
         None, description="One per checkpoint, with `uniform`; they are divided by their sum."
     )
 

@@ -4,6 +4,7 @@ Drawn by the worker when the job has succeeded, from the job's row and its train
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -120,14 +121,14 @@ def _flatness(found: Mapping[str, Any]) -> Iterator[str]:
     yield _html(
         figures.interpolation_figure(
             between["alphas"],
-            {"training": between["train_loss"], "held-out": between["val_loss"]},
-            {"held-out": between["val_accuracy"]},
+            {"training": _gaps(between["train_loss"]), "held-out": _gaps(between["val_loss"])},
+            {"held-out": _gaps(between["val_accuracy"])},
         )
     )
     yield _html(
         figures.interpolation_figure(
             found["line"]["positions"],
-            found["line"]["loss"],
+            {name: _gaps(values) for name, values in found["line"]["loss"].items()},
             ends=None,
             axis="distance along a random, filter-normalized direction",
             title="The loss around each arm",
@@ -137,11 +138,15 @@ def _flatness(found: Mapping[str, Any]) -> Iterator[str]:
     if plane:
         marks = [figures.Point(point["x"], point["y"], point["name"]) for point in plane["points"]]
         title = "The training loss on the plane through start, last snapshot and w̄"
-        yield _html(figures.surface_figure(plane["xs"], plane["ys"], plane["loss"], marks, log=True, title=title))
+        yield _html(
+            figures.surface_figure(
+                plane["xs"], plane["ys"], [_gaps(row) for row in plane["loss"]], marks, log=True, title=title
+            )
+        )
     yield _html(figures.distances_figure(found["distance_by_layer"], relative_to=found["length_by_layer"]))
     if found["epochs"]:
         rows = "".join(
-            f"<tr><td>{epoch['epoch']}</td><td>{epoch['distance']:.4g}</td><td>{epoch['median_update']:.3g}</td></tr>"
+            f"<tr><td>{epoch['epoch']}</td><td>{epoch['distance']:.4g}</td><td>{_number(epoch['median_update'])}</td></tr>"
             for epoch in found["epochs"]
         )
         head = "<tr><th>epoch</th><th>‖w − w₀‖ at its end</th><th>median update norm</th></tr>"
@@ -156,6 +161,15 @@ def _flatness_table(found: Mapping[str, Any]) -> str:
         rows += f"<tr><td>{ARMS[arm]}</td><td>{percent:.3g} %</td><td>{top['value']:.4g}{doubt}</td></tr>"
     head = "<tr><th></th><th>ε-sharpness (ε = 0.001)</th><th>top Hessian eigenvalue</th></tr>"
     return f"<div class='wide'><table>{head}{rows}</table></div>"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _gaps(values: Sequence[float | None]) -> list[float]:
+    """Points without a finite value are gaps in a plot."""
+    return [math.nan if value is None else value for value in values]
 
 
 def _html(figure: Any) -> str:

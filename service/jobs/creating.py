@@ -21,6 +21,10 @@ def resolve(connection: Connection, tenant: Tenant, request: JobRequest, gpu: bo
     """The values of the job's row, with every `auto` replaced. Raises NotFound, CheckpointNotReady, DatasetNotReady
     and the mismatches of `wbar.resolve`. Both rows stay locked, so that neither is deleted before the job exists.
     """
+    if isinstance(request.method, Soup):
+        # All of them in one order, before anything else is locked: two soups of the same checkpoints must not cross.
+        for each in sorted({request.checkpoint, *request.method.checkpoints}):
+            checkpoints.get(connection, tenant, each, lock=True)
     start = checkpoints.get(connection, tenant, request.checkpoint, lock=True)
     if start.status != "ready":
         raise CheckpointNotReady(_not_ready(start))
@@ -54,16 +58,18 @@ def resolve(connection: Connection, tenant: Tenant, request: JobRequest, gpu: bo
 
 
 def _check_ingredients(connection: Connection, tenant: Tenant, soup: Soup, start: Row[Any]) -> None:
-    """Every checkpoint of a soup is ready and of the start's architecture. Their rows stay locked, as the start's."""
-    for ingredient in sorted(soup.checkpoints):
-        row = checkpoints.get(connection, tenant, ingredient, lock=True)
+    """Every checkpoint of a soup is ready and of the start's architecture."""
+    for ingredient in soup.checkpoints:
+        row = checkpoints.get(connection, tenant, ingredient)
         if row.status != "ready":
             raise CheckpointNotReady(_not_ready(row))
         ours, theirs = start.architecture, row.architecture
-        if any(ours[key] != theirs[key] for key in ("name", "num_classes", "channels", "image_size")):
+        same = all(ours[key] == theirs[key] for key in ("name", "num_classes", "channels", "image_size"))
+        if not same or bool(start.projection) != bool(row.projection):
             raise CheckpointsDiffer(
                 f"{ingredient} is a {theirs['name']} with {theirs['num_classes']} outputs and {theirs['channels']} input "
-                f"channels, {start.id} a {ours['name']} with {ours['num_classes']} and {ours['channels']}"
+                f"channels, {start.id} a {ours['name']} with {ours['num_classes']} and {ours['channels']} "
+                "(or their shortcuts or image sizes differ)"
             )
 
 
@@ -97,7 +103,7 @@ def dry_run(connection: Connection, tenant: Tenant, values: dict[str, Any]) -> d
         "finished_at": None,
         "estimate": {
             "steps": epochs * -(-images // recipe.batch_size),
-            "seconds": round(epochs * images / speed, 1) if speed else None,
+            "seconds": round(epochs * images / speed, 1) if speed and epochs else None,
             "bytes": (snapshots + 2) * start.bytes,
         },
     }
@@ -106,9 +112,9 @@ def dry_run(connection: Connection, tenant: Tenant, values: dict[str, Any]) -> d
 def _images_per_second(connection: Connection, tenant: Tenant, checkpoint: str) -> float | None:
     """How fast the last job on this checkpoint trained."""
     last = tenant.select(jobs).where(jobs.c.checkpoint == checkpoint, jobs.c.status == "succeeded")
-    row = connection.execute(last.order_by(jobs.c.id.desc()).limit(1)).first()
-    speed = row.progress.get("images_per_second") if row is not None and row.progress else None
-    return float(speed) if speed else None
+    rows = connection.execute(last.order_by(jobs.c.id.desc()).limit(10)).all()
+    speeds = [row.progress["images_per_second"] for row in rows if row.progress and row.progress["images_per_second"]]
+    return float(speeds[0]) if speeds else None  # a soup trains nothing, and has none
 
 
 def gpu_at_hand(store: Store) -> bool:

@@ -68,6 +68,24 @@ def test_a_state_goes_over_from_torch_and_on() -> None:
         torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=1e-6, atol=1e-6)
 
 
+def test_weights_that_somebody_writes_into_the_average_count() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    ours, theirs = AveragedModel(model), swa_utils.AveragedModel(model)
+    for averaged in (ours, theirs):
+        averaged.update_parameters(model)
+        averaged.update_parameters(model)
+        with torch.no_grad():
+            averaged.module.weight.fill_(10.0)
+        averaged.update_parameters(model)
+    torch.testing.assert_close(ours.module.weight, theirs.module.weight)
+    state = copy.deepcopy(theirs.state_dict())
+    state["module.weight"].fill_(-7.0)
+    for averaged in (ours, theirs):
+        averaged.load_state_dict(state)
+        averaged.update_parameters(model)
+    torch.testing.assert_close(ours.module.weight, theirs.module.weight)
+
+
 def test_a_bfloat16_model_keeps_its_gain() -> None:
     model = nn.Linear(50, 50, bias=False).bfloat16()
     ours, total = AveragedModel(model), torch.zeros(50, 50, dtype=torch.float64)

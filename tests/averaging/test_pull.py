@@ -156,7 +156,7 @@ def test_no_tensor_of_the_models_size_is_made() -> None:
     mean = [w.detach() + 1 for w in weights]
     for w in weights:
         w.grad = torch.zeros_like(w)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         add_pull_gradient(weights, mean, 0.1)
         add_folded_pull_gradient(weights, mean, 0.1)
     assert max((event.cpu_memory_usage for event in profile.events()), default=0) <= 1024

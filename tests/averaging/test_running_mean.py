@@ -1,5 +1,7 @@
 """The running mean agrees with the twin that keeps every checkpoint, and refuses what would spoil it."""
 
+import copy
+import pickle
 from fractions import Fraction
 
 import pytest
@@ -221,11 +223,84 @@ def test_no_temporary_is_as_large_as_the_model() -> None:
         mean = RunningMean(model, **options)  # type: ignore[arg-type]
         for _ in range(2):
             mean.update(model)
-        with torch.profiler.profile(profile_memory=True) as profile:
+        with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
             for _ in range(3):
                 mean.update(model)
         largest = max((event.cpu_memory_usage for event in profile.events()), default=0)
         assert largest <= 2 * 4 * 300 * 300  # one layer in float64, of six
+
+
+def test_a_replaced_part_and_a_copied_mean_are_followed() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    mean = RunningMean(model)
+    mean.update(model)
+    twin = copy.deepcopy(mean)
+    again = pickle.loads(pickle.dumps(mean))
+    model[1] = nn.Linear(2, 2)
+    nn.init.constant_(model[1].weight, 5.0)
+    for each in (mean, twin, again):
+        each.update(model)
+        each.update(model)
+        expected = (model[1].weight * 2 + twin.mean()["1.weight"] * 0).mean() / 3
+        assert each.n == 3
+        assert each.mean()["1.weight"].mean() > expected.detach() - 0.5
+    assert torch.equal(mean.mean()["1.weight"], twin.mean()["1.weight"])
+    assert torch.equal(mean.mean()["1.weight"], again.mean()["1.weight"])
+
+
+def test_a_model_whose_parts_are_no_longer_shared_is_noticed() -> None:
+    tied = nn.Linear(2, 2)
+    model = nn.ModuleDict({"a": tied, "b": tied})
+    mean = RunningMean(model)
+    mean.update(model)
+    model["b"] = copy.deepcopy(tied)
+    mean.update(model)
+    with torch.no_grad():
+        model["b"].weight.add_(1)
+    with pytest.raises(ValueError, match=r"a\.weight and b\.weight are one tensor"):
+        mean.update(model)
+
+
+def test_every_name_of_a_shared_tensor_is_written() -> None:
+    tied = nn.Linear(2, 2)
+    mean = RunningMean(nn.ModuleDict({"a": tied, "b": tied}))
+    mean.update(nn.ModuleDict({"a": tied, "b": tied}))
+    target = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    mean.copy_to(target)
+    assert torch.equal(target["a"].weight, tied.weight)
+    assert torch.equal(target["b"].weight, tied.weight)
+
+
+def test_a_part_called_module_is_no_wrapper() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module, self.head = nn.Linear(2, 2), nn.Linear(2, 1)
+
+    mean = RunningMean(torch.compile(Net()))
+    mean.update(torch.compile(Net()))
+    assert "head.weight" in mean.mean()
+
+
+def test_other_kinds_of_state_and_complex_tensors_are_refused_before_anything_changes() -> None:
+    point = sources(1)[0]
+    single, double = RunningMean(point), RunningMean(point, torch.float64)
+    single.update(point)
+    double.update(point)
+    with pytest.raises(ValueError, match="another kind of mean"):
+        double.load_state_dict(single.state_dict())
+    broken = single.state_dict()
+    broken["correction"] = {}
+    fresh = RunningMean(point)
+    with pytest.raises(ValueError, match="no correction"):
+        fresh.load_state_dict(broken)
+    assert fresh.n == 0
+    with pytest.raises(ValueError, match="complex"):
+        RunningMean({"z": torch.zeros(2, dtype=torch.complex64)})
+    counts = RunningMean({"n": torch.tensor(1)})
+    counts.update({"n": torch.tensor(3)})
+    counts.update({"n": torch.tensor(4)})
+    assert counts.mean()["n"].item() == 4
 
 
 # The other means.

@@ -11,7 +11,7 @@ from store.database import Database, Tenant, clock, now, rfc3339
 from store.idempotency import Idempotency
 from store.ids import new_id
 from store.migrate import _config, difference, upgrade
-from store.tables import idempotency, jobs, metadata, workers
+from store.tables import events, idempotency, jobs, metadata, metrics, workers
 from wbar.errors import IdempotencyKeyInProgress, IdempotencyKeyReused
 
 
@@ -49,8 +49,14 @@ def test_a_database_of_the_first_version_is_brought_up_with_its_jobs(database_ur
                 "VALUES ('job_1', 't', 'succeeded', 'ckpt_1', 'ds_1', '{}', '{}', 0, '{}', 1, 0, 0, 0.0)"
             )
         )
+        connection.execute(
+            text("INSERT INTO events (job, seq, type, data, created_at) VALUES ('job_1', 1, 'log', '{}', 0.0)")
+        )
+        connection.execute(text("INSERT INTO metrics (job, step, point) VALUES ('job_1', 1, '{}')"))
     upgrade(old)
     with old.read() as connection:
+        assert connection.execute(select(events)).one().job == "job_1"
+        assert connection.execute(select(metrics)).one().job == "job_1"
         row = connection.execute(select(jobs)).one()
     assert (row.id, row.flatness, row.swag, row.report) == ("job_1", False, 0, None)
     assert difference(old) == []

@@ -15,6 +15,7 @@ from training.architectures import Network, initialized, load
 from training.loop import run
 from training.meter import Stopped
 from training.plan import Ingredient, Work
+from training.weights import run_digest
 from wbar.method import Soup
 
 NETWORK = Network("resnet20", 10)
@@ -72,6 +73,28 @@ def test_a_greedy_soup_leaves_out_what_would_spoil_it(tmp_path: Path) -> None:
     again = run(Work(**{**vars(work), "scratch": tmp_path}), Recorder())
     assert again.weights.read_bytes() == outcome.weights.read_bytes()
     assert json.dumps(again.metrics.model_dump()) == json.dumps(outcome.metrics.model_dump())
+
+
+def test_flatness_of_a_soup_whose_ingredients_have_a_prefix_that_the_start_has_not(tmp_path: Path) -> None:
+    work = soup_work(tmp_path)
+    assert work.prefix == ""
+    measured = Work(**{**vars(work), "flatness": True})
+    found = run(measured, Recorder()).flatness
+    assert found is not None
+    assert found.epochs == []
+    # Three neighbours: none of them is another network than it was.
+    assert found.sharpness["last"] == pytest.approx(found.sharpness["start"], rel=0.5)
+
+
+def test_the_digest_of_a_soup_knows_contents_and_no_ids(tmp_path: Path) -> None:
+    work = soup_work(tmp_path)
+    renamed = tuple(
+        Ingredient(f"ckpt_x{n}", one.path, one.prefix, one.sha256) for n, one in enumerate(work.ingredients)
+    )
+    method = {**work.method, "checkpoints": [one.id for one in renamed]}
+    other = Work(**{**vars(work), "ingredients": renamed, "method": method})
+    assert run_digest(other) == run_digest(work)
+    assert run_digest(Work(**{**vars(work), "ingredients": renamed[:2]})) != run_digest(work)
 
 
 def test_a_soup_stops_when_it_is_told_to(tmp_path: Path) -> None:
