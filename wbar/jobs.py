@@ -31,6 +31,17 @@ class JobRequest(BaseModel):
                     "method": {"cycles": 12, "high": {"lr": 0.05}, "low": {"lr": 0.005}, "pull": 0.001},
                     "recipe": {"batch_size": 64, "augment": "none"},
                     "seed": 1,
+                    "flatness": True,
+                    "swag": 10,
+                },
+                {
+                    "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
+                    "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
+                    "method": {
+                        "type": "soup",
+                        "checkpoints": ["ckpt_0mk3q8v1zr5d2a7x9c4t", "ckpt_0mk3q8v4zr5d2a7x9c4t"],
+                        "average": "greedy",
+                    },
                 },
             ]
         },
