@@ -31,6 +31,7 @@ lint: $(VENV)/.test ## style, types, and the arrows between the rooms
 
 bench: $(VENV)/.test ## ratios against peers and limits, measured in one run
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.averaging
 
 up: $(VENV)/.embedded ## the service on this machine, until Ctrl-C
 	$(BIN)/wbar up

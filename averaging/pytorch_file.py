@@ -60,7 +60,9 @@ def load_state_dict(path: Path) -> dict[str, "Tensor"]:
     except Exception as error:
         # A damaged pickle or archive surfaces as almost any exception.
         raise UnreadableCheckpoint(f"{path}: cannot be read as a PyTorch file ({_reason(error)})") from None
-    tensors = _find(loaded, path)
+    tensors = find_state_dict(loaded)
+    if isinstance(tensors, str):
+        raise UnreadableCheckpoint(f"{path}: {tensors}")
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
             raise UnreadableCheckpoint(
@@ -80,7 +82,9 @@ def _check_stored(path: Path) -> None:
         raise UnreadableCheckpoint(f"{path}: the archive is compressed; torch.save writes uncompressed ones")
 
 
-def _find(loaded: Any, path: Path) -> dict[str, "Tensor"]:
+def find_state_dict(loaded: Any) -> "dict[str, Tensor] | str":
+    """The flat mapping of names to tensors inside what torch.load gave, itself or under one of the usual keys; or a sentence
+    that says what was found instead."""
     from torch import Tensor
 
     candidate, keys = loaded, list[str]()
@@ -96,8 +100,8 @@ def _find(loaded: Any, path: Path) -> dict[str, "Tensor"]:
         candidate = candidate[found]
     where = f" under {'.'.join(keys)}" if keys else ""
     held = f"keys {list(candidate)[:5]}" if isinstance(candidate, Mapping) else f"a {type(candidate).__name__}"
-    raise UnreadableCheckpoint(
-        f"{path}: no state dict{where}, but {held}: names mapped to tensors were expected, directly or under one of "
+    return (
+        f"no state dict was found{where}: the file holds {held}. Expected names mapped to tensors, directly or under one of "
         f"{', '.join(NESTED[:4])} …"
     )
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from averaging import InvalidSafetensors, read_header, write_safetensors
+from averaging.pytorch_file import find_state_dict
 from training import architectures
 from training.architectures import Network
 from training.weights import read_tensors
@@ -30,8 +31,6 @@ from wbar.errors import (
     UnsafePickle,
 )
 
-NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "model_ema",
-          "ema", "ema_state_dict")  # fmt: skip
 PREFIXES = ("module.", "_orig_mod.", "model.")
 COUNTERS = ("n_averaged",)  # AveragedModel's own count, no tensor of the network
 UNSAFE = ("Unsupported global", "Unsupported class", "Trying to", "blocklisted", "not allowed", "Can only")
@@ -200,29 +199,10 @@ def _reason(text: str) -> str:
 
 def state_dict_of(loaded: Any) -> dict[str, Tensor]:
     """The flat mapping of names to tensors inside what torch.load gave: itself, or under one of the usual keys."""
-    candidate, path = loaded, []
-    for _ in range(4):
-        if not isinstance(candidate, Mapping):
-            break
-        if _is_state_dict(candidate):
-            return {name: tensor.detach() for name, tensor in candidate.items() if isinstance(tensor, Tensor)}
-        found = next((key for key in NESTED if isinstance(candidate.get(key), Mapping)), None)
-        if found is None:
-            break
-        path.append(found)
-        candidate = candidate[found]
-    where = f" under {'.'.join(path)}" if path else ""
-    held = f"keys {list(candidate)[:5]}" if isinstance(candidate, Mapping) else f"a {type(candidate).__name__}"
-    raise NotAStateDict(
-        f"no state dict was found{where}: the file holds {held}. Expected names mapped to tensors, directly or under "
-        f"one of {', '.join(NESTED[:4])} …"
-    )
-
-
-def _is_state_dict(mapping: Mapping[Any, Any]) -> bool:
-    tensors = sum(isinstance(value, Tensor) for value in mapping.values())
-    others = sum(isinstance(value, Mapping | list | tuple) for value in mapping.values())
-    return tensors > 0 and others == 0 and all(isinstance(key, str) for key in mapping)
+    found = find_state_dict(loaded)
+    if isinstance(found, str):
+        raise NotAStateDict(found)
+    return found
 
 
 def common_prefix(tensors: Mapping[str, Tensor]) -> str:

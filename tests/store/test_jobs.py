@@ -93,7 +93,7 @@ def test_a_stale_fence_changes_nothing(store: Jobs) -> None:
         assert not store.succeed(connection, job, 1, "w", "p", None, {}, None)
     assert status(store, job) == "running"
     with store.database.write() as connection:
-        assert store.succeed(connection, job, 2, "w", "p", {"verdict": "same"}, None)
+        assert store.succeed(connection, job, 2, "w", "p", None, {"verdict": "same"}, None)
     assert status(store, job) == "succeeded"
 
 
