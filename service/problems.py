@@ -136,6 +136,8 @@ def _validation(error: RequestValidationError) -> Refused:
         if found["type"] == "json_invalid":
             return BadRequest(f"the body is not JSON: {found.get('ctx', {}).get('error', found['msg'])}")
         item = {"pointer": "", "detail": _detail(found)}
+        if found["type"] == "method_type":
+            path.append("type")  # the union's tag: pydantic names the union
         if where == "body":
             item["pointer"] = _pointer(path, error.body, found["type"] == "missing")
         if where != "body":
