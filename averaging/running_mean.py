@@ -12,12 +12,13 @@ loses √n roundings. Integer tensors (BatchNorm's counter of batches) are copie
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from averaging.blocks import alike, blocks, converted, move_corrections, move_means
+from averaging.blocks import alike, blocks, converted, move_corrections, move_means, zeros_in_one
 from averaging.sources import Reader, Source, first_not_finite, named_tensors
 
 FOLD_AT = 0.5  # the share of new weight in w̄ at which c is folded into m
@@ -52,13 +53,16 @@ class WeightMean:
         if complex_ones:
             raise ValueError(f"{complex_ones[0]} is complex: means are of real tensors")
         self._dtypes = {name: tensors[name].dtype for name in self._reader.names}
+        own = [tensors[name].detach() for name in self._reader.names]
+        self._floating = [i for i, tensor in enumerate(own) if tensor.is_floating_point()]
+        self._others = [i for i, tensor in enumerate(own) if not tensor.is_floating_point()]
         self._mean = [
-            torch.zeros_like(t.detach(), dtype=dtype if t.is_floating_point() else t.dtype, device=device)
-            for t in (tensors[name] for name in self._reader.names)
+            torch.zeros_like(tensor, device=device) if not tensor.is_floating_point() else tensor for tensor in own
         ]
-        self._floating = [i for i, mean in enumerate(self._mean) if mean.is_floating_point()]
-        self._others = [i for i, mean in enumerate(self._mean) if not mean.is_floating_point()]
-        self._correction = [torch.zeros_like(self._mean[i]) for i in self._floating] if compensated else []
+        for i, mean in zip(self._floating, zeros_in_one([own[i] for i in self._floating], dtype, device), strict=True):
+            self._mean[i] = mean
+        self._layouts = [(m.dtype, m.device, m.stride()) for m in (self._mean[i] for i in self._floating)]
+        self._correction = zeros_in_one([self._mean[i] for i in self._floating], dtype) if compensated else []
         self._new_weight, self._since_fold = 0.0, 0
 
     # Updating.
@@ -102,28 +106,30 @@ class WeightMean:
         if self._others:
             torch._foreach_copy_([self._mean[i] for i in self._others], [tensors[i] for i in self._others])
 
+    def _fits(self, means: list[Tensor], sources: list[Tensor]) -> list[bool]:
+        """Which sources can be combined with their means as they lie in memory; as a rule all, which costs one comparison."""
+        if [(source.dtype, source.device, source.stride()) for source in sources] == self._layouts:
+            return [True] * len(sources)
+        return [alike(mean, source) for mean, source in zip(means, sources, strict=True)]
+
     def _blend(self, means: list[Tensor], sources: list[Tensor], fraction: float) -> None:
-        fits = [alike(mean, source) for mean, source in zip(means, sources, strict=True)]
-        whole = [pair for pair, same in zip(zip(means, sources, strict=True), fits, strict=True) if same]
-        if whole:
-            move_means(whole, fraction)
-        for mean, source, same in zip(means, sources, fits, strict=True):
-            if not same:
-                for part, value in converted(mean, source):
-                    part.lerp_(value, fraction)
+        fits = self._fits(means, sources)
+        if any(fits):
+            move_means(list(compress(means, fits)), list(compress(sources, fits)), fraction)
+        for mean, source, fit in zip(means, sources, fits, strict=True) if not all(fits) else ():
+            for part, value in converted(mean, source) if not fit else ():
+                part.lerp_(value, fraction)
 
     def _correct(self, means: list[Tensor], sources: list[Tensor], fraction: float) -> None:
-        whole: list[tuple[Tensor, Tensor, Tensor]] = []
-        for mean, source, correction in zip(means, sources, self._correction, strict=True):
-            if alike(mean, source):
-                whole.append((mean, source, correction))
-            else:
-                for (part, value), (small, _) in zip(
-                    converted(mean, source), blocks(correction, correction), strict=True
-                ):
-                    move_corrections([(part, value, small)], fraction)
-        if whole:
-            move_corrections(whole, fraction)
+        fits = self._fits(means, sources)
+        if any(fits):
+            m, w, c = (list(compress(tensors, fits)) for tensors in (means, sources, self._correction))
+            move_corrections(m, w, c, fraction)
+        rows = zip(means, sources, self._correction, fits, strict=True)
+        for mean, source, correction, fit in rows if not all(fits) else ():
+            pieces = zip(converted(mean, source), blocks(correction), strict=True) if not fit else ()
+            for (part, value), (small,) in pieces:
+                move_corrections([part], [value], [small], fraction)
         self._new_weight, self._since_fold = self._new_weight + fraction, self._since_fold + 1
         if self._new_weight >= FOLD_AT or self._since_fold >= FOLD_EVERY:
             self._fold(means)

@@ -68,18 +68,20 @@ class Reader:
             first[place] = name
             self.names.append(name)
             self.shapes[name] = tensor.shape
+        self._shape_list = list(self.shapes.values())
         self._forget()
 
     def _forget(self) -> None:
         self._module: ref[nn.Module] | None = None
         self._children: list[tuple[Mapping[str, nn.Module | None], list[nn.Module | None]]] = []
         self._twins: list[tuple[_Slot, _Slot]] = []  # the places of one shared tensor
-        self._tables: list[tuple[Mapping[str, Tensor | None], int]] = []
+        self._tables: list[Mapping[str, Tensor | None]] = []
+        self._lengths: list[int] = []
         self._slots: list[_Slot] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy must find its own way to the module: what is remembered of it points into this one's.
-        remembered = ("_module", "_children", "_twins", "_tables", "_slots")
+        remembered = ("_module", "_children", "_twins", "_tables", "_lengths", "_slots")
         return {name: value for name, value in vars(self).items() if name not in remembered}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -99,10 +101,7 @@ class Reader:
     def _read_module(self, module: nn.Module) -> list[Tensor]:
         if self._module is not None and self._module() is module and self._as_remembered():
             tensors = [table.get(key) for table, key in self._slots]
-            if all(
-                tensor is not None and tensor.shape == shape
-                for tensor, shape in zip(tensors, self.shapes.values(), strict=True)
-            ):
+            if [None if tensor is None else tensor.shape for tensor in tensors] == self._shape_list:
                 return tensors  # type: ignore[return-value]
         self._forget()
         slots = _slots(module)
@@ -112,7 +111,8 @@ class Reader:
         self._slots = [slots[name] for name in self.names]
         tables: dict[int, Mapping[str, Tensor | None]]
         tables = {id(table): table for part in module.modules() for table in (part._parameters, part._buffers)}
-        self._tables = [(table, len(table)) for table in tables.values()]
+        self._tables = list(tables.values())
+        self._lengths = [len(table) for table in self._tables]
         self._children = [(part._modules, list(part._modules.values())) for part in module.modules() if part._modules]
         self._twins = [(slots[alias], slots[first]) for alias, first in self.aliases.items()]
         return tensors  # type: ignore[return-value]
@@ -120,7 +120,7 @@ class Reader:
     def _as_remembered(self) -> bool:
         """Whether the module is built as it was: no part, parameter or buffer more, less or replaced by another part."""
         return (
-            all(len(table) == count for table, count in self._tables)
+            [len(table) for table in self._tables] == self._lengths
             and all(list(table.values()) == parts for table, parts in self._children)
             and all(table[key] is other[twin] for (table, key), (other, twin) in self._twins)
         )
