@@ -437,9 +437,9 @@ class Harmful:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": 1}, "no state dict, but keys"),
-        ([1, 2], "no state dict, but a list"),
-        ({"state_dict": {"x": {}}}, "no state dict under state_dict"),
+        ({"a": 1}, "the file holds keys"),
+        ([1, 2], "the file holds a list"),
+        ({"state_dict": {"x": {}}}, "no state dict was found under state_dict"),
         ({"w": torch.zeros(1, dtype=torch.complex64)}, "w is a torch.complex64"),
         ({"w": torch.zeros(2, 2).to_sparse()}, "not dense"),
         ({"w": torch.zeros(1), "x": Harmful()}, "more than tensors"),
