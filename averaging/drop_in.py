@@ -66,7 +66,7 @@ class AveragedModel(nn.Module):
         self.avg_fn, self.multi_avg_fn, self.use_buffers = avg_fn, multi_avg_fn, use_buffers
         self._mean: RunningMean | None = None
         self._versions: list[int] = []  # of the module's tensors when the mean was last written to them
-        self.register_load_state_dict_post_hook(_forget_mean)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_forget_mean)  # type: ignore[no-untyped-call]  # torch does not type it
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)

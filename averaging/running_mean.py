@@ -10,6 +10,7 @@ later update: the error is that of a single rounding after ten updates and after
 loses √n roundings. Integer tensors (BatchNorm's counter of batches) are copied from the latest source.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import compress
@@ -25,7 +26,7 @@ FOLD_AT = 0.5  # the share of new weight in w̄ at which c is folded into m
 FOLD_EVERY = 64
 
 
-class WeightMean:
+class WeightMean(ABC):
     """What every mean of weights has in common: the face, the checks, the blending, the resume. Subclasses choose f.
 
     like: a module or a dict of names to tensors; fixes names and shapes only, its values do not enter (n = 0).
@@ -79,9 +80,9 @@ class WeightMean:
             raise ValueError(f"{name} is not finite in the source: the mean was left as it was (n = {self.n})")
         self._take(tensors, weight)
 
+    @abstractmethod
     def _fraction(self, weight: float) -> float:
         """f for the next point, whose count is n + 1; called once for each."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def _take(self, tensors: list[Tensor], weight: float) -> None:

@@ -30,7 +30,11 @@ def named_tensors(source: Source) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, shared tensors under each of their names. Nothing is copied."""
     if not isinstance(source, nn.Module):
         return dict(source)
-    return {name: table[key] for name, (table, key) in _slots(unwrapped(source)).items()}  # type: ignore[misc]
+    return _held(_slots(unwrapped(source)))
+
+
+def _held(slots: "dict[str, _Slot]") -> dict[str, Tensor]:
+    return {name: tensor for name, (table, key) in slots.items() if (tensor := table[key]) is not None}
 
 
 def _slots(module: nn.Module) -> dict[str, _Slot]:
@@ -100,13 +104,13 @@ class Reader:
 
     def _read_module(self, module: nn.Module) -> list[Tensor]:
         if self._module is not None and self._module() is module and self._as_remembered():
-            tensors = [table.get(key) for table, key in self._slots]
-            if [None if tensor is None else tensor.shape for tensor in tensors] == self._shape_list:
-                return tensors  # type: ignore[return-value]
+            # One that is gone makes the list shorter, which no list of shapes equals.
+            tensors = [tensor for table, key in self._slots if (tensor := table.get(key)) is not None]
+            if [tensor.shape for tensor in tensors] == self._shape_list:
+                return tensors
         self._forget()
         slots = _slots(module)
-        tensors_by_name = {name: table[key] for name, (table, key) in slots.items()}
-        tensors = list(self._checked(tensors_by_name))  # type: ignore[arg-type]
+        tensors = self._checked(_held(slots))
         self._module = ref(module)
         self._slots = [slots[name] for name in self.names]
         tables: dict[int, Mapping[str, Tensor | None]]
@@ -115,7 +119,7 @@ class Reader:
         self._lengths = [len(table) for table in self._tables]
         self._children = [(part._modules, list(part._modules.values())) for part in module.modules() if part._modules]
         self._twins = [(slots[alias], slots[first]) for alias, first in self.aliases.items()]
-        return tensors  # type: ignore[return-value]
+        return tensors
 
     def _as_remembered(self) -> bool:
         """Whether the module is built as it was: no part, parameter or buffer more, less or replaced by another part."""

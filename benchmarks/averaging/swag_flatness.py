@@ -128,7 +128,7 @@ class _Quadratic(nn.Module):
 
 
 def _value(model: nn.Module) -> Tensor:
-    return 0.5 * model.w @ model.matrix @ model.w  # type: ignore[operator]
+    return 0.5 * model.w @ model.matrix @ model.w  # type: ignore[operator]  # nn.Module types attributes as Tensor or Module
 
 
 def _eigenvalue_row() -> Row:
