@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +56,7 @@ from averaging.soup import average_checkpoints
 average_checkpoints(sys.argv[3:], out=sys.argv[2], accumulate=sys.argv[1])
 """
 
-# `wbar` itself where the command is announced, and the same without the announcement.
-ANNOUNCED = "from wbar.cli import main; main()"
-UNANNOUNCED = "from wbar import cli; from averaging.commands import app; cli.app.registered_commands += app.registered_commands; cli.app()"  # noqa: E501
+CLI = "from wbar.cli import main; main()"  # the `wbar` command
 
 TORCH_LOOP = """
 import sys, torch
@@ -194,12 +191,10 @@ def _files(folder: Path, quick: bool) -> list[Path]:
 def _turns(folder: Path, paths: list[Path]) -> tuple[dict[str, Callable[[], Use]], dict[str, str]]:
     """What can be run here, and why the rest cannot."""
     words = list(map(str, paths))
-    announced = any(entry.value == "averaging.commands:app" for entry in entry_points(group="wbar.commands"))
-    cli = ANNOUNCED if announced else UNANNOUNCED
     commands = {
         OURS: [sys.executable, "-c", AVERAGE, "float64", _out(folder, OURS), *words],
         FLOAT32: [sys.executable, "-c", AVERAGE, "float32", _out(folder, FLOAT32), *words],
-        COMMAND: [sys.executable, "-c", cli, "average", *words, "-o", _out(folder, COMMAND)],
+        COMMAND: [sys.executable, "-c", CLI, "average", *words, "-o", _out(folder, COMMAND)],
         DIRECT: [sys.executable, "-m", "averaging.commands", "average", *words, "-o", _out(folder, DIRECT)],
         LOOP: [sys.executable, "-c", TORCH_LOOP, _out(folder, LOOP), *words],
         BASE: [sys.executable, "-c", BASE],
