@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from averaging.batch_norm import Recomputed, has_batch_norm, recompute_batch_norm
-    from averaging.cyclic_lr import CyclicSchedule, Position
+    from averaging.cyclic_lr import CyclicSchedule, PhaseRate, Position
     from averaging.drop_in import (
         SWALR,
         AveragedModel,
@@ -67,7 +67,7 @@ _NAMES = {
         "get_swa_multi_avg_fn",
     ],
     "pull": ["add_pull_gradient", "add_folded_pull_gradient", "can_fold_pull", "fold_pull", "distance", "pull_loss"],
-    "cyclic_lr": ["CyclicSchedule", "Position"],
+    "cyclic_lr": ["CyclicSchedule", "PhaseRate", "Position"],
     "schedulers": ["CyclicScheduleLR"],
     "batch_norm": ["Recomputed", "has_batch_norm", "recompute_batch_norm"],
     "safetensors_file": ["InvalidSafetensors", "read_header", "write_safetensors"],
@@ -108,6 +108,7 @@ __all__ = [  # the keys of _HOME, spelled out for readers and type checkers
     "ExponentialMean",
     "InvalidSafetensors",
     "Line",
+    "PhaseRate",
     "Plane",
     "Position",
     "Recomputed",

@@ -103,19 +103,55 @@ class CyclicSchedule:
             phase="high" if high else "low",
             epoch=step // self.steps_per_epoch + 1,
             step_in_epoch=step % self.steps_per_epoch,
-            lr=self._high(within) if high else self.low_lr,
+            lr=self._phase.at(within) if high else self.low_lr,
             ends_phase=within + 1 in (self.high_steps, self.steps_per_cycle),
             ends_cycle=within + 1 == self.steps_per_cycle,
         )
 
-    def _high(self, step: int) -> float:
+    @property
+    def _phase(self) -> "PhaseRate":
+        return PhaseRate(
+            self.high_lr,
+            self.low_lr,
+            self.high_steps,
+            self.steps_per_epoch,
+            shape=self.shape,
+            warmup_steps=self.warmup_steps,
+            warmup=self.warmup,
+            gamma=self.gamma,
+            milestones=self.milestones,
+        )
+
+
+@dataclass(frozen=True)
+class PhaseRate:
+    """The rate inside one phase of `steps` optimizer steps, from `high` down to `low` (see the module for the shapes).
+
+    Warm-up starts at `foot` (by default `low`): *gradual*, step i of k (from 1) at foot + (high − foot)·i/k, which is iη/k
+    for foot = 0 (Goyal et al. 2017, section 2.2); *constant*, k steps at `foot` (He et al. 2016).
+    """
+
+    high: float
+    low: float
+    steps: int
+    steps_per_epoch: int
+    shape: Shape = "constant"
+    warmup_steps: int = 0
+    warmup: WarmUp = "gradual"
+    gamma: float = 0.98
+    milestones: Sequence[float] = (0.5, 0.75)
+    foot: float | None = None
+
+    def at(self, step: int) -> float:
+        """The rate of step 0 ≤ step < steps."""
         if step < self.warmup_steps:
+            foot = self.low if self.foot is None else self.foot
             share = (step + 1) / self.warmup_steps if self.warmup == "gradual" else 0.0
-            return self.low_lr + (self.high_lr - self.low_lr) * share
-        return self._decayed(step - self.warmup_steps, self.high_steps - self.warmup_steps)
+            return foot + (self.high - foot) * share
+        return self._decayed(step - self.warmup_steps, self.steps - self.warmup_steps)
 
     def _decayed(self, i: int, m: int) -> float:
-        high, low, u = self.high_lr, self.low_lr, i / (m - 1) if m > 1 else 0.0
+        high, low, u = self.high, self.low, i / (m - 1) if m > 1 else 0.0
         if self.shape == "linear":
             return high + (low - high) * u
         if self.shape == "cosine":

@@ -20,7 +20,6 @@ from training.datasets import Packed, load_split
 from training.draws import key, permutation
 from training.optim import make_optimizer
 from training.plan import Plan
-from wbar.method import Method
 from wbar.recipe import Normalization, Optimizer, Recipe
 from wbar.resolve import resolve_augment
 
@@ -67,7 +66,6 @@ def train_start(
 def _plan(packed: Packed, dataset: str) -> Plan:
     channels = 3
     return Plan.of(
-        Method.model_validate({"high": {"lr": PEAK_LR}, "low": {"lr": PEAK_LR}, "pull": 0}),
         Recipe(
             optimizer=Optimizer(name="sgd", weight_decay=5e-4),
             batch_size=128 if packed.images["train"] >= 2560 else 64,
@@ -75,6 +73,7 @@ def _plan(packed: Packed, dataset: str) -> Plan:
             normalize=Normalization(mean=packed.mean * channels, std=packed.std * channels),
             augment=resolve_augment(dataset),
             precision="float32",
+            batch_norm="track",
         ),
         SEED,
     )

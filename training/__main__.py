@@ -18,7 +18,7 @@ from wbar.checkpoints import NetworkArchitecture
 from wbar.datasets import Dataset, ImageShape, Split
 from wbar.errors import WbarError
 from wbar.jobs import MetricsPoint, Progress, Score
-from wbar.method import Method, Phase
+from wbar.method import CyclicSwa, HighPhase, Phase
 from wbar.recipe import Normalization, Recipe
 from wbar.resolve import resolve_classes, resolve_method, resolve_recipe
 
@@ -108,9 +108,9 @@ def _run(options: argparse.Namespace) -> dict[str, object]:
     recipe = resolve_recipe(
         recipe, network, dataset, Normalization(mean=packed.mean, std=packed.std), options.device.startswith("cuda")
     )
-    method = Method(
+    method = CyclicSwa(
         cycles=options.cycles,
-        high=Phase(lr=options.high_lr or "auto"),
+        high=HighPhase(lr=options.high_lr or "auto"),
         low=Phase(lr=options.low_lr or "auto"),
         pull="auto" if options.pull is None else options.pull,
     )

@@ -1,17 +1,18 @@
-"""One job, top to bottom: train through the cycles, average the troughs, compare with everything else.
+"""One job, top to bottom: train along the course, average what it visits, compare with everything else.
 
-    for every step of the schedule:
-        w ← optimizer step on  L(w) + λ‖w̄ − w‖²          (cyclic_lr, pull)
-        at the end of each low phase, the trough of cycle n:
-            snapshot w_n;  w̄ ← w̄ + (w_n − w̄)/n            (running_mean)
-            BatchNorm statistics of w̄ recomputed           (batch_norm), and w̄ evaluated: the curve's point n
-    the last w̄ is the result
+    for every step of the course:                          (courses: rates, phases, snapshots)
+        w ← optimizer step on  L(w) + λ‖w̄ − w‖²          (pull)
+        where the course visits:    w̄ takes w in           (averages; the troughs, w̄ ← w̄ + (w_n − w̄)/n, in cyclic_swa)
+        where a snapshot is due:    w_n is kept and evaluated; BatchNorm statistics of w̄ recomputed (batch_norm), and w̄
+                                    evaluated: the curve's point n
+    the last w̄, or what the method chooses of it, is the result
 
 Every number is a function of the inputs and the step, so a job that is interrupted anywhere and goes on from its last
 saved state ends in the same bits.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,9 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from averaging import (
-    CyclicSchedule,
     Position,
-    RunningMean,
     Trajectory,
     add_folded_pull_gradient,
     add_pull_gradient,
@@ -32,17 +31,21 @@ from averaging import (
 )
 from training import resume
 from training.analysis import attempted, bayesian_score, flatness_images, measure_flatness
+from training.averages import Mean, make_average
+from training.courses import BACK_OFF, later, lay_course, number
 from training.draws import key, permutation
 from training.evaluate import score, verdict
-from training.meter import Clock, Meter, Reporter, Stopped
+from training.meter import Aside, Clock, Meter, Reporter, Stopped
 from training.optim import make_optimizer
 from training.plan import Outcome, Work
 from training.setting import Setting, make_deterministic
 from training.soup import Pot
 from training.weights import run_digest
 from wbar.errors import Diverged, OutOfMemory
-from wbar.jobs import Arms, CurvePoint, Score, StepPhase
+from wbar.jobs import Arms, CurvePoint, Score, Selected, StepPhase
+from wbar.method import AutoMethod, Ema, Plain, Soup
 
+MAX_BACK_OFFS = 2
 BEAT_SECONDS = 0.4  # how often the host waits for the device, to tell where the job is (it decides about no number)
 
 
@@ -59,16 +62,19 @@ def run(work: Work, reporter: Reporter) -> Outcome:
 class Attempt:
     """The pieces of one run of a job, and the few methods that move them."""
 
-    def __init__(self, work: Work, reporter: Reporter) -> None:
+    def __init__(self, work: Work, reporter: Reporter, images: Setting | None = None) -> None:
         self.work, self.reporter, self.plan = work, reporter, work.plan()
+        method = work.chosen_method()
+        assert not isinstance(method, Soup)
+        self.method = method
         state = self._load_state()
         make_deterministic(work, state.threads if state else work.threads)
-        self.setting = Setting(work, self._tick)
+        self.setting = Setting(work, self._tick, images)
         self.device, self.train, self.val = self.setting.device, self.setting.train, self.setting.val
+        self.results = state.results if state else resume.Results()
         self._build()
         self.clock = self._clock(state.step if state else 0)
-        self.meter = Meter(self.schedule.total_steps)
-        self.results = resume.Results()
+        self.meter = Meter(self.total_steps)
         self.step = 0
         self.position: Position | None = None
         self.trajectory = (
@@ -93,48 +99,60 @@ class Attempt:
             return None
 
     def _build(self) -> None:
-        plan = self.plan
+        plan, method = self.plan, self.method
         self.model, self.probe = self.setting.model, self.setting.probe
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.model, plan)
+        constant = method.pull_in == "all" and not isinstance(method, AutoMethod)
         # The same number, one pass over the weights less; not where clipping must see the whole gradient.
-        self.folded = plan.grad_clip_norm is None and can_fold_pull(self.optimizer)
-        if self.folded:
-            fold_pull(self.optimizer, plan.pull)
-        self.mean = RunningMean(self.model, dtype=torch.float64)
-        if plan.include_start:
-            self.mean.update(self.model)
+        self.folded = constant and plan.grad_clip_norm is None and can_fold_pull(make_optimizer(self.model, plan))
+        self.optimizer = self._fresh_optimizer()
         # w̄ as the pull sees it, in the parameters' dtype: w_0 until the first snapshot.
         self.anchor = [p.detach().clone() for p in self.parameters]
-        per_epoch = -(-len(self.train) // plan.batch_size)
-        if len(self.train) % plan.batch_size == 1 and per_epoch > 1:
-            per_epoch -= 1  # a batch of one image has no variance
-        self.schedule = CyclicSchedule(
-            plan.cycles, plan.high_lr, plan.low_lr, plan.high_epochs, plan.low_epochs, per_epoch
-        )
+        self.per_epoch = -(-len(self.train) // plan.batch_size)
+        if len(self.train) % plan.batch_size == 1 and self.per_epoch > 1:
+            self.per_epoch -= 1  # a batch of one image has no variance
+        self._lay_course()
+
+    def _fresh_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(self.model, self.plan)
+        if self.folded:
+            fold_pull(optimizer, number(self.method.pull))
+        return optimizer
+
+    def _lay_course(self) -> None:
+        """The way from w_0, as it is known: a back-off or a memorised start change it before its first snapshot."""
+        results = self.results
+        self.course = lay_course(self.method, self.per_epoch, results.backed_off, results.memorised)
+        self.average = make_average(self.method, self.course, self.model)
+        self.total_steps = results.discarded_steps + self.course.total_steps
 
     def _clock(self, step: int) -> Clock:
-        """All the work in forward-pass images: training, the start's evaluation, every trough, the last recompute."""
-        recompute = self.setting.recomputed_images
-        per_epoch = self.schedule.steps_per_epoch
-        images = min(len(self.train), per_epoch * self.plan.batch_size)
-        begin = len(self.val) + (len(self.val) + recompute if recompute else 0)
-        trough = 2 * len(self.val) + recompute
-        epochs = self.schedule.total_steps // per_epoch
-        after = recompute + self.work.swag * (recompute + len(self.val))
+        """All the work in forward-pass images: training, the start's evaluation, every snapshot, the end's choices."""
+        recompute, course, held_out = self.setting.recomputed_images, self.course, len(self.val)
+        images = min(len(self.train), self.per_epoch * self.plan.batch_size)
+        begin = held_out + (held_out + recompute if recompute else 0)
+        per_snapshot = 2 * held_out + recompute
+        after = float(recompute + self.work.swag * (recompute + held_out))
         after += flatness_images(self.setting) if self.work.flatness else 0
-        total = Clock.TRAINING * epochs * images + begin + self.plan.cycles * trough + after
-        trained = step // per_epoch * images + step % per_epoch * self.plan.batch_size
-        done = Clock.TRAINING * trained + step // self.schedule.steps_per_cycle * trough + (begin if step else 0)
-        return Clock(total, done, self.plan.cycles, self.schedule.total_steps)
+        after += self.average.candidates * (recompute + held_out)
+        steps = course.total_steps
+        if self.method.control:
+            control = self.method.total_epochs * self.per_epoch
+            after, steps = after + Clock.TRAINING * images / self.per_epoch * control, steps + control
+        begun = step - self.results.discarded_steps
+        training = Clock.TRAINING * images / self.per_epoch
+        total = training * course.total_steps + begin + len(course.snapshots) * per_snapshot + after
+        done = training * begun + sum(mark <= begun for mark in course.snapshots) * per_snapshot
+        steps += self.results.discarded_steps
+        return Clock(total, done + (begin if step else 0), len(course.snapshots), steps)
 
     def _restore(self, state: resume.State) -> None:
         self.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
-        self.mean.load_state_dict(state.mean)
+        self.average.load_state_dict(state.average)
         self.meter.load_state_dict(state.meter)
-        self.results, self.step = state.results, state.step
+        self.step = state.step
         if self.trajectory is not None and state.trajectory is not None:
             self.trajectory.load_state_dict(state.trajectory, dict(self.model.named_parameters()))
         if self.results.snapshots:
@@ -143,8 +161,9 @@ class Attempt:
             # Announced again: the attempt before may have died between writing the file and handing it over.
             path = self._snapshot_path(n)
             if path.exists():
-                self.reporter.snapshot(n, n * self.schedule.steps_per_cycle, str(path), Score.model_validate(found))
-        self.reporter.log("info", f"went on from step {self.step} of {self.schedule.total_steps}")
+                step = self.results.discarded_steps + self.course.snapshots[n - 1]
+                self.reporter.snapshot(n, step, str(path), Score.model_validate(found))
+        self.reporter.log("info", f"went on from step {self.step} of {self.total_steps}")
 
     # The method, top to bottom.
 
@@ -155,14 +174,16 @@ class Attempt:
         self.model.train()
         self.meter.pause()
         began = self.step
-        while self.step < self.schedule.total_steps:
-            position = self.position = self.schedule.at(self.step)
+        while self.step < self.total_steps:
+            position = self.position = self._here()
             self.setting.where = f"after step {position.step + 1}"
             self._train_step(position)
             self.step += 1
             self._follow(position)
+            if self.course.visits(position.step - self.results.discarded_steps):
+                self._visit(position)
             if position.ends_cycle:
-                self._close_cycle(position)
+                self._take_snapshot(position)
             if position.ends_phase:
                 self._save(durable=True)
             elif time.monotonic() - self._saved_at >= self.work.save_every_seconds:
@@ -189,8 +210,11 @@ class Attempt:
         norm: Tensor | None = None
         if logged:
             norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        add_pull = add_folded_pull_gradient if self.folded else add_pull_gradient
-        add_pull(self.parameters, self.anchor, self.plan.pull)
+        pull = self.course.pull(position.step - self.results.discarded_steps)
+        if self.folded:
+            add_folded_pull_gradient(self.parameters, self.anchor, pull)
+        elif pull:
+            add_pull_gradient(self.parameters, self.anchor, pull)
         if self.plan.grad_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.plan.grad_clip_norm)
         away = distance(self.parameters, self.anchor) if logged else None  # of the w that the gradient belongs to
@@ -201,13 +225,22 @@ class Attempt:
         self.clock.spend(len(chosen), training=True)
         if norm is not None and away is not None:
             far = away.item()
-            self.reporter.metrics([self.meter.point(position, norm.item(), far, pull_loss(far, self.plan.pull))])
+            self.reporter.metrics([self.meter.point(position, norm.item(), far, pull_loss(far, pull))])
 
-    def _close_cycle(self, position: Position) -> None:
-        """The trough: snapshot, mean, BatchNorm, evaluation."""
+    def _visit(self, position: Position) -> None:
+        if not isinstance(self.method, Ema):  # whose every step is a visit: there the snapshots are looked through
+            self.meter.check()
+            self._check_finite(position)
+        self.average.visit(self.model, position.cycle)
+
+    def _take_snapshot(self, position: Position) -> None:
+        """The snapshot, what the average decides by it, and w̄ so far: BatchNorm, evaluation."""
         self.meter.check()
         self._check_finite(position)
         n = position.cycle
+        if n == 1 and self._should_back_off():
+            self._back_off(position)
+            return
         found = self.setting.predict(self.model)
         total = self.results.probabilities
         self.results.probabilities = found.probabilities.double() + (0 if total is None else total)
@@ -217,29 +250,57 @@ class Attempt:
         self.setting.writer.write(path, self.model.state_dict(), snapshots=1, n=n)
         self.reporter.snapshot(n, self.step, str(path), snapshot)
 
-        self.mean.update(self.model)
+        self.average.judge(self.setting.judge)
         self._refresh_anchor()
-        averaged = self._evaluate_mean()
+        averaged = self._evaluate(self.average.so_far)
         self.results.averaged.append(averaged.model_dump())
         self.reporter.averaged(n, averaged)
         self.model.train()
         self.meter.pause()
 
+    def _should_back_off(self) -> bool:
+        """Whether the first snapshot knows less than half of what the start knew of its training images beyond chance."""
+        start = self.results.start_train_accuracy
+        if not self.method.back_off or start is None or self.results.backed_off >= MAX_BACK_OFFS:
+            return False
+        chance = 1 / len(set(self.val.labels.tolist()))
+        self.results.trough_train_accuracy = self.setting.train_score(self.model).accuracy
+        return start > chance and self.results.trough_train_accuracy < chance + (start - chance) / 2
+
+    def _back_off(self, position: Position) -> None:
+        """The high rate was too high for this start: again from w_0, with a third of it."""
+        results = self.results
+        self.reporter.log(
+            "warning",
+            f"the first snapshot has an accuracy of {results.trough_train_accuracy:.1%} on its training images, the start had "
+            f"{results.start_train_accuracy:.1%}: the high rate is divided by {BACK_OFF:g} and the job starts again from the "
+            f"start (back-off {results.backed_off + 1} of {MAX_BACK_OFFS})",
+        )
+        results.backed_off += 1
+        results.discarded_steps, results.discarded_epochs = self.step, position.epoch
+        self.model.load_state_dict(self.setting.start())
+        self.optimizer = self._fresh_optimizer()
+        self._lay_course()
+        self.model.train()
+        self.meter.pause()
+
     def _finish(self) -> Outcome:
         self._beat("report", None)
-        weights, pytorch = self.setting.write_result(self.mean, self.plan.cycles)
-        prefix = self.work.prefix
+        mean, choice = self.average.finish(self.setting.judge, lambda message: self.reporter.log("info", message))
+        weights, pytorch = self.setting.write_result(mean, len(self.results.snapshots))
+        final = self._evaluate(mean) if choice else Score.model_validate(self.results.averaged[-1])
+        selected = self._guard(mean)
+        prefix, cycles, results = self.work.prefix, len(self.results.snapshots), self.results
         swag = flatness = None
         if self.work.swag:
-            snapshots = [self.setting.read(self._snapshot_path(n), prefix) for n in range(1, self.plan.cycles + 1)]
+            snapshots = [self.setting.read(self._snapshot_path(n), prefix) for n in range(1, cycles + 1)]
             swag = attempted(self.reporter, "SWAG", lambda: bayesian_score(self.setting, snapshots, self.work.swag))
         if self.trajectory is not None:
-            last = self.setting.read(self._snapshot_path(self.plan.cycles), prefix)
+            last = self.setting.read(self._snapshot_path(cycles), prefix)
             averaged, epochs = self.setting.read(weights, prefix), self.trajectory.epochs
             flatness = attempted(
                 self.reporter, "the flatness", lambda: measure_flatness(self.setting, last, averaged, epochs)
             )
-        results, cycles = self.results, self.plan.cycles
         assert results.probabilities is not None
         assert results.averaged_losses is not None
         assert results.start_losses is not None
@@ -247,32 +308,94 @@ class Attempt:
             start=Score.model_validate(results.start),
             start_recomputed=Score.model_validate(results.start_recomputed),
             last=Score.model_validate(results.snapshots[-1]),
-            averaged=Score.model_validate(results.averaged[-1]),
+            averaged=final,
             ensemble=score(results.probabilities / cycles, self.val.labels),
             swag=swag,
+            control=attempted(self.reporter, "the control", self._control) if self.method.control else None,
         )
         curve = [
             CurvePoint(n=n, accuracy=point["accuracy"], loss=point["loss"])
             for n, point in enumerate(results.averaged, start=1)
         ]
         judged = verdict(results.averaged_losses, results.start_losses)
-        return Outcome(weights, pytorch, metrics, curve, judged, flatness)
+        return Outcome(
+            weights, pytorch, metrics, curve, judged, self.setting.held_out, flatness, choice=choice, selected=selected
+        )
+
+    def _control(self) -> Score:
+        """The cosine fine-tune of equal length from the same start, with what BatchNorm tracks, on the same images."""
+        scratch = self.work.scratch / "control"
+        scratch.mkdir(exist_ok=True)
+        rate = number(self.method.control_lr)
+        plain = Plain(type="none", epochs=self.method.total_epochs, lr=rate, final_lr=0.0, back_off=False)
+        work = replace(
+            self.work,
+            method=plain.model_dump(mode="json") | {"control_lr": rate},
+            recipe=self.work.recipe | {"batch_norm": "track"},
+            scratch=scratch,
+            resume=resume.latest(scratch),
+            flatness=False,
+            swag=0,
+        )
+        return Attempt(work, Aside(self.reporter, self.clock), self.setting).run().metrics.averaged
+
+    def _guard(self, mean: Mean) -> Selected:
+        """The start instead of w̄, where the method is guarded and w̄ is worse on the images set aside for choosing."""
+        if not self.method.guard:
+            return "averaged"
+        assert self.setting.choose is not None
+        self.probe.load_state_dict(self.setting.start())
+        start = self.setting.predict(self.probe, self.setting.choose).losses.mean().item()
+        averaged = self.setting.judge(mean)
+        if averaged <= start:
+            return "averaged"
+        self.reporter.log(
+            "warning",
+            f"guard: the averaged weights' loss is {averaged:.5f} on the images set aside for choosing and the start's is "
+            f"{start:.5f}: the weights to download are the start's",
+        )
+        self.setting.write_files(self.setting.start(), 0)
+        return "start"
 
     # What the method is made of.
 
+    def _here(self) -> Position:
+        results = self.results
+        position = self.course.at(self.step - results.discarded_steps)
+        return later(position, results.discarded_steps, results.discarded_epochs)
+
     def _evaluate_start(self) -> None:
         start, recomputed, self.results.start_losses = self.setting.start_scores()
+        gated = isinstance(self.method, AutoMethod)
+        if gated or self.method.back_off:
+            known = self.setting.train_score(self.model)
+            self.results.start_train_accuracy = known.accuracy
+            if isinstance(self.method, AutoMethod):
+                self._gate(self.method, known)
         self.results.start, self.results.start_recomputed = start.model_dump(), recomputed.model_dump()
         warning = self.setting.near_chance(start)
         if warning is not None:
             self.reporter.log("warning", warning)
+
+    def _gate(self, method: AutoMethod, known: Score) -> None:
+        """Whether the start has memorised its training images; said in the log, and kept."""
+        held_out = self.setting.predict(self.model, self.setting.choose).losses.mean().item()
+        self.results.memorised = known.loss < method.memorised.ratio * held_out
+        self._lay_course()
+        rate = self.course.at(0).lr
+        verb = "has memorised" if self.results.memorised else "has not memorised"
+        self.reporter.log(
+            "info",
+            f"auto: the start's loss is {known.loss:.4f} on training images and {held_out:.4f} on held-out ones: it {verb} "
+            f"them, and the high rate is {rate:g}",
+        )
 
     def _follow(self, position: Position) -> None:
         """The distance from the start and the size of the steps, where the job asked for them."""
         if self.trajectory is None:
             return
         self.trajectory.update(dict(self.model.named_parameters()))
-        if position.step_in_epoch + 1 == self.schedule.steps_per_epoch:
+        if position.step_in_epoch + 1 == self.per_epoch:
             self.trajectory.end_epoch()
 
     def _check_finite(self, position: Position) -> None:
@@ -286,8 +409,8 @@ class Attempt:
             "before are kept"
         )
 
-    def _evaluate_mean(self) -> Score:
-        self.mean.copy_to(self.probe)
+    def _evaluate(self, mean: Mean) -> Score:
+        mean.copy_to(self.probe)
         self.setting.settle(self.probe)
         found = self.setting.predict(self.probe)
         self.results.averaged_losses = found.losses
@@ -300,7 +423,7 @@ class Attempt:
         return self._shuffled
 
     def _refresh_anchor(self) -> None:
-        mean = self.mean.mean(torch.float32)
+        mean = self.average.so_far.mean(torch.float32)
         for anchor, name in zip(self.anchor, self.names, strict=True):
             anchor.copy_(mean[name])
 
@@ -313,7 +436,7 @@ class Attempt:
             step=self.step,
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
-            mean=self.mean.state_dict(),
+            average=self.average.state_dict(),
             meter=self.meter.state_dict(),
             results=self.results,
             run=run_digest(self.work),

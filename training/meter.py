@@ -137,3 +137,32 @@ class Clock:
             learning_rate=position.lr if position else None,
             loss=meter.loss if meter else None,
         )
+
+
+class Aside:
+    """The reporter of a training that runs after the job's own, the control: it goes on with the job's progress, and its
+    snapshots, metrics and states are nobody's but its own."""
+
+    def __init__(self, reporter: Reporter, clock: Clock) -> None:
+        self._reporter, self._total = reporter, clock.total_steps
+        self._before, self._cycles = min(1.0, clock.done / clock.total), clock.cycles
+
+    def heartbeat(self, progress: Progress) -> str | None:
+        whole = {
+            "step": self._total - progress.total_steps + progress.step,
+            "total_steps": self._total,
+            "fraction": round(self._before + (1 - self._before) * progress.fraction, 4),
+            "cycle": self._cycles,
+            "cycles": self._cycles,
+        }
+        return self._reporter.heartbeat(progress.model_copy(update=whole))
+
+    def saved(self, path: str, step: int, durable: bool) -> None:  # noqa: ARG002
+        self._reporter.saved(
+            path, step, False
+        )  # on this host only: elsewhere the control begins again, to the same bits
+
+    def metrics(self, points: list[MetricsPoint]) -> None: ...
+    def log(self, level: str, message: str) -> None: ...
+    def snapshot(self, n: int, step: int, path: str, score: Score) -> None: ...
+    def averaged(self, n: int, score: Score) -> None: ...

@@ -31,5 +31,5 @@ def make_optimizer(model: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if plan.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=plan.high_lr, momentum=plan.momentum, nesterov=plan.nesterov, fused=True)
-    return torch.optim.AdamW(groups, lr=plan.high_lr, betas=plan.betas, fused=True)
+        return torch.optim.SGD(groups, lr=1.0, momentum=plan.momentum, nesterov=plan.nesterov, fused=True)
+    return torch.optim.AdamW(groups, lr=1.0, betas=plan.betas, fused=True)

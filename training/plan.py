@@ -3,29 +3,19 @@ comes out."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from training.architectures import Network
 from wbar.catalog import ARCHITECTURES
-from wbar.jobs import Arms, CurvePoint, Flatness, Verdict
-from wbar.method import METHODS, Method, Soup
-from wbar.recipe import Augment, Normalization, Recipe
+from wbar.jobs import Arms, Choice, CurvePoint, Flatness, HeldOut, Selected, Verdict
+from wbar.method import METHODS, Soup, Training
+from wbar.recipe import Augment, BatchNorm, Normalization, Recipe
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A job's numbers. Built from resolved models only: a remaining `auto` is a ValueError.
+    """A recipe's numbers. Built from a resolved recipe only: a remaining `auto` is a ValueError."""
 
-    A soup trains nothing: its cycles, epochs and rates are 0.
-    """
-
-    cycles: int
-    high_lr: float
-    low_lr: float
-    high_epochs: int
-    low_epochs: int
-    pull: float
-    include_start: bool
     optimizer: str
     momentum: float
     nesterov: bool
@@ -39,30 +29,23 @@ class Plan:
     bfloat16: bool
     label_smoothing: float
     grad_clip_norm: float | None
+    batch_norm: BatchNorm
     seed: int
 
     @classmethod
-    def of(cls, method: Method | Soup, recipe: Recipe, seed: int) -> "Plan":
+    def of(cls, recipe: Recipe, seed: int) -> "Plan":
         optimizer = recipe.optimizer
-        high: float | Literal["auto"] = 0.0
-        low, pull, phases = high, high, (0, 0, 0)
-        if isinstance(method, Method):
-            high, low, pull = method.high.lr, method.low.lr, method.pull
-            phases = (method.cycles, method.high.epochs, method.low.epochs)
-        if high == "auto" or low == "auto" or pull == "auto" or optimizer.weight_decay == "auto":
-            raise ValueError("the method or the optimizer is not resolved: an `auto` is left")
+        if optimizer.weight_decay == "auto" or optimizer.name == "auto":
+            raise ValueError("the optimizer is not resolved: an `auto` is left")
         if recipe.batch_size == "auto" or not isinstance(recipe.image_size, tuple):
             raise ValueError("the recipe is not resolved: batch_size or image_size is `auto`")
-        if not isinstance(recipe.normalize, Normalization) or "auto" in (recipe.augment, recipe.precision):
-            raise ValueError("the recipe is not resolved: normalize, augment or precision is `auto`")
+        if not isinstance(recipe.normalize, Normalization) or "auto" in (
+            recipe.augment,
+            recipe.precision,
+            recipe.batch_norm,
+        ):
+            raise ValueError("the recipe is not resolved: normalize, augment, precision or batch_norm is `auto`")
         return cls(
-            cycles=phases[0],
-            high_lr=high,
-            low_lr=low,
-            high_epochs=phases[1],
-            low_epochs=phases[2],
-            pull=pull,
-            include_start=isinstance(method, Method) and method.include_start,
             optimizer=optimizer.name,
             momentum=optimizer.momentum,
             nesterov=optimizer.nesterov and optimizer.momentum > 0,
@@ -76,6 +59,7 @@ class Plan:
             bfloat16=recipe.precision == "bfloat16",
             label_smoothing=recipe.label_smoothing,
             grad_clip_norm=recipe.grad_clip_norm,
+            batch_norm=recipe.batch_norm,
             seed=seed,
         )
 
@@ -114,7 +98,17 @@ class Work:
     ingredients: tuple[Ingredient, ...] = ()  # what a soup is made of
 
     def plan(self) -> Plan:
-        return Plan.of(METHODS.validate_python(self.method), Recipe.model_validate(self.recipe), self.seed)
+        return Plan.of(Recipe.model_validate(self.recipe), self.seed)
+
+    def chosen_method(self) -> Training | Soup:
+        return METHODS.validate_python(self.method)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether held-out images decide about the result: one half of them is then set aside for that, and every
+        reported number is from the other."""
+        method = self.chosen_method()
+        return getattr(method, "average", "uniform") != "uniform" or getattr(method, "guard", False)
 
     @property
     def reproducible(self) -> bool:
@@ -130,5 +124,8 @@ class Outcome:
     metrics: Arms
     curve: list[CurvePoint]
     verdict: Verdict
+    held_out: HeldOut
     flatness: Flatness | None = None
     chosen: list[str] | None = None  # a soup's ingredients, in the order they came in
+    choice: Choice | None = None  # what greedy or window kept
+    selected: Selected = "averaged"  # what the weights' file holds

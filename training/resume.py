@@ -26,6 +26,12 @@ class Results:
     probabilities: Tensor | None = None  # (held-out images, classes) float64, the sum over the snapshots
     snapshots: list[dict[str, float]] = field(default_factory=list)
     averaged: list[dict[str, float]] = field(default_factory=list)
+    start_train_accuracy: float | None = None  # on training images as they are; what a back-off compares with
+    trough_train_accuracy: float | None = None
+    memorised: bool = False  # what `auto` found of the start
+    backed_off: int = 0
+    discarded_steps: int = 0  # taken before the latest back-off
+    discarded_epochs: int = 0
 
 
 @dataclass
@@ -35,7 +41,7 @@ class State:
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
-    mean: dict[str, Any]
+    average: dict[str, Any]
     meter: dict[str, Any]
     results: Results
     run: str

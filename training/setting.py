@@ -7,19 +7,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from averaging import RunningMean, has_batch_norm, recompute_batch_norm
+from averaging import has_batch_norm, recompute_batch_norm
 from training import architectures
 from training.augment import Preparer
+from training.averages import Mean
 from training.datasets import Packed, Split, load_split
 from training.draws import key, permutation
 from training.evaluate import Outputs, even_slices, forward_batch, predict, score
 from training.plan import Work
 from training.weights import WeightsWriter, output_names, read_tensors
 from wbar.errors import Diverged
-from wbar.jobs import Score, StepPhase
+from wbar.jobs import HeldOut, Score, StepPhase
 
 BATCH_NORM_IMAGES = 2048
+JUDGED_BATCH_NORM_IMAGES = 1024  # for each of the candidates of a choice: half the cost, and 512 were seen to do
 
+Images = tuple[Split, Split, Split | None]  # to train on, to report on, and to choose on where something is chosen
 Tick = Callable[[StepPhase, int], None]  # so many more images have been through the network, in this phase
 
 
@@ -27,37 +30,68 @@ class Setting:
     """One job's network and images on its device.
 
     model: holds w, the start's at first. probe: a second network, which holds whatever is recomputed and evaluated.
-    tick: told after every batch; may raise to end the attempt.
+    tick: told after every batch; may raise to end the attempt. images: another setting of the same job, whose images serve.
     """
 
-    def __init__(self, work: Work, tick: Tick) -> None:
+    def __init__(self, work: Work, tick: Tick, images: "Setting | None" = None) -> None:
         self.work, self.plan, self.tick = work, work.plan(), tick
         self.where = "for the start"  # what is being evaluated, for error messages
         self.device = torch.device(work.device)
         packed = Packed.read(work.dataset)
         order = [work.classes.index(name) for name in packed.classes] if work.classes else None
-        self.train = load_split(work.dataset, "train", self.plan.image_size, order)
-        self.val = load_split(work.dataset, "val", self.plan.image_size, order)
+        self.images: Images = images.images if images else self._load_images(order)
+        self.train, self.val, self.choose = self.images
         classes = output_names(work.classes or packed.classes, work.network.num_classes)
         self.prepare = Preparer(self.plan.mean, self.plan.std, self.plan.augment, self.plan.seed, self.device)
-        if self.device.type == "cuda" and self.train.images.numel() < torch.cuda.mem_get_info()[0] // 4:
-            # Otherwise the images stay on the host and are sent a batch at a time; the bits are the same.
-            self.train = Split(self.train.images.to(self.device), self.train.labels)
         self.writer = WeightsWriter(work, classes)
         start, _ = architectures.load(work.network, self.writer.start())
         self.model = start.to(self.device).to(memory_format=torch.channels_last)
         self.probe = copy.deepcopy(self.model)
 
+    def _load_images(self, order: list[int] | None) -> Images:
+        """What to train on, to report on, and to choose on where something is chosen."""
+        train = load_split(self.work.dataset, "train", self.plan.image_size, order)
+        val = load_split(self.work.dataset, "val", self.plan.image_size, order)
+        if self.device.type == "cuda" and train.images.numel() < torch.cuda.mem_get_info()[0] // 4:
+            # Otherwise the images stay on the host and are sent a batch at a time; the bits are the same.
+            train = Split(train.images.to(self.device), train.labels)
+        report, choose = self._set_aside(val) if self.work.chooses else (val, None)
+        return train, report, choose
+
+    def _set_aside(self, held_out: Split) -> tuple[Split, Split]:
+        """The half to report on and the half to choose on, drawn with the job's seed."""
+        half = len(held_out) // 2
+        if half == 0:
+            raise Diverged("a method that chooses by held-out images needs two of them or more")
+        order = permutation(len(held_out), self.plan.seed, "held-out")
+        report, choose = order[half:].sort().values, order[:half].sort().values
+        return (
+            Split(held_out.images[report], held_out.labels[report]),
+            Split(held_out.images[choose], held_out.labels[choose]),
+        )
+
+    @property
+    def held_out(self) -> HeldOut:
+        return HeldOut(choose=len(self.choose) if self.choose else 0, report=len(self.val))
+
     @property
     def recomputed_images(self) -> int:
-        """Images of one BatchNorm recompute; 0 for a network without BatchNorm."""
-        return min(BATCH_NORM_IMAGES, len(self.train)) if has_batch_norm(self.model) else 0
+        """Images of one BatchNorm recompute; 0 where nothing is recomputed."""
+        return min(BATCH_NORM_IMAGES, len(self.train)) if self.recomputes and has_batch_norm(self.model) else 0
+
+    @property
+    def recomputes(self) -> bool:
+        """Else the means' statistics are the means of what was tracked (`track`), or the start's (`frozen`)."""
+        return self.plan.batch_norm in ("recompute", "consistent")
 
     def recompute(self, model: nn.Module, most: int = BATCH_NORM_IMAGES) -> None:
         """BatchNorm statistics over the same augmented training images for every arm: they depend on the seed alone.
 
         Raises Diverged if they cannot be computed.
         """
+
+        if not self.recomputes:
+            return
 
         def forward(module: nn.Module, chunk: tuple[int, Tensor]) -> None:
             index, chosen = chunk
@@ -71,7 +105,12 @@ class Setting:
         drawn = permutation(len(self.train), self.plan.seed, "batchnorm")[:most]
         slices = even_slices(len(drawn), forward_batch(self.plan.image_size))
         try:
-            recompute_batch_norm(model, [(index, drawn[part]) for index, part in enumerate(slices)], forward)
+            recompute_batch_norm(
+                model,
+                [(index, drawn[part]) for index, part in enumerate(slices)],
+                forward,
+                consistent=self.plan.batch_norm == "consistent",
+            )
         except ValueError as error:
             raise Diverged(f"BatchNorm statistics could not be computed {self.where}: {error}") from error
 
@@ -105,11 +144,22 @@ class Setting:
         """The start as it came, with recomputed statistics, and its losses as it came. `model` must hold it."""
         found = self.predict(self.model, split)
         plain = recomputed = self.score(found, split)
-        if has_batch_norm(self.probe):
+        if self.recomputed_images:
             self.probe.load_state_dict(self.model.state_dict())
             self.recompute(self.probe)
             recomputed = self.score(self.predict(self.probe, split), split)
         return plain, recomputed, found.losses
+
+    def start(self) -> dict[str, Tensor]:
+        """The start's tensors, as a whole state dict of the network."""
+        return self.read(self.work.checkpoint, self.work.prefix)
+
+    def train_score(self, model: nn.Module) -> Score:
+        """On the training images that BatchNorm is recomputed from, without augmentation, in eval mode."""
+        drawn = permutation(len(self.train), self.plan.seed, "batchnorm")[:BATCH_NORM_IMAGES]
+        images = self.train.images[drawn.to(self.train.images.device)]
+        split = Split(images, self.train.labels[drawn])
+        return self.score(self.predict(model, split), split)
 
     def read(self, path: Path, prefix: str) -> dict[str, Tensor]:
         """A file's tensors as a whole state dict of the network, in its own dtypes, on its device.
@@ -120,13 +170,24 @@ class Setting:
         model, _ = architectures.load(self.work.network, tensors)
         return {name: tensor.to(self.device) for name, tensor in model.state_dict().items()}
 
-    def write_result(self, mean: RunningMean, snapshots: int) -> tuple[Path, Path]:
+    def judge(self, mean: Mean) -> float:
+        """The loss of a mean on the images set aside for choosing, BatchNorm recomputed for it."""
+        mean.copy_to(self.probe)
+        self.as_uploaded(self.probe)
+        self.recompute(self.probe, JUDGED_BATCH_NORM_IMAGES)
+        self.as_uploaded(self.probe)
+        return self.predict(self.probe, self.choose).losses.mean().item()
+
+    def write_result(self, mean: Mean, snapshots: int) -> tuple[Path, Path]:
         """w̄ into the probe, BatchNorm recomputed, and both files that the job gives back: safetensors and PyTorch's."""
         mean.copy_to(self.probe)
         self.as_uploaded(self.probe)
         self.recompute(self.probe)
+        return self.write_files(self.probe.state_dict(), snapshots)
+
+    def write_files(self, tensors: dict[str, Tensor], snapshots: int) -> tuple[Path, Path]:
         weights = self.work.scratch / "averaged.safetensors"
-        self.writer.write(weights, self.probe.state_dict(), snapshots=snapshots)
+        self.writer.write(weights, tensors, snapshots=snapshots)
         pytorch = weights.with_suffix(".pth")
         torch.save(read_tensors(weights), pytorch)
         return weights, pytorch

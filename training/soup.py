@@ -15,14 +15,12 @@ from torch import Tensor
 from averaging import RunningMean
 from training.analysis import attempted, flatness_images, measure_flatness
 from training.datasets import Split
-from training.draws import permutation
 from training.evaluate import Outputs, score, verdict
 from training.meter import Reporter, Stopped
 from training.plan import Ingredient, Outcome, Work
 from training.setting import Setting, make_deterministic
-from wbar.errors import Diverged
 from wbar.jobs import Arms, CurvePoint, Progress, Score, StepPhase
-from wbar.method import METHODS, Soup
+from wbar.method import Soup
 
 
 @dataclass
@@ -39,19 +37,15 @@ class Pot:
     """The pieces of one soup, and the few methods that stir it."""
 
     def __init__(self, work: Work, reporter: Reporter) -> None:
-        method = METHODS.validate_python(work.method)
+        method = work.chosen_method()
         assert isinstance(method, Soup)
         make_deterministic(work, work.threads)
         self.work, self.reporter, self.method = work, reporter, method
         self._images = 0
         self.setting = Setting(work, self._tick)
-        val, half = self.setting.val, len(self.setting.val) // 2
-        order = permutation(len(val), work.seed, "soup")
-        greedy = method.average == "greedy"
-        self.report = _part(val, order[half:].sort().values) if greedy else val
-        self.choose = _part(val, order[:half].sort().values) if greedy else val
+        self.report, self.choose = self.setting.val, self.setting.choose or self.setting.val
         recompute = self.setting.recomputed_images
-        per_point = recompute + len(val)
+        per_point = recompute + len(self.report) + len(self.choose)
         self._total = (2 + 2 * len(work.ingredients)) * per_point + recompute
         self._total += flatness_images(self.setting) if work.flatness else 0
 
@@ -81,7 +75,16 @@ class Pot:
                 self.reporter, "the flatness", lambda: measure_flatness(self.setting, last, averaged_weights, [])
             )
         names = [one.ingredient.id for one in chosen]
-        return Outcome(path, pytorch, metrics, curve, verdict(averaged.losses, start_losses), flatness, names)
+        return Outcome(
+            path,
+            pytorch,
+            metrics,
+            curve,
+            verdict(averaged.losses, start_losses),
+            self.setting.held_out,
+            flatness,
+            names,
+        )
 
     def _uniform(self, found: list[_Found]) -> tuple[RunningMean, list[_Found], list[CurvePoint]]:
         mean, curve = self._empty(), []
@@ -141,9 +144,3 @@ class Pot:
         reason = self.reporter.heartbeat(progress)
         if reason is not None:
             raise Stopped(reason)
-
-
-def _part(split: Split, chosen: Tensor) -> Split:
-    if len(chosen) == 0:
-        raise Diverged("a greedy soup needs two held-out images or more: one half to choose on, the other to report")
-    return Split(split.images[chosen], split.labels[chosen])

@@ -5,13 +5,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from wbar.checkpoints import Fault
-from wbar.method import AnyMethod, Method
+from wbar.method import AnyMethod, CyclicSwa
 from wbar.recipe import Recipe
 from wbar.states import JobStatus
 
 StepPhase = Literal["loading", "high", "low", "batchnorm", "evaluate", "report"]
 EventType = Literal["status", "progress", "metrics", "snapshot", "log"]
 Verdict = Literal["better", "same", "worse"]
+Selected = Literal["averaged", "start"]
 Label = Annotated[str, Field(max_length=512)]
 
 
@@ -53,7 +54,7 @@ class JobRequest(BaseModel):
     metadata: dict[Annotated[str, Field(min_length=1, max_length=64)], Label] = Field(
         default_factory=dict, max_length=16
     )
-    method: AnyMethod = Field(default_factory=Method)
+    method: AnyMethod = Field(default_factory=CyclicSwa)
     recipe: Recipe = Field(default_factory=Recipe)
     seed: int = Field(0, ge=0, lt=2**31)
     classes: list[str] | None = Field(
@@ -121,6 +122,7 @@ class Arms(BaseModel):
     averaged: Score
     ensemble: Score
     swag: Score | None = Field(None, description="The Bayesian average, where the job asked for it.")
+    control: Score | None = Field(None, description="The cosine fine-tune of equal length, where the job asked for it.")
 
 
 class EpochPoint(BaseModel):
@@ -185,6 +187,30 @@ class Flatness(BaseModel):
     plane: Plane | None = Field(None, description="Null where the three points lie on a line.")
 
 
+class HeldOut(BaseModel):
+    """How the held-out images were used: the numbers of the report are never from those that something was chosen by."""
+
+    choose: int = Field(description="Images set aside for choosing; 0 where nothing was chosen by them.")
+    report: int = Field(description="Images that every number of the result is from.")
+
+
+class Candidate(BaseModel):
+    """The mean of the segments first to last (from 1), and its loss on the images set aside for choosing."""
+
+    first: int
+    last: int
+    loss: float
+
+
+class Choice(BaseModel):
+    """What `greedy` or `window` kept: numbers of snapshots or segments, `of` so many."""
+
+    kept: list[int]
+    of: int
+    loss: float = Field(description="Of the mean that was kept, on the images set aside for choosing.")
+    candidates: list[Candidate] | None = None
+
+
 class Result(BaseModel):
     weights: WeightsFile
     metrics: Arms
@@ -192,6 +218,11 @@ class Result(BaseModel):
     verdict: Verdict
     flatness: Flatness | None = Field(None, description="Where the job asked for it.")
     chosen: list[str] | None = Field(None, description="The checkpoints that a soup took in, in the order they came.")
+    choice: Choice | None = Field(None, description="What `greedy` or `window` kept.")
+    selected: Selected = Field(
+        "averaged", description="What `/weights` answers with: `start` only where `guard` chose it."
+    )
+    held_out: HeldOut | None = None
 
 
 class Estimate(BaseModel):

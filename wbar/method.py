@@ -1,52 +1,288 @@
-"""How to get to an average: n cycles of a high and a low phase, the pull toward w̄, the running mean of the troughs; or the
-mean of checkpoints that are there already (a soup)."""
+"""How to get to an average: how to walk (rates, phases, snapshots), the pull toward w̄, and what the mean is made of.
 
-from typing import Annotated, Any, Literal
+auto         hold a high rate, let it fall, return the stretch of the way whose mean is best on held-out images
+cyclic_swa   n cycles of a high and a low phase, the mean of the troughs
+swa          a constant rate after annealing, the mean of a snapshot per epoch   (Izmailov et al. 2018)
+ema          the exponential mean of every step                                   (Polyak & Juditsky 1992)
+lawa         the mean of the last L snapshots                                     (Kaddour 2022)
+none         a plain fine-tune, nothing averaged
+soup         the mean of checkpoints that are there already                       (Wortsman et al. 2022)
+"""
+
+from abc import abstractmethod
+from math import ceil
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
 
 Auto = Literal["auto"]
 Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+Strength = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Epochs = Annotated[int, Field(ge=1, le=10000)]
+Shape = Literal["constant", "linear", "cosine", "exponential", "step", "sawtooth"]
+Average = Literal["uniform", "greedy", "window"]
 MAX_CYCLES = 1000
+PUBLISHED = 6  # snapshots of a method that averages steps
 
 
-class Phase(BaseModel):
-    """One phase of a cycle at one constant learning rate."""
-
+class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    lr: Auto | Rate = Field("auto", description="Learning rate of the phase. `auto`: see `Method`.")
+
+class Phase(_Model):
+    """One phase of a cycle: its rate and its length."""
+
+    lr: Auto | Rate = Field("auto", description="Learning rate of the phase, taken as given. `auto`: see the method.")
+    base_lr: Rate | None = Field(
+        None,
+        description="Instead of `lr`: the rate for a batch of 256, scaled linearly: lr = base_lr × batch / 256 (Goyal et al. "
+        "2017). Shown resolved, as `lr`.",
+    )
     epochs: int = Field(1, ge=1, le=1000, description="Passes over the training images in this phase.")
 
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        _check_rate(self.lr, self.base_lr)
+        return self
 
-class Method(BaseModel):
+
+class Slope(_Model):
+    """How a rate η starts and falls. u runs from 0 to 1 over the steps after the warm-up."""
+
+    shape: Shape = Field(
+        "constant",
+        description="`constant`; `linear` and `cosine` down to the low rate; `exponential` η·gamma^epoch; `step` ÷ 10 at each "
+        "milestone; `sawtooth` from η to η/100 within each epoch.",
+    )
+    gamma: float = Field(0.98, gt=0, le=1, description="Of `exponential`, per epoch.")
+    milestones: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default=[0.5, 0.75], max_length=32, description="Of `step`, as fractions of the phase."
+    )
+    warmup_epochs: float = Field(0, ge=0, le=1000, description="Length of the warm-up; may be a fraction of an epoch.")
+    warmup: Literal["gradual", "constant"] = Field(
+        "gradual",
+        description="`gradual`: at step i of m, iη/m (into a high phase: from the low rate up). `constant`: η/10 (into a high "
+        "phase: the low rate).",
+    )
+
+
+class HighPhase(Phase, Slope):
+    """The phase that leaves the basin's floor."""
+
+
+class _Trained(_Model):
+    """What every method that trains can be asked for."""
+
+    pull: Auto | Strength = Field(0.0, description="λ of λ‖w̄ − w‖², with w̄ held constant: its gradient is 2λ(w − w̄).")
+    pull_in: Literal["all", "low", "late"] = Field(
+        "all",
+        description="When it pulls: always, in low phases only (while the rate is low or falls), or in the second half.",
+    )
+    control: bool = Field(
+        False,
+        description="One more arm, `result.metrics.control`: a cosine fine-tune from the same start with the same number of "
+        "epochs. Doubles the training.",
+    )
+    control_lr: Auto | Rate = Field("auto", description="Its peak rate. `auto`: the architecture's customary one.")
+    guard: bool = Field(
+        False,
+        description="If w̄ is worse than the start on held-out images set aside for this choice, `/weights` answers with the "
+        "start, and `result.selected` says so.",
+    )
+    back_off: bool = Field(
+        True,
+        description="If the first snapshot lost more than half of what the start knows of its training images, start again at "
+        "a third of the high rate; at most twice, each time said in the log.",
+    )
+
+    @property
+    @abstractmethod
+    def total_epochs(self) -> int:
+        """How often it goes over the training images, without control and back-offs."""
+
+    @abstractmethod
+    def snapshots(self, steps_per_epoch: int) -> int:
+        """How many snapshots it keeps."""
+
+
+class CyclicSwa(_Trained):
     """Cyclic stochastic weight averaging (Izmailov et al. 2018) with a proximal pull toward the running mean.
 
     `auto` is static: high.lr = 0.5 × the architecture's customary peak rate × batch_size / 128, low.lr = high.lr / 10,
     pull = 5e-4.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     type: Literal["cyclic_swa"] = "cyclic_swa"
     cycles: int = Field(6, ge=1, le=MAX_CYCLES, description="n, the number of snapshots that enter the mean.")
-    high: Phase = Field(default_factory=Phase, description="Leaves the basin's floor.")
+    high: HighPhase = Field(default_factory=HighPhase, description="Leaves the basin's floor.")
     low: Phase = Field(default_factory=Phase, description="Settles again; the snapshot is taken at its end.")
-    pull: Auto | Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = Field(
+    pull: Auto | Strength = Field(
         "auto", description="λ of λ‖w̄ − w‖², with w̄ held constant: its gradient is 2λ(w − w̄)."
     )
     include_start: bool = Field(False, description="Whether the start w_0 counts as one more point of the mean.")
-    average: Literal["uniform"] = "uniform"
+    average: Average = Field(
+        "uniform",
+        description="`uniform`: all snapshots. `greedy`: a snapshot enters only if the mean's held-out loss does not rise. "
+        "`window`: the stretch of the way whose mean has the lowest held-out loss. The last two choose on one half of the "
+        "held-out images and report on the other.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_warmup(self.high.warmup_epochs, self.high.epochs, "high.epochs")
+        if self.include_start and self.average != "uniform":
+            raise ValueError("include_start goes with average uniform: greedy and window choose among the snapshots")
+        return self
+
+    @property
+    def total_epochs(self) -> int:
+        return self.cycles * (self.high.epochs + self.low.epochs)
+
+    def snapshots(self, steps_per_epoch: int) -> int:  # noqa: ARG002
+        return self.cycles
 
 
-class Soup(BaseModel):
+class _Straight(_Trained):
+    """One pass of `epochs` epochs instead of cycles."""
+
+    epochs: Epochs = Field(12, description="Passes over the training images.")
+    lr: Auto | Rate = Field("auto", description="The highest rate, taken as given.")
+    base_lr: Rate | None = Field(
+        None, description="Instead of `lr`: lr = base_lr × batch / 256. Shown resolved, as `lr`."
+    )
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        _check_rate(self.lr, self.base_lr)
+        return self
+
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs
+
+    def snapshots(self, steps_per_epoch: int) -> int:
+        return len(self.marks(steps_per_epoch))
+
+    def marks(self, steps_per_epoch: int) -> tuple[int, ...]:
+        """The counts of steps after which a snapshot is taken, the last after all: here PUBLISHED, at ends of epochs."""
+        count = min(PUBLISHED, self.epochs)
+        return tuple(ceil(self.epochs * n / count) * steps_per_epoch for n in range(1, count + 1))
+
+
+class _Sloped(_Straight, Slope):
+    """A pass whose rate follows a slope."""
+
+    shape: Shape = Field("cosine", description="See `high.shape` of cyclic_swa; it falls to `final_lr`.")
+    final_lr: Auto | Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = Field(
+        "auto", description="Where `linear` and `cosine` end. `auto`: 0 for `none`, else lr / 10."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_warmup(self.warmup_epochs, self.epochs, "epochs")
+        return self
+
+
+class _Spaced(_Straight):
+    """A pass with a snapshot every so often."""
+
+    snapshot_epochs: Annotated[float, Field(gt=0, le=1000)] = Field(
+        1.0, description="A snapshot every so many epochs; may be a fraction."
+    )
+    snapshot_steps: int | None = Field(None, ge=1, description="Instead of `snapshot_epochs`: every so many steps.")
+
+    def marks(self, steps_per_epoch: int) -> tuple[int, ...]:
+        return self._marks_after(0, steps_per_epoch)
+
+    def _marks_after(self, begin: int, steps_per_epoch: int) -> tuple[int, ...]:
+        total = self.epochs * steps_per_epoch
+        every = float(self.snapshot_steps or self.snapshot_epochs * steps_per_epoch)
+        marks = {max(1, round(begin + every * n)) for n in range(1, ceil((total - begin) / every) + 1)}
+        return tuple(sorted({mark for mark in marks if mark < total} | {total}))
+
+
+class Swa(_Spaced):
+    """Stochastic weight averaging at a constant rate: annealing to it, then a snapshot per epoch (Izmailov et al. 2018).
+
+    `auto`: lr = 0.5 × the architecture's customary peak rate × batch_size / 128; anneal_from = that peak rate.
+    """
+
+    type: Literal["swa"]
+    anneal_epochs: float = Field(0, ge=0, le=1000, description="Epochs from `anneal_from` to `lr`, without snapshots.")
+    anneal_from: Auto | Rate = "auto"
+    anneal: Literal["cosine", "linear"] = "cosine"
+    average: Average = Field("uniform", description="See cyclic_swa.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_warmup(self.anneal_epochs, self.epochs, "epochs", "anneal_epochs")
+        return self
+
+    def marks(self, steps_per_epoch: int) -> tuple[int, ...]:
+        return self._marks_after(round(self.anneal_epochs * steps_per_epoch), steps_per_epoch)
+
+
+class Ema(_Sloped):
+    """The exponential mean of every step: w̄ ← d·w̄ + (1 − d)·w. `auto`: lr = 0.5 × the customary peak rate."""
+
+    type: Literal["ema"]
+    decay: float = Field(0.999, gt=0, lt=1, description="d, per step.")
+    decay_warmup: bool = Field(True, description="d at step t is at most (1 + t)/(10 + t).")
+
+
+class Lawa(_Spaced, _Sloped):
+    """The mean of the last L snapshots (latest weight averaging, Kaddour 2022). `auto`: lr = 0.5 × the customary peak."""
+
+    type: Literal["lawa"]
+    window: int = Field(6, ge=1, le=100, description="L; each costs one copy of the network.")
+
+
+class Plain(_Sloped):
+    """A plain fine-tune: nothing is averaged, the last weights are the result. `auto`: lr = the customary peak rate."""
+
+    type: Literal["none"]
+
+
+class Memorised(_Model):
+    """What `auto` does instead when the start has memorised its training images."""
+
+    ratio: float = Field(
+        0.25, ge=0, le=1, description="Memorised: the start's training loss is below this × held-out loss."
+    )
+    lr: Auto | Rate = Field("auto", description="`auto`: 2 × the architecture's customary peak rate.")
+    pull: Strength = Field(0.0, description="λ in the second half, while the rate falls.")
+
+
+class AutoMethod(_Straight):
+    """One default for every start: hold a high rate for half of the epochs, let it fall along a cosine to a tenth, visit
+    the weights every quarter of an epoch, and return the stretch of the way whose mean has the lowest loss on held-out
+    images set aside for that choice (`hold-decay, window`).
+
+    A start that has memorised its training images (its gradients are almost zero) is moved with a higher rate.
+    """
+
+    type: Literal["auto"]
+    hold: float = Field(0.5, ge=0, lt=1, description="The share of the steps at the high rate.")
+    low: float = Field(0.1, gt=0, le=1, description="Where the rate ends, as a share of the high rate.")
+    visit_epochs: float = Field(0.25, gt=0, le=1000, description="The weights enter a mean every so many epochs.")
+    segments: int = Field(
+        6, ge=2, le=24, description="The way is cut in so many parts; a candidate is the mean of consecutive ones."
+    )
+    memorised: Memorised = Field(default_factory=Memorised)
+    average: Literal["window"] = "window"
+
+    def marks(self, steps_per_epoch: int) -> tuple[int, ...]:
+        total = self.epochs * steps_per_epoch
+        segments = min(self.segments, total)
+        return tuple(total * n // segments for n in range(1, segments + 1))
+
+
+class Soup(_Model):
     """The mean of several checkpoints of one architecture (Wortsman et al. 2022), with BatchNorm recomputed for it.
 
     `greedy` orders them by their held-out loss and lets one in only if the mean's held-out loss does not rise. It chooses
     on one half of the held-out images, drawn with the job's seed; the report's numbers are from the other half.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["soup"]
     checkpoints: list[Annotated[str, Field(max_length=64)]] = Field(
@@ -60,7 +296,7 @@ class Soup(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Soup":
+    def _consistent(self) -> Self:
         if len(set(self.checkpoints)) != len(self.checkpoints):
             raise ValueError("a checkpoint is listed twice: give it a larger weight instead")
         if self.weights is not None and self.average != "uniform":
@@ -70,14 +306,37 @@ class Soup(BaseModel):
         return self
 
 
+def _check_rate(lr: float | str, base_lr: float | None) -> None:
+    if lr != "auto" and base_lr is not None:
+        raise ValueError(f"lr {lr} and base_lr {base_lr} are both given: one says the rate as it is, the other per 256")
+
+
+def _check_warmup(length: float, epochs: int, of: str, name: str = "warmup_epochs") -> None:
+    if length >= epochs and length > 0:
+        raise ValueError(f"{name} is {length:g} and {of} {epochs}: it must be shorter")
+
+
+Straight = Swa | Ema | Lawa | Plain | AutoMethod
+Training = CyclicSwa | Straight
+TYPES = ("cyclic_swa", "auto", "swa", "ema", "lawa", "none", "soup")
+
+
 def _type(value: Any) -> str:
     return str(value.get("type", "cyclic_swa") if isinstance(value, dict) else getattr(value, "type", "cyclic_swa"))
 
 
 AnyMethod = Annotated[
-    Annotated[Method, Tag("cyclic_swa")] | Annotated[Soup, Tag("soup")],
+    Annotated[CyclicSwa, Tag("cyclic_swa")]
+    | Annotated[AutoMethod, Tag("auto")]
+    | Annotated[Swa, Tag("swa")]
+    | Annotated[Ema, Tag("ema")]
+    | Annotated[Lawa, Tag("lawa")]
+    | Annotated[Plain, Tag("none")]
+    | Annotated[Soup, Tag("soup")],
     Discriminator(
-        _type, custom_error_type="method_type", custom_error_message="type must be cyclic_swa (the default) or soup"
+        _type,
+        custom_error_type="method_type",
+        custom_error_message=f"type must be one of {', '.join(TYPES)} (cyclic_swa where it is not given)",
     ),
 ]  # without a type it is cyclic_swa
-METHODS: TypeAdapter[Method | Soup] = TypeAdapter(AnyMethod)
+METHODS: TypeAdapter[Training | Soup] = TypeAdapter(AnyMethod)

@@ -8,6 +8,7 @@ from wbar.method import Auto
 
 Augment = Literal["auto", "none", "pad_crop", "pad_crop_flip"]
 Precision = Literal["auto", "float32", "bfloat16"]
+BatchNorm = Literal["auto", "recompute", "consistent", "frozen", "track"]
 OptimizerName = Literal["auto", "sgd", "adamw"]
 Pixels = Annotated[int, Field(ge=4, le=4096)]
 
@@ -69,4 +70,11 @@ class Recipe(BaseModel):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     grad_clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="Global norm to which gradients (with the pull's) are clipped."
+    )
+    batch_norm: BatchNorm = Field(
+        "auto",
+        description="Where w̄'s BatchNorm statistics come from. `recompute`: from training images, layer by layer in one pass. "
+        "`consistent`: the same, each layer from the statistics of those before it (several passes; for small batches). "
+        "`track`: the mean of what training tracked. `frozen`: the start's, which training leaves alone. `auto`: `recompute`, "
+        "and `track` for method `none`.",
     )

@@ -4,17 +4,24 @@ from wbar.catalog import ARCHITECTURES, BATCH, BUILTINS
 from wbar.checkpoints import NetworkArchitecture
 from wbar.datasets import Dataset, ImageShape
 from wbar.errors import ChannelsMismatch, ClassesMismatch, ImageSizeUnsupported
-from wbar.method import Method, Phase, Soup
-from wbar.recipe import Augment, Normalization, Optimizer, Recipe
+from wbar.method import AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
+from wbar.recipe import Augment, BatchNorm, Normalization, Optimizer, Recipe
 
 IMAGENET = Normalization(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 PULL = 5e-4
+BASE_BATCH = 256  # the batch that a base_lr belongs to
+PEAK_RATES = {"sgd": 0.05, "adamw": 1.25e-4}  # per 128 images, where it is not the architecture's own optimizer
 MIN_STEPS_PER_EPOCH = 20
 MIN_BATCH = 8
 
 
 def resolve_recipe(
-    recipe: Recipe, network: NetworkArchitecture, dataset: Dataset, statistics: Normalization, gpu: bool
+    recipe: Recipe,
+    network: NetworkArchitecture,
+    dataset: Dataset,
+    statistics: Normalization,
+    gpu: bool,
+    method: Training | Soup | None = None,
 ) -> Recipe:
     """The recipe with every `auto` replaced.
 
@@ -43,33 +50,58 @@ def resolve_recipe(
             "normalize": _normalization(recipe, statistics, network, dataset.image),
             "augment": resolve_augment(dataset.source) if recipe.augment == "auto" else recipe.augment,
             "precision": precision,
+            "batch_norm": _batch_norm(recipe, method),
         }
     )
 
 
-def resolve_method(method: Method | Soup, recipe: Recipe, network: NetworkArchitecture) -> Method | Soup:
+def resolve_method(method: Training | Soup, recipe: Recipe, network: NetworkArchitecture) -> Training | Soup:
     """The method with every `auto` replaced; `recipe` must be resolved already.
 
-    high.lr = 0.5 × the customary peak rate × batch / 128 (linear scaling, Goyal et al. 2017), low.lr = high.lr / 10.
+    Rates follow from the architecture's customary peak rate p × batch / 128 (linear scaling, Goyal et al. 2017):
+    cyclic_swa, swa, ema and lawa go at p / 2, `none`, the control and `auto` at p, `auto` from a memorised start at 2p.
     """
     if isinstance(method, Soup):
         return method
-    known = ARCHITECTURES[network.name]
-    assert recipe.batch_size != "auto"
-    peak = (
-        known.peak_lr
-        if recipe.optimizer.name == known.optimizer
-        else {"sgd": 0.05, "adamw": 1.25e-4}[recipe.optimizer.name]
-    )
-    high = 0.5 * peak * recipe.batch_size / BATCH if method.high.lr == "auto" else method.high.lr
-    low = high / 10 if method.low.lr == "auto" else method.low.lr
-    return method.model_copy(
-        update={
-            "high": Phase(lr=high, epochs=method.high.epochs),
-            "low": Phase(lr=low, epochs=method.low.epochs),
+    peak = _peak_rate(recipe, network)
+    batch = recipe.batch_size
+    assert batch != "auto"
+    update: dict[str, object] = {"control_lr": peak if method.control_lr == "auto" else method.control_lr}
+    if isinstance(method, CyclicSwa):
+        high = _rate(method.high, peak / 2, batch)
+        low = _rate(method.low, high / 10, batch)
+        update |= {
+            "high": method.high.model_copy(update={"lr": high, "base_lr": None}),
+            "low": method.low.model_copy(update={"lr": low, "base_lr": None}),
             "pull": PULL if method.pull == "auto" else method.pull,
         }
-    )
+        return method.model_copy(update=update)
+    gentle = isinstance(method, Swa | Ema | Lawa)
+    rate = _rate(method, peak / 2 if gentle else peak, batch)
+    update |= {"lr": rate, "base_lr": None, "pull": 0.0 if method.pull == "auto" else method.pull}
+    if isinstance(method, Swa):
+        update["anneal_from"] = peak if method.anneal_from == "auto" else method.anneal_from
+    elif isinstance(method, AutoMethod):
+        moved = method.memorised.lr if method.memorised.lr != "auto" else 2 * rate
+        update["memorised"] = method.memorised.model_copy(update={"lr": moved})
+    elif method.final_lr == "auto":
+        update["final_lr"] = rate / 10 if gentle else 0.0
+    return method.model_copy(update=update)
+
+
+def _peak_rate(recipe: Recipe, network: NetworkArchitecture) -> float:
+    known = ARCHITECTURES[network.name]
+    assert recipe.batch_size != "auto"
+    name = recipe.optimizer.name
+    assert name != "auto"
+    peak = known.peak_lr if name == known.optimizer else PEAK_RATES[name]
+    return peak * recipe.batch_size / BATCH
+
+
+def _rate(given: Phase | Straight, default: float, batch: int) -> float:
+    if given.base_lr is not None:
+        return given.base_lr * batch / BASE_BATCH
+    return default if given.lr == "auto" else given.lr
 
 
 def resolve_classes(classes: list[str] | None, network: NetworkArchitecture, dataset: Dataset) -> list[str] | None:
@@ -129,6 +161,12 @@ def resolve_augment(source: str | None) -> Augment:
     """Pad-crop-flip, without the flip for a built-in set whose classes a mirror would change."""
     builtin = BUILTINS.get((source or "").removeprefix("builtin:"))
     return "pad_crop" if builtin is not None and not builtin.flip else "pad_crop_flip"
+
+
+def _batch_norm(recipe: Recipe, method: Training | Soup | None) -> BatchNorm:
+    if recipe.batch_norm != "auto":
+        return recipe.batch_norm
+    return "track" if isinstance(method, Plain) else "recompute"
 
 
 def _normalization(

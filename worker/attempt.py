@@ -87,6 +87,9 @@ def run_attempt(payload: dict[str, Any], pipe: Connection, ears: Ears) -> None:
                     "verdict": outcome.verdict,
                     "flatness": outcome.flatness.model_dump() if outcome.flatness else None,
                     "chosen": outcome.chosen,
+                    "choice": outcome.choice.model_dump() if outcome.choice else None,
+                    "selected": outcome.selected,
+                    "held_out": outcome.held_out.model_dump(),
                 },
             )
         )

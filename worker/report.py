@@ -28,6 +28,7 @@ ARMS = {
     "averaged": "averaged weights w̄",
     "ensemble": "ensemble of the snapshots' outputs",
     "swag": "Bayesian average (SWAG)",
+    "control": "control: cosine fine-tune of equal length",
 }
 VERDICTS = {
     "better": "w̄ is better than the start on held-out images",
@@ -55,6 +56,7 @@ def _sections(job: Row[Any], result: Mapping[str, Any], points: Sequence[Mapping
     yield f"<p class='note'>{escape(job.id)} · checkpoint {escape(job.checkpoint)} · dataset {escape(job.dataset)}</p>"
     yield f"<p class='verdict'>Verdict: {result['verdict']} – {VERDICTS[result['verdict']]}.</p>"
     yield _arms(result["metrics"])
+    yield from _chosen(result)
     if result.get("chosen"):
         yield f"<p>In the soup: {escape(', '.join(result['chosen']))}.</p>"
     yield from _curve(result)
@@ -63,6 +65,21 @@ def _sections(job: Row[Any], result: Mapping[str, Any], points: Sequence[Mapping
         yield from _flatness(result["flatness"])
     asked = {"method": job.method, "recipe": job.recipe, "seed": job.seed, "classes": job.classes}
     yield f"<h2>What was asked for</h2>\n<pre>{escape(json.dumps(asked, indent=2, ensure_ascii=False))}</pre>"
+
+
+def _chosen(result: Mapping[str, Any]) -> Iterator[str]:
+    """What was chosen by held-out images, and how many of them the numbers are from."""
+    if result.get("selected") == "start":
+        yield "<p class='verdict'>The guard chose the start: the weights to download are the start's.</p>"
+    choice, held_out = result.get("choice"), result.get("held_out")
+    if choice:
+        kept = ", ".join(str(n) for n in choice["kept"])
+        yield f"<p>In the mean: {kept} of {choice['of']} (loss {choice['loss']:.4f} where they were chosen).</p>"
+    if held_out and held_out["choose"]:
+        yield (
+            f"<p class='note'>{held_out['choose']} held-out images were set aside for choosing; every number here is from the "
+            f"other {held_out['report']}.</p>"
+        )
 
 
 def _arms(metrics: Mapping[str, Any]) -> str:

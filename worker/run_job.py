@@ -32,6 +32,7 @@ T = TypeVar("T")
 BEAT_SECONDS = 0.5
 OUTAGE_SECONDS = 120.0
 URGENCY = {None: 0, "pause": 1, "drain": 2, "cancel": 3}
+RESULT = ("metrics", "curve", "verdict", "flatness", "chosen", "choice", "selected", "held_out")  # of an Outcome
 EVENT_SECONDS = 1.0  # progress events are this far apart; the row itself is written with every beat
 
 
@@ -292,7 +293,7 @@ class Runner:
         pytorch = self.store.blobs.put_file(Path(value["pytorch"]))
         result = {
             "weights": {"bytes": weights.bytes, "sha256": weights.sha256, "format": "safetensors"},
-            **{name: value[name] for name in ("metrics", "curve", "verdict", "flatness", "chosen")},
+            **{name: value[name] for name in RESULT},
         }
         report = self._report(row, result, Path(value["path"]).with_name("report.html"))
         progress = {**heart.progress, "fraction": 1.0, "eta_seconds": 0.0} if heart.progress else None

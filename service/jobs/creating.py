@@ -12,7 +12,7 @@ from wbar.checkpoints import NetworkArchitecture
 from wbar.datasets import Dataset
 from wbar.errors import CheckpointNotReady, CheckpointsDiffer, DatasetNotReady, ValidationFailed
 from wbar.jobs import JobRequest
-from wbar.method import METHODS, Method, Soup
+from wbar.method import METHODS, Soup
 from wbar.recipe import Normalization, Recipe
 from wbar.resolve import resolve_classes, resolve_method, resolve_recipe
 
@@ -35,13 +35,13 @@ def resolve(connection: Connection, tenant: Tenant, request: JobRequest, gpu: bo
     dataset = Dataset.model_validate(datasets.sent(data))
     statistics = Normalization(mean=data.summary["mean"], std=data.summary["std"])
     classes = resolve_classes(request.classes, network, dataset)
-    recipe = resolve_recipe(request.recipe, network, dataset, statistics, gpu)
+    recipe = resolve_recipe(request.recipe, network, dataset, statistics, gpu, request.method)
     method = resolve_method(request.method, recipe, network)
     if isinstance(method, Soup):
         _check_ingredients(connection, tenant, method, start)
-    if request.swag and (isinstance(method, Soup) or method.cycles < 2):
+    if request.swag and (isinstance(method, Soup) or method.snapshots(_steps_per_epoch(dataset, recipe)) < 2):
         raise ValidationFailed(
-            f"swag needs the snapshots of two cycles or more: method is {method.model_dump(mode='json')}"
+            f"swag needs two snapshots or more (two cycles of cyclic_swa): method is {method.model_dump(mode='json')}"
         )
     return {
         "name": request.name,
@@ -55,6 +55,12 @@ def resolve(connection: Connection, tenant: Tenant, request: JobRequest, gpu: bo
         "swag": request.swag,
         "metadata": request.metadata,
     }
+
+
+def _steps_per_epoch(dataset: Dataset, recipe: Recipe) -> int:
+    assert dataset.splits is not None
+    assert recipe.batch_size != "auto"
+    return -(-dataset.splits["train"].images // recipe.batch_size)
 
 
 def _check_ingredients(connection: Connection, tenant: Tenant, soup: Soup, start: Row[Any]) -> None:
@@ -86,8 +92,11 @@ def dry_run(connection: Connection, tenant: Tenant, values: dict[str, Any]) -> d
     method, recipe = METHODS.validate_python(values["method"]), Recipe.model_validate(values["recipe"])
     images = data.summary["splits"]["train"]["images"]
     assert recipe.batch_size != "auto"
-    epochs = method.cycles * (method.high.epochs + method.low.epochs) if isinstance(method, Method) else 0
-    snapshots = method.cycles if isinstance(method, Method) else 0
+    per_epoch = -(-images // recipe.batch_size)
+    epochs = snapshots = 0
+    if not isinstance(method, Soup):
+        epochs = method.total_epochs * (2 if method.control else 1)
+        snapshots = method.snapshots(per_epoch)
     speed = _images_per_second(connection, tenant, values["checkpoint"])
     return {
         "id": None,
@@ -102,7 +111,7 @@ def dry_run(connection: Connection, tenant: Tenant, values: dict[str, Any]) -> d
         "started_at": None,
         "finished_at": None,
         "estimate": {
-            "steps": epochs * -(-images // recipe.batch_size),
+            "steps": epochs * per_epoch,
             "seconds": round(epochs * images / speed, 1) if speed and epochs else None,
             "bytes": (snapshots + 2) * start.bytes,
         },

@@ -25,7 +25,7 @@ from training.optim import decayed
 from training.setting import BATCH_NORM_IMAGES
 from training.weights import read_tensors
 from wbar.errors import Diverged
-from wbar.method import Phase
+from wbar.method import HighPhase, Phase
 
 
 def test_averaged_weights_are_the_mean_of_the_snapshots_with_the_statistics_of_the_twin(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def batch_norm_batches(work) -> list[torch.Tensor]:
 
 def test_steps_equal_a_plain_loop_with_autograd_for_the_pull(tmp_path: Path) -> None:
     # Small rates keep two float32 computations of a chaotic system side by side; a large λ makes the pull count.
-    slow = {"cycles": 2, "pull": 2.0, "high": Phase(lr=0.002), "low": Phase(lr=0.0002)}
+    slow = {"cycles": 2, "pull": 2.0, "high": HighPhase(lr=0.002), "low": Phase(lr=0.0002)}
     work = make_work(tmp_path, METHOD.model_copy(update=slow), images=40)
     told = Recorder()
     run(work, told)
@@ -90,14 +90,15 @@ def plain_loop(work) -> list[dict[str, torch.Tensor]]:
     anchor = [p.detach().clone() for p in model.parameters()]
     names = [name for name, _ in model.named_parameters()]
     step = epoch = 0
-    for _ in range(plan.cycles):
-        for lr in (plan.high_lr, plan.low_lr):
+    method = work.chosen_method()
+    for _ in range(method.cycles):
+        for lr in (method.high.lr, method.low.lr):
             epoch += 1
             for batch in permutation(len(train), plan.seed, "order", epoch).split(plan.batch_size):
                 inputs = prepare.augmented(train.images[batch], "augment", step)
                 torch.manual_seed(key(plan.seed, "forward", step))
                 loss = F.cross_entropy(model(inputs), train.labels[batch])
-                loss = loss + reference.pull_value(list(model.parameters()), anchor, plan.pull)
+                loss = loss + reference.pull_value(list(model.parameters()), anchor, method.pull)
                 optimizer.zero_grad()
                 loss.backward()
                 for group in optimizer.param_groups:
@@ -171,7 +172,7 @@ def test_the_start_counts_when_it_is_included(tmp_path: Path) -> None:
 
 def test_a_diverging_loss_is_said_with_step_phase_and_hint(tmp_path: Path) -> None:
     work = make_work(
-        tmp_path, METHOD.model_copy(update={"high": Phase(lr=100.0), "low": Phase(lr=100.0), "pull": 50.0})
+        tmp_path, METHOD.model_copy(update={"high": HighPhase(lr=100.0), "low": Phase(lr=100.0), "pull": 50.0})
     )
     with pytest.raises(Diverged, match=r"at step \d+ \(cycle \d, (high|low) phase, learning rate 100\).*lower method"):
         run(work, Recorder())

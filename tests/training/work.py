@@ -11,10 +11,10 @@ from training.dataset_files import pack_builtin
 from training.datasets import Packed
 from training.plan import Work
 from wbar.jobs import MetricsPoint, Progress, Score
-from wbar.method import Method, Phase
+from wbar.method import CyclicSwa, HighPhase, Phase
 from wbar.recipe import Normalization, Optimizer, Recipe
 
-METHOD = Method(cycles=2, high=Phase(lr=0.05, epochs=1), low=Phase(lr=0.005, epochs=1), pull=0.01)
+METHOD = CyclicSwa(cycles=2, high=HighPhase(lr=0.05, epochs=1), low=Phase(lr=0.005, epochs=1), pull=0.01)
 
 
 class Recorder:
@@ -54,7 +54,7 @@ class KilledHere(BaseException):
     """Stands for a process that is gone: nothing in the loop may catch it."""
 
 
-def make_work(folder: Path, method: Method = METHOD, images: int = 100, **changes: object) -> Work:
+def make_work(folder: Path, method: CyclicSwa = METHOD, images: int = 100, **changes: object) -> Work:
     """A Work in `folder`: `images` digits, batch 16 by default. `recipe_…` keywords change the recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     dataset, checkpoint = folder / "dataset.safetensors", folder / "start.safetensors"
@@ -69,6 +69,7 @@ def make_work(folder: Path, method: Method = METHOD, images: int = 100, **change
         "normalize": Normalization(mean=packed.mean * 3, std=packed.std * 3),
         "augment": "pad_crop_flip",
         "precision": "float32",
+        "batch_norm": "recompute",
     }
     for name in [name for name in changes if name.startswith("recipe_")]:
         recipe[name.removeprefix("recipe_")] = changes.pop(name)  # type: ignore[assignment]

@@ -5,7 +5,7 @@ import pytest
 from wbar.checkpoints import NetworkArchitecture
 from wbar.datasets import Dataset, ImageShape, Split
 from wbar.errors import ChannelsMismatch, ClassesMismatch, ImageSizeUnsupported
-from wbar.method import Method, Phase
+from wbar.method import CyclicSwa, HighPhase
 from wbar.recipe import Normalization, Optimizer, Recipe
 from wbar.resolve import IMAGENET, resolve_classes, resolve_method, resolve_recipe
 
@@ -40,7 +40,7 @@ def test_the_defaults_by_hand(
     name: str, images: int, optimizer: str, decay: float, batch: int, high: float, low: float
 ) -> None:
     recipe = resolve_recipe(Recipe(), network(name), dataset(images), COLOUR, gpu=False)
-    method = resolve_method(Method(), recipe, network(name))
+    method = resolve_method(CyclicSwa(), recipe, network(name))
     assert (recipe.optimizer.name, recipe.optimizer.weight_decay, recipe.batch_size) == (optimizer, decay, batch)
     assert (method.high.lr, method.low.lr, method.pull) == (pytest.approx(high), pytest.approx(low), 5e-4)
     assert (method.cycles, method.high.epochs, method.low.epochs) == (6, 1, 1)
@@ -61,7 +61,7 @@ def test_what_is_given_stays() -> None:
         (48, 48),
     )
     assert recipe.normalize == IMAGENET
-    method = resolve_method(Method(high=Phase(lr=0.3, epochs=2), pull=0), recipe, network())
+    method = resolve_method(CyclicSwa(high=HighPhase(lr=0.3, epochs=2), pull=0), recipe, network())
     assert (method.high.lr, method.high.epochs, method.low.lr, method.pull) == (0.3, 2, pytest.approx(0.03), 0)
 
 

@@ -1,0 +1,356 @@
+"""`python -m benchmarks.gain`: what averaging gives, on images that no job has seen, beside what it competes with.
+
+For every set and start (memorised: trained without augmentation to the end; augmented: with it) and every seed, a start is
+trained, then every arm goes on from it with the same number of extra epochs, the same optimizer and the same images:
+
+    control      cosine from the customary peak rate to 0, BatchNorm as it was tracked
+    torch SWA    torch.optim.swa_utils as its documentation has it: constant rate, a snapshot per epoch, update_bn
+    cyclic       `cyclic_swa`, 1 + 1 epochs, with λ = 0 and with the default λ; and the ensemble of its snapshots
+    ema          `ema`
+    auto         `auto`
+
+Jobs are given training and held-out images; accuracy, NLL and ECE are from a third set that only this program reads. Every
+finished arm is a line of the results file, and is not run again.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
+
+from averaging import write_safetensors
+from training.architectures import Network, initialized, load
+from training.augment import Preparer
+from training.dataset_files import HELD_OUT_SEED, _digits, _fashion, _write, stratified
+from training.datasets import Packed, Split, load_split
+from training.draws import permutation
+from training.evaluate import predict, score
+from training.loop import run
+from training.optim import make_optimizer
+from training.plan import Work
+from training.weights import read_tensors
+from wbar.catalog import ARCHITECTURES, BATCH
+from wbar.checkpoints import NetworkArchitecture
+from wbar.datasets import Dataset, ImageShape
+from wbar.datasets import Split as Counted
+from wbar.jobs import MetricsPoint, Progress, Score
+from wbar.method import METHODS
+from wbar.recipe import Normalization, Optimizer, Recipe
+from wbar.resolve import resolve_method, resolve_recipe
+
+STARTS = {"memorised": "none", "augmented": "pad_crop_flip"}
+ARMS: dict[str, dict[str, Any]] = {
+    "control": {"type": "none"},
+    "cyclic, λ = 0": {"pull": 0},
+    "cyclic, λ default": {},
+    "ema": {"type": "ema"},
+    "auto": {"type": "auto"},
+}
+ORDER = ("start", "control", "torch SWA", "cyclic, λ = 0", "cyclic, λ default", "ema", "auto", "ensemble")
+
+
+@dataclass(frozen=True)
+class Set:
+    """Images and network of one part of the benchmark. train, held_out: how many images the jobs are given."""
+
+    source: str
+    network: Network
+    train: int
+    held_out: int
+    image_size: int
+    start_epochs: int
+
+
+SETS = {
+    "fashion-mnist": Set("fashion-mnist", Network("resnet20", 10, channels=1), 2000, 1000, 28, 30),
+    "digits": Set("digits", Network("resnet18", 10, channels=1), 800, 400, 16, 30),
+}
+
+
+class Silent:
+    """A reporter that nobody listens to."""
+
+    def heartbeat(self, progress: Progress) -> str | None:  # noqa: ARG002
+        return None
+
+    def metrics(self, points: list[MetricsPoint]) -> None: ...
+    def snapshot(self, n: int, step: int, path: str, score: Score) -> None: ...
+    def averaged(self, n: int, score: Score) -> None: ...
+    def saved(self, path: str, step: int, durable: bool) -> None: ...
+    def log(self, level: str, message: str) -> None: ...
+
+
+def pack(chosen: Set, folder: Path) -> tuple[Path, Path]:
+    """The jobs' dataset (train, val) and the unseen images (as `val` of a second file)."""
+    if chosen.source == "digits":
+        images, labels, _ = _digits()
+    else:
+        images, labels = _fashion("train")
+    share = (chosen.train + chosen.held_out) / len(labels)
+    kept = torch.tensor(stratified(labels.tolist(), share, HELD_OUT_SEED))
+    held = torch.tensor(stratified(labels[kept].tolist(), chosen.held_out / len(kept), HELD_OUT_SEED))
+    train = torch.tensor(sorted(set(range(len(kept))) - set(held.tolist())))
+    if chosen.source == "digits":
+        rest = torch.tensor(sorted(set(range(len(labels))) - set(kept.tolist())))
+        unseen = (images[rest], labels[rest])
+    else:
+        unseen = _fashion("t10k")
+    pixels, names = images[kept][train], [str(label) for label in range(10)]
+    tensors = {
+        "train.images": pixels,
+        "train.labels": labels[kept][train],
+        "val.images": images[kept][held],
+        "val.labels": labels[kept][held],
+    }
+    jobs, test = folder / "jobs.safetensors", folder / "unseen.safetensors"
+    _write(jobs, tensors, names, pixels, None, [])
+    tensors |= {"val.images": unseen[0], "val.labels": unseen[1]}
+    _write(test, tensors, names, pixels, None, [])
+    return jobs, test
+
+
+class Bench:
+    """One set, one start, one seed: trains the start, then arm after arm."""
+
+    def __init__(self, name: str, start: str, seed: int, folder: Path) -> None:
+        self.name, self.set, self.start, self.seed, self.folder = name, SETS[name], start, seed, folder
+        self.data, test = pack(self.set, folder)
+        self.packed = Packed.read(self.data)
+        size = (self.set.image_size, self.set.image_size)
+        self.unseen = load_split(test, "val", size, None)
+        self.augment = STARTS[start] if name != "digits" or start == "memorised" else "pad_crop"
+        self.checkpoint = folder / "start.safetensors"
+
+    def work(self, method: dict[str, Any], checkpoint: Path, scratch: str) -> Work:
+        known = self.set.network
+        network = NetworkArchitecture(
+            name=known.name, num_classes=10, channels=known.channels, image_size=None, source="given"
+        )
+        dataset = Dataset(
+            id="", name="", status="ready", task="classification", source=None, classes=self.packed.classes,
+            splits={name: Counted(images=count) for name, count in self.packed.images.items()},
+            image=ImageShape(channels=self.packed.channels, height=self.packed.height, width=self.packed.width),
+            bytes=None, sha256=None, error=None, created_at="",
+        )  # fmt: skip
+        asked = METHODS.validate_python(method)
+        recipe = Recipe.model_validate(
+            {
+                "optimizer": Optimizer(name="sgd"),
+                "image_size": self.set.image_size,
+                "augment": self.augment,
+                "precision": "float32",
+            }
+        )
+        statistics = Normalization(mean=self.packed.mean, std=self.packed.std)
+        recipe = resolve_recipe(recipe, network, dataset, statistics, False, asked)
+        folder = self.folder / scratch
+        folder.mkdir(exist_ok=True)
+        return Work(
+            method=resolve_method(asked, recipe, network).model_dump(mode="json"),
+            recipe=recipe.model_dump(mode="json"),
+            seed=self.seed,
+            network=known,
+            checkpoint=checkpoint,
+            prefix="",
+            dataset=self.data,
+            classes=None,
+            start_sha256="",
+            dataset_sha256="",
+            scratch=folder,
+            threads=torch.get_num_threads(),
+            save_every_seconds=1e9,
+        )
+
+    def make_start(self) -> dict[str, float]:
+        """A network trained from its initialization, along a cosine, with or without augmentation."""
+        torch.manual_seed(1000 + self.seed)
+        fresh = self.folder / "fresh.safetensors"
+        write_safetensors(fresh, initialized(self.set.network).state_dict(), {})
+        method = {"type": "none", "epochs": self.set.start_epochs, "warmup_epochs": 1, "back_off": False}
+        run(self.work(method, fresh, "start"), Silent())
+        (self.folder / "start" / "averaged.safetensors").rename(self.checkpoint)
+        return self.measured(self.checkpoint)
+
+    def arm(self, name: str, epochs: int) -> Iterator[tuple[str, dict[str, float]]]:
+        if name == "torch SWA":
+            yield name, self.torch_swa(epochs)
+            return
+        method = ARMS[name] | ({"epochs": epochs} if "type" in ARMS[name] else {"cycles": epochs // 2})
+        scratch = f"arm-{epochs}-{name}"
+        work = self.work(method, self.checkpoint, scratch)
+        outcome = run(work, Silent())
+        found = self.measured(outcome.weights)
+        if outcome.choice:
+            found |= {"first": outcome.choice.kept[0], "last": outcome.choice.kept[-1]}
+        yield name, found
+        if name == "cyclic, λ default":
+            snapshots = sorted(work.scratch.glob("snapshot-*.safetensors"))
+            together = sum(self.probabilities(path).double() for path in snapshots) / len(snapshots)
+            assert isinstance(together, Tensor)
+            yield "ensemble", score(together, self.unseen.labels).model_dump()
+
+    def torch_swa(self, epochs: int) -> dict[str, float]:
+        """Nothing of ours but the order of the images and their augmentation, which are every arm's."""
+        plan = self.work({"type": "swa"}, self.checkpoint, "torch").plan()
+        train = load_split(self.data, "train", plan.image_size, None)
+        prepare = self.preparer(plan)
+        model, _ = load(self.set.network, read_tensors(self.checkpoint))
+        model = model.to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(model, plan)
+        peak = ARCHITECTURES[self.set.network.name].peak_lr * plan.batch_size / BATCH
+        for group in optimizer.param_groups:
+            group["lr"] = peak / 2
+        averaged, scheduler = AveragedModel(model), SWALR(optimizer, swa_lr=peak / 2, anneal_epochs=1)
+        step = 0
+        for epoch in range(1, epochs + 1):
+            for chosen in permutation(len(train), plan.seed, "order", epoch).split(plan.batch_size):
+                inputs = prepare.augmented(train.images[chosen], "augment", step)
+                optimizer.zero_grad()
+                F.cross_entropy(model(inputs), train.labels[chosen]).backward()
+                optimizer.step()
+                step += 1
+            scheduler.step()
+            averaged.update_parameters(model)
+        batches = permutation(len(train), plan.seed, "update_bn").split(plan.batch_size)
+        update_bn(
+            [prepare.augmented(train.images[chosen], "update_bn", i) for i, chosen in enumerate(batches)], averaged
+        )
+        return self.scored(averaged.module)
+
+    def preparer(self, plan: Any) -> Preparer:
+        return Preparer(plan.mean, plan.std, plan.augment, plan.seed, torch.device("cpu"))
+
+    def probabilities(self, weights: Path) -> Tensor:
+        model, _ = load(self.set.network, read_tensors(weights))
+        return self.outputs(model)
+
+    def outputs(self, model: nn.Module) -> Tensor:
+        plan = self.work({"type": "none"}, self.checkpoint, "torch").plan()
+        return predict(
+            model, Split(self.unseen.images, self.unseen.labels), self.preparer(plan), False, lambda _: None
+        ).probabilities
+
+    def measured(self, weights: Path) -> dict[str, float]:
+        return score(self.probabilities(weights), self.unseen.labels).model_dump()
+
+    def scored(self, model: nn.Module) -> dict[str, float]:
+        return score(self.outputs(model), self.unseen.labels).model_dump()
+
+
+def bench(task: tuple[str, str, int], epochs: list[int], results: Path) -> None:
+    """Every arm of one set, start and seed that the results file does not have yet."""
+    name, start, seed = task
+    torch.set_num_threads(1)  # several processes of one thread each get more done than one of several
+    done = {(line["epochs"], line["arm"]) for line in read(results) if task == tuple(line[k] for k in KEYS)}
+    with tempfile.TemporaryDirectory(prefix="wbar-gain-") as folder:
+        here = Bench(name, start, seed, Path(folder))
+
+        def note(arm: str, extra: int, found: dict[str, float]) -> None:
+            line = dict(zip(KEYS, task, strict=True)) | {"epochs": extra, "arm": arm} | found
+            with results.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(f"{name} {start} seed {seed} +{extra} {arm}: {found['accuracy']:.4f} {found['loss']:.4f}", flush=True)
+
+        found = here.make_start()
+        if (0, "start") not in done:
+            note("start", 0, found)
+        for extra in epochs:
+            for arm in [*ARMS, "torch SWA"]:
+                if (extra, arm) not in done:
+                    for label, values in here.arm(arm, extra):
+                        note(label, extra, values)
+
+
+KEYS = ("set", "start", "seed")
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def tables(lines: list[dict[str, Any]]) -> Iterator[str]:
+    """Markdown: per block the arms as mean ± sd over the seeds, and their paired difference to `auto` ± its error."""
+    blocks = sorted({(line["set"], line["start"], line["epochs"]) for line in lines if line["epochs"]})
+    for name, start, epochs in blocks:
+        own = [x for x in lines if (x["set"], x["start"]) == (name, start) and x["epochs"] in (0, epochs)]
+        seeds = sorted({x["seed"] for x in own if x["arm"] == "auto"})
+        arms = {arm: {x["seed"]: x for x in own if x["arm"] == arm} for arm in ORDER}
+        seeds = [seed for seed in seeds if all(seed in found for found in arms.values())]
+        if not seeds:
+            continue
+        yield f"\n### {name}, {SETS[name].network.name}, {start} start, {epochs} extra epochs, {len(seeds)} seeds\n"
+        yield "| arm | accuracy % | NLL | ECE | Δ accuracy to `auto` | Δ NLL to `auto` |"
+        yield "|---|---|---|---|---|---|"
+        for arm, found in arms.items():
+            rows = [found[seed] for seed in seeds]
+            best = [arms["auto"][seed] for seed in seeds]
+            cells = [
+                spread([100 * row["accuracy"] for row in rows], 2),
+                spread([row["loss"] for row in rows], 4),
+                spread([row["ece"] for row in rows], 4),
+                "–" if arm == "auto" else paired(rows, best, "accuracy", 100, 2),
+                "–" if arm == "auto" else paired(rows, best, "loss", 1, 4),
+            ]
+            label = f"**{arm}**" if arm == "auto" else arm
+            yield f"| {label} | {' | '.join(cells)} |"
+
+
+def spread(values: list[float], digits: int) -> str:
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{deviation}"
+
+
+def paired(rows: list[dict[str, Any]], best: list[dict[str, Any]], what: str, scale: float, digits: int) -> str:
+    differences = [scale * (row[what] - other[what]) for row, other in zip(rows, best, strict=True)]
+    error = f" ± {stdev(differences) / sqrt(len(differences)):.{digits}f}" if len(differences) > 1 else ""
+    return f"{mean(differences):+.{digits}f}{error}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gain", description=__doc__)
+    parser.add_argument("--set", choices=SETS, action="append", help="default: all")
+    parser.add_argument("--start", choices=STARTS, action="append", help="default: both")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, action="append", help="extra epochs, even; default: 12 and 24")
+    parser.add_argument("--train-images", type=int, help="instead of each set's own number")
+    parser.add_argument("--processes", type=int, default=2, help="of one thread each")
+    parser.add_argument("--results", type=Path, default=Path("gain.jsonl"), help="one line per finished arm")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    options = parser.parse_args()
+    if options.train_images:
+        for name, chosen in SETS.items():
+            SETS[name] = replace(chosen, train=options.train_images)
+    tasks = [
+        (name, start, seed)
+        for seed in range(options.seeds)
+        for name in options.set or SETS
+        for start in options.start or STARTS
+    ]
+    work = partial(bench, epochs=options.epochs or [12, 24], results=options.results)
+    with ProcessPoolExecutor(options.processes, max_tasks_per_child=1) as pool:
+        list(pool.map(work, tasks))
+    lines = list(tables(read(options.results)))
+    print("\n".join(lines))
+    if options.markdown:
+        sets = "; ".join(f"{name}: {asdict(SETS[name])}" for name in options.set or SETS)
+        head = f"Python {platform.python_version()}, torch {torch.__version__}. {sets}\n"
+        options.markdown.write_text(head + "\n".join(lines) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
