@@ -77,7 +77,7 @@ class Set:
 
 SETS = {
     "fashion-mnist": Set("fashion-mnist", Network("resnet20", 10, channels=1), 2000, 1000, 28, 30),
-    "digits": Set("digits", Network("resnet18", 10, channels=1), 800, 400, 16, 30),
+    "digits": Set("digits", Network("shufflenet_v2_x0_5", 10, channels=1), 400, 400, 16, 40),
 }
 
 
