@@ -16,6 +16,7 @@ finished arm is a line of the results file, and is not run again.
 import argparse
 import json
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "ema": {"type": "ema"},
     "auto": {"type": "auto"},
 }
+ALL_ARMS = [*ARMS, "torch SWA"]
 ORDER = ("start", "control", "torch SWA", "cyclic, λ = 0", "cyclic, λ default", "ema", "auto", "ensemble")
 
 
@@ -76,8 +78,8 @@ class Set:
 
 
 SETS = {
-    "fashion-mnist": Set("fashion-mnist", Network("resnet20", 10, channels=1), 2000, 1000, 28, 30),
-    "digits": Set("digits", Network("shufflenet_v2_x0_5", 10, channels=1), 400, 400, 16, 40),
+    "fashion-mnist": Set("fashion-mnist", Network("resnet20", 10, channels=1), 1500, 1000, 28, 30),
+    "digits": Set("digits", Network("resnet32", 10, channels=1), 400, 400, 8, 40),
 }
 
 
@@ -175,7 +177,7 @@ class Bench:
             save_every_seconds=1e9,
         )
 
-    def make_start(self) -> dict[str, float]:
+    def make_start(self) -> None:
         """A network trained from its initialization, along a cosine, with or without augmentation."""
         torch.manual_seed(1000 + self.seed)
         fresh = self.folder / "fresh.safetensors"
@@ -183,7 +185,6 @@ class Bench:
         method = {"type": "none", "epochs": self.set.start_epochs, "warmup_epochs": 1, "back_off": False}
         run(self.work(method, fresh, "start"), Silent())
         (self.folder / "start" / "averaged.safetensors").rename(self.checkpoint)
-        return self.measured(self.checkpoint)
 
     def arm(self, name: str, epochs: int) -> Iterator[tuple[str, dict[str, float]]]:
         if name == "torch SWA":
@@ -251,7 +252,7 @@ class Bench:
         return score(self.outputs(model), self.unseen.labels).model_dump()
 
 
-def bench(task: tuple[str, str, int], epochs: list[int], results: Path) -> None:
+def bench(task: tuple[str, str, int], epochs: list[int], arms: list[str], results: Path, starts: Path) -> None:
     """Every arm of one set, start and seed that the results file does not have yet."""
     name, start, seed = task
     torch.set_num_threads(1)  # several processes of one thread each get more done than one of several
@@ -265,11 +266,16 @@ def bench(task: tuple[str, str, int], epochs: list[int], results: Path) -> None:
                 file.write(json.dumps(line) + "\n")
             print(f"{name} {start} seed {seed} +{extra} {arm}: {found['accuracy']:.4f} {found['loss']:.4f}", flush=True)
 
-        found = here.make_start()
+        kept = starts / f"{name}-{start}-{seed}-{SETS[name].train}.safetensors"
+        if kept.exists():
+            shutil.copy(kept, here.checkpoint)
+        else:
+            here.make_start()
+            shutil.copy(here.checkpoint, kept)
         if (0, "start") not in done:
-            note("start", 0, found)
+            note("start", 0, here.measured(here.checkpoint))
         for extra in epochs:
-            for arm in [*ARMS, "torch SWA"]:
+            for arm in arms:
                 if (extra, arm) not in done:
                     for label, values in here.arm(arm, extra):
                         note(label, extra, values)
@@ -326,9 +332,11 @@ def main() -> int:
     parser.add_argument("--start", choices=STARTS, action="append", help="default: both")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, action="append", help="extra epochs, even; default: 12 and 24")
+    parser.add_argument("--arm", choices=ALL_ARMS, action="append", help="default: all")
     parser.add_argument("--train-images", type=int, help="instead of each set's own number")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     parser.add_argument("--results", type=Path, default=Path("gain.jsonl"), help="one line per finished arm")
+    parser.add_argument("--starts", type=Path, default=Path("gain-starts"), help="where the trained starts are kept")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
     options = parser.parse_args()
     if options.train_images:
@@ -340,7 +348,14 @@ def main() -> int:
         for name in options.set or SETS
         for start in options.start or STARTS
     ]
-    work = partial(bench, epochs=options.epochs or [12, 24], results=options.results)
+    options.starts.mkdir(parents=True, exist_ok=True)
+    work = partial(
+        bench,
+        epochs=options.epochs or [12, 24],
+        arms=options.arm or ALL_ARMS,
+        results=options.results,
+        starts=options.starts,
+    )
     with ProcessPoolExecutor(options.processes, max_tasks_per_child=1) as pool:
         list(pool.map(work, tasks))
     lines = list(tables(read(options.results)))
