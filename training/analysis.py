@@ -87,7 +87,7 @@ def measure_flatness(
     last, averaged: whole state dicts of the network. Raises Diverged or ValueError where the loss is not finite at one of
     the arms; where it is not at a point between or around them, that point is null.
     """
-    arms = {"start": setting.read(setting.work.checkpoint, setting.work.prefix), "last": last, "averaged": averaged}
+    arms = {"start": setting.start(), "last": last, "averaged": averaged}
     start, end = arms["start"], arms["averaged"]
     away = distances(start, end)
     around = _Around(setting)

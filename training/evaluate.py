@@ -38,15 +38,27 @@ class Outputs:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, split: Split, prepare: Preparer, autocast: bool, tick: Callable[[int], None]) -> Outputs:
-    """Softmax outputs and per-image losses on a whole split, in eval mode; `tick(images)` after every batch."""
+def predict(
+    model: nn.Module,
+    split: Split,
+    prepare: Preparer,
+    autocast: torch.dtype | None,
+    tick: Callable[[int], None],
+    augment_for: str | None = None,
+) -> Outputs:
+    """Softmax outputs and per-image losses on a whole split, in eval mode; `tick(images)` after every batch.
+
+    augment_for: augmented as training images are, with the draws of this purpose; by default as they are.
+    """
     was_training = model.training
     model.eval()
     probabilities, losses = [], []
     height, width = split.images.shape[-2:]
-    for chunk in even_slices(len(split), max(8, min(EVALUATION_BATCH, EVALUATION_PIXELS // (height * width)))):
-        inputs = prepare.plain(split.images[chunk])
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=autocast):
+    chunks = even_slices(len(split), max(8, min(EVALUATION_BATCH, EVALUATION_PIXELS // (height * width))))
+    for index, chunk in enumerate(chunks):
+        images = split.images[chunk]
+        inputs = prepare.plain(images) if augment_for is None else prepare.augmented(images, augment_for, index)
+        with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
             logits = model(inputs)
         logs = torch.log_softmax(logits.double(), dim=1).cpu()
         losses.append(-logs.gather(1, split.labels[chunk, None]).squeeze(1))

@@ -16,30 +16,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from averaging import (
     Position,
     Trajectory,
-    add_folded_pull_gradient,
-    add_pull_gradient,
-    can_fold_pull,
-    distance,
-    fold_pull,
     pull_loss,
 )
 from training import resume
 from training.analysis import attempted, bayesian_score, flatness_images, measure_flatness
 from training.averages import Mean, make_average
 from training.courses import BACK_OFF, later, lay_course, number
-from training.draws import key, permutation
+from training.draws import permutation
 from training.evaluate import score, verdict
 from training.meter import Aside, Clock, Meter, Reporter, Stopped
-from training.optim import make_optimizer
+from training.mixing import mix
 from training.plan import Outcome, Work
 from training.setting import Setting, make_deterministic
 from training.soup import Pot
+from training.step import Stepper
+from training.teachers import Teachers
 from training.weights import run_digest
 from wbar.errors import Diverged, OutOfMemory
 from wbar.jobs import Arms, CurvePoint, Score, Selected, StepPhase
@@ -74,7 +70,7 @@ class Attempt:
         self.results = state.results if state else resume.Results()
         self._build()
         self.clock = self._clock(state.step if state else 0)
-        self.meter = Meter(self.total_steps)
+        self.meter = Meter(self.total_steps, self.stepper.scaler.is_enabled())
         self.step = 0
         self.position: Position | None = None
         self.trajectory = (
@@ -99,33 +95,24 @@ class Attempt:
             return None
 
     def _build(self) -> None:
-        plan, method = self.plan, self.method
         self.model, self.probe = self.setting.model, self.setting.probe
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        teachers = Teachers(self.work.teachers, self.plan, self.device) if self.work.teachers else None
+        self.stepper = Stepper(self.model, self.plan, self.setting.loss(), self.device, teachers)
+        self.parameters = self.stepper.parameters
         self.names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        constant = method.pull_in == "all" and not isinstance(method, AutoMethod)
-        # The same number, one pass over the weights less; not where clipping must see the whole gradient.
-        self.folded = constant and plan.grad_clip_norm is None and can_fold_pull(make_optimizer(self.model, plan))
-        self.optimizer = self._fresh_optimizer()
         # w̄ as the pull sees it, in the parameters' dtype: w_0 until the first snapshot.
         self.anchor = [p.detach().clone() for p in self.parameters]
-        self.per_epoch = -(-len(self.train) // plan.batch_size)
-        if len(self.train) % plan.batch_size == 1 and self.per_epoch > 1:
+        self.per_epoch = -(-len(self.train) // self.plan.batch_size)
+        if len(self.train) % self.plan.batch_size == 1 and self.per_epoch > 1:
             self.per_epoch -= 1  # a batch of one image has no variance
         self._lay_course()
-
-    def _fresh_optimizer(self) -> torch.optim.Optimizer:
-        optimizer = make_optimizer(self.model, self.plan)
-        if self.folded:
-            fold_pull(optimizer, number(self.method.pull))
-        return optimizer
 
     def _lay_course(self) -> None:
         """The way from w_0, as it is known: a back-off or a memorised start change it before its first snapshot."""
         results = self.results
         self.course = lay_course(self.method, self.per_epoch, results.backed_off, results.memorised)
         self.average = make_average(self.method, self.course, self.model)
-        self.total_steps = results.discarded_steps + self.course.total_steps
+        self.total_steps = results.stopped_at or results.discarded_steps + self.course.total_steps
 
     def _clock(self, step: int) -> Clock:
         """All the work in forward-pass images: training, the start's evaluation, every snapshot, the end's choices."""
@@ -149,7 +136,7 @@ class Attempt:
 
     def _restore(self, state: resume.State) -> None:
         self.model.load_state_dict(state.model)
-        self.optimizer.load_state_dict(state.optimizer)
+        self.stepper.load_state_dict(state.stepper)
         self.average.load_state_dict(state.average)
         self.meter.load_state_dict(state.meter)
         self.step = state.step
@@ -171,7 +158,7 @@ class Attempt:
         self._beat("loading", None)
         if self.results.start is None:
             self._evaluate_start()
-        self.model.train()
+        self.setting.train_mode()
         self.meter.pause()
         began = self.step
         while self.step < self.total_steps:
@@ -201,31 +188,15 @@ class Attempt:
         images = self.train.images[chosen.to(self.train.images.device)]
         labels = self.train.labels[chosen].to(self.device, non_blocking=True)
         inputs = self.setting.prepare.augmented(images, "augment", position.step)
-        torch.manual_seed(key(self.plan.seed, "forward", position.step))  # dropout and stochastic depth
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.plan.bfloat16):
-            loss = F.cross_entropy(self.model(inputs), labels, label_smoothing=self.plan.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        logged = position.ends_phase or (position.step + 1) % self.meter.every == 0
-        norm: Tensor | None = None
-        if logged:
-            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        inputs, target = mix(self.plan.recipe, inputs, labels, self.plan.seed, position.step)
         pull = self.course.pull(position.step - self.results.discarded_steps)
-        if self.folded:
-            add_folded_pull_gradient(self.parameters, self.anchor, pull)
-        elif pull:
-            add_pull_gradient(self.parameters, self.anchor, pull)
-        if self.plan.grad_clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.plan.grad_clip_norm)
-        away = distance(self.parameters, self.anchor) if logged else None  # of the w that the gradient belongs to
-        for group in self.optimizer.param_groups:
-            group["lr"] = position.lr
-        self.optimizer.step()
-        self.meter.add(position, loss.detach(), len(chosen))
+        logged = position.ends_phase or (position.step + 1) % self.meter.every == 0
+        taken = self.stepper.take(inputs, target, position.step, position.lr, pull, self.anchor, logged)
+        self.meter.add(position, taken, len(chosen))
         self.clock.spend(len(chosen), training=True)
-        if norm is not None and away is not None:
-            far = away.item()
-            self.reporter.metrics([self.meter.point(position, norm.item(), far, pull_loss(far, pull))])
+        if taken.norm is not None and taken.away is not None:
+            far = taken.away.item()
+            self.reporter.metrics([self.meter.point(position, taken.norm.item(), far, pull_loss(far, pull))])
 
     def _visit(self, position: Position) -> None:
         if not isinstance(self.method, Ema):  # whose every step is a visit: there the snapshots are looked through
@@ -251,20 +222,40 @@ class Attempt:
         self.reporter.snapshot(n, self.step, str(path), snapshot)
 
         self.average.judge(self.setting.judge)
+        self._stop_early()
         self._refresh_anchor()
         averaged = self._evaluate(self.average.so_far)
         self.results.averaged.append(averaged.model_dump())
         self.reporter.averaged(n, averaged)
-        self.model.train()
+        self.setting.train_mode()
         self.meter.pause()
+
+    def _stop_early(self) -> None:
+        """Where w̄ has not become better on the images set aside for choosing for long enough, this was the last snapshot."""
+        patience, results = self.plan.recipe.early_stopping, self.results
+        if patience is None:
+            return
+        loss = self.setting.judge(self.average.so_far)
+        results.waited = 0 if results.best is None or loss < results.best else results.waited + 1
+        results.best = loss if results.best is None else min(loss, results.best)
+        if results.waited >= patience and self.step < self.total_steps:
+            self.reporter.log(
+                "info",
+                f"early stopping: the loss of the mean has not been below {results.best:.5f} for {patience} snapshots; "
+                f"{len(results.snapshots)} of {len(self.course.snapshots)} are made",
+            )
+            results.stopped_at = self.total_steps = self.step
 
     def _should_back_off(self) -> bool:
         """Whether the first snapshot knows less than half of what the start knew of its training images beyond chance."""
         start = self.results.start_train_accuracy
         if not self.method.back_off or start is None or self.results.backed_off >= MAX_BACK_OFFS:
             return False
-        chance = 1 / len(set(self.val.labels.tolist()))
-        self.results.trough_train_accuracy = self.setting.train_score(self.model).accuracy
+        chance = self.setting.chance
+        # With recomputed statistics: at a high rate the tracked ones lag behind and say little about the weights.
+        self.probe.load_state_dict(self.model.state_dict())
+        self.setting.settle(self.probe)
+        self.results.trough_train_accuracy = self.setting.train_score(self.probe).accuracy
         return start > chance and self.results.trough_train_accuracy < chance + (start - chance) / 2
 
     def _back_off(self, position: Position) -> None:
@@ -279,9 +270,9 @@ class Attempt:
         results.backed_off += 1
         results.discarded_steps, results.discarded_epochs = self.step, position.epoch
         self.model.load_state_dict(self.setting.start())
-        self.optimizer = self._fresh_optimizer()
+        self.stepper.renew()
         self._lay_course()
-        self.model.train()
+        self.setting.train_mode()
         self.meter.pause()
 
     def _finish(self) -> Outcome:
@@ -435,7 +426,7 @@ class Attempt:
         state = resume.State(
             step=self.step,
             model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            stepper=self.stepper.state_dict(),
             average=self.average.state_dict(),
             meter=self.meter.state_dict(),
             results=self.results,

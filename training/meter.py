@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from averaging import Position
+from training.step import Taken
 from wbar.errors import Diverged
 from wbar.jobs import MetricsPoint, Progress, Score, StepPhase
 
@@ -36,23 +37,25 @@ class Stopped(Exception):
 class Meter:
     """Sums losses on the device without waiting for it, and reads them when somebody should know."""
 
-    def __init__(self, total_steps: int) -> None:
-        self._pending: list[tuple[Position, Tensor]] = []
-        self._sum, self._count = 0.0, 0  # read losses since the last point; part of the resumable state
+    def __init__(self, total_steps: int, scaled: bool = False) -> None:
+        self.scaled = scaled  # float16: a gradient may overflow without harm
+        self._pending: list[tuple[Position, Tensor, Tensor, int]] = []
+        # Read since the last point; part of the resumable state.
+        self._sum, self._count, self._right, self._seen = 0.0, 0, 0.0, 0
         self._images, self._since = 0, time.monotonic()
         self.every = max(1, -(-total_steps // POINTS))
         self.loss: float | None = None
         self.images_per_second: float | None = None
 
-    def add(self, position: Position, loss: Tensor, images: int) -> None:
-        self._pending.append((position, loss))
+    def add(self, position: Position, taken: Taken, images: int) -> None:
+        self._pending.append((position, taken.loss, taken.correct, images))
         self._images += images
 
     def check(self) -> None:
         """Read the losses gathered since the last check. Raises Diverged at the first that is not finite."""
         if not self._pending:
             return
-        values = torch.stack([loss for _, loss in self._pending]).double().cpu()
+        values = torch.stack([loss for _, loss, _, _ in self._pending]).double().cpu()
         now = time.monotonic()
         finite = torch.isfinite(values)
         if not bool(finite.all()):
@@ -64,6 +67,8 @@ class Meter:
             )
         self._sum += values.sum().item()
         self._count += len(values)
+        self._right += torch.stack([right for _, _, right, _ in self._pending]).double().sum().item()
+        self._seen += sum(images for *_, images in self._pending)
         self.loss = values.mean().item()
         if now > self._since:
             self.images_per_second = self._images / (now - self._since)
@@ -76,14 +81,17 @@ class Meter:
     def point(self, position: Position, grad_norm: float, distance: float, pull_loss: float) -> MetricsPoint:
         """The metrics point that ends at `position`: the mean loss since the one before."""
         self.check()
-        if not (math.isfinite(grad_norm) and math.isfinite(distance)):
+        overflowed = self.scaled and not math.isfinite(
+            grad_norm
+        )  # the step was left out, and the next scale is smaller
+        if not (math.isfinite(grad_norm) or overflowed) or not math.isfinite(distance):
             raise Diverged(
                 f"the gradient's norm became {grad_norm} at step {position.step + 1} (cycle {position.cycle}, "
                 f"{position.phase} phase, learning rate {position.lr:g}): lower method.{position.phase}.lr; snapshots made "
                 "before are kept"
             )
-        mean = self._sum / self._count
-        self._sum, self._count = 0.0, 0
+        mean, accuracy = self._sum / self._count, self._right / self._seen
+        self._sum, self._count, self._right, self._seen = 0.0, 0, 0.0, 0
         return MetricsPoint(
             step=position.step + 1,
             epoch=position.epoch,
@@ -92,17 +100,19 @@ class Meter:
             lr=position.lr,
             loss=mean,
             pull_loss=pull_loss,
-            grad_norm=grad_norm,
+            accuracy=accuracy,
+            grad_norm=None if overflowed else grad_norm,
             distance_to_mean=distance,
             images_per_second=self.images_per_second,
         )
 
     def state_dict(self) -> dict[str, Any]:
         self.check()
-        return {"sum": self._sum, "count": self._count}
+        return {"sum": self._sum, "count": self._count, "right": self._right, "seen": self._seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sum, self._count = state["sum"], state["count"]
+        self._right, self._seen = state["right"], state["seen"]
 
 
 class Clock:

@@ -1,9 +1,19 @@
-"""The optimizer of a job: SGD or AdamW, weight decay on convolution and linear weights only."""
+"""The optimizer of a job, torch's own, weight decay on convolution and linear weights only."""
+
+from typing import Any
 
 import torch
 from torch import nn
 
 from training.plan import Plan
+
+OPTIMIZERS: dict[str, type[Any]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+}
 
 
 def decayed(model: nn.Module) -> set[str]:
@@ -22,14 +32,24 @@ def decayed(model: nn.Module) -> set[str]:
 
 
 def make_optimizer(model: nn.Module, plan: Plan) -> torch.optim.Optimizer:
-    """A fresh optimizer over two groups, decayed and not; the loop sets the rate at every step."""
-    chosen = decayed(model)
-    parameters = dict(model.named_parameters())
+    """A fresh optimizer over two groups, decayed and not; the loop sets the rate at every step.
+
+    Frozen parameters are in none. Fused kernels where torch has one for the device; RMSProp runs on lists of tensors.
+    """
+    chosen = plan.recipe.optimizer
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    decay = decayed(model) if chosen.no_bias_decay else set(parameters)
     groups = [
-        {"params": [p for name, p in parameters.items() if name in chosen], "weight_decay": plan.weight_decay},
-        {"params": [p for name, p in parameters.items() if name not in chosen], "weight_decay": 0.0},
+        {"params": [p for name, p in parameters.items() if name in decay], "weight_decay": plan.weight_decay},
+        {"params": [p for name, p in parameters.items() if name not in decay], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if plan.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=1.0, momentum=plan.momentum, nesterov=plan.nesterov, fused=True)
-    return torch.optim.AdamW(groups, lr=1.0, betas=plan.betas, fused=True)
+    rest: dict[str, dict[str, Any]] = {
+        "sgd": {"momentum": chosen.momentum, "nesterov": chosen.nesterov and chosen.momentum > 0, "fused": True},
+        "adam": {"betas": chosen.betas, "fused": True},
+        "adamw": {"betas": chosen.betas, "fused": True},
+        "rmsprop": {"alpha": chosen.alpha, "momentum": chosen.momentum, "foreach": True},
+        "adagrad": {"fused": True} if next(iter(parameters.values())).device.type == "cpu" else {"foreach": True},
+    }
+    made: torch.optim.Optimizer = OPTIMIZERS[chosen.name](groups, lr=1.0, **rest[chosen.name])
+    return made

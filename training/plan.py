@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from training.architectures import Network
 from wbar.catalog import ARCHITECTURES
 from wbar.jobs import Arms, Choice, CurvePoint, Flatness, HeldOut, Selected, Verdict
@@ -16,20 +18,12 @@ from wbar.recipe import Augment, BatchNorm, Normalization, Recipe
 class Plan:
     """A recipe's numbers. Built from a resolved recipe only: a remaining `auto` is a ValueError."""
 
-    optimizer: str
-    momentum: float
-    nesterov: bool
-    betas: tuple[float, float]
+    recipe: Recipe
     weight_decay: float
     batch_size: int
     image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    augment: Augment
-    bfloat16: bool
-    label_smoothing: float
-    grad_clip_norm: float | None
-    batch_norm: BatchNorm
     seed: int
 
     @classmethod
@@ -46,22 +40,31 @@ class Plan:
         ):
             raise ValueError("the recipe is not resolved: normalize, augment, precision or batch_norm is `auto`")
         return cls(
-            optimizer=optimizer.name,
-            momentum=optimizer.momentum,
-            nesterov=optimizer.nesterov and optimizer.momentum > 0,
-            betas=optimizer.betas,
+            recipe=recipe,
             weight_decay=optimizer.weight_decay,
             batch_size=recipe.batch_size,
             image_size=recipe.image_size,
             mean=tuple(recipe.normalize.mean),
             std=tuple(recipe.normalize.std),
-            augment=recipe.augment,
-            bfloat16=recipe.precision == "bfloat16",
-            label_smoothing=recipe.label_smoothing,
-            grad_clip_norm=recipe.grad_clip_norm,
-            batch_norm=recipe.batch_norm,
             seed=seed,
         )
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """What convolutions and products are computed in, where it is not float32."""
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.recipe.precision)
+
+    @property
+    def augment(self) -> Augment:
+        return self.recipe.augment
+
+    @property
+    def batch_norm(self) -> BatchNorm:
+        return self.recipe.batch_norm
+
+    @property
+    def grad_clip_norm(self) -> float | None:
+        return self.recipe.grad_clip_norm
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,16 @@ class Ingredient:
     id: str
     path: Path
     prefix: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One member of a distillation's teacher, as safetensors."""
+
+    path: Path
+    prefix: str
+    network: Network
     sha256: str
 
 
@@ -96,6 +109,7 @@ class Work:
     flatness: bool = False  # measure the loss around the result
     swag: int = 0  # samples of the Bayesian average
     ingredients: tuple[Ingredient, ...] = ()  # what a soup is made of
+    teachers: tuple[Teacher, ...] = ()  # of a distillation
 
     def plan(self) -> Plan:
         return Plan.of(Recipe.model_validate(self.recipe), self.seed)
@@ -108,7 +122,8 @@ class Work:
         """Whether held-out images decide about the result: one half of them is then set aside for that, and every
         reported number is from the other."""
         method = self.chosen_method()
-        return getattr(method, "average", "uniform") != "uniform" or getattr(method, "guard", False)
+        chosen = getattr(method, "average", "uniform") != "uniform" or getattr(method, "guard", False)
+        return chosen or self.recipe.get("early_stopping") is not None
 
     @property
     def reproducible(self) -> bool:

@@ -30,6 +30,9 @@ class Results:
     trough_train_accuracy: float | None = None
     memorised: bool = False  # what `auto` found of the start
     backed_off: int = 0
+    best: float | None = None  # of early stopping: the lowest loss of w̄, and the snapshots since
+    waited: int = 0
+    stopped_at: int | None = None
     discarded_steps: int = 0  # taken before the latest back-off
     discarded_epochs: int = 0
 
@@ -40,7 +43,7 @@ class State:
 
     step: int
     model: dict[str, Tensor]
-    optimizer: dict[str, Any]
+    stepper: dict[str, Any]  # optimizer and loss scale
     average: dict[str, Any]
     meter: dict[str, Any]
     results: Results

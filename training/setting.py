@@ -14,9 +14,11 @@ from training.averages import Mean
 from training.datasets import Packed, Split, load_split
 from training.draws import key, permutation
 from training.evaluate import Outputs, even_slices, forward_batch, predict, score
+from training.fresh import prepared
+from training.losses import Loss
 from training.plan import Work
 from training.weights import WeightsWriter, output_names, read_tensors
-from wbar.errors import Diverged
+from wbar.errors import Diverged, PrecisionUnsupported
 from wbar.jobs import HeldOut, Score, StepPhase
 
 BATCH_NORM_IMAGES = 2048
@@ -44,9 +46,13 @@ class Setting:
         classes = output_names(work.classes or packed.classes, work.network.num_classes)
         self.prepare = Preparer(self.plan.mean, self.plan.std, self.plan.augment, self.plan.seed, self.device)
         self.writer = WeightsWriter(work, classes)
-        start, _ = architectures.load(work.network, self.writer.start())
-        self.model = start.to(self.device).to(memory_format=torch.channels_last)
+        self.model = self._prepared().to(self.device).to(memory_format=torch.channels_last)
         self.probe = copy.deepcopy(self.model)
+        if self.plan.recipe.precision == "tf32":
+            _use_tf32(self.device)
+
+    def _prepared(self) -> nn.Module:
+        return prepared(self.work.network, self.writer.start(), self.plan.recipe, self.plan.seed)
 
     def _load_images(self, order: list[int] | None) -> Images:
         """What to train on, to report on, and to choose on where something is chosen."""
@@ -98,7 +104,7 @@ class Setting:
             images = self.train.images[chosen.to(self.train.images.device)]
             inputs = self.prepare.augmented(images, "batchnorm-augment", index)
             torch.manual_seed(key(self.plan.seed, "batchnorm-forward", index))  # whatever else a network may draw
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.plan.bfloat16):
+            with torch.autocast(self.device.type, dtype=self.plan.autocast, enabled=self.plan.autocast is not None):
                 module(inputs)
             self.tick("batchnorm", len(chosen))
 
@@ -114,10 +120,14 @@ class Setting:
         except ValueError as error:
             raise Diverged(f"BatchNorm statistics could not be computed {self.where}: {error}") from error
 
-    def predict(self, model: nn.Module, split: Split | None = None) -> Outputs:
+    def predict(self, model: nn.Module, split: Split | None = None, augment_for: str | None = None) -> Outputs:
         """Outputs on the held-out images, or another split. Raises Diverged if a loss is not finite."""
         chosen = self.val if split is None else split
-        found = predict(model, chosen, self.prepare, self.plan.bfloat16, lambda images: self.tick("evaluate", images))
+
+        def tick(images: int) -> None:
+            self.tick("evaluate", images)
+
+        found = predict(model, chosen, self.prepare, self.plan.autocast, tick, augment_for)
         if not bool(torch.isfinite(found.losses).all()):
             raise Diverged(
                 f"the loss on held-out images {self.where} is not finite: lower method.high.lr, or check the start"
@@ -151,15 +161,30 @@ class Setting:
         return plain, recomputed, found.losses
 
     def start(self) -> dict[str, Tensor]:
-        """The start's tensors, as a whole state dict of the network."""
-        return self.read(self.work.checkpoint, self.work.prefix)
+        """The start's tensors as a whole state dict of the network: the checkpoint's, and what is started afresh."""
+        return {name: tensor.to(self.device) for name, tensor in self._prepared().state_dict().items()}
+
+    def train_mode(self) -> None:
+        """The model as it trains: with `frozen`, BatchNorm goes on with the statistics that it has."""
+        self.model.train()
+        if self.plan.batch_norm == "frozen":
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def loss(self) -> Loss:
+        """What training minimizes."""
+        classes = self.work.network.num_classes
+        labels = self.train.labels
+        counts = torch.bincount(labels, minlength=classes) if labels.dim() == 1 else labels.sum(dim=0)
+        return Loss(self.plan.recipe, classes, counts, self.device)
 
     def train_score(self, model: nn.Module) -> Score:
-        """On the training images that BatchNorm is recomputed from, without augmentation, in eval mode."""
+        """On the training images that BatchNorm is recomputed from, augmented as they are trained on, in eval mode."""
         drawn = permutation(len(self.train), self.plan.seed, "batchnorm")[:BATCH_NORM_IMAGES]
         images = self.train.images[drawn.to(self.train.images.device)]
         split = Split(images, self.train.labels[drawn])
-        return self.score(self.predict(model, split), split)
+        return self.score(self.predict(model, split, "train-score"), split)
 
     def read(self, path: Path, prefix: str) -> dict[str, Tensor]:
         """A file's tensors as a whole state dict of the network, in its own dtypes, on its device.
@@ -192,15 +217,29 @@ class Setting:
         torch.save(read_tensors(weights), pytorch)
         return weights, pytorch
 
+    @property
+    def chance(self) -> float:
+        """The accuracy of a guess."""
+        return 1 / len(set(self.val.labels.tolist()))
+
     def near_chance(self, start: Score) -> str | None:
         """A warning for a start that seems to be read wrongly."""
-        chance = 1 / len(set(self.val.labels.tolist()))
-        if start.accuracy >= 1.5 * chance:
+        if start.accuracy >= 1.5 * self.chance or self.plan.recipe.head == "reset" or self.plan.recipe.reset:
             return None
+        chance = self.chance
         return (
             f"the start's accuracy on held-out images is {start.accuracy:.1%}, near chance ({chance:.1%}): check "
             "`classes` (the checkpoint's class order), `recipe.normalize` and `recipe.image_size`"
         )
+
+
+def _use_tf32(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise PrecisionUnsupported(
+            f'recipe.precision is "tf32", which GPUs have, and this job runs on {device.type}: choose float32 or bfloat16'
+        )
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
 
 
 def make_deterministic(work: Work, threads: int | None) -> None:

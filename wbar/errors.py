@@ -7,7 +7,7 @@ WbarError
 ├── Rejected                    what an uploaded checkpoint or dataset is refused for, after the 201
 │   ├── UnsafePickle  CorruptFile  NotAStateDict  NonFiniteWeights  ArchitectureMismatch  UnknownArchitecture ...
 │   └── InvalidArchive  UnsafePath  TooFewClasses  NoImages  BrokenImage  UnknownSource ...
-├── JobError                    what a job fails with: Diverged  OutOfMemory  AttemptsExhausted  ...
+├── JobError                    what a job fails with: Diverged  OutOfMemory  NothingMatches  AttemptsExhausted  ...
 └── Unreachable                 the client found no service at the address
 """
 
@@ -219,6 +219,14 @@ class Diverged(JobError):
 
 class OutOfMemory(JobError):
     code = "out_of_memory"
+
+
+class NothingMatches(JobError):
+    code = "nothing_matches"
+
+
+class PrecisionUnsupported(JobError):
+    code = "precision_unsupported"
 
 
 class AttemptsExhausted(JobError):

@@ -332,7 +332,9 @@ class Event(BaseModel):
 class MetricsPoint(BaseModel):
     """The training series. `loss` is the mean over the steps since the point before; `pull_loss` is λ‖w̄ − w‖².
 
-    `grad_norm` is the norm of the training loss's gradient, before the pull and clipping.
+    `grad_norm` is the norm of the training loss's gradient, before the pull and clipping; null where it overflowed in float16
+    (the step is then left out). `accuracy` is of the training images as they were augmented; mixed images count for both
+    labels as much as they are mixed.
     """
 
     step: int
@@ -341,8 +343,9 @@ class MetricsPoint(BaseModel):
     phase: str
     lr: float
     loss: float
+    accuracy: float | None = None
     pull_loss: float
-    grad_norm: float
+    grad_norm: float | None
     distance_to_mean: float
     images_per_second: float | None
 

@@ -6,24 +6,47 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from wbar.method import Auto
 
-Augment = Literal["auto", "none", "pad_crop", "pad_crop_flip"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Augment = Literal[
+    "auto",
+    "none",
+    "pad_crop",
+    "pad_crop_flip",
+    "resized_crop",
+    "resized_crop_flip",
+    "imagenet",
+    "rand_augment",
+    "trivial_augment",
+]
+Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 BatchNorm = Literal["auto", "recompute", "consistent", "frozen", "track"]
-OptimizerName = Literal["auto", "sgd", "adamw"]
+OptimizerName = Literal["auto", "sgd", "adam", "adamw", "rmsprop", "adagrad"]
 Pixels = Annotated[int, Field(ge=4, le=4096)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Pattern = Annotated[str, Field(min_length=1, max_length=256)]
+MAX_CLASSES = 100_000
 
 
 class Optimizer(BaseModel):
-    """SGD with momentum, or AdamW. Weight decay acts on convolution and linear weights only."""
+    """One of torch's own. Weight decay is coupled (L2) in all but AdamW, where it is decoupled."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: OptimizerName = Field("auto", description="`auto`: what the architecture is customarily trained with.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum; ignored by AdamW.")
-    nesterov: bool = Field(True, description="Nesterov's form of the momentum; ignored by AdamW.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's β; ignored by SGD.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Of `sgd` (0: plain) and `rmsprop`; ignored by the others.")
+    nesterov: bool = Field(True, description="Nesterov's form of SGD's momentum; ignored by the others.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Of `adam` and `adamw`; ignored by the others.")
+    alpha: float = Field(
+        0.99, ge=0, lt=1, description="RMSProp's smoothing of squared gradients; ignored by the others."
+    )
     weight_decay: Auto | Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = Field(
-        "auto", description="`auto`: 5e-4 with SGD (coupled L2), 0.05 with AdamW (decoupled)."
+        "auto",
+        description="`auto`: 5e-4 with SGD, 0.05 with AdamW, 0 with the others (an L2 term that is divided by the gradient's "
+        "size is no weight decay: Loshchilov & Hutter 2019).",
+    )
+    no_bias_decay: bool = Field(
+        True,
+        description="Weight decay on the weights of convolutions and linear maps only; biases and normalization's γ and β are "
+        "left alone (He et al. 2019).",
     )
 
     @model_validator(mode="after")
@@ -33,6 +56,21 @@ class Optimizer(BaseModel):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), not {self.betas}")
         return self
+
+
+class Distillation(BaseModel):
+    """The outputs of a teacher as a second target: (1 − weight)·L + weight·T²·KL(p_T(teacher) ‖ p_T(student)), Hinton et al.
+    2015. The teacher is in eval mode and has no gradient; its forward passes are in the estimate."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    teacher: str = Field(
+        max_length=64,
+        description="`ckpt_…`: a checkpoint with the same outputs, of any architecture. `job_…`: the ensemble of a "
+        "former job's snapshots, whose softened outputs are averaged.",
+    )
+    temperature: float = Field(4.0, gt=0, le=100, description="T: logits are divided by it.")
+    weight: float = Field(0.5, gt=0, le=1)
 
 
 class Normalization(BaseModel):
@@ -65,16 +103,88 @@ class Recipe(BaseModel):
     normalize: Literal["auto", "imagenet"] | Normalization = Field(
         "auto", description="`auto`: the training split's own mean and standard deviation."
     )
-    augment: Augment = Field("auto", description="`auto`: pad-crop-flip (digits are not flipped).")
-    precision: Precision = Field("auto", description="`auto`: bfloat16 autocast where a live worker has a GPU.")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    grad_clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+    augment: Augment = Field(
+        "auto",
+        description="`auto`: pad-crop-flip (digits are not flipped). `resized_crop`: 8–100 % of the area, aspect "
+        "3/4–4/3, held-out images by their centre (Szegedy et al. 2015). `imagenet`: that, flipped, with colour "
+        "jitter and PCA noise (He et al. 2019). `rand_augment`, `trivial_augment`: torchvision's, after a pad-crop-flip.",
+    )
+    precision: Precision = Field(
+        "auto",
+        description="`auto`: bfloat16 autocast where a live worker has a GPU, else float32. `tf32`: GPUs only. "
+        "`float16`: with dynamic loss scaling. Weights, means and BatchNorm statistics are float32 or wider with all of them.",
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="ε: targets are (1 − ε)·one-hot + ε/classes.")
+    grad_clip_norm: Positive | None = Field(
         None, description="Global norm to which gradients (with the pull's) are clipped."
     )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="The batch goes through the network in so many parts; one optimizer step for all. BatchNorm sees a part.",
+    )
+    early_stopping: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Stop after so many snapshots in a row that did not lower w̄'s loss on held-out images set "
+        "aside for choosing; the average still comes.",
+    )
+    compile: bool = Field(False, description="torch.compile for the training steps.")
+    class_weights: Literal["balanced"] | list[Positive] | None = Field(
+        None,
+        max_length=MAX_CLASSES,
+        description="Weights in the loss, one per output in the checkpoint's order; `balanced`: images / (classes · "
+        "images of the class).",
+    )
+    mixup: Positive | None = Field(
+        None, le=100, description="α: inputs λx + (1 − λ)x′, λ ~ Beta(α, α), one per batch (Zhang et al. 2018)."
+    )
+    cutmix: Positive | None = Field(
+        None,
+        le=100,
+        description="α: a box of share 1 − λ from another image, λ ~ Beta(α, α) (Yun et al. 2019). With `mixup`, "
+        "one of both per batch, evenly.",
+    )
+    distillation: Distillation | None = None
+    dropout: float | None = Field(None, ge=0, lt=1, description="Overrides the rate of every dropout layer.")
+    gradient_penalty: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="γ of γ·‖∂L/∂x‖², mean over the images (Drucker & LeCun 1992); about three times the cost.",
+    )
+    freeze: list[Pattern] = Field(
+        default_factory=list,
+        max_length=256,
+        description='Parameters that stay as they are, by name: `["conv1.*", "layer1.*"]`. Each pattern must match one.',
+    )
+    reset: list[Pattern] = Field(
+        default_factory=list,
+        max_length=256,
+        description="Layers that are started afresh, by the names of their parameters.",
+    )
+    head: Literal["keep", "reset"] = Field(
+        "keep",
+        description="`reset`: a new classifier with one output for each class of the dataset, in place of the checkpoint's.",
+    )
+    init: Literal["kaiming", "xavier", "normal"] = Field(
+        "kaiming",
+        description="How what is started afresh begins: Kaiming (He et al. 2015), Xavier (Glorot & Bengio 2010), or "
+        "N(0, 1/√n_in); biases 0.",
+    )
+    zero_gamma: bool = Field(
+        True,
+        description="γ = 0 for the last BatchNorm of each residual block that is started afresh, so that it begins "
+        "as the identity (Goyal et al. 2017).",
+    )
+    devices: int = Field(1, ge=1, le=64, description="GPUs (or CPU processes) that share each batch.")
+    sync_batch_norm: bool = Field(False, description="With several GPUs: BatchNorm over the whole batch.")
     batch_norm: BatchNorm = Field(
         "auto",
-        description="Where w̄'s BatchNorm statistics come from. `recompute`: from training images, layer by layer in one pass. "
-        "`consistent`: the same, each layer from the statistics of those before it (several passes; for small batches). "
-        "`track`: the mean of what training tracked. `frozen`: the start's, which training leaves alone. `auto`: `recompute`, "
-        "and `track` for method `none`.",
+        description="Where w̄'s BatchNorm statistics come from. `recompute`: from training images, layer by layer "
+        "in one pass. `consistent`: the same, each layer from the statistics of those before it (several passes; "
+        "for small batches). `track`: the mean of what training tracked. `frozen`: the start's, which training "
+        "leaves alone. `auto`: `recompute`, and `track` for method `none`.",
     )

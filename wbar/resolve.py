@@ -10,7 +10,13 @@ from wbar.recipe import Augment, BatchNorm, Normalization, Optimizer, Recipe
 IMAGENET = Normalization(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 PULL = 5e-4
 BASE_BATCH = 256  # the batch that a base_lr belongs to
-PEAK_RATES = {"sgd": 0.05, "adamw": 1.25e-4}  # per 128 images, where it is not the architecture's own optimizer
+PEAK_RATES = {
+    "sgd": 0.05,
+    "adam": 1.25e-4,
+    "adamw": 1.25e-4,
+    "rmsprop": 1.25e-4,
+    "adagrad": 0.005,
+}  # per 128 images, where it is not the architecture's own optimizer
 MIN_STEPS_PER_EPOCH = 20
 MIN_BATCH = 8
 
@@ -35,7 +41,7 @@ def resolve_recipe(
     name = known.optimizer if recipe.optimizer.name == "auto" else recipe.optimizer.name
     weight_decay = recipe.optimizer.weight_decay
     if weight_decay == "auto":
-        weight_decay = 5e-4 if name == "sgd" else 0.05
+        weight_decay = {"sgd": 5e-4, "adamw": 0.05}.get(name, 0.0)
     precision = recipe.precision
     if precision == "auto":
         precision = "bfloat16" if gpu else "float32"

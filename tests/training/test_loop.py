@@ -85,7 +85,7 @@ def plain_loop(work) -> list[dict[str, torch.Tensor]]:
         {"params": [p for n, p in model.named_parameters() if n in chosen], "weight_decay": plan.weight_decay},
         {"params": [p for n, p in model.named_parameters() if n not in chosen], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=plan.momentum, nesterov=plan.nesterov)
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9, nesterov=True)
     snapshots: list[dict[str, torch.Tensor]] = []
     anchor = [p.detach().clone() for p in model.parameters()]
     names = [name for name, _ in model.named_parameters()]

@@ -1,0 +1,122 @@
+"""What training minimizes, as a sum over images divided by one number for the whole batch: however the batch is cut into
+parts or shared among ranks, the parts add up to the same loss.
+
+    classes       Σ w_y·(−Σ_k q_k log p_k) / Σ w_y,   q = (1 − ε)·one-hot + ε/C             (Szegedy et al. 2016)
+    multi-label   Σ_images mean_k w_k·BCE(z_k, (1 − ε)·y_k + ε/2) / images
+    mixed         λ·L(labels) + (1 − λ)·L(labels of the other image)                        (Zhang et al. 2018; Yun et al. 2019)
+    distilled     (1 − a)·L + a·T²·KL(p_T(teacher) ‖ p_T(student))                          (Hinton et al. 2015)
+    penalized     L + γ·mean_i ‖∂ℓ_i/∂x_i‖²                                                 (Drucker & LeCun 1992)
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wbar.recipe import Distillation, Recipe
+
+
+@dataclass(frozen=True)
+class Target:
+    """labels: (B,) int64 classes, or (B, C) of 0 and 1. other: the labels of the image that was mixed in, `share` of the
+    first. soft: (B, C) the teacher's probabilities at its temperature. norms: what each label set's sum is divided by."""
+
+    labels: Tensor
+    other: Tensor | None = None
+    share: float = 1.0
+    soft: Tensor | None = None
+    norms: tuple[float, float] = (1.0, 1.0)
+
+    def part(self, chosen: slice) -> "Target":
+        """The images of one part; the norms stay the whole batch's."""
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[chosen]
+
+        return replace(self, labels=self.labels[chosen], other=cut(self.other), soft=cut(self.soft))
+
+
+class Loss:
+    """The training loss of a recipe. classes: outputs of the network; counts: training images per class, for `balanced`."""
+
+    def __init__(self, recipe: Recipe, classes: int, counts: Tensor | None, device: torch.device) -> None:
+        self.smoothing, self.penalty = recipe.label_smoothing, recipe.gradient_penalty
+        self.distillation: Distillation | None = recipe.distillation
+        self.weights = _class_weights(recipe, classes, counts)
+        if self.weights is not None:
+            self.weights = self.weights.to(device)
+
+    def normed(self, target: Target) -> Target:
+        """With what the sums of this batch are divided by."""
+        other = target.labels if target.other is None else target.other
+        return replace(target, norms=(self._norm(target.labels), self._norm(other)))
+
+    def _norm(self, labels: Tensor) -> float:
+        if labels.dim() > 1 or self.weights is None:
+            return float(len(labels))
+        return float(self.weights[labels].sum())
+
+    def __call__(self, logits: Tensor, target: Target, images: int) -> Tensor:
+        """The part's share of the batch's loss, a scalar. images: in the whole batch."""
+        return self._per_image(logits.float(), target, images).sum()
+
+    def with_penalty(self, logits: Tensor, target: Target, images: int, inputs: Tensor) -> Tensor:
+        """The same with γ·‖∂ℓ/∂x‖²; inputs must require a gradient. ℓ_i is an image's loss, B times its share."""
+        loss = self._per_image(logits.float(), target, images).sum()
+        (gradient,) = torch.autograd.grad(loss * images, inputs, create_graph=True)
+        return loss + self.penalty * gradient.float().square().sum() / images
+
+    def _per_image(self, logits: Tensor, target: Target, images: int) -> Tensor:
+        found = self._hard(logits, target.labels) * (target.share / target.norms[0])
+        if target.other is not None:
+            found = found + self._hard(logits, target.other) * ((1 - target.share) / target.norms[1])
+        if self.distillation is None or target.soft is None:
+            return found
+        t, weight = self.distillation.temperature, self.distillation.weight
+        return (1 - weight) * found + weight * t * t / images * self._divergence(logits / t, target)
+
+    def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if labels.dim() == 1:
+            return F.cross_entropy(
+                logits, labels, weight=self.weights, label_smoothing=self.smoothing, reduction="none"
+            )
+        smoothed = labels.float() * (1 - self.smoothing) + self.smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, smoothed, weight=self.weights, reduction="none").mean(dim=1)
+
+    @staticmethod
+    def _divergence(scaled: Tensor, target: Target) -> Tensor:
+        """KL(teacher ‖ student) per image; of several labels the mean."""
+        assert target.soft is not None
+        if target.labels.dim() == 1:
+            return F.kl_div(F.log_softmax(scaled, dim=1), target.soft, reduction="none").sum(dim=1)
+        own = torch.stack([F.logsigmoid(scaled), F.logsigmoid(-scaled)])
+        both = torch.stack([target.soft, 1 - target.soft])
+        return F.kl_div(own, both, reduction="none").sum(dim=0).mean(dim=1)
+
+
+def correct(logits: Tensor, target: Target) -> Tensor:
+    """How many images of a part are right, a scalar: an image counts for each of its labels as much as it is mixed; of
+    several labels, the share that is on the right side of ½."""
+    if target.labels.dim() > 1:
+        predicted = logits > 0
+        right = (predicted == (target.labels > 0.5)).float().mean(dim=1)
+        other = right if target.other is None else (predicted == (target.other > 0.5)).float().mean(dim=1)
+    else:
+        chosen = logits.argmax(dim=1)
+        right = (chosen == target.labels).float()
+        other = right if target.other is None else (chosen == target.other).float()
+    return (target.share * right + (1 - target.share) * other).sum()
+
+
+def _class_weights(recipe: Recipe, classes: int, counts: Tensor | None) -> Tensor | None:
+    if recipe.class_weights is None:
+        return None
+    if recipe.class_weights == "balanced":
+        assert counts is not None
+        # A class without training images has no say, and must not make the others' weights infinite.
+        present = counts > 0
+        weights = torch.zeros(classes)
+        weights[present] = counts.sum() / (present.sum() * counts[present]).float()
+        return weights
+    return torch.tensor(recipe.class_weights, dtype=torch.float32)

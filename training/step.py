@@ -1,0 +1,109 @@
+"""One optimizer step: the batch in parts, the loss's gradient, the pull, the clip, the update.
+
+for every part:  L_part ← forward;  backward of scale·L_part       (scale: 1 but in float16)
+g ← Σ parts / scale;  g ← g + 2λ(w − w̄);  g ← g·min(1, θ/‖g‖);  w ← optimizer(g)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from averaging import add_folded_pull_gradient, add_pull_gradient, can_fold_pull, distance, fold_pull
+from training.draws import key
+from training.evaluate import even_slices
+from training.losses import Loss, Target, correct
+from training.optim import make_optimizer
+from training.plan import Plan
+from training.teachers import Teachers
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a step found: loss and right answers of the batch, on the device; the rest where it was asked for."""
+
+    loss: Tensor
+    correct: Tensor
+    norm: Tensor | None = None  # of the training loss's gradient, before pull and clip
+    away: Tensor | None = None  # ‖w − w̄‖ of the w that the gradient belongs to
+
+
+class Stepper:
+    """Moves one network. forward: what is called on the inputs, `model` itself or something around it."""
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, loss: Loss, device: torch.device, teachers: Teachers | None
+    ) -> None:
+        self.plan, self.loss, self.device, self.teachers = plan, loss, device, teachers
+        self.model = model
+        self.forward: nn.Module = torch.compile(model) if plan.recipe.compile else model  # type: ignore[assignment]
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=plan.recipe.precision == "float16")
+        self.renew()
+
+    def renew(self) -> None:
+        """A fresh optimizer, as at the start of the job."""
+        self.optimizer = make_optimizer(self.model, self.plan)
+        # The same number, one pass over the weights less; not where clipping must see the whole gradient.
+        self._folds = self.plan.grad_clip_norm is None and can_fold_pull(self.optimizer)
+        self._folded = 0.0
+
+    def take(
+        self, inputs: Tensor, target: Target, step: int, lr: float, pull: float, anchor: Sequence[Tensor], logged: bool
+    ) -> Taken:
+        """One step on one batch at the rate lr, with a pull of strength λ toward `anchor`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = right = torch.zeros((), device=self.device)
+        images = len(inputs)
+        target = self.loss.normed(target)
+        for index, chosen in enumerate(even_slices(images, -(-images // self.plan.recipe.accumulate))):
+            torch.manual_seed(key(self.plan.seed, f"forward/{index}" if index else "forward", step))
+            part, answers = self._backward(inputs[chosen], target.part(chosen), images)
+            loss, right = loss + part, right + answers
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) if logged else None
+        self._pull(anchor, pull)
+        if self.plan.grad_clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.plan.grad_clip_norm)
+        away = distance(self.parameters, anchor) if logged else None
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return Taken(loss, right, norm, away)
+
+    def _backward(self, inputs: Tensor, target: Target, images: int) -> tuple[Tensor, Tensor]:
+        """The part's share of loss and right answers; its gradient is added to what is there."""
+        if self.loss.penalty:
+            inputs = inputs.detach().requires_grad_(True)
+        if self.teachers is not None:
+            target = self.teachers.taught(inputs.detach(), target)
+        with torch.autocast(self.device.type, dtype=self.plan.autocast, enabled=self.plan.autocast is not None):
+            logits = self.forward(inputs)
+        if self.loss.penalty:
+            loss = self.loss.with_penalty(logits, target, images, inputs)
+        else:
+            loss = self.loss(logits, target, images)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), correct(logits.detach(), target)
+
+    def _pull(self, anchor: Sequence[Tensor], strength: float) -> None:
+        if self._folds:
+            if strength != self._folded:
+                fold_pull(self.optimizer, strength)
+                self._folded = strength
+            if strength:
+                add_folded_pull_gradient(self.parameters, anchor, strength)
+        elif strength:
+            add_pull_gradient(self.parameters, anchor, strength)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "folded": self._folded}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self._folded = state["folded"]
