@@ -242,7 +242,7 @@ class Bench:
     def outputs(self, model: nn.Module) -> Tensor:
         plan = self.work({"type": "none"}, self.checkpoint, "torch").plan()
         return predict(
-            model, Split(self.unseen.images, self.unseen.labels), self.preparer(plan), False, lambda _: None
+            model, Split(self.unseen.images, self.unseen.labels), self.preparer(plan), None, lambda _: None
         ).probabilities
 
     def measured(self, weights: Path) -> dict[str, float]:

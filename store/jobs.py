@@ -17,7 +17,7 @@ from store.doorbell import RUN_JOB, Doorbell
 from store.ids import new_id
 from store.lists import PageRequest, page
 from store.tables import checkpoints, datasets, job_checkpoints, job_metadata, jobs, metrics, snapshots
-from wbar.errors import AttemptsExhausted, InvalidTransition, NotFound
+from wbar.errors import AttemptsExhausted, InUse, InvalidTransition, NotFound
 from wbar.states import TERMINAL, JobStatus, sources
 
 MAX_LOSSES = 3  # attempts in a row that died without having saved a state
@@ -55,9 +55,9 @@ class Jobs:
         pairs = [{"job": job_id, "key": key, "value": value} for key, value in values["metadata"].items()]
         if pairs:
             connection.execute(insert(job_metadata), pairs)
-        ingredients = values["method"].get("checkpoints", [])
-        if ingredients:
-            connection.execute(insert(job_checkpoints), [{"job": job_id, "checkpoint": one} for one in ingredients])
+        needed = _checkpoints_beside_the_start(values)
+        if needed:
+            connection.execute(insert(job_checkpoints), [{"job": job_id, "checkpoint": one} for one in needed])
         events.append(connection, job_id, "status", {"status": "queued"})
         return sent(self.get(connection, tenant, job_id))
 
@@ -122,6 +122,9 @@ class Jobs:
             row = self.get(connection, tenant, job_id, lock=True)
             if row.status not in TERMINAL:
                 raise InvalidTransition(f"{job_id} is {row.status}: only an ended job can be deleted; cancel it first")
+            pupil = _pupil(connection, job_id)
+            if pupil is not None:
+                raise InUse(f"{job_id} is the teacher of {pupil}: cancel that job or wait for it")
             held = list(connection.execute(select(snapshots.c.sha256).where(snapshots.c.job == job_id)).scalars())
             connection.execute(delete(jobs).where(jobs.c.id == job_id))
             for table, column in ((checkpoints, jobs.c.checkpoint), (datasets, jobs.c.dataset)):
@@ -354,6 +357,19 @@ def _mine(job_id: str, attempt: int) -> Update:
 
 def _dialect(connection: Connection) -> Any:
     return {"sqlite": sqlite, "postgresql": postgresql}[connection.dialect.name]
+
+
+def _checkpoints_beside_the_start(values: dict[str, Any]) -> list[str]:
+    """Those of a soup, and a distillation's teacher: they cannot be deleted before the job has ended."""
+    teacher = (values["recipe"].get("distillation") or {}).get("teacher", "")
+    return [*values["method"].get("checkpoints", []), *([teacher] if teacher.startswith("ckpt_") else [])]
+
+
+def _pupil(connection: Connection, job_id: str) -> str | None:
+    """A job that has not ended and learns from this one's snapshots."""
+    teacher = jobs.c.recipe["distillation"]["teacher"].as_string()
+    found = select(jobs.c.id).where(teacher == job_id, jobs.c.status.not_in(TERMINAL)).limit(1)
+    return connection.execute(found).scalar()
 
 
 def metric_points(connection: Connection, job_id: str) -> Iterable[dict[str, Any]]:

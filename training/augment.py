@@ -1,16 +1,28 @@
-"""Batches are drawn, augmented and normalized on the device, a batch at a time: one gather crops and flips them all."""
+"""Training images are drawn, augmented and normalized a batch at a time, on the device.
+
+pad_crop        zero-pad by an eighth of the side, crop back at a random place (He et al. 2016); …_flip: also mirrored
+resized_crop    a random box, see `training.crops`
+imagenet        that, mirrored, then hue, saturation, brightness and PCA noise, see `training.colour`
+rand_augment,   pad-crop-flip, then torchvision's RandAugment (Cubuk et al. 2020) or TrivialAugment (Müller & Hutter 2021),
+trivial_augment drawn for each image by itself: in DataLoader workers, see `training.feed`
+"""
 
 import torch
 from torch import Tensor
 
+from training import colour, crops
 from training.draws import generator
 from wbar.recipe import Augment
+
+FLIPS = ("pad_crop_flip", "resized_crop_flip", "imagenet", "rand_augment", "trivial_augment")
+RESIZED = ("resized_crop", "resized_crop_flip", "imagenet")
+POLICIES = ("rand_augment", "trivial_augment")
 
 
 class Preparer:
     """uint8 images (B, C, H, W) become normalized float32 inputs in channels_last, repeated to the network's channels.
 
-    mean, std: per channel of the network, for pixels in [0, 1].
+    mean, std: per channel of the network, for pixels in [0, 1]. axes: of the PCA noise, see `colour.principal_axes`.
     """
 
     def __init__(
@@ -18,6 +30,7 @@ class Preparer:
     ) -> None:
         self.augment, self.seed, self.device = augment, seed, device
         self.channels = len(mean)
+        self.axes: Tensor | None = None
         self._mean = (torch.tensor(mean, dtype=torch.float64) * 255).float().to(device).view(1, -1, 1, 1)
         self._inverse = (1 / (torch.tensor(std, dtype=torch.float64) * 255)).float().to(device).view(1, -1, 1, 1)
 
@@ -26,17 +39,36 @@ class Preparer:
         return self._normalize(images.to(self.device, non_blocking=True))
 
     def augmented(self, images: Tensor, purpose: str, index: int) -> Tensor:
-        """Training images, augmented by draws that depend on (seed, purpose, index) alone."""
+        """Training images, augmented by draws that depend on (seed, purpose, index) alone.
+
+        Images that were cropped or changed one by one already (`training.feed`) go to `finished`.
+        """
         images = images.to(self.device, non_blocking=True)
         if self.augment == "none":
             return self._normalize(images)
-        draws = generator(self.seed, purpose, index)
-        return self._normalize(pad_crop(images, draws, flip=self.augment == "pad_crop_flip"))
+        draws, flip = generator(self.seed, purpose, index), self.augment in FLIPS
+        if self.augment in RESIZED:
+            return self._coloured(crops.resized_crop(images, draws, flip), draws)
+        return self._normalize(pad_crop(images, draws, flip))
+
+    def finished(self, images: Tensor, purpose: str, index: int) -> Tensor:
+        """Images that have been through everything that is done one by one: what is left is done to the batch."""
+        images = images.to(self.device, non_blocking=True)
+        return self._coloured(images, generator(self.seed, f"{purpose}/colour", index))
+
+    def _coloured(self, images: Tensor, draws: torch.Generator) -> Tensor:
+        if self.augment == "imagenet":
+            assert self.axes is not None
+            images = colour.jitter(images.float(), draws)
+            images = colour.pca_noise(images, self.axes.to(images.device), draws)
+        return self._normalize(images)
 
     def _normalize(self, images: Tensor) -> Tensor:
         if images.shape[1] != self.channels:
             images = images.expand(-1, self.channels, -1, -1)
-        values = images.float().sub_(self._mean).mul_(self._inverse)
+        values = (
+            (images.float() if images.dtype == torch.uint8 else images.clone()).sub_(self._mean).mul_(self._inverse)
+        )
         return values.contiguous(memory_format=torch.channels_last)
 
 

@@ -9,7 +9,6 @@ import io
 import json
 import tempfile
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
+
+from training.crops import HELD_OUT
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # of Pillow's many decoders, some of which run other programs
 IN_MEMORY = 4 * 1024**3  # a split larger than this lives in a file that the system pages in
@@ -33,6 +34,20 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split whose images have many sizes: their files end to end, file i from offsets[i] to offsets[i + 1]."""
+
+    data: Tensor
+    offsets: Tensor
+    channels: int
+
+    def decoded(self, index: int) -> Tensor:
+        """Image `index` at its own size, (channels, H, W) uint8."""
+        begin, end = self.offsets[index : index + 2].tolist()
+        return decode(self.data[begin:end].numpy().tobytes(), self.channels)
 
 
 @dataclass(frozen=True)
@@ -57,23 +72,34 @@ class Packed:
         return cls(**values)
 
 
-def load_split(path: Path, split: str, image_size: tuple[int, int], order: list[int] | None) -> Split:
+def load_encoded(path: Path, split: str) -> Encoded | None:
+    """The split's files, where its images have many sizes."""
+    with safe_open(path, framework="pt") as file:
+        if f"{split}.encoded" not in set(file.keys()):
+            return None
+        channels = Packed.read(path).channels
+        return Encoded(file.get_tensor(f"{split}.encoded"), file.get_tensor(f"{split}.offsets"), channels)
+
+
+def load_split(
+    path: Path, split: str, image_size: tuple[int, int], order: list[int] | None, centre: bool = False
+) -> Split:
     """One split at the job's image size (bilinear with antialias where it differs from the stored one).
 
-    order: for each class of the dataset, the network's output index; None: the same order.
+    order: for each class of the dataset, the network's output index; None: the same order. centre: the short side to 8/7
+    of the size, then the centre (256 and 224 pixels, say); else both sides to the size.
     """
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
         labels = file.get_tensor(f"{split}.labels")
         if f"{split}.images" in names:
             images = file.get_tensor(f"{split}.images")
-            if tuple(images.shape[-2:]) != image_size:
-                images = _resized(images, image_size)
+            if centre or tuple(images.shape[-2:]) != image_size:
+                images = _resized(images, image_size, centre)
         else:
-            channels = Packed.read(path).channels
-            images = _decoded(
-                file.get_tensor(f"{split}.encoded"), file.get_tensor(f"{split}.offsets"), channels, image_size
-            )
+            encoded = load_encoded(path, split)
+            assert encoded is not None
+            images = _decoded(encoded, image_size, centre)
     if order is not None:
         labels = torch.tensor(order, dtype=torch.int64)[labels]
     return Split(images, labels)
@@ -88,19 +114,29 @@ def _allocate(shape: tuple[int, ...]) -> Tensor:
         return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
 
 
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+def _fitted(images: Tensor, size: tuple[int, int], centre: bool) -> Tensor:
+    """(…, C, H, W) uint8 at `size`."""
+    if not centre:
+        squashed: Tensor = transforms.resize(images, list(size), antialias=True)
+        return squashed
+    height, width = images.shape[-2:]
+    scale = max(size[0] / height, size[1] / width) * HELD_OUT
+    larger = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
+    cut: Tensor = transforms.center_crop(transforms.resize(images, larger, antialias=True), list(size))
+    return cut
+
+
+def _resized(images: Tensor, size: tuple[int, int], centre: bool) -> Tensor:
     out = _allocate((len(images), images.shape[1], *size))
     for start in range(0, len(images), 512):
-        out[start : start + 512] = transforms.resize(images[start : start + 512], list(size), antialias=True)
+        out[start : start + 512] = _fitted(images[start : start + 512], size, centre)
     return out
 
 
-def _decoded(encoded: Tensor, offsets: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
-    out = _allocate((len(offsets) - 1, channels, *size))
-    data, spans = encoded.numpy(), offsets.tolist()
-    for index, (begin, end) in enumerate(pairwise(spans)):
-        pixels = decode(data[begin:end].tobytes(), channels)
-        out[index] = transforms.resize(pixels, list(size), antialias=True)
+def _decoded(encoded: Encoded, size: tuple[int, int], centre: bool) -> Tensor:
+    out = _allocate((len(encoded.offsets) - 1, encoded.channels, *size))
+    for index in range(len(out)):
+        out[index] = _fitted(encoded.decoded(index), size, centre)
     return out
 
 

@@ -12,6 +12,7 @@ saved state ends in the same bits.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from training.averages import Mean, make_average
 from training.courses import BACK_OFF, later, lay_course, number
 from training.draws import permutation
 from training.evaluate import score, verdict
+from training.feed import Request
 from training.meter import Aside, Clock, Meter, Reporter, Stopped
 from training.mixing import mix
 from training.plan import Outcome, Work
@@ -160,6 +162,7 @@ class Attempt:
             self._evaluate_start()
         self.setting.train_mode()
         self.meter.pause()
+        self._batches = self.setting.feed.stream(self._requests())
         began = self.step
         while self.step < self.total_steps:
             position = self.position = self._here()
@@ -181,13 +184,18 @@ class Attempt:
                 self._beat(position.phase, position, can_stop=True)
         return self._finish()
 
+    def _requests(self) -> Iterator[Request]:
+        """The batches from here to the end of the course."""
+        results = self.results
+        for step in range(self.step, self.total_steps):
+            place = self.course.at(step - results.discarded_steps)
+            order = self._order(place.epoch + results.discarded_epochs)
+            begin = place.step_in_epoch * self.plan.batch_size
+            yield Request(order[begin : begin + self.plan.batch_size], "augment", step)
+
     def _train_step(self, position: Position) -> None:
-        order = self._order(position.epoch)
-        begin = position.step_in_epoch * self.plan.batch_size
-        chosen = order[begin : begin + self.plan.batch_size]
-        images = self.train.images[chosen.to(self.train.images.device)]
+        inputs, chosen = next(self._batches)
         labels = self.train.labels[chosen].to(self.device, non_blocking=True)
-        inputs = self.setting.prepare.augmented(images, "augment", position.step)
         inputs, target = mix(self.plan.recipe, inputs, labels, self.plan.seed, position.step)
         pull = self.course.pull(position.step - self.results.discarded_steps)
         logged = position.ends_phase or (position.step + 1) % self.meter.every == 0
@@ -272,6 +280,7 @@ class Attempt:
         self.model.load_state_dict(self.setting.start())
         self.stepper.renew()
         self._lay_course()
+        self._batches = self.setting.feed.stream(self._requests())
         self.setting.train_mode()
         self.meter.pause()
 

@@ -110,6 +110,7 @@ class Work:
     swag: int = 0  # samples of the Bayesian average
     ingredients: tuple[Ingredient, ...] = ()  # what a soup is made of
     teachers: tuple[Teacher, ...] = ()  # of a distillation
+    loaders: int = 0  # DataLoader workers, where images are handled one by one; they change no number
 
     def plan(self) -> Plan:
         return Plan.of(Recipe.model_validate(self.recipe), self.seed)

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from averaging import has_batch_norm, recompute_batch_norm
 from training import architectures
-from training.augment import Preparer
+from training.augment import RESIZED, Preparer
 from training.averages import Mean
-from training.datasets import Packed, Split, load_split
+from training.colour import principal_axes
+from training.datasets import Packed, Split, load_encoded, load_split
 from training.draws import key, permutation
 from training.evaluate import Outputs, even_slices, forward_batch, predict, score
+from training.feed import Feed, Request
 from training.fresh import prepared
 from training.losses import Loss
 from training.plan import Work
@@ -45,6 +47,9 @@ class Setting:
         self.train, self.val, self.choose = self.images
         classes = output_names(work.classes or packed.classes, work.network.num_classes)
         self.prepare = Preparer(self.plan.mean, self.plan.std, self.plan.augment, self.plan.seed, self.device)
+        self.prepare.axes = principal_axes(self.train.images) if self.plan.augment == "imagenet" else None
+        encoded = load_encoded(work.dataset, "train") if self.plan.augment in RESIZED else None
+        self.feed = Feed(self.train, self.prepare, encoded, work.loaders)
         self.writer = WeightsWriter(work, classes)
         self.model = self._prepared().to(self.device).to(memory_format=torch.channels_last)
         self.probe = copy.deepcopy(self.model)
@@ -56,8 +61,9 @@ class Setting:
 
     def _load_images(self, order: list[int] | None) -> Images:
         """What to train on, to report on, and to choose on where something is chosen."""
-        train = load_split(self.work.dataset, "train", self.plan.image_size, order)
-        val = load_split(self.work.dataset, "val", self.plan.image_size, order)
+        centre = self.plan.augment in RESIZED
+        train = load_split(self.work.dataset, "train", self.plan.image_size, order, centre)
+        val = load_split(self.work.dataset, "val", self.plan.image_size, order, centre)
         if self.device.type == "cuda" and train.images.numel() < torch.cuda.mem_get_info()[0] // 4:
             # Otherwise the images stay on the host and are sent a batch at a time; the bits are the same.
             train = Split(train.images.to(self.device), train.labels)
@@ -101,8 +107,7 @@ class Setting:
 
         def forward(module: nn.Module, chunk: tuple[int, Tensor]) -> None:
             index, chosen = chunk
-            images = self.train.images[chosen.to(self.train.images.device)]
-            inputs = self.prepare.augmented(images, "batchnorm-augment", index)
+            inputs = self.feed.inputs(Request(chosen, "batchnorm-augment", index))
             torch.manual_seed(key(self.plan.seed, "batchnorm-forward", index))  # whatever else a network may draw
             with torch.autocast(self.device.type, dtype=self.plan.autocast, enabled=self.plan.autocast is not None):
                 module(inputs)

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from averaging import write_safetensors
+from training.augment import RESIZED
 from training.plan import Work
 from wbar import __version__
 
@@ -38,6 +39,9 @@ def run_digest(work: Work) -> str:
         # By content: ids differ between two runs of the same work.
         digests = [ingredient.sha256 for ingredient in work.ingredients]
         inputs["method"] = {**work.method, "checkpoints": digests}
+    if work.teachers:
+        named = {**work.recipe["distillation"], "teacher": [teacher.sha256 for teacher in work.teachers]}
+        inputs["recipe"] = {**work.recipe, "distillation": named}
     return hashlib.sha256(canonical(inputs).encode()).hexdigest()
 
 
@@ -54,6 +58,8 @@ class WeightsWriter:
             "wbar.classes": canonical(classes),
             "wbar.image_size": canonical([work.network.channels, *plan.image_size]),
             "wbar.normalize": canonical({"mean": list(plan.mean), "std": list(plan.std)}),
+            # How images of other sizes come to this one: both sides, or the short side to 8/7 of it and then the centre.
+            "wbar.resize": "centre" if plan.augment in RESIZED else "both",
             "wbar.start_sha256": work.start_sha256,
             "wbar.dataset_sha256": work.dataset_sha256,
             "wbar.run": run_digest(work),

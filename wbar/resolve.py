@@ -3,7 +3,7 @@
 from wbar.catalog import ARCHITECTURES, BATCH, BUILTINS
 from wbar.checkpoints import NetworkArchitecture
 from wbar.datasets import Dataset, ImageShape
-from wbar.errors import ChannelsMismatch, ClassesMismatch, ImageSizeUnsupported
+from wbar.errors import ChannelsMismatch, ClassesMismatch, ImageSizeUnsupported, ValidationFailed
 from wbar.method import AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
 from wbar.recipe import Augment, BatchNorm, Normalization, Optimizer, Recipe
 
@@ -45,6 +45,11 @@ def resolve_recipe(
     precision = recipe.precision
     if precision == "auto":
         precision = "bfloat16" if gpu else "float32"
+    elif precision == "tf32" and not gpu:
+        raise ValidationFailed(
+            'recipe.precision is "tf32", which GPUs have, and no live worker has one: choose "float32"'
+        )
+    _check_class_weights(recipe, network)
     optimizer = recipe.optimizer.model_dump() | {"name": name, "weight_decay": weight_decay}
     return recipe.model_copy(
         update={
@@ -167,6 +172,14 @@ def resolve_augment(source: str | None) -> Augment:
     """Pad-crop-flip, without the flip for a built-in set whose classes a mirror would change."""
     builtin = BUILTINS.get((source or "").removeprefix("builtin:"))
     return "pad_crop" if builtin is not None and not builtin.flip else "pad_crop_flip"
+
+
+def _check_class_weights(recipe: Recipe, network: NetworkArchitecture) -> None:
+    weights = recipe.class_weights
+    if isinstance(weights, list) and len(weights) != network.num_classes:
+        raise ValidationFailed(
+            f"recipe.class_weights has {len(weights)} numbers and the network {network.num_classes} outputs: one for each"
+        )
 
 
 def _batch_norm(recipe: Recipe, method: Training | Soup | None) -> BatchNorm:

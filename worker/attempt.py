@@ -11,7 +11,7 @@ import torch
 from training.architectures import Network
 from training.loop import run
 from training.meter import Stopped
-from training.plan import Ingredient, Work
+from training.plan import Ingredient, Teacher, Work
 from wbar.errors import JobError
 from wbar.jobs import MetricsPoint, Progress, Score
 from worker.processes import Ears
@@ -61,6 +61,10 @@ def run_attempt(payload: dict[str, Any], pipe: Connection, ears: Ears) -> None:
             "network": Network(**payload["network"]),
             **{name: Path(payload[name]) for name in ("checkpoint", "dataset", "scratch")},
             "resume": Path(payload["resume"]) if payload["resume"] else None,
+            "teachers": tuple(
+                Teacher(**one | {"path": Path(one["path"]), "network": Network(**one["network"])})
+                for one in payload["teachers"]
+            ),
             "ingredients": tuple(Ingredient(**one | {"path": Path(one["path"])}) for one in payload["ingredients"]),
         }
     )

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from store import jobs as job_rows
 from store.blobs import Received
 from store.store import Store
-from store.tables import checkpoints, datasets
+from store.tables import checkpoints, datasets, jobs
 from wbar.transfers import sha256_of
 from worker import processes
 from worker.processes import Child
@@ -107,6 +107,18 @@ def patiently(write: Callable[[], T]) -> T:
             time.sleep(1.0)
 
 
+def _network(start: Row[Any], outputs: int) -> dict[str, Any]:
+    """The fields of training.architectures.Network for a checkpoint's row."""
+    known = start.architecture
+    return {
+        "name": known["name"],
+        "num_classes": outputs,
+        "channels": known["channels"],
+        "image_size": known["image_size"],
+        "projection": bool(start.projection),
+    }
+
+
 class Runner:
     """Runs jobs for one worker process."""
 
@@ -153,18 +165,13 @@ class Runner:
                 self.store.blobs.fetch(sha256, path)
         if row.swag or row.flatness:
             self._fetch_snapshots(row, scratch)
-        network = start.architecture
+        reset = row.recipe.get("head") == "reset"
+        outputs = len(row.classes) if reset else start.architecture["num_classes"]
         return {
             "method": row.method,
             "recipe": row.recipe,
             "seed": row.seed,
-            "network": {
-                "name": network["name"],
-                "num_classes": network["num_classes"],
-                "channels": network["channels"],
-                "image_size": network["image_size"],
-                "projection": bool(start.projection),
-            },
+            "network": _network(start, outputs),
             "checkpoint": str(checkpoint),
             "prefix": start.prefix or "",
             "dataset": str(dataset),
@@ -179,6 +186,7 @@ class Runner:
             "flatness": row.flatness,
             "swag": row.swag,
             "ingredients": self._ingredients(row, scratch),
+            "teachers": self._teachers(row, scratch),
             "gpu": gpu,
         }
 
@@ -192,6 +200,30 @@ class Runner:
             if not path.exists():
                 self.store.blobs.fetch(one.weights, path)
             found.append({"id": ingredient, "path": str(path), "prefix": one.prefix or "", "sha256": one.sha256})
+        return found
+
+    def _teachers(self, row: Row[Any], scratch: Path) -> list[dict[str, Any]]:
+        """The networks of a distillation's teacher, fetched: a checkpoint, or a former job's snapshots in order."""
+        distillation = row.recipe.get("distillation")
+        if not distillation:
+            return []
+        with self.store.database.read() as connection:
+            if distillation["teacher"].startswith("ckpt_"):
+                start = connection.execute(select(checkpoints).where(checkpoints.c.id == distillation["teacher"])).one()
+                contents, outputs = [start.weights], start.architecture["num_classes"]
+            else:
+                job = connection.execute(select(jobs).where(jobs.c.id == distillation["teacher"])).one()
+                start = connection.execute(select(checkpoints).where(checkpoints.c.id == job.checkpoint)).one()
+                contents = [snapshot.sha256 for snapshot in job_rows.snapshot_rows(connection, job.id)]
+                reset = job.recipe.get("head") == "reset"
+                outputs = len(job.classes) if reset else start.architecture["num_classes"]
+        found = []
+        for n, sha256 in enumerate(contents):
+            path = scratch / f"teacher-{n:04d}.safetensors"
+            if not path.exists():
+                self.store.blobs.fetch(sha256, path)
+            network = _network(start, outputs)
+            found.append({"path": str(path), "prefix": start.prefix or "", "network": network, "sha256": sha256})
         return found
 
     def _fetch_snapshots(self, row: Row[Any], scratch: Path) -> None:
@@ -229,19 +261,19 @@ class Runner:
                 patiently(partial(self._carry, row, kind, value))
 
     def _carry(self, row: Row[Any], kind: str, value: Any) -> None:
-        job_id, attempt, jobs = row.id, row.attempts, self.store.jobs
+        job_id, attempt, writer = row.id, row.attempts, self.store.jobs
         if kind == "metrics":
-            jobs.add_metrics(job_id, attempt, value)
+            writer.add_metrics(job_id, attempt, value)
         elif kind == "averaged":
-            jobs.add_averaged(job_id, attempt, value["n"], value["score"])
+            writer.add_averaged(job_id, attempt, value["n"], value["score"])
         elif kind == "log":
-            jobs.log(job_id, attempt, value["level"], value["message"])
+            writer.log(job_id, attempt, value["level"], value["message"])
         elif kind == "snapshot":
             self._store_snapshot(row, value)
         elif kind == "saved" and value["durable"]:
             self._store_state(row, value)
         elif kind == "saved":
-            jobs.got_further(job_id, attempt)
+            writer.got_further(job_id, attempt)
 
     def _store_snapshot(self, row: Row[Any], value: dict[str, Any]) -> None:
         path = Path(value["path"])

@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection, Row, select
 
 from store import checkpoints, datasets
 from store.database import Tenant
+from store.jobs import Jobs, snapshot_rows
 from store.store import Store
+from store.tables import checkpoints as checkpoint_rows
 from store.tables import jobs
 from wbar.checkpoints import NetworkArchitecture
 from wbar.datasets import Dataset
@@ -21,11 +23,13 @@ def resolve(connection: Connection, tenant: Tenant, request: JobRequest, gpu: bo
     """The values of the job's row, with every `auto` replaced. Raises NotFound, CheckpointNotReady, DatasetNotReady
     and the mismatches of `wbar.resolve`. Both rows stay locked, so that neither is deleted before the job exists.
     """
-    if isinstance(request.method, Soup):
-        # All of them in one order, before anything else is locked: two soups of the same checkpoints must not cross.
-        for each in sorted({request.checkpoint, *request.method.checkpoints}):
-            checkpoints.get(connection, tenant, each, lock=True)
-    start = checkpoints.get(connection, tenant, request.checkpoint, lock=True)
+    teacher = request.recipe.distillation.teacher if request.recipe.distillation else ""
+    others = request.method.checkpoints if isinstance(request.method, Soup) else []
+    others = [*others, teacher] if teacher.startswith("ckpt_") else others
+    # All of them in one order, before anything else is locked: two jobs with the same checkpoints must not cross.
+    for each in sorted({request.checkpoint, *others}):
+        checkpoints.get(connection, tenant, each, lock=True)
+    start = checkpoints.get(connection, tenant, request.checkpoint)
     if start.status != "ready":
         raise CheckpointNotReady(_not_ready(start))
     data = datasets.get(connection, tenant, request.dataset, lock=True)
@@ -34,11 +38,17 @@ def resolve(connection: Connection, tenant: Tenant, request: JobRequest, gpu: bo
     network = NetworkArchitecture.model_validate(start.architecture)
     dataset = Dataset.model_validate(datasets.sent(data))
     statistics = Normalization(mean=data.summary["mean"], std=data.summary["std"])
-    classes = resolve_classes(request.classes, network, dataset)
+    asked = request.classes
+    if request.recipe.head == "reset":
+        asked = asked or dataset.classes or []  # said in the job: what the new outputs are
+        network = network.model_copy(update={"num_classes": len(asked)})
+    classes = resolve_classes(asked, network, dataset)
     recipe = resolve_recipe(request.recipe, network, dataset, statistics, gpu, request.method)
     method = resolve_method(request.method, recipe, network)
     if isinstance(method, Soup):
         _check_ingredients(connection, tenant, method, start)
+    if teacher:
+        _check_teacher(connection, tenant, teacher, network)
     if request.swag and (isinstance(method, Soup) or method.snapshots(_steps_per_epoch(dataset, recipe)) < 2):
         raise ValidationFailed(
             f"swag needs two snapshots or more (two cycles of cyclic_swa): method is {method.model_dump(mode='json')}"
@@ -79,6 +89,40 @@ def _check_ingredients(connection: Connection, tenant: Tenant, soup: Soup, start
             )
 
 
+def _check_teacher(connection: Connection, tenant: Tenant, teacher: str, student: NetworkArchitecture) -> None:
+    """The teacher is there, and its outputs and input channels are the student's."""
+    row, outputs = teacher_of(connection, tenant, teacher)
+    if row.status != "ready" and teacher.startswith("ckpt_"):
+        raise CheckpointNotReady(_not_ready(row))
+    channels = row.architecture["channels"]
+    if (outputs, channels) != (student.num_classes, student.channels):
+        raise CheckpointsDiffer(
+            f"the teacher {teacher} is a {row.architecture['name']} with {outputs} outputs and {channels} input channels, "
+            f"the student has {student.num_classes} and {student.channels}"
+        )
+
+
+def teacher_of(connection: Connection, tenant: Tenant, teacher: str) -> tuple[Row[Any], int]:
+    """The checkpoint that says what a teacher is built like, and its outputs. Raises NotFound, ValidationFailed."""
+    if teacher.startswith("ckpt_"):
+        row = checkpoints.get(connection, tenant, teacher)
+        return row, row.architecture["num_classes"] if row.architecture else 0
+    job = Jobs.get(connection, tenant, teacher, lock=True)
+    if job.status != "succeeded" or not snapshot_rows(connection, teacher):
+        raise ValidationFailed(
+            f"the teacher {teacher} is {job.status}: a former job teaches by its snapshots, so it must have "
+            "succeeded and kept some"
+        )
+    # The row, also where it was deleted since: it stays for the jobs that name it.
+    row = connection.execute(select(checkpoint_rows).where(checkpoint_rows.c.id == job.checkpoint)).one()
+    return row, _outputs(job, row)
+
+
+def _outputs(job: Row[Any], start: Row[Any]) -> int:
+    reset = job.recipe.get("head") == "reset"
+    return len(job.classes) if reset else int(start.architecture["num_classes"])
+
+
 def _not_ready(row: Row[Any]) -> str:
     if row.status == "rejected":
         return f"{row.id} was rejected ({row.error['code']}: {row.error['message']}): upload a good one"
@@ -112,10 +156,19 @@ def dry_run(connection: Connection, tenant: Tenant, values: dict[str, Any]) -> d
         "finished_at": None,
         "estimate": {
             "steps": epochs * per_epoch,
-            "seconds": round(epochs * images / speed, 1) if speed and epochs else None,
+            "seconds": round(epochs * images / speed * _cost(connection, recipe), 1) if speed and epochs else None,
             "bytes": (snapshots + 2) * start.bytes,
         },
     }
+
+
+def _cost(connection: Connection, recipe: Recipe) -> float:
+    """A training image beside a plain one's forward and backward pass (3): a teacher's forward passes, a second backward."""
+    cost = 6.0 if recipe.gradient_penalty else 3.0
+    if recipe.distillation:
+        teacher = recipe.distillation.teacher
+        cost += 1 if teacher.startswith("ckpt_") else len(snapshot_rows(connection, teacher))
+    return cost / 3.0
 
 
 def _images_per_second(connection: Connection, tenant: Tenant, checkpoint: str) -> float | None:

@@ -1,0 +1,138 @@
+"""Whatever a job is asked for, a death after any step changes nothing, to the bit: weights, numbers and snapshots."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from averaging import write_safetensors
+from tests.training.work import METHOD, KilledHere, Recorder, make_work
+from training import resume
+from training.architectures import Network, initialized
+from training.loop import run
+from training.plan import Teacher, Work
+from wbar.method import METHODS
+
+RATES = {"lr": 0.05, "control_lr": 0.05}
+STRAIGHT = RATES | {"epochs": 3}
+
+VARIANTS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
+    "mixup": (None, {"mixup": 0.4}),
+    "cutmix or mixup, in parts": (None, {"cutmix": 1.0, "mixup": 0.2, "accumulate": 3}),
+    "float16 with loss scaling": (None, {"precision": "float16"}),
+    "bfloat16, clipped, smoothed": (None, {"precision": "bfloat16", "grad_clip_norm": 0.5, "label_smoothing": 0.1}),
+    "gradient penalty, balanced classes": (None, {"gradient_penalty": 0.1, "class_weights": "balanced"}),
+    "frozen layers and statistics": (None, {"freeze": ["conv1.*", "layer1.*"], "batch_norm": "frozen"}),
+    "fresh layers and head": (None, {"reset": ["layer3.*"], "head": "reset", "init": "xavier"}),
+    "adam": (None, {"optimizer": {"name": "adam", "weight_decay": 1e-4}}),
+    "rmsprop": (None, {"optimizer": {"name": "rmsprop", "weight_decay": 1e-4}}),
+    "adagrad": (None, {"optimizer": {"name": "adagrad", "weight_decay": 1e-4}}),
+    "distillation": (None, {"distillation": {"teacher": "ckpt_teacher"}}),
+    "early stopping": (METHOD.model_dump() | {"cycles": 4}, {"early_stopping": 1}),
+    "statistics in agreement": (None, {"batch_norm": "consistent"}),
+    "pull in the low phases only": (METHOD.model_dump() | {"pull_in": "low", "pull": 0.1}, {}),
+    "cosine with warm-up in each high phase": (
+        METHOD.model_dump() | {"high": {"lr": 0.05, "shape": "cosine", "warmup_epochs": 0.5}},
+        {},
+    ),
+    "greedy": (METHOD.model_dump() | {"average": "greedy", "cycles": 3}, {}),
+    "window": (METHOD.model_dump() | {"average": "window", "cycles": 3}, {}),
+    "swa": (STRAIGHT | {"type": "swa", "anneal_epochs": 1, "anneal_from": 0.1, "snapshot_epochs": 0.5}, {}),
+    "ema": (STRAIGHT | {"type": "ema", "final_lr": 0.005}, {}),
+    "lawa": (STRAIGHT | {"type": "lawa", "final_lr": 0.005, "window": 2, "snapshot_steps": 5}, {}),
+    "none, stepwise": (STRAIGHT | {"type": "none", "final_lr": 0.0, "shape": "step", "warmup_epochs": 1}, {}),
+    "auto": (STRAIGHT | {"type": "auto", "memorised": {"lr": 0.1, "pull": 0.1}, "guard": True}, {}),
+    "auto from a memorised start": (STRAIGHT | {"type": "auto", "memorised": {"lr": 0.1, "pull": 0.1, "ratio": 1}}, {}),
+    "control": (STRAIGHT | {"type": "swa", "anneal_from": 0.1, "epochs": 2, "control": True}, {}),
+}
+
+
+def work_of(folder: Path, variant: str) -> Work:
+    method, recipe = VARIANTS[variant]
+    changes = {f"recipe_{name}": value for name, value in recipe.items()}
+    work = make_work(folder, METHODS.validate_python(method) if method else METHOD, **changes)
+    if "distillation" not in recipe:
+        return work
+    torch.manual_seed(11)
+    network = Network("resnet32", 10)
+    write_safetensors(folder / "teacher.safetensors", initialized(network).state_dict(), {})
+    return replace(work, teachers=(Teacher(folder / "teacher.safetensors", "", network, "2" * 64),))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_deaths_after_random_steps_change_nothing(tmp_path: Path, variant: str) -> None:
+    whole = Recorder()
+    undisturbed = run(work_of(tmp_path / "whole", variant), whole)
+    draws = random.Random(variant)
+    broken = replace(work_of(tmp_path / "broken", variant), save_every_seconds=0.0)
+    last = max(step for step, _ in whole.states)
+    told = Recorder()
+    for step in sorted(draws.sample(range(1, last), 2)):
+        with pytest.raises(KilledHere):
+            run(replace(broken, resume=resume.latest(broken.scratch)), Recorder(die_at=step))
+    again = run(replace(broken, resume=resume.latest(broken.scratch)), told)
+    assert again.weights.read_bytes() == undisturbed.weights.read_bytes()
+    assert again.metrics == undisturbed.metrics
+    assert again.curve == undisturbed.curve
+    assert again.choice == undisturbed.choice
+    for n, path in whole.snapshots.items():
+        assert told.snapshots[n].read_bytes() == path.read_bytes()
+
+
+def test_a_death_in_the_control_goes_on_in_the_control(tmp_path: Path) -> None:
+    undisturbed = run(work_of(tmp_path / "whole", "control"), Recorder())
+    broken = replace(work_of(tmp_path / "broken", "control"), save_every_seconds=0.0)
+    main_steps = 14
+    with pytest.raises(KilledHere):
+        run(broken, DiesInControl(main_steps, 5))
+    inner = resume.latest(broken.scratch / "control")
+    assert inner is not None
+    assert resume.step_of(inner) == 5
+    told = Recorder()
+    again = run(replace(broken, resume=resume.latest(broken.scratch)), told)
+    assert again.metrics == undisturbed.metrics
+    assert min(progress.step for progress in told.progress) >= main_steps
+
+
+class DiesInControl(Recorder):
+    """Dies when the control has taken so many steps: states of the control follow the job's own last one."""
+
+    def __init__(self, main_steps: int, steps: int) -> None:
+        super().__init__()
+        self._main, self._steps, self._in_control = main_steps, steps, False
+
+    def saved(self, path: str, step: int, durable: bool) -> None:
+        if self._in_control and step >= self._steps:
+            raise KilledHere
+        self._in_control |= step == self._main
+
+
+def test_a_back_off_survives_a_death(tmp_path: Path) -> None:
+    def ruined(folder: Path) -> Work:
+        # A start that knows its images, then a rate that makes it forget all of them.
+        start = run(
+            make_work(folder, METHODS.validate_python(STRAIGHT | {"type": "none", "final_lr": 0.0, "epochs": 12})),
+            Recorder(),
+        )
+        method = METHODS.validate_python(METHOD.model_dump() | {"high": {"lr": 4.0}, "low": {"lr": 4.0}, "pull": 0})
+        kept = folder / "trained.safetensors"
+        start.weights.rename(kept)
+        for state in folder.glob("state-*.pt"):
+            state.unlink()
+        return replace(make_work(folder, method), checkpoint=kept)
+
+    told = Recorder()
+    undisturbed = run(ruined(tmp_path / "whole"), told)
+    backed = [line for line in told.logs if "back-off" in line]
+    assert 1 <= len(backed) <= 2
+    assert "the high rate is divided by 3" in backed[0]
+    assert sorted(told.snapshots) == [1, 2]
+    broken = replace(ruined(tmp_path / "broken"), save_every_seconds=0.0)
+    with pytest.raises(KilledHere):
+        run(broken, Recorder(die_at=17))  # within the second try
+    again = run(replace(broken, resume=resume.latest(broken.scratch)), Recorder())
+    assert again.weights.read_bytes() == undisturbed.weights.read_bytes()
+    assert again.metrics == undisturbed.metrics

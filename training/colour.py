@@ -1,0 +1,59 @@
+"""Colour, per image: hue, saturation and brightness by factors in [0.6, 1.4], and noise along the colours' principal axes.
+
+    brightness   x·f                                saturation   grey + (x − grey)·f,  grey by ITU-R BT.601
+    hue          the colours turned by (f − 1)·π around the grey axis, in YIQ
+    PCA noise    x + 255·Σ_k α_k·λ_k·p_k,  α ~ N(0, 0.1),  λ and p of the pixels' covariance     (Krizhevsky et al. 2012)
+
+The ranges are those of He et al. 2019 ("Bag of tricks"), section 2.1. Grey images have a brightness only.
+"""
+
+from math import pi
+
+import torch
+from torch import Tensor
+
+RANGE = (0.6, 1.4)
+NOISE = 0.1
+LUMA = (0.299, 0.587, 0.114)
+TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.321), (0.211, -0.523, 0.311))
+SAMPLED = 2048  # images that the covariance is computed from
+
+
+def jitter(images: Tensor, draws: torch.Generator) -> Tensor:
+    """images: (B, C, H, W) float32 in 0…255; clipped to that range."""
+    factors = torch.empty(3, len(images)).uniform_(*RANGE, generator=draws).to(images.device)
+    brightness, saturation, hue = factors.view(3, -1, 1, 1, 1)
+    if images.shape[1] == 3:
+        grey = (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+        images = grey + (images - grey) * saturation
+        images = torch.einsum("bij,bjhw->bihw", _turns((hue.flatten() - 1) * pi), images)
+    bright: Tensor = images * brightness
+    return bright.clamp_(0, 255)
+
+
+def _turns(angles: Tensor) -> Tensor:
+    """(B, 3, 3): RGB to YIQ, chroma turned by the angle, and back."""
+    to = torch.tensor(TO_YIQ, dtype=torch.float64)
+    cos, sin = angles.double().cpu().cos(), angles.double().cpu().sin()
+    turn = torch.zeros(len(angles), 3, 3, dtype=torch.float64)
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cos, -sin, sin, cos
+    turned: Tensor = torch.linalg.inv(to) @ turn @ to
+    return turned.float().to(angles.device)
+
+
+def principal_axes(images: Tensor) -> Tensor:
+    """(C, C): the principal axes of the pixels' colours as columns, each times its eigenvalue. images: (N, C, H, W) uint8."""
+    chosen = images[:: max(1, len(images) // SAMPLED)][:SAMPLED].cpu()
+    pixels = chosen.transpose(0, 1).flatten(1).double() / 255
+    pixels = pixels[:, :: max(1, pixels.shape[1] // 2**22)]
+    values, vectors = torch.linalg.eigh(torch.cov(pixels).reshape(len(pixels), len(pixels)))
+    axes: Tensor = vectors * values
+    return axes.float()
+
+
+def pca_noise(images: Tensor, axes: Tensor, draws: torch.Generator) -> Tensor:
+    """images: (B, C, H, W) float32 in 0…255, returned clipped to it."""
+    strengths = torch.randn(len(images), images.shape[1], generator=draws) * NOISE
+    shift = 255 * strengths.to(axes.device) @ axes.T
+    return (images + shift[:, :, None, None]).clamp_(0, 255)
