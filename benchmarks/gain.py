@@ -53,6 +53,7 @@ from wbar.method import METHODS
 from wbar.recipe import Normalization, Optimizer, Recipe
 from wbar.resolve import resolve_method, resolve_recipe
 
+UNSEEN = 5000  # of the official test images
 STARTS = {"memorised": "none", "augmented": "pad_crop_flip"}
 ARMS: dict[str, dict[str, Any]] = {
     "control": {"type": "none"},
@@ -78,7 +79,7 @@ class Set:
 
 
 SETS = {
-    "fashion-mnist": Set("fashion-mnist", Network("resnet20", 10, channels=1), 1500, 1000, 28, 30),
+    "fashion-mnist": Set("fashion-mnist", Network("resnet20", 10, channels=1), 800, 1000, 28, 30),
     "digits": Set("digits", Network("resnet32", 10, channels=1), 400, 400, 8, 40),
 }
 
@@ -110,7 +111,9 @@ def pack(chosen: Set, folder: Path) -> tuple[Path, Path]:
         rest = torch.tensor(sorted(set(range(len(labels))) - set(kept.tolist())))
         unseen = (images[rest], labels[rest])
     else:
-        unseen = _fashion("t10k")
+        pixels, marks = _fashion("t10k")
+        some = stratified(marks.tolist(), UNSEEN / len(marks), HELD_OUT_SEED)
+        unseen = (pixels[some], marks[some])
     pixels, names = images[kept][train], [str(label) for label in range(10)]
     tensors = {
         "train.images": pixels,
