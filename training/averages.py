@@ -1,8 +1,9 @@
 """What the mean is made of: everything, the last few, what helps (greedy), or the best stretch of the way (window).
 
     greedy   w_n enters if  L(mean with w_n) ≤ L(mean)  on the images set aside for choosing       (Wortsman et al. 2022)
-    window   the way is cut into S segments with means m_s of n_s weights each; of all stretches [a, b]
-             Σ n_s·m_s / Σ n_s is tried, and the one with the lowest loss on those images is kept
+    window   the way is cut into S segments with means m_s of n_s weights each; of all stretches [a, b] the mean
+             Σ n_s·m_s / Σ n_s is tried. Of those within one standard error of the lowest loss on those images (of the
+             paired differences per image; Breiman et al. 1984, section 3.4.3) the longest is kept
 
 All stretches cost S copies of the network: a stretch is a merge of segment means, not of the weights it went through.
 """
@@ -13,7 +14,7 @@ from math import ceil
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from averaging import ExponentialMean, RunningMean, WindowMean
 from training.courses import Course
@@ -22,7 +23,9 @@ from wbar.method import AutoMethod, CyclicSwa, Ema, Lawa, Plain, Swa, Training
 
 SEGMENTS = 6  # of a `window` over snapshots
 Mean = RunningMean | ExponentialMean | WindowMean
-Judge = Callable[[Mean], float]  # the loss of a mean, BatchNorm recomputed, on the images set aside for choosing
+Judge = Callable[
+    [Mean], Tensor
+]  # a mean's loss on each image set aside for choosing, BatchNorm recomputed: (N,) float64
 
 
 class Average(ABC):
@@ -94,7 +97,7 @@ class Greedily(Average):
         self._latest = snapshot
 
     def judge(self, loss: Judge) -> None:
-        found = loss(self._candidate)
+        found = loss(self._candidate).mean().item()
         if found <= self._best:
             self._mean, self._best = self._candidate, found
             self._kept.append(self._latest)
@@ -150,15 +153,18 @@ class Windowed(Average):
             yield from ((begin, end) for end in range(max(begin, earliest), last + 1))
 
     def finish(self, loss: Judge, log: Callable[[str], None]) -> tuple[Mean, Choice | None]:
-        tried = [
-            Candidate(first=begin + 1, last=end + 1, loss=loss(self._stretch(begin, end)))
-            for begin, end in self._stretches()
-        ]
-        best = min(tried, key=lambda candidate: candidate.loss)
+        losses = {stretch: loss(self._stretch(*stretch)) for stretch in self._stretches()}
+        lowest = min(losses.values(), key=lambda found: found.mean().item())
+        begin, end = max(
+            (stretch for stretch, found in losses.items() if _within_one_error(found, lowest)),
+            key=lambda stretch: (stretch[1] - stretch[0], -losses[stretch].mean().item()),
+        )
+        tried = [Candidate(first=a + 1, last=b + 1, loss=found.mean().item()) for (a, b), found in losses.items()]
+        best = next(candidate for candidate in tried if (candidate.first, candidate.last) == (begin + 1, end + 1))
         log(
-            f"of {len(tried)} stretches, segments {best.first} to {best.last} of {len(self._means)} have the lowest loss on "
-            f"the images set aside for choosing: {best.loss:.5f} (all together: {tried[0].loss:.5f} from {tried[0].first} to "
-            f"{tried[0].last})"
+            f"of {len(tried)} stretches, segments {best.first} to {best.last} of {len(self._means)} are the longest within one "
+            f"standard error of the lowest loss on the images set aside for choosing: {best.loss:.5f}, lowest "
+            f"{lowest.mean().item():.5f}"
         )
         kept = list(range(best.first, best.last + 1))
         choice = Choice(kept=kept, of=len(self._means), loss=best.loss, candidates=tried)
@@ -172,6 +178,12 @@ class Windowed(Average):
         for one in state["means"]:
             self._means.append(_empty(self._model))
             self._means[-1].load_state_dict(one)
+
+
+def _within_one_error(losses: Tensor, lowest: Tensor) -> bool:
+    difference = losses - lowest
+    error = difference.std(unbiased=True).item() / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+    return difference.mean().item() <= error
 
 
 def make_average(method: Training, course: Course, model: nn.Module) -> Average:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from training.augment import Preparer
 from training.datasets import Split
+from training.ranks import Ranks
 from wbar.jobs import Score, Verdict
 
 BINS = 15
@@ -54,8 +55,10 @@ def predict(
     model.eval()
     probabilities, losses = [], []
     height, width = split.images.shape[-2:]
+    ranks = Ranks.here()
     chunks = even_slices(len(split), max(8, min(EVALUATION_BATCH, EVALUATION_PIXELS // (height * width))))
-    for index, chunk in enumerate(chunks):
+    mine = list(enumerate(chunks))
+    for index, chunk in mine[ranks.share(len(mine))]:
         images = split.images[chunk]
         inputs = prepare.plain(images) if augment_for is None else prepare.augmented(images, augment_for, index)
         with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
@@ -65,7 +68,8 @@ def predict(
         probabilities.append(logs.exp().float())
         tick(len(inputs))
     model.train(was_training)
-    return Outputs(torch.cat(probabilities), torch.cat(losses))
+    every = ranks.gathered((probabilities, losses))
+    return Outputs(torch.cat([p for one, _ in every for p in one]), torch.cat([x for _, one in every for x in one]))
 
 
 def score(probabilities: Tensor, labels: Tensor, losses: Tensor | None = None) -> Score:

@@ -31,9 +31,11 @@ from training.courses import BACK_OFF, later, lay_course, number
 from training.draws import permutation
 from training.evaluate import score, verdict
 from training.feed import Request
+from training.launch import run_on_ranks
 from training.meter import Aside, Clock, Meter, Reporter, Stopped
 from training.mixing import mix
 from training.plan import Outcome, Work
+from training.ranks import BEAT_STEPS, Ranks
 from training.setting import Setting, make_deterministic
 from training.soup import Pot
 from training.step import Stepper
@@ -50,7 +52,12 @@ BEAT_SECONDS = 0.4  # how often the host waits for the device, to tell where the
 def run(work: Work, reporter: Reporter) -> Outcome:
     """Do the work, or what is left of it. Raises Stopped when the reporter asks, JobError when it cannot go on."""
     try:
-        return Pot(work, reporter).cook() if work.ingredients else Attempt(work, reporter).run()
+        if work.ingredients:
+            return Pot(work, reporter).cook()
+        devices = work.plan().recipe.devices
+        if devices > 1 and Ranks.here().size == 1:
+            return run_on_ranks(work, reporter, devices, "training.loop:run")
+        return Attempt(work, reporter).run()
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"the device ran out of memory ({str(error).splitlines()[0]}): lower recipe.batch_size or image_size"
@@ -62,11 +69,13 @@ class Attempt:
 
     def __init__(self, work: Work, reporter: Reporter, images: Setting | None = None) -> None:
         self.work, self.reporter, self.plan = work, reporter, work.plan()
+        self.ranks = Ranks.here()
         method = work.chosen_method()
         assert not isinstance(method, Soup)
         self.method = method
         state = self._load_state()
-        make_deterministic(work, state.threads if state else work.threads)
+        threads = max(1, work.threads // self.ranks.size) if work.threads else None
+        make_deterministic(work, state.threads if state else threads)
         self.setting = Setting(work, self._tick, images)
         self.device, self.train, self.val = self.setting.device, self.setting.train, self.setting.val
         self.results = state.results if state else resume.Results()
@@ -105,8 +114,9 @@ class Attempt:
         # w̄ as the pull sees it, in the parameters' dtype: w_0 until the first snapshot.
         self.anchor = [p.detach().clone() for p in self.parameters]
         self.per_epoch = -(-len(self.train) // self.plan.batch_size)
-        if len(self.train) % self.plan.batch_size == 1 and self.per_epoch > 1:
-            self.per_epoch -= 1  # a batch of one image has no variance
+        least = 2 * self.ranks.size  # a batch of one image has no variance
+        if 0 < len(self.train) % self.plan.batch_size < least and self.per_epoch > 1:
+            self.per_epoch -= 1
         self._lay_course()
 
     def _lay_course(self) -> None:
@@ -179,7 +189,7 @@ class Attempt:
             elif time.monotonic() - self._saved_at >= self.work.save_every_seconds:
                 self._save(durable=False)
             first = self.step == began + 1
-            if first or position.ends_phase or time.monotonic() - self._beat_at >= BEAT_SECONDS:
+            if first or position.ends_phase or self._should_beat():
                 self.meter.check()
                 self._beat(position.phase, position, can_stop=True)
         return self._finish()
@@ -226,7 +236,8 @@ class Attempt:
         snapshot = score(found.probabilities, self.val.labels, found.losses)
         self.results.snapshots.append(snapshot.model_dump())
         path = self._snapshot_path(n)
-        self.setting.writer.write(path, self.model.state_dict(), snapshots=1, n=n)
+        if self.ranks.leads:
+            self.setting.writer.write(path, self.model.state_dict(), snapshots=1, n=n)
         self.reporter.snapshot(n, self.step, str(path), snapshot)
 
         self.average.judge(self.setting.judge)
@@ -243,7 +254,7 @@ class Attempt:
         patience, results = self.plan.recipe.early_stopping, self.results
         if patience is None:
             return
-        loss = self.setting.judge(self.average.so_far)
+        loss = self.setting.judge(self.average.so_far).mean().item()
         results.waited = 0 if results.best is None or loss < results.best else results.waited + 1
         results.best = loss if results.best is None else min(loss, results.best)
         if results.waited >= patience and self.step < self.total_steps:
@@ -346,7 +357,7 @@ class Attempt:
         assert self.setting.choose is not None
         self.probe.load_state_dict(self.setting.start())
         start = self.setting.predict(self.probe, self.setting.choose).losses.mean().item()
-        averaged = self.setting.judge(mean)
+        averaged = self.setting.judge(mean).mean().item()
         if averaged <= start:
             return "averaged"
         self.reporter.log(
@@ -443,18 +454,27 @@ class Attempt:
             threads=torch.get_num_threads(),
             trajectory=self.trajectory.state_dict() if self.trajectory else None,
         )
+        if not self.ranks.leads:
+            return
         path = resume.save(self.work.scratch, state, keep=self._durable)
         self._durable = path if durable else self._durable
         self._saved_at = time.monotonic()
         self.reporter.saved(str(path), self.step, durable)
 
     def _tick(self, phase: StepPhase, images: int) -> None:
-        self.clock.spend(images, training=False)
+        self.clock.spend(images * self.ranks.size, training=False)  # the others' share was done meanwhile
         self._beat(phase, self.position)
+
+    def _should_beat(self) -> bool:
+        if self.ranks.size > 1:
+            return self.step % BEAT_STEPS == 0  # the ranks must agree: by the step, not by the clock
+        return time.monotonic() - self._beat_at >= BEAT_SECONDS
 
     def _beat(self, phase: StepPhase, position: Position | None, can_stop: bool = False) -> None:
         self._beat_at = time.monotonic()
         reason = self.reporter.heartbeat(self.clock.progress(phase, position, self.meter, self.step))
+        if can_stop:
+            reason = self.ranks.from_leader(reason)
         if reason is None:
             return
         if can_stop and reason != "cancel" and not (self._durable and resume.step_of(self._durable) == self.step):

@@ -19,6 +19,7 @@ from training.feed import Feed, Request
 from training.fresh import prepared
 from training.losses import Loss
 from training.plan import Work
+from training.ranks import Ranks
 from training.weights import WeightsWriter, output_names, read_tensors
 from wbar.errors import Diverged, PrecisionUnsupported
 from wbar.jobs import HeldOut, Score, StepPhase
@@ -52,9 +53,17 @@ class Setting:
         self.feed = Feed(self.train, self.prepare, encoded, work.loaders)
         self.writer = WeightsWriter(work, classes)
         self.model = self._prepared().to(self.device).to(memory_format=torch.channels_last)
+        if self.plan.recipe.sync_batch_norm:
+            self.model = self._synchronized(self.model)
         self.probe = copy.deepcopy(self.model)
         if self.plan.recipe.precision == "tf32":
             _use_tf32(self.device)
+
+    def _synchronized(self, model: nn.Module) -> nn.Module:
+        if self.device.type != "cuda":
+            raise PrecisionUnsupported("recipe.sync_batch_norm is for GPUs, and this job runs on the CPU: leave it out")
+        synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return synchronized
 
     def _prepared(self) -> nn.Module:
         return prepared(self.work.network, self.writer.start(), self.plan.recipe, self.plan.seed)
@@ -114,11 +123,14 @@ class Setting:
             self.tick("batchnorm", len(chosen))
 
         drawn = permutation(len(self.train), self.plan.seed, "batchnorm")[:most]
-        slices = even_slices(len(drawn), forward_batch(self.plan.image_size))
+        ranks = Ranks.here()
+        # Every rank has its share of the batches; what they find is pooled.
+        most_at_once = min(forward_batch(self.plan.image_size), -(-len(drawn) // ranks.size))
+        slices = list(enumerate(even_slices(len(drawn), most_at_once)))
         try:
             recompute_batch_norm(
                 model,
-                [(index, drawn[part]) for index, part in enumerate(slices)],
+                [(index, drawn[part]) for index, part in slices[ranks.share(len(slices))]],
                 forward,
                 consistent=self.plan.batch_norm == "consistent",
             )
@@ -200,13 +212,13 @@ class Setting:
         model, _ = architectures.load(self.work.network, tensors)
         return {name: tensor.to(self.device) for name, tensor in model.state_dict().items()}
 
-    def judge(self, mean: Mean) -> float:
-        """The loss of a mean on the images set aside for choosing, BatchNorm recomputed for it."""
+    def judge(self, mean: Mean) -> Tensor:
+        """A mean's losses on the images set aside for choosing, (N,) float64, BatchNorm recomputed for it."""
         mean.copy_to(self.probe)
         self.as_uploaded(self.probe)
         self.recompute(self.probe, JUDGED_BATCH_NORM_IMAGES)
         self.as_uploaded(self.probe)
-        return self.predict(self.probe, self.choose).losses.mean().item()
+        return self.predict(self.probe, self.choose).losses
 
     def write_result(self, mean: Mean, snapshots: int) -> tuple[Path, Path]:
         """w̄ into the probe, BatchNorm recomputed, and both files that the job gives back: safetensors and PyTorch's."""
@@ -217,9 +229,11 @@ class Setting:
 
     def write_files(self, tensors: dict[str, Tensor], snapshots: int) -> tuple[Path, Path]:
         weights = self.work.scratch / "averaged.safetensors"
-        self.writer.write(weights, tensors, snapshots=snapshots)
         pytorch = weights.with_suffix(".pth")
-        torch.save(read_tensors(weights), pytorch)
+        if Ranks.here().leads:
+            self.writer.write(weights, tensors, snapshots=snapshots)
+            torch.save(read_tensors(weights), pytorch)
+        Ranks.here().from_leader(None)  # it is written when any rank goes on
         return weights, pytorch
 
     @property

@@ -5,11 +5,13 @@ g ← Σ parts / scale;  g ← g + 2λ(w − w̄);  g ← g·min(1, θ/‖g‖);
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from averaging import add_folded_pull_gradient, add_pull_gradient, can_fold_pull, distance, fold_pull
 from training.draws import key
@@ -17,6 +19,7 @@ from training.evaluate import even_slices
 from training.losses import Loss, Target, correct
 from training.optim import make_optimizer
 from training.plan import Plan
+from training.ranks import Ranks
 from training.teachers import Teachers
 
 
@@ -38,10 +41,19 @@ class Stepper:
     ) -> None:
         self.plan, self.loss, self.device, self.teachers = plan, loss, device, teachers
         self.model = model
-        self.forward: nn.Module = torch.compile(model) if plan.recipe.compile else model  # type: ignore[assignment]
+        self.ranks = Ranks.here()
+        self.forward = self._wrapped(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.recipe.precision == "float16")
         self.renew()
+
+    def _wrapped(self, model: nn.Module) -> nn.Module:
+        """What is called in training: the network, joined with the other ranks', compiled where that was asked for."""
+        if self.ranks.size > 1:
+            model = DistributedDataParallel(
+                model, device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None
+            )
+        return torch.compile(model) if self.plan.recipe.compile else model  # type: ignore[return-value]
 
     def renew(self) -> None:
         """A fresh optimizer, as at the start of the job."""
@@ -55,13 +67,18 @@ class Stepper:
     ) -> Taken:
         """One step on one batch at the rate lr, with a pull of strength λ toward `anchor`."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = right = torch.zeros((), device=self.device)
+        found = torch.zeros(2, device=self.device)
         images = len(inputs)
         target = self.loss.normed(target)
-        for index, chosen in enumerate(even_slices(images, -(-images // self.plan.recipe.accumulate))):
-            torch.manual_seed(key(self.plan.seed, f"forward/{index}" if index else "forward", step))
-            part, answers = self._backward(inputs[chosen], target.part(chosen), images)
-            loss, right = loss + part, right + answers
+        mine = self.ranks.share(images)
+        inputs, target = inputs[mine], target.part(mine)
+        parts = list(even_slices(len(inputs), -(-len(inputs) // self.plan.recipe.accumulate)))
+        for index, chosen in enumerate(parts):
+            place = self.ranks.rank * len(parts) + index
+            torch.manual_seed(key(self.plan.seed, f"forward/{place}" if place else "forward", step))
+            with self._joined(index + 1 == len(parts)):
+                found += self._backward(inputs[chosen], target.part(chosen), images)
+        loss, right = self.ranks.summed(found)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) if logged else None
         self._pull(anchor, pull)
@@ -74,8 +91,14 @@ class Stepper:
         self.scaler.update()
         return Taken(loss, right, norm, away)
 
-    def _backward(self, inputs: Tensor, target: Target, images: int) -> tuple[Tensor, Tensor]:
-        """The part's share of loss and right answers; its gradient is added to what is there."""
+    def _joined(self, last: bool) -> AbstractContextManager[None]:
+        """The ranks' gradients are averaged once, after the last part."""
+        if last or not isinstance(self.forward, DistributedDataParallel):
+            return nullcontext()
+        return self.forward.no_sync()
+
+    def _backward(self, inputs: Tensor, target: Target, images: int) -> Tensor:
+        """The part's share of loss and right answers, (2,); its gradient is added to what is there."""
         if self.loss.penalty:
             inputs = inputs.detach().requires_grad_(True)
         if self.teachers is not None:
@@ -86,8 +109,9 @@ class Stepper:
             loss = self.loss.with_penalty(logits, target, images, inputs)
         else:
             loss = self.loss(logits, target, images)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), correct(logits.detach(), target)
+        # The ranks' gradients are averaged, and their losses are shares of one: hence times their number.
+        self.scaler.scale(loss * self.ranks.size).backward()  # type: ignore[no-untyped-call]
+        return torch.stack([loss.detach().float(), correct(logits.detach(), target).float()])
 
     def _pull(self, anchor: Sequence[Tensor], strength: float) -> None:
         if self._folds:

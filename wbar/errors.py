@@ -229,6 +229,10 @@ class PrecisionUnsupported(JobError):
     code = "precision_unsupported"
 
 
+class DevicesUnavailable(JobError):
+    code = "devices_unavailable"
+
+
 class AttemptsExhausted(JobError):
     code = "attempts_exhausted"
 

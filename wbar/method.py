@@ -123,8 +123,8 @@ class CyclicSwa(_Trained):
     average: Average = Field(
         "uniform",
         description="`uniform`: all snapshots. `greedy`: a snapshot enters only if the mean's held-out loss does not rise. "
-        "`window`: the stretch of the way whose mean has the lowest held-out loss. The last two choose on one half of the "
-        "held-out images and report on the other.",
+        "`window`: the longest stretch of the way whose mean is within one standard error of the lowest held-out loss. "
+        "The last two choose on one half of the held-out images and report on the other.",
     )
 
     @model_validator(mode="after")
@@ -255,8 +255,8 @@ class Memorised(_Model):
 
 class AutoMethod(_Straight):
     """One default for every start: hold a high rate for half of the epochs, let it fall along a cosine to a tenth, visit
-    the weights every quarter of an epoch, and return the stretch of the way whose mean has the lowest loss on held-out
-    images set aside for that choice (`hold-decay, window`).
+    the weights every quarter of an epoch, and return the mean over the longest stretch of the way that cannot be told from
+    the best one on held-out images set aside for that choice (`hold-decay, window`).
 
     A start that has memorised its training images (its gradients are almost zero) is moved with a higher rate.
     """

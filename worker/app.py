@@ -82,18 +82,24 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
 
 
 def _register_train(app: Celery, runner: Runner, slots: int, gpus: int, settings: WorkerSettings) -> None:
-    devices: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     for slot in range(slots):
-        devices.put(slot % gpus if gpus else None)
+        free.put(slot % gpus if gpus else None)
+    taking = (
+        threading.Lock()
+    )  # a job that needs several waits alone: two that hold some and wait for more would never end
     threads = settings.threads or max(1, settings.cpus // slots)
 
     @app.task(name=RUN_JOB)  # type: ignore[untyped-decorator]  # Celery has no types
     def run_job(job_id: str) -> None:
-        device = devices.get()
+        needed = min(runner.devices(job_id), gpus) if gpus else 1
+        with taking:
+            taken = [free.get() for _ in range(max(1, min(needed, slots)))]
         try:
-            runner.run(job_id, device, threads)
+            runner.run(job_id, sorted({gpu for gpu in taken if gpu is not None}), threads)
         finally:
-            devices.put(device)
+            for device in taken:
+                free.put(device)
 
 
 class _Presence(threading.Thread):

@@ -53,8 +53,8 @@ class PipeReporter:
 
 
 def run_attempt(payload: dict[str, Any], pipe: Connection, ears: Ears) -> None:
-    """payload: the fields of training.plan.Work as plain values, and `gpu`, the only device this process may see."""
-    _choose_device(payload.pop("gpu"))
+    """payload: the fields of training.plan.Work as plain values, and `gpus`, the only devices this process may see."""
+    _choose_devices(payload.pop("gpus"))
     work = Work(
         **{
             **payload,
@@ -99,11 +99,11 @@ def run_attempt(payload: dict[str, Any], pipe: Connection, ears: Ears) -> None:
         )
 
 
-def _choose_device(gpu: int | None) -> None:
-    # Before CUDA's first use in this process: a slot sees only its own device.
+def _choose_devices(gpus: list[int]) -> None:
+    # Before CUDA's first use in this process: a job sees only its own devices.
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = allowed.split(",") if allowed else None
-    os.environ["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else names[gpu] if names else str(gpu)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[gpu] if names else str(gpu) for gpu in gpus)
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS asks for to be deterministic
 
 

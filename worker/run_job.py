@@ -125,7 +125,13 @@ class Runner:
     def __init__(self, store: Store, settings: WorkerSettings, draining: threading.Event) -> None:
         self.store, self.settings, self.draining = store, settings, draining
 
-    def run(self, job_id: str, gpu: int | None, threads: int) -> None:
+    def devices(self, job_id: str) -> int:
+        """How many devices the job asks for."""
+        with self.store.database.read() as connection:
+            recipe = connection.execute(select(jobs.c.recipe).where(jobs.c.id == job_id)).scalar()
+        return int((recipe or {}).get("devices", 1))
+
+    def run(self, job_id: str, gpus: list[int], threads: int) -> None:
         """Claim and run the job; returns when this attempt is settled. A message for a job that is not queued does nothing."""
         if self.draining.is_set():
             return  # the row stays queued; the sweeper rings for it again
@@ -136,7 +142,7 @@ class Runner:
         heart = Heart(self.store, self.settings, row, self.draining)
         heart.start()
         try:
-            payload = self._payload(row, scratch, gpu, threads)
+            payload = self._payload(row, scratch, gpus, threads)
         except Exception as error:
             heart.stop()
             log.exception("%s could not be prepared", job_id)
@@ -154,7 +160,7 @@ class Runner:
             heart.stop()
             child.end()
 
-    def _payload(self, row: Row[Any], scratch: Path, gpu: int | None, threads: int) -> dict[str, Any]:
+    def _payload(self, row: Row[Any], scratch: Path, gpus: list[int], threads: int) -> dict[str, Any]:
         with self.store.database.read() as connection:
             start = connection.execute(select(checkpoints).where(checkpoints.c.id == row.checkpoint)).one()
             data = connection.execute(select(datasets).where(datasets.c.id == row.dataset)).one()
@@ -179,7 +185,7 @@ class Runner:
             "start_sha256": start.sha256,
             "dataset_sha256": data.sha256,
             "scratch": str(scratch),
-            "device": "cpu" if gpu is None else "cuda",
+            "device": "cuda" if gpus else "cpu",
             "threads": threads,
             "resume": self._state(row, scratch),
             "save_every_seconds": self.settings.save_every_seconds,
@@ -187,7 +193,8 @@ class Runner:
             "swag": row.swag,
             "ingredients": self._ingredients(row, scratch),
             "teachers": self._teachers(row, scratch),
-            "gpu": gpu,
+            "loaders": self.settings.loaders,
+            "gpus": gpus,
         }
 
     def _ingredients(self, row: Row[Any], scratch: Path) -> list[dict[str, str]]:

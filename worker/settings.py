@@ -17,6 +17,9 @@ class WorkerSettings(StoreSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPUs where there are any.")
     slots: int | None = Field(None, ge=1, description="Jobs at a time; default: one per GPU, one on the CPU.")
     threads: int | None = Field(None, ge=1, description="CPU threads per job; part of what makes results repeatable.")
+    loaders: int = Field(
+        2, ge=0, description="DataLoader workers per job, where images are cropped or changed one by one."
+    )
     lease_seconds: float = Field(20.0, gt=0, description="A job whose worker is silent for so long is queued again.")
     save_every_seconds: float = Field(60.0, ge=0, description="At most so long between resumable states.")
     drain_seconds: float = Field(30.0, gt=0, description="How long a stopping worker waits for states to be saved.")
