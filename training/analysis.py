@@ -194,7 +194,10 @@ class _BatchLoss:
 
     def __call__(self, model: nn.Module) -> Tensor:
         self._setting.tick("report", len(self._labels))
-        return F.cross_entropy(model(self._inputs), self._labels)
+        logits = model(self._inputs)
+        if self._labels.dim() > 1:
+            return F.binary_cross_entropy_with_logits(logits, self._labels.float())
+        return F.cross_entropy(logits, self._labels)
 
 
 def _frame(values: Sequence[float]) -> list[float]:

@@ -1,6 +1,7 @@
 """An archive, a folder or a built-in name becomes one packed dataset file, after every image in it was decoded once.
 
-Expected layout: `train/<class>/*.{jpg,jpeg,png,webp}` and `val/<class>/…`, also below one common folder. Where there is
+Expected layout: `train/<class>/*.{jpg,jpeg,png,webp}` and `val/<class>/…`, also below one common folder; for images with
+several labels `train/…`, `val/…` and `labels.csv`. Where there is
 no `val/`, a stratified 20 % of `train/` is held out with a fixed seed, and the indices are stored with the dataset.
 """
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from averaging import write_safetensors
 from training.datasets import FORMATS, Packed, decode, is_grey
+from training.label_table import LabelTable
 from wbar.catalog import BUILTINS
 from wbar.errors import (
     BrokenImage,
@@ -61,7 +63,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Item:
-    """One image file of the archive, still encoded."""
+    """One image file of the archive, still encoded. label: its class; of several labels, its path in `labels.csv`."""
 
     split: str
     label: str
@@ -69,14 +71,24 @@ class Item:
     data: bytes
 
 
-def pack_archive(path: Path, out: Path, limits: Limits) -> Packed:
-    """zip, tar, tar.gz or tar.zst (the content decides) to a packed file. Raises a class of wbar.errors.Rejected."""
-    return _pack_items(_relevant(_members(path, limits)), out, limits)
+def pack_archive(path: Path, out: Path, limits: Limits, multilabel: bool = False) -> Packed:
+    """zip, tar, tar.gz or tar.zst (the content decides) to a packed file. Raises a class of wbar.errors.Rejected.
+
+    multilabel: the labels are those of `labels.csv` (see `training.label_table`), not the folders' names.
+    """
+    return _pack(_members(path, limits), out, limits, multilabel)
 
 
-def pack_folder(folder: Path, out: Path, limits: Limits) -> Packed:
+def pack_folder(folder: Path, out: Path, limits: Limits, multilabel: bool = False) -> Packed:
     """The same from a folder on disk; links are not followed."""
-    return _pack_items(_relevant(_files(folder, limits)), out, limits)
+    return _pack(_files(folder, limits), out, limits, multilabel)
+
+
+def _pack(members: Iterator[tuple[str, bytes]], out: Path, limits: Limits, multilabel: bool) -> Packed:
+    if not multilabel:
+        return _pack_items(_relevant(members, 2), out, limits, None)
+    table = LabelTable()
+    return _pack_items(_relevant(table.taken_from(members), 1), out, limits, table)
 
 
 def pack_builtin(name: str, out: Path, max_train_images: int | None) -> Packed:
@@ -201,26 +213,26 @@ def _files(folder: Path, limits: Limits) -> Iterator[tuple[str, bytes]]:
             yield path.relative_to(folder).as_posix(), path.read_bytes()
 
 
-def _relevant(members: Iterator[tuple[str, bytes]]) -> Iterator[Item]:
-    """Images below <split>/<class>/, wherever that pair stands; hidden files and system folders are passed over."""
+def _relevant(members: Iterator[tuple[str, bytes]], depth: int) -> Iterator[Item]:
+    """Images below <split>/<class>/ (depth 2) or <split>/ (1); hidden files and system folders are passed over."""
     for name, data in members:
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if any(part.startswith((".", "__MACOSX")) for part in parts):
             continue
-        at = next((index for index, part in enumerate(parts[:-2]) if part in SPLITS), None)
+        at = next((index for index, part in enumerate(parts[:-depth]) if part in SPLITS), None)
         if at is not None and at <= 1 and PurePosixPath(parts[-1]).suffix.lower() in IMAGES:
-            yield Item(split=parts[at], label=parts[at + 1], name=name, data=data)
+            label = parts[at + 1] if depth == 2 else "/".join(parts[at:])
+            yield Item(split=parts[at], label=label, name=name, data=data)
 
 
 # Packing.
 
 
-def _pack_items(items: Iterator[Item], out: Path, limits: Limits) -> Packed:
+def _pack_items(items: Iterator[Item], out: Path, limits: Limits, table: LabelTable | None) -> Packed:
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     Image.MAX_IMAGE_PIXELS = limits.pixels
     kept = sorted(items, key=lambda item: item.name)
-    classes = sorted({item.label for item in kept if item.split == "train"})
-    _check_classes(kept, classes)
+    classes = _classes(kept, table)
     shapes, grey = _inspect(kept, limits)
     channels = 1 if grey else 3
     warnings: list[str] = []
@@ -228,7 +240,7 @@ def _pack_items(items: Iterator[Item], out: Path, limits: Limits) -> Packed:
     train = [item for item in kept if item.split == "train"]
     val = [item for item in kept if item.split == "val"]
     if not val:
-        held_out = stratified([item.label for item in train], HELD_OUT, HELD_OUT_SEED)
+        held_out = stratified(["" if table else item.label for item in train], HELD_OUT, HELD_OUT_SEED)
         chosen = set(held_out)
         val, train = [train[i] for i in held_out], [item for i, item in enumerate(train) if i not in chosen]
         warnings.append(
@@ -239,7 +251,10 @@ def _pack_items(items: Iterator[Item], out: Path, limits: Limits) -> Packed:
     uniform = len(set(shapes)) == 1
     tensors: dict[str, Tensor] = {}
     for split, chosen_items in (("train", train), ("val", val)):
-        tensors[f"{split}.labels"] = torch.tensor([classes.index(item.label) for item in chosen_items])
+        names = [item.label for item in chosen_items]
+        tensors[f"{split}.labels"] = (
+            table.labels(names) if table else torch.tensor([classes.index(name) for name in names])
+        )
         if uniform:
             tensors[f"{split}.images"] = torch.stack([decode(item.data, channels) for item in chosen_items])
         else:
@@ -250,6 +265,19 @@ def _pack_items(items: Iterator[Item], out: Path, limits: Limits) -> Packed:
     sample = [decode(item.data, channels) for item in train[:: max(1, len(train) // 2000)]] if not uniform else None
     pixels = tensors["train.images"] if sample is None else torch.cat([s.reshape(channels, -1) for s in sample], dim=1)
     return _write(out, tensors, classes, pixels, held_out, warnings, (channels, height, width))
+
+
+def _classes(items: list[Item], table: LabelTable | None) -> list[str]:
+    """The names of the classes, once all is found to be in order."""
+    if table is None:
+        classes = sorted({item.label for item in items if item.split == "train"})
+        _check_classes(items, classes)
+        return classes
+    table.read()
+    if sum(item.split == "train" for item in items) < 2:
+        raise NoImages("no images were found in train/: a multilabel archive is train/*.jpg, val/*.jpg and labels.csv")
+    table.check_used({item.label for item in items})
+    return table.classes
 
 
 def _check_classes(items: list[Item], classes: list[str]) -> None:

@@ -27,7 +27,7 @@ IN_MEMORY = 4 * 1024**3  # a split larger than this lives in a file that the sys
 
 @dataclass(frozen=True)
 class Split:
-    """images: (N, C, H, W) uint8; labels: (N,) int64, as output indices of the network."""
+    """images: (N, C, H, W) uint8; labels: (N,) int64, outputs of the network, or (N, outputs) uint8, 0 and 1 for each."""
 
     images: Tensor
     labels: Tensor
@@ -82,12 +82,13 @@ def load_encoded(path: Path, split: str) -> Encoded | None:
 
 
 def load_split(
-    path: Path, split: str, image_size: tuple[int, int], order: list[int] | None, centre: bool = False
+    path: Path, split: str, image_size: tuple[int, int], order: list[int] | None, centre: bool = False, outputs: int = 0
 ) -> Split:
     """One split at the job's image size (bilinear with antialias where it differs from the stored one).
 
     order: for each class of the dataset, the network's output index; None: the same order. centre: the short side to 8/7
-    of the size, then the centre (256 and 224 pixels, say); else both sides to the size.
+    of the size, then the centre (256 and 224 pixels, say); else both sides to the size. outputs: of the network, where an
+    image has several labels.
     """
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
@@ -100,8 +101,12 @@ def load_split(
             encoded = load_encoded(path, split)
             assert encoded is not None
             images = _decoded(encoded, image_size, centre)
-    if order is not None:
+    if order is not None and labels.dim() == 1:
         labels = torch.tensor(order, dtype=torch.int64)[labels]
+    elif order is not None:
+        labels = torch.zeros(len(labels), outputs, dtype=labels.dtype).index_copy_(1, torch.tensor(order), labels)
+    elif labels.dim() > 1 and labels.shape[1] < outputs:
+        labels = torch.nn.functional.pad(labels, (0, outputs - labels.shape[1]))
     return Split(images, labels)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.augment import Preparer
@@ -63,17 +64,31 @@ def predict(
         inputs = prepare.plain(images) if augment_for is None else prepare.augmented(images, augment_for, index)
         with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
             logits = model(inputs)
-        logs = torch.log_softmax(logits.double(), dim=1).cpu()
-        losses.append(-logs.gather(1, split.labels[chunk, None]).squeeze(1))
-        probabilities.append(logs.exp().float())
+        found, own = _outputs(logits.double().cpu(), split.labels[chunk].cpu())
+        probabilities.append(found)
+        losses.append(own)
         tick(len(inputs))
     model.train(was_training)
     every = ranks.gathered((probabilities, losses))
     return Outputs(torch.cat([p for one, _ in every for p in one]), torch.cat([x for _, one in every for x in one]))
 
 
+def _outputs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities, float32, and the loss of each image: −log p of its class, or of several labels their mean −log p."""
+    if labels.dim() == 1:
+        logs = torch.log_softmax(logits, dim=1)
+        return logs.exp().float(), -logs.gather(1, labels[:, None]).squeeze(1)
+    losses = F.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none").mean(dim=1)
+    return logits.sigmoid().float(), losses
+
+
 def score(probabilities: Tensor, labels: Tensor, losses: Tensor | None = None) -> Score:
-    """Accuracy, mean NLL and ECE; the losses follow from the probabilities where they are not given."""
+    """Accuracy, mean NLL and ECE; the losses follow from the probabilities where they are not given.
+
+    Of several labels: the share of right answers, and the average precision of each class that some image has.
+    """
+    if labels.dim() > 1:
+        return _score_of_labels(probabilities, labels, losses)
     confidence, predicted = probabilities.max(dim=1)
     correct = predicted == labels
     if losses is None:
@@ -82,6 +97,29 @@ def score(probabilities: Tensor, labels: Tensor, losses: Tensor | None = None) -
         accuracy=correct.double().mean().item(),
         loss=losses.mean().item(),
         ece=calibration_error(confidence, correct),
+    )
+
+
+def _score_of_labels(probabilities: Tensor, labels: Tensor, losses: Tensor | None) -> Score:
+    from sklearn.metrics import average_precision_score  # seconds to import, and for this task only
+
+    p, y = probabilities.double(), labels.double()
+    if losses is None:
+        # As for classes: nothing is infinite that was rounded to 0.
+        losses = -(y * p.clamp_min(1e-300).log() + (1 - y) * (1 - p).clamp_min(1e-300).log()).mean(dim=1)
+    by_class = [
+        float(average_precision_score(y[:, k].numpy(), p[:, k].numpy())) if bool(y[:, k].any()) else None
+        for k in range(y.shape[1])
+    ]
+    known = [value for value in by_class if value is not None]
+    correct = (p > 0.5) == (y > 0.5)
+    confidence = torch.maximum(p, 1 - p)
+    return Score(
+        accuracy=correct.double().mean().item(),
+        loss=losses.mean().item(),
+        ece=calibration_error(confidence.flatten(), correct.flatten()),
+        map=sum(known) / len(known) if known else None,
+        average_precision=by_class,
     )
 
 

@@ -70,9 +70,9 @@ class Setting:
 
     def _load_images(self, order: list[int] | None) -> Images:
         """What to train on, to report on, and to choose on where something is chosen."""
-        centre = self.plan.augment in RESIZED
-        train = load_split(self.work.dataset, "train", self.plan.image_size, order, centre)
-        val = load_split(self.work.dataset, "val", self.plan.image_size, order, centre)
+        centre, outputs = self.plan.augment in RESIZED, self.work.network.num_classes
+        train = load_split(self.work.dataset, "train", self.plan.image_size, order, centre, outputs)
+        val = load_split(self.work.dataset, "val", self.plan.image_size, order, centre, outputs)
         if self.device.type == "cuda" and train.images.numel() < torch.cuda.mem_get_info()[0] // 4:
             # Otherwise the images stay on the host and are sent a batch at a time; the bits are the same.
             train = Split(train.images.to(self.device), train.labels)
@@ -239,11 +239,20 @@ class Setting:
     @property
     def chance(self) -> float:
         """The accuracy of a guess."""
-        return 1 / len(set(self.val.labels.tolist()))
+        labels = self.val.labels
+        if labels.dim() == 1:
+            return 1 / len(set(labels.tolist()))
+        present = labels.double().mean(dim=0)
+        return torch.maximum(present, 1 - present).mean().item()  # always the commoner answer
 
     def near_chance(self, start: Score) -> str | None:
         """A warning for a start that seems to be read wrongly."""
-        if start.accuracy >= 1.5 * self.chance or self.plan.recipe.head == "reset" or self.plan.recipe.reset:
+        if (
+            self.val.labels.dim() > 1
+            or start.accuracy >= 1.5 * self.chance
+            or self.plan.recipe.head == "reset"
+            or self.plan.recipe.reset
+        ):
             return None
         chance = self.chance
         return (

@@ -77,13 +77,20 @@ def add_dataset(
     ],
     name: Annotated[str | None, typer.Option()] = None,
     max_train_images: Annotated[int | None, typer.Option(help="Keep so many training images (built-in sets).")] = None,
+    multilabel: Annotated[bool, typer.Option(help="Several labels per image, from labels.csv.")] = False,
 ) -> None:
     """Add a dataset, wait until it was read, print its id."""
     if ":" not in source and not Path(source).exists():
         raise typer.BadParameter(f"{source!r} is no file or folder and no builtin:, file:// or s3:// source")
     with _client() as client, _transfer() as bar:
         step = None if source.startswith(("builtin:", "file:", "s3:")) else _step(bar, f"upload {Path(source).name}")
-        made = client.datasets.create(source, name=name, max_train_images=max_train_images, step=step)
+        made = client.datasets.create(
+            source,
+            name=name,
+            task="multilabel" if multilabel else "classification",
+            max_train_images=max_train_images,
+            step=step,
+        )
     splits = made.splits or {}
     for warning in made.warnings:
         errors.print(warning, style="yellow", markup=False)

@@ -167,6 +167,7 @@ class Datasets(_Resource):
         source: str | os.PathLike[str],
         *,
         name: str | None = None,
+        task: Literal["classification", "multilabel"] = "classification",
         max_train_images: int | None = None,
         wait: bool = True,
         timeout: float = 3600.0,
@@ -174,18 +175,18 @@ class Datasets(_Resource):
         idempotency_key: str | None = None,
     ) -> Dataset:
         """A built-in set (`builtin:digits`), a location the operator allows (`file://…`, `s3://…`), or the path of an
-        archive or of a folder with `train/<class>/` images."""
+        archive or of a folder with `train/<class>/` images; with task `multilabel`, of `train/` images and `labels.csv`."""
         if isinstance(source, str) and source.startswith(("builtin:", "file://", "s3://")):
             body = {"source": source} | ({"max_train_images": max_train_images} if max_train_images else {})
             headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-            params = {"name": name} if name else {}
+            params = {"task": task} | ({"name": name} if name else {})
             response = self._client.request("POST", "/v1/datasets", params=params, json=body, headers=headers)
         else:
             with as_archive(Path(source)) as path:
                 response = self._client.request(
                     "POST",
                     "/v1/datasets",
-                    params={"name": name or Path(source).name},
+                    params={"name": name or Path(source).name, "task": task},
                     content=chunks(path, step),
                     headers=upload_headers(path, idempotency_key),
                 )

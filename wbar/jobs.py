@@ -92,11 +92,18 @@ class Progress(BaseModel):
 
 
 class Score(BaseModel):
-    """Accuracy in [0, 1], mean negative log-likelihood in nats, and expected calibration error (15 bins)."""
+    """Accuracy in [0, 1], mean negative log-likelihood in nats, and expected calibration error (15 bins).
+
+    Of several labels: accuracy is the share of right yes-or-no answers, loss their mean, and mean average precision is added.
+    """
 
     accuracy: float
     loss: float
     ece: float
+    map: float | None = Field(None, description="Mean of `average_precision`; null for one label per image.")
+    average_precision: list[float | None] | None = Field(
+        None, description="By class, in the order of the outputs; null for a class that no held-out image has."
+    )
 
 
 class CurvePoint(BaseModel):

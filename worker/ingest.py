@@ -102,6 +102,7 @@ class Ingester:
         payload: dict[str, Any] = {
             "path": None,
             "builtin": None,
+            "multilabel": row.task == "multilabel",
             "out": str(out),
             "max_train_images": row.options.get("max_train_images"),
             "archive_bytes": self.settings.archive_bytes,

@@ -26,7 +26,7 @@ def checkpoint(payload: dict[str, Any], pipe: Connection, _ears: Ears) -> None:
 
 
 def dataset(payload: dict[str, Any], pipe: Connection, _ears: Ears) -> None:
-    """payload: path or builtin or folder, out, max_train_images, limits, memory, seconds."""
+    """payload: path or builtin or folder, multilabel, out, max_train_images, limits, memory, seconds."""
     confine(payload["memory"], payload["seconds"])
     limits = dataset_files.Limits(bytes=payload["archive_bytes"], files=payload["archive_files"])
     out = Path(payload["out"])
@@ -36,7 +36,7 @@ def dataset(payload: dict[str, Any], pipe: Connection, _ears: Ears) -> None:
             return asdict(dataset_files.pack_builtin(payload["builtin"], out, payload["max_train_images"]))
         path = Path(payload["path"])
         packed = dataset_files.pack_folder if path.is_dir() else dataset_files.pack_archive
-        return asdict(packed(path, out, limits))
+        return asdict(packed(path, out, limits, payload["multilabel"]))
 
     _answer(pipe, pack)
 

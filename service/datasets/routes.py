@@ -63,12 +63,15 @@ async def create_dataset(
 ) -> Response:
     """Upload a zip or tar(.gz/.zst) archive of `train/<class>/*.{jpg,png,webp}` and `val/<class>/…`, or name a source.
 
+    With `task=multilabel` the archive is `train/…`, `val/…` and `labels.csv`: a column `image` (the path from `train/` or
+    `val/` on) and one of 0 and 1 for each class, or `image,labels` with names separated by `|`.
+
     Without `val/` a stratified 20 % of `train/` is held out. Every image is decoded before `status` becomes `ready`.
     """
-    if task != "classification":
-        raise TaskUnsupported(f"task={task} comes later; this version takes task=classification")
+    if task not in ("classification", "multilabel"):
+        raise TaskUnsupported(f"task={task} comes later; this version takes task=classification and task=multilabel")
     if request.headers.get("content-type", "").split(";")[0].strip() == "application/json":
-        source = await _source(request)
+        source = await _source(request, task)
         print_ = fingerprint("dataset", name, task, source.model_dump())
         return await run_sync(
             once, store, tenant, idempotency_key, print_, lambda: _create(store, tenant, name, task, None, source)
@@ -101,7 +104,7 @@ def _create(
     return created
 
 
-async def _source(request: Request) -> DatasetSource:
+async def _source(request: Request, task: str) -> DatasetSource:
     body = await request.body()
     if len(body) > 65536:
         raise BadRequest("a dataset's JSON is at most 64 KiB; send an archive as application/octet-stream")
@@ -111,6 +114,8 @@ async def _source(request: Request) -> DatasetSource:
         found = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
         raise RequestValidationError(found, body=_json(body)) from None
     kind, _, rest = source.source.partition(":")
+    if kind == "builtin" and task != "classification":
+        raise TaskUnsupported(f"{source.source} has one label per image: leave task={task} out")
     if kind == "builtin":
         if rest not in BUILTINS:
             known = ", ".join(f"builtin:{known}" for known in BUILTINS)

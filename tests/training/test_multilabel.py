@@ -1,0 +1,115 @@
+"""Images with several labels: read from labels.csv, trained with binary cross-entropy, scored by average precision."""
+
+import io
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from averaging import write_safetensors
+from tests.training.work import METHOD, Recorder, make_work
+from training.architectures import Network, initialized
+from training.dataset_files import Limits, pack_archive, pack_folder
+from training.datasets import load_split
+from training.evaluate import score
+from training.loop import run
+from wbar.errors import InvalidArchive, Rejected, TooFewClasses
+
+INDICATORS = "image,red,green\n" + "".join(f"train/{i}.png,{i % 2},{i // 2 % 2}\n" for i in range(16))
+HELD_OUT = "".join(f"val/{i}.png,{i % 2},{i // 2 % 2}\n" for i in range(8))
+
+
+def archive(table: str | None, folder: Path, val: int = 8, name: str = "labels.csv") -> Path:
+    """Images whose red and green are what their number says."""
+    path = folder / "set.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for split, count in (("train", 16), ("val", val)):
+            for i in range(count):
+                pixels = torch.randint(60, (8, 8, 3), dtype=torch.uint8)
+                pixels[..., 0] += 180 * (i % 2)
+                pixels[..., 1] += 180 * (i // 2 % 2)
+                data = io.BytesIO()
+                Image.fromarray(pixels.numpy()).save(data, "PNG")
+                file.writestr(f"{split}/{i}.png", data.getvalue())
+        if table is not None:
+            file.writestr(name, table)
+    return path
+
+
+def test_both_forms_of_the_table_say_the_same(tmp_path: Path) -> None:
+    names = {0: "", 1: "red", 2: "green", 3: "red|green"}
+    listed = "image,labels\n" + "".join(f"train/{i}.png,{names[i % 4]}\n" for i in range(16))
+    listed += "".join(f"val/{i}.png,{names[i % 4]}\n" for i in range(8))
+    one = pack_archive(archive(INDICATORS + HELD_OUT, tmp_path), tmp_path / "one", Limits(), multilabel=True)
+    two = pack_archive(archive(listed, tmp_path), tmp_path / "two", Limits(), multilabel=True)
+    assert one.classes == ["red", "green"]
+    assert two.classes == ["green", "red"]  # sorted, where no header orders them
+    first = load_split(tmp_path / "one", "train", (8, 8), None, outputs=2).labels
+    second = load_split(tmp_path / "two", "train", (8, 8), [1, 0], outputs=2).labels
+    assert torch.equal(first, second)
+    assert one.images == {"train": 16, "val": 8}
+
+
+def test_without_val_a_fifth_is_held_out(tmp_path: Path) -> None:
+    packed = pack_archive(archive(INDICATORS, tmp_path, val=0), tmp_path / "out", Limits(), multilabel=True)
+    assert packed.images == {"train": 13, "val": 3}
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "said"),
+    [
+        (None, InvalidArchive, "there is no labels.csv"),
+        ("file,red,green\n", InvalidArchive, "must begin with `image`"),
+        ("image,red\ntrain/0.png,1\n", TooFewClasses, "1 different classes"),
+        (INDICATORS, InvalidArchive, "no line for 8 images, the first 'val/0.png'"),
+        (INDICATORS + HELD_OUT + "train/99.png,1,1\n", InvalidArchive, "names 1 images that are not there"),
+        (INDICATORS + HELD_OUT + "train/0.png,1,1\n", InvalidArchive, "line 26: 'train/0.png' is there twice"),
+        (INDICATORS + HELD_OUT + "train/x.png,1,2\n", InvalidArchive, r"line 26: 2 values \['1', '2'\]"),
+        ("image,red,green\n\xff".encode("latin-1").decode("latin-1") + "\x00", Rejected, "labels.csv"),
+    ],
+)
+def test_a_bad_table_is_said_with_its_place(
+    tmp_path: Path, table: str | None, error: type[Rejected], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        pack_archive(archive(table, tmp_path), tmp_path / "out", Limits(), multilabel=True)
+
+
+def test_a_job_learns_them_and_reports_average_precision(tmp_path: Path) -> None:
+    work = make_work(
+        tmp_path / "job", METHOD.model_copy(update={"cycles": 3}), recipe_batch_size=4, recipe_augment="none"
+    )
+    packed = tmp_path / "packed"
+    pack_archive(archive(INDICATORS + HELD_OUT, tmp_path), packed, Limits(), multilabel=True)
+    network = Network("resnet20", 2)
+    torch.manual_seed(1)
+    write_safetensors(work.checkpoint, initialized(network).state_dict(), {})
+    outcome = run(replace(work, dataset=packed, network=network), Recorder())
+    averaged = outcome.metrics.averaged
+    assert averaged.map is not None
+    assert averaged.average_precision is not None
+    assert len(averaged.average_precision) == 2
+    assert averaged.map == pytest.approx(sum(averaged.average_precision) / 2)
+    assert averaged.loss < outcome.metrics.start.loss
+    assert averaged.map > 0.9
+
+
+def test_the_score_of_labels_follows_its_definitions() -> None:
+    p = torch.tensor([[0.9, 0.2, 0.5], [0.4, 0.6, 0.1], [0.8, 0.7, 0.3]])
+    y = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=torch.uint8)
+    found = score(p, y)
+    assert found.accuracy == pytest.approx(7 / 9)
+    # Ranked for class 0: 0.9 right, 0.8 wrong, 0.4 right: (1 + 2/3)/2. Class 1: 0.7, 0.6 right: 1. Class 2: none has it.
+    assert found.average_precision == [pytest.approx(5 / 6), pytest.approx(1.0), None]
+    assert found.map == pytest.approx((5 / 6 + 1) / 2)
+    expected = -(torch.where(y > 0, p, 1 - p).double().log()).mean().item()
+    assert found.loss == pytest.approx(expected)
+
+
+def test_a_folder_is_read_the_same(tmp_path: Path) -> None:
+    with zipfile.ZipFile(archive(INDICATORS + HELD_OUT, tmp_path)) as file:
+        file.extractall(tmp_path / "folder")
+    assert pack_folder(tmp_path / "folder", tmp_path / "out", Limits(), multilabel=True).classes == ["red", "green"]

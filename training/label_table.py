@@ -1,0 +1,98 @@
+"""`labels.csv`: which of several labels each image has.
+
+Either one column per class, 0 or 1:      or the names of an image's labels, separated by `|`, `;` or spaces:
+
+    image,cat,dog                              image,labels
+    train/1.jpg,1,0                            train/1.jpg,cat
+    train/2.jpg,1,1                            train/2.jpg,cat|dog
+    train/3.jpg,0,0                            train/3.jpg,
+
+`image` is the path from `train/` or `val/` on.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+
+import torch
+from torch import Tensor
+
+from wbar.errors import InvalidArchive, TooFewClasses
+
+NAME = "labels.csv"
+
+
+class LabelTable:
+    """Takes `labels.csv` out of an archive's members while they pass by, and reads it when all have passed."""
+
+    def __init__(self) -> None:
+        self._data: bytes | None = None
+        self.classes: list[str] = []
+        self._rows: dict[str, list[int]] = {}
+
+    def taken_from(self, members: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+        """The other members."""
+        for name, data in members:
+            path = PurePosixPath(name.replace("\\", "/"))
+            if path.name == NAME and len(path.parts) <= 2 and not path.parts[0].startswith((".", "__MACOSX")):
+                self._data = data
+            else:
+                yield name, data
+
+    def read(self) -> None:
+        """Parse. Raises InvalidArchive with the line, TooFewClasses."""
+        if self._data is None:
+            raise InvalidArchive(
+                f"there is no {NAME}: a multilabel archive is train/*.jpg, val/*.jpg and {NAME} with the columns `image` and "
+                "one of 0 and 1 for each class (or `image,labels`)"
+            )
+        try:
+            lines = list(csv.reader(io.StringIO(self._data.decode("utf-8-sig"))))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InvalidArchive(f"{NAME} cannot be read as UTF-8 CSV: {error}") from None
+        header = [cell.strip() for cell in lines[0]] if lines else []
+        if len(header) < 2 or header[0] != "image":
+            raise InvalidArchive(
+                f"{NAME}: the first line must begin with `image` and name the classes, not {header[:5]}"
+            )
+        named = header[1:] == ["labels"]
+        body = [(number, line) for number, line in enumerate(lines[1:], start=2) if any(cell.strip() for cell in line)]
+        found = {number: _names(line) for number, line in body} if named else {}
+        self.classes = sorted({name for names in found.values() for name in names}) if named else header[1:]
+        if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
+            raise TooFewClasses(
+                f"{NAME} names {len(set(self.classes))} different classes in {len(self.classes)}: two or more"
+            )
+        for number, line in body:
+            values = [int(name in found[number]) for name in self.classes] if named else self._numbers(number, line)
+            name = line[0].strip()
+            if name in self._rows:
+                raise InvalidArchive(f"{NAME}, line {number}: {name!r} is there twice")
+            self._rows[name] = values
+
+    def _numbers(self, number: int, line: list[str]) -> list[int]:
+        cells = [cell.strip() for cell in line[1:]]
+        if len(cells) != len(self.classes) or not set(cells) <= {"0", "1"}:
+            raise InvalidArchive(
+                f"{NAME}, line {number}: {len(cells)} values {cells[:8]} for {len(self.classes)} classes: one 0 or 1 for each"
+            )
+        return [int(cell) for cell in cells]
+
+    def labels(self, names: list[str]) -> Tensor:
+        """(images, classes) uint8 for paths from `train/` or `val/` on. Raises InvalidArchive naming what is missing."""
+        missing = [name for name in names if name not in self._rows]
+        if missing:
+            raise InvalidArchive(f"{NAME} has no line for {len(missing)} images, the first {missing[0]!r}")
+        return torch.tensor([self._rows[name] for name in names], dtype=torch.uint8).reshape(-1, len(self.classes))
+
+    def check_used(self, names: set[str]) -> None:
+        """Every line has its image."""
+        unused = [name for name in self._rows if name not in names]
+        if unused:
+            raise InvalidArchive(f"{NAME} names {len(unused)} images that are not there, the first {unused[0]!r}")
+
+
+def _names(line: list[str]) -> set[str]:
+    return {name for name in re.split(r"[|;\s]+", line[1].strip() if len(line) > 1 else "") if name}
