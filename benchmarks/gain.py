@@ -53,7 +53,7 @@ from wbar.method import METHODS
 from wbar.recipe import Normalization, Optimizer, Recipe
 from wbar.resolve import resolve_method, resolve_recipe
 
-UNSEEN = 5000  # of the official test images
+UNSEEN = 3000  # of the official test images
 STARTS = {"memorised": "none", "augmented": "pad_crop_flip"}
 ARMS: dict[str, dict[str, Any]] = {
     "control": {"type": "none"},
@@ -79,7 +79,7 @@ class Set:
 
 
 SETS = {
-    "fashion-mnist": Set("fashion-mnist", Network("resnet20", 10, channels=1), 800, 1000, 28, 30),
+    "fashion-mnist": Set("fashion-mnist", Network("resnet20", 10, channels=1), 400, 500, 28, 30),
     "digits": Set("digits", Network("resnet32", 10, channels=1), 400, 400, 8, 40),
 }
 
