@@ -188,3 +188,19 @@ class Recipe(BaseModel):
         "for small batches). `track`: the mean of what training tracked. `frozen`: the start's, which training "
         "leaves alone. `auto`: `recompute`, and `track` for method `none`.",
     )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        if self.gradient_penalty and (self.precision == "float16" or self.compile):
+            other = "compile" if self.compile else "precision float16"
+            raise ValueError(
+                f"gradient_penalty is differentiated twice, which {other} is not made for: leave one of them out"
+            )
+        if self.sync_batch_norm and self.devices == 1:
+            raise ValueError("sync_batch_norm is for several devices, and devices is 1")
+        if isinstance(self.batch_size, int) and self.batch_size < 2 * self.devices * self.accumulate:
+            raise ValueError(
+                f"a batch of {self.batch_size} in {self.accumulate} parts on {self.devices} devices leaves parts of a single "
+                "image, which has no variance"
+            )
+        return self

@@ -363,10 +363,11 @@ def test_a_dry_run_resolves_everything_and_creates_nothing(service: Service, rea
         job = answer.json()
         assert job["id"] is None
         assert http.get("/v1/jobs").json()["first_id"] == before
-    assert job["method"] == {
-        "type": "cyclic_swa", "cycles": 6, "high": {"lr": 0.003125, "epochs": 1}, "low": {"lr": 0.0003125, "epochs": 1},
-        "pull": 0.0005, "include_start": False, "average": "uniform",
-    }  # fmt: skip
+    method = job["method"]
+    assert (method["type"], method["cycles"], method["pull"]) == ("cyclic_swa", 6, 0.0005)
+    assert (method["high"]["lr"], method["high"]["epochs"]) == (0.003125, 1)
+    assert (method["low"]["lr"], method["low"]["epochs"]) == (0.0003125, 1)
+    assert (method["include_start"], method["average"]) == (False, "uniform")
     assert job["recipe"]["batch_size"] == 8
     assert job["recipe"]["image_size"] == [8, 8]
     assert job["recipe"]["optimizer"]["name"] == "sgd"

@@ -1,0 +1,213 @@
+"""Methods and recipes over HTTP: refused with their place, resolved in the job, run to the end by a real worker."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from tests.conftest import Service, wait_until
+from tests.material import write_archive, write_start
+from wbar.client import Client
+from wbar.jobs import Job
+
+
+@pytest.fixture(scope="module")
+def ready(service: Service, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A checkpoint and a dataset that are ready."""
+    folder = tmp_path_factory.mktemp("uploads")
+    with service.client() as client:
+        return client.checkpoints.create(write_start(folder)).id, client.datasets.create(write_archive(folder)).id
+
+
+def finished(client: Client, job: Job) -> Job:
+    assert job.id is not None
+    done = client.jobs.wait(job.id)
+    assert done.status == "succeeded", done.error
+    return done
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"method": {"type": "magic"}}, "cyclic_swa, auto, swa, ema, lawa, none, soup"),
+        ({"method": {"type": "ema", "decay": 1.0}}, "/method/decay"),
+        ({"method": {"type": "swa", "epochs": 2, "anneal_epochs": 2}}, "anneal_epochs is 2 and epochs 2"),
+        ({"method": {"high": {"lr": 0.1, "base_lr": 0.1}}}, "lr 0.1 and base_lr 0.1 are both given"),
+        ({"method": {"average": "greedy", "include_start": True}}, "include_start goes with average uniform"),
+        ({"method": {"type": "auto", "memorised": {"ratio": 2}}}, "/method/memorised/ratio"),
+        ({"recipe": {"mixup": 0}}, "/recipe/mixup"),
+        ({"recipe": {"augment": "blur"}}, "/recipe/augment"),
+        ({"recipe": {"precision": "tf32"}}, "which GPUs have"),
+        ({"recipe": {"class_weights": [1, 2]}}, "2 numbers and the network 10 outputs"),
+        ({"recipe": {"distillation": {"teacher": "ckpt_nobody"}}}, "there is no checkpoint"),
+        ({"recipe": {"distillation": {"teacher": "job_nobody"}}}, "there is no job"),
+        ({"recipe": {"gradient_penalty": 1, "precision": "float16"}}, "gradient_penalty"),
+        ({"recipe": {"optimizer": {"name": "rmsprop", "alpha": 1}}}, "/recipe/optimizer/alpha"),
+    ],
+)
+def test_what_makes_no_job_is_said(service: Service, ready: tuple[str, str], change: dict, said: str) -> None:
+    with service.http() as http:
+        answer = http.post("/v1/jobs", json={"checkpoint": ready[0], "dataset": ready[1], **change})
+    assert answer.status_code in (404, 422)
+    assert said in json.dumps(answer.json(), ensure_ascii=False), answer.json()
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ({"type": "auto"}, {"lr": 0.00625, "memorised": {"lr": 0.0125}, "control_lr": 0.00625}),
+        ({"type": "swa"}, {"lr": 0.003125, "anneal_from": 0.00625}),
+        ({"type": "ema"}, {"lr": 0.003125, "final_lr": 0.0003125}),
+        ({"type": "lawa", "base_lr": 0.32}, {"lr": 0.01, "base_lr": None}),
+        ({"type": "none"}, {"lr": 0.00625, "final_lr": 0.0}),
+        ({"high": {"base_lr": 0.64}}, {"high": {"lr": 0.02}, "low": {"lr": 0.002}, "pull": 0.0005}),
+    ],
+)
+def test_a_dry_run_shows_the_numbers(service: Service, ready: tuple[str, str], method: dict, expected: dict) -> None:
+    with service.http() as http:
+        body = {"checkpoint": ready[0], "dataset": ready[1], "dry_run": True, "method": method}
+        job = http.post("/v1/jobs", json=body).json()
+    for name, value in expected.items():
+        found = job["method"][name]
+        if isinstance(value, dict):
+            assert {key: found[key] for key in value} == pytest.approx(value), name
+        else:
+            assert found == (value if value is None else pytest.approx(value)), name
+    assert job["recipe"]["batch_norm"] == ("track" if method.get("type") == "none" else "recompute")
+    assert job["estimate"]["steps"] == 12 * 15
+
+
+def test_auto_with_control_and_guard_reports_on_images_it_did_not_choose_by(
+    service: Service, ready: tuple[str, str]
+) -> None:
+    method = {"type": "auto", "epochs": 3, "control": True, "guard": True}
+    with service.client() as client, service.http() as http:
+        job = finished(client, client.jobs.create(checkpoint=ready[0], dataset=ready[1], method=method))
+        result = job.result
+        assert result is not None
+        assert result.held_out is not None
+        assert (result.held_out.choose, result.held_out.report) == (30, 30)
+        assert result.metrics.control is not None
+        assert result.choice is not None
+        assert result.choice.of == 6
+        assert result.choice.candidates is not None
+        assert len(result.choice.candidates) == 14
+        assert result.selected in ("averaged", "start")
+        assert job.progress is not None
+        assert job.progress.step == job.progress.total_steps == 2 * 3 * 15
+        page = http.get(f"/v1/jobs/{job.id}/report").text
+        assert "control: cosine fine-tune of equal length" in page
+        assert "30 held-out images were set aside for choosing" in page
+        assert len(http.get(f"/v1/jobs/{job.id}/snapshots").json()["data"]) == 6
+        points = http.get(f"/v1/jobs/{job.id}/metrics").json()["data"]
+        assert all(0 <= point["accuracy"] <= 1 for point in points)
+        logs = [event.data["message"] for event in client.jobs.events(job.id) if event.type == "log"]
+        assert any("the high rate is" in line for line in logs)
+        assert any("standard error" in line for line in logs)
+
+
+def test_the_guard_gives_the_start_back(service: Service, ready: tuple[str, str], tmp_path: Path) -> None:
+    ruinous = {"type": "none", "epochs": 1, "lr": 5.0, "shape": "constant", "guard": True, "back_off": False}
+    with service.client() as client:
+        job = finished(client, client.jobs.create(checkpoint=ready[0], dataset=ready[1], method=ruinous))
+        assert job.id is not None
+        assert job.result is not None
+        assert job.result.selected == "start"
+        assert job.result.verdict == "worse"
+        client.jobs.download(job.id, tmp_path / "weights.safetensors")
+        client.checkpoints.download(ready[0], tmp_path / "start.safetensors")
+    with (
+        safe_open(tmp_path / "weights.safetensors", "pt") as mine,
+        safe_open(tmp_path / "start.safetensors", "pt") as own,
+    ):
+        assert mine.metadata()["wbar.snapshots"] == "0"
+        assert all(bool((mine.get_tensor(name) == own.get_tensor(name)).all()) for name in own.keys())  # noqa: SIM118
+
+
+def test_a_former_job_teaches_and_is_kept_as_long_as_it_does(service: Service, ready: tuple[str, str]) -> None:
+    short = {"cycles": 2}
+    with service.client() as client, service.http() as http:
+        teacher = finished(client, client.jobs.create(checkpoint=ready[0], dataset=ready[1], method=short))
+        recipe = {
+            "distillation": {"teacher": teacher.id, "temperature": 2.0},
+            "mixup": 0.2,
+            "accumulate": 2,
+            "class_weights": "balanced",
+            "freeze": ["conv1.*"],
+            "optimizer": {"name": "adamw"},
+        }
+        body = {"checkpoint": ready[0], "dataset": ready[1], "method": short, "recipe": recipe}
+        costs = [
+            http.post("/v1/jobs", json=b | {"dry_run": True}).json()["estimate"] for b in (body, body | {"recipe": {}})
+        ]
+        assert costs[0]["steps"] == costs[1]["steps"]
+        assert costs[0]["seconds"] == pytest.approx(costs[1]["seconds"] * 5 / 3, rel=0.05)  # two more forward passes
+        pupil = client.jobs.create(**body)
+        refused = http.delete(f"/v1/jobs/{teacher.id}")
+        assert (refused.status_code, refused.json()["code"]) == (409, "in_use")
+        assert pupil.id is not None
+        assert pupil.id in refused.json()["detail"]
+        finished(client, pupil)
+        assert http.delete(f"/v1/jobs/{teacher.id}").status_code == 200
+        assert http.delete(f"/v1/jobs/{pupil.id}").status_code == 200
+
+
+def test_two_processes_share_a_batch(service: Service, ready: tuple[str, str]) -> None:
+    with service.client() as client:
+        recipe = {"devices": 2, "batch_size": 16}
+        job = client.jobs.create(checkpoint=ready[0], dataset=ready[1], method={"cycles": 1}, recipe=recipe)
+        result = finished(client, job).result
+    assert result is not None
+    assert result.metrics.averaged.accuracy > 0.3
+
+
+def test_several_labels_and_a_new_head(service: Service, ready: tuple[str, str], tmp_path: Path) -> None:
+    path, table = tmp_path / "labels.zip", "image,odd,large\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        for split, count in (("train", 32), ("val", 12)):
+            for i in range(count):
+                data = io.BytesIO()
+                Image.new("L", (8, 8), 40 + 100 * (i % 2) + 60 * (i % 4 > 1)).save(data, "PNG")
+                archive.writestr(f"{split}/{i}.png", data.getvalue())
+                table += f"{split}/{i}.png,{i % 2},{int(i % 4 > 1)}\n"
+        archive.writestr("labels.csv", table)
+    with service.client() as client, service.http() as http:
+        dataset = client.datasets.create(path, task="multilabel")
+        assert (dataset.task, dataset.classes) == ("multilabel", ["odd", "large"])
+        body = {"checkpoint": ready[0], "dataset": dataset.id, "method": {"cycles": 1}, "recipe": {"head": "reset"}}
+        job = finished(client, client.jobs.create(**body))
+        assert job.classes == ["odd", "large"]
+        assert job.result is not None
+        assert job.id is not None
+        found = job.result.metrics.averaged
+        assert found.map is not None
+        assert found.average_precision is not None
+        assert len(found.average_precision) == 2
+        client.jobs.download(job.id, tmp_path / "weights.safetensors")
+        with safe_open(tmp_path / "weights.safetensors", "pt") as file:
+            assert file.get_tensor("fc.weight").shape == (2, 64)
+            assert file.metadata()["wbar.num_classes"] == "2"
+        without = http.post("/v1/datasets?task=multilabel", json={"source": "builtin:digits"})
+        assert (without.status_code, without.json()["code"]) == (422, "task_unsupported")
+        bad = client.datasets.create(write_archive(tmp_path), task="multilabel", wait=False)
+        wait_until(lambda: client.datasets.get(bad.id).status == "rejected", 60, "the judgement")
+        error = client.datasets.get(bad.id).error
+        assert error is not None
+        assert "labels.csv" in error.message
+
+
+def test_what_names_nothing_in_the_network_fails_the_job_with_the_names(
+    service: Service, ready: tuple[str, str]
+) -> None:
+    with service.client() as client:
+        job = client.jobs.create(checkpoint=ready[0], dataset=ready[1], recipe={"freeze": ["features.*"]})
+        assert job.id is not None
+        failed = client.jobs.wait(job.id)
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert failed.error.code == "nothing_matches"
+    assert "conv1.weight" in failed.error.message
