@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 datasets_app = typer.Typer(no_args_is_help=True, help="Datasets: add, list.")
 app.add_typer(datasets_app, name="datasets")
+# Written out: the models that know these names would make `wbar --help` wait.
+AUGMENTS = (
+    "auto, none, pad_crop, pad_crop_flip, resized_crop, resized_crop_flip, imagenet, rand_augment, trivial_augment"
+)
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -127,6 +131,14 @@ def submit(
     checkpoint: Annotated[str, typer.Option(help="ckpt_…")],
     dataset: Annotated[str, typer.Option(help="ds_…")],
     name: Annotated[str | None, typer.Option()] = None,
+    method: Annotated[str | None, typer.Option(help="auto, cyclic_swa (the default), swa, ema, lawa, none")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Extra epochs, of methods without cycles.")] = None,
+    lr: Annotated[float | None, typer.Option(help="The highest rate, of methods without cycles.")] = None,
+    average: Annotated[str | None, typer.Option(help="uniform, greedy, window")] = None,
+    control: Annotated[
+        bool, typer.Option(help="Also run a cosine fine-tune of equal length, to compare with.")
+    ] = False,
+    guard: Annotated[bool, typer.Option(help="Give the start back if the average is worse than it.")] = False,
     cycles: Annotated[int | None, typer.Option(help="Snapshots that enter the mean.")] = None,
     high_lr: Annotated[float | None, typer.Option()] = None,
     low_lr: Annotated[float | None, typer.Option()] = None,
@@ -136,16 +148,21 @@ def submit(
     include_start: Annotated[bool, typer.Option(help="Count the start as a point of the mean.")] = False,
     batch_size: Annotated[int | None, typer.Option()] = None,
     image_size: Annotated[int | None, typer.Option()] = None,
-    augment: Annotated[str | None, typer.Option(help="auto, none, pad_crop, pad_crop_flip")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="auto, sgd, adamw")] = None,
+    augment: Annotated[str | None, typer.Option(help=AUGMENTS)] = None,
+    optimizer: Annotated[str | None, typer.Option(help="auto, sgd, adam, adamw, rmsprop, adagrad")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help='The rest of the recipe as JSON, or @FILE: \'{"mixup": 0.2, "freeze": ["conv1.*"]}\'.'),
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     metadata: Annotated[list[str] | None, typer.Option(help="key=value, repeatable.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Resolve and estimate, create nothing.")] = False,
     wait: Annotated[bool, typer.Option(help="Follow the job to its end; exit 1 if it fails.")] = False,
 ) -> None:
     """Create a job and print its id. What is not given is resolved by the service and shown in the job."""
-    method: dict[str, Any] = _given(cycles=cycles, pull=pull, include_start=include_start or None)
-    method |= {
+    asked: dict[str, Any] = _given(type=method, epochs=epochs, lr=lr, average=average, cycles=cycles, pull=pull)
+    asked |= _given(include_start=include_start or None, control=control or None, guard=guard or None)
+    asked |= {
         phase: values
         for phase, values in (
             ("high", _given(lr=high_lr, epochs=high_epochs)),
@@ -153,9 +170,9 @@ def submit(
         )
         if values
     }
-    recipe = _given(batch_size=batch_size, image_size=image_size, augment=augment)
-    recipe |= {"optimizer": {"name": optimizer}} if optimizer else {}
-    fields = _given(name=name, method=method or None, recipe=recipe or None, metadata=_tags(metadata or []) or None)
+    trained = _object(recipe) | _given(batch_size=batch_size, image_size=image_size, augment=augment)
+    trained |= {"optimizer": {"name": optimizer}} if optimizer else {}
+    fields = _given(name=name, method=asked or None, recipe=trained or None, metadata=_tags(metadata or []) or None)
     with _client() as client:
         job = client.jobs.create(checkpoint=checkpoint, dataset=dataset, seed=seed, dry_run=dry_run, **fields)
         if dry_run:
@@ -165,6 +182,21 @@ def submit(
         typer.echo(job.id)
         if wait:
             _follow(client, job.id)
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    """A JSON object given as text, or as @FILE."""
+    if text is None:
+        return {}
+    try:
+        value = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
+    except OSError as error:
+        raise typer.BadParameter(f"{text[1:]} cannot be read: {error.strerror}", param_hint="--recipe") from None
+    except ValueError as error:
+        raise typer.BadParameter(f"no JSON: {error}", param_hint="--recipe") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"a JSON object, not {text[:40]}", param_hint="--recipe")
+    return value
 
 
 @app.command()

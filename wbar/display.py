@@ -16,6 +16,8 @@ ARMS = (
     ("last", "last snapshot"),
     ("averaged", "w̄ (averaged)"),
     ("ensemble", "ensemble of snapshots"),
+    ("swag", "Bayesian average (SWAG)"),
+    ("control", "control (cosine, equal epochs)"),
 )
 VERDICTS = {
     "better": "w̄ is better than the start, by more than two standard errors",
@@ -82,12 +84,16 @@ def comparison(job: Job) -> Table:
     """The arms side by side, on held-out images."""
     assert job.result is not None
     table = Table(title=escape(f"{job.name or job.id}: held-out images"), title_justify="left")
-    for column in ("", "accuracy", "NLL", "ECE"):
+    several = job.result.metrics.averaged.map is not None  # labels per image
+    for column in ("", "accuracy", "NLL", "ECE", *(["mAP"] if several else [])):
         table.add_column(column, justify="left" if not column else "right")
     for field, label in ARMS:
-        score: Score = getattr(job.result.metrics, field)
+        score: Score | None = getattr(job.result.metrics, field)
+        if score is None:
+            continue
+        precision = [f"{score.map:.4f}" if score.map is not None else "–"] if several else []
         style = "bold" if field == "averaged" else ""
-        table.add_row(label, f"{score.accuracy:.2%}", f"{score.loss:.4f}", f"{score.ece:.4f}", style=style)
+        table.add_row(label, f"{score.accuracy:.2%}", f"{score.loss:.4f}", f"{score.ece:.4f}", *precision, style=style)
     return table
 
 
@@ -97,7 +103,18 @@ def summary(result: Result) -> list[str]:
     low, high = min(losses), max(losses)
     marks = "".join(SPARKS[round((loss - low) / (high - low) * 7) if high > low else 0] for loss in losses)
     points = "  ".join(f"{point.n}: {point.accuracy:.2%}/{point.loss:.4f}" for point in result.curve)
+    chosen = []
+    if result.choice is not None:
+        kept = ", ".join(str(n) for n in result.choice.kept)
+        chosen.append(f"in the mean: {kept} of {result.choice.of}")
+    if result.held_out is not None and result.held_out.choose:
+        chosen.append(
+            f"chosen by {result.held_out.choose} held-out images; the numbers are from the other {result.held_out.report}"
+        )
+    if result.selected == "start":
+        chosen.append("guard: the average is worse than the start there, so the weights to download are the start's")
     return [
+        *chosen,
         f"curve (n: accuracy/NLL of the mean of n snapshots)  {points}",
         f"NLL over n  {marks}  ({losses[0]:.4f} → {losses[-1]:.4f})",
         f"verdict: {VERDICTS[result.verdict]} (paired per-image loss on held-out images)",

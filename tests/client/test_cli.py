@@ -1,5 +1,6 @@
 """The command line against a real service: what it prints, and its exit codes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -97,3 +98,41 @@ def test_a_command_whose_extra_is_missing_names_it(command: str) -> None:
     assert done.returncode == 2
     extra = {"up": "embedded", "serve": "service", "migrate": "service"}.get(command, "worker")
     assert f"pip install 'wbar[{extra}]'" in done.stderr
+
+
+def test_the_names_in_the_help_are_those_of_the_models() -> None:
+    from typing import get_args
+
+    from wbar.cli import AUGMENTS
+    from wbar.recipe import Augment
+
+    assert tuple(AUGMENTS.split(", ")) == get_args(Augment)
+
+
+def test_submit_passes_method_and_recipe_on(service: Service, tmp_path: Path) -> None:
+    with service.client() as client:
+        checkpoint = client.checkpoints.create(write_start(tmp_path)).id
+        dataset = client.datasets.create(write_archive(tmp_path)).id
+    (tmp_path / "recipe.json").write_text('{"mixup": 0.2, "optimizer": {"name": "adam"}}')
+    asked = [
+        "submit",
+        "--checkpoint",
+        checkpoint,
+        "--dataset",
+        dataset,
+        "--dry-run",
+        "--method",
+        "auto",
+        "--epochs",
+        "4",
+    ]
+    more = ["--control", "--guard", "--recipe", f"@{tmp_path / 'recipe.json'}", "--augment", "none"]
+    job = json.loads(wbar(service, *asked, *more).stdout)
+    assert (job["method"]["type"], job["method"]["epochs"]) == ("auto", 4)
+    assert (job["method"]["control"], job["method"]["guard"]) == (True, True)
+    assert (job["recipe"]["mixup"], job["recipe"]["augment"]) == (0.2, "none")
+    assert job["recipe"]["optimizer"]["name"] == "adam"
+    for wrong, said in (("[1]", "a JSON object"), ("{", "no JSON"), ("@/nowhere", "cannot be read")):
+        refused = wbar(service, *asked, "--recipe", wrong)
+        assert refused.returncode == 2
+        assert said in refused.stderr
