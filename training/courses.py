@@ -14,7 +14,7 @@ from math import cos, pi
 
 from averaging import CyclicSchedule, PhaseRate, Position
 from averaging.cyclic_lr import Phase
-from wbar.method import AutoMethod, CyclicSwa, Ema, Lawa, Plain, Straight, Swa, Training
+from wbar.method import AutoMethod, CyclicSwa, Ema, Lawa, Plain, Start, Straight, Swa, Training
 
 BACK_OFF = 3.0  # what the high rate is divided by when the first snapshot is far below the start
 
@@ -48,12 +48,12 @@ class Course:
         )
 
 
-def lay_course(method: Training, steps_per_epoch: int, backed_off: int = 0, memorised: bool = False) -> Course:
-    """The course of a resolved method. backed_off: how often the high rate was divided; memorised: what `auto` found."""
+def lay_course(method: Training, steps_per_epoch: int, backed_off: int = 0, start: Start = "underfit") -> Course:
+    """The course of a resolved method. backed_off: how often the high rate was divided; start: what `auto` found it to be."""
     if isinstance(method, CyclicSwa):
         return _cyclic(method, steps_per_epoch, BACK_OFF**-backed_off)
     if isinstance(method, AutoMethod):
-        return _hold_decay(method, steps_per_epoch, BACK_OFF**-backed_off, memorised)
+        return _hold_decay(method, steps_per_epoch, BACK_OFF**-backed_off, start)
     return _straight(method, steps_per_epoch, BACK_OFF**-backed_off)
 
 
@@ -132,9 +132,10 @@ def _slope(method: Ema | Lawa | Plain, lr: float, scale: float, total: int, step
     )
 
 
-def _hold_decay(method: AutoMethod, steps_per_epoch: int, scale: float, memorised: bool) -> Course:
+def _hold_decay(method: AutoMethod, steps_per_epoch: int, scale: float, start: Start) -> Course:
     total = method.epochs * steps_per_epoch
-    high = number(method.memorised.lr if memorised else method.lr) * scale
+    regime = method.regime(start)
+    high = number(regime.lr if regime else method.lr) * scale
     held = round(method.hold * total)
     snapshots = method.marks(steps_per_epoch)
     every = max(1, round(method.visit_epochs * steps_per_epoch))
@@ -151,7 +152,7 @@ def _hold_decay(method: AutoMethod, steps_per_epoch: int, scale: float, memorise
     usual = _pull(method, number(method.pull), phase, total)
 
     def pull(step: int) -> float:
-        return method.memorised.pull if memorised and step >= held else usual(step)
+        return regime.pull if regime and regime.pull and step >= held else usual(step)
 
     # Every segment has a visit at its end, so that none is empty.
     return Course(

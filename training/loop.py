@@ -43,7 +43,7 @@ from training.teachers import Teachers
 from training.weights import run_digest
 from wbar.errors import Diverged, OutOfMemory
 from wbar.jobs import Arms, CurvePoint, Score, Selected, StepPhase
-from wbar.method import AutoMethod, Ema, Plain, Soup
+from wbar.method import AutoMethod, Ema, Plain, Regime, Soup, Start
 
 MAX_BACK_OFFS = 2
 BEAT_SECONDS = 0.4  # how often the host waits for the device, to tell where the job is (it decides about no number)
@@ -122,7 +122,7 @@ class Attempt:
     def _lay_course(self) -> None:
         """The way from w_0, as it is known: a back-off or a memorised start change it before its first snapshot."""
         results = self.results
-        self.course = lay_course(self.method, self.per_epoch, results.backed_off, results.memorised)
+        self.course = lay_course(self.method, self.per_epoch, results.backed_off, results.kind)
         self.average = make_average(self.method, self.course, self.model)
         self.total_steps = results.stopped_at or results.discarded_steps + self.course.total_steps
 
@@ -389,16 +389,18 @@ class Attempt:
             self.reporter.log("warning", warning)
 
     def _gate(self, method: AutoMethod, known: Score) -> None:
-        """Whether the start has memorised its training images; said in the log, and kept."""
+        """What kind of start it is, by its training loss over its held-out loss; said in the log, and kept."""
         held_out = self.setting.predict(self.model, self.setting.choose).losses.mean().item()
-        self.results.memorised = known.loss < method.memorised.ratio * held_out
+        gates: tuple[tuple[Start, Regime], ...] = (("memorised", method.memorised), ("settled", method.settled))
+        for kind, regime in gates:
+            if known.loss < regime.ratio * held_out:
+                self.results.kind = kind
+                break
         self._lay_course()
-        rate = self.course.at(0).lr
-        verb = "has memorised" if self.results.memorised else "has not memorised"
         self.reporter.log(
             "info",
-            f"auto: the start's loss is {known.loss:.4f} on training images and {held_out:.4f} on held-out ones: it {verb} "
-            f"them, and the high rate is {rate:g}",
+            f"auto: the start's loss is {known.loss:.4f} on augmented training images and {held_out:.4f} on held-out ones: it "
+            f"is {self.results.kind}, and the high rate is {self.course.at(0).lr:g}",
         )
 
     def _follow(self, position: Position) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wbar import __version__
+from wbar.method import Start
 
 
 class OtherState(Exception):
@@ -28,7 +29,7 @@ class Results:
     averaged: list[dict[str, float]] = field(default_factory=list)
     start_train_accuracy: float | None = None  # on training images as they are; what a back-off compares with
     trough_train_accuracy: float | None = None
-    memorised: bool = False  # what `auto` found of the start
+    kind: Start = "underfit"  # what `auto` found the start to be
     backed_off: int = 0
     best: float | None = None  # of early stopping: the lowest loss of w̄, and the snapshots since
     waited: int = 0

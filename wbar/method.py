@@ -21,6 +21,7 @@ Strength = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Epochs = Annotated[int, Field(ge=1, le=10000)]
 Shape = Literal["constant", "linear", "cosine", "exponential", "step", "sawtooth"]
 Average = Literal["uniform", "greedy", "window"]
+Start = Literal["memorised", "settled", "underfit"]
 MAX_CYCLES = 1000
 PUBLISHED = 6  # snapshots of a method that averages steps
 
@@ -243,14 +244,22 @@ class Plain(_Sloped):
     type: Literal["none"]
 
 
-class Memorised(_Model):
-    """What `auto` does instead when the start has memorised its training images."""
+class Regime(_Model):
+    """What `auto` does with a start whose training loss is below `ratio` × its held-out loss."""
 
     ratio: float = Field(
-        0.25, ge=0, le=1, description="Memorised: the start's training loss is below this × held-out loss."
+        ge=0, le=10, description="The gate: training loss (augmented as in training) over held-out loss."
     )
-    lr: Auto | Rate = Field("auto", description="`auto`: 2 × the architecture's customary peak rate.")
-    pull: Strength = Field(0.0, description="λ in the second half, while the rate falls.")
+    lr: Auto | Rate = Field("auto", description="The high rate; `auto`: see the method.")
+    pull: Strength = Field(0.0, description="λ while the rate falls.")
+
+
+class Memorised(Regime):
+    ratio: float = Field(0.25, ge=0, le=10, description="Training loss (augmented as in training) over held-out loss.")
+
+
+class Settled(Regime):
+    ratio: float = Field(0.6, ge=0, le=10, description="As of `memorised`.")
 
 
 class AutoMethod(_Straight):
@@ -258,7 +267,9 @@ class AutoMethod(_Straight):
     the weights every quarter of an epoch, and return the mean over the longest stretch of the way that cannot be told from
     the best one on held-out images set aside for that choice (`hold-decay, window`).
 
-    A start that has memorised its training images (its gradients are almost zero) is moved with a higher rate.
+    How high depends on the start, by its training loss over its held-out loss: a *memorised* one, whose gradients are almost
+    zero, is moved with three times the architecture's customary peak rate, a *settled* one with half of it, an underfit
+    one, above both gates, with `lr`, the peak rate itself.
     """
 
     type: Literal["auto"]
@@ -269,7 +280,12 @@ class AutoMethod(_Straight):
         6, ge=2, le=24, description="The way is cut in so many parts; a candidate is the mean of consecutive ones."
     )
     memorised: Memorised = Field(default_factory=Memorised)
+    settled: Settled = Field(default_factory=Settled)
     average: Literal["window"] = "window"
+
+    def regime(self, kind: Start) -> Regime | None:
+        """What is done with such a start; None: what `lr` and `pull` say."""
+        return {"memorised": self.memorised, "settled": self.settled}.get(kind)
 
     def marks(self, steps_per_epoch: int) -> tuple[int, ...]:
         total = self.epochs * steps_per_epoch

@@ -9,6 +9,7 @@ from wbar.recipe import Augment, BatchNorm, Normalization, Optimizer, Recipe
 
 IMAGENET = Normalization(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 PULL = 5e-4
+MEMORISED, SETTLED = 3.0, 0.5  # × the rate of `auto`, for such starts: measured, see docs/results.md
 BASE_BATCH = 256  # the batch that a base_lr belongs to
 PEAK_RATES = {
     "sgd": 0.05,
@@ -70,7 +71,8 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: NetworkArch
     """The method with every `auto` replaced; `recipe` must be resolved already.
 
     Rates follow from the architecture's customary peak rate p × batch / 128 (linear scaling, Goyal et al. 2017):
-    cyclic_swa, swa, ema and lawa go at p / 2, `none`, the control and `auto` at p, `auto` from a memorised start at 2p.
+    cyclic_swa, swa, ema and lawa go at p / 2, `none`, the control and `auto` at p; `auto` from a memorised start at 3p,
+    from a settled one at p / 2.
     """
     if isinstance(method, Soup):
         return method
@@ -93,8 +95,9 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: NetworkArch
     if isinstance(method, Swa):
         update["anneal_from"] = peak if method.anneal_from == "auto" else method.anneal_from
     elif isinstance(method, AutoMethod):
-        moved = method.memorised.lr if method.memorised.lr != "auto" else 2 * rate
-        update["memorised"] = method.memorised.model_copy(update={"lr": moved})
+        for name, factor in (("memorised", MEMORISED), ("settled", SETTLED)):
+            regime = getattr(method, name)
+            update[name] = regime.model_copy(update={"lr": factor * rate if regime.lr == "auto" else regime.lr})
     elif method.final_lr == "auto":
         update["final_lr"] = rate / 10 if gentle else 0.0
     return method.model_copy(update=update)

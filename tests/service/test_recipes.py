@@ -38,7 +38,7 @@ def finished(client: Client, job: Job) -> Job:
         ({"method": {"type": "swa", "epochs": 2, "anneal_epochs": 2}}, "anneal_epochs is 2 and epochs 2"),
         ({"method": {"high": {"lr": 0.1, "base_lr": 0.1}}}, "lr 0.1 and base_lr 0.1 are both given"),
         ({"method": {"average": "greedy", "include_start": True}}, "include_start goes with average uniform"),
-        ({"method": {"type": "auto", "memorised": {"ratio": 2}}}, "/method/memorised/ratio"),
+        ({"method": {"type": "auto", "memorised": {"ratio": 20}}}, "/method/memorised/ratio"),
         ({"recipe": {"mixup": 0}}, "/recipe/mixup"),
         ({"recipe": {"augment": "blur"}}, "/recipe/augment"),
         ({"recipe": {"precision": "tf32"}}, "which GPUs have"),
@@ -59,7 +59,10 @@ def test_what_makes_no_job_is_said(service: Service, ready: tuple[str, str], cha
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ({"type": "auto"}, {"lr": 0.00625, "memorised": {"lr": 0.0125}, "control_lr": 0.00625}),
+        (
+            {"type": "auto"},
+            {"lr": 0.00625, "memorised": {"lr": 0.01875}, "settled": {"lr": 0.003125}, "control_lr": 0.00625},
+        ),
         ({"type": "swa"}, {"lr": 0.003125, "anneal_from": 0.00625}),
         ({"type": "ema"}, {"lr": 0.003125, "final_lr": 0.0003125}),
         ({"type": "lawa", "base_lr": 0.32}, {"lr": 0.01, "base_lr": None}),

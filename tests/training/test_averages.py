@@ -119,7 +119,7 @@ def test_the_longest_stretch_within_one_standard_error_wins() -> None:
 
 
 def test_autos_stretches_leave_the_way_out_and_the_unsettled_half() -> None:
-    average = walked([float(n) for n in range(12)], type="auto", memorised={"lr": 0.2})
+    average = walked([float(n) for n in range(12)], type="auto", memorised={"ratio": 0.2, "lr": 0.2})
     _, choice = average.finish(bowl(0.0), lambda _: None)
     assert choice is not None
     assert choice.candidates is not None

@@ -94,7 +94,9 @@ def test_a_high_phase_may_warm_up_and_fall() -> None:
 
 
 def test_auto_holds_then_falls_to_a_tenth() -> None:
-    found = way(4, type="auto", epochs=2, memorised={"lr": 1.6, "pull": 0.1}, segments=4, visit_epochs=0.25)
+    found = way(
+        4, type="auto", epochs=2, memorised={"ratio": 0.2, "lr": 1.6, "pull": 0.1}, segments=4, visit_epochs=0.25
+    )
     fall = [0.8 * (0.1 + 0.9 * (1 + cos(pi * u / 3)) / 2) for u in range(4)]
     assert [place[0] for place in found] == pytest.approx([0.8] * 4 + fall, abs=1e-6)
     assert [place[1] for place in found] == ["high"] * 4 + ["low"] * 4
@@ -104,8 +106,10 @@ def test_auto_holds_then_falls_to_a_tenth() -> None:
 
 
 def test_auto_moves_a_memorised_start_faster_and_pulls_while_the_rate_falls() -> None:
-    method = METHODS.validate_python(PLAIN | {"type": "auto", "epochs": 2, "memorised": {"lr": 1.6, "pull": 0.1}})
-    course = lay_course(method, 4, memorised=True)
+    method = METHODS.validate_python(
+        PLAIN | {"type": "auto", "epochs": 2, "memorised": {"ratio": 0.2, "lr": 1.6, "pull": 0.1}}
+    )
+    course = lay_course(method, 4, start="memorised")
     assert course.at(0).lr == 1.6
     assert [course.pull(step) for step in range(8)] == [0.0] * 4 + [0.1] * 4
 

@@ -44,8 +44,15 @@ VARIANTS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "ema": (STRAIGHT | {"type": "ema", "final_lr": 0.005}, {}),
     "lawa": (STRAIGHT | {"type": "lawa", "final_lr": 0.005, "window": 2, "snapshot_steps": 5}, {}),
     "none, stepwise": (STRAIGHT | {"type": "none", "final_lr": 0.0, "shape": "step", "warmup_epochs": 1}, {}),
-    "auto": (STRAIGHT | {"type": "auto", "memorised": {"lr": 0.1, "pull": 0.1}, "guard": True}, {}),
-    "auto from a memorised start": (STRAIGHT | {"type": "auto", "memorised": {"lr": 0.1, "pull": 0.1, "ratio": 1}}, {}),
+    "auto": (
+        STRAIGHT
+        | {"type": "auto", "memorised": {"ratio": 0, "lr": 0.1}, "settled": {"ratio": 0, "lr": 0.1}, "guard": True},
+        {},
+    ),
+    "auto from a memorised start": (
+        STRAIGHT | {"type": "auto", "memorised": {"lr": 0.1, "pull": 0.1, "ratio": 10}},
+        {},
+    ),
     "control": (STRAIGHT | {"type": "swa", "anneal_from": 0.1, "epochs": 2, "control": True}, {}),
 }
 
