@@ -154,8 +154,8 @@ class Attempt:
         self.step = state.step
         if self.trajectory is not None and state.trajectory is not None:
             self.trajectory.load_state_dict(state.trajectory, dict(self.model.named_parameters()))
-        if self.results.snapshots:
-            self._refresh_anchor()
+        for mine, theirs in zip(self.anchor, state.anchor, strict=True):
+            mine.copy_(theirs)
         for n, found in enumerate(self.results.snapshots, start=1):
             # Announced again: the attempt before may have died between writing the file and handing it over.
             path = self._snapshot_path(n)
@@ -450,6 +450,7 @@ class Attempt:
             model=self.model.state_dict(),
             stepper=self.stepper.state_dict(),
             average=self.average.state_dict(),
+            anchor=self.anchor,
             meter=self.meter.state_dict(),
             results=self.results,
             run=run_digest(self.work),

@@ -46,6 +46,7 @@ class State:
     model: dict[str, Tensor]
     stepper: dict[str, Any]  # optimizer and loss scale
     average: dict[str, Any]
+    anchor: list[Tensor]  # w̄ as the pull sees it: as it was at the last snapshot
     meter: dict[str, Any]
     results: Results
     run: str

@@ -41,6 +41,7 @@ VARIANTS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "greedy": (METHOD.model_dump() | {"average": "greedy", "cycles": 3}, {}),
     "window": (METHOD.model_dump() | {"average": "window", "cycles": 3}, {}),
     "swa": (STRAIGHT | {"type": "swa", "anneal_epochs": 1, "anneal_from": 0.1, "snapshot_epochs": 0.5}, {}),
+    "ema, pulled": (STRAIGHT | {"type": "ema", "final_lr": 0.005, "pull": 0.5, "pull_in": "late"}, {}),
     "ema": (STRAIGHT | {"type": "ema", "final_lr": 0.005}, {}),
     "lawa": (STRAIGHT | {"type": "lawa", "final_lr": 0.005, "window": 2, "snapshot_steps": 5}, {}),
     "none, stepwise": (STRAIGHT | {"type": "none", "final_lr": 0.0, "shape": "step", "warmup_epochs": 1}, {}),
