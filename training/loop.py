@@ -41,7 +41,7 @@ from training.soup import Pot
 from training.step import Stepper
 from training.teachers import Teachers
 from training.weights import run_digest
-from wbar.errors import Diverged, OutOfMemory
+from wbar.errors import CompileFailed, Diverged, OutOfMemory
 from wbar.jobs import Arms, CurvePoint, Score, Selected, StepPhase
 from wbar.method import AutoMethod, Ema, Plain, Regime, Soup, Start
 
@@ -61,6 +61,14 @@ def run(work: Work, reporter: Reporter) -> Outcome:
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"the device ran out of memory ({str(error).splitlines()[0]}): lower recipe.batch_size or image_size"
+        ) from error
+    except RuntimeError as error:
+        # By name: torch._dynamo takes seconds to import, and only jobs that compile have it.
+        if "TorchDynamoException" not in {kind.__name__ for kind in type(error).__mro__}:
+            raise
+        raise CompileFailed(
+            f"torch.compile failed ({(str(error).splitlines() or [''])[0][:200]}): is there a C++ compiler (CPU) or Triton "
+            "(GPU) on the worker? Or leave recipe.compile out"
         ) from error
 
 

@@ -229,6 +229,10 @@ class PrecisionUnsupported(JobError):
     code = "precision_unsupported"
 
 
+class CompileFailed(JobError):
+    code = "compile_failed"
+
+
 class DevicesUnavailable(JobError):
     code = "devices_unavailable"
 

@@ -24,7 +24,7 @@ from training.meter import Stopped
 from training.optim import decayed
 from training.setting import BATCH_NORM_IMAGES
 from training.weights import read_tensors
-from wbar.errors import Diverged
+from wbar.errors import CompileFailed, Diverged
 from wbar.method import HighPhase, Phase
 
 
@@ -254,3 +254,12 @@ def test_a_start_near_chance_is_warned_about(tmp_path: Path) -> None:
     told = Recorder()
     run(make_work(tmp_path), told)
     assert any("near chance" in line and "classes" in line for line in told.logs)
+
+
+def test_a_missing_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+    torch.compiler.reset()
+    with pytest.raises(CompileFailed, match=r"torch.compile failed .* leave recipe.compile out"):
+        run(make_work(tmp_path, recipe_compile=True), Recorder())
