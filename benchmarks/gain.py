@@ -36,7 +36,8 @@ from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
 from averaging import write_safetensors
 from training.architectures import Network, initialized, load
 from training.augment import Preparer
-from training.dataset_files import HELD_OUT_SEED, _digits, _fashion, _write, stratified
+from training.builtin_images import digits, fashion
+from training.dataset_files import HELD_OUT_SEED, stratified, write_packed
 from training.datasets import Packed, Split, load_split
 from training.draws import permutation
 from training.evaluate import predict, score
@@ -100,9 +101,9 @@ class Silent:
 def pack(chosen: Set, folder: Path) -> tuple[Path, Path]:
     """The jobs' dataset (train, val) and the unseen images (as `val` of a second file)."""
     if chosen.source == "digits":
-        images, labels, _ = _digits()
+        images, labels = digits()
     else:
-        images, labels = _fashion("train")
+        images, labels = fashion("train")
     share = (chosen.train + chosen.held_out) / len(labels)
     kept = torch.tensor(stratified(labels.tolist(), share, HELD_OUT_SEED))
     held = torch.tensor(stratified(labels[kept].tolist(), chosen.held_out / len(kept), HELD_OUT_SEED))
@@ -111,7 +112,7 @@ def pack(chosen: Set, folder: Path) -> tuple[Path, Path]:
         rest = torch.tensor(sorted(set(range(len(labels))) - set(kept.tolist())))
         unseen = (images[rest], labels[rest])
     else:
-        pixels, marks = _fashion("t10k")
+        pixels, marks = fashion("t10k")
         some = stratified(marks.tolist(), UNSEEN / len(marks), HELD_OUT_SEED)
         unseen = (pixels[some], marks[some])
     pixels, names = images[kept][train], [str(label) for label in range(10)]
@@ -122,9 +123,9 @@ def pack(chosen: Set, folder: Path) -> tuple[Path, Path]:
         "val.labels": labels[kept][held],
     }
     jobs, test = folder / "jobs.safetensors", folder / "unseen.safetensors"
-    _write(jobs, tensors, names, pixels, None, [])
+    write_packed(jobs, tensors, names, pixels, None, [])
     tensors |= {"val.images": unseen[0], "val.labels": unseen[1]}
-    _write(test, tensors, names, pixels, None, [])
+    write_packed(test, tensors, names, pixels, None, [])
     return jobs, test
 
 

@@ -33,7 +33,8 @@ from benchmarks.running import (
 )
 from benchmarks.start import write_start
 from benchmarks.table import Findings, Row, Sample, figure
-from training.dataset_files import FASHION_FOLDERS, pack_builtin
+from training.builtin_images import FASHION_FOLDERS
+from training.dataset_files import pack_builtin
 from wbar.jobs import Job, MetricsPoint
 from wbar.states import TERMINAL
 

@@ -26,6 +26,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from averaging import write_safetensors
+from training.builtin_images import digits, fashion
 from training.datasets import FORMATS, Packed, decode, is_grey
 from training.label_table import LabelTable
 from wbar.catalog import BUILTINS
@@ -34,7 +35,6 @@ from wbar.errors import (
     ContentTooLarge,
     InvalidArchive,
     NoImages,
-    SourceUnavailable,
     TooFewClasses,
     UnknownSource,
     UnsafePath,
@@ -45,11 +45,6 @@ SPLITS = ("train", "val")
 UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError,
               RuntimeError)  # fmt: skip
 HELD_OUT, HELD_OUT_SEED = 0.2, 0
-FASHION_FOLDERS = (
-    Path("data/FashionMNIST/raw"),
-    Path("~/.cache/torchvision/FashionMNIST/raw"),
-    Path("/usr/share/datasets/fashion-mnist"),
-)
 
 
 @dataclass(frozen=True)
@@ -96,12 +91,13 @@ def pack_builtin(name: str, out: Path, max_train_images: int | None) -> Packed:
     if name not in BUILTINS:
         raise UnknownSource(f"builtin:{name} does not exist; there are {', '.join(f'builtin:{n}' for n in BUILTINS)}")
     if name == "digits":
-        images, labels, held_out = _digits()
+        images, labels = digits()
+        held_out = stratified(labels.tolist(), HELD_OUT, HELD_OUT_SEED)
         chosen = set(held_out)
         kept = [index for index in range(len(labels)) if index not in chosen]
         splits = {"train": (images[kept], labels[kept]), "val": (images[held_out], labels[held_out])}
     else:
-        splits = {"train": _fashion("train"), "val": _fashion("t10k")}
+        splits = {"train": fashion("train"), "val": fashion("t10k")}
     if max_train_images is not None and max_train_images < len(splits["train"][1]):
         images, labels = splits["train"]
         keep = stratified(labels.tolist(), max_train_images / len(labels), HELD_OUT_SEED)
@@ -109,7 +105,7 @@ def pack_builtin(name: str, out: Path, max_train_images: int | None) -> Packed:
     tensors: dict[str, Tensor] = {}
     for split, (images, labels) in splits.items():
         tensors[f"{split}.images"], tensors[f"{split}.labels"] = images, labels
-    return _write(out, tensors, list(BUILTINS[name].classes), splits["train"][0], None, [])
+    return write_packed(out, tensors, list(BUILTINS[name].classes), splits["train"][0], None, [])
 
 
 # Reading what was given.
@@ -264,7 +260,7 @@ def _pack_items(items: Iterator[Item], out: Path, limits: Limits, table: LabelTa
             tensors[f"{split}.offsets"] = torch.tensor([0, *np.cumsum([len(item.data) for item in chosen_items])])
     sample = [decode(item.data, channels) for item in train[:: max(1, len(train) // 2000)]] if not uniform else None
     pixels = tensors["train.images"] if sample is None else torch.cat([s.reshape(channels, -1) for s in sample], dim=1)
-    return _write(out, tensors, classes, pixels, held_out, warnings, (channels, height, width))
+    return write_packed(out, tensors, classes, pixels, held_out, warnings, (channels, height, width))
 
 
 def _classes(items: list[Item], table: LabelTable | None) -> list[str]:
@@ -335,7 +331,7 @@ def stratified(labels: Sequence[int | str], fraction: float, seed: int) -> list[
     return sorted(chosen)
 
 
-def _write(
+def write_packed(
     out: Path,
     tensors: dict[str, Tensor],
     classes: list[str],
@@ -369,50 +365,3 @@ def _write(
     )
     write_safetensors(out, tensors, {"wbar.dataset": json.dumps(asdict(packed), sort_keys=True)})
     return packed
-
-
-# Built-in datasets.
-
-
-def _digits() -> tuple[Tensor, Tensor, list[int]]:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise SourceUnavailable("builtin:digits needs scikit-learn: pip install 'wbar[worker]'") from None
-    found = load_digits()
-    # The scans hold 0..16 in an 8 × 8 grid; as pixels, 0..255.
-    images = torch.from_numpy((found.images * (255 / 16)).round().astype(np.uint8))[:, None]
-    labels = torch.from_numpy(found.target.astype(np.int64))
-    return images, labels, stratified(labels.tolist(), HELD_OUT, HELD_OUT_SEED)
-
-
-def _fashion(kind: str) -> tuple[Tensor, Tensor]:
-    for folder in FASHION_FOLDERS:
-        images = _idx(folder.expanduser(), f"{kind}-images-idx3-ubyte")
-        labels = _idx(folder.expanduser(), f"{kind}-labels-idx1-ubyte")
-        if images is not None and labels is not None:
-            return torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64))
-    try:
-        from torchvision.datasets import FashionMNIST
-
-        found = FashionMNIST(str(Path("~/.cache/torchvision").expanduser()), train=kind == "train", download=True)
-    except (RuntimeError, OSError) as error:
-        raise SourceUnavailable(
-            f"Fashion-MNIST is neither in {', '.join(str(folder) for folder in FASHION_FOLDERS)} nor could it be "
-            f"downloaded ({str(error)[:200]}): on Debian, `apt install dataset-fashion-mnist` brings it"
-        ) from None
-    return found.data[:, None], found.targets.long()
-
-
-def _idx(folder: Path, name: str) -> np.ndarray | None:
-    """An IDX file (LeCun's format: two zero bytes, type, rank, big-endian sides, then the bytes), plain or gzipped."""
-    plain, packed = folder / name, folder / f"{name}.gz"
-    if plain.exists():
-        data = plain.read_bytes()
-    elif packed.exists():
-        data = gzip.decompress(packed.read_bytes())
-    else:
-        return None
-    rank = data[3]
-    shape = np.frombuffer(data, ">u4", count=rank, offset=4).astype(np.int64)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()

@@ -13,7 +13,6 @@ saved state ends in the same bits.
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,10 +23,10 @@ from averaging import (
     Trajectory,
     pull_loss,
 )
-from training import resume
+from training import decisions, resume
 from training.analysis import attempted, bayesian_score, flatness_images, measure_flatness
 from training.averages import Mean, make_average
-from training.courses import BACK_OFF, later, lay_course, number
+from training.courses import BACK_OFF, later, lay_course
 from training.draws import permutation
 from training.evaluate import score, verdict
 from training.feed import Request
@@ -42,10 +41,9 @@ from training.step import Stepper
 from training.teachers import Teachers
 from training.weights import run_digest
 from wbar.errors import CompileFailed, Diverged, OutOfMemory
-from wbar.jobs import Arms, CurvePoint, Score, Selected, StepPhase
-from wbar.method import AutoMethod, Ema, Plain, Regime, Soup, Start
+from wbar.jobs import Arms, CurvePoint, Score, StepPhase
+from wbar.method import AutoMethod, Ema, Soup
 
-MAX_BACK_OFFS = 2
 BEAT_SECONDS = 0.4  # how often the host waits for the device, to tell where the job is (it decides about no number)
 
 
@@ -258,32 +256,26 @@ class Attempt:
         self.meter.pause()
 
     def _stop_early(self) -> None:
-        """Where w̄ has not become better on the images set aside for choosing for long enough, this was the last snapshot."""
-        patience, results = self.plan.recipe.early_stopping, self.results
+        patience = self.plan.recipe.early_stopping
         if patience is None:
             return
         loss = self.setting.judge(self.average.so_far).mean().item()
-        results.waited = 0 if results.best is None or loss < results.best else results.waited + 1
-        results.best = loss if results.best is None else min(loss, results.best)
-        if results.waited >= patience and self.step < self.total_steps:
+        if decisions.out_of_patience(self.results, loss, patience) and self.step < self.total_steps:
             self.reporter.log(
                 "info",
-                f"early stopping: the loss of the mean has not been below {results.best:.5f} for {patience} snapshots; "
-                f"{len(results.snapshots)} of {len(self.course.snapshots)} are made",
+                f"early stopping: the loss of the mean has not been below {self.results.best:.5f} for {patience} snapshots; "
+                f"{len(self.results.snapshots)} of {len(self.course.snapshots)} are made",
             )
-            results.stopped_at = self.total_steps = self.step
+            self.results.stopped_at = self.total_steps = self.step
 
     def _should_back_off(self) -> bool:
-        """Whether the first snapshot knows less than half of what the start knew of its training images beyond chance."""
-        start = self.results.start_train_accuracy
-        if not self.method.back_off or start is None or self.results.backed_off >= MAX_BACK_OFFS:
+        if not self.method.back_off or self.results.backed_off >= decisions.MAX_BACK_OFFS:
             return False
-        chance = self.setting.chance
         # With recomputed statistics: at a high rate the tracked ones lag behind and say little about the weights.
         self.probe.load_state_dict(self.model.state_dict())
         self.setting.settle(self.probe)
         self.results.trough_train_accuracy = self.setting.train_score(self.probe).accuracy
-        return start > chance and self.results.trough_train_accuracy < chance + (start - chance) / 2
+        return decisions.has_forgotten(self.results, self.setting.chance)
 
     def _back_off(self, position: Position) -> None:
         """The high rate was too high for this start: again from w_0, with a third of it."""
@@ -292,7 +284,7 @@ class Attempt:
             "warning",
             f"the first snapshot has an accuracy of {results.trough_train_accuracy:.1%} on its training images, the start had "
             f"{results.start_train_accuracy:.1%}: the high rate is divided by {BACK_OFF:g} and the job starts again from the "
-            f"start (back-off {results.backed_off + 1} of {MAX_BACK_OFFS})",
+            f"start (back-off {results.backed_off + 1} of {decisions.MAX_BACK_OFFS})",
         )
         results.backed_off += 1
         results.discarded_steps, results.discarded_epochs = self.step, position.epoch
@@ -308,7 +300,6 @@ class Attempt:
         mean, choice = self.average.finish(self.setting.judge, lambda message: self.reporter.log("info", message))
         weights, pytorch = self.setting.write_result(mean, len(self.results.snapshots))
         final = self._evaluate(mean) if choice else Score.model_validate(self.results.averaged[-1])
-        selected = self._guard(mean)
         prefix, cycles, results = self.work.prefix, len(self.results.snapshots), self.results
         swag = flatness = None
         if self.work.swag:
@@ -337,44 +328,15 @@ class Attempt:
             for n, point in enumerate(results.averaged, start=1)
         ]
         judged = verdict(results.averaged_losses, results.start_losses)
+        # Last, since it may put the start into the file that was measured until now.
+        selected = decisions.guard(self.setting, mean, self.reporter) if self.method.guard else "averaged"
         return Outcome(
             weights, pytorch, metrics, curve, judged, self.setting.held_out, flatness, choice=choice, selected=selected
         )
 
     def _control(self) -> Score:
-        """The cosine fine-tune of equal length from the same start, with what BatchNorm tracks, on the same images."""
-        scratch = self.work.scratch / "control"
-        scratch.mkdir(exist_ok=True)
-        rate = number(self.method.control_lr)
-        plain = Plain(type="none", epochs=self.method.total_epochs, lr=rate, final_lr=0.0, back_off=False)
-        work = replace(
-            self.work,
-            method=plain.model_dump(mode="json") | {"control_lr": rate},
-            recipe=self.work.recipe | {"batch_norm": "track"},
-            scratch=scratch,
-            resume=resume.latest(scratch),
-            flatness=False,
-            swag=0,
-        )
+        work = decisions.control_of(self.work, self.method)
         return Attempt(work, Aside(self.reporter, self.clock), self.setting).run().metrics.averaged
-
-    def _guard(self, mean: Mean) -> Selected:
-        """The start instead of w̄, where the method is guarded and w̄ is worse on the images set aside for choosing."""
-        if not self.method.guard:
-            return "averaged"
-        assert self.setting.choose is not None
-        self.probe.load_state_dict(self.setting.start())
-        start = self.setting.predict(self.probe, self.setting.choose).losses.mean().item()
-        averaged = self.setting.judge(mean).mean().item()
-        if averaged <= start:
-            return "averaged"
-        self.reporter.log(
-            "warning",
-            f"guard: the averaged weights' loss is {averaged:.5f} on the images set aside for choosing and the start's is "
-            f"{start:.5f}: the weights to download are the start's",
-        )
-        self.setting.write_files(self.setting.start(), 0)
-        return "start"
 
     # What the method is made of.
 
@@ -385,31 +347,21 @@ class Attempt:
 
     def _evaluate_start(self) -> None:
         start, recomputed, self.results.start_losses = self.setting.start_scores()
-        gated = isinstance(self.method, AutoMethod)
-        if gated or self.method.back_off:
-            known = self.setting.train_score(self.model)
-            self.results.start_train_accuracy = known.accuracy
-            if isinstance(self.method, AutoMethod):
-                self._gate(self.method, known)
+        known = self.setting.train_score(self.model)
+        self.results.start_train_accuracy = known.accuracy
+        if isinstance(self.method, AutoMethod):
+            held_out = self.setting.predict(self.model, self.setting.choose).losses.mean().item()
+            self.results.kind = decisions.kind_of_start(self.method, known.loss, held_out, self.plan.augment != "none")
+            self._lay_course()
+            self.reporter.log(
+                "info",
+                f"auto: the start's loss is {known.loss:.4f} on augmented training images and {held_out:.4f} on held-out ones: "
+                f"it is {self.results.kind}, and the high rate is {self.course.at(0).lr:g}",
+            )
         self.results.start, self.results.start_recomputed = start.model_dump(), recomputed.model_dump()
         warning = self.setting.near_chance(start)
         if warning is not None:
             self.reporter.log("warning", warning)
-
-    def _gate(self, method: AutoMethod, known: Score) -> None:
-        """What kind of start it is, by its training loss over its held-out loss; said in the log, and kept."""
-        held_out = self.setting.predict(self.model, self.setting.choose).losses.mean().item()
-        gates: tuple[tuple[Start, Regime], ...] = (("memorised", method.memorised), ("settled", method.settled))
-        for kind, regime in gates:
-            if known.loss < regime.ratio * held_out:
-                self.results.kind = kind
-                break
-        self._lay_course()
-        self.reporter.log(
-            "info",
-            f"auto: the start's loss is {known.loss:.4f} on augmented training images and {held_out:.4f} on held-out ones: it "
-            f"is {self.results.kind}, and the high rate is {self.course.at(0).lr:g}",
-        )
 
     def _follow(self, position: Position) -> None:
         """The distance from the start and the size of the steps, where the job asked for them."""

@@ -238,7 +238,7 @@ def test_fashion_mnist_is_read_from_its_idx_files(tmp_path: Path, monkeypatch: p
         (tmp_path / f"{kind}-images-idx3-ubyte{suffix}").write_bytes(pack(head + images.tobytes()))
         head = bytes([0, 0, 8, 1]) + np.array([60], ">u4").tobytes()
         (tmp_path / f"{kind}-labels-idx1-ubyte{suffix}").write_bytes(pack(head + labels.tobytes()))
-    monkeypatch.setattr("training.dataset_files.FASHION_FOLDERS", (tmp_path,))
+    monkeypatch.setattr("training.builtin_images.FASHION_FOLDERS", (tmp_path,))
     packed = pack_builtin("fashion-mnist", tmp_path / "out", None)
     assert packed.images == {"train": 60, "val": 60}
     assert packed.classes[9] == "Ankle boot"
