@@ -16,15 +16,11 @@ from wbar.method import AutoMethod, Plain, Start, Training
 MAX_BACK_OFFS = 2
 
 
-def kind_of_start(method: AutoMethod, training: float, held_out: float, augmented: bool) -> Start:
-    """By the loss on training images, as they are trained on, over the loss on held-out ones.
-
-    A start that knows its *augmented* images has been where augmentation could bring it: moving it far costs more than the
-    mean returns (docs/results.md), so it counts as settled.
-    """
-    if training < method.memorised.ratio * held_out and not augmented:
+def kind_of_start(method: AutoMethod, training: float, held_out: float) -> Start:
+    """By the loss on training images, augmented as they are trained on, over the loss on held-out ones."""
+    if training < method.memorised.ratio * held_out:
         return "memorised"
-    return "settled" if training < max(method.settled.ratio, method.memorised.ratio) * held_out else "underfit"
+    return "settled" if training < method.settled.ratio * held_out else "underfit"
 
 
 def has_forgotten(results: resume.Results, chance: float) -> bool:

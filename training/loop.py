@@ -351,7 +351,7 @@ class Attempt:
         self.results.start_train_accuracy = known.accuracy
         if isinstance(self.method, AutoMethod):
             held_out = self.setting.predict(self.model, self.setting.choose).losses.mean().item()
-            self.results.kind = decisions.kind_of_start(self.method, known.loss, held_out, self.plan.augment != "none")
+            self.results.kind = decisions.kind_of_start(self.method, known.loss, held_out)
             self._lay_course()
             self.reporter.log(
                 "info",

@@ -267,9 +267,9 @@ class AutoMethod(_Straight):
     the weights every quarter of an epoch, and return the mean over the longest stretch of the way that cannot be told from
     the best one on held-out images set aside for that choice (`hold-decay, window`).
 
-    How high depends on the start, by its training loss over its held-out loss: a *memorised* one (of a job without
-    augmentation), whose gradients are almost zero, is moved with three times the architecture's customary peak rate, a
-    *settled* one with half of it, an underfit one, above both gates, with `lr`, the peak rate itself.
+    How high depends on the start, by its training loss over its held-out loss: a *memorised* one, whose gradients are almost
+    zero, is moved with three times the architecture's customary peak rate, a *settled* one with half of it, an underfit
+    one, above both gates, with `lr`, the peak rate itself.
     """
 
     type: Literal["auto"]

@@ -15,17 +15,11 @@ AUTO = METHODS.validate_python({"type": "auto", "lr": 0.1})
 
 
 @pytest.mark.parametrize(
-    ("training", "augmented", "expected"),
-    [
-        (0.24, False, "memorised"),
-        (0.26, False, "settled"),
-        (0.24, True, "settled"),
-        (0.59, True, "settled"),
-        (0.61, False, "underfit"),
-    ],
+    ("training", "expected"),
+    [(0.24, "memorised"), (0.26, "settled"), (0.59, "settled"), (0.61, "underfit")],
 )
-def test_the_kinds_of_start(training: float, augmented: bool, expected: str) -> None:
-    assert decisions.kind_of_start(AUTO, training, 1.0, augmented) == expected
+def test_the_kinds_of_start(training: float, expected: str) -> None:
+    assert decisions.kind_of_start(AUTO, training, 1.0) == expected
 
 
 @pytest.mark.parametrize(
