@@ -57,7 +57,8 @@ class Jobs:
             connection.execute(insert(job_metadata), pairs)
         needed = _checkpoints_beside_the_start(values)
         if needed:
-            connection.execute(insert(job_checkpoints), [{"job": job_id, "checkpoint": one} for one in needed])
+            rows = [{"job": job_id, "checkpoint": one} for one in dict.fromkeys(needed)]
+            connection.execute(insert(job_checkpoints), rows)
         events.append(connection, job_id, "status", {"status": "queued"})
         return sent(self.get(connection, tenant, job_id))
 

@@ -8,6 +8,7 @@ enter the mean, and how strongly it pulls. Resuming restores one integer.
     auto         hold … | fall along a cosine     every quarter of an epoch, in segments
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import cos, pi
@@ -36,15 +37,17 @@ class Course:
         if not 0 <= step < self.total_steps:
             raise IndexError(f"step {step} lies outside the course of {self.total_steps} steps")
         phase, done = self.phase(step), step + 1
+        passed = bisect_right(self.snapshots, step)
+        snapshot = self.snapshots[passed] == done
         return Position(
             step=step,
-            cycle=next(n for n, mark in enumerate(self.snapshots, start=1) if step < mark),
+            cycle=passed + 1,
             phase=phase,
             epoch=step // self.steps_per_epoch + 1,
             step_in_epoch=step % self.steps_per_epoch,
             lr=self.rate(step),
-            ends_phase=done in self.snapshots or self.phase(done) != phase,
-            ends_cycle=done in self.snapshots,
+            ends_phase=snapshot or self.phase(done) != phase,
+            ends_cycle=snapshot,
         )
 
 
@@ -106,12 +109,13 @@ def _straight(method: Straight, steps_per_epoch: int, scale: float) -> Course:
         assert isinstance(method, Ema | Lawa | Plain)
         rate = _slope(method, lr, scale, total, steps_per_epoch).at
     snapshots = method.marks(steps_per_epoch)
+    visited = frozenset(snapshots)
 
     def phase(step: int) -> Phase:
         return "low" if rate(step) < lr else "high"
 
     def visits(step: int) -> bool:
-        return isinstance(method, Ema) or step + 1 in snapshots
+        return isinstance(method, Ema) or step + 1 in visited
 
     pull = _pull(method, number(method.pull), phase, total)
     return Course(total, steps_per_epoch, snapshots, rate, phase, pull, visits)

@@ -15,8 +15,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from training.architectures import Network, build, load, shapes_of
-from training.draws import generator
+from training.architectures import Network, build, initialized, load, shapes_of
+from training.draws import generator, key
 from wbar.errors import NothingMatches
 from wbar.recipe import Recipe
 
@@ -37,7 +37,7 @@ def prepared(network: Network, tensors: Mapping[str, Tensor], recipe: Recipe, se
     blank = {name: torch.zeros(shapes_of(network)[name]) for name in fresh}
     model, _ = load(network, {**kept, **blank})
     if fresh:
-        _initialize(model, fresh, recipe, seed)
+        _initialize(model, network, fresh, recipe, seed)
     frozen = _matching(names, recipe.freeze, "freeze")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -67,16 +67,26 @@ def _matching(names: Sequence[str], patterns: Iterable[str], field: str) -> set[
     return found
 
 
-def _initialize(model: nn.Module, fresh: set[str], recipe: Recipe, seed: int) -> None:
+def _own_initialization(network: Network, seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "init"))
+        return initialized(network).state_dict()
+
+
+def _initialize(model: nn.Module, network: Network, fresh: set[str], recipe: Recipe, seed: int) -> None:
+    own = _own_initialization(network, seed)
     for path, module in model.named_modules():
+        drawn = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
         for name, parameter in module.named_parameters(recurse=False):
             whole = f"{path}.{name}" if path else name
             if whole not in fresh:
                 continue
-            if parameter.dim() > 1:
+            if parameter.dim() > 1 and (drawn or name == "in_proj_weight"):
                 _draw(parameter.data, recipe.init, seed, whole)
+            elif name == "bias":
+                parameter.data.zero_()
             else:
-                parameter.data.fill_(1.0 if name == "weight" else 0.0)
+                parameter.data.copy_(own[whole])  # γ, a layer's scale, a class token: what the architecture begins with
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{path}.weight" in fresh:
             module.reset_running_stats()
     if recipe.zero_gamma:

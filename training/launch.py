@@ -13,6 +13,7 @@ import pickle
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
@@ -26,6 +27,7 @@ from training.plan import Outcome, Work
 from wbar.errors import DevicesUnavailable, JobError
 from wbar.jobs import MetricsPoint, Progress, Score
 
+GRACE_SECONDS = 60.0  # for rank 0 to save its state, or to fail with the same
 RunJob = Callable[[Work, Reporter], Outcome]
 
 
@@ -62,7 +64,7 @@ def run_on_ranks(work: Work, reporter: Reporter, devices: int, entry: str) -> Ou
         try:
             elastic_launch(config, sys.executable)("-m", "training.launch", str(order))
         except ChildFailedError as error:
-            if host.answer is None:
+            if host.answer is None and host.failure is None:
                 rank, failure = error.get_first_failure()
                 raise RuntimeError(f"rank {rank} of {devices} ended with {failure.exitcode}") from None
         finally:
@@ -77,6 +79,7 @@ class _Host:
         self._listener, self._reporter = listener, reporter
         self.address = listener.address
         self.answer: tuple[str, Any] | None = None
+        self.failure: tuple[str, str] | None = None  # of a rank other than 0
         self._lines: list[Connection] = []
         threading.Thread(target=self._accept, name="ranks", daemon=True).start()
 
@@ -89,6 +92,7 @@ class _Host:
                 return
             self._lines.append(line)
             if speaks:
+                # Rank 0 talks all the time; another rank only to say what it failed with.
                 threading.Thread(target=self._serve, args=(line,), name="rank-0", daemon=True).start()
 
     def _serve(self, line: Connection) -> None:
@@ -98,12 +102,17 @@ class _Host:
                 if name == "answer":
                     self.answer = values
                     line.send(None)
+                elif name == "failure":
+                    self.failure = values
+                    line.send(None)
                 else:
                     line.send(getattr(self._reporter, name)(*values))
         except (EOFError, OSError):
             return
 
     def result(self) -> Outcome:
+        if self.answer is None and self.failure is not None:
+            raise _error(*self.failure)
         if self.answer is None:
             raise RuntimeError("the ranks ended without a result")
         kind, value = self.answer
@@ -123,11 +132,11 @@ class _Host:
 class Line:
     """Rank 0's reporter: asks the process that started the ranks. On other ranks nothing is said, and nobody answers."""
 
-    def __init__(self, connection: Connection | None) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, leads: bool) -> None:
+        self._connection, self._leads = connection, leads
 
     def _say(self, name: str, *values: Any) -> Any:
-        if self._connection is None:
+        if not self._leads:
             return None
         self._connection.send((name, values))
         return self._connection.recv()
@@ -152,9 +161,15 @@ class Line:
         self._say("log", level, message)
 
     def answer(self, kind: str, value: Any) -> None:
-        if self._connection is not None:
+        """Rank 0's last word. Another rank waits until it is ended: rank 0 may be writing what must not be lost."""
+        if self._leads:
             self._connection.send(("answer", (kind, value)))
             self._connection.recv()
+        elif kind != "done":
+            if kind == "failed":
+                self._connection.send(("failure", value))
+                self._connection.recv()
+            time.sleep(GRACE_SECONDS)
 
 
 def _rank(work: Work, address: str, key: bytes, entry: str) -> None:
@@ -162,7 +177,7 @@ def _rank(work: Work, address: str, key: bytes, entry: str) -> None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     lifeline = _connected(address, key, speaks=False)
     threading.Thread(target=_die_with, args=(lifeline,), name="lifeline", daemon=True).start()
-    line = Line(_connected(address, key, speaks=True) if rank == 0 else None)
+    line = Line(_connected(address, key, speaks=True), leads=rank == 0)
     on_gpu = work.device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(rank)

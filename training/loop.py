@@ -87,19 +87,21 @@ class Attempt:
         self.results = state.results if state else resume.Results()
         self._build()
         self.clock = self._clock(state.step if state else 0)
-        self.meter = Meter(self.total_steps, self.stepper.scaler.is_enabled())
+        self.meter = Meter(self.course.total_steps, self.stepper.scaler.is_enabled())
         self.step = 0
         self.position: Position | None = None
-        self.trajectory = (
-            Trajectory({name: p.detach().clone() for name, p in self.model.named_parameters()})
-            if work.flatness
-            else None
-        )
+        self.trajectory = self._new_trajectory()
         self._saved_at = self._beat_at = time.monotonic()
         self._durable: Path | None = None
         self._order_of, self._shuffled = 0, torch.empty(0)
         if state is not None:
             self._restore(state)
+
+    def _new_trajectory(self) -> Trajectory | None:
+        """The way from the weights that the model holds, where the job asked for it."""
+        if not self.work.flatness:
+            return None
+        return Trajectory({name: p.detach().clone() for name, p in self.model.named_parameters()})
 
     def _load_state(self) -> resume.State | None:
         if self.work.resume is None:
@@ -226,11 +228,13 @@ class Attempt:
         if not isinstance(self.method, Ema):  # whose every step is a visit: there the snapshots are looked through
             self.meter.check()
             self._check_finite(position)
+        self.ranks.share_buffers(self.model)
         self.average.visit(self.model, position.cycle)
 
     def _take_snapshot(self, position: Position) -> None:
         """The snapshot, what the average decides by it, and w̄ so far: BatchNorm, evaluation."""
         self.meter.check()
+        self.ranks.share_buffers(self.model)
         self._check_finite(position)
         n = position.cycle
         if n == 1 and self._should_back_off():
@@ -292,6 +296,8 @@ class Attempt:
         self.stepper.renew()
         self._lay_course()
         self._batches = self.setting.feed.stream(self._requests())
+        self.clock = self._clock(self.step)
+        self.trajectory = self._new_trajectory()
         self.setting.train_mode()
         self.meter.pause()
 
@@ -314,6 +320,8 @@ class Attempt:
         assert results.probabilities is not None
         assert results.averaged_losses is not None
         assert results.start_losses is not None
+        # After what reads the file, since it may put the start there.
+        selected = decisions.guard(self.setting, mean, self.reporter) if self.method.guard else "averaged"
         metrics = Arms(
             start=Score.model_validate(results.start),
             start_recomputed=Score.model_validate(results.start_recomputed),
@@ -328,8 +336,6 @@ class Attempt:
             for n, point in enumerate(results.averaged, start=1)
         ]
         judged = verdict(results.averaged_losses, results.start_losses)
-        # Last, since it may put the start into the file that was measured until now.
-        selected = decisions.guard(self.setting, mean, self.reporter) if self.method.guard else "averaged"
         return Outcome(
             weights, pytorch, metrics, curve, judged, self.setting.held_out, flatness, choice=choice, selected=selected
         )
@@ -405,6 +411,9 @@ class Attempt:
 
     def _save(self, durable: bool) -> None:
         """durable: at a phase's end, meant for the blob store; in between, for this host only."""
+        self._saved_at = time.monotonic()
+        if not self.ranks.leads:
+            return
         state = resume.State(
             step=self.step,
             model=self.model.state_dict(),
@@ -417,11 +426,8 @@ class Attempt:
             threads=torch.get_num_threads(),
             trajectory=self.trajectory.state_dict() if self.trajectory else None,
         )
-        if not self.ranks.leads:
-            return
         path = resume.save(self.work.scratch, state, keep=self._durable)
         self._durable = path if durable else self._durable
-        self._saved_at = time.monotonic()
         self.reporter.saved(str(path), self.step, durable)
 
     def _tick(self, phase: StepPhase, images: int) -> None:

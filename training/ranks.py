@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 T = TypeVar("T")
 BEAT_STEPS = 10  # how often the ranks ask rank 0 whether to go on
@@ -47,6 +48,12 @@ class Ranks:
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Rank 0's buffers on every rank: BatchNorm's tracked statistics are each rank's own after a step."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
 
     def summed(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks, in place."""

@@ -71,7 +71,7 @@ class Setting:
     def _load_images(self, order: list[int] | None) -> Images:
         """What to train on, to report on, and to choose on where something is chosen."""
         centre, outputs = self.plan.augment in RESIZED, self.work.network.num_classes
-        train = load_split(self.work.dataset, "train", self.plan.image_size, order, centre, outputs)
+        train = load_split(self.work.dataset, "train", self.plan.image_size, order, outputs=outputs)
         val = load_split(self.work.dataset, "val", self.plan.image_size, order, centre, outputs)
         if self.device.type == "cuda" and train.images.numel() < torch.cuda.mem_get_info()[0] // 4:
             # Otherwise the images stay on the host and are sent a batch at a time; the bits are the same.

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from averaging import add_folded_pull_gradient, add_pull_gradient, can_fold_pull, distance, fold_pull
@@ -72,7 +73,8 @@ class Stepper:
         target = self.loss.normed(target)
         mine = self.ranks.share(images)
         inputs, target = inputs[mine], target.part(mine)
-        parts = list(even_slices(len(inputs), -(-len(inputs) // self.plan.recipe.accumulate)))
+        count = max(1, min(self.plan.recipe.accumulate, len(inputs) // 2))  # a part of one image has no variance
+        parts = list(even_slices(len(inputs), -(-len(inputs) // count)))
         for index, chosen in enumerate(parts):
             place = self.ranks.rank * len(parts) + index
             torch.manual_seed(key(self.plan.seed, f"forward/{place}" if place else "forward", step))
@@ -103,7 +105,9 @@ class Stepper:
             inputs = inputs.detach().requires_grad_(True)
         if self.teachers is not None:
             target = self.teachers.taught(inputs.detach(), target)
-        with torch.autocast(self.device.type, dtype=self.plan.autocast, enabled=self.plan.autocast is not None):
+        # The fused attention kernels have no second derivative.
+        twice = sdpa_kernel(SDPBackend.MATH) if self.loss.penalty else nullcontext()
+        with twice, torch.autocast(self.device.type, dtype=self.plan.autocast, enabled=self.plan.autocast is not None):
             logits = self.forward(inputs)
         if self.loss.penalty:
             loss = self.loss.with_penalty(logits, target, images, inputs)

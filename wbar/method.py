@@ -187,7 +187,7 @@ class _Sloped(_Straight, Slope):
 class _Spaced(_Straight):
     """A pass with a snapshot every so often."""
 
-    snapshot_epochs: Annotated[float, Field(gt=0, le=1000)] = Field(
+    snapshot_epochs: Annotated[float, Field(ge=1e-4, le=1000)] = Field(
         1.0, description="A snapshot every so many epochs; may be a fraction."
     )
     snapshot_steps: int | None = Field(None, ge=1, description="Instead of `snapshot_epochs`: every so many steps.")
@@ -197,7 +197,12 @@ class _Spaced(_Straight):
 
     def _marks_after(self, begin: int, steps_per_epoch: int) -> tuple[int, ...]:
         total = self.epochs * steps_per_epoch
-        every = float(self.snapshot_steps or self.snapshot_epochs * steps_per_epoch)
+        every = max(1.0, float(self.snapshot_steps or self.snapshot_epochs * steps_per_epoch))
+        if total - begin > every * MAX_CYCLES:
+            raise ValueError(
+                f"{ceil((total - begin) / every)} snapshots, one every {every:g} steps: at most {MAX_CYCLES}; "
+                "take them more rarely"
+            )
         marks = {max(1, round(begin + every * n)) for n in range(1, ceil((total - begin) / every) + 1)}
         return tuple(sorted({mark for mark in marks if mark < total} | {total}))
 
@@ -275,7 +280,7 @@ class AutoMethod(_Straight):
     type: Literal["auto"]
     hold: float = Field(0.5, ge=0, lt=1, description="The share of the steps at the high rate.")
     low: float = Field(0.1, gt=0, le=1, description="Where the rate ends, as a share of the high rate.")
-    visit_epochs: float = Field(0.25, gt=0, le=1000, description="The weights enter a mean every so many epochs.")
+    visit_epochs: float = Field(0.25, ge=1e-4, le=1000, description="The weights enter a mean every so many epochs.")
     segments: int = Field(
         6, ge=2, le=24, description="The way is cut in so many parts; a candidate is the mean of consecutive ones."
     )

@@ -65,6 +65,7 @@ class Distillation(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     teacher: str = Field(
+        pattern="^(ckpt|job)_.+$",
         max_length=64,
         description="`ckpt_…`: a checkpoint with the same outputs, of any architecture. `job_…`: the ensemble of a "
         "former job's snapshots, whose softened outputs are averaged.",
@@ -138,11 +139,15 @@ class Recipe(BaseModel):
         description="Weights in the loss, one per output in the checkpoint's order; `balanced`: images / (classes · "
         "images of the class).",
     )
-    mixup: Positive | None = Field(
-        None, le=100, description="α: inputs λx + (1 − λ)x′, λ ~ Beta(α, α), one per batch (Zhang et al. 2018)."
-    )
-    cutmix: Positive | None = Field(
+    mixup: float | None = Field(
         None,
+        ge=0.01,
+        le=100,
+        description="α: inputs λx + (1 − λ)x′, λ ~ Beta(α, α), one per batch (Zhang et al. 2018).",
+    )
+    cutmix: float | None = Field(
+        None,
+        ge=0.01,
         le=100,
         description="α: a box of share 1 − λ from another image, λ ~ Beta(α, α) (Yun et al. 2019). With `mixup`, "
         "one of both per batch, evenly.",

@@ -1,12 +1,17 @@
 """`auto` becomes a number: a static, pure function of the catalog, the checkpoint and the dataset. No search, no clock."""
 
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
 from wbar.catalog import ARCHITECTURES, BATCH, BUILTINS
 from wbar.checkpoints import NetworkArchitecture
 from wbar.datasets import Dataset, ImageShape
 from wbar.errors import ChannelsMismatch, ClassesMismatch, ImageSizeUnsupported, ValidationFailed
 from wbar.method import AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
-from wbar.recipe import Augment, BatchNorm, Normalization, Optimizer, Recipe
+from wbar.recipe import Augment, BatchNorm, Normalization, Recipe
 
+Resolved = TypeVar("Resolved", bound=BaseModel)
 IMAGENET = Normalization(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 PULL = 5e-4
 MEMORISED, SETTLED = 3.0, 0.5  # × the rate of `auto`, for such starts: measured, see docs/results.md
@@ -51,10 +56,9 @@ def resolve_recipe(
             'recipe.precision is "tf32", which GPUs have, and no live worker has one: choose "float32"'
         )
     _check_class_weights(recipe, network)
-    optimizer = recipe.optimizer.model_dump() | {"name": name, "weight_decay": weight_decay}
-    return recipe.model_copy(
+    resolved = recipe.model_copy(
         update={
-            "optimizer": Optimizer.model_validate(optimizer),
+            "optimizer": recipe.optimizer.model_copy(update={"name": name, "weight_decay": weight_decay}),
             "batch_size": _batch_size(dataset.splits["train"].images)
             if recipe.batch_size == "auto"
             else recipe.batch_size,
@@ -65,6 +69,7 @@ def resolve_recipe(
             "batch_norm": _batch_norm(recipe, method),
         }
     )
+    return _validated(resolved, "recipe")
 
 
 def resolve_method(method: Training | Soup, recipe: Recipe, network: NetworkArchitecture) -> Training | Soup:
@@ -88,7 +93,7 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: NetworkArch
             "low": method.low.model_copy(update={"lr": low, "base_lr": None}),
             "pull": PULL if method.pull == "auto" else method.pull,
         }
-        return method.model_copy(update=update)
+        return _validated(method.model_copy(update=update), "method")
     gentle = isinstance(method, Swa | Ema | Lawa)
     rate = _rate(method, peak / 2 if gentle else peak, batch)
     update |= {"lr": rate, "base_lr": None, "pull": 0.0 if method.pull == "auto" else method.pull}
@@ -100,7 +105,27 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: NetworkArch
             update[name] = regime.model_copy(update={"lr": factor * rate if regime.lr == "auto" else regime.lr})
     elif method.final_lr == "auto":
         update["final_lr"] = rate / 10 if gentle else 0.0
-    return method.model_copy(update=update)
+    return _validated(method.model_copy(update=update), "method")
+
+
+def check_snapshots(method: Training, steps_per_epoch: int) -> int:
+    """How many snapshots a resolved method keeps. Raises ValidationFailed (422) for more than MAX_CYCLES."""
+    try:
+        return method.snapshots(steps_per_epoch)
+    except ValueError as error:
+        raise ValidationFailed(f"method: {error}") from None
+
+
+def _validated(model: Resolved, field: str) -> Resolved:
+    """The bounds hold for the numbers that `auto` became, too."""
+    try:
+        return type(model).model_validate(model.model_dump())
+    except ValidationError as error:
+        found = [
+            {"pointer": "/" + "/".join([field, *map(str, one["loc"])]), "detail": one["msg"]} for one in error.errors()
+        ]
+        first = found[0]
+        raise ValidationFailed(f"once `auto` is resolved, {first['pointer']}: {first['detail']}", found) from None
 
 
 def _peak_rate(recipe: Recipe, network: NetworkArchitecture) -> float:
@@ -151,6 +176,15 @@ def _image_size(recipe: Recipe, network: NetworkArchitecture, image: ImageShape)
         size = (recipe.image_size, recipe.image_size)
     else:
         size = recipe.image_size
+    check_image_size(recipe.model_copy(update={"image_size": size}), network)
+    return size
+
+
+def check_image_size(recipe: Recipe, network: NetworkArchitecture) -> None:
+    """Raises ImageSizeUnsupported (422) if the network cannot take images of the resolved size."""
+    known, size = ARCHITECTURES[network.name], recipe.image_size
+    assert isinstance(size, tuple)
+    own = network.image_size or known.size
     if known.fixed_size and size != (own, own):
         raise ImageSizeUnsupported(
             f"this {network.name} was trained at {own}x{own} and takes no other size, not {size[0]}x{size[1]}: "
@@ -161,7 +195,6 @@ def _image_size(recipe: Recipe, network: NetworkArchitecture, image: ImageShape)
             f"{network.name} needs images of at least {known.min_size}x{known.min_size} pixels and would get "
             f"{size[0]}x{size[1]}: set recipe.image_size to {known.min_size} or more (usual: {known.size})"
         )
-    return size
 
 
 def _batch_size(images: int) -> int:

@@ -8,6 +8,7 @@ import os
 import queue
 import socket
 import threading
+from contextlib import nullcontext
 from typing import Any, Literal
 
 from celery import Celery
@@ -92,9 +93,14 @@ def _register_train(app: Celery, runner: Runner, slots: int, gpus: int, settings
 
     @app.task(name=RUN_JOB)  # type: ignore[untyped-decorator]  # Celery has no types
     def run_job(job_id: str) -> None:
-        needed = min(runner.devices(job_id), gpus) if gpus else 1
-        with taking:
-            taken = [free.get() for _ in range(max(1, min(needed, slots)))]
+        needed = max(1, min(runner.devices(job_id), gpus, slots)) if gpus else 1
+        taken, doubles = list[int | None](), list[int | None]()
+        with taking if needed > 1 else nullcontext():
+            while len(taken) < needed:  # with more slots than GPUs, one GPU may come twice
+                device = free.get()
+                (doubles if device in taken else taken).append(device)
+        for device in doubles:
+            free.put(device)
         try:
             runner.run(job_id, sorted({gpu for gpu in taken if gpu is not None}), threads)
         finally:

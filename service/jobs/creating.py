@@ -9,6 +9,7 @@ from store.database import Tenant
 from store.jobs import Jobs, snapshot_rows
 from store.store import Store
 from store.tables import checkpoints as checkpoint_rows
+from store.tables import datasets as dataset_rows
 from store.tables import jobs
 from wbar.checkpoints import NetworkArchitecture
 from wbar.datasets import Dataset
@@ -16,7 +17,10 @@ from wbar.errors import CheckpointNotReady, CheckpointsDiffer, DatasetNotReady, 
 from wbar.jobs import JobRequest
 from wbar.method import METHODS, Soup
 from wbar.recipe import Normalization, Recipe
-from wbar.resolve import resolve_classes, resolve_method, resolve_recipe
+from wbar.resolve import check_image_size, check_snapshots, resolve_classes, resolve_method, resolve_recipe
+
+OF_TRAINING = {"accumulate", "class_weights", "compile", "cutmix", "devices", "distillation", "dropout", "early_stopping",
+               "freeze", "gradient_penalty", "head", "init", "mixup", "reset", "sync_batch_norm", "zero_gamma"}  # fmt: skip
 
 
 def resolve(connection: Connection, tenant: Tenant, request: JobRequest, gpu: bool) -> dict[str, Any]:
@@ -48,8 +52,11 @@ def resolve(connection: Connection, tenant: Tenant, request: JobRequest, gpu: bo
     if isinstance(method, Soup):
         _check_ingredients(connection, tenant, method, start)
     if teacher:
-        _check_teacher(connection, tenant, teacher, network)
-    if request.swag and (isinstance(method, Soup) or method.snapshots(_steps_per_epoch(dataset, recipe)) < 2):
+        _check_teacher(connection, tenant, teacher, network, recipe, classes or dataset.classes or [])
+    if isinstance(method, Soup):
+        _check_soup_recipe(request.recipe)
+    snapshots = 0 if isinstance(method, Soup) else check_snapshots(method, _steps_per_epoch(dataset, recipe))
+    if request.swag and snapshots < 2:
         raise ValidationFailed(
             f"swag needs two snapshots or more (two cycles of cyclic_swa): method is {method.model_dump(mode='json')}"
         )
@@ -89,8 +96,22 @@ def _check_ingredients(connection: Connection, tenant: Tenant, soup: Soup, start
             )
 
 
-def _check_teacher(connection: Connection, tenant: Tenant, teacher: str, student: NetworkArchitecture) -> None:
-    """The teacher is there, and its outputs and input channels are the student's."""
+def _check_soup_recipe(recipe: Recipe) -> None:
+    asked = sorted(recipe.model_fields_set & OF_TRAINING)
+    if asked:
+        raise ValidationFailed(
+            f"a soup trains nothing, and recipe.{asked[0]} is about training: leave it out",
+            [{"pointer": f"/recipe/{name}", "detail": "not with a soup"} for name in asked],
+        )
+
+
+def _check_teacher(
+    connection: Connection, tenant: Tenant, teacher: str, student: NetworkArchitecture, recipe: Recipe, names: list[str]
+) -> None:
+    """The teacher is there, takes the student's inputs, and its outputs mean what the student's do.
+
+    names: the student's classes in the order of its outputs, as far as they are known.
+    """
     row, outputs = teacher_of(connection, tenant, teacher)
     if row.status != "ready" and teacher.startswith("ckpt_"):
         raise CheckpointNotReady(_not_ready(row))
@@ -100,6 +121,17 @@ def _check_teacher(connection: Connection, tenant: Tenant, teacher: str, student
             f"the teacher {teacher} is a {row.architecture['name']} with {outputs} outputs and {channels} input channels, "
             f"the student has {student.num_classes} and {student.channels}"
         )
+    check_image_size(recipe, NetworkArchitecture.model_validate(row.architecture))
+    if teacher.startswith("job_"):
+        job = Jobs.get(connection, tenant, teacher)
+        data = connection.execute(select(dataset_rows.c.summary).where(dataset_rows.c.id == job.dataset)).scalar()
+        theirs = job.classes or (data or {}).get("classes") or []
+        if len(theirs) == len(names) == outputs and theirs != names:
+            first = next(i for i, (a, b) in enumerate(zip(theirs, names, strict=True)) if a != b)
+            raise CheckpointsDiffer(
+                f"output {first} is {theirs[first]!r} in the teacher {teacher} and {names[first]!r} in the student: give "
+                "`classes` in the same order"
+            )
 
 
 def teacher_of(connection: Connection, tenant: Tenant, teacher: str) -> tuple[Row[Any], int]:

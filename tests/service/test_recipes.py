@@ -6,11 +6,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 
+from averaging import write_safetensors
 from tests.conftest import Service, wait_until
 from tests.material import write_archive, write_start
+from training.architectures import Network, initialized
 from wbar.client import Client
 from wbar.jobs import Job
 
@@ -47,12 +50,35 @@ def finished(client: Client, job: Job) -> Job:
         ({"recipe": {"distillation": {"teacher": "job_nobody"}}}, "there is no job"),
         ({"recipe": {"gradient_penalty": 1, "precision": "float16"}}, "gradient_penalty"),
         ({"recipe": {"optimizer": {"name": "rmsprop", "alpha": 1}}}, "/recipe/optimizer/alpha"),
+        # What only the resolved numbers show.
+        ({"recipe": {"accumulate": 33}}, "leaves parts of a single image"),
+        ({"recipe": {"optimizer": {"momentum": 0}}}, "set nesterov to false"),
+        ({"method": {"type": "auto", "lr": 50}}, "/method/memorised/lr"),
+        ({"method": {"high": {"base_lr": 100}}, "recipe": {"batch_size": 1024}}, "/method/high/lr"),
+        (
+            {"method": {"type": "swa", "epochs": 1000, "snapshot_steps": 1}},
+            "15000 snapshots, one every 1 steps: at most 1000",
+        ),
+        ({"method": {"type": "swa", "snapshot_epochs": 1e-9}}, "/method/snapshot_epochs"),
+        ({"recipe": {"distillation": {"teacher": ""}}}, "/recipe/distillation/teacher"),
+        ({"recipe": {"mixup": 1e-6}}, "/recipe/mixup"),
+        (
+            {"method": {"type": "soup", "checkpoints": ["SELF", "OTHER"]}, "recipe": {"head": "reset"}},
+            "a soup trains nothing",
+        ),
     ],
 )
-def test_what_makes_no_job_is_said(service: Service, ready: tuple[str, str], change: dict, said: str) -> None:
+def test_what_makes_no_job_is_said(
+    service: Service, ready: tuple[str, str], tmp_path: Path, change: dict, said: str
+) -> None:
+    if "checkpoints" in change.get("method", {}):
+        with service.client() as client:
+            other = client.checkpoints.create(write_start(tmp_path, "module."))
+        change = change | {"method": {"type": "soup", "checkpoints": [ready[0], other.id]}}
     with service.http() as http:
-        answer = http.post("/v1/jobs", json={"checkpoint": ready[0], "dataset": ready[1], **change})
-    assert answer.status_code in (404, 422)
+        for dry in (False, True):
+            answer = http.post("/v1/jobs", json={"checkpoint": ready[0], "dataset": ready[1], "dry_run": dry, **change})
+            assert answer.status_code in (404, 422)
     assert said in json.dumps(answer.json(), ensure_ascii=False), answer.json()
 
 
@@ -214,3 +240,21 @@ def test_what_names_nothing_in_the_network_fails_the_job_with_the_names(
     assert failed.error is not None
     assert failed.error.code == "nothing_matches"
     assert "conv1.weight" in failed.error.message
+
+
+def test_a_teacher_with_other_inputs_or_another_order_is_refused(
+    service: Service, ready: tuple[str, str], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    large = tmp_path / "large.safetensors"
+    write_safetensors(large, initialized(Network("squeezenet1_1", 10)).state_dict(), {})
+    with service.client() as client, service.http() as http:
+        teacher = client.checkpoints.create(large).id
+        body = {"checkpoint": ready[0], "dataset": ready[1], "dry_run": True}
+        small = http.post("/v1/jobs", json=body | {"recipe": {"distillation": {"teacher": teacher}}})
+        assert (small.status_code, small.json()["code"]) == (422, "image_size_unsupported")
+        former = finished(client, client.jobs.create(checkpoint=ready[0], dataset=ready[1], method={"cycles": 1}))
+        recipe = {"distillation": {"teacher": former.id}}
+        turned = http.post("/v1/jobs", json=body | {"recipe": recipe, "classes": list("1023456789")})
+        assert (turned.status_code, turned.json()["code"]) == (422, "checkpoints_differ")
+        assert "output 0 is '0' in the teacher" in turned.json()["detail"]

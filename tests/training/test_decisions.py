@@ -1,11 +1,15 @@
 """What a job decides: the kind of start, a rate that was too high, when to stop, and that the choice is not the report."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from averaging import write_safetensors
 from tests.training.work import METHOD, Recorder, make_work
 from training import decisions
+from training.architectures import Network, initialized
 from training.loop import run
 from training.resume import Results
 from training.setting import Setting
@@ -73,3 +77,20 @@ def test_the_guards_file_is_the_start_and_the_numbers_are_the_averages(tmp_path:
     assert outcome.selected == "start"
     assert outcome.metrics.averaged.loss > outcome.metrics.start.loss
     assert all(bool((tensor == start[name]).all()) for name, tensor in load_file(outcome.weights).items())
+
+
+def test_the_control_is_of_equal_length_whatever_stops_the_job(tmp_path: Path) -> None:
+    work = make_work(tmp_path, METHOD, recipe_early_stopping=1, recipe_batch_norm="frozen")
+    control = decisions.control_of(work, METHOD.model_copy(update={"control_lr": 0.1}))
+    assert control.recipe["early_stopping"] is None
+    assert control.recipe["batch_norm"] == "frozen"
+    assert control.method["epochs"] == 4
+
+
+def test_a_remainder_is_never_cut_into_single_images(tmp_path: Path) -> None:
+    # 50 images in batches of 8 leave 2; four parts of them would have no variance at 1 × 1 pixels.
+    network = Network("resnet18", 10)
+    work = make_work(tmp_path, METHOD, images=50, recipe_batch_size=8, recipe_accumulate=4)
+    torch.manual_seed(0)
+    write_safetensors(work.checkpoint, initialized(network).state_dict(), {})
+    assert run(replace(work, network=network), Recorder()).weights.exists()
