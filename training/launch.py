@@ -174,15 +174,15 @@ class Line:
 
 def _rank(work: Work, address: str, key: bytes, entry: str) -> None:
     """What every rank's process does."""
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     lifeline = _connected(address, key, speaks=False)
     threading.Thread(target=_die_with, args=(lifeline,), name="lifeline", daemon=True).start()
-    line = Line(_connected(address, key, speaks=True), leads=rank == 0)
     on_gpu = work.device.startswith("cuda")
+    dist.init_process_group("nccl" if on_gpu else "gloo")  # torch.distributed.run has told this process its rank
+    rank, size = dist.get_rank(), dist.get_world_size()
+    line = Line(_connected(address, key, speaks=True), leads=rank == 0)
     if on_gpu:
         torch.cuda.set_device(rank)
     torch.set_num_threads(max(1, (work.threads or 1) // size))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
     module, function = entry.split(":")
     from importlib import import_module
 

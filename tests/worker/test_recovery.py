@@ -52,7 +52,7 @@ def alive(pid: int) -> bool:
 def test_a_diverging_job_fails_with_the_reason_and_keeps_its_snapshots(service: Service, tmp_path: Path) -> None:
     with service.client() as client:
         # Just beyond the stability of Nesterov's momentum, lr · 2λ > (2 + 2β) / (1 + 2β): it takes some cycles to overflow.
-        method = {"cycles": 30, "high": {"lr": 0.05}, "low": {"lr": 0.05}, "pull": 14.5}
+        method = {"cycles": 30, "high": {"lr": 0.05}, "low": {"lr": 0.05}, "pull": 14.5, "back_off": False}
         ends = client.jobs.wait(client.jobs.create(**upload(client, tmp_path), method=method).id, timeout=120)
         assert ends.status == "failed"
         assert ends.error.code == "diverged"
