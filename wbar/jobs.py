@@ -38,6 +38,28 @@ class JobRequest(BaseModel):
                 {
                     "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
                     "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
+                    "name": "no numbers, compared with a plain fine-tune",
+                    "method": {"type": "auto", "epochs": 12, "control": True, "guard": True},
+                },
+                {
+                    "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
+                    "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
+                    "name": "other classes, from a larger teacher",
+                    "method": {"type": "ema", "epochs": 20, "base_lr": 0.1, "warmup_epochs": 1},
+                    "recipe": {
+                        "head": "reset",
+                        "freeze": ["conv1.*", "layer1.*"],
+                        "augment": "rand_augment",
+                        "mixup": 0.2,
+                        "label_smoothing": 0.1,
+                        "distillation": {"teacher": "ckpt_0mk3q8v4zr5d2a7x9c4t", "temperature": 4, "weight": 0.5},
+                        "precision": "bfloat16",
+                        "early_stopping": 3,
+                    },
+                },
+                {
+                    "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
+                    "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
                     "method": {
                         "type": "soup",
                         "checkpoints": ["ckpt_0mk3q8v1zr5d2a7x9c4t", "ckpt_0mk3q8v4zr5d2a7x9c4t"],
