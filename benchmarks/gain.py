@@ -88,7 +88,7 @@ SETS = {
 class Silent:
     """A reporter that nobody listens to."""
 
-    def heartbeat(self, progress: Progress) -> str | None:  # noqa: ARG002
+    def heartbeat(self, progress: Progress) -> str | None:  # noqa: ARG002  # the protocol's argument
         return None
 
     def metrics(self, points: list[MetricsPoint]) -> None: ...

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -203,7 +202,7 @@ def memory(task: dict[str, Any], name: str) -> list[tuple[str, int]]:
     checkpoint = folder / f"{name}.safetensors"
     write_safetensors(checkpoint, initialized(network).state_dict(), {})
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        work = replace(work_of(task | {"checkpoint": str(checkpoint), "folder": scratch}, network))
+        work = work_of(task | {"checkpoint": str(checkpoint), "folder": scratch}, network)
         attempt = Attempt(work, Silent())
         attempt.setting.train_mode()
         attempt._batches = attempt.setting.feed.stream(attempt._requests())

@@ -23,9 +23,8 @@ from wbar.method import AutoMethod, CyclicSwa, Ema, Lawa, Plain, Swa, Training
 
 SEGMENTS = 6  # of a `window` over snapshots
 Mean = RunningMean | ExponentialMean | WindowMean
-Judge = Callable[
-    [Mean], Tensor
-]  # a mean's loss on each image set aside for choosing, BatchNorm recomputed: (N,) float64
+# A mean's loss on each image set aside for choosing, BatchNorm recomputed: (N,) float64.
+Judge = Callable[[Mean], Tensor]
 
 
 class Average(ABC):
@@ -48,7 +47,7 @@ class Average(ABC):
     def so_far(self) -> Mean:
         """The mean of what was visited: what pulls, and what the curve shows. Undefined before the first visit."""
 
-    def finish(self, loss: Judge, log: Callable[[str], None]) -> tuple[Mean, Choice | None]:  # noqa: ARG002
+    def finish(self, loss: Judge, log: Callable[[str], None]) -> tuple[Mean, Choice | None]:  # noqa: ARG002  # for those that choose
         """The mean of the job, and what was chosen on the way to it."""
         return self.so_far, None
 
@@ -68,7 +67,7 @@ class Plainly(Average):
     def so_far(self) -> Mean:
         return self._mean
 
-    def visit(self, model: nn.Module, snapshot: int) -> None:  # noqa: ARG002
+    def visit(self, model: nn.Module, snapshot: int) -> None:  # noqa: ARG002  # of whatever number
         self._mean.update(model)
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,7 +101,7 @@ class Greedily(Average):
             self._mean, self._best = self._candidate, found
             self._kept.append(self._latest)
 
-    def finish(self, loss: Judge, log: Callable[[str], None]) -> tuple[Mean, Choice | None]:  # noqa: ARG002
+    def finish(self, loss: Judge, log: Callable[[str], None]) -> tuple[Mean, Choice | None]:  # noqa: ARG002  # judged already
         log(f"snapshots {', '.join(map(str, self._kept))} of {self._latest} are in the mean")
         return self._mean, Choice(kept=self._kept, of=self._latest, loss=self._best)
 

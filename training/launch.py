@@ -219,4 +219,4 @@ def _error(code: str, detail: str) -> JobError:
 
 if __name__ == "__main__":
     # Written by this user's own process a moment ago, in a folder that nobody else can read.
-    _rank(*pickle.loads(Path(sys.argv[1]).read_bytes()))  # noqa: S301
+    _rank(*pickle.loads(Path(sys.argv[1]).read_bytes()))  # noqa: S301  # see above

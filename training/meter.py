@@ -167,7 +167,7 @@ class Aside:
         }
         return self._reporter.heartbeat(progress.model_copy(update=whole))
 
-    def saved(self, path: str, step: int, durable: bool) -> None:  # noqa: ARG002
+    def saved(self, path: str, step: int, durable: bool) -> None:  # noqa: ARG002  # never durable here
         self._reporter.saved(
             path, step, False
         )  # on this host only: elsewhere the control begins again, to the same bits

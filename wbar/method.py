@@ -139,7 +139,7 @@ class CyclicSwa(_Trained):
     def total_epochs(self) -> int:
         return self.cycles * (self.high.epochs + self.low.epochs)
 
-    def snapshots(self, steps_per_epoch: int) -> int:  # noqa: ARG002
+    def snapshots(self, steps_per_epoch: int) -> int:  # noqa: ARG002  # whatever their length
         return self.cycles
 
 

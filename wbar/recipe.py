@@ -158,7 +158,7 @@ class Recipe(BaseModel):
         0.0,
         ge=0,
         le=1000,
-        description="γ of γ·‖∂L/∂x‖², mean over the images (Drucker & LeCun 1992); about three times the cost.",
+        description="γ of γ·‖∂L/∂x‖², mean over the images (Drucker & LeCun 1992); about twice the cost.",
     )
     freeze: list[Pattern] = Field(
         default_factory=list,
