@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmarks.start import NETWORK
-from training.architectures import load
+from wbar_training.networks.architectures import load
 
 
 def augment(images: Tensor, flip: bool) -> Tensor:

@@ -33,18 +33,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
 
-from averaging import write_safetensors
-from training.architectures import Network, initialized, load
-from training.augment import Preparer
-from training.builtin_images import digits, fashion
-from training.dataset_files import HELD_OUT_SEED, stratified, write_packed
-from training.datasets import Packed, Split, load_split
-from training.draws import permutation
-from training.evaluate import predict, score
-from training.loop import run
-from training.optim import make_optimizer
-from training.plan import Work
-from training.weights import read_tensors
 from wbar.catalog import ARCHITECTURES, BATCH
 from wbar.checkpoints import NetworkArchitecture
 from wbar.datasets import Dataset, ImageShape
@@ -53,6 +41,18 @@ from wbar.jobs import MetricsPoint, Progress, Score
 from wbar.method import METHODS
 from wbar.recipe import Normalization, Optimizer, Recipe
 from wbar.resolve import resolve_method, resolve_recipe
+from wbar_averaging import write_safetensors
+from wbar_training.data.augment import Preparer
+from wbar_training.data.packed import Packed, Split, load_split
+from wbar_training.draws import permutation
+from wbar_training.evaluate import predict, score
+from wbar_training.loop import run
+from wbar_training.networks.architectures import Network, initialized, load
+from wbar_training.optim import make_optimizer
+from wbar_training.plan import Work
+from wbar_training.uploads.builtin_images import digits, fashion
+from wbar_training.uploads.dataset_archives import HELD_OUT_SEED, stratified, write_packed
+from wbar_training.weights import read_tensors
 
 UNSEEN = 3000  # of the official test images
 STARTS = {"memorised": "none", "augmented": "pad_crop_flip"}

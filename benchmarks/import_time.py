@@ -1,4 +1,4 @@
-"""The API starts without torch: `import service.app` in a fresh interpreter, over `import fastapi` in another."""
+"""The API starts without torch: `import wbar_service.app` in a fresh interpreter, over `import fastapi` in another."""
 
 import resource
 import subprocess
@@ -21,15 +21,17 @@ class Cost:
 
 def measure(quick: bool) -> Findings:
     repetitions = 3 if quick else 7
-    _python("import sys, service.app; assert 'torch' not in sys.modules, 'the API loads torch'")  # and writes byte code
+    _python(
+        "import sys, wbar_service.app; assert 'torch' not in sys.modules, 'the API loads torch'"
+    )  # and writes byte code
     _python("import fastapi")
     ours, theirs = list[Cost](), list[Cost]()
     for _ in range(repetitions):
-        ours.append(_python("import service.app"))
+        ours.append(_python("import wbar_service.app"))
         theirs.append(_python("import fastapi"))
     found, peer = Sample([cost.seconds for cost in ours]), Sample([cost.seconds for cost in theirs])
     row = Row(
-        "python -c 'import service.app', the whole command; torch is not loaded",
+        "python -c 'import wbar_service.app', the whole command; torch is not loaded",
         str(found),
         f"import fastapi: {peer}",
         f"{found.median / peer.median:.2f}",
@@ -37,7 +39,9 @@ def measure(quick: bool) -> Findings:
         found.median <= GOAL,
     )
     used = Sample([cost.cpu_seconds for cost in ours])
-    return Findings([row], [f"import service.app uses {used} of processor time, which a busy machine changes less"])
+    return Findings(
+        [row], [f"import wbar_service.app uses {used} of processor time, which a busy machine changes less"]
+    )
 
 
 def _python(code: str) -> Cost:

@@ -12,8 +12,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from benchmarks.gain import ORDER, SETS, read
-from training.courses import lay_course
 from wbar.method import METHODS
+from wbar_training.courses import lay_course
 
 STEPS_PER_EPOCH = 40
 PEAK = 0.1

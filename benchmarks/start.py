@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from averaging import write_safetensors
-from training.architectures import Network, initialized
+from wbar_averaging import write_safetensors
+from wbar_training.networks.architectures import Network, initialized
 
 NETWORK = Network("resnet20", num_classes=10, channels=1)
 

@@ -24,19 +24,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from averaging import write_safetensors
 from benchmarks.bare_loop import augment, groups, train
 from benchmarks.gain import Silent
 from benchmarks.start import NETWORK, write_start
-from training.architectures import Network, initialized, load
-from training.dataset_files import pack_builtin
-from training.datasets import Packed
-from training.loop import Attempt
-from training.plan import Work
-from training.weights import read_tensors
 from wbar.jobs import MetricsPoint
 from wbar.method import METHODS
 from wbar.recipe import Normalization, Optimizer, Recipe
+from wbar_averaging import write_safetensors
+from wbar_training.data.packed import Packed
+from wbar_training.loop import Attempt
+from wbar_training.networks.architectures import Network, initialized, load
+from wbar_training.plan import Work
+from wbar_training.uploads.dataset_archives import pack_builtin
+from wbar_training.weights import read_tensors
 
 IMAGES, BATCH, EPOCHS, LR = 2000, 64, 2, 0.01
 ARMS = ("wbar", "bare", "lightning", "per image")

@@ -33,10 +33,10 @@ from benchmarks.running import (
 )
 from benchmarks.start import write_start
 from benchmarks.table import Findings, Row, Sample, figure
-from training.builtin_images import FASHION_FOLDERS
-from training.dataset_files import pack_builtin
 from wbar.jobs import Job, MetricsPoint
 from wbar.states import TERMINAL
+from wbar_training.uploads.builtin_images import FASHION_FOLDERS
+from wbar_training.uploads.dataset_archives import pack_builtin
 
 GOAL = 0.98
 RUN_SECONDS = 900.0  # an upper bound for one run

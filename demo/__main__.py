@@ -18,11 +18,11 @@ from safetensors import safe_open
 from torch import nn
 
 from demo.start import train_start
-from training.architectures import Network, initialized
-from training.dataset_files import pack_builtin
-from training.datasets import load_split
 from wbar import Client, config, display
 from wbar.jobs import Job
+from wbar_training.data.packed import load_split
+from wbar_training.networks.architectures import Network, initialized
+from wbar_training.uploads.dataset_archives import pack_builtin
 
 console = Console(highlight=False)
 # Fashion-MNIST has 60,000 training images: on two cores 10,000 of them keep the demo at a few minutes.
@@ -82,7 +82,7 @@ def service(folder: Path) -> Iterator[dict[str, str]]:
     config = (folder / "config.toml").resolve()
     config.unlink(missing_ok=True)
     environment = {"WBAR_CONFIG": str(config)}
-    command = [sys.executable, "-m", "wbar.cli", "up", "--port", "0", "--data", str(folder / "service")]
+    command = [sys.executable, "-P", "-m", "wbar.cli", "up", "--port", "0", "--data", str(folder / "service")]
     console.print("[bold]2[/bold]  wbar up: API, workers, a private Valkey, SQLite")
     with (
         open(folder / "up.log", "wb") as log,

@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from averaging import write_safetensors
-from training.architectures import Network, initialized
-from training.augment import Preparer
-from training.dataset_files import pack_builtin
-from training.datasets import Packed, load_split
-from training.draws import key, permutation
-from training.optim import make_optimizer
-from training.plan import Plan
 from wbar.recipe import Normalization, Optimizer, Recipe
 from wbar.resolve import resolve_augment
+from wbar_averaging import write_safetensors
+from wbar_training.data.augment import Preparer
+from wbar_training.data.packed import Packed, load_split
+from wbar_training.draws import key, permutation
+from wbar_training.networks.architectures import Network, initialized
+from wbar_training.optim import make_optimizer
+from wbar_training.plan import Plan
+from wbar_training.uploads.dataset_archives import pack_builtin
 
 ARCHITECTURE, PEAK_LR, SEED = "resnet20", 0.1, 0
 

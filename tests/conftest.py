@@ -20,11 +20,11 @@ import httpx
 import pytest
 from sqlalchemy import create_engine, text
 
-from service.embedded import broker_command, broker_options
-from store import keys
-from store.database import Database
-from store.migrate import upgrade
 from wbar.client import Client
+from wbar_service.embedded import broker_command, broker_options
+from wbar_store import keys
+from wbar_store.database import Database
+from wbar_store.migrate import upgrade
 
 POSTGRESQL = os.environ.get("WBAR_TEST_POSTGRESQL_URL")
 DATABASES = ["sqlite", *(["postgresql"] if POSTGRESQL else [])]
@@ -126,10 +126,10 @@ class Service:
 
     def start(self, *names: str) -> None:
         commands = {
-            "api": ["-m", "service"],
-            "train": ["-m", "worker", "train"],
-            "ingest": ["-m", "worker", "ingest"],
-            "sweep": ["-m", "worker", "sweep"],
+            "api": ["-m", "wbar_service"],
+            "train": ["-m", "wbar_worker", "train"],
+            "ingest": ["-m", "wbar_worker", "ingest"],
+            "sweep": ["-m", "wbar_worker", "sweep"],
         }
         for name in names or tuple(commands):
             self.parts[name] = subprocess.Popen(

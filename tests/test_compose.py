@@ -25,15 +25,15 @@ import yaml
 from pydantic_settings import BaseSettings
 from sqlalchemy import insert, update
 
-import service.commands
-import worker.commands
-from service.settings import ServiceSettings
-from store.database import now
-from store.migrate import upgrade
-from store.settings import StoreSettings
-from store.store import Store
-from store.tables import checkpoints, datasets, jobs
-from worker.settings import WorkerSettings
+import wbar_service.commands
+import wbar_worker.commands
+from wbar_service.settings import ServiceSettings
+from wbar_store.database import now
+from wbar_store.migrate import upgrade
+from wbar_store.settings import StoreSettings
+from wbar_store.store import Store
+from wbar_store.tables import checkpoints, datasets, jobs
+from wbar_worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docker-compose.yml"
@@ -262,7 +262,9 @@ def test_every_part_of_the_service_is_there() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_a_command_is_one_that_wbar_has(name: str) -> None:
     app = typer.Typer()
-    app.registered_commands += service.commands.app.registered_commands + worker.commands.app.registered_commands
+    app.registered_commands += (
+        wbar_service.commands.app.registered_commands + wbar_worker.commands.app.registered_commands
+    )
     program, command, *arguments = SPEC[name]["command"]
     assert program == "wbar"
     group = typer.main.get_command(app)

@@ -1,7 +1,7 @@
 """The names a job may use: architectures with what they are customarily trained with, and the built-in datasets.
 
 Torch-free, so that the API can validate and resolve a job without loading a framework; a test holds it equal to what
-`training.architectures` can really build. `peak_lr` is the customary peak rate, scaled linearly to batch 128 from the
+`wbar_training.networks` can really build. `peak_lr` is the customary peak rate, scaled linearly to batch 128 from the
 published recipes (He et al. 2016; the torchvision references; for AdamW: Liu et al. 2021 and 2022, Touvron et al. 2021).
 """
 

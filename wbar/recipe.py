@@ -188,7 +188,7 @@ class Recipe(BaseModel):
     sync_batch_norm: bool = Field(False, description="With several GPUs: BatchNorm over the whole batch.")
     batch_norm: BatchNorm = Field(
         "auto",
-        description="Where w̄'s BatchNorm statistics come from. `recompute`: from training images, layer by layer "
+        description="Where w̄'s BatchNorm statistics come from. `recompute`: from wbar_training images, layer by layer "
         "in one pass. `consistent`: the same, each layer from the statistics of those before it (several passes; "
         "for small batches). `track`: the mean of what training tracked. `frozen`: the start's, which training "
         "leaves alone. `auto`: `recompute`, and `track` for method `none`.",

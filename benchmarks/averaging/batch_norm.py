@@ -20,10 +20,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from torchvision import models
 
-from averaging import recompute_batch_norm
 from benchmarks.averaging.alternate import Turn, absent, alternate, part, threads, timed_row
 from benchmarks.table import Findings, Row
-from training.architectures import Network, initialized
+from wbar_averaging import recompute_batch_norm
+from wbar_training.networks.architectures import Network, initialized
 
 try:
     from fvcore.nn.precise_bn import update_bn_stats

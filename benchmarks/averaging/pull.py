@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import models
 
-from averaging import add_pull_gradient
 from benchmarks.averaging.alternate import Turn, absent, alternate, memory, nbytes, part, threads, timed_row
 from benchmarks.table import Findings, Row
+from wbar_averaging import add_pull_gradient
 
 try:
-    from averaging import add_folded_pull_gradient, fold_pull
+    from wbar_averaging import add_folded_pull_gradient, fold_pull
 except ImportError:
     add_folded_pull_gradient = fold_pull = None
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 from torchvision import models
 
-from averaging import RunningMean
 from benchmarks.averaging import alternate as by_turns
 from benchmarks.averaging.alternate import Turn, absent, alternate, part, threads, timed_row
 from benchmarks.table import Findings, Row
+from wbar_averaging import RunningMean
 
 try:
     from timm.utils import ModelEmaV3

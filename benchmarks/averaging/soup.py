@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load_file
 from torchvision import models
 
-from averaging.safetensors_file import header_bytes
 from benchmarks.table import Findings, Row, Sample
+from wbar_averaging.safetensors_file import header_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
@@ -32,7 +32,7 @@ MEMORY_GOAL = 20
 PEERS = os.environ.get("WBAR_PEERS_PYTHON", sys.executable)
 
 OURS, FLOAT32 = "average_checkpoints", "average_checkpoints, accumulate=float32"
-COMMAND, DIRECT = "wbar average", "python -m averaging.commands average"
+COMMAND, DIRECT = "wbar average", "python -m wbar_averaging.commands average"
 FLOOR, LOOP, TIMM, MERGEKIT = (
     "one-pass C loop",
     "plain torch loop",
@@ -52,7 +52,7 @@ print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_sti
 
 AVERAGE = """
 import sys
-from averaging.soup import average_checkpoints
+from wbar_averaging.soup import average_checkpoints
 average_checkpoints(sys.argv[3:], out=sys.argv[2], accumulate=sys.argv[1])
 """
 
@@ -195,7 +195,7 @@ def _turns(folder: Path, paths: list[Path]) -> tuple[dict[str, Callable[[], Use]
         OURS: [sys.executable, "-c", AVERAGE, "float64", _out(folder, OURS), *words],
         FLOAT32: [sys.executable, "-c", AVERAGE, "float32", _out(folder, FLOAT32), *words],
         COMMAND: [sys.executable, "-c", CLI, "average", *words, "-o", _out(folder, COMMAND)],
-        DIRECT: [sys.executable, "-m", "averaging.commands", "average", *words, "-o", _out(folder, DIRECT)],
+        DIRECT: [sys.executable, "-m", "wbar_averaging.commands", "average", *words, "-o", _out(folder, DIRECT)],
         LOOP: [sys.executable, "-c", TORCH_LOOP, _out(folder, LOOP), *words],
         BASE: [sys.executable, "-c", BASE],
     }
@@ -354,9 +354,9 @@ def _memory_row(what: str, peak: float, base: float, peers: str) -> Row:
 def _imports(uses: Uses) -> list[str]:
     """What each spends before it begins: the ratios above are of whole processes."""
     code = {
-        OURS: (sys.executable, "import averaging.soup"),
-        COMMAND: (sys.executable, "import wbar.cli, averaging.commands, averaging.soup"),
-        DIRECT: (sys.executable, "import averaging.commands, averaging.soup"),
+        OURS: (sys.executable, "import wbar_averaging.soup"),
+        COMMAND: (sys.executable, "import wbar.cli, wbar_averaging.commands, wbar_averaging.soup"),
+        DIRECT: (sys.executable, "import wbar_averaging.commands, wbar_averaging.soup"),
         LOOP: (sys.executable, "import torch, safetensors.torch"),
         TIMM: (PEERS, "import timm.models, safetensors.torch"),
         MERGEKIT: (PEERS, "import mergekit.scripts.merge_raw_pytorch"),

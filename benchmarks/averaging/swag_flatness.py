@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
-from averaging.flatness import Trajectory, hessian_vector_product, sharpness, top_eigenvalue
-from averaging.swag import SWAG
 from benchmarks.averaging.alternate import Turn, alternate, part, threads, timed_row
 from benchmarks.table import Findings, Row
+from wbar_averaging.flatness import Trajectory, hessian_vector_product, sharpness, top_eigenvalue
+from wbar_averaging.swag import SWAG
 
 LIMIT = "one flat lerp_"
 FULL, DIAGONAL, TRAJECTORY = "SWAG.update, rank 5 (full)", "SWAG.update, rank 0", "Trajectory.update"

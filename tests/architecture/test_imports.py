@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("wbar", "averaging", "training", "store", "worker", "service")
+ROOMS = ("averaging", "training", "store", "worker", "service")  # folders; in each stands the package wbar_<room>
+PACKAGES = ("wbar", *(f"{room}/wbar_{room}" for room in ROOMS))
 
 
 def modules_after(statement: str) -> set[str]:
@@ -19,21 +20,29 @@ def modules_after(statement: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "statement",
-    ["import service.app", "import service.embedded", "import store.store", "import worker.app", "import worker.sweep",
-     "import wbar.cli", "import averaging", "import averaging.safetensors_file"],
-)  # fmt: skip
+    [
+        "import wbar_service.app",
+        "import wbar_service.embedded",
+        "import wbar_store.store",
+        "import wbar_worker.app",
+        "import wbar_worker.sweep",
+        "import wbar.cli",
+        "import wbar_averaging",
+        "import wbar_averaging.safetensors_file",
+    ],
+)
 def test_torch_is_not_loaded(statement: str) -> None:
     assert "torch" not in modules_after(statement)
 
 
 def test_the_command_line_imports_no_other_room() -> None:
     found = modules_after("import wbar.cli")
-    assert not {name.split(".")[0] for name in found} & (set(ROOMS) - {"wbar"})
+    assert not {name.split(".")[0] for name in found} & {f"wbar_{room}" for room in ROOMS}
     assert not {"sqlalchemy", "fastapi", "celery"} & found
 
 
 def test_averaging_and_training_need_only_their_own_libraries() -> None:
-    found = modules_after("import training.loop, averaging.batch_norm")
+    found = modules_after("import wbar_training.loop, wbar_averaging.batch_norm")
     assert not {"sqlalchemy", "fastapi", "celery", "httpx", "redis", "obstore"} & found
 
 
@@ -45,10 +54,14 @@ def test_the_arrows_hold() -> None:
 
 
 def test_the_environment_is_read_in_the_settings_only() -> None:
-    allowed = {"wbar/config.py", "worker/attempt.py", "service/embedded.py"}  # the last two write it for children
+    allowed = {
+        "wbar/config.py",
+        "worker/wbar_worker/attempt.py",
+        "service/wbar_service/embedded.py",
+    }  # the last two write it for children
     readers = set()
-    for room in ROOMS:
-        for path in (ROOT / room).rglob("*.py"):
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                     readers.add(path.relative_to(ROOT).as_posix())
@@ -56,7 +69,7 @@ def test_the_environment_is_read_in_the_settings_only() -> None:
 
 
 def test_no_module_is_called_utils_and_every_one_opens_with_its_idea() -> None:
-    for room in (*ROOMS, "demo", "benchmarks"):
-        for path in (ROOT / room).rglob("*.py"):
+    for folder in (*PACKAGES, "demo", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
             assert path.name not in ("utils.py", "helpers.py")
             assert ast.get_docstring(ast.parse(path.read_text())), path

@@ -10,8 +10,8 @@ from click.testing import Result
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from averaging import write_safetensors
-from averaging.commands import app
+from wbar_averaging import write_safetensors
+from wbar_averaging.commands import app
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_damaged_file_ends_with_2_and_its_name(files: list[Path]) -> None:
 def test_neither_torch_nor_rich_is_loaded_for_safetensors_files(files: list[Path], tmp_path: Path) -> None:
     code = """
 import sys
-from averaging.commands import app
+from wbar_averaging.commands import app
 app(["average", *sys.argv[1:]], standalone_mode=False)
 print(sorted({"torch", "safetensors", "rich.progress", "wbar", "training"} & set(sys.modules)))
 """

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from averaging import recompute_batch_norm
 from tests.averaging import reference
+from wbar_averaging import recompute_batch_norm
 
 
 def network(seed: int = 0) -> nn.Module:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from averaging import CyclicSchedule, CyclicScheduleLR
 from tests.averaging import reference
+from wbar_averaging import CyclicSchedule, CyclicScheduleLR
 
 
 def test_one_whole_cycle_by_hand() -> None:

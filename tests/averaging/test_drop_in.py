@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.optim import swa_utils
 
-import averaging
-from averaging import SWALR, AveragedModel, update_bn
+import wbar_averaging
+from wbar_averaging import SWALR, AveragedModel, update_bn
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -33,7 +33,7 @@ def walk(model: nn.Module, steps: int) -> None:
         dict,
         lambda: {"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(0.9)},
         lambda: {"avg_fn": swa_utils.get_ema_avg_fn(0.9)},
-        lambda: {"avg_fn": averaging.get_swa_avg_fn()},
+        lambda: {"avg_fn": wbar_averaging.get_swa_avg_fn()},
     ],
 )
 def test_averages_like_torch(use_buffers: bool, functions: Callable[[], dict[str, object]]) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("plotly")
 
-from averaging import figures
-from averaging.figures import Arm, Point
+from wbar_averaging import figures
+from wbar_averaging.figures import Arm, Point
 
 STEPS = list(range(12))
 PHASES = (["high"] * 4 + ["low"] * 2) * 2
@@ -108,5 +108,5 @@ def test_numbers_that_do_not_fit_are_refused(make: Callable[[], object], message
 
 
 def test_figures_need_no_torch() -> None:
-    code = "import sys, averaging.figures; sys.exit('torch' in sys.modules)"
+    code = "import sys, wbar_averaging.figures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

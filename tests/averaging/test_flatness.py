@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from averaging.flatness import (
+from wbar_averaging.flatness import (
     Trajectory,
     distances,
     hessian_vector_product,
     sharpness,
     top_eigenvalue,
 )
-from averaging.points import preserved, weights_of
+from wbar_averaging.points import preserved, weights_of
 
 
 class Quadratic(nn.Module):

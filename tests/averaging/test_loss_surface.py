@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from averaging import recompute_batch_norm
-from averaging.loss_surface import ALPHAS, filter_normalized_direction, interpolate, line, plane, surface
+from wbar_averaging import recompute_batch_norm
+from wbar_averaging.loss_surface import ALPHAS, filter_normalized_direction, interpolate, line, plane, surface
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from averaging import (
+from tests.averaging import reference
+from wbar_averaging import (
     add_folded_pull_gradient,
     add_pull_gradient,
     can_fold_pull,
@@ -16,7 +17,6 @@ from averaging import (
     fold_pull,
     pull_loss,
 )
-from tests.averaging import reference
 
 
 def parameters(seed: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:

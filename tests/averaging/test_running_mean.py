@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from averaging import ExponentialMean, RunningMean, WindowMean
 from tests.averaging import reference
+from wbar_averaging import ExponentialMean, RunningMean, WindowMean
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

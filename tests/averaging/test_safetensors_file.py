@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from averaging import InvalidSafetensors, read_header, write_safetensors
-from averaging.safetensors_file import read_layout
+from wbar_averaging import InvalidSafetensors, read_header, write_safetensors
+from wbar_averaging.safetensors_file import read_layout
 
 TENSORS = {
     "b.weight": torch.arange(6, dtype=torch.float32).view(2, 3),

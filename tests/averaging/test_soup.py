@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from averaging import InvalidSafetensors, float_formats, streamed_mean, write_safetensors
-from averaging.checkpoint_file import OPEN_FILES
-from averaging.pytorch_file import UnreadableCheckpoint
-from averaging.safetensors_file import header_bytes, read_layout
-from averaging.soup import average_checkpoints, greedy_soup
-from averaging.streamed_mean import Mismatch, NotFinite
+from wbar_averaging import InvalidSafetensors, float_formats, streamed_mean, write_safetensors
+from wbar_averaging.checkpoint_file import OPEN_FILES
+from wbar_averaging.pytorch_file import UnreadableCheckpoint
+from wbar_averaging.safetensors_file import header_bytes, read_layout
+from wbar_averaging.soup import average_checkpoints, greedy_soup
+from wbar_averaging.streamed_mean import Mismatch, NotFinite
 
 Tensors = dict[str, tuple[str, np.ndarray[Any, Any]]]
 STORED = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "BOOL": "?"}
@@ -648,7 +648,7 @@ import re, sys
 import numpy
 def peak(): return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 before = peak()
-from averaging.soup import average_checkpoints
+from wbar_averaging.soup import average_checkpoints
 average_checkpoints([f"{sys.argv[1]}/{n}.safetensors" for n in range(4)], [1, 2, 3, 4], f"{sys.argv[1]}/m.safetensors")
 assert "torch" not in sys.modules
 print(peak() - before)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from averaging import recompute_batch_norm
-from averaging.swag import SWAG, bayesian_average
+from wbar_averaging import recompute_batch_norm
+from wbar_averaging.swag import SWAG, bayesian_average
 
 
 def points(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[dict[str, Tensor]]:

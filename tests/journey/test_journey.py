@@ -9,19 +9,19 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from averaging import write_safetensors
 from tests.averaging import reference
 from tests.conftest import Service, wait_until
 from tests.material import start_state, write_archive, write_start
-from training.architectures import Network, initialized, load
-from training.augment import Preparer
-from training.dataset_files import Limits, pack_archive
-from training.datasets import load_split
-from training.draws import permutation
-from training.evaluate import even_slices, forward_batch
-from training.setting import BATCH_NORM_IMAGES
 from wbar.client import Client
 from wbar.jobs import Job
+from wbar_averaging import write_safetensors
+from wbar_training.data.augment import Preparer
+from wbar_training.data.packed import load_split
+from wbar_training.draws import permutation
+from wbar_training.evaluate import even_slices, forward_batch
+from wbar_training.networks.architectures import Network, initialized, load
+from wbar_training.setting import BATCH_NORM_IMAGES
+from wbar_training.uploads.dataset_archives import Limits, pack_archive
 
 METHOD = {"cycles": 3, "high": {"lr": 0.02, "epochs": 1}, "low": {"lr": 0.002, "epochs": 1}, "pull": 0.001}
 

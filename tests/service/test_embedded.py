@@ -124,7 +124,11 @@ def test_a_part_that_dies_is_started_again_and_said_so(up: Up, monkeypatch: pyte
         dataset = client.datasets.create(write_archive(up.folder))
         job = client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id, method={**METHOD, "cycles": 8})
         wait_until(lambda: (client.jobs.get(job.id).progress or Nowhere).step > 20, 60, "the first steps")
-        for name, mark in (("valkey", "valkey-server"), ("api", "-m service"), ("train worker", "-m worker train")):
+        for name, mark in (
+            ("valkey", "valkey-server"),
+            ("api", "-m wbar_service"),
+            ("train worker", "-m wbar_worker train"),
+        ):
             os.kill(child(up, mark), signal.SIGKILL)
             wait_until(
                 lambda name=name: up.said(rf"the {name} ended \(killed by SIGKILL\): it is started again"), 20, name

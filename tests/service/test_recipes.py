@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from averaging import write_safetensors
 from tests.conftest import Service, wait_until
 from tests.material import write_archive, write_start
-from training.architectures import Network, initialized
 from wbar.client import Client
 from wbar.jobs import Job
+from wbar_averaging import write_safetensors
+from wbar_training.networks.architectures import Network, initialized
 
 
 @pytest.fixture(scope="module")

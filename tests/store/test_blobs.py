@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, select, update
 
-from store.blobs import Blobs, Received
-from store.database import Database, now
-from store.tables import blobs as rows
-from store.tables import checkpoints
+from wbar_store.blobs import Blobs, Received
+from wbar_store.database import Database, now
+from wbar_store.tables import blobs as rows
+from wbar_store.tables import checkpoints
 
 
 @pytest.fixture

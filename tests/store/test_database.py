@@ -6,13 +6,13 @@ import pytest
 from alembic import command
 from sqlalchemy import insert, select, text, update
 
-from store import keys
-from store.database import Database, Tenant, clock, now, rfc3339
-from store.idempotency import Idempotency
-from store.ids import new_id
-from store.migrate import _config, difference, upgrade
-from store.tables import events, idempotency, jobs, metadata, metrics, workers
 from wbar.errors import IdempotencyKeyInProgress, IdempotencyKeyReused
+from wbar_store import keys
+from wbar_store.database import Database, Tenant, clock, now, rfc3339
+from wbar_store.idempotency import Idempotency
+from wbar_store.ids import new_id
+from wbar_store.migrate import _config, difference, upgrade
+from wbar_store.tables import events, idempotency, jobs, metadata, metrics, workers
 
 
 def test_migrations_lead_to_the_tables(database: Database) -> None:

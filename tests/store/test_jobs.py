@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, update
 
-from store import events
-from store.database import Database, Tenant, now
-from store.doorbell import Doorbell
-from store.jobs import MAX_LOSSES, Filters, Jobs
-from store.lists import PageRequest
-from store.tables import checkpoints, datasets, jobs
 from wbar.errors import InvalidTransition, NotFound
 from wbar.states import STATUSES, TERMINAL, TRANSITIONS
+from wbar_store import events
+from wbar_store.database import Database, Tenant, now
+from wbar_store.jobs import MAX_LOSSES, Filters, Jobs
+from wbar_store.lists import PageRequest
+from wbar_store.notifier import Notifier
+from wbar_store.tables import checkpoints, datasets, jobs
 
 MINE, OTHER = Tenant("default"), Tenant("other")
 
@@ -36,7 +36,7 @@ def store(database: Database) -> Jobs:
                 else {"task": "classification", "options": {}}
             )
             connection.execute(insert(table).values(**values))
-    return Jobs(database, Doorbell("memory://"))
+    return Jobs(database, Notifier("memory://"))
 
 
 def submit(store: Jobs, tenant: Tenant = MINE, **changes: Any) -> str:
@@ -211,10 +211,10 @@ def test_a_queued_job_whose_message_was_lost_is_rung_again(store: Jobs) -> None:
     job = submit(store)
     assert store.unrung(broker_is_empty=False) == [job]
     with store.database.write() as connection:
-        connection.execute(update(jobs).values(rung_at=now()))
+        connection.execute(update(jobs).values(notified_at=now()))
     assert store.unrung(broker_is_empty=True) == []
     with store.database.write() as connection:
-        connection.execute(update(jobs).values(rung_at=now() - 60))
+        connection.execute(update(jobs).values(notified_at=now() - 60))
     assert store.unrung(broker_is_empty=False) == []
     assert store.unrung(broker_is_empty=True) == [job]
 

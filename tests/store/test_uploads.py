@@ -3,10 +3,10 @@
 import pytest
 from sqlalchemy import insert, update
 
-from store.database import Database, now
-from store.doorbell import Doorbell
-from store.tables import checkpoints
-from store.uploads import MAX_ATTEMPTS, Uploads
+from wbar_store.database import Database, now
+from wbar_store.notifier import Notifier
+from wbar_store.tables import checkpoints
+from wbar_store.uploads import MAX_ATTEMPTS, Uploads
 
 
 @pytest.fixture
@@ -15,10 +15,10 @@ def uploads(database: Database) -> Uploads:
         connection.execute(
             insert(checkpoints).values(
                 id="ckpt_1", tenant="t", name="n", status="processing", bytes=1, sha256="a" * 64, content="a" * 64, given={},
-                attempts=0, created_at=now(), rung_at=now() - 100,
+                attempts=0, created_at=now(), notified_at=now() - 100,
             )
         )  # fmt: skip
-    return Uploads(database, Doorbell("memory://"))
+    return Uploads(database, Notifier("memory://"))
 
 
 def expire(uploads: Uploads) -> None:

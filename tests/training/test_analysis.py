@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from averaging import distances
 from tests.training.work import METHOD, Recorder, make_work
-from training.loop import run
-from training.meter import Stopped
-from training.resume import latest
-from training.weights import read_tensors
+from wbar_averaging import distances
+from wbar_training.loop import run
+from wbar_training.meter import Stopped
+from wbar_training.resume import latest
+from wbar_training.weights import read_tensors
 
 
 def test_flatness_and_swag_describe_the_job_and_leave_its_weights_alone(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from importlib.resources import files
 import pytest
 import torch
 
-from training.architectures import (
+from wbar.catalog import ARCHITECTURES
+from wbar.errors import ArchitectureMismatch, UnknownArchitecture
+from wbar_training.networks.architectures import (
     Network,
     build,
     detect,
@@ -17,9 +19,7 @@ from training.architectures import (
     shapes_of,
     signatures,
 )
-from training.optim import decayed
-from wbar.catalog import ARCHITECTURES
-from wbar.errors import ArchitectureMismatch, UnknownArchitecture
+from wbar_training.optim import decayed
 
 
 def test_the_catalog_names_what_can_be_built() -> None:
@@ -27,8 +27,8 @@ def test_the_catalog_names_what_can_be_built() -> None:
 
 
 def test_the_table_of_signatures_is_true() -> None:
-    """Regenerate with `python -m training.architectures` where a new torchvision changed a network."""
-    assert json.loads(files("training").joinpath("signatures.json").read_text()) == signatures()
+    """Regenerate with `python -m wbar_training.networks.architectures` where a new torchvision changed a network."""
+    assert json.loads(files("wbar_training.networks").joinpath("signatures.json").read_text()) == signatures()
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))

@@ -2,8 +2,8 @@
 
 import torch
 
-from training.augment import Preparer, pad_crop
-from training.draws import generator
+from wbar_training.data.augment import Preparer, pad_crop
+from wbar_training.draws import generator
 
 
 def one_by_one(images: torch.Tensor, draws: torch.Generator, flip: bool) -> torch.Tensor:

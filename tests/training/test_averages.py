@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from training.averages import Greedily, Windowed, make_average
-from training.courses import lay_course
 from wbar.method import METHODS
+from wbar_training.averages import Greedily, Windowed, make_average
+from wbar_training.courses import lay_course
 
 RESOLVED = {"lr": 0.1, "control_lr": 0.1}
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from training.architectures import Network, initialized
-from training.checkpoint_files import common_prefix, judge
 from wbar.errors import CorruptFile, NonFiniteWeights, NotAStateDict, Rejected, UnsafePickle
+from wbar_training.networks.architectures import Network, initialized
+from wbar_training.uploads.checkpoint_files import common_prefix, judge
 
 
 def resnet(**kwargs: object) -> torch.nn.Module:

@@ -4,8 +4,8 @@ from math import cos, pi
 
 import pytest
 
-from training.courses import later, lay_course
 from wbar.method import METHODS
+from wbar_training.courses import later, lay_course
 
 PLAIN = {"lr": 0.8, "control_lr": 1.0, "pull": 0.0}
 

@@ -12,8 +12,6 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from training.dataset_files import Limits, pack_archive, pack_builtin, pack_folder, stratified
-from training.datasets import Packed, load_split
 from wbar.errors import (
     BrokenImage,
     ContentTooLarge,
@@ -24,6 +22,8 @@ from wbar.errors import (
     UnknownSource,
     UnsafePath,
 )
+from wbar_training.data.packed import Packed, load_split
+from wbar_training.uploads.dataset_archives import Limits, pack_archive, pack_builtin, pack_folder, stratified
 
 DIGITS = load_digits()
 
@@ -238,7 +238,7 @@ def test_fashion_mnist_is_read_from_its_idx_files(tmp_path: Path, monkeypatch: p
         (tmp_path / f"{kind}-images-idx3-ubyte{suffix}").write_bytes(pack(head + images.tobytes()))
         head = bytes([0, 0, 8, 1]) + np.array([60], ">u4").tobytes()
         (tmp_path / f"{kind}-labels-idx1-ubyte{suffix}").write_bytes(pack(head + labels.tobytes()))
-    monkeypatch.setattr("training.builtin_images.FASHION_FOLDERS", (tmp_path,))
+    monkeypatch.setattr("wbar_training.uploads.builtin_images.FASHION_FOLDERS", (tmp_path,))
     packed = pack_builtin("fashion-mnist", tmp_path / "out", None)
     assert packed.images == {"train": 60, "val": 60}
     assert packed.classes[9] == "Ankle boot"

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from averaging import write_safetensors
 from tests.training.work import METHOD, Recorder, make_work
-from training import decisions
-from training.architectures import Network, initialized
-from training.loop import run
-from training.resume import Results
-from training.setting import Setting
 from wbar.method import METHODS, HighPhase, Phase
+from wbar_averaging import write_safetensors
+from wbar_training import decisions
+from wbar_training.loop import run
+from wbar_training.networks.architectures import Network, initialized
+from wbar_training.resume import Results
+from wbar_training.setting import Setting
 
 AUTO = METHODS.validate_python({"type": "auto", "lr": 0.1})
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from training.evaluate import calibration_error, even_slices, score, verdict
+from wbar_training.evaluate import calibration_error, even_slices, score, verdict
 
 
 def test_score_by_hand() -> None:

@@ -12,15 +12,16 @@ from torchvision.transforms import v2
 
 from tests.training.test_resume import STRAIGHT
 from tests.training.work import METHOD, KilledHere, Recorder, make_work
-from training import colour, crops, resume
-from training.augment import Preparer
-from training.dataset_files import Limits, pack_folder
-from training.datasets import load_encoded, load_split
-from training.draws import generator
-from training.feed import Feed, Request
-from training.loop import run
-from training.plan import Work
 from wbar.method import METHODS
+from wbar_training import resume
+from wbar_training.data import colour, crops
+from wbar_training.data.augment import Preparer
+from wbar_training.data.feed import Feed, Request
+from wbar_training.data.packed import load_encoded, load_split
+from wbar_training.draws import generator
+from wbar_training.loop import run
+from wbar_training.plan import Work
+from wbar_training.uploads.dataset_archives import Limits, pack_folder
 
 
 def test_boxes_lie_inside_and_have_the_areas_and_aspects_of_the_paper() -> None:

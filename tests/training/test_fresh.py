@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from training.architectures import Network, initialized
-from training.fresh import head_of, prepared
-from training.optim import make_optimizer
-from training.plan import Plan
 from wbar.errors import NothingMatches
 from wbar.recipe import Normalization, Optimizer, Recipe
+from wbar_training.networks.architectures import Network, initialized
+from wbar_training.networks.fresh_layers import head_of, prepared
+from wbar_training.optim import make_optimizer
+from wbar_training.plan import Plan
 
 RESNET = Network("resnet18", 10)
 

@@ -10,22 +10,22 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from averaging import write_safetensors
 from tests.averaging import reference
 from tests.training.work import METHOD, KilledHere, Recorder, make_work
-from training import resume
-from training.architectures import load
-from training.augment import Preparer
-from training.datasets import load_split
-from training.draws import key, permutation
-from training.evaluate import even_slices, forward_batch
-from training.loop import run
-from training.meter import Stopped
-from training.optim import decayed
-from training.setting import BATCH_NORM_IMAGES
-from training.weights import read_tensors
 from wbar.errors import CompileFailed, Diverged
 from wbar.method import HighPhase, Phase
+from wbar_averaging import write_safetensors
+from wbar_training import resume
+from wbar_training.data.augment import Preparer
+from wbar_training.data.packed import load_split
+from wbar_training.draws import key, permutation
+from wbar_training.evaluate import even_slices, forward_batch
+from wbar_training.loop import run
+from wbar_training.meter import Stopped
+from wbar_training.networks.architectures import load
+from wbar_training.optim import decayed
+from wbar_training.setting import BATCH_NORM_IMAGES
+from wbar_training.weights import read_tensors
 
 
 def test_averaged_weights_are_the_mean_of_the_snapshots_with_the_statistics_of_the_twin(tmp_path: Path) -> None:

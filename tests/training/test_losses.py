@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.losses import Loss, Target, correct
-from training.mixing import mix
 from wbar.recipe import Distillation, Recipe
+from wbar_training.data.mixing import mix
+from wbar_training.losses import Loss, Target, correct
 
 CPU = torch.device("cpu")
 

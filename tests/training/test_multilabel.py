@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from averaging import write_safetensors
 from tests.training.work import METHOD, Recorder, make_work
-from training.architectures import Network, initialized
-from training.dataset_files import Limits, pack_archive, pack_folder
-from training.datasets import load_split
-from training.evaluate import score
-from training.loop import run
 from wbar.errors import InvalidArchive, Rejected, TooFewClasses
+from wbar_averaging import write_safetensors
+from wbar_training.data.packed import load_split
+from wbar_training.evaluate import score
+from wbar_training.loop import run
+from wbar_training.networks.architectures import Network, initialized
+from wbar_training.uploads.dataset_archives import Limits, pack_archive, pack_folder
 
 INDICATORS = "image,red,green\n" + "".join(f"train/{i}.png,{i % 2},{i // 2 % 2}\n" for i in range(16))
 HELD_OUT = "".join(f"val/{i}.png,{i % 2},{i // 2 % 2}\n" for i in range(8))

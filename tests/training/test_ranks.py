@@ -9,18 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from averaging import write_safetensors
 from tests.training.work import METHOD, Recorder, make_work
-from training import resume
-from training.architectures import Network, initialized, load
-from training.launch import run_on_ranks
-from training.loop import Attempt, run
-from training.meter import Reporter, Stopped
-from training.plan import Outcome, Work
-from training.ranks import Ranks
-from training.setting import Setting
 from wbar.errors import Diverged
 from wbar.method import HighPhase, Phase
+from wbar_averaging import write_safetensors
+from wbar_training import resume
+from wbar_training.distributed.launch import run_on_ranks
+from wbar_training.distributed.ranks import Ranks
+from wbar_training.loop import Attempt, run
+from wbar_training.meter import Reporter, Stopped
+from wbar_training.networks.architectures import Network, initialized, load
+from wbar_training.plan import Outcome, Work
+from wbar_training.setting import Setting
 
 SLOW = METHOD.model_copy(update={"high": HighPhase(lr=0.002), "low": Phase(lr=0.0002), "pull": 0.1, "cycles": 1})
 

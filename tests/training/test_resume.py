@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from averaging import write_safetensors
 from tests.training.work import METHOD, KilledHere, Recorder, make_work
-from training import resume
-from training.architectures import Network, initialized
-from training.loop import run
-from training.plan import Teacher, Work
 from wbar.method import METHODS
+from wbar_averaging import write_safetensors
+from wbar_training import resume
+from wbar_training.loop import run
+from wbar_training.networks.architectures import Network, initialized
+from wbar_training.plan import Teacher, Work
 
 RATES = {"lr": 0.05, "control_lr": 0.05}
 STRAIGHT = RATES | {"epochs": 3}

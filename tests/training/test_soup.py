@@ -7,16 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from averaging import write_safetensors
 from tests.averaging import reference
 from tests.training.test_loop import batch_norm_batches
 from tests.training.work import Recorder, make_work
-from training.architectures import Network, initialized, load
-from training.loop import run
-from training.meter import Stopped
-from training.plan import Ingredient, Work
-from training.weights import run_digest
 from wbar.method import Soup
+from wbar_averaging import write_safetensors
+from wbar_training.loop import run
+from wbar_training.meter import Stopped
+from wbar_training.networks.architectures import Network, initialized, load
+from wbar_training.plan import Ingredient, Work
+from wbar_training.weights import run_digest
 
 NETWORK = Network("resnet20", 10)
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from averaging import write_safetensors
-from training.architectures import Network, initialized
-from training.dataset_files import pack_builtin
-from training.datasets import Packed
-from training.plan import Work
 from wbar.jobs import MetricsPoint, Progress, Score
 from wbar.method import CyclicSwa, HighPhase, Phase
 from wbar.recipe import Normalization, Optimizer, Recipe
+from wbar_averaging import write_safetensors
+from wbar_training.data.packed import Packed
+from wbar_training.networks.architectures import Network, initialized
+from wbar_training.plan import Work
+from wbar_training.uploads.dataset_archives import pack_builtin
 
 METHOD = CyclicSwa(cycles=2, high=HighPhase(lr=0.05, epochs=1), low=Phase(lr=0.005, epochs=1), pull=0.01)
 

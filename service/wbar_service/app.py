@@ -1,0 +1,70 @@
+"""The application: routes, problems, documentation. `create_app()` is also what uvicorn's factory calls."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
+
+from wbar import __version__
+from wbar_service import architectures, health, problems
+from wbar_service.checkpoints import routes as checkpoint_routes
+from wbar_service.datasets import routes as dataset_routes
+from wbar_service.jobs import routes as job_routes
+from wbar_service.settings import ServiceSettings
+from wbar_store.store import Store
+
+DESCRIPTION = """Send a trained image network, get back one of the same size that generalizes better.
+
+1. `POST /v1/checkpoints` the file, `POST /v1/datasets` the images; poll both until they are `ready`.
+2. `POST /v1/jobs` with their ids; poll `GET /v1/jobs/{id}` or follow `/events`.
+3. `GET /v1/jobs/{id}/weights`: the running mean w̄ of the weights the job visited, with recomputed BatchNorm statistics.
+"""
+
+
+def create_app(settings: ServiceSettings | None = None) -> FastAPI:
+    settings = settings or ServiceSettings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        app.state.store.close()
+
+    # The offline variant serves the documentation's scripts itself: the pages work where no CDN is reachable.
+    app: FastAPI = FastAPIOffline(
+        title="wbar", summary="A weight-averaging fine-tuning service", description=DESCRIPTION, version=__version__,
+        lifespan=lifespan, separate_input_output_schemas=False,
+    )  # fmt: skip
+    app.state.settings = settings
+    app.state.store = Store.open(settings)
+    problems.install(app)
+    app.add_middleware(problems.SmallJson)
+    app.add_middleware(problems.RequestId)
+    for routes in (checkpoint_routes, dataset_routes, job_routes, architectures, health):
+        app.include_router(routes.router)
+
+    @app.get("/", include_in_schema=False)
+    def index() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    problems.document(app)
+    return app
+
+
+def serve(settings: ServiceSettings) -> None:
+    """Run the API until SIGTERM or SIGINT."""
+    import uvicorn
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        fd=settings.fd,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=30,
+    )

@@ -1,0 +1,42 @@
+"""What can be fine-tuned."""
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from wbar.catalog import ARCHITECTURES
+from wbar_service.auth import TenantOf
+from wbar_service.problems import responses
+
+router = APIRouter(prefix="/v1/architectures", tags=["architectures"], responses=responses(401))
+
+
+class ArchitectureEntry(BaseModel):
+    id: str
+    object: Literal["architecture"] = "architecture"
+    name: str
+    family: str
+    size: int = Field(description="Side of the images that the published weights were trained on.")
+    min_size: int = Field(description="Smallest side that it takes.")
+    fixed_size: bool = Field(description="Whether a checkpoint takes only the size that it was trained at.")
+    optimizer: Literal["sgd", "adamw"]
+    peak_lr: float = Field(description="The customary peak learning rate at batch 128, from which `auto` follows.")
+    weight_decay: float
+    reproducible: bool = Field(description="Whether a GPU run can be repeated bit for bit.")
+
+
+class Architectures(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ArchitectureEntry]
+    has_more: Literal[False] = False
+    first_id: str
+    last_id: str
+
+
+@router.get("", response_model=Architectures)
+def list_architectures(_tenant: TenantOf) -> dict[str, Any]:
+    """Every architecture, in one page."""
+    data = [{"id": known.name, **asdict(known)} for known in ARCHITECTURES.values()]
+    return {"data": data, "first_id": data[0]["id"], "last_id": data[-1]["id"]}

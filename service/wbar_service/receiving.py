@@ -1,0 +1,90 @@
+"""Uploads: streamed to the blob store in constant memory, hashed on the fly, kept only if the announced digest fits."""
+
+import base64
+import binascii
+import re
+
+from anyio.to_thread import run_sync
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
+
+from wbar.errors import BadRequest, DigestMismatch, TooLarge
+from wbar_store.blobs import Blobs, Received, Upload
+
+BUFFER = 1024 * 1024
+
+
+def announced_sha256(request: Request) -> str | None:
+    """The sha-256 of Repr-Digest or Content-Digest (RFC 9530) in hex, or None. Raises BadRequest if it is malformed."""
+    for name in ("repr-digest", "content-digest"):
+        found = re.search(r"(?:^|,)\s*sha-256=:([^:]*):", request.headers.get(name, ""))
+        if found is None:
+            continue
+        try:
+            digest = base64.b64decode(found.group(1), validate=True)
+        except binascii.Error:
+            raise BadRequest(f"{name} is not base64: sha-256=:<base64>:") from None
+        if len(digest) != 32:
+            raise BadRequest(f"{name} has {len(digest)} bytes; a sha-256 has 32")
+        return digest.hex()
+    return None
+
+
+async def receive(request: Request, blobs: Blobs, limit: int) -> tuple[Received, str | None]:
+    """The body (or the multipart field `file`) under a temporary name, and the file name if one was sent.
+
+    Raises TooLarge, DigestMismatch or BadRequest; then nothing is left behind.
+    """
+    expected = announced_sha256(request)
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise TooLarge(f"the body has {length} bytes and this service takes {limit}")
+    upload = await run_sync(blobs.receive)
+    try:
+        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+            filename = await _from_form(request, upload, limit)
+        else:
+            filename = None
+            await _from_stream(request, upload, limit)
+        received = await run_sync(upload.finish)
+    except ClientDisconnect:
+        await run_sync(upload.abort)
+        raise BadRequest("the connection ended before the body did: nothing was kept") from None
+    except BaseException:
+        await run_sync(upload.abort)
+        raise
+    if expected is not None and received.sha256 != expected:
+        await run_sync(blobs.discard, received.temporary)
+        raise DigestMismatch(f"announced sha-256 {expected}, received {received.sha256}: nothing was kept")
+    return received, filename
+
+
+async def _from_stream(request: Request, upload: Upload, limit: int) -> None:
+    # The event loop only gathers; hashing and writing (which release the GIL) happen a megabyte at a time in a thread.
+    parts: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        parts.append(chunk)
+        size += len(chunk)
+        if size >= BUFFER:
+            await run_sync(_write, upload, parts, limit)
+            parts, size = [], 0
+    await run_sync(_write, upload, parts, limit)
+
+
+def _write(upload: Upload, parts: list[bytes], limit: int) -> None:
+    for part in parts:
+        upload.write(part)
+    if upload.bytes > limit:
+        raise TooLarge(f"the body has more than the {limit} bytes that this service takes")
+
+
+async def _from_form(request: Request, upload: Upload, limit: int) -> str | None:
+    async with request.form(max_files=1, max_fields=16) as form:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise BadRequest("the form has no file in its field `file`")
+        while chunk := await file.read(BUFFER):
+            await run_sync(_write, upload, [chunk], limit)
+        return file.filename

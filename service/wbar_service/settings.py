@@ -1,0 +1,21 @@
+"""What the API process may be told, beyond where the store is."""
+
+from pydantic import Field
+
+from wbar_store.settings import StoreSettings
+
+GIB = 1024**3
+
+
+class ServiceSettings(StoreSettings):
+    """Read from `WBAR_…` environment variables."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, lt=65536)
+    fd: int | None = Field(None, description="A listening socket to take over, instead of host and port.")
+    max_checkpoint_bytes: int = Field(20 * GIB, gt=0)
+    max_dataset_bytes: int = Field(100 * GIB, gt=0)
+    sources: list[str] = Field(
+        default_factory=list,
+        description='Roots that datasets may be named below: ["file:///data/", "s3://bucket/sets/"].',
+    )

@@ -1,0 +1,243 @@
+"""Content-addressed bytes: streamed to a temporary name, synced, renamed to their sha256, counted before deletion.
+
+Writing: `receive` streams and hashes; `keep` gives the content its name under a hold. The caller then commits the row
+that refers to it and releases the hold, so that a deletion that runs beside it never takes the bytes away. Deleting: a
+blob goes when no row refers to it and nobody holds it; it is marked first, so that nobody can start to hold it.
+"""
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import obstore
+from obstore.store import LocalStore, ObjectStore, from_url
+from sqlalchemy import ColumnElement, and_, delete, literal, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from wbar_store.database import Database, clock, now
+from wbar_store.tables import REFERENCES, blobs
+
+CHUNK = 1024 * 1024
+ABANDONED = 3600.0  # a hold older than this belongs to a process that died
+
+
+@dataclass(frozen=True)
+class Received:
+    """Bytes under a temporary name, not yet content of anything."""
+
+    temporary: str
+    sha256: str
+    bytes: int
+
+
+class Upload:
+    """Bytes on their way in: `write` as they come, then `finish`, or `abort` and nothing is left."""
+
+    def __init__(self, blobs: "Blobs") -> None:
+        self._blobs = blobs
+        self._name = f"tmp/{secrets.token_hex(16)}"
+        self._writer = obstore.open_writer(blobs.store, self._name, buffer_size=8 * CHUNK)
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._hash.update(data)
+        self._writer.write(data)
+        self.bytes += len(data)
+
+    def finish(self) -> Received:
+        self._writer.close()
+        return Received(self._name, self._hash.hexdigest(), self.bytes)
+
+    def abort(self) -> None:
+        # A writer that is closed makes its object visible under the temporary name; it is deleted right after.
+        try:
+            self._writer.close()
+        finally:
+            self._blobs.discard(self._name)
+
+
+class Blobs:
+    """A local folder or an S3 bucket, with a table that says who holds and who refers to what."""
+
+    def __init__(self, url: str, database: Database) -> None:
+        self.database = database
+        self.root: Path | None = None
+        self.store: ObjectStore
+        parsed = urlparse(url)
+        if parsed.scheme == "file":
+            self.root = Path(unquote(parsed.path))
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.store = LocalStore(self.root)
+        else:
+            self.store = from_url(url)
+
+    # Writing.
+
+    def receive(self) -> Upload:
+        return Upload(self)
+
+    def put_file(self, path: Path) -> Received:
+        """Stream a local file in."""
+        upload = self.receive()
+        try:
+            with open(path, "rb") as file:
+                while chunk := file.read(CHUNK):
+                    upload.write(chunk)
+        except BaseException:
+            upload.abort()
+            raise
+        return upload.finish()
+
+    def discard(self, temporary: str) -> None:
+        try:
+            obstore.delete(self.store, temporary)
+        except FileNotFoundError:
+            return
+
+    @contextmanager
+    def keep(self, received: Received) -> Iterator[str]:
+        """Give the content its name and hold it while the block commits the row that refers to it."""
+        self._hold(received)
+        try:
+            self._place(received)
+            yield received.sha256
+        finally:
+            with self.database.write() as connection:
+                connection.execute(
+                    update(blobs).where(blobs.c.sha256 == received.sha256).values(holds=blobs.c.holds - 1)
+                )
+
+    def _hold(self, received: Received) -> None:
+        for _ in range(600):
+            with self.database.write() as connection:
+                statement = {"sqlite": sqlite, "postgresql": postgresql}[connection.dialect.name].insert(blobs)
+                held = connection.execute(
+                    statement.values(
+                        sha256=received.sha256, bytes=received.bytes, holds=1, touched_at=now(), deleting=False
+                    )
+                    .on_conflict_do_update(
+                        index_elements=[blobs.c.sha256],
+                        set_={"holds": blobs.c.holds + 1, "touched_at": now()},
+                        where=~blobs.c.deleting,
+                    )
+                    .returning(blobs.c.sha256)
+                ).first()
+            if held is not None:
+                return
+            # The same content is being deleted this moment; it takes milliseconds, and a dead deleter is finished for.
+            time.sleep(0.02)
+            self.finish_deletions()
+        raise TimeoutError(f"blob {received.sha256} has been in deletion for too long")
+
+    def _place(self, received: Received) -> None:
+        target = self.path(received.sha256)
+        if self.root is not None:
+            # obstore does not sync; a row must never outlive the bytes it names.
+            _sync(self.root / received.temporary)
+        obstore.rename(self.store, received.temporary, target)
+        if self.root is not None:
+            _sync((self.root / target).parent)
+            _sync((self.root / target).parent.parent)
+
+    # Reading.
+
+    @staticmethod
+    def path(sha256: str) -> str:
+        return f"sha256/{sha256[:2]}/{sha256}"
+
+    def size(self, sha256: str) -> int:
+        return int(obstore.head(self.store, self.path(sha256))["size"])
+
+    def chunks(self, sha256: str, begin: int, end: int) -> Iterator[bytes]:
+        """The bytes [begin, end) in pieces of about a megabyte."""
+        if begin >= end:
+            return
+        found = obstore.get(self.store, self.path(sha256), options={"range": (begin, end)})
+        for chunk in found.stream(min_chunk_size=CHUNK):
+            yield bytes(chunk)
+
+    def fetch(self, sha256: str, path: Path) -> None:
+        """Copy a blob to a local file, whole or not at all; hard-linked where both are on one file system."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        if self.root is None or not _link(self.root / self.path(sha256), temporary):
+            with open(temporary, "wb") as file:
+                for chunk in self.chunks(sha256, 0, self.size(sha256)):
+                    file.write(chunk)
+        os.replace(temporary, path)
+
+    def check(self) -> None:
+        """Raises OSError or an obstore error if the store cannot be reached and written."""
+        name = f"tmp/{secrets.token_hex(16)}"
+        obstore.put(self.store, name, b"wbar")
+        obstore.delete(self.store, name)
+
+    # Deleting.
+
+    def collect(self, candidates: list[str] | None = None) -> int:
+        """Delete every blob (or those of `candidates`) that no row refers to and nobody holds. Returns how many."""
+        with self.database.write() as connection:
+            stale = clock(connection) - ABANDONED
+            free = and_(~_referenced(), or_(blobs.c.holds <= 0, blobs.c.touched_at < literal(stale)))
+            chosen = select(blobs.c.sha256).where(free)
+            if candidates is not None:
+                chosen = chosen.where(blobs.c.sha256.in_(candidates))
+            # Locked first, judged again under the lock: a hold that committed in between must be seen.
+            locked = list(connection.execute(chosen.with_for_update()).scalars())
+            connection.execute(update(blobs).where(blobs.c.sha256.in_(locked), free).values(deleting=True))
+        return self.finish_deletions()
+
+    def finish_deletions(self) -> int:
+        """Delete what is marked. The row goes first, and its lock is kept until the file is gone: one finisher wins, and
+        whoever brings the content back waits for it."""
+        with self.database.read() as connection:
+            marked = list(connection.execute(select(blobs.c.sha256).where(blobs.c.deleting)).scalars())
+        finished = 0
+        for sha256 in marked:
+            with self.database.write() as connection:
+                mine = connection.execute(delete(blobs).where(blobs.c.sha256 == sha256, blobs.c.deleting)).rowcount
+                if mine:
+                    self.discard(self.path(sha256))
+            finished += mine
+        return finished
+
+    def sweep_temporaries(self, older_than: timedelta = timedelta(days=1)) -> int:
+        """Delete what died halfway in."""
+        limit = datetime.now(UTC) - older_than
+        old = [
+            entry["path"]
+            for page in obstore.list(self.store, "tmp")
+            for entry in page
+            if entry["last_modified"] < limit
+        ]
+        for path in old:
+            self.discard(path)
+        return len(old)
+
+
+def _referenced() -> ColumnElement[bool]:
+    return or_(*(select(column).where(column == blobs.c.sha256).exists() for column in REFERENCES))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True

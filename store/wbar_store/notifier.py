@@ -1,0 +1,55 @@
+"""Notifications: a Celery message that carries an id and nothing else. The row is the truth; a lost message loses nothing."""
+
+from typing import Any
+
+from celery import Celery
+
+RUN_JOB = "wbar.run_job"
+INGEST = "wbar.ingest"
+QUEUES = {RUN_JOB: "train", INGEST: "ingest"}
+
+
+class Notifier:
+    """`notify` returns whether the broker took the message; where it did not, the sweeper notifies again."""
+
+    def __init__(self, broker_url: str) -> None:
+        self._celery = Celery("wbar", broker=broker_url, set_as_current=False)
+        self._celery.conf.update(
+            task_ignore_result=True,
+            broker_connection_retry_on_startup=True,
+            broker_transport_options={"socket_connect_timeout": 2, "socket_timeout": 2, "max_retries": 0},
+        )
+
+    def notify(self, task: str, object_id: str) -> bool:
+        try:
+            self._celery.send_task(task, args=[object_id], queue=QUEUES[task], retry=False, ignore_result=True)
+        except self._broker_errors():
+            return False
+        return True
+
+    def waiting(self, queue: str) -> int:
+        """Messages that no worker has taken yet. Raises if the broker does not answer."""
+        with self._celery.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
+            return int(connection.default_channel.queue_declare(queue, passive=False).message_count)
+
+    def check(self) -> None:
+        """Raises if the broker does not answer."""
+        with self._celery.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
+
+    def close(self) -> None:
+        self._celery.close()
+
+    @staticmethod
+    def _broker_errors() -> tuple[type[BaseException], ...]:
+        from kombu.exceptions import KombuError, OperationalError
+        from redis.exceptions import RedisError
+
+        return (OperationalError, KombuError, RedisError, OSError)
+
+    def __enter__(self) -> "Notifier":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

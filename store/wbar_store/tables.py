@@ -1,0 +1,225 @@
+"""The tables. Every one that a user's object lives in has a `tenant`; `wbar_store.database.Tenant` is the only filter."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+_ID = String(40)
+_SHA = String(64)
+_JSON = JSON(none_as_null=True)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("name", String(256), nullable=False),
+    Column("sha256", _SHA, nullable=False, unique=True),  # the key itself is kept nowhere
+    Column("created_at", Double, nullable=False),
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("sha256", _SHA, primary_key=True),
+    Column("bytes", BigInteger, nullable=False),
+    Column("holds", Integer, nullable=False),  # writers between putting the content and referring to it
+    Column("touched_at", Double, nullable=False),
+    Column("deleting", Boolean, nullable=False),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("name", String(256), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("format", String(16)),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", _SHA, nullable=False),
+    Column("content", _SHA),  # the uploaded bytes; null once rejected
+    Column("weights", _SHA),  # the same tensors as safetensors, which is what jobs read
+    Column("given", _JSON, nullable=False),  # architecture and num_classes as the upload named them
+    Column("parameters", BigInteger),
+    Column("tensors", Integer),
+    Column("architecture", _JSON),
+    Column("prefix", String(64)),
+    Column("projection", Boolean),
+    Column("error", _JSON),
+    Column("attempts", Integer, nullable=False),
+    Column("notified_at", Double),
+    Column("lease_until", Double),  # while a worker judges it
+    Column("created_at", Double, nullable=False),
+    Index(None, "tenant", "id"),
+    Index(None, "status"),
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("name", String(256), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("task", String(32), nullable=False),
+    Column("source", String(1024)),
+    Column("options", _JSON, nullable=False),
+    Column("bytes", BigInteger),
+    Column("sha256", _SHA),
+    Column("content", _SHA),  # the uploaded archive until it is packed; null afterwards
+    Column("packed", _SHA),
+    Column("summary", _JSON),  # classes, image, splits, mean, std, held_out, warnings
+    Column("error", _JSON),
+    Column("attempts", Integer, nullable=False),
+    Column("notified_at", Double),
+    Column("lease_until", Double),  # while a worker judges it
+    Column("created_at", Double, nullable=False),
+    Index(None, "tenant", "id"),
+    Index(None, "status"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("name", String(256)),
+    Column("status", String(16), nullable=False),
+    Column("checkpoint", _ID, ForeignKey("checkpoints.id"), nullable=False),
+    Column("dataset", _ID, ForeignKey("datasets.id"), nullable=False),
+    Column("method", _JSON, nullable=False),
+    Column("recipe", _JSON, nullable=False),
+    Column("classes", _JSON),
+    Column("seed", BigInteger, nullable=False),
+    Column("flatness", Boolean, nullable=False, server_default=false()),
+    Column("swag", Integer, nullable=False, server_default="0"),
+    Column("metadata", _JSON, nullable=False),
+    Column("progress", _JSON),
+    Column("result", _JSON),
+    Column("weights", _SHA),
+    Column("weights_pytorch", _SHA),
+    Column("report", _SHA),
+    Column("error", _JSON),
+    Column("attempts", Integer, nullable=False),  # the fence: raised by every claim, carried by every later write
+    Column("losses", Integer, nullable=False),  # attempts in a row that died without getting further
+    Column("lease_until", Double),
+    Column("notified_at", Double),
+    Column("stop", String(16)),  # pause, asked for and not yet answered
+    Column("state", _SHA),  # the last phase end's resumable state
+    Column("state_step", Integer),
+    Column("last_event", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    Index(None, "tenant", "id"),
+    Index(None, "status", "lease_until"),
+    Index(None, "checkpoint"),
+    Index(None, "dataset"),
+)
+
+job_metadata = Table(
+    "job_metadata",
+    metadata,
+    Column("job", _ID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("value", String(512), nullable=False),
+    Index(None, "key", "value"),
+)
+
+# What a soup is made of; `jobs.checkpoint` is every job's start.
+job_checkpoints = Table(
+    "job_checkpoints",
+    metadata,
+    Column("job", _ID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("checkpoint", _ID, primary_key=True),
+    Index(None, "checkpoint"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("job", _ID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("type", String(16), nullable=False),
+    Column("data", _JSON, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+metrics = Table(
+    "metrics",
+    metadata,
+    Column("job", _ID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("point", _JSON, nullable=False),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("job", _ID, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("metrics", _JSON, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", _SHA, nullable=False),
+    Column("created_at", Double, nullable=False),
+    UniqueConstraint("job", "n"),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("key", String(256), primary_key=True),
+    Column("fingerprint", _SHA, nullable=False),
+    Column("status", Integer),  # null while the first request is still at work
+    Column("body", Text),
+    Column("created_at", Double, nullable=False),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", String(256), primary_key=True),
+    Column("queue", String(16), nullable=False),
+    Column("device", String(16), nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("seen_at", Double, nullable=False),
+)
+
+# Every column that keeps a blob alive. A blob that none of them names is deleted.
+REFERENCES = (
+    checkpoints.c.content,
+    checkpoints.c.weights,
+    datasets.c.content,
+    datasets.c.packed,
+    jobs.c.weights,
+    jobs.c.weights_pytorch,
+    jobs.c.report,
+    jobs.c.state,
+    snapshots.c.sha256,
+)

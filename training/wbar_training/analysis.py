@@ -1,0 +1,212 @@
+"""What is measured when training is over: the snapshots as a Gaussian (SWAG), and the loss around the start and w̄.
+
+Everything is read from the files that the job made, so that a resumed attempt measures the same.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wbar.errors import Diverged
+from wbar.jobs import Eigenvalue, EpochPoint, Flatness, Interpolation, Line, Plane, PlanePoint, Score
+from wbar_averaging import (
+    SWAG,
+    Epoch,
+    bayesian_average,
+    distances,
+    filter_normalized_direction,
+    interpolate,
+    line,
+    plane,
+    sharpness,
+    surface,
+    top_eigenvalue,
+)
+from wbar_training.data.packed import Split
+from wbar_training.draws import key, permutation
+from wbar_training.evaluate import even_slices, score
+from wbar_training.meter import Reporter
+from wbar_training.setting import Setting
+
+RANK = 20  # Maddox et al. 2019, section 5
+IMAGES = 512  # training images that the loss is measured on, and BatchNorm recomputed from, at every point
+BATCH = 256
+ALPHAS = tuple(step / 4 for step in range(-4, 9))
+POSITIONS = tuple(step / 10 for step in range(-10, 11))
+SIDE = 9  # points along a side of the plane
+GRADIENTS = 20  # of the ascent that looks for the sharpest corner
+HESSIAN_STEPS = 30
+HESSIAN_TOLERANCE = 0.01
+
+
+T = TypeVar("T")
+
+
+def attempted(reporter: Reporter, what: str, measure: Callable[[], T]) -> T | None:
+    """What `measure` finds; None, said in the job's log, where it cannot be measured: the weights are there already."""
+    try:
+        return measure()
+    except (Diverged, ValueError) as error:
+        reporter.log("warning", f"{what} could not be measured: {error}")
+        return None
+
+
+def flatness_images(setting: Setting) -> int:
+    """About how many images `measure_flatness` sends through the network, gradients counted as the meter does."""
+    images = min(IMAGES, len(setting.train))
+    points = len(ALPHAS) + 2 * len(POSITIONS) + SIDE * SIDE
+    held_out = len(ALPHAS) * min(2 * IMAGES, len(setting.val))
+    return points * 2 * images + held_out + 3 * (GRADIENTS + 2 * HESSIAN_STEPS) * images
+
+
+def bayesian_score(setting: Setting, snapshots: Sequence[Mapping[str, Tensor]], samples: int) -> Score:
+    """The Bayesian average of `samples` weights drawn from the snapshots' Gaussian, BatchNorm recomputed for each."""
+    swag = SWAG(setting.probe, rank=min(RANK, len(snapshots)))
+    for snapshot in snapshots:
+        swag.update(snapshot)
+    probabilities = bayesian_average(
+        setting.probe,
+        swag,
+        lambda model: setting.predict(model).probabilities,
+        samples=samples,
+        seed=key(setting.plan.seed, "swag", 0),
+        recompute=setting.recompute,
+    )
+    return score(probabilities, setting.val.labels)
+
+
+def measure_flatness(
+    setting: Setting, last: Mapping[str, Tensor], averaged: Mapping[str, Tensor], epochs: Sequence[Epoch]
+) -> Flatness:
+    """Distances, sharpness, curvature, and the loss between and around the start, the last snapshot and w̄.
+
+    last, averaged: whole state dicts of the network. Raises Diverged or ValueError where the loss is not finite at one of
+    the arms; where it is not at a point between or around them, that point is null.
+    """
+    arms = {"start": setting.start(), "last": last, "averaged": averaged}
+    start, end = arms["start"], arms["averaged"]
+    away = distances(start, end)
+    around = _Around(setting)
+    return Flatness(
+        images=len(around.split),
+        distance=away.total,
+        distance_by_layer=away.layers,
+        length_by_layer=distances({name: torch.zeros_like(t) for name, t in start.items()}, start).layers,
+        epochs=[EpochPoint(epoch=e.epoch, distance=e.distance, median_update=e.median_update) for e in epochs],
+        sharpness={name: around.sharpness(tensors) for name, tensors in arms.items()},
+        top_eigenvalue={name: around.eigenvalue(tensors) for name, tensors in arms.items()},
+        interpolation=around.between(start, end),
+        line=around.line({"start": start, "averaged": end}),
+        plane=around.plane(arms),
+    )
+
+
+class _Around:
+    """The probe network put at one point after another, and what the loss is there."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.probe, self.seed = setting, setting.probe, setting.plan.seed
+        chosen = permutation(len(setting.train), self.seed, "flatness")[:IMAGES]
+        images = setting.train.images[chosen.to(setting.train.images.device)].cpu()
+        self.split = Split(images, setting.train.labels[chosen].cpu())
+        held_out = permutation(len(setting.val), self.seed, "flatness-val")[: 2 * IMAGES]
+        self.val = Split(setting.val.images[held_out], setting.val.labels[held_out])
+        self._lost = False
+        self._losses = [self._loss_on(part) for part in even_slices(len(chosen), BATCH)]
+
+    def _loss_on(self, part: slice) -> "_BatchLoss":
+        inputs = self.setting.prepare.plain(self.split.images[part])
+        return _BatchLoss(self.setting, inputs, self.split.labels[part].to(inputs.device))
+
+    def sharpness(self, tensors: Mapping[str, Tensor]) -> float:
+        self.probe.load_state_dict(tensors)
+        return sharpness(self.probe, self._losses, steps=GRADIENTS, seed=self.seed).percent
+
+    def eigenvalue(self, tensors: Mapping[str, Tensor]) -> Eigenvalue:
+        self.probe.load_state_dict(tensors)
+        found = top_eigenvalue(
+            self.probe, self._losses, seed=self.seed, tolerance=HESSIAN_TOLERANCE, max_steps=HESSIAN_STEPS
+        )
+        relative = found.residual / abs(found.value) if found.value else found.residual
+        return Eigenvalue(value=found.value, residual=relative, converged=found.converged)
+
+    def between(self, start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> Interpolation:
+        found = interpolate(self.probe, start, end, self._both, ALPHAS, self._recompute)
+        return Interpolation(alphas=found.positions, **{name: _finite(values) for name, values in found.values.items()})
+
+    def line(self, centres: Mapping[str, Mapping[str, Tensor]]) -> Line:
+        losses = {}
+        for name, centre in centres.items():
+            direction = filter_normalized_direction(centre, self.seed)
+            losses[name] = line(self.probe, centre, direction, self._train, POSITIONS, self._recompute).values[
+                "train_loss"
+            ]
+        return Line(positions=list(POSITIONS), loss=losses)
+
+    def plane(self, arms: Mapping[str, Mapping[str, Tensor]]) -> Plane | None:
+        try:
+            through = plane(arms["start"], arms["averaged"], arms["last"])
+        except ValueError:
+            return None  # one cycle: w̄ is the last snapshot, and three points need be no plane
+        points = [
+            PlanePoint(name=name, x=x, y=y) for name, (x, y) in ((n, through.coordinates(t)) for n, t in arms.items())
+        ]
+        if max(point.y for point in points) < 1e-3 * max(point.x for point in points):
+            return None  # of rounding only
+        xs, ys = (_frame([getattr(point, axis) for point in points]) for axis in ("x", "y"))
+        found = surface(
+            self.probe, through.origin, through.x_direction, through.y_direction, self._train, xs, ys, self._recompute
+        )
+        return Plane(xs=xs, ys=ys, loss=[_finite(row) for row in found.values["train_loss"]], points=points)
+
+    def _recompute(self, model: nn.Module) -> None:
+        self._lost = False
+        try:
+            self.setting.recompute(model, IMAGES)
+        except Diverged:
+            self._lost = True  # far outside, where activations overflow: the point has no loss
+
+    def _train(self, model: nn.Module) -> dict[str, float]:
+        return {"train_loss": self._score(model, self.split).loss}
+
+    def _both(self, model: nn.Module) -> dict[str, float]:
+        held_out = self._score(model, self.val)
+        return self._train(model) | {"val_loss": held_out.loss, "val_accuracy": held_out.accuracy}
+
+    def _score(self, model: nn.Module, split: Split) -> Score:
+        if not self._lost:
+            try:
+                return self.setting.score(self.setting.predict(model, split), split)
+            except Diverged:
+                pass
+        return Score(accuracy=math.nan, loss=math.nan, ece=math.nan)
+
+
+class _BatchLoss:
+    """The mean loss on one batch, as a function of the network: no augmentation, no autocast, eval mode is the caller's."""
+
+    def __init__(self, setting: Setting, inputs: Tensor, labels: Tensor) -> None:
+        self._setting, self._inputs, self._labels = setting, inputs, labels
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        self._setting.tick("report", len(self._labels))
+        logits = model(self._inputs)
+        if self._labels.dim() > 1:
+            return F.binary_cross_entropy_with_logits(logits, self._labels.float())
+        return F.cross_entropy(logits, self._labels)
+
+
+def _frame(values: Sequence[float]) -> list[float]:
+    """SIDE points that begin and end a third of the span outside the values."""
+    low, high = min(values), max(values)
+    margin = (high - low) / 3
+    step = (high - low + 2 * margin) / (SIDE - 1)
+    return [low - margin + step * index for index in range(SIDE)]
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values]

@@ -1,0 +1,1 @@
+"""The images of one job: packed splits, augmentation, and how batches reach the device."""

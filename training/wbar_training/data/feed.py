@@ -1,0 +1,116 @@
+"""From indices of training images to inputs: a gather and one pass over the batch where images have one size; where each
+image is handled by itself (a JPEG's random box, a policy's operations), DataLoader workers do it ahead of the training.
+
+Every draw is a function of (seed, purpose, index, place in the batch): the number of workers changes nothing.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from wbar.recipe import Augment
+from wbar_training.data import crops
+from wbar_training.data.augment import FLIPS, POLICIES, RESIZED, Preparer, pad_crop
+from wbar_training.data.packed import Encoded, Split
+from wbar_training.draws import key
+
+
+@dataclass(frozen=True)
+class Request:
+    """A batch: which images, and what its draws are for."""
+
+    chosen: Tensor
+    purpose: str
+    index: int
+
+
+class Feed:
+    """The training images of a job. loaders: DataLoader workers for what is done one by one; 0: in this process."""
+
+    def __init__(self, split: Split, prepare: Preparer, encoded: Encoded | None, loaders: int) -> None:
+        self.split, self.prepare, self.loaders = split, prepare, loaders
+        augment = prepare.augment
+        single = augment in POLICIES or (encoded is not None and augment in RESIZED)
+        size = (split.images.shape[-2], split.images.shape[-1])
+        self._single = OneByOne(split.images, encoded, augment, prepare.seed, size) if single else None
+
+    def inputs(self, request: Request) -> Tensor:
+        """The inputs of one batch, made here and now."""
+        if self._single is None:
+            images = self.split.images[request.chosen.to(self.split.images.device)]
+            return self.prepare.augmented(images, request.purpose, request.index)
+        images = torch.stack([self._single[one] for one in _ones(request)])
+        return self.prepare.finished(images, request.purpose, request.index)
+
+    def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and indices of batch after batch, the next ones made while the last is trained on."""
+        if self._single is None or self.loaders == 0:
+            yield from ((self.inputs(request), request.chosen) for request in requests)
+            return
+        asked: list[Request] = []
+
+        def batches() -> Iterator[list[One]]:
+            for request in requests:
+                asked.append(request)
+                yield _ones(request)
+
+        # forkserver: this process has threads, which a fork would copy half-way through what they do.
+        loader: DataLoader[Tensor] = DataLoader(
+            self._single,
+            batch_sampler=batches(),  # any iterable of lists
+            num_workers=self.loaders,
+            multiprocessing_context="forkserver",
+            pin_memory=self.prepare.device.type == "cuda",
+        )
+        for images in loader:
+            request = asked.pop(0)
+            yield self.prepare.finished(images, request.purpose, request.index), request.chosen
+
+
+class One(NamedTuple):
+    image: int
+    seed: int
+
+
+def _ones(request: Request) -> list[One]:
+    # The key needs the job's seed, which OneByOne adds.
+    purpose = f"{request.purpose}/{request.index}"
+    return [One(image, key(0, purpose, place)) for place, image in enumerate(request.chosen.tolist())]
+
+
+class OneByOne(Dataset[Tensor]):
+    """Image after image, decoded or gathered, cropped and changed: (C, H, W) uint8."""
+
+    def __init__(
+        self, images: Tensor, encoded: Encoded | None, augment: Augment, seed: int, size: tuple[int, int]
+    ) -> None:
+        self.images = images.cpu() if encoded is None or augment not in RESIZED else None
+        self.encoded, self.augment, self.seed, self.size = encoded, augment, seed, size
+        self.policy = {"rand_augment": v2.RandAugment(), "trivial_augment": v2.TrivialAugmentWide()}.get(augment)
+
+    def __getitem__(self, one: One) -> Tensor:
+        draws = torch.Generator().manual_seed(one.seed ^ self.seed)
+        if self.policy is None:
+            return self._box(one.image, draws)
+        assert self.images is not None
+        image = pad_crop(self.images[one.image : one.image + 1], draws, flip=True)[0]
+        # torchvision's policies draw from the global generator: it is lent for this image, and given back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(one.seed ^ self.seed)
+            changed: Tensor = self.policy(image)
+        return changed
+
+    def _box(self, index: int, draws: torch.Generator) -> Tensor:
+        assert self.encoded is not None
+        image = self.encoded.decoded(index)
+        box = crops.boxes(1, image.shape[-2], image.shape[-1], draws)[0].long().tolist()
+        cropped: Tensor = functional.resized_crop(image, *box, size=list(self.size), antialias=True)
+        if self.augment in FLIPS and bool(torch.rand((), generator=draws) < 0.5):
+            cropped = cropped.flip(-1)
+        return cropped

@@ -1,0 +1,53 @@
+"""Two images in one: mixup blends them, CutMix puts a box of one into the other; the loss weighs both labels.
+
+mixup    x̃ = λx + (1 − λ)x′,  λ ~ Beta(α, α), one per batch                       (Zhang et al. 2018, equation 1)
+CutMix   a box of (1 − λ) of the area from x′, at a uniform centre; λ is then what is left of x   (Yun et al. 2019)
+"""
+
+import torch
+from torch import Tensor
+
+from wbar.recipe import Recipe
+from wbar_training.draws import generator, key
+from wbar_training.losses import Target
+
+
+def mix(recipe: Recipe, inputs: Tensor, labels: Tensor, seed: int, step: int) -> tuple[Tensor, Target]:
+    """The batch of a step as the recipe mixes it; inputs: (B, C, H, W) normalized. Draws depend on (seed, step) alone."""
+    if recipe.mixup is None and recipe.cutmix is None:
+        return inputs, Target(labels)
+    draws = generator(seed, "mix", step)
+    cut = recipe.mixup is None or (recipe.cutmix is not None and bool(torch.rand((), generator=draws) < 0.5))
+    alpha = recipe.cutmix if cut else recipe.mixup
+    assert alpha is not None
+    share = _beta(alpha, seed, step)
+    other = torch.randperm(len(inputs), generator=draws)
+    if cut:
+        inputs, share = _paste(inputs, inputs[other], share, draws)
+    else:
+        inputs = inputs * share + inputs[other] * (1 - share)
+    return inputs, Target(labels, labels[other.to(labels.device)], share)
+
+
+def _beta(alpha: float, seed: int, step: int) -> float:
+    # torch's Beta takes no generator; the global one is set for this draw and put back.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "beta", step))
+        return torch.distributions.Beta(torch.tensor(alpha).double(), torch.tensor(alpha).double()).sample().item()
+
+
+def _paste(inputs: Tensor, others: Tensor, share: float, draws: torch.Generator) -> tuple[Tensor, float]:
+    height, width = inputs.shape[-2:]
+    side = (1 - share) ** 0.5
+    centre = torch.rand(2, generator=draws)
+    top, bottom = _span(height, side, centre[0].item())
+    left, right = _span(width, side, centre[1].item())
+    pasted = inputs.clone()
+    pasted[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
+    return pasted, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _span(length: int, side: float, centre: float) -> tuple[int, int]:
+    """A stretch of side·length around a place in it, cut off at the edges."""
+    middle, half = int(centre * length), int(side * length) // 2
+    return max(0, middle - half), min(length, middle + half)

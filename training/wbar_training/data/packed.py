@@ -1,0 +1,163 @@
+"""A packed dataset becomes two splits, each one uint8 tensor of images of one size and one tensor of labels.
+
+The packed file (see `wbar_training.uploads.dataset_archives`) is a safetensors file that holds, per split, either `images`
+(N, C, H, W) or, where the images have many sizes, their encoded files end to end in `encoded` with `offsets`; and `labels`. The
+file's metadata names classes, statistics and shape.
+"""
+
+import io
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from wbar_training.data.crops import HELD_OUT
+
+FORMATS = ("JPEG", "PNG", "WEBP")  # of Pillow's many decoders, some of which run other programs
+IN_MEMORY = 4 * 1024**3  # a split larger than this lives in a file that the system pages in
+
+
+@dataclass(frozen=True)
+class Split:
+    """images: (N, C, H, W) uint8; labels: (N,) int64, outputs of the network, or (N, outputs) uint8, 0 and 1 for each."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split whose images have many sizes: their files end to end, file i from offsets[i] to offsets[i + 1]."""
+
+    data: Tensor
+    offsets: Tensor
+    channels: int
+
+    def decoded(self, index: int) -> Tensor:
+        """Image `index` at its own size, (channels, H, W) uint8."""
+        begin, end = self.offsets[index : index + 2].tolist()
+        return decode(self.data[begin:end].numpy().tobytes(), self.channels)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a packed file says of itself."""
+
+    classes: list[str]
+    channels: int
+    height: int
+    width: int
+    mean: list[float]
+    std: list[float]
+    images: dict[str, int]
+    held_out: list[int] | None  # indices into the archive's train/ images, where it had no val/
+    warnings: list[str]
+
+    @classmethod
+    def read(cls, path: Path) -> "Packed":
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata()
+        values: dict[str, Any] = json.loads(metadata["wbar.dataset"])
+        return cls(**values)
+
+
+def load_encoded(path: Path, split: str) -> Encoded | None:
+    """The split's files, where its images have many sizes."""
+    with safe_open(path, framework="pt") as file:
+        if f"{split}.encoded" not in set(file.keys()):
+            return None
+        channels = Packed.read(path).channels
+        return Encoded(file.get_tensor(f"{split}.encoded"), file.get_tensor(f"{split}.offsets"), channels)
+
+
+def load_split(
+    path: Path, split: str, image_size: tuple[int, int], order: list[int] | None, centre: bool = False, outputs: int = 0
+) -> Split:
+    """One split at the job's image size (bilinear with antialias where it differs from the stored one).
+
+    order: for each class of the dataset, the network's output index; None: the same order. centre: the short side to 8/7
+    of the size, then the centre (256 and 224 pixels, say); else both sides to the size. outputs: of the network, where an
+    image has several labels.
+    """
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+        labels = file.get_tensor(f"{split}.labels")
+        if f"{split}.images" in names:
+            images = file.get_tensor(f"{split}.images")
+            if centre or tuple(images.shape[-2:]) != image_size:
+                images = _resized(images, image_size, centre)
+        else:
+            encoded = load_encoded(path, split)
+            assert encoded is not None
+            images = _decoded(encoded, image_size, centre)
+    if order is not None and labels.dim() == 1:
+        labels = torch.tensor(order, dtype=torch.int64)[labels]
+    elif order is not None:
+        labels = torch.zeros(len(labels), outputs, dtype=labels.dtype).index_copy_(1, torch.tensor(order), labels)
+    elif labels.dim() > 1 and labels.shape[1] < outputs:
+        labels = torch.nn.functional.pad(labels, (0, outputs - labels.shape[1]))
+    return Split(images, labels)
+
+
+def _allocate(shape: tuple[int, ...]) -> Tensor:
+    size = int(np.prod(shape, dtype=np.int64))
+    if size <= IN_MEMORY:
+        return torch.empty(shape, dtype=torch.uint8)
+    # The name goes at once, so that the space returns however the process ends.
+    with tempfile.NamedTemporaryFile(prefix="wbar-images-") as file:
+        return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
+
+
+def _fitted(images: Tensor, size: tuple[int, int], centre: bool) -> Tensor:
+    """(…, C, H, W) uint8 at `size`."""
+    if not centre:
+        squashed: Tensor = transforms.resize(images, list(size), antialias=True)
+        return squashed
+    height, width = images.shape[-2:]
+    scale = max(size[0] / height, size[1] / width) * HELD_OUT
+    larger = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
+    cut: Tensor = transforms.center_crop(transforms.resize(images, larger, antialias=True), list(size))
+    return cut
+
+
+def _resized(images: Tensor, size: tuple[int, int], centre: bool) -> Tensor:
+    out = _allocate((len(images), images.shape[1], *size))
+    for start in range(0, len(images), 512):
+        out[start : start + 512] = _fitted(images[start : start + 512], size, centre)
+    return out
+
+
+def _decoded(encoded: Encoded, size: tuple[int, int], centre: bool) -> Tensor:
+    out = _allocate((len(encoded.offsets) - 1, encoded.channels, *size))
+    for index in range(len(out)):
+        out[index] = _fitted(encoded.decoded(index), size, centre)
+    return out
+
+
+def decode(data: bytes, channels: int) -> Tensor:
+    """One encoded image as a (channels, H, W) uint8 tensor. Raises what Pillow raises for a broken one."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        pixels = np.array(_eight_bit(image, channels))
+    return torch.from_numpy(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1).copy())
+
+
+def is_grey(image: Image.Image) -> bool:
+    return image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+
+
+def _eight_bit(image: Image.Image, channels: int) -> Image.Image:
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
+        # Pillow clips 16-bit values at 255; scale them as every viewer does.
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    return image.convert("L" if channels == 1 else "RGB")

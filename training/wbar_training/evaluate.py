@@ -1,0 +1,141 @@
+"""The arms: how well weights do on held-out images, in accuracy, negative log-likelihood and calibration."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wbar.jobs import Score, Verdict
+from wbar_training.data.augment import Preparer
+from wbar_training.data.packed import Split
+from wbar_training.distributed.ranks import Ranks
+
+BINS = 15
+PIXELS_PER_BATCH = 2**20  # a BatchNorm batch holds about this many pixels of input
+EVALUATION_PIXELS = 2**24
+EVALUATION_BATCH = 256  # larger ones are slower on a CPU (they leave its caches) and no faster on a GPU
+
+
+def forward_batch(image_size: tuple[int, int]) -> int:
+    """Images in a BatchNorm batch: a function of the image size alone, so that the hardware never changes a result."""
+    return max(128, min(2048, PIXELS_PER_BATCH // (image_size[0] * image_size[1])))
+
+
+def even_slices(count: int, most: int) -> Iterator[slice]:
+    """range(count) in the fewest slices of at most `most`, as equal as possible: no tiny last batch."""
+    parts = -(-count // most)
+    for part in range(parts):
+        yield slice(count * part // parts, count * (part + 1) // parts)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """probabilities: (N, classes) float32; losses: (N,) float64, −log p of the label; on the CPU."""
+
+    probabilities: Tensor
+    losses: Tensor
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    split: Split,
+    prepare: Preparer,
+    autocast: torch.dtype | None,
+    tick: Callable[[int], None],
+    augment_for: str | None = None,
+) -> Outputs:
+    """Softmax outputs and per-image losses on a whole split, in eval mode; `tick(images)` after every batch.
+
+    augment_for: augmented as training images are, with the draws of this purpose; by default as they are.
+    """
+    was_training = model.training
+    model.eval()
+    probabilities, losses = [], []
+    height, width = split.images.shape[-2:]
+    ranks = Ranks.here()
+    chunks = even_slices(len(split), max(8, min(EVALUATION_BATCH, EVALUATION_PIXELS // (height * width))))
+    mine = list(enumerate(chunks))
+    for index, chunk in mine[ranks.share(len(mine))]:
+        images = split.images[chunk]
+        inputs = prepare.plain(images) if augment_for is None else prepare.augmented(images, augment_for, index)
+        with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
+            logits = model(inputs)
+        found, own = _outputs(logits.double().cpu(), split.labels[chunk].cpu())
+        probabilities.append(found)
+        losses.append(own)
+        tick(len(inputs))
+    model.train(was_training)
+    every = ranks.gathered((probabilities, losses))
+    return Outputs(torch.cat([p for one, _ in every for p in one]), torch.cat([x for _, one in every for x in one]))
+
+
+def _outputs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities, float32, and the loss of each image: −log p of its class, or of several labels their mean −log p."""
+    if labels.dim() == 1:
+        logs = torch.log_softmax(logits, dim=1)
+        return logs.exp().float(), -logs.gather(1, labels[:, None]).squeeze(1)
+    losses = F.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none").mean(dim=1)
+    return logits.sigmoid().float(), losses
+
+
+def score(probabilities: Tensor, labels: Tensor, losses: Tensor | None = None) -> Score:
+    """Accuracy, mean NLL and ECE; the losses follow from the probabilities where they are not given.
+
+    Of several labels: the share of right answers, and the average precision of each class that some image has.
+    """
+    if labels.dim() > 1:
+        return _score_of_labels(probabilities, labels, losses)
+    confidence, predicted = probabilities.max(dim=1)
+    correct = predicted == labels
+    if losses is None:
+        losses = -probabilities.gather(1, labels[:, None]).squeeze(1).double().clamp_min(1e-300).log()
+    return Score(
+        accuracy=correct.double().mean().item(),
+        loss=losses.mean().item(),
+        ece=calibration_error(confidence, correct),
+    )
+
+
+def _score_of_labels(probabilities: Tensor, labels: Tensor, losses: Tensor | None) -> Score:
+    from sklearn.metrics import average_precision_score  # seconds to import, and for this task only
+
+    p, y = probabilities.double(), labels.double()
+    if losses is None:
+        # As for classes: nothing is infinite that was rounded to 0.
+        losses = -(y * p.clamp_min(1e-300).log() + (1 - y) * (1 - p).clamp_min(1e-300).log()).mean(dim=1)
+    by_class = [
+        float(average_precision_score(y[:, k].numpy(), p[:, k].numpy())) if bool(y[:, k].any()) else None
+        for k in range(y.shape[1])
+    ]
+    known = [value for value in by_class if value is not None]
+    correct = (p > 0.5) == (y > 0.5)
+    confidence = torch.maximum(p, 1 - p)
+    return Score(
+        accuracy=correct.double().mean().item(),
+        loss=losses.mean().item(),
+        ece=calibration_error(confidence.flatten(), correct.flatten()),
+        map=sum(known) / len(known) if known else None,
+        average_precision=by_class,
+    )
+
+
+def calibration_error(confidence: Tensor, correct: Tensor) -> float:
+    """Expected calibration error over 15 equal bins of confidence (Guo et al. 2017, equation 3)."""
+    bins = (confidence.double() * BINS).ceil().sub(1).clamp(0, BINS - 1).long()
+    gaps = torch.zeros(BINS, dtype=torch.float64)
+    gaps.index_add_(0, bins, confidence.double() - correct.double())
+    return (gaps.abs().sum() / len(confidence)).item()
+
+
+def verdict(averaged: Tensor, start: Tensor) -> Verdict:
+    """The paired per-image losses compared: `better` below −2 standard errors of the mean difference, `worse` above +2."""
+    difference = averaged.double() - start.double()
+    mean = difference.mean().item()
+    error = difference.std(unbiased=True).item() / sqrt(len(difference)) if len(difference) > 1 else 0.0
+    if mean < -2 * error:
+        return "better"
+    return "worse" if mean > 2 * error else "same"

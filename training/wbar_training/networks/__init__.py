@@ -1,0 +1,1 @@
+"""Networks: catalog name -> module, recognition of a checkpoint, loading, fresh layers."""

@@ -1,0 +1,97 @@
+"""The resumable state: everything a job needs to go on with the same bits, in one file, written whole or not at all."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wbar import __version__
+from wbar.method import Start
+
+
+class OtherState(Exception):
+    """The state is of no use to this work; the message says why."""
+
+
+@dataclass
+class Results:
+    """What the evaluations found so far; grows by one point per cycle."""
+
+    start: dict[str, float] | None = None
+    start_recomputed: dict[str, float] | None = None
+    start_losses: Tensor | None = None  # (held-out images,) float64
+    averaged_losses: Tensor | None = None  # the same, of the latest w̄
+    probabilities: Tensor | None = None  # (held-out images, classes) float64, the sum over the snapshots
+    snapshots: list[dict[str, float]] = field(default_factory=list)
+    averaged: list[dict[str, float]] = field(default_factory=list)
+    start_train_accuracy: float | None = None  # on training images as they are; what a back-off compares with
+    trough_train_accuracy: float | None = None
+    kind: Start = "underfit"  # what `auto` found the start to be
+    backed_off: int = 0
+    best: float | None = None  # of early stopping: the lowest loss of w̄, and the snapshots since
+    waited: int = 0
+    stopped_at: int | None = None
+    discarded_steps: int = 0  # taken before the latest back-off
+    discarded_epochs: int = 0
+
+
+@dataclass
+class State:
+    """step: optimizer steps taken. The rest is what those steps left behind; no generator (see `wbar_training.draws`)."""
+
+    step: int
+    model: dict[str, Tensor]
+    stepper: dict[str, Any]  # optimizer and loss scale
+    average: dict[str, Any]
+    anchor: list[Tensor]  # w̄ as the pull sees it: as it was at the last snapshot
+    meter: dict[str, Any]
+    results: Results
+    run: str
+    threads: int
+    trajectory: dict[str, Any] | None = None
+
+
+def path_of(scratch: Path, step: int) -> Path:
+    """Where the state after `step` steps lies; the name carries the step, so that a worker can choose without torch."""
+    return scratch / f"state-{step:010d}.pt"
+
+
+def step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("state-"))
+
+
+def latest(scratch: Path) -> Path | None:
+    """The state with the most steps in a job's scratch folder."""
+    return max(scratch.glob("state-*.pt"), key=step_of, default=None)
+
+
+def save(scratch: Path, state: State, keep: Path | None = None) -> Path:
+    """Write the state, synced and renamed into place, and delete the older ones except `keep`."""
+    path = path_of(scratch, state.step)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    document = {**vars(state), "results": vars(state.results), "version": __version__}
+    with open(temporary, "wb") as file:
+        torch.save(document, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    for old in scratch.glob("state-*.pt"):
+        if step_of(old) < state.step and old != keep:
+            old.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path, run: str, device: torch.device) -> State:
+    """The state in `path`. Raises OtherState if it cannot be read, or belongs to other work or another wbar."""
+    try:
+        document = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        # A damaged file surfaces as almost any exception; all mean that this state cannot be used.
+        raise OtherState(f"{path.name} cannot be read ({type(error).__name__})") from error
+    if document.pop("version") != __version__ or document["run"] != run:
+        raise OtherState(f"{path.name} was written by another version of wbar or for another job")
+    results: dict[str, Any] = document.pop("results")
+    return State(**document, results=Results(**results))

@@ -1,0 +1,137 @@
+"""One optimizer step: the batch in parts, the loss's gradient, the pull, the clip, the update.
+
+for every part:  L_part ← forward;  backward of scale·L_part       (scale: 1 but in float16)
+g ← Σ parts / scale;  g ← g + 2λ(w − w̄);  g ← g·min(1, θ/‖g‖);  w ← optimizer(g)
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+
+from wbar_averaging import add_folded_pull_gradient, add_pull_gradient, can_fold_pull, distance, fold_pull
+from wbar_training.distributed.ranks import Ranks
+from wbar_training.draws import key
+from wbar_training.evaluate import even_slices
+from wbar_training.losses import Loss, Target, correct
+from wbar_training.optim import make_optimizer
+from wbar_training.plan import Plan
+from wbar_training.teachers import Teachers
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a step found: loss and right answers of the batch, on the device; the rest where it was asked for."""
+
+    loss: Tensor
+    correct: Tensor
+    norm: Tensor | None = None  # of the training loss's gradient, before pull and clip
+    away: Tensor | None = None  # ‖w − w̄‖ of the w that the gradient belongs to
+
+
+class Stepper:
+    """Moves one network. forward: what is called on the inputs, `model` itself or something around it."""
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, loss: Loss, device: torch.device, teachers: Teachers | None
+    ) -> None:
+        self.plan, self.loss, self.device, self.teachers = plan, loss, device, teachers
+        self.model = model
+        self.ranks = Ranks.here()
+        self.forward = self._wrapped(model)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=plan.recipe.precision == "float16")
+        self.renew()
+
+    def _wrapped(self, model: nn.Module) -> nn.Module:
+        """What is called in training: the network, joined with the other ranks', compiled where that was asked for."""
+        if self.ranks.size > 1:
+            model = DistributedDataParallel(
+                model, device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None
+            )
+        return torch.compile(model) if self.plan.recipe.compile else model  # type: ignore[return-value]
+
+    def renew(self) -> None:
+        """A fresh optimizer, as at the start of the job."""
+        self.optimizer = make_optimizer(self.model, self.plan)
+        # The same number, one pass over the weights less; not where clipping must see the whole gradient.
+        self._folds = self.plan.grad_clip_norm is None and can_fold_pull(self.optimizer)
+        self._folded = 0.0
+
+    def take(
+        self, inputs: Tensor, target: Target, step: int, lr: float, pull: float, anchor: Sequence[Tensor], logged: bool
+    ) -> Taken:
+        """One step on one batch at the rate lr, with a pull of strength λ toward `anchor`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        found = torch.zeros(2, device=self.device)
+        images = len(inputs)
+        target = self.loss.normed(target)
+        mine = self.ranks.share(images)
+        inputs, target = inputs[mine], target.part(mine)
+        count = max(1, min(self.plan.recipe.accumulate, len(inputs) // 2))  # a part of one image has no variance
+        parts = list(even_slices(len(inputs), -(-len(inputs) // count)))
+        for index, chosen in enumerate(parts):
+            place = self.ranks.rank * len(parts) + index
+            torch.manual_seed(key(self.plan.seed, f"forward/{place}" if place else "forward", step))
+            with self._joined(index + 1 == len(parts)):
+                found += self._backward(inputs[chosen], target.part(chosen), images)
+        loss, right = self.ranks.summed(found)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) if logged else None
+        self._pull(anchor, pull)
+        if self.plan.grad_clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.plan.grad_clip_norm)
+        away = distance(self.parameters, anchor) if logged else None
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return Taken(loss, right, norm, away)
+
+    def _joined(self, last: bool) -> AbstractContextManager[None]:
+        """The ranks' gradients are averaged once, after the last part."""
+        if last or not isinstance(self.forward, DistributedDataParallel):
+            return nullcontext()
+        return self.forward.no_sync()
+
+    def _backward(self, inputs: Tensor, target: Target, images: int) -> Tensor:
+        """The part's share of loss and right answers, (2,); its gradient is added to what is there."""
+        if self.loss.penalty:
+            inputs = inputs.detach().requires_grad_(True)
+        if self.teachers is not None:
+            target = self.teachers.taught(inputs.detach(), target)
+        # The fused attention kernels have no second derivative.
+        twice = sdpa_kernel(SDPBackend.MATH) if self.loss.penalty else nullcontext()
+        with twice, torch.autocast(self.device.type, dtype=self.plan.autocast, enabled=self.plan.autocast is not None):
+            logits = self.forward(inputs)
+        if self.loss.penalty:
+            loss = self.loss.with_penalty(logits, target, images, inputs)
+        else:
+            loss = self.loss(logits, target, images)
+        # The ranks' gradients are averaged, and their losses are shares of one: hence times their number.
+        self.scaler.scale(loss * self.ranks.size).backward()  # type: ignore[no-untyped-call]
+        return torch.stack([loss.detach().float(), correct(logits.detach(), target).float()])
+
+    def _pull(self, anchor: Sequence[Tensor], strength: float) -> None:
+        if self._folds:
+            if strength != self._folded:
+                fold_pull(self.optimizer, strength)
+                self._folded = strength
+            if strength:
+                add_folded_pull_gradient(self.parameters, anchor, strength)
+        elif strength:
+            add_pull_gradient(self.parameters, anchor, strength)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "folded": self._folded}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self._folded = state["folded"]

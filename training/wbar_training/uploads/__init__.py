@@ -1,0 +1,1 @@
+"""Reading what strangers sent: checkpoint files and dataset archives. The training loop never imports this room."""

@@ -1,0 +1,33 @@
+"""`python -m wbar_worker train|ingest|sweep`: one process of the worker side.
+
+Started as a module, not as a script: multiprocessing then has no main module to import again in every attempt.
+"""
+
+import logging
+import signal
+import sys
+import threading
+
+from wbar_store.store import Store
+from wbar_worker.settings import WorkerSettings
+from wbar_worker.sweep import Sweeper
+
+
+def main(kind: str) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
+    settings = WorkerSettings()
+    if kind == "sweep":
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        store = Store.open(settings)
+        Sweeper(store, settings).run(stop)
+        store.close()
+        return
+    from wbar_worker.app import serve
+
+    serve(settings, "ingest" if kind == "ingest" else "train")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,137 @@
+"""The Celery application: two queues, a threads pool, early acknowledgement. Recovery belongs to the lease, not to it.
+
+A threads pool, because prefork's daemonic children may not have children of their own; the threads only supervise.
+"""
+
+import logging
+import os
+import queue
+import socket
+import threading
+from contextlib import nullcontext
+from typing import Any, Literal
+
+from celery import Celery
+from celery.signals import worker_ready, worker_shutting_down
+
+from wbar_store.notifier import INGEST, QUEUES, RUN_JOB
+from wbar_store.store import Store
+from wbar_worker import processes
+from wbar_worker.ingest import Ingester
+from wbar_worker.run_job import Runner
+from wbar_worker.settings import WorkerSettings
+
+log = logging.getLogger("wbar.worker")
+
+Queue = Literal["train", "ingest"]
+SEEN_SECONDS = 3.0
+
+
+def configured(settings: WorkerSettings) -> Celery:
+    app = Celery("wbar", broker=settings.broker_url)
+    app.conf.update(
+        task_ignore_result=True,
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,  # a message a busy worker sits on is a job an idle one does not get
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        task_routes={task: {"queue": name} for task, name in QUEUES.items()},
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_transport_options={"socket_connect_timeout": 5, "health_check_interval": 10},
+    )
+    return app
+
+
+def serve(settings: WorkerSettings, kind: Queue) -> None:
+    """Run a worker of one queue until SIGTERM or SIGINT; running jobs then save their state and are queued again."""
+    store = Store.open(settings)
+    draining = threading.Event()
+    machine = processes.warm_up()
+    gpus = machine["gpus"] if settings.device != "cpu" else 0
+    if settings.device == "cuda" and not gpus:
+        raise SystemExit("WBAR_DEVICE is cuda and torch sees no GPU: install the driver, or set it to cpu")
+    app = configured(settings)
+    if kind == "train":
+        slots = settings.slots or max(1, gpus)
+        _register_train(app, Runner(store, settings, draining), slots, gpus, settings)
+    else:
+        slots = settings.ingest_slots
+        ingester = Ingester(store, settings)
+        app.task(name=INGEST)(ingester.run)
+    name = f"{kind}-{os.getpid()}@{socket.gethostname()}"
+    presence = _Presence(store, name, kind, "cuda" if gpus else "cpu", slots)
+
+    def ready(**_: Any) -> None:
+        presence.start()
+        log.info("%s is ready: %d slot(s) on %s, torch %s", name, slots, presence.device, machine["torch"])
+
+    def stopping(**_: Any) -> None:
+        draining.set()
+
+    worker_ready.connect(ready, weak=False)
+    worker_shutting_down.connect(stopping, weak=False)
+    try:
+        app.worker_main(
+            ["worker", "--pool=threads", f"--concurrency={slots}", f"--queues={kind}", f"--hostname={name}",
+             "--without-gossip", "--without-mingle", "--loglevel=WARNING"]
+        )  # fmt: skip
+    finally:
+        presence.stop()
+        store.close()
+
+
+def _register_train(app: Celery, runner: Runner, slots: int, gpus: int, settings: WorkerSettings) -> None:
+    free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    for slot in range(slots):
+        free.put(slot % gpus if gpus else None)
+    taking = (
+        threading.Lock()
+    )  # a job that needs several waits alone: two that hold some and wait for more would never end
+    threads = settings.threads or max(1, settings.cpus // slots)
+
+    @app.task(name=RUN_JOB)  # type: ignore[untyped-decorator]  # Celery has no types
+    def run_job(job_id: str) -> None:
+        needed = max(1, min(runner.devices(job_id), gpus, slots)) if gpus else 1
+        taken, doubles = list[int | None](), list[int | None]()
+        with taking if needed > 1 else nullcontext():
+            while len(taken) < needed:  # with more slots than GPUs, one GPU may come twice
+                device = free.get()
+                (doubles if device in taken else taken).append(device)
+        for device in doubles:
+            free.put(device)
+        try:
+            runner.run(job_id, sorted({gpu for gpu in taken if gpu is not None}), threads)
+        finally:
+            for device in taken:
+                free.put(device)
+
+
+class _Presence(threading.Thread):
+    """Tells the store that this worker lives, for `/readyz` and for what `precision: auto` means."""
+
+    def __init__(self, store: Store, name: str, kind: str, device: str, slots: int) -> None:
+        super().__init__(name="presence", daemon=True)
+        self.device = device
+        self._row = (name, kind, device, slots)
+        self._store, self._gone = store, threading.Event()
+
+    def run(self) -> None:
+        while True:
+            try:
+                self._store.worker_seen(*self._row)
+            except Exception as error:
+                log.error("the store is not there (%s)", type(error).__name__)
+            if self._gone.wait(SEEN_SECONDS):
+                return
+
+    def stop(self) -> None:
+        self._gone.set()
+        if self.ident is None:
+            return
+        self.join(5)
+        try:
+            self._store.worker_gone(self._row[0])
+        except Exception as error:
+            log.error("could not sign off (%s)", type(error).__name__)

@@ -1,0 +1,36 @@
+"""What a worker process may be told, beyond where the store is."""
+
+import os
+from functools import cached_property
+from typing import Literal
+
+from pydantic import Field
+
+from wbar_store.settings import StoreSettings
+
+GIB = 1024**3
+
+
+class WorkerSettings(StoreSettings):
+    """Read from `WBAR_…` environment variables."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPUs where there are any.")
+    slots: int | None = Field(None, ge=1, description="Jobs at a time; default: one per GPU, one on the CPU.")
+    threads: int | None = Field(None, ge=1, description="CPU threads per job; part of what makes results repeatable.")
+    loaders: int = Field(
+        2, ge=0, description="DataLoader workers per job, where images are cropped or changed one by one."
+    )
+    lease_seconds: float = Field(20.0, gt=0, description="A job whose worker is silent for so long is queued again.")
+    save_every_seconds: float = Field(60.0, ge=0, description="At most so long between resumable states.")
+    drain_seconds: float = Field(30.0, gt=0, description="How long a stopping worker waits for states to be saved.")
+    stall_seconds: float = Field(1800.0, gt=0, description="A training process that says nothing for so long is ended.")
+    sweep_seconds: float = Field(2.0, gt=0, description="Time between two looks of the sweeper.")
+    ingest_slots: int = Field(2, ge=1, description="Uploads judged at a time.")
+    ingest_seconds: float = Field(3600.0, gt=0, description="Time limit for judging one upload.")
+    ingest_memory: int = Field(16 * GIB, gt=0, description="Memory limit for judging one upload, in bytes.")
+    archive_bytes: int = Field(20 * GIB, gt=0, description="What a dataset archive may unpack to.")
+    archive_files: int = Field(2_000_000, gt=0, description="How many files a dataset archive may hold.")
+
+    @cached_property
+    def cpus(self) -> int:
+        return len(os.sched_getaffinity(0))

@@ -1,0 +1,66 @@
+"""The sweeper: finds what nobody looks after any more, and notifies again. Safe to run in several processes."""
+
+import logging
+import shutil
+import threading
+import time
+from pathlib import Path
+
+from wbar_store.notifier import QUEUES
+from wbar_store.store import Store
+from wbar_worker.settings import WorkerSettings
+
+log = logging.getLogger("wbar.sweep")
+
+HOUSEKEEPING_SECONDS = 600.0
+ABANDONED_SECONDS = 24 * 3600.0
+
+
+class Sweeper:
+    def __init__(self, store: Store, settings: WorkerSettings) -> None:
+        self.store, self.settings = store, settings
+        self._housekept = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Look again and again until told to stop; a database or broker that is away is tried again."""
+        while not stop.is_set():
+            try:
+                self.look()
+            except Exception as error:
+                log.error(
+                    "the sweeper could not look (%s: %s)", type(error).__name__, (str(error).splitlines() or [""])[0]
+                )
+            stop.wait(self.settings.sweep_seconds)
+
+    def look(self) -> None:
+        for job_id, attempt in self.store.jobs.expired():
+            moved = self.store.jobs.lose(job_id, attempt, "its worker fell silent (killed, or cut off)")
+            log.warning("%s: attempt %d lost its lease, now %s", job_id, attempt, moved)
+        for job_id in self.store.jobs.unrung(self._empty("wbar.run_job")):
+            self.store.jobs.notify(job_id)
+        for object_id in self.store.uploads.overdue(self._empty("wbar.ingest")):
+            if not self.store.uploads.give_up(object_id):
+                self.store.uploads.notify(object_id)
+        if time.monotonic() - self._housekept > HOUSEKEEPING_SECONDS:
+            self._housekept = time.monotonic()
+            self._tidy()
+
+    def _empty(self, task: str) -> bool:
+        return self.store.notifier.waiting(QUEUES[task]) == 0
+
+    def _tidy(self) -> None:
+        for job_id in self.store.jobs.ended_with_state():
+            self.store.jobs.drop_state(job_id)
+        self.store.blobs.collect()
+        self.store.blobs.sweep_temporaries()
+        self.store.idempotency.sweep()
+        self._tidy_scratch(self.settings.scratch / "jobs")
+        for path in (self.settings.scratch / "ingest").glob("*"):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)  # of an ingest whose worker was killed
+
+    def _tidy_scratch(self, folder: Path) -> None:
+        """Working files of jobs that have ended, for instance cancelled while their worker was away."""
+        for path in folder.glob("job_*"):
+            if self.store.jobs.has_ended(path.name):
+                shutil.rmtree(path, ignore_errors=True)
