@@ -7,12 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from wbar.checkpoints import Fault
 from wbar.method import AnyMethod, CyclicSwa
 from wbar.recipe import Recipe
+from wbar.results import JobResult, Score
 from wbar.states import JobStatus
 
 StepPhase = Literal["loading", "high", "low", "batchnorm", "evaluate", "report"]
 EventType = Literal["status", "progress", "metrics", "snapshot", "log"]
-Verdict = Literal["better", "same", "worse"]
-Selected = Literal["averaged", "start"]
 Label = Annotated[str, Field(max_length=512)]
 
 
@@ -113,147 +112,6 @@ class Progress(BaseModel):
     loss: float | None = None
 
 
-class Score(BaseModel):
-    """Accuracy in [0, 1], mean negative log-likelihood in nats, and expected calibration error (15 bins).
-
-    Of several labels: accuracy is the share of right yes-or-no answers, loss their mean, and mean average precision is added.
-    """
-
-    accuracy: float
-    loss: float
-    ece: float
-    map: float | None = Field(None, description="Mean of `average_precision`; null for one label per image.")
-    average_precision: list[float | None] | None = Field(
-        None, description="By class, in the order of the outputs; null for a class that no held-out image has."
-    )
-
-
-class CurvePoint(BaseModel):
-    """The mean of the first n snapshots, with BatchNorm statistics recomputed for it."""
-
-    n: int
-    accuracy: float
-    loss: float
-
-
-class WeightsFile(BaseModel):
-    bytes: int
-    sha256: str
-    format: Literal["safetensors"] = "safetensors"
-
-
-class Arms(BaseModel):
-    """Everything the averaged weights are compared with, on the held-out images."""
-
-    start: Score
-    start_recomputed: Score
-    last: Score
-    averaged: Score
-    ensemble: Score
-    swag: Score | None = Field(None, description="The Bayesian average, where the job asked for it.")
-    control: Score | None = Field(None, description="The cosine fine-tune of equal length, where the job asked for it.")
-
-
-class EpochPoint(BaseModel):
-    """distance: ‖w − w_0‖ at the epoch's end. median_update: of the norms of its optimizer steps."""
-
-    epoch: int
-    distance: float
-    median_update: float | None
-
-
-class Eigenvalue(BaseModel):
-    """The Hessian's largest eigenvalue by magnitude; residual: ‖Hv − λv‖/|λ|, small where `converged`."""
-
-    value: float
-    residual: float
-    converged: bool
-
-
-class Interpolation(BaseModel):
-    """The loss on the line (1 − α)·w_0 + α·w̄, BatchNorm recomputed at every point."""
-
-    alphas: list[float]
-    train_loss: list[float | None] = Field(description="Null where it is not finite.")
-    val_loss: list[float | None]
-    val_accuracy: list[float | None]
-
-
-class Line(BaseModel):
-    """The training loss along one filter-normalized random direction (Li et al. 2018) from each arm."""
-
-    positions: list[float]
-    loss: dict[str, list[float | None]]
-
-
-class PlanePoint(BaseModel):
-    name: str
-    x: float
-    y: float
-
-
-class Plane(BaseModel):
-    """The training loss on the plane through the start, the last snapshot and w̄; loss[row][column] at (xs, ys)."""
-
-    xs: list[float]
-    ys: list[float]
-    loss: list[list[float | None]]
-    points: list[PlanePoint]
-
-
-class Flatness(BaseModel):
-    """Measured on `images` training images, without augmentation, when training is over."""
-
-    images: int
-    distance: float = Field(description="‖w̄ − w_0‖₂ over all weights.")
-    distance_by_layer: dict[str, float]
-    length_by_layer: dict[str, float] = Field(description="‖w_0‖₂ by layer, to compare the distances with.")
-    epochs: list[EpochPoint]
-    sharpness: dict[str, float] = Field(description="ε-sharpness in percent by arm, ε = 1e-3 (Keskar et al. 2017).")
-    top_eigenvalue: dict[str, Eigenvalue]
-    interpolation: Interpolation
-    line: Line
-    plane: Plane | None = Field(None, description="Null where the three points lie on a line.")
-
-
-class HeldOut(BaseModel):
-    """How the held-out images were used: the numbers of the report are never from those that something was chosen by."""
-
-    choose: int = Field(description="Images set aside for choosing; 0 where nothing was chosen by them.")
-    report: int = Field(description="Images that every number of the result is from.")
-
-
-class Candidate(BaseModel):
-    """The mean of the segments first to last (from 1), and its loss on the images set aside for choosing."""
-
-    first: int
-    last: int
-    loss: float
-
-
-class Choice(BaseModel):
-    """What `greedy` or `window` kept: numbers of snapshots or segments, `of` so many."""
-
-    kept: list[int]
-    of: int
-    loss: float = Field(description="Of the mean that was kept, on the images set aside for choosing.")
-    candidates: list[Candidate] | None = None
-
-
-class Result(BaseModel):
-    weights: WeightsFile
-    metrics: Arms
-    curve: list[CurvePoint]
-    verdict: Verdict
-    flatness: Flatness | None = Field(None, description="Where the job asked for it.")
-    chosen: list[str] | None = Field(None, description="The checkpoints that a soup took in, in the order they came.")
-    choice: Choice | None = Field(None, description="What `greedy` or `window` kept.")
-    selected: Selected = Field(
-        "averaged", description="What `/weights` answers with: `start` only where `guard` chose it."
-    )
-    held_out: HeldOut | None = None
-
-
 class Estimate(BaseModel):
     """What a dry run expects the job to cost. `seconds` is null where this service has not run the like before."""
 
@@ -339,7 +197,7 @@ class Job(BaseModel):
     seed: int
     metadata: dict[str, str]
     progress: Progress | None
-    result: Result | None
+    result: JobResult | None
     error: Fault | None
     attempts: int
     created_at: str | None

@@ -1,0 +1,109 @@
+"""What the process of an attempt and its worker say to each other: small frozen values with a tag, as JSON.
+
+JSON, and no pickles: what arrives is parsed and validated, whoever wrote it. Torch-free, since the worker imports it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from wbar.jobs import MetricsPoint, Progress
+from wbar.results import JobResult, Score
+
+StopReason = Literal["cancel", "pause", "drain"]
+LogLevel = Literal["info", "warning", "error"]
+
+
+class _Message(BaseModel):
+    # Losses of a run that fell apart may be infinite, and must arrive as they are.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class ProgressMade(_Message):
+    """Where the job is; the answer to it is a `Stop`, or silence."""
+
+    type: Literal["progress"] = "progress"
+    progress: Progress
+
+
+class MetricsRecorded(_Message):
+    """New points of the training series, oldest first."""
+
+    type: Literal["metrics"] = "metrics"
+    points: tuple[MetricsPoint, ...]
+
+
+class SnapshotTaken(_Message):
+    """Snapshot n lies at `path`; said again by an attempt that goes on from a state after it."""
+
+    type: Literal["snapshot"] = "snapshot"
+    n: int
+    step: int
+    path: str
+    score: Score
+
+
+class AverageEvaluated(_Message):
+    """The curve's point n: the mean of n points."""
+
+    type: Literal["averaged"] = "averaged"
+    n: int
+    score: Score
+
+
+class StateSaved(_Message):
+    """A resumable state lies at `path`. durable: the end of a phase, meant for the blob store."""
+
+    type: Literal["saved"] = "saved"
+    path: str
+    step: int
+    durable: bool
+
+
+class LogLine(_Message):
+    type: Literal["log"] = "log"
+    level: LogLevel
+    message: str
+
+
+class Succeeded(_Message):
+    """The attempt's last word: the result, and the two files of the averaged weights."""
+
+    type: Literal["succeeded"] = "succeeded"
+    result: JobResult
+    weights: str
+    pytorch: str
+
+
+class Stopped(_Message):
+    """The attempt stopped because it was asked to; a resumable state lies on disk unless the job was cancelled."""
+
+    type: Literal["stopped"] = "stopped"
+    reason: StopReason
+
+
+class Failed(_Message):
+    """The job cannot be done: trying again would fail the same way."""
+
+    type: Literal["failed"] = "failed"
+    code: str
+    message: str
+
+
+class Crashed(_Message):
+    """Something unforeseen ended the attempt: the worker decides whether to try again."""
+
+    type: Literal["crashed"] = "crashed"
+    why: str
+
+
+class Stop(_Message):
+    """From the worker to the attempt: stop at the next step."""
+
+    type: Literal["stop"] = "stop"
+    reason: StopReason
+
+
+Ending = Succeeded | Stopped | Failed | Crashed
+Report = ProgressMade | MetricsRecorded | SnapshotTaken | AverageEvaluated | StateSaved | LogLine
+FromAttempt: TypeAdapter[Report | Ending] = TypeAdapter(Annotated[Report | Ending, Field(discriminator="type")])

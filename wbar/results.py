@@ -1,0 +1,153 @@
+"""What a job found: scores of the comparisons, the curve over n, what was selected, flatness."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+Verdict = Literal["better", "same", "worse"]
+Delivered = Literal["averaged", "start"]
+
+
+class Score(BaseModel):
+    """Accuracy in [0, 1], mean negative log-likelihood in nats, and expected calibration error (15 bins).
+
+    Of several labels: accuracy is the share of right yes-or-no answers, loss their mean, and mean average precision is added.
+    """
+
+    accuracy: float
+    loss: float
+    ece: float
+    map: float | None = Field(None, description="Mean of `average_precision`; null for one label per image.")
+    average_precision: list[float | None] | None = Field(
+        None, description="By class, in the order of the outputs; null for a class that no held-out image has."
+    )
+
+
+class CurvePoint(BaseModel):
+    """The mean of the first n snapshots, with BatchNorm statistics recomputed for it."""
+
+    n: int
+    accuracy: float
+    loss: float
+
+
+class WeightsFile(BaseModel):
+    bytes: int
+    sha256: str
+    format: Literal["safetensors"] = "safetensors"
+
+
+class Comparisons(BaseModel):
+    """The averaged weights and everything they are compared with, on the held-out images of the report split."""
+
+    start: Score
+    start_recomputed: Score
+    last: Score
+    averaged: Score
+    ensemble: Score
+    swag: Score | None = Field(None, description="The Bayesian average, where the job asked for it.")
+    control: Score | None = Field(None, description="The cosine fine-tune of equal length, where the job asked for it.")
+
+
+class EpochPoint(BaseModel):
+    """distance: ‖w − w_0‖ at the epoch's end. median_update: of the norms of its optimizer steps."""
+
+    epoch: int
+    distance: float
+    median_update: float | None
+
+
+class Eigenvalue(BaseModel):
+    """The Hessian's largest eigenvalue by magnitude; residual: ‖Hv − λv‖/|λ|, small where `converged`."""
+
+    value: float
+    residual: float
+    converged: bool
+
+
+class Interpolation(BaseModel):
+    """The loss on the line (1 − α)·w_0 + α·w̄, BatchNorm recomputed at every point."""
+
+    alphas: list[float]
+    train_loss: list[float | None] = Field(description="Null where it is not finite.")
+    val_loss: list[float | None]
+    val_accuracy: list[float | None]
+
+
+class Line(BaseModel):
+    """The training loss along one filter-normalized random direction (Li et al. 2018) from each arm."""
+
+    positions: list[float]
+    loss: dict[str, list[float | None]]
+
+
+class PlanePoint(BaseModel):
+    name: str
+    x: float
+    y: float
+
+
+class Plane(BaseModel):
+    """The training loss on the plane through the start, the last snapshot and w̄; loss[row][column] at (xs, ys)."""
+
+    xs: list[float]
+    ys: list[float]
+    loss: list[list[float | None]]
+    points: list[PlanePoint]
+
+
+class Flatness(BaseModel):
+    """Measured on `images` training images, without augmentation, when training is over."""
+
+    images: int
+    distance: float = Field(description="‖w̄ − w_0‖₂ over all weights.")
+    distance_by_layer: dict[str, float]
+    length_by_layer: dict[str, float] = Field(description="‖w_0‖₂ by layer, to compare the distances with.")
+    epochs: list[EpochPoint]
+    sharpness: dict[str, float] = Field(description="ε-sharpness in percent by arm, ε = 1e-3 (Keskar et al. 2017).")
+    top_eigenvalue: dict[str, Eigenvalue]
+    interpolation: Interpolation
+    line: Line
+    plane: Plane | None = Field(None, description="Null where the three points lie on a line.")
+
+
+class HeldOut(BaseModel):
+    """How the held-out images were used: no number of the report is from an image that something was chosen by."""
+
+    selection: int = Field(description="Images of the selection split; 0 where nothing was chosen by held-out images.")
+    report: int = Field(description="Images of the report split, which every number of the result is from.")
+
+
+class Candidate(BaseModel):
+    """The mean of the segments first to last (from 1), and its loss on the selection split."""
+
+    first: int
+    last: int
+    loss: float
+
+
+class Selection(BaseModel):
+    """What was chosen on the selection split."""
+
+    delivered: Delivered = Field(description="What `/weights` answers with; `start` only where `guard` chose it.")
+    kept: list[int] | list[str] | None = Field(
+        None,
+        description="What the mean is made of: numbers of snapshots (`greedy`) or segments (`window`), or checkpoint ids in "
+        "the order in which a soup took them in; null where only `guard` chose.",
+    )
+    of: int | None = Field(None, description="How many snapshots, segments or checkpoints there were to choose from.")
+    loss: float | None = Field(None, description="Of the mean that was kept, on the selection split.")
+    candidates: list[Candidate] | None = Field(None, description="Of `window`: every range of segments that was tried.")
+
+
+class JobResult(BaseModel):
+    """What a job gives back: made by training, stored as one document, sent as it is."""
+
+    weights: WeightsFile
+    metrics: Comparisons
+    curve: list[CurvePoint]
+    verdict: Verdict
+    finished_early: bool = Field(False, description="Whether training ended before its planned steps (early stopping).")
+    held_out: HeldOut
+    selection: Selection | None = Field(None, description="Null where nothing was chosen by held-out images.")
+    flatness: Flatness | None = Field(None, description="Where the job asked for it.")

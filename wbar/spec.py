@@ -1,0 +1,124 @@
+"""JobSpec: everything that decides what a job's weights are, and what is measured about them.
+
+It is made once, from the request, when the job is created; stored as one JSON document in the job's row; and handed as it is
+to the worker and to training. Where files lie and what they run on is not part of it: that changes no number.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from wbar import __version__
+from wbar.catalog import ARCHITECTURES
+from wbar.method import AnyMethod, Soup
+from wbar.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that can be built: its catalog name, and what the tensors of a checkpoint decide.
+
+    image_size: pixels per side, only where the weights are tied to one (position tables); projection: 1 × 1 convolutions on
+    the shortcuts of a CIFAR ResNet.
+    """
+
+    name: str
+    num_classes: int
+    channels: int = 3
+    image_size: int | None = None
+    projection: bool = False
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoredWeights(_Frozen):
+    """One network's weights in the blob store.
+
+    id: the checkpoint or snapshot they belong to. sha256: of the bytes as they were uploaded. blob: the same tensors as
+    safetensors, which is what training reads. prefix: what the uploaded names have before the network's own (`module.`).
+    """
+
+    id: str
+    sha256: str
+    blob: str
+    prefix: str
+    network: Network
+
+
+class StoredDataset(_Frozen):
+    """One packed dataset in the blob store. sha256: of what was uploaded; blob: the packed file that training reads."""
+
+    id: str
+    sha256: str
+    blob: str
+
+
+class JobSpec(_Frozen):
+    """What one job is asked to do, with no `auto` left in method and recipe.
+
+    network: what is trained: the start's, with as many outputs as a new head has. classes: the order of the outputs, where it
+    is not the dataset's. ingredients: the checkpoints of a soup, in its order. teachers: the networks of a distillation, one
+    checkpoint or a former job's snapshots. flatness, swag: what is measured when the weights are there.
+    """
+
+    start: StoredWeights
+    dataset: StoredDataset
+    network: Network
+    classes: tuple[str, ...] | None
+    method: AnyMethod
+    recipe: Recipe
+    seed: int
+    flatness: bool = False
+    swag: int = 0
+    ingredients: tuple[StoredWeights, ...] = ()
+    teachers: tuple[StoredWeights, ...] = ()
+
+    @property
+    def selects(self) -> bool:
+        """Whether held-out images decide about the result. One half of them is then the selection split, and every number
+        that is reported is from the other half."""
+        method = self.method
+        if isinstance(method, Soup):
+            return method.average == "greedy"
+        chooses = getattr(method, "average", "uniform") != "uniform" or method.guard
+        return chooses or self.recipe.early_stopping is not None
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether the same spec gives the same bits on a GPU."""
+        return ARCHITECTURES[self.network.name].reproducible
+
+    def blobs(self) -> list[str]:
+        """The blobs that training reads, each once."""
+        weights = (self.start, *self.ingredients, *self.teachers)
+        return list(dict.fromkeys([*(one.blob for one in weights), self.dataset.blob]))
+
+    def run_digest(self) -> str:
+        """The sha256 of everything the weights are a function of, on the same hardware and thread count.
+
+        Checkpoints are named by their content: ids differ between two runs of the same work.
+        """
+        inputs = {
+            "start": self.start.sha256,
+            "dataset": self.dataset.sha256,
+            "method": self.method.model_dump(mode="json"),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "seed": self.seed,
+            "classes": self.classes,
+            "version": __version__,
+        }
+        if self.ingredients:
+            inputs["method"]["checkpoints"] = [one.sha256 for one in self.ingredients]
+        if self.teachers:
+            inputs["recipe"]["distillation"]["teacher"] = [one.sha256 for one in self.teachers]
+        return hashlib.sha256(canonical(inputs).encode()).hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values, equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
