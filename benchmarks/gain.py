@@ -34,25 +34,25 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
 
 from wbar.catalog import ARCHITECTURES, BATCH
-from wbar.checkpoints import NetworkArchitecture
-from wbar.datasets import Dataset, ImageShape
-from wbar.datasets import Split as Counted
-from wbar.jobs import MetricsPoint, Progress, Score
-from wbar.method import METHODS
-from wbar.recipe import Normalization, Optimizer, Recipe
-from wbar.resolve import resolve_method, resolve_recipe
+from wbar.jobs import JobOptions, MetricsPoint, Progress
+from wbar.resolve import resolve_job
+from wbar.results import Score
+from wbar.spec import JobSpec, Network, StoredDataset, StoredWeights
 from wbar_averaging import write_safetensors
 from wbar_training.data.augment import Preparer
-from wbar_training.data.packed import Packed, Split, load_split
+from wbar_training.data.packed import Packed, load_split
 from wbar_training.draws import permutation
 from wbar_training.evaluate import predict, score
+from wbar_training.local import facts_of
 from wbar_training.loop import run
-from wbar_training.networks.architectures import Network, initialized, load
+from wbar_training.messages import LogLevel, StopReason
+from wbar_training.networks.architectures import initialized, load
+from wbar_training.networks.tensors import read_tensors
 from wbar_training.optim import make_optimizer
-from wbar_training.plan import Work
+from wbar_training.plan import Plan
 from wbar_training.uploads.builtin_images import digits, fashion
 from wbar_training.uploads.dataset_archives import HELD_OUT_SEED, stratified, write_packed
-from wbar_training.weights import read_tensors
+from wbar_training.workspace import Workspace
 
 UNSEEN = 3000  # of the official test images
 STARTS = {"memorised": "none", "augmented": "pad_crop_flip"}
@@ -86,16 +86,16 @@ SETS = {
 
 
 class Silent:
-    """A reporter that nobody listens to."""
+    """A reporter that keeps nothing."""
 
-    def heartbeat(self, progress: Progress) -> str | None:  # noqa: ARG002  # the protocol's argument
+    def heartbeat(self, progress: Progress) -> StopReason | None:  # noqa: ARG002  # the protocol's argument
         return None
 
     def metrics(self, points: list[MetricsPoint]) -> None: ...
     def snapshot(self, n: int, step: int, path: str, score: Score) -> None: ...
     def averaged(self, n: int, score: Score) -> None: ...
     def saved(self, path: str, step: int, durable: bool) -> None: ...
-    def log(self, level: str, message: str) -> None: ...
+    def log(self, level: LogLevel, message: str) -> None: ...
 
 
 def pack(chosen: Set, folder: Path) -> tuple[Path, Path]:
@@ -141,45 +141,32 @@ class Bench:
         self.augment = STARTS[start] if name != "digits" or start == "memorised" else "pad_crop"
         self.checkpoint = folder / "start.safetensors"
 
-    def work(self, method: dict[str, Any], checkpoint: Path, scratch: str) -> Work:
-        known = self.set.network
-        network = NetworkArchitecture(
-            name=known.name, num_classes=10, channels=known.channels, image_size=None, source="given"
-        )
-        dataset = Dataset(
-            id="", name="", status="ready", task="classification", source=None, classes=self.packed.classes,
-            splits={name: Counted(images=count) for name, count in self.packed.images.items()},
-            image=ImageShape(channels=self.packed.channels, height=self.packed.height, width=self.packed.width),
-            bytes=None, sha256=None, error=None, created_at="",
-        )  # fmt: skip
-        asked = METHODS.validate_python(method)
-        recipe = Recipe.model_validate(
+    def job(self, method: dict[str, Any], checkpoint: Path, scratch: str) -> tuple[JobSpec, Workspace]:
+        options = JobOptions.model_validate(
             {
-                "optimizer": Optimizer(name="sgd"),
-                "image_size": self.set.image_size,
-                "augment": self.augment,
-                "precision": "float32",
+                "method": method,
+                "recipe": {
+                    "optimizer": {"name": "sgd"},
+                    "image_size": self.set.image_size,
+                    "normalize": {"mean": self.packed.mean, "std": self.packed.std},
+                    "augment": self.augment,
+                    "precision": "float32",
+                },
+                "seed": self.seed,
             }
         )
-        statistics = Normalization(mean=self.packed.mean, std=self.packed.std)
-        recipe = resolve_recipe(recipe, network, dataset, statistics, False, asked)
         folder = self.folder / scratch
         folder.mkdir(exist_ok=True)
-        return Work(
-            method=resolve_method(asked, recipe, network).model_dump(mode="json"),
-            recipe=recipe.model_dump(mode="json"),
-            seed=self.seed,
-            network=known,
-            checkpoint=checkpoint,
-            prefix="",
-            dataset=self.data,
-            classes=None,
-            start_sha256="",
-            dataset_sha256="",
-            scratch=folder,
-            threads=torch.get_num_threads(),
-            save_every_seconds=1e9,
-        )
+        workspace = Workspace(folder, self.folder, threads=torch.get_num_threads(), save_every_seconds=1e9)
+        start = StoredWeights(id="start", sha256="", blob=checkpoint.stem, prefix="", network=self.set.network)
+        shutil.copyfile(checkpoint, workspace.input(start.blob))
+        shutil.copyfile(self.data, workspace.input("jobs"))
+        dataset = StoredDataset(id="jobs", sha256="", blob="jobs")
+        return resolve_job(options, start, dataset, facts_of(self.packed, None), False), workspace
+
+    def plan(self, method: dict[str, Any], checkpoint: Path, scratch: str) -> Plan:
+        spec, _ = self.job(method, checkpoint, scratch)
+        return Plan.of(spec.recipe, spec.seed)
 
     def make_start(self) -> None:
         """A network trained from its initialization, along a cosine, with or without augmentation."""
@@ -187,7 +174,7 @@ class Bench:
         fresh = self.folder / "fresh.safetensors"
         write_safetensors(fresh, initialized(self.set.network).state_dict(), {})
         method = {"type": "none", "epochs": self.set.start_epochs, "warmup_epochs": 1, "back_off": False}
-        run(self.work(method, fresh, "start"), Silent())
+        run(*self.job(method, fresh, "start"), Silent())
         (self.folder / "start" / "averaged.safetensors").rename(self.checkpoint)
 
     def arm(self, name: str, epochs: int) -> Iterator[tuple[str, dict[str, float]]]:
@@ -196,21 +183,22 @@ class Bench:
             return
         method = ARMS[name] | ({"epochs": epochs} if "type" in ARMS[name] else {"cycles": epochs // 2})
         scratch = f"arm-{epochs}-{name}"
-        work = self.work(method, self.checkpoint, scratch)
-        outcome = run(work, Silent())
+        spec, workspace = self.job(method, self.checkpoint, scratch)
+        outcome = run(spec, workspace, Silent())
         found = self.measured(outcome.weights)
-        if outcome.choice:
-            found |= {"first": outcome.choice.kept[0], "last": outcome.choice.kept[-1]}
+        selection = outcome.result.selection
+        if selection and selection.kept:
+            found |= {"first": selection.kept[0], "last": selection.kept[-1]}
         yield name, found
         if name == "cyclic, λ default":
-            snapshots = sorted(work.scratch.glob("snapshot-*.safetensors"))
+            snapshots = sorted(workspace.scratch.glob("snapshot-*.safetensors"))
             together = sum(self.probabilities(path).double() for path in snapshots) / len(snapshots)
             assert isinstance(together, Tensor)
             yield "ensemble", score(together, self.unseen.labels).model_dump()
 
     def torch_swa(self, epochs: int) -> dict[str, float]:
         """Nothing of ours but the order of the images and their augmentation, which are every arm's."""
-        plan = self.work({"type": "swa"}, self.checkpoint, "torch").plan()
+        plan = self.plan({"type": "swa"}, self.checkpoint, "torch")
         train = load_split(self.data, "train", plan.image_size, None)
         prepare = self.preparer(plan)
         model, _ = load(self.set.network, read_tensors(self.checkpoint))
@@ -244,9 +232,15 @@ class Bench:
         return self.outputs(model)
 
     def outputs(self, model: nn.Module) -> Tensor:
-        plan = self.work({"type": "none"}, self.checkpoint, "torch").plan()
+        plan = self.plan({"type": "none"}, self.checkpoint, "torch")
+        prepare, images = self.preparer(plan), self.unseen.images
         return predict(
-            model, Split(self.unseen.images, self.unseen.labels), self.preparer(plan), None, lambda _: None
+            model,
+            self.unseen.labels,
+            lambda chunk, _: prepare.plain(images[chunk]),
+            images.shape[-2:],
+            None,
+            lambda _: None,
         ).probabilities
 
     def measured(self, weights: Path) -> dict[str, float]:

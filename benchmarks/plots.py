@@ -13,11 +13,11 @@ import plotly.graph_objects as go
 
 from benchmarks.gain import ORDER, SETS, read
 from wbar.method import METHODS
-from wbar_training.courses import lay_course
+from wbar.schedule import build_schedule
 
 STEPS_PER_EPOCH = 40
 PEAK = 0.1
-WAYS: dict[str, dict[str, Any]] = {
+METHODS_DRAWN: dict[str, dict[str, Any]] = {
     "auto": {"type": "auto", "lr": PEAK},
     "cyclic_swa": {"high": {"lr": PEAK / 2}, "low": {"lr": PEAK / 20}, "pull": 0},
     "swa, annealed": {"type": "swa", "lr": PEAK / 2, "anneal_epochs": 2, "anneal_from": PEAK},
@@ -30,9 +30,9 @@ LAYOUT = {"template": "plotly_white", "font": {"size": 13}, "margin": {"l": 60, 
 def rates() -> go.Figure:
     """The rate of every method over twelve epochs; dots where a snapshot is taken."""
     figure = go.Figure()
-    for name, fields in WAYS.items():
-        course = lay_course(METHODS.validate_python(fields | {"control_lr": PEAK}), STEPS_PER_EPOCH)
-        places = [course.at(step) for step in range(course.total_steps)]
+    for name, fields in METHODS_DRAWN.items():
+        schedule = build_schedule(METHODS.validate_python(fields | {"control_lr": PEAK}), STEPS_PER_EPOCH)
+        places = [schedule.at(step) for step in range(schedule.total_steps)]
         epochs = [(place.step + 1) / STEPS_PER_EPOCH for place in places]
         line = go.Scatter(x=epochs, y=[place.lr for place in places], name=name, mode="lines")
         figure.add_trace(line)

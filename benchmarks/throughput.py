@@ -11,6 +11,7 @@ medians over runs.
 import argparse
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,13 +31,14 @@ from benchmarks.start import NETWORK, write_start
 from wbar.jobs import MetricsPoint
 from wbar.method import METHODS
 from wbar.recipe import Normalization, Optimizer, Recipe
+from wbar.spec import JobSpec, Network, StoredDataset, StoredWeights
 from wbar_averaging import write_safetensors
 from wbar_training.data.packed import Packed
-from wbar_training.loop import Attempt
-from wbar_training.networks.architectures import Network, initialized, load
-from wbar_training.plan import Work
+from wbar_training.loop import TrainingJob
+from wbar_training.networks.architectures import initialized, load
+from wbar_training.networks.tensors import read_tensors
 from wbar_training.uploads.dataset_archives import pack_builtin
-from wbar_training.weights import read_tensors
+from wbar_training.workspace import Workspace
 
 IMAGES, BATCH, EPOCHS, LR = 2000, 64, 2, 0.01
 ARMS = ("wbar", "bare", "lightning", "per image")
@@ -52,7 +54,7 @@ class Speeds(Silent):
         self.found += [point.images_per_second for point in points if point.images_per_second]
 
 
-def work_of(task: dict[str, Any], network: Network = NETWORK) -> Work:
+def job_of(task: dict[str, Any], network: Network = NETWORK) -> tuple[JobSpec, Workspace]:
     recipe = Recipe(
         optimizer=Optimizer(name="sgd", weight_decay=5e-4),
         batch_size=BATCH,
@@ -63,27 +65,25 @@ def work_of(task: dict[str, Any], network: Network = NETWORK) -> Work:
         batch_norm="recompute",
     )
     method = {"cycles": 1, "high": {"lr": LR}, "low": {"lr": LR}, "pull": 5e-4, "control_lr": LR}
-    return Work(
-        method=METHODS.validate_python(method).model_dump(mode="json"),
-        recipe=recipe.model_dump(mode="json"),
-        seed=0,
+    workspace = Workspace(Path(task["folder"]), threads=task["threads"], save_every_seconds=1e9)
+    shutil.copyfile(task["checkpoint"], workspace.input("start"))
+    shutil.copyfile(task["dataset"], workspace.input("dataset"))
+    spec = JobSpec(
+        start=StoredWeights(id="start", sha256="", blob="start", prefix="", network=network),
+        dataset=StoredDataset(id="dataset", sha256="", blob="dataset"),
         network=network,
-        checkpoint=Path(task["checkpoint"]),
-        prefix="",
-        dataset=Path(task["dataset"]),
         classes=None,
-        start_sha256="",
-        dataset_sha256="",
-        scratch=Path(task["folder"]),
-        threads=task["threads"],
-        save_every_seconds=1e9,
+        method=METHODS.validate_python(method),
+        recipe=recipe,
+        seed=0,
     )
+    return spec, workspace
 
 
 def wbar(task: dict[str, Any]) -> list[float]:
     told = Speeds()
     with tempfile.TemporaryDirectory(dir=task["folder"]) as folder:
-        Attempt(work_of(task | {"folder": folder}), told).run()
+        TrainingJob(*job_of(task | {"folder": folder}), told).run()
     return told.found
 
 
@@ -202,21 +202,20 @@ def memory(task: dict[str, Any], name: str) -> list[tuple[str, int]]:
     checkpoint = folder / f"{name}.safetensors"
     write_safetensors(checkpoint, initialized(network).state_dict(), {})
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        work = work_of(task | {"checkpoint": str(checkpoint), "folder": scratch}, network)
-        attempt = Attempt(work, Silent())
-        attempt.setting.train_mode()
-        attempt._batches = attempt.setting.feed.stream(attempt._requests())
-        attempt._train_step(attempt._here())
-        attempt.average.visit(attempt.model, 1)
-        state = attempt.average.state_dict()
-        inputs = (BATCH, network.channels, *attempt.plan.image_size)
+        job = TrainingJob(*job_of(task | {"checkpoint": str(checkpoint), "folder": scratch}, network), Silent())
+        job.setup.train_mode()
+        job.batches.start(job._positions())
+        job._train_step(job._position(0))
+        job.average.visit(job.model, 1)
+        state = job.average.state_dict()
+        inputs = (BATCH, network.channels, *job.plan.image_size)
         return [
-            ("weights and buffers", _bytes(attempt.model.state_dict())),
-            ("gradients", sum(p.grad.nbytes for p in attempt.parameters if p.grad is not None)),
-            ("optimizer", _bytes(attempt.stepper.optimizer.state_dict())),
+            ("weights and buffers", _bytes(job.model.state_dict())),
+            ("gradients", sum(p.grad.nbytes for p in job.stepper.parameters if p.grad is not None)),
+            ("optimizer", _bytes(job.stepper.optimizer.state_dict())),
             ("w̄ (float64 sum)", _bytes(state)),
-            ("w̄ as the pull sees it", sum(anchor.nbytes for anchor in attempt.anchor)),
-            ("the network that is evaluated", _bytes(attempt.probe.state_dict())),
+            ("w̄ as the pull sees it", sum(anchor.nbytes for anchor in job.anchor)),
+            ("the network that is evaluated", _bytes(job.evaluator.probe.state_dict())),
             (f"one batch of {BATCH} inputs", 4 * int(torch.Size(inputs).numel())),
         ]
 

@@ -1,5 +1,6 @@
 """A dataset as it is sent: its classes, splits and image size, as the worker found them."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,6 +9,7 @@ from wbar.checkpoints import Fault
 from wbar.states import UploadStatus
 
 Task = Literal["classification", "multilabel", "segmentation", "detection"]
+THUMBNAIL = 96  # pixels a side: up to here images are trained on at their own size
 
 
 class Split(BaseModel):
@@ -20,6 +22,29 @@ class ImageShape(BaseModel):
     channels: int
     height: int
     width: int
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What a job's options are resolved by: read off the images once, when the dataset is validated.
+
+    classes: sorted names. train_images: in the training split. shape: in pixels, the median where there are many sizes.
+    mean, std: per channel of the training split, for pixels in [0, 1]. source: `builtin:…` and the like; None: uploaded.
+    """
+
+    task: Task
+    classes: tuple[str, ...]
+    train_images: int
+    shape: ImageShape
+    many_sizes: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str | None = None
+
+    @property
+    def are_photographs(self) -> bool:
+        """Whether the images want what photographs are trained with: the architecture's own size, random boxes."""
+        return self.many_sizes or max(self.shape.height, self.shape.width) > THUMBNAIL
 
 
 class DatasetSource(BaseModel):

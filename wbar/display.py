@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from wbar.jobs import Event, Job, Result, Score
+from wbar.jobs import Event, Job
+from wbar.results import JobResult, Score
 from wbar.states import TERMINAL
 
 ARMS = (
@@ -97,7 +98,7 @@ def comparison(job: Job) -> Table:
     return table
 
 
-def summary(result: Result) -> list[str]:
+def summary(result: JobResult) -> list[str]:
     """The curve over n and the verdict, as lines."""
     losses = [point.loss for point in result.curve]
     low, high = min(losses), max(losses)

@@ -242,11 +242,17 @@ class AttemptsExhausted(JobError):
 
 
 def _family(base: type[WbarError]) -> dict[str, type[Any]]:
-    found = {base.code: base}
+    by_code = {base.code: base}
     for child in base.__subclasses__():
-        found.update(_family(child))
-    return found
+        by_code.update(_family(child))
+    return by_code
 
 
 REFUSED: dict[str, type[Refused]] = _family(Refused)
 REJECTED: dict[str, type[Rejected]] = _family(Rejected)
+JOB_ERRORS: dict[str, type[JobError]] = _family(JobError)
+
+
+def job_error(code: str, detail: str) -> JobError:
+    """The error of this code, which another process named."""
+    return JOB_ERRORS.get(code, JobError)(detail)

@@ -15,11 +15,35 @@ EventType = Literal["status", "progress", "metrics", "snapshot", "log"]
 Label = Annotated[str, Field(max_length=512)]
 
 
-class JobRequest(BaseModel):
+class JobOptions(BaseModel):
+    """What can be asked of a job, whatever it is done to. Every field has a default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: AnyMethod = Field(default_factory=CyclicSwa)
+    recipe: Recipe = Field(default_factory=Recipe)
+    seed: int = Field(0, ge=0, lt=2**31)
+    classes: list[str] | None = Field(
+        None, description="The checkpoint's class order, if it is not the sorted names.", min_length=2
+    )
+    flatness: bool = Field(
+        False,
+        description="Measure how flat the loss is around the start and w̄ when training is over (about a minute for a small "
+        "network): `result.flatness`, drawn in the report.",
+    )
+    swag: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Samples of a Bayesian average over the snapshots' Gaussian (SWAG, Maddox et al. 2019), as one more "
+        "comparison: `result.metrics.swag`. Each costs a BatchNorm recompute and an evaluation; 0: none.",
+    )
+
+
+class JobRequest(JobOptions):
     """What a user asks for. Only `checkpoint` and `dataset` are required."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {"checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t", "dataset": "ds_0mk3q8v2zr5d2a7x9c4t"},
@@ -74,24 +98,6 @@ class JobRequest(BaseModel):
     name: str | None = Field(None, max_length=256)
     metadata: dict[Annotated[str, Field(min_length=1, max_length=64)], Label] = Field(
         default_factory=dict, max_length=16
-    )
-    method: AnyMethod = Field(default_factory=CyclicSwa)
-    recipe: Recipe = Field(default_factory=Recipe)
-    seed: int = Field(0, ge=0, lt=2**31)
-    classes: list[str] | None = Field(
-        None, description="The checkpoint's class order, if it is not the sorted names.", min_length=2
-    )
-    flatness: bool = Field(
-        False,
-        description="Measure how flat the loss is around the start and w̄ when training is over (about a minute for a small "
-        "network): `result.flatness`, drawn in the report.",
-    )
-    swag: int = Field(
-        0,
-        ge=0,
-        le=100,
-        description="Samples of a Bayesian average over the snapshots' Gaussian (SWAG, Maddox et al. 2019), as one more arm: "
-        "`result.metrics.swag`. Each costs a BatchNorm recompute and an evaluation; 0: none.",
     )
     dry_run: bool = Field(False, description="Validate and resolve everything, create nothing.")
 

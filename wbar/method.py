@@ -1,7 +1,7 @@
-"""How to get to an average: how to walk (rates, phases, snapshots), the pull toward w̄, and what the mean is made of.
+"""How to get to an average: rates and phases, when to take snapshots, the pull toward w̄, and what the mean is made of.
 
-auto         hold a high rate, let it fall, return the stretch of the way whose mean is best on held-out images
-cyclic_swa   n cycles of a high and a low phase, the mean of the troughs
+auto         hold a high rate, let it fall, the range of segments whose mean is best on held-out images
+cyclic_swa   n cycles of a high and a low phase, the mean of the snapshots at their ends
 swa          a constant rate after annealing, the mean of a snapshot per epoch   (Izmailov et al. 2018)
 ema          the exponential mean of every step                                   (Polyak & Juditsky 1992)
 lawa         the mean of the last L snapshots                                     (Kaddour 2022)
@@ -9,25 +9,30 @@ none         a plain fine-tune, nothing averaged
 soup         the mean of checkpoints that are there already                       (Wortsman et al. 2022)
 """
 
-from abc import abstractmethod
-from math import ceil
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
 
 Auto = Literal["auto"]
 Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 Strength = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Epochs = Annotated[int, Field(ge=1, le=10000)]
+
+
+def _whole(value: Any) -> Any:
+    """2.0 epochs are 2: equal lengths are written the same way."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Epochs = Annotated[int | float, BeforeValidator(_whole), Field(gt=0, le=10000)]
+EpochsOrNone = Annotated[int | float, BeforeValidator(_whole), Field(ge=0, le=10000)]
 Shape = Literal["constant", "linear", "cosine", "exponential", "step", "sawtooth"]
 Average = Literal["uniform", "greedy", "window"]
-Start = Literal["memorised", "settled", "underfit"]
+StartKind = Literal["memorised", "settled", "underfit"]
 MAX_CYCLES = 1000
-PUBLISHED = 6  # snapshots of a method that averages steps
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Phase(_Model):
@@ -39,7 +44,7 @@ class Phase(_Model):
         description="Instead of `lr`: the rate for a batch of 256, scaled linearly: lr = base_lr × batch / 256 (Goyal et al. "
         "2017). Shown resolved, as `lr`.",
     )
-    epochs: int = Field(1, ge=1, le=1000, description="Passes over the training images in this phase.")
+    epochs: Epochs = Field(1, description="Passes over the training images in this phase; may be a fraction.")
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
@@ -71,39 +76,42 @@ class HighPhase(Phase, Slope):
     """The phase that leaves the basin's floor."""
 
 
+class LowPhase(Phase):
+    """The phase that settles again, at a constant rate."""
+
+    epochs: EpochsOrNone = Field(
+        1,
+        description="As of `high`; 0: no low phase, and each cycle ends where the shape of the high phase ends. With "
+        '`{"cycles": 12, "high": {"shape": "sawtooth", "epochs": 1}, "low": {"epochs": 0}}` these are the 12 one-epoch '
+        "cycles of SWA for object detection (Zhang et al. 2020).",
+    )
+
+
 class _Trained(_Model):
     """What every method that trains can be asked for."""
 
     pull: Auto | Strength = Field(0.0, description="λ of λ‖w̄ − w‖², with w̄ held constant: its gradient is 2λ(w − w̄).")
     pull_in: Literal["all", "low", "late"] = Field(
         "all",
-        description="When it pulls: always, in low phases only (while the rate is low or falls), or in the second half.",
+        description="When it pulls: always; in low phases only (cyclic_swa: the low phases; swa: after its annealing; else: "
+        "once the rate has begun to fall); or in the second half of the steps.",
     )
     control: bool = Field(
         False,
-        description="One more arm, `result.metrics.control`: a cosine fine-tune from the same start with the same number of "
-        "epochs. Doubles the training.",
+        description="One more comparison, `result.metrics.control`: a cosine fine-tune from the same start with as many steps. "
+        "Doubles the training.",
     )
     control_lr: Auto | Rate = Field("auto", description="Its peak rate. `auto`: the architecture's customary one.")
     guard: bool = Field(
         False,
         description="If w̄ is worse than the start on held-out images set aside for this choice, `/weights` answers with the "
-        "start, and `result.selected` says so.",
+        "start, and `result.selection.delivered` says so.",
     )
     back_off: bool = Field(
         True,
         description="If the first snapshot lost more than half of what the start knows of its training images, start again at "
         "a third of the high rate; at most twice, each time said in the log.",
     )
-
-    @property
-    @abstractmethod
-    def total_epochs(self) -> int:
-        """How often it goes over the training images, without control and back-offs."""
-
-    @abstractmethod
-    def snapshots(self, steps_per_epoch: int) -> int:
-        """How many snapshots it keeps."""
 
 
 class CyclicSwa(_Trained):
@@ -116,7 +124,7 @@ class CyclicSwa(_Trained):
     type: Literal["cyclic_swa"] = "cyclic_swa"
     cycles: int = Field(6, ge=1, le=MAX_CYCLES, description="n, the number of snapshots that enter the mean.")
     high: HighPhase = Field(default_factory=HighPhase, description="Leaves the basin's floor.")
-    low: Phase = Field(default_factory=Phase, description="Settles again; the snapshot is taken at its end.")
+    low: LowPhase = Field(default_factory=LowPhase, description="Settles again; the snapshot is taken at its end.")
     pull: Auto | Strength = Field(
         "auto", description="λ of λ‖w̄ − w‖², with w̄ held constant: its gradient is 2λ(w − w̄)."
     )
@@ -124,23 +132,21 @@ class CyclicSwa(_Trained):
     average: Average = Field(
         "uniform",
         description="`uniform`: all snapshots. `greedy`: a snapshot enters only if the mean's held-out loss does not rise. "
-        "`window`: the longest stretch of the way whose mean is within one standard error of the lowest held-out loss. "
+        "`window`: the longest range of segments whose mean is within one standard error of the lowest held-out loss. "
         "The last two choose on one half of the held-out images and report on the other.",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _check_warmup(self.high.warmup_epochs, self.high.epochs, "high.epochs")
+        high, low = self.high.lr, self.low.lr
+        if high != "auto" and low != "auto" and low > high:
+            raise ValueError(f"low.lr {low:g} is above high.lr {high:g}: the low phase settles at the lower rate")
+        if self.pull_in == "low" and self.low.epochs == 0:
+            raise ValueError('pull_in is "low" and low.epochs 0: there is no low phase to pull in')
         if self.include_start and self.average != "uniform":
             raise ValueError("include_start goes with average uniform: greedy and window choose among the snapshots")
         return self
-
-    @property
-    def total_epochs(self) -> int:
-        return self.cycles * (self.high.epochs + self.low.epochs)
-
-    def snapshots(self, steps_per_epoch: int) -> int:  # noqa: ARG002  # whatever their length
-        return self.cycles
 
 
 class _Straight(_Trained):
@@ -157,18 +163,6 @@ class _Straight(_Trained):
         _check_rate(self.lr, self.base_lr)
         return self
 
-    @property
-    def total_epochs(self) -> int:
-        return self.epochs
-
-    def snapshots(self, steps_per_epoch: int) -> int:
-        return len(self.marks(steps_per_epoch))
-
-    def marks(self, steps_per_epoch: int) -> tuple[int, ...]:
-        """The counts of steps after which a snapshot is taken, the last after all: here PUBLISHED, at ends of epochs."""
-        count = min(PUBLISHED, self.epochs)
-        return tuple(ceil(self.epochs * n / count) * steps_per_epoch for n in range(1, count + 1))
-
 
 class _Sloped(_Straight, Slope):
     """A pass whose rate follows a slope."""
@@ -181,6 +175,8 @@ class _Sloped(_Straight, Slope):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         _check_warmup(self.warmup_epochs, self.epochs, "epochs")
+        if self.pull_in == "low" and self.shape == "constant":
+            raise ValueError('pull_in is "low" and shape "constant": the rate never falls, so that nothing would pull')
         return self
 
 
@@ -191,20 +187,6 @@ class _Spaced(_Straight):
         1.0, description="A snapshot every so many epochs; may be a fraction."
     )
     snapshot_steps: int | None = Field(None, ge=1, description="Instead of `snapshot_epochs`: every so many steps.")
-
-    def marks(self, steps_per_epoch: int) -> tuple[int, ...]:
-        return self._marks_after(0, steps_per_epoch)
-
-    def _marks_after(self, begin: int, steps_per_epoch: int) -> tuple[int, ...]:
-        total = self.epochs * steps_per_epoch
-        every = max(1.0, float(self.snapshot_steps or self.snapshot_epochs * steps_per_epoch))
-        if total - begin > every * MAX_CYCLES:
-            raise ValueError(
-                f"{ceil((total - begin) / every)} snapshots, one every {every:g} steps: at most {MAX_CYCLES}; "
-                "take them more rarely"
-            )
-        marks = {max(1, round(begin + every * n)) for n in range(1, ceil((total - begin) / every) + 1)}
-        return tuple(sorted({mark for mark in marks if mark < total} | {total}))
 
 
 class Swa(_Spaced):
@@ -223,9 +205,6 @@ class Swa(_Spaced):
     def _fits(self) -> Self:
         _check_warmup(self.anneal_epochs, self.epochs, "epochs", "anneal_epochs")
         return self
-
-    def marks(self, steps_per_epoch: int) -> tuple[int, ...]:
-        return self._marks_after(round(self.anneal_epochs * steps_per_epoch), steps_per_epoch)
 
 
 class Ema(_Sloped):
@@ -269,7 +248,7 @@ class Settled(Regime):
 
 class AutoMethod(_Straight):
     """One default for every start: hold a high rate for half of the epochs, let it fall along a cosine to a tenth, visit
-    the weights every quarter of an epoch, and return the mean over the longest stretch of the way that cannot be told from
+    the weights every quarter of an epoch, and return the mean over the longest range of segments that cannot be told from
     the best one on held-out images set aside for that choice (`hold-decay, window`).
 
     How high depends on the start, by its training loss over its held-out loss: a *memorised* one, whose gradients are almost
@@ -282,20 +261,18 @@ class AutoMethod(_Straight):
     low: float = Field(0.1, gt=0, le=1, description="Where the rate ends, as a share of the high rate.")
     visit_epochs: float = Field(0.25, ge=1e-4, le=1000, description="The weights enter a mean every so many epochs.")
     segments: int = Field(
-        6, ge=2, le=24, description="The way is cut in so many parts; a candidate is the mean of consecutive ones."
+        6,
+        ge=2,
+        le=24,
+        description="The steps are cut into so many segments; a candidate is the mean of consecutive ones.",
     )
     memorised: Memorised = Field(default_factory=Memorised)
     settled: Settled = Field(default_factory=Settled)
     average: Literal["window"] = "window"
 
-    def regime(self, kind: Start) -> Regime | None:
+    def regime(self, kind: StartKind) -> Regime | None:
         """What is done with such a start; None: what `lr` and `pull` say."""
         return {"memorised": self.memorised, "settled": self.settled}.get(kind)
-
-    def marks(self, steps_per_epoch: int) -> tuple[int, ...]:
-        total = self.epochs * steps_per_epoch
-        segments = min(self.segments, total)
-        return tuple(total * n // segments for n in range(1, segments + 1))
 
 
 class Soup(_Model):
@@ -332,9 +309,9 @@ def _check_rate(lr: float | str, base_lr: float | None) -> None:
         raise ValueError(f"lr {lr} and base_lr {base_lr} are both given: one says the rate as it is, the other per 256")
 
 
-def _check_warmup(length: float, epochs: int, of: str, name: str = "warmup_epochs") -> None:
+def _check_warmup(length: float, epochs: float, of: str, name: str = "warmup_epochs") -> None:
     if length >= epochs and length > 0:
-        raise ValueError(f"{name} is {length:g} and {of} {epochs}: it must be shorter")
+        raise ValueError(f"{name} is {length:g} and {of} {epochs:g}: it must be shorter")
 
 
 Straight = Swa | Ema | Lawa | Plain | AutoMethod

@@ -1,5 +1,6 @@
 """What to train with: optimizer, batch, image size, normalization, augmentation, precision, loss."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -24,6 +25,21 @@ Pixels = Annotated[int, Field(ge=4, le=4096)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Pattern = Annotated[str, Field(min_length=1, max_length=256)]
 MAX_CLASSES = 100_000
+
+
+@dataclass(frozen=True)
+class Marker:
+    """Says on a field of the recipe what it is about."""
+
+    about: str
+
+
+TRAINING = Marker("training")  # refused where nothing is trained, in a soup
+
+
+def is_about_training(field: str) -> bool:
+    """Whether a field of the recipe is marked as being about training."""
+    return TRAINING in Recipe.model_fields[field].metadata
 
 
 class Optimizer(BaseModel):
@@ -89,106 +105,122 @@ class Normalization(BaseModel):
         return self
 
 
+IMAGENET = Normalization(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+
+
 class Recipe(BaseModel):
     """Every field has a default; `auto` is resolved when the job is created and shown in the job."""
 
     model_config = ConfigDict(extra="forbid")
 
-    optimizer: Optimizer = Field(default_factory=Optimizer)
+    optimizer: Annotated[Optimizer, TRAINING] = Field(default_factory=Optimizer)
     batch_size: Auto | Annotated[int, Field(ge=2, le=65536)] = Field(
         "auto", description="`auto`: 128, or the power of two that gives a smaller set at least 20 steps an epoch."
     )
     image_size: Auto | Pixels | tuple[Pixels, Pixels] = Field(
-        "auto", description="Side or [height, width]. `auto`: the dataset's own, or what the architecture insists on."
+        "auto",
+        description="Side or [height, width]. `auto`: the dataset's own; the architecture's where it takes no other, and for "
+        "photographs (many sizes, or a side above 96 pixels).",
     )
     normalize: Literal["auto", "imagenet"] | Normalization = Field(
-        "auto", description="`auto`: the training split's own mean and standard deviation."
+        "auto",
+        description="`auto`: the training split's own mean and standard deviation, unless the start's loss on training images "
+        "says that it was trained with ImageNet's, with 0.5 and 0.5, or with none: `result.normalization`.",
     )
     augment: Augment = Field(
         "auto",
-        description="`auto`: pad-crop-flip (digits are not flipped). `resized_crop`: 8–100 % of the area, aspect "
-        "3/4–4/3, held-out images by their centre (Szegedy et al. 2015). `imagenet`: that, flipped, with colour "
-        "jitter and PCA noise (He et al. 2019). `rand_augment`, `trivial_augment`: torchvision's, after a pad-crop-flip.",
+        description="`auto`: pad-crop-flip (digits are not flipped); for photographs `resized_crop_flip`. `resized_crop`: "
+        "8–100 % of the area, aspect 3/4–4/3, held-out images by their centre (Szegedy et al. 2015). `imagenet`: that, "
+        "flipped, with colour jitter and PCA noise (He et al. 2019). `rand_augment`, `trivial_augment`: torchvision's, after "
+        "a pad-crop-flip.",
     )
     precision: Precision = Field(
         "auto",
         description="`auto`: bfloat16 autocast where a live worker has a GPU, else float32. `tf32`: GPUs only. "
         "`float16`: with dynamic loss scaling. Weights, means and BatchNorm statistics are float32 or wider with all of them.",
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="ε: targets are (1 − ε)·one-hot + ε/classes.")
-    grad_clip_norm: Positive | None = Field(
+    label_smoothing: Annotated[float, TRAINING] = Field(
+        0.0, ge=0, lt=1, description="ε: targets are (1 − ε)·one-hot + ε/classes."
+    )
+    grad_clip_norm: Annotated[Positive | None, TRAINING] = Field(
         None, description="Global norm to which gradients (with the pull's) are clipped."
     )
-    accumulate: int = Field(
+    accumulate: Annotated[int, TRAINING] = Field(
         1,
         ge=1,
         le=1024,
         description="The batch goes through the network in so many parts; one optimizer step for all. BatchNorm sees a part.",
     )
-    early_stopping: int | None = Field(
+    early_stopping: Annotated[int | None, TRAINING] = Field(
         None,
         ge=1,
         le=1000,
-        description="Stop after so many snapshots in a row that did not lower w̄'s loss on held-out images set "
-        "aside for choosing; the average still comes.",
+        description="Stop after so many snapshots in a row that did not lower w̄'s loss on the selection split (methods `ema` "
+        "and `none`: after so many epochs); the average still comes.",
     )
-    compile: bool = Field(False, description="torch.compile for the training steps.")
-    class_weights: Literal["balanced"] | list[Positive] | None = Field(
+    compile: Annotated[bool, TRAINING] = Field(False, description="torch.compile for the training steps.")
+    class_weights: Annotated[Literal["balanced"] | list[Positive] | None, TRAINING] = Field(
         None,
         max_length=MAX_CLASSES,
         description="Weights in the loss, one per output in the checkpoint's order; `balanced`: images / (classes · "
         "images of the class).",
     )
-    mixup: float | None = Field(
+    mixup: Annotated[float | None, TRAINING] = Field(
         None,
         ge=0.01,
         le=100,
         description="α: inputs λx + (1 − λ)x′, λ ~ Beta(α, α), one per batch (Zhang et al. 2018).",
     )
-    cutmix: float | None = Field(
+    cutmix: Annotated[float | None, TRAINING] = Field(
         None,
         ge=0.01,
         le=100,
         description="α: a box of share 1 − λ from another image, λ ~ Beta(α, α) (Yun et al. 2019). With `mixup`, "
         "one of both per batch, evenly.",
     )
-    distillation: Distillation | None = None
-    dropout: float | None = Field(None, ge=0, lt=1, description="Overrides the rate of every dropout layer.")
-    gradient_penalty: float = Field(
+    distillation: Annotated[Distillation | None, TRAINING] = None
+    dropout: Annotated[float | None, TRAINING] = Field(
+        None, ge=0, lt=1, description="Overrides the rate of every dropout layer."
+    )
+    gradient_penalty: Annotated[float, TRAINING] = Field(
         0.0,
         ge=0,
         le=1000,
         description="γ of γ·‖∂L/∂x‖², mean over the images (Drucker & LeCun 1992); about twice the cost.",
     )
-    freeze: list[Pattern] = Field(
+    freeze: Annotated[list[Pattern], TRAINING] = Field(
         default_factory=list,
         max_length=256,
         description='Parameters that stay as they are, by name: `["conv1.*", "layer1.*"]`. Each pattern must match one.',
     )
-    reset: list[Pattern] = Field(
+    reset: Annotated[list[Pattern], TRAINING] = Field(
         default_factory=list,
         max_length=256,
         description="Layers that are started afresh, by the names of their parameters.",
     )
-    head: Literal["keep", "reset"] = Field(
+    head: Annotated[Literal["keep", "reset"], TRAINING] = Field(
         "keep",
         description="`reset`: a new classifier with one output for each class of the dataset, in place of the checkpoint's.",
     )
-    init: Literal["kaiming", "xavier", "normal"] = Field(
+    init: Annotated[Literal["kaiming", "xavier", "normal"], TRAINING] = Field(
         "kaiming",
         description="How what is started afresh begins: Kaiming (He et al. 2015), Xavier (Glorot & Bengio 2010), or "
         "N(0, 1/√n_in); biases 0.",
     )
-    zero_gamma: bool = Field(
+    zero_gamma: Annotated[bool, TRAINING] = Field(
         True,
         description="γ = 0 for the last BatchNorm of each residual block that is started afresh, so that it begins "
         "as the identity (Goyal et al. 2017).",
     )
-    devices: int = Field(1, ge=1, le=64, description="GPUs (or CPU processes) that share each batch.")
-    sync_batch_norm: bool = Field(False, description="With several GPUs: BatchNorm over the whole batch.")
+    devices: Annotated[int, TRAINING] = Field(
+        1, ge=1, le=64, description="GPUs (or CPU processes) that share each batch."
+    )
+    sync_batch_norm: Annotated[bool, TRAINING] = Field(
+        False, description="With several GPUs: BatchNorm over the whole batch."
+    )
     batch_norm: BatchNorm = Field(
         "auto",
-        description="Where w̄'s BatchNorm statistics come from. `recompute`: from wbar_training images, layer by layer "
+        description="Where w̄'s BatchNorm statistics come from. `recompute`: from training images, layer by layer "
         "in one pass. `consistent`: the same, each layer from the statistics of those before it (several passes; "
         "for small batches). `track`: the mean of what training tracked. `frozen`: the start's, which training "
         "leaves alone. `auto`: `recompute`, and `track` for method `none`.",

@@ -1,18 +1,21 @@
 """`auto` becomes a number: a static, pure function of the catalog, the checkpoint and the dataset. No search, no clock."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from wbar.catalog import ARCHITECTURES, BATCH, BUILTINS
-from wbar.checkpoints import NetworkArchitecture
-from wbar.datasets import Dataset, ImageShape
-from wbar.errors import ChannelsMismatch, ClassesMismatch, ImageSizeUnsupported, ValidationFailed
+from wbar.datasets import DatasetFacts
+from wbar.errors import ChannelsMismatch, CheckpointsDiffer, ClassesMismatch, ImageSizeUnsupported, ValidationFailed
+from wbar.jobs import JobOptions
 from wbar.method import AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
-from wbar.recipe import Augment, BatchNorm, Normalization, Recipe
+from wbar.recipe import IMAGENET, Augment, BatchNorm, Normalization, Recipe, is_about_training
+from wbar.schedule import build_schedule, steps_per_epoch
+from wbar.spec import JobSpec, Network, StoredDataset, StoredWeights
 
 Resolved = TypeVar("Resolved", bound=BaseModel)
-IMAGENET = Normalization(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 PULL = 5e-4
 MEMORISED, SETTLED = 3.0, 0.5  # × the rate of `auto`, for such starts: measured, see docs/results.md
 BASE_BATCH = 256  # the batch that a base_lr belongs to
@@ -27,23 +30,79 @@ MIN_STEPS_PER_EPOCH = 20
 MIN_BATCH = 8
 
 
-def resolve_recipe(
-    recipe: Recipe,
-    network: NetworkArchitecture,
-    dataset: Dataset,
-    statistics: Normalization,
+def resolve_job(
+    options: JobOptions,
+    start: StoredWeights,
+    dataset: StoredDataset,
+    facts: DatasetFacts,
     gpu: bool,
-    method: Training | Soup | None = None,
-) -> Recipe:
-    """The recipe with every `auto` replaced.
+    ingredients: Sequence[StoredWeights] = (),
+    teachers: Sequence[StoredWeights] = (),
+) -> JobSpec:
+    """The one way from what is asked to a JobSpec: every `auto` replaced, everything checked that can be known before it runs.
 
-    statistics: mean and std per channel of the training split; gpu: whether a live worker has one.
+    facts: of the dataset. gpu: whether a live worker has one. ingredients: the checkpoints that a soup names, in its order;
+    teachers: the networks of a distillation.
+    Raises Refused (422, 409) with the place and both values: ValidationFailed, ClassesMismatch, ChannelsMismatch,
+    ImageSizeUnsupported, CheckpointsDiffer.
+    """
+    _check_applies(options)
+    network, asked = start.network, options.classes
+    if options.recipe.head == "reset":
+        asked = asked or list(facts.classes)  # said in the job: what the new outputs are
+        network = replace(network, num_classes=len(asked))
+    classes = resolve_classes(asked, network, facts)
+    recipe = resolve_recipe(options.recipe, network, facts, gpu, options.method)
+    method = resolve_method(options.method, recipe, network)
+    for ingredient in ingredients:
+        _check_same_network(ingredient, start)
+    for teacher in teachers:
+        _check_teacher(teacher, network, recipe)
+    if not isinstance(method, Soup):
+        _check_snapshots(method, options.swag, planned_steps_per_epoch(facts, recipe))
+    elif options.swag:
+        raise ValidationFailed(
+            "swag samples around the snapshots of a training, and a soup trains nothing: leave it out"
+        )
+    return JobSpec(
+        start=start,
+        dataset=dataset,
+        network=network,
+        classes=tuple(classes) if classes else None,
+        method=method,
+        recipe=recipe,
+        seed=options.seed,
+        # A head that is started afresh says nothing about what the start was trained with.
+        find_normalization=recipe.head == "keep" and not recipe.reset and options.recipe.normalize == "auto",
+        flatness=options.flatness,
+        swag=options.swag,
+        ingredients=tuple(ingredients),
+        teachers=tuple(teachers),
+    )
+
+
+def planned_steps_per_epoch(facts: DatasetFacts, recipe: Recipe) -> int:
+    """Optimizer steps of one pass over the training images, as training will count them."""
+    assert recipe.batch_size != "auto"
+    return steps_per_epoch(facts.train_images, recipe.batch_size, recipe.devices)
+
+
+def planned_steps(spec: JobSpec, facts: DatasetFacts) -> int:
+    """Optimizer steps of the whole job, the control's included and back-offs not; 0 for a soup."""
+    if isinstance(spec.method, Soup):
+        return 0
+    steps = build_schedule(spec.method, planned_steps_per_epoch(facts, spec.recipe)).total_steps
+    return 2 * steps if spec.method.control else steps
+
+
+def resolve_recipe(
+    recipe: Recipe, network: Network, facts: DatasetFacts, gpu: bool, method: Training | Soup | None = None
+) -> Recipe:
+    """The recipe with every `auto` replaced; `normalize` becomes the dataset's own statistics.
+
     Raises ImageSizeUnsupported and ChannelsMismatch (422) with both values.
     """
-    assert dataset.splits is not None
-    assert dataset.image is not None
     known = ARCHITECTURES[network.name]
-    height, width = _image_size(recipe, network, dataset.image)
     name = known.optimizer if recipe.optimizer.name == "auto" else recipe.optimizer.name
     weight_decay = recipe.optimizer.weight_decay
     if weight_decay == "auto":
@@ -59,12 +118,12 @@ def resolve_recipe(
     resolved = recipe.model_copy(
         update={
             "optimizer": recipe.optimizer.model_copy(update={"name": name, "weight_decay": weight_decay}),
-            "batch_size": _batch_size(dataset.splits["train"].images)
-            if recipe.batch_size == "auto"
-            else recipe.batch_size,
-            "image_size": (height, width),
-            "normalize": _normalization(recipe, statistics, network, dataset.image),
-            "augment": resolve_augment(dataset.source) if recipe.augment == "auto" else recipe.augment,
+            "batch_size": _batch_size(facts.train_images) if recipe.batch_size == "auto" else recipe.batch_size,
+            "image_size": _image_size(recipe, network, facts),
+            "normalize": _normalization(recipe, network, facts),
+            "augment": resolve_augment(facts.source, facts.are_photographs)
+            if recipe.augment == "auto"
+            else recipe.augment,
             "precision": precision,
             "batch_norm": _batch_norm(recipe, method),
         }
@@ -72,7 +131,7 @@ def resolve_recipe(
     return _validated(resolved, "recipe")
 
 
-def resolve_method(method: Training | Soup, recipe: Recipe, network: NetworkArchitecture) -> Training | Soup:
+def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) -> Training | Soup:
     """The method with every `auto` replaced; `recipe` must be resolved already.
 
     Rates follow from the architecture's customary peak rate p × batch / 128 (linear scaling, Goyal et al. 2017):
@@ -108,12 +167,49 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: NetworkArch
     return _validated(method.model_copy(update=update), "method")
 
 
-def check_snapshots(method: Training, steps_per_epoch: int) -> int:
-    """How many snapshots a resolved method keeps. Raises ValidationFailed (422) for more than MAX_CYCLES."""
+def _check_snapshots(method: Training, swag: int, steps: int) -> None:
+    """Raises ValidationFailed (422) for more than MAX_CYCLES snapshots, and for SWAG over fewer than two."""
     try:
-        return method.snapshots(steps_per_epoch)
+        snapshots = len(build_schedule(method, steps).snapshots)
     except ValueError as error:
         raise ValidationFailed(f"method: {error}") from None
+    if swag and snapshots < 2:
+        raise ValidationFailed(
+            f"swag needs two snapshots or more (two cycles of cyclic_swa): method is {method.model_dump(mode='json')}"
+        )
+
+
+def _check_applies(options: JobOptions) -> None:
+    """Raises ValidationFailed (422) for options about training that are given to a soup, which trains nothing."""
+    if not isinstance(options.method, Soup):
+        return
+    asked = sorted(name for name in options.recipe.model_fields_set if is_about_training(name))
+    if asked:
+        raise ValidationFailed(
+            f"a soup trains nothing, and recipe.{asked[0]} is about training: leave it out",
+            [{"pointer": f"/recipe/{name}", "detail": "not with a soup"} for name in asked],
+        )
+
+
+def _check_same_network(ingredient: StoredWeights, start: StoredWeights) -> None:
+    """Raises CheckpointsDiffer (422) unless an ingredient of a soup is the start's network."""
+    one, other = ingredient.network, start.network
+    if one != other:
+        raise CheckpointsDiffer(
+            f"{ingredient.id} is a {one.name} with {one.num_classes} outputs and {one.channels} input channels, {start.id} a "
+            f"{other.name} with {other.num_classes} and {other.channels} (or their shortcuts or image sizes differ)"
+        )
+
+
+def _check_teacher(teacher: StoredWeights, student: Network, recipe: Recipe) -> None:
+    """Raises CheckpointsDiffer or ImageSizeUnsupported (422) unless the teacher takes and gives what the student does."""
+    network = teacher.network
+    if (network.num_classes, network.channels) != (student.num_classes, student.channels):
+        raise CheckpointsDiffer(
+            f"the teacher {teacher.id} is a {network.name} with {network.num_classes} outputs and {network.channels} input "
+            f"channels, the student has {student.num_classes} and {student.channels}"
+        )
+    check_image_size(recipe, network)
 
 
 def _validated(model: Resolved, field: str) -> Resolved:
@@ -121,14 +217,14 @@ def _validated(model: Resolved, field: str) -> Resolved:
     try:
         return type(model).model_validate(model.model_dump())
     except ValidationError as error:
-        found = [
+        problems = [
             {"pointer": "/" + "/".join([field, *map(str, one["loc"])]), "detail": one["msg"]} for one in error.errors()
         ]
-        first = found[0]
-        raise ValidationFailed(f"once `auto` is resolved, {first['pointer']}: {first['detail']}", found) from None
+        first = problems[0]
+        raise ValidationFailed(f"once `auto` is resolved, {first['pointer']}: {first['detail']}", problems) from None
 
 
-def _peak_rate(recipe: Recipe, network: NetworkArchitecture) -> float:
+def _peak_rate(recipe: Recipe, network: Network) -> float:
     known = ARCHITECTURES[network.name]
     assert recipe.batch_size != "auto"
     name = recipe.optimizer.name
@@ -143,35 +239,34 @@ def _rate(given: Phase | Straight, default: float, batch: int) -> float:
     return default if given.lr == "auto" else given.lr
 
 
-def resolve_classes(classes: list[str] | None, network: NetworkArchitecture, dataset: Dataset) -> list[str] | None:
+def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetFacts) -> list[str] | None:
     """The checkpoint's class order, checked: every class of the dataset must have an output of the network.
 
     Raises ClassesMismatch (422): labels beyond num_classes, or names that do not cover the dataset's.
     """
-    assert dataset.classes is not None
     if classes is None:
-        if len(dataset.classes) > network.num_classes:
+        if len(facts.classes) > network.classes:
             raise ClassesMismatch(
-                f"the dataset has {len(dataset.classes)} classes and the checkpoint's network has "
-                f"{network.num_classes} outputs: labels {network.num_classes}..{len(dataset.classes) - 1} would have none"
+                f"the dataset has {len(facts.classes)} classes and the checkpoint's network has {network.num_classes} "
+                f"outputs: labels {network.classes}..{len(facts.classes) - 1} would have none"
             )
         return None
-    if len(classes) != network.num_classes or len(set(classes)) != len(classes):
+    if len(classes) != network.classes or len(set(classes)) != len(classes):
         raise ClassesMismatch(
-            f"`classes` names {len(set(classes))} different classes and the checkpoint's network has "
-            f"{network.num_classes} outputs: give one name for each output, in the checkpoint's order"
+            f"`classes` names {len(set(classes))} different classes and the checkpoint's network tells {network.classes} "
+            "apart: give one name for each, in the checkpoint's order"
         )
-    unknown = sorted(set(dataset.classes) - set(classes))
+    unknown = sorted(set(facts.classes) - set(classes))
     if unknown:
         raise ClassesMismatch(f"`classes` does not name {unknown[:20]}, which the dataset has images of")
     return classes
 
 
-def _image_size(recipe: Recipe, network: NetworkArchitecture, image: ImageShape) -> tuple[int, int]:
+def _image_size(recipe: Recipe, network: Network, facts: DatasetFacts) -> tuple[int, int]:
     known = ARCHITECTURES[network.name]
     own = network.image_size or known.size
     if recipe.image_size == "auto":
-        size = (own, own) if known.fixed_size else (image.height, image.width)
+        size = (own, own) if known.fixed_size or facts.are_photographs else (facts.shape.height, facts.shape.width)
     elif isinstance(recipe.image_size, int):
         size = (recipe.image_size, recipe.image_size)
     else:
@@ -180,7 +275,7 @@ def _image_size(recipe: Recipe, network: NetworkArchitecture, image: ImageShape)
     return size
 
 
-def check_image_size(recipe: Recipe, network: NetworkArchitecture) -> None:
+def check_image_size(recipe: Recipe, network: Network) -> None:
     """Raises ImageSizeUnsupported (422) if the network cannot take images of the resolved size."""
     known, size = ARCHITECTURES[network.name], recipe.image_size
     assert isinstance(size, tuple)
@@ -204,17 +299,19 @@ def _batch_size(images: int) -> int:
     return batch
 
 
-def resolve_augment(source: str | None) -> Augment:
-    """Pad-crop-flip, without the flip for a built-in set whose classes a mirror would change."""
+def resolve_augment(source: str | None, photographs: bool = False) -> Augment:
+    """Pad-crop-flip, and random boxes for photographs; without the flip for a built-in set whose classes a mirror changes."""
     builtin = BUILTINS.get((source or "").removeprefix("builtin:"))
-    return "pad_crop" if builtin is not None and not builtin.flip else "pad_crop_flip"
+    if builtin is not None and not builtin.flip:
+        return "pad_crop"
+    return "resized_crop_flip" if photographs else "pad_crop_flip"
 
 
-def _check_class_weights(recipe: Recipe, network: NetworkArchitecture) -> None:
+def _check_class_weights(recipe: Recipe, network: Network) -> None:
     weights = recipe.class_weights
-    if isinstance(weights, list) and len(weights) != network.num_classes:
+    if isinstance(weights, list) and len(weights) != network.classes:
         raise ValidationFailed(
-            f"recipe.class_weights has {len(weights)} numbers and the network {network.num_classes} outputs: one for each"
+            f"recipe.class_weights has {len(weights)} numbers and the network {network.classes} outputs: one for each"
         )
 
 
@@ -224,22 +321,22 @@ def _batch_norm(recipe: Recipe, method: Training | Soup | None) -> BatchNorm:
     return "track" if isinstance(method, Plain) else "recompute"
 
 
-def _normalization(
-    recipe: Recipe, statistics: Normalization, network: NetworkArchitecture, image: ImageShape
-) -> Normalization:
-    if image.channels not in (1, network.channels):
+def _normalization(recipe: Recipe, network: Network, facts: DatasetFacts) -> Normalization:
+    if facts.shape.channels not in (1, network.channels):
         raise ChannelsMismatch(
-            f"the images have {image.channels} channels and the checkpoint's network takes {network.channels}: "
+            f"the images have {facts.shape.channels} channels and the checkpoint's network takes {network.channels}: "
             "only grey images can be repeated to fit"
         )
     if isinstance(recipe.normalize, Normalization):
-        chosen = recipe.normalize
+        asked = recipe.normalize
+    elif recipe.normalize == "imagenet":
+        asked = IMAGENET
     else:
-        chosen = IMAGENET if recipe.normalize == "imagenet" else statistics
-    if len(chosen.mean) == network.channels:
-        return chosen
-    if len(chosen.mean) == 1:
-        return Normalization(mean=chosen.mean * network.channels, std=chosen.std * network.channels)
+        asked = Normalization(mean=list(facts.mean), std=list(facts.std))
+    if len(asked.mean) == network.channels:
+        return asked
+    if len(asked.mean) == 1:
+        return Normalization(mean=asked.mean * network.channels, std=asked.std * network.channels)
     raise ChannelsMismatch(
-        f"recipe.normalize has {len(chosen.mean)} channels and the checkpoint's network takes {network.channels}"
+        f"recipe.normalize has {len(asked.mean)} channels and the checkpoint's network takes {network.channels}"
     )

@@ -140,6 +140,22 @@ class Selection(BaseModel):
     candidates: list[Candidate] | None = Field(None, description="Of `window`: every range of segments that was tried.")
 
 
+NormalizationName = Literal["dataset", "imagenet", "half", "none"]
+
+
+class NormalizationProbe(BaseModel):
+    """What the start was trained with, as far as its loss on training images tells.
+
+    `dataset`: the training split's mean and standard deviation; `imagenet`: ImageNet's; `half`: 0.5 and 0.5; `none`: 0 and 1.
+    Another than the dataset's own was chosen only where its loss is lower by more than two standard errors.
+    """
+
+    chosen: NormalizationName
+    losses: dict[NormalizationName, float] = Field(description="Mean loss of the start by normalization.")
+    mean: list[float]
+    std: list[float]
+
+
 class JobResult(BaseModel):
     """What a job gives back: made by training, stored as one document, sent as it is."""
 
@@ -150,4 +166,5 @@ class JobResult(BaseModel):
     finished_early: bool = Field(False, description="Whether training ended before its planned steps (early stopping).")
     held_out: HeldOut
     selection: Selection | None = Field(None, description="Null where nothing was chosen by held-out images.")
+    normalization: NormalizationProbe | None = Field(None, description="Where `recipe.normalize` was `auto`.")
     flatness: Flatness | None = Field(None, description="Where the job asked for it.")

@@ -31,6 +31,11 @@ class Network:
     image_size: int | None = None
     projection: bool = False
 
+    @property
+    def classes(self) -> int:
+        """How many classes the outputs tell apart: a single output is a sigmoid between two."""
+        return 2 if self.num_classes == 1 else self.num_classes
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,7 +68,9 @@ class JobSpec(_Frozen):
 
     network: what is trained: the start's, with as many outputs as a new head has. classes: the order of the outputs, where it
     is not the dataset's. ingredients: the checkpoints of a soup, in its order. teachers: the networks of a distillation, one
-    checkpoint or a former job's snapshots. flatness, swag: what is measured when the weights are there.
+    checkpoint or a former job's snapshots. find_normalization: `recipe.normalize` was `auto`: it holds the dataset's own
+    statistics, and training finds out which ones the start was trained with. flatness, swag: what is measured when the
+    weights are there.
     """
 
     start: StoredWeights
@@ -73,6 +80,7 @@ class JobSpec(_Frozen):
     method: AnyMethod
     recipe: Recipe
     seed: int
+    find_normalization: bool = False
     flatness: bool = False
     swag: int = 0
     ingredients: tuple[StoredWeights, ...] = ()
@@ -103,13 +111,14 @@ class JobSpec(_Frozen):
 
         Checkpoints are named by their content: ids differ between two runs of the same work.
         """
-        inputs = {
+        inputs: dict[str, Any] = {
             "start": self.start.sha256,
             "dataset": self.dataset.sha256,
             "method": self.method.model_dump(mode="json"),
             "recipe": self.recipe.model_dump(mode="json"),
             "seed": self.seed,
             "classes": self.classes,
+            "find_normalization": self.find_normalization,
             "version": __version__,
         }
         if self.ingredients:

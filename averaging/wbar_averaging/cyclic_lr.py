@@ -1,16 +1,18 @@
 """The high/low schedule as a pure function of the step: resuming restores one integer.
 
-A cycle is a high phase and a low phase. In a phase of m steps, step i (from 0) has the rate, with u = i / (m − 1):
+A cycle is a high phase and a low phase. In a phase of m steps, step i (from 0) has the rate, with u = i / (m − 1), so that
+the last step is at the low rate exactly; where the low rate is 0, u = i / m, so that no step is wasted at rate 0:
 
     constant     high
     linear       high + (low − high)·u
     cosine       low + (high − low)·½(1 + cos πu)             (Loshchilov & Hutter 2017, equation 5)
-    exponential  high·γ^e, e the epochs since the phase began  (γ = 0.98)
+    exponential  high·γ^e, e the epochs since the phase began, continuously (a fraction within an epoch); γ = 0.98
     step         high·0.1^k, k the milestones passed           (fractions of the phase; 1/2 and 3/4)
-    sawtooth     from high to high/100 within each epoch, linearly; then again
+    sawtooth     from high to high/100 within each epoch (or a shorter phase), linearly; then again
 
-The low phase is constant at the low rate. Warm-up takes the first k steps of each high phase: *gradual*, step i of k
-(from 1) at low + (high − low)·i/k (Goyal et al. 2017), or *constant* at the low rate; the decay takes the steps after it.
+The low phase is constant at the low rate; without one, a cycle ends where the shape of its high phase ends. Warm-up takes
+the first k steps of each high phase: *gradual*, step i of k (from 1) at low + (high − low)·i/k (Goyal et al. 2017), or
+*constant* at the low rate; the decay takes the steps after it.
 """
 
 from collections.abc import Sequence
@@ -41,6 +43,7 @@ class Position:
 class CyclicSchedule:
     """n cycles of `high_epochs` from `high_lr` and `low_epochs` at `low_lr`. Rates: per optimizer step.
 
+    high_epochs, low_epochs: may be fractions of an epoch, rounded to whole steps (at least one); low_epochs may be 0.
     shape, gamma, milestones: the decay inside the high phase; warmup_steps, warmup: its beginning (see the module).
     Raises ValueError, naming the field, on numbers that make no schedule.
     """
@@ -48,8 +51,8 @@ class CyclicSchedule:
     cycles: int
     high_lr: float
     low_lr: float
-    high_epochs: int
-    low_epochs: int
+    high_epochs: float
+    low_epochs: float
     steps_per_epoch: int
     shape: Shape = "constant"
     warmup_steps: int = 0
@@ -58,9 +61,13 @@ class CyclicSchedule:
     milestones: Sequence[float] = (0.5, 0.75)
 
     def __post_init__(self) -> None:
-        for name in ("cycles", "high_epochs", "low_epochs", "steps_per_epoch"):
+        for name in ("cycles", "steps_per_epoch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.high_epochs < inf:
+            raise ValueError(f"high_epochs must be a number above 0, not {self.high_epochs}")
+        if not 0 <= self.low_epochs < inf:
+            raise ValueError(f"low_epochs must be 0 or more, not {self.low_epochs}")
         for name in ("high_lr", "low_lr", "gamma"):
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"{name} must be a number above 0, not {getattr(self, name)}")
@@ -81,11 +88,15 @@ class CyclicSchedule:
 
     @property
     def high_steps(self) -> int:
-        return self.high_epochs * self.steps_per_epoch
+        return max(1, round(self.high_epochs * self.steps_per_epoch))
+
+    @property
+    def low_steps(self) -> int:
+        return max(1, round(self.low_epochs * self.steps_per_epoch)) if self.low_epochs else 0
 
     @property
     def steps_per_cycle(self) -> int:
-        return (self.high_epochs + self.low_epochs) * self.steps_per_epoch
+        return self.high_steps + self.low_steps
 
     @property
     def total_steps(self) -> int:
@@ -151,7 +162,8 @@ class PhaseRate:
         return self._decayed(step - self.warmup_steps, self.steps - self.warmup_steps)
 
     def _decayed(self, i: int, m: int) -> float:
-        high, low, u = self.high, self.low, i / (m - 1) if m > 1 else 0.0
+        high, low = self.high, self.low
+        u = i / m if low == 0 else i / (m - 1) if m > 1 else 0.0
         if self.shape == "linear":
             return high + (low - high) * u
         if self.shape == "cosine":
@@ -161,6 +173,6 @@ class PhaseRate:
         if self.shape == "step":
             return high * float(0.1 ** sum(i >= at * m for at in self.milestones))
         if self.shape == "sawtooth":
-            span = self.steps_per_epoch
+            span = min(self.steps_per_epoch, self.steps)
             return high * (1 - 0.99 * ((i + self.warmup_steps) % span) / (span - 1)) if span > 1 else high
         return high

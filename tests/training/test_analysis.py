@@ -5,33 +5,32 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.work import METHOD, Recorder, make_work
+from tests.training.jobs import METHOD, Recorder, make_job, run
 from wbar_averaging import distances
-from wbar_training.loop import run
-from wbar_training.meter import Stopped
+from wbar_training.networks.tensors import read_tensors
+from wbar_training.reporter import StopRequested
 from wbar_training.resume import latest
-from wbar_training.weights import read_tensors
 
 
 def test_flatness_and_swag_describe_the_job_and_leave_its_weights_alone(tmp_path: Path) -> None:
-    plain = run(make_work(tmp_path / "plain"), Recorder())
-    work = make_work(tmp_path / "measured", flatness=True, swag=2)
-    outcome = run(work, Recorder())
+    plain = run(make_job(tmp_path / "plain"), Recorder())
+    job = make_job(tmp_path / "measured", flatness=True, swag=2)
+    outcome = run(job, Recorder())
     assert outcome.weights.read_bytes() == plain.weights.read_bytes()
-    assert plain.flatness is None
-    assert plain.metrics.swag is None
-    assert outcome.metrics.swag is not None
-    assert outcome.metrics.swag.loss != outcome.metrics.averaged.loss
-    found = outcome.flatness
+    assert plain.result.flatness is None
+    assert plain.result.metrics.swag is None
+    assert outcome.result.metrics.swag is not None
+    assert outcome.result.metrics.swag.loss != outcome.result.metrics.averaged.loss
+    found = outcome.result.flatness
     assert found is not None
-    start, averaged = read_tensors(work.checkpoint), read_tensors(outcome.weights)
+    start, averaged = read_tensors(job.start), read_tensors(outcome.weights)
     assert found.distance == pytest.approx(distances(start, averaged).total, rel=1e-6)
     assert [epoch.epoch for epoch in found.epochs] == [1, 2, 3, 4]
     assert all(epoch.distance > 0 and epoch.median_update for epoch in found.epochs)
     assert set(found.sharpness) == set(found.top_eigenvalue) == {"start", "last", "averaged"}
     between = found.interpolation
     at_end = between.alphas.index(1.0)
-    assert between.val_loss[at_end] == pytest.approx(outcome.metrics.averaged.loss, rel=1e-3)
+    assert between.val_loss[at_end] == pytest.approx(outcome.result.metrics.averaged.loss, rel=1e-3)
     middle = found.line.positions.index(0.0)
     assert found.line.loss["averaged"][middle] == pytest.approx(between.train_loss[at_end], rel=1e-6)
     assert found.plane is not None
@@ -39,18 +38,18 @@ def test_flatness_and_swag_describe_the_job_and_leave_its_weights_alone(tmp_path
 
 
 def test_an_interrupted_job_measures_the_same(tmp_path: Path) -> None:
-    whole = run(make_work(tmp_path / "whole", flatness=True, swag=2), Recorder())
+    whole = run(make_job(tmp_path / "whole", flatness=True, swag=2), Recorder())
     scratch = tmp_path / "cut"
-    with pytest.raises(Stopped):
-        run(make_work(scratch, flatness=True, swag=2), Recorder(stop_at=9))
-    again = run(make_work(scratch, flatness=True, swag=2, resume=latest(scratch)), Recorder())
-    assert again.flatness == whole.flatness
-    assert again.metrics == whole.metrics
+    with pytest.raises(StopRequested):
+        run(make_job(scratch, flatness=True, swag=2), Recorder(stop_at=9))
+    again = run(make_job(scratch, flatness=True, swag=2, resume=latest(scratch)), Recorder())
+    assert again.result.flatness == whole.result.flatness
+    assert again.result.metrics == whole.result.metrics
 
 
 def test_one_cycle_has_no_plane(tmp_path: Path) -> None:
-    outcome = run(make_work(tmp_path, METHOD.model_copy(update={"cycles": 1}), flatness=True), Recorder())
-    assert outcome.flatness is not None
+    outcome = run(make_job(tmp_path, METHOD.model_copy(update={"cycles": 1}), flatness=True), Recorder())
+    assert outcome.result.flatness is not None
     # w̄ is the only snapshot with other BatchNorm statistics: no third point.
-    assert outcome.flatness.plane is None
-    assert torch.isfinite(torch.tensor(outcome.flatness.interpolation.train_loss)).all()
+    assert outcome.result.flatness.plane is None
+    assert torch.isfinite(torch.tensor(outcome.result.flatness.interpolation.train_loss)).all()

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from wbar.method import METHODS
-from wbar_training.averages import Greedily, Windowed, make_average
-from wbar_training.courses import lay_course
+from wbar.schedule import build_schedule
+from wbar_training.averages import GreedyAverage, WindowAverage, make_average
 
 RESOLVED = {"lr": 0.1, "control_lr": 0.1}
 
@@ -21,22 +21,22 @@ def weight(mean) -> float:
     return mean.mean(torch.float64)["weight"].item()
 
 
-def walked(values: list[float], **method: object):
+def averaged(values: list[float], **method: object):
     """The average of a method whose steps have these weights, one step an epoch."""
     chosen = METHODS.validate_python(RESOLVED | {"epochs": len(values)} | method)
-    course = lay_course(chosen, 1)
-    average = make_average(chosen, course, model(0))
+    schedule = build_schedule(chosen, 1)
+    average = make_average(chosen, schedule, model(0))
     for step, value in enumerate(values):
-        if course.visits(step):
-            average.visit(model(value), course.at(step).cycle)
+        if schedule.visits(step):
+            average.visit(model(value), schedule.at(step).cycle)
     return average
 
 
 def test_swa_is_the_mean_of_all_lawa_of_the_last_and_none_is_the_last() -> None:
     values = [1.0, 5.0, 2.0, 8.0]
-    assert weight(walked(values, type="swa", anneal_from=0.1).so_far) == 4.0
-    assert weight(walked(values, type="lawa", window=2, final_lr=0.1).so_far) == 5.0
-    assert weight(walked(values, type="none", final_lr=0.0).so_far) == 8.0
+    assert weight(averaged(values, type="swa", anneal_from=0.1).so_far) == 4.0
+    assert weight(averaged(values, type="lawa", window=2, final_lr=0.1).so_far) == 5.0
+    assert weight(averaged(values, type="none", final_lr=0.0).so_far) == 8.0
 
 
 def test_an_ema_forgets_its_beginning_by_its_warm_up() -> None:
@@ -45,7 +45,7 @@ def test_an_ema_forgets_its_beginning_by_its_warm_up() -> None:
     for t, value in enumerate(values[1:], start=1):
         d = min(0.9, (1 + t) / (10 + t))
         expected = d * expected + (1 - d) * value
-    found = weight(walked(values, type="ema", decay=0.9, final_lr=0.1).so_far)
+    found = weight(averaged(values, type="ema", decay=0.9, final_lr=0.1).so_far)
     assert found == pytest.approx(expected, rel=1e-6)
 
 
@@ -60,28 +60,28 @@ def bowl(centre: float):
 
 
 def test_greedy_lets_in_what_does_not_raise_the_loss() -> None:
-    average = Greedily(model(0))
+    average = GreedyAverage(model(0))
     for n, value in enumerate([4.0, 10.0, 2.0, 3.0], start=1):
         average.visit(model(value), n)
-        average.judge(bowl(3.0))
-    mean, choice = average.finish(bowl(3.0), lambda _: None)
-    assert choice is not None
-    assert choice.kept == [1, 3, 4]  # 4; not 7; 3; still 3, which does not rise
+        average.select(bowl(3.0))
+    mean, selection = average.finish(bowl(3.0), lambda _: None)
+    assert selection is not None
+    assert selection.kept == [1, 3, 4]  # 4; not 7; 3; still 3, which does not rise
     assert weight(mean) == 3.0
 
 
 def test_a_window_is_the_mean_of_consecutive_segments_by_their_counts() -> None:
-    average = Windowed(model(0), 3, 0, 0, lambda snapshot: snapshot - 1)
+    average = WindowAverage(model(0), 3, 0, 0, lambda snapshot: snapshot - 1)
     for snapshot, values in ((1, [9.0]), (2, [1.0, 2.0, 3.0]), (3, [6.0])):
         for value in values:
             average.visit(model(value), snapshot)
     assert weight(average.so_far) == pytest.approx(21 / 5)
-    mean, choice = average.finish(bowl(3.0), lambda _: None)  # 2 and 3: (1 + 2 + 3 + 6) / 4
-    assert choice is not None
-    assert (choice.kept, choice.of) == ([2, 3], 3)
+    mean, selection = average.finish(bowl(3.0), lambda _: None)  # 2 and 3: (1 + 2 + 3 + 6) / 4
+    assert selection is not None
+    assert (selection.kept, selection.of) == ([2, 3], 3)
     assert weight(mean) == 3.0
-    assert choice.candidates is not None
-    tried = {(c.first, c.last): c.loss for c in choice.candidates}
+    assert selection.candidates is not None
+    tried = {(c.first, c.last): c.loss for c in selection.candidates}
     assert tried == {
         (1, 1): 36.0,
         (1, 2): pytest.approx((15 / 4 - 3) ** 2),
@@ -92,11 +92,11 @@ def test_a_window_is_the_mean_of_consecutive_segments_by_their_counts() -> None:
     }
 
 
-def test_the_longest_stretch_within_one_standard_error_wins() -> None:
-    average = Windowed(model(0), 3, 0, 0, lambda snapshot: snapshot - 1)
+def test_the_longest_range_within_one_standard_error_wins() -> None:
+    average = WindowAverage(model(0), 3, 0, 0, lambda snapshot: snapshot - 1)
     for snapshot in (1, 2, 3):
         average.visit(model(float(snapshot)), snapshot)
-    # Per image: the lowest mean is segment 2's; the whole way cannot be told from it, segment 1 can.
+    # Per image: the lowest mean is segment 2's; the mean of all cannot be told from it, segment 1 can.
     losses = {
         1.0: [3.0, 3.1, 2.9, 3.0],
         2.0: [1.0, 1.0, 1.0, 1.0],
@@ -109,19 +109,21 @@ def test_the_longest_stretch_within_one_standard_error_wins() -> None:
         value, n = weight(mean), mean.n
         return torch.tensor(whole["losses"] if n == 3 else losses.get(value, [2.0, 2.0, 2.0, 2.1]), dtype=torch.float64)
 
-    _, choice = average.finish(loss, lambda _: None)
-    assert choice is not None
-    assert choice.kept == [1, 2, 3]
+    _, selection = average.finish(loss, lambda _: None)
+    assert selection is not None
+    assert selection.kept == [1, 2, 3]
     whole["losses"] = [1.4, 1.3, 1.3, 1.4]  # now it can
-    _, choice = average.finish(loss, lambda _: None)
-    assert choice is not None
-    assert choice.kept == [2]
+    _, selection = average.finish(loss, lambda _: None)
+    assert selection is not None
+    assert selection.kept == [2]
 
 
-def test_autos_stretches_leave_the_way_out_and_the_unsettled_half() -> None:
-    average = walked([float(n) for n in range(12)], type="auto", memorised={"ratio": 0.2, "lr": 0.2})
-    _, choice = average.finish(bowl(0.0), lambda _: None)
-    assert choice is not None
-    assert choice.candidates is not None
-    assert {(c.first, c.last) for c in choice.candidates} == {(a, b) for a in range(2, 7) for b in range(max(a, 3), 7)}
-    assert average.candidates == len(choice.candidates) == 14
+def test_the_ranges_of_auto_leave_out_the_first_segment_and_the_unsettled_half() -> None:
+    average = averaged([float(n) for n in range(12)], type="auto", memorised={"ratio": 0.2, "lr": 0.2})
+    _, selection = average.finish(bowl(0.0), lambda _: None)
+    assert selection is not None
+    assert selection.candidates is not None
+    assert {(c.first, c.last) for c in selection.candidates} == {
+        (a, b) for a in range(2, 7) for b in range(max(a, 3), 7)
+    }
+    assert average.candidates == len(selection.candidates) == 14

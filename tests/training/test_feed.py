@@ -1,7 +1,6 @@
 """What is done to training images follows its formula, and the number of DataLoader workers changes nothing."""
 
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms import v2
 
+from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, make_job, run
 from tests.training.test_resume import STRAIGHT
-from tests.training.work import METHOD, KilledHere, Recorder, make_work
 from wbar.method import METHODS
 from wbar_training import resume
 from wbar_training.data import colour, crops
@@ -19,8 +18,6 @@ from wbar_training.data.augment import Preparer
 from wbar_training.data.feed import Feed, Request
 from wbar_training.data.packed import load_encoded, load_split
 from wbar_training.draws import generator
-from wbar_training.loop import run
-from wbar_training.plan import Work
 from wbar_training.uploads.dataset_archives import Limits, pack_folder
 
 
@@ -94,20 +91,22 @@ def many_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def jpeg_work(folder: Path, packed: Path, **changes: object) -> Work:
+def jpeg_job(folder: Path, packed: Path, **changes: object) -> LocalJob:
     method = METHODS.validate_python(STRAIGHT | {"type": "ema", "final_lr": 0.005})
-    return make_work(folder, method, **{"dataset": packed, "recipe_augment": "imagenet", **changes})
+    job = make_job(folder, method, **{"recipe_augment": "imagenet", **changes})
+    job.dataset.write_bytes(packed.read_bytes())
+    return job
 
 
 @pytest.mark.parametrize("augment", ["imagenet", "rand_augment", "trivial_augment"])
 def test_workers_change_no_byte_and_neither_does_a_death(tmp_path: Path, many_sizes: Path, augment: str) -> None:
-    alone = run(jpeg_work(tmp_path / "alone", many_sizes, recipe_augment=augment), Recorder())
-    work = jpeg_work(tmp_path / "loaded", many_sizes, recipe_augment=augment, loaders=2, save_every_seconds=0.0)
+    alone = run(jpeg_job(tmp_path / "alone", many_sizes, recipe_augment=augment), Recorder())
+    job = jpeg_job(tmp_path / "loaded", many_sizes, recipe_augment=augment, loaders=2, save_every_seconds=0.0)
     with pytest.raises(KilledHere):
-        run(work, Recorder(die_at=4))
-    loaded = run(replace(work, resume=resume.latest(work.scratch)), Recorder())
+        run(job, Recorder(die_at=4))
+    loaded = run(job.changed(resume=resume.latest(job.scratch)), Recorder())
     assert loaded.weights.read_bytes() == alone.weights.read_bytes()
-    assert loaded.metrics == alone.metrics
+    assert loaded.result.metrics == alone.result.metrics
 
 
 def test_two_draws_differ_and_the_same_one_does_not(many_sizes: Path) -> None:
@@ -137,10 +136,10 @@ def test_held_out_images_are_the_centre_of_a_larger_one(many_sizes: Path) -> Non
 def test_the_file_says_how_held_out_images_were_fitted(tmp_path: Path, many_sizes: Path) -> None:
     from safetensors import safe_open
 
-    outcome = run(jpeg_work(tmp_path / "centre", many_sizes), Recorder())
+    outcome = run(jpeg_job(tmp_path / "centre", many_sizes), Recorder())
     with safe_open(outcome.weights, "pt") as file:
         assert file.metadata()["wbar.resize"] == "centre"
-    plain = run(make_work(tmp_path / "both", METHOD), Recorder())
+    plain = run(make_job(tmp_path / "both", METHOD), Recorder())
     with safe_open(plain.weights, "pt") as file:
         assert file.metadata()["wbar.resize"] == "both"
     assert load_file(plain.weights)

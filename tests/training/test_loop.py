@@ -1,7 +1,6 @@
 """The loop does what the method says, and an interruption anywhere changes nothing, to the bit."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,48 +10,47 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.averaging import reference
-from tests.training.work import METHOD, KilledHere, Recorder, make_work
+from tests.training.jobs import METHOD, KilledHere, Recorder, make_job, run
 from wbar.errors import CompileFailed, Diverged
-from wbar.method import HighPhase, Phase
+from wbar.method import HighPhase, LowPhase
 from wbar_averaging import write_safetensors
 from wbar_training import resume
 from wbar_training.data.augment import Preparer
 from wbar_training.data.packed import load_split
 from wbar_training.draws import key, permutation
 from wbar_training.evaluate import even_slices, forward_batch
-from wbar_training.loop import run
-from wbar_training.meter import Stopped
+from wbar_training.evaluator import BATCH_NORM_IMAGES
 from wbar_training.networks.architectures import load
+from wbar_training.networks.tensors import read_tensors
 from wbar_training.optim import decayed
-from wbar_training.setting import BATCH_NORM_IMAGES
-from wbar_training.weights import read_tensors
+from wbar_training.reporter import StopRequested
 
 
 def test_averaged_weights_are_the_mean_of_the_snapshots_with_the_statistics_of_the_twin(tmp_path: Path) -> None:
-    work = make_work(tmp_path, METHOD.model_copy(update={"cycles": 3}))
+    job = make_job(tmp_path, METHOD.model_copy(update={"cycles": 3}))
     told = Recorder()
-    outcome = run(work, told)
+    outcome = run(job, told)
     assert sorted(told.snapshots) == [1, 2, 3]
     snapshots = [load_file(told.snapshots[n]) for n in (1, 2, 3)]
     expected = reference.mean_of(snapshots)
     averaged = load_file(outcome.weights)
-    model, _ = load(work.network, averaged)
+    model, _ = load(job.spec.network, averaged)
     for name, _ in model.named_parameters():
         assert torch.equal(averaged[name], expected[name].float()), name
-    statistics = reference.batch_norm_statistics(model, batch_norm_batches(work))
+    statistics = reference.batch_norm_statistics(model, batch_norm_batches(job))
     assert len(statistics) == 19
     for name, (mean, variance) in statistics.items():
         torch.testing.assert_close(averaged[f"{name}.running_mean"].double(), mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(averaged[f"{name}.running_var"].double(), variance, rtol=1e-4, atol=1e-5)
     assert torch.equal(averaged["bn1.num_batches_tracked"], snapshots[-1]["bn1.num_batches_tracked"])
-    assert [point.n for point in outcome.curve] == [1, 2, 3]
-    assert outcome.curve[-1].loss == outcome.metrics.averaged.loss
+    assert [point.n for point in outcome.result.curve] == [1, 2, 3]
+    assert outcome.result.curve[-1].loss == outcome.result.metrics.averaged.loss
     assert all(torch.equal(tensor, averaged[name]) for name, tensor in torch.load(outcome.pytorch).items())
 
 
-def batch_norm_batches(work) -> list[torch.Tensor]:
-    plan = work.plan()
-    train = load_split(work.dataset, "train", plan.image_size, None)
+def batch_norm_batches(job) -> list[torch.Tensor]:
+    plan = job.plan
+    train = load_split(job.dataset, "train", plan.image_size, None)
     prepare = Preparer(plan.mean, plan.std, plan.augment, plan.seed, torch.device("cpu"))
     drawn = permutation(len(train), plan.seed, "batchnorm")[:BATCH_NORM_IMAGES]
     return [
@@ -63,22 +61,22 @@ def batch_norm_batches(work) -> list[torch.Tensor]:
 
 def test_steps_equal_a_plain_loop_with_autograd_for_the_pull(tmp_path: Path) -> None:
     # Small rates keep two float32 computations of a chaotic system side by side; a large λ makes the pull count.
-    slow = {"cycles": 2, "pull": 2.0, "high": HighPhase(lr=0.002), "low": Phase(lr=0.0002)}
-    work = make_work(tmp_path, METHOD.model_copy(update=slow), images=40)
+    slow = {"cycles": 2, "pull": 2.0, "high": HighPhase(lr=0.002), "low": LowPhase(lr=0.0002)}
+    job = make_job(tmp_path, METHOD.model_copy(update=slow), images=40)
     told = Recorder()
-    run(work, told)
-    expected = plain_loop(work)
+    run(job, told)
+    expected = plain_loop(job)
     for n, want in enumerate(expected, start=1):
         found = load_file(told.snapshots[n])
         for name, value in want.items():
             torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
 
 
-def plain_loop(work) -> list[dict[str, torch.Tensor]]:
+def plain_loop(job) -> list[dict[str, torch.Tensor]]:
     """The method as one would write it on a page: autograd for the pull, torch's SGD, a list of all snapshots."""
-    plan = work.plan()
-    model, _ = load(work.network, read_tensors(work.checkpoint))
-    train = load_split(work.dataset, "train", plan.image_size, None)
+    plan = job.plan
+    model, _ = load(job.spec.network, read_tensors(job.start))
+    train = load_split(job.dataset, "train", plan.image_size, None)
     prepare = Preparer(plan.mean, plan.std, plan.augment, plan.seed, torch.device("cpu"))
     chosen = decayed(model)
     groups = [
@@ -90,7 +88,7 @@ def plain_loop(work) -> list[dict[str, torch.Tensor]]:
     anchor = [p.detach().clone() for p in model.parameters()]
     names = [name for name, _ in model.named_parameters()]
     step = epoch = 0
-    method = work.chosen_method()
+    method = job.spec.method
     for _ in range(method.cycles):
         for lr in (method.high.lr, method.low.lr):
             epoch += 1
@@ -123,69 +121,67 @@ def plain_loop(work) -> list[dict[str, torch.Tensor]]:
     ],
 )
 def test_a_killed_job_ends_in_the_same_bytes(tmp_path: Path, die_at: int, variant: dict[str, object]) -> None:
-    undisturbed = run(make_work(tmp_path / "whole", **dict(variant)), Recorder()).weights.read_bytes()
-    broken = make_work(tmp_path / "broken", save_every_seconds=0.0, **dict(variant))
+    undisturbed = run(make_job(tmp_path / "whole", **dict(variant)), Recorder()).weights.read_bytes()
+    broken = make_job(tmp_path / "broken", save_every_seconds=0.0, **dict(variant))
     with pytest.raises(KilledHere):
         run(broken, Recorder(die_at=die_at))
     latest = resume.latest(broken.scratch)
     assert latest is not None
     assert resume.step_of(latest) == die_at
     told = Recorder()
-    again = run(replace(broken, resume=latest), told)
+    again = run(broken.changed(resume=latest), told)
     assert again.weights.read_bytes() == undisturbed
     assert sorted(told.snapshots) == [1, 2]
 
 
 def test_many_interruptions_one_after_the_other(tmp_path: Path) -> None:
-    undisturbed = run(make_work(tmp_path / "whole"), Recorder())
-    work = make_work(tmp_path / "broken", save_every_seconds=0.0)
+    undisturbed = run(make_job(tmp_path / "whole"), Recorder())
+    job = make_job(tmp_path / "broken", save_every_seconds=0.0)
     state = None
     for step in range(3, 28, 5):
         with pytest.raises(KilledHere):
-            run(replace(work, resume=state), Recorder(die_at=step))
-        state = resume.latest(work.scratch)
-    outcome = run(replace(work, resume=state), Recorder())
+            run(job.changed(resume=state), Recorder(die_at=step))
+        state = resume.latest(job.scratch)
+    outcome = run(job.changed(resume=state), Recorder())
     assert outcome.weights.read_bytes() == undisturbed.weights.read_bytes()
-    assert outcome.metrics == undisturbed.metrics
-    assert outcome.curve == undisturbed.curve
+    assert outcome.result.metrics == undisturbed.result.metrics
+    assert outcome.result.curve == undisturbed.result.curve
 
 
 def test_a_pause_saves_its_exact_position(tmp_path: Path) -> None:
-    undisturbed = run(make_work(tmp_path / "whole"), Recorder()).weights.read_bytes()
-    work = make_work(tmp_path / "paused")
-    with pytest.raises(Stopped, match="pause"):
-        run(work, Recorder(stop_at=14))
-    state = resume.latest(work.scratch)
+    undisturbed = run(make_job(tmp_path / "whole"), Recorder()).weights.read_bytes()
+    job = make_job(tmp_path / "paused")
+    with pytest.raises(StopRequested, match="pause"):
+        run(job, Recorder(stop_at=14))
+    state = resume.latest(job.scratch)
     assert state is not None
-    assert run(replace(work, resume=state), Recorder()).weights.read_bytes() == undisturbed
+    assert run(job.changed(resume=state), Recorder()).weights.read_bytes() == undisturbed
 
 
 def test_the_start_counts_when_it_is_included(tmp_path: Path) -> None:
-    work = make_work(tmp_path, METHOD.model_copy(update={"include_start": True}))
+    job = make_job(tmp_path, METHOD.model_copy(update={"include_start": True}))
     told = Recorder()
-    averaged = load_file(run(work, told).weights)
-    points = [read_tensors(work.checkpoint), *(load_file(path) for path in told.snapshots.values())]
+    averaged = load_file(run(job, told).weights)
+    points = [read_tensors(job.start), *(load_file(path) for path in told.snapshots.values())]
     expected = reference.mean_of(points)["conv1.weight"].float()
     assert torch.equal(averaged["conv1.weight"], expected)
     assert sorted(told.snapshots) == [1, 2]
 
 
 def test_a_diverging_loss_is_said_with_step_phase_and_hint(tmp_path: Path) -> None:
-    work = make_work(
-        tmp_path, METHOD.model_copy(update={"high": HighPhase(lr=100.0), "low": Phase(lr=100.0), "pull": 50.0})
+    job = make_job(
+        tmp_path, METHOD.model_copy(update={"high": HighPhase(lr=100.0), "low": LowPhase(lr=100.0), "pull": 50.0})
     )
     with pytest.raises(Diverged, match=r"at step \d+ \(cycle \d, (high|low) phase, learning rate 100\).*lower method"):
-        run(work, Recorder())
+        run(job, Recorder())
 
 
 def test_names_dtypes_and_metadata_come_back_as_uploaded(tmp_path: Path) -> None:
-    work = make_work(tmp_path)
-    start = {
-        f"module.{name}": t.half() if t.is_floating_point() else t for name, t in read_tensors(work.checkpoint).items()
-    }
+    job = make_job(tmp_path)
+    start = {f"module.{name}": t.half() if t.is_floating_point() else t for name, t in read_tensors(job.start).items()}
     del start["module.bn1.num_batches_tracked"]
-    write_safetensors(work.checkpoint, start, {})
-    outcome = run(replace(work, prefix="module."), Recorder())
+    write_safetensors(job.start, start, {})
+    outcome = run(job.changed(prefix="module."), Recorder())
     found = load_file(outcome.weights)
     assert {name: tensor.dtype for name, tensor in found.items()} == {name: t.dtype for name, t in start.items()}
     with safe_open(outcome.weights, framework="pt") as file:
@@ -197,35 +193,35 @@ def test_names_dtypes_and_metadata_come_back_as_uploaded(tmp_path: Path) -> None
 
 
 def test_a_state_of_another_version_is_put_aside_and_the_job_starts_over(tmp_path: Path) -> None:
-    whole = run(make_work(tmp_path / "whole"), Recorder()).weights.read_bytes()
-    work = make_work(tmp_path / "broken", save_every_seconds=0.0)
+    whole = run(make_job(tmp_path / "whole"), Recorder()).weights.read_bytes()
+    job = make_job(tmp_path / "broken", save_every_seconds=0.0)
     with pytest.raises(KilledHere):
-        run(work, Recorder(die_at=9))
-    state = resume.latest(work.scratch)
+        run(job, Recorder(die_at=9))
+    state = resume.latest(job.scratch)
     assert state is not None
     state.write_bytes(b"of another version")
     told = Recorder()
-    assert run(replace(work, resume=state), told).weights.read_bytes() == whole
+    assert run(job.changed(resume=state), told).weights.read_bytes() == whole
     assert any("starts over" in line for line in told.logs)
 
 
 def test_what_is_evaluated_of_a_half_precision_checkpoint_is_what_is_written(tmp_path: Path) -> None:
-    work = make_work(tmp_path)
-    start = {name: t.half() if t.is_floating_point() else t for name, t in read_tensors(work.checkpoint).items()}
-    write_safetensors(work.checkpoint, start, {})
-    outcome = run(work, Recorder())
-    model, _ = load(work.network, read_tensors(outcome.weights))
-    val = load_split(work.dataset, "val", (8, 8), None)
-    plan = work.plan()
+    job = make_job(tmp_path)
+    start = {name: t.half() if t.is_floating_point() else t for name, t in read_tensors(job.start).items()}
+    write_safetensors(job.start, start, {})
+    outcome = run(job, Recorder())
+    model, _ = load(job.spec.network, read_tensors(outcome.weights))
+    val = load_split(job.dataset, "val", (8, 8), None)
+    plan = job.plan
     inputs = Preparer(plan.mean, plan.std, "none", 0, torch.device("cpu")).plain(val.images)
     with torch.no_grad():
         loss = F.cross_entropy(model.eval()(inputs), val.labels).item()
-    assert loss == pytest.approx(outcome.metrics.averaged.loss, rel=1e-5)
+    assert loss == pytest.approx(outcome.result.metrics.averaged.loss, rel=1e-5)
 
 
 def test_progress_and_metrics_tell_the_whole_story(tmp_path: Path) -> None:
     told = Recorder()
-    run(make_work(tmp_path), told)
+    run(make_job(tmp_path), told)
     steps = [point.step for point in told.points]
     assert steps == sorted(set(steps))
     assert steps[-1] == told.progress[-1].total_steps == 28
@@ -246,13 +242,13 @@ def test_progress_and_metrics_tell_the_whole_story(tmp_path: Path) -> None:
 
 def test_a_last_batch_of_one_image_is_left_out(tmp_path: Path) -> None:
     told = Recorder()
-    run(make_work(tmp_path, images=100, recipe_batch_size=33), told)
+    run(make_job(tmp_path, images=100, recipe_batch_size=33), told)
     assert told.progress[-1].total_steps == 4 * 3
 
 
 def test_a_start_near_chance_is_warned_about(tmp_path: Path) -> None:
     told = Recorder()
-    run(make_work(tmp_path), told)
+    run(make_job(tmp_path), told)
     assert any("near chance" in line and "classes" in line for line in told.logs)
 
 
@@ -262,4 +258,4 @@ def test_a_missing_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     torch.compiler.reset()
     with pytest.raises(CompileFailed, match=r"torch.compile failed .* leave recipe.compile out"):
-        run(make_work(tmp_path, recipe_compile=True), Recorder())
+        run(make_job(tmp_path, recipe_compile=True), Recorder())

@@ -2,19 +2,17 @@
 
 import io
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from tests.training.work import METHOD, Recorder, make_work
+from tests.training.jobs import METHOD, Recorder, make_job, run
 from wbar.errors import InvalidArchive, Rejected, TooFewClasses
 from wbar_averaging import write_safetensors
 from wbar_training.data.packed import load_split
 from wbar_training.evaluate import score
-from wbar_training.loop import run
 from wbar_training.networks.architectures import Network, initialized
 from wbar_training.uploads.dataset_archives import Limits, pack_archive, pack_folder
 
@@ -79,21 +77,22 @@ def test_a_bad_table_is_said_with_its_place(
 
 
 def test_a_job_learns_them_and_reports_average_precision(tmp_path: Path) -> None:
-    work = make_work(
+    job = make_job(
         tmp_path / "job", METHOD.model_copy(update={"cycles": 3}), recipe_batch_size=4, recipe_augment="none"
     )
     packed = tmp_path / "packed"
     pack_archive(archive(INDICATORS + HELD_OUT, tmp_path), packed, Limits(), multilabel=True)
     network = Network("resnet20", 2)
     torch.manual_seed(1)
-    write_safetensors(work.checkpoint, initialized(network).state_dict(), {})
-    outcome = run(replace(work, dataset=packed, network=network), Recorder())
-    averaged = outcome.metrics.averaged
+    write_safetensors(job.start, initialized(network).state_dict(), {})
+    job.dataset.write_bytes(packed.read_bytes())
+    outcome = run(job.changed(network=network), Recorder())
+    averaged = outcome.result.metrics.averaged
     assert averaged.map is not None
     assert averaged.average_precision is not None
     assert len(averaged.average_precision) == 2
     assert averaged.map == pytest.approx(sum(averaged.average_precision) / 2)
-    assert averaged.loss < outcome.metrics.start.loss
+    assert averaged.loss < outcome.result.metrics.start.loss
     assert averaged.map > 0.9
 
 

@@ -1,20 +1,18 @@
 """Whatever a job is asked for, a death after any step changes nothing, to the bit: weights, numbers and snapshots."""
 
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.training.work import METHOD, KilledHere, Recorder, make_work
+from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, make_job, run
 from wbar.method import METHODS
+from wbar.spec import StoredWeights
 from wbar_averaging import write_safetensors
 from wbar_training import resume
-from wbar_training.loop import run
 from wbar_training.networks.architectures import Network, initialized
-from wbar_training.plan import Teacher, Work
 
 RATES = {"lr": 0.05, "control_lr": 0.05}
 STRAIGHT = RATES | {"epochs": 3}
@@ -58,41 +56,42 @@ VARIANTS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
 }
 
 
-def work_of(folder: Path, variant: str) -> Work:
+def job_of(folder: Path, variant: str) -> LocalJob:
     method, recipe = VARIANTS[variant]
     changes = {f"recipe_{name}": value for name, value in recipe.items()}
-    work = make_work(folder, METHODS.validate_python(method) if method else METHOD, **changes)
+    job = make_job(folder, METHODS.validate_python(method) if method else METHOD, **changes)
     if "distillation" not in recipe:
-        return work
+        return job
     torch.manual_seed(11)
     network = Network("resnet32", 10)
-    write_safetensors(folder / "teacher.safetensors", initialized(network).state_dict(), {})
-    return replace(work, teachers=(Teacher(folder / "teacher.safetensors", "", network, "2" * 64),))
+    write_safetensors(job.workspace.input("teacher"), initialized(network).state_dict(), {})
+    teacher = StoredWeights(id="ckpt_teacher", sha256="2" * 64, blob="teacher", prefix="", network=network)
+    return job.changed(teachers=(teacher,))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_deaths_after_random_steps_change_nothing(tmp_path: Path, variant: str) -> None:
     whole = Recorder()
-    undisturbed = run(work_of(tmp_path / "whole", variant), whole)
+    undisturbed = run(job_of(tmp_path / "whole", variant), whole)
     draws = random.Random(variant)
-    broken = replace(work_of(tmp_path / "broken", variant), save_every_seconds=0.0)
+    broken = job_of(tmp_path / "broken", variant).changed(save_every_seconds=0.0)
     last = max(step for step, _ in whole.states)
     told = Recorder()
     for step in sorted(draws.sample(range(1, last), 2)):
         with pytest.raises(KilledHere):
-            run(replace(broken, resume=resume.latest(broken.scratch)), Recorder(die_at=step))
-    again = run(replace(broken, resume=resume.latest(broken.scratch)), told)
+            run(broken.changed(resume=resume.latest(broken.scratch)), Recorder(die_at=step))
+    again = run(broken.changed(resume=resume.latest(broken.scratch)), told)
     assert again.weights.read_bytes() == undisturbed.weights.read_bytes()
-    assert again.metrics == undisturbed.metrics
-    assert again.curve == undisturbed.curve
-    assert again.choice == undisturbed.choice
+    assert again.result.metrics == undisturbed.result.metrics
+    assert again.result.curve == undisturbed.result.curve
+    assert again.result.selection == undisturbed.result.selection
     for n, path in whole.snapshots.items():
         assert told.snapshots[n].read_bytes() == path.read_bytes()
 
 
 def test_a_death_in_the_control_goes_on_in_the_control(tmp_path: Path) -> None:
-    undisturbed = run(work_of(tmp_path / "whole", "control"), Recorder())
-    broken = replace(work_of(tmp_path / "broken", "control"), save_every_seconds=0.0)
+    undisturbed = run(job_of(tmp_path / "whole", "control"), Recorder())
+    broken = job_of(tmp_path / "broken", "control").changed(save_every_seconds=0.0)
     main_steps = 14
     with pytest.raises(KilledHere):
         run(broken, DiesInControl(main_steps, 5))
@@ -100,8 +99,8 @@ def test_a_death_in_the_control_goes_on_in_the_control(tmp_path: Path) -> None:
     assert inner is not None
     assert resume.step_of(inner) == 5
     told = Recorder()
-    again = run(replace(broken, resume=resume.latest(broken.scratch)), told)
-    assert again.metrics == undisturbed.metrics
+    again = run(broken.changed(resume=resume.latest(broken.scratch)), told)
+    assert again.result.metrics == undisturbed.result.metrics
     assert min(progress.step for progress in told.progress) >= main_steps
 
 
@@ -119,18 +118,19 @@ class DiesInControl(Recorder):
 
 
 def test_a_back_off_survives_a_death(tmp_path: Path) -> None:
-    def ruined(folder: Path) -> Work:
+    def ruined(folder: Path) -> LocalJob:
         # A start that knows its images, then a rate that makes it forget all of them.
         start = run(
-            make_work(folder, METHODS.validate_python(STRAIGHT | {"type": "none", "final_lr": 0.0, "epochs": 12})),
+            make_job(folder, METHODS.validate_python(STRAIGHT | {"type": "none", "final_lr": 0.0, "epochs": 12})),
             Recorder(),
         )
         method = METHODS.validate_python(METHOD.model_dump() | {"high": {"lr": 4.0}, "low": {"lr": 4.0}, "pull": 0})
-        kept = folder / "trained.safetensors"
-        start.weights.rename(kept)
+        trained = start.weights.read_bytes()
         for state in folder.glob("state-*.pt"):
             state.unlink()
-        return replace(make_work(folder, method), checkpoint=kept)
+        job = make_job(folder, method)
+        job.start.write_bytes(trained)
+        return job
 
     told = Recorder()
     undisturbed = run(ruined(tmp_path / "whole"), told)
@@ -138,9 +138,9 @@ def test_a_back_off_survives_a_death(tmp_path: Path) -> None:
     assert 1 <= len(backed) <= 2
     assert "the high rate is divided by 3" in backed[0]
     assert sorted(told.snapshots) == [1, 2]
-    broken = replace(ruined(tmp_path / "broken"), save_every_seconds=0.0)
+    broken = ruined(tmp_path / "broken").changed(save_every_seconds=0.0)
     with pytest.raises(KilledHere):
         run(broken, Recorder(die_at=17))  # within the second try
-    again = run(replace(broken, resume=resume.latest(broken.scratch)), Recorder())
+    again = run(broken.changed(resume=resume.latest(broken.scratch)), Recorder())
     assert again.weights.read_bytes() == undisturbed.weights.read_bytes()
-    assert again.metrics == undisturbed.metrics
+    assert again.result.metrics == undisturbed.result.metrics

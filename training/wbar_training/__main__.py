@@ -1,26 +1,33 @@
-"""`python -m wbar_training`: one job on a local checkpoint and folder, without the service."""
+"""`python -m wbar_training`: any job on a local checkpoint and folder, without the service.
+
+    python -m wbar_training start.pth images/ --set method.cycles=4 --set recipe.batch_size=64
+    python -m wbar_training start.pth builtin:digits --job job.json        {"method": {…}, "recipe": {…}, "seed": 0, …}
+    python -m wbar_training a.pth images/ --with b=b.pth --set method.type=soup \
+        --set 'method.checkpoints=["ckpt_start", "ckpt_b"]'
+
+What has been done in the output folder is not done again: an interrupted job goes on, to the same bits.
+"""
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from wbar.checkpoints import NetworkArchitecture
-from wbar.datasets import Dataset, ImageShape, Split
 from wbar.errors import WbarError
-from wbar.jobs import MetricsPoint, Progress, Score
-from wbar.method import CyclicSwa, HighPhase, Phase
-from wbar.recipe import Normalization, Recipe
-from wbar.resolve import resolve_classes, resolve_method, resolve_recipe
+from wbar.jobs import JobOptions, MetricsPoint, Progress
+from wbar.results import Score
+from wbar_training.local import prepare_dataset, prepare_job, prepare_weights
 from wbar_training.loop import run
-from wbar_training.plan import Work
+from wbar_training.messages import LogLevel, StopReason
+from wbar_training.outcome import Outcome
 from wbar_training.resume import latest
-from wbar_training.uploads import checkpoint_files, dataset_archives
+from wbar_training.workspace import Workspace
 
 console = Console(stderr=True)
 
@@ -31,7 +38,7 @@ class Printer:
     def __init__(self, bar: Bar, metrics: Path) -> None:
         self.bar, self.task, self.file = bar, bar.add_task("loading", total=1.0), metrics.open("a")
 
-    def heartbeat(self, progress: Progress) -> str | None:
+    def heartbeat(self, progress: Progress) -> StopReason | None:
         loss = "" if progress.loss is None else f"loss {progress.loss:.4f}"
         text = f"{progress.phase} · cycle {progress.cycle}/{progress.cycles} {loss}"
         self.bar.update(self.task, completed=progress.fraction, description=text)
@@ -48,102 +55,98 @@ class Printer:
         console.print(f"mean of {n}: accuracy {score.accuracy:.4f}, loss {score.loss:.4f}")
 
     def saved(self, path: str, step: int, durable: bool) -> None:
-        pass  # the state lies in the scratch folder; a local run goes on from it by itself
+        pass  # the state lies in the output folder; a local run goes on from it by itself
 
-    def log(self, level: str, message: str) -> None:
-        console.print(f"[{level}] {message}")
+    def log(self, level: LogLevel, message: str) -> None:
+        console.print(f"{level}: {message}", markup=False)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m wbar_training", description=__doc__)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m wbar_training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path, help="safetensors or PyTorch file")
     parser.add_argument("dataset", help="folder or archive with train/<class>/ images, or builtin:digits")
     parser.add_argument("-o", "--out", type=Path, default=Path("wbar-run"), help="folder for states and results")
+    parser.add_argument(
+        "--job", type=Path, help="JSON with method, recipe, seed, classes, flatness, swag, as POST /v1/jobs"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE",
+        help="one field of the same, over --job: method.type=auto, recipe.mixup=0.2; the value is JSON, or else a word",
+    )  # fmt: skip
+    parser.add_argument(
+        "--with", action="append", default=[], metavar="NAME=FILE", dest="others",
+        help="another checkpoint, which a soup or a distillation names ckpt_NAME; the first is ckpt_start",
+    )  # fmt: skip
     parser.add_argument("--architecture", help="catalog name; default: detected from the tensors")
-    parser.add_argument("--cycles", type=int, default=6)
-    parser.add_argument("--high-lr", type=float)
-    parser.add_argument("--low-lr", type=float)
-    parser.add_argument("--pull", type=float)
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--image-size", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--multilabel", action="store_true", help="the labels are those of the dataset's labels.csv")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU; part of what decides the bits")
+    return parser
+
+
+def main() -> int:
+    """0: done, the result is printed as JSON; 1: the job failed; 2: the options make no job."""
+    parser = _parser()
+    asked = parser.parse_args()
     try:
-        outcome = _run(options)
+        options = _options(asked.job, asked.set)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    try:
+        outcome = _run(asked, options)
     except WbarError as error:
-        console.print(f"[red]{error.code}[/red]: {error.detail}")
+        console.print(f"{error.code}: {error.detail}", style="red", markup=False)
         return 1
-    json.dump({**outcome, "weights": str(outcome["weights"])}, sys.stdout, indent=2)
+    json.dump({"weights": str(outcome.weights), "result": outcome.result.model_dump(mode="json")}, sys.stdout, indent=2)
     print()
     return 0
 
 
-def _run(options: argparse.Namespace) -> dict[str, object]:
-    out: Path = options.out
-    judged = checkpoint_files.judge(options.checkpoint, options.architecture, None, out / "start.safetensors")
-    packed_path = out / "dataset.safetensors"
-    source: str = options.dataset
-    if source.startswith("builtin:"):
-        packed = dataset_archives.pack_builtin(source.removeprefix("builtin:"), packed_path, None)
-    elif Path(source).is_dir():
-        packed = dataset_archives.pack_folder(Path(source), packed_path, dataset_archives.Limits())
-    else:
-        packed = dataset_archives.pack_archive(Path(source), packed_path, dataset_archives.Limits())
-    network = NetworkArchitecture(
-        name=judged.network.name,
-        num_classes=judged.network.num_classes,
-        channels=judged.network.channels,
-        image_size=judged.network.image_size,
-        source=judged.source,
-    )
-    dataset = Dataset(
-        id="", name=source, status="ready", task="classification", source=source, classes=packed.classes,
-        splits={name: Split(images=count) for name, count in packed.images.items()},
-        image=ImageShape(channels=packed.channels, height=packed.height, width=packed.width),
-        bytes=None, sha256=None, error=None, created_at="",
-    )  # fmt: skip
-    recipe = Recipe(batch_size=options.batch_size or "auto", image_size=options.image_size or "auto")
-    recipe = resolve_recipe(
-        recipe, network, dataset, Normalization(mean=packed.mean, std=packed.std), options.device.startswith("cuda")
-    )
-    method = CyclicSwa(
-        cycles=options.cycles,
-        high=HighPhase(lr=options.high_lr or "auto"),
-        low=Phase(lr=options.low_lr or "auto"),
-        pull="auto" if options.pull is None else options.pull,
-    )
-    work = Work(
-        method=resolve_method(method, recipe, network).model_dump(mode="json"),
-        recipe=recipe.model_dump(mode="json"),
-        seed=options.seed,
-        network=judged.network,
-        checkpoint=out / "start.safetensors",
-        prefix=judged.prefix,
-        dataset=packed_path,
-        classes=resolve_classes(None, network, dataset),
-        start_sha256=_sha256(options.checkpoint),
-        dataset_sha256=_sha256(packed_path),
-        scratch=out,
-        resume=latest(out),
-        device=options.device,
-    )
+def _options(job: Path | None, assignments: list[str]) -> JobOptions:
+    """Raises ValueError, naming the field and what is wrong with it."""
+    document: dict[str, Any] = json.loads(job.read_text()) if job else {}
+    for assignment in assignments:
+        field, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(
+                f"--set {assignment}: a field, an equals sign and a value are expected, as method.cycles=4"
+            )
+        *path, last = field.split(".")
+        place = document
+        for name in path:
+            place = place.setdefault(name, {})
+        place[last] = _value(value)
+    try:
+        return JobOptions.model_validate(document)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise ValueError("; ".join(lines)) from None
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _run(asked: argparse.Namespace, options: JobOptions) -> Outcome:
+    out: Path = asked.out
+    out.mkdir(parents=True, exist_ok=True)
+    workspace = Workspace(out, device=asked.device, threads=asked.threads, resume=latest(out))
+    start = prepare_weights(asked.checkpoint, workspace, architecture=asked.architecture)
+    others = {}
+    for pair in asked.others:
+        name, _, path = pair.partition("=")
+        others[f"ckpt_{name}"] = prepare_weights(Path(path), workspace, name, asked.architecture)
+    dataset, facts = prepare_dataset(asked.dataset, workspace, asked.multilabel)
+    spec = prepare_job(options, start, dataset, facts, workspace, others)
     with Bar(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), console=console
     ) as bar:
-        outcome = run(work, Printer(bar, out / "metrics.jsonl"))
-    return {
-        "weights": outcome.weights,
-        "verdict": outcome.verdict,
-        "metrics": outcome.metrics.model_dump(),
-        "curve": [point.model_dump() for point in outcome.curve],
-    }
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return run(spec, workspace, Printer(bar, out / "metrics.jsonl"))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wbar.errors import Diverged
-from wbar.jobs import Eigenvalue, EpochPoint, Flatness, Interpolation, Line, Plane, PlanePoint, Score
+from wbar.results import Eigenvalue, EpochPoint, Flatness, Interpolation, Line, Plane, PlanePoint, Score
 from wbar_averaging import (
     SWAG,
     Epoch,
@@ -29,8 +29,9 @@ from wbar_averaging import (
 from wbar_training.data.packed import Split
 from wbar_training.draws import key, permutation
 from wbar_training.evaluate import even_slices, score
-from wbar_training.meter import Reporter
-from wbar_training.setting import Setting
+from wbar_training.losses import class_logits
+from wbar_training.reporter import Reporter
+from wbar_training.setup import Setup
 
 RANK = 20  # Maddox et al. 2019, section 5
 IMAGES = 512  # training images that the loss is measured on, and BatchNorm recomputed from, at every point
@@ -55,72 +56,72 @@ def attempted(reporter: Reporter, what: str, measure: Callable[[], T]) -> T | No
         return None
 
 
-def flatness_images(setting: Setting) -> int:
+def flatness_images(setup: Setup) -> int:
     """About how many images `measure_flatness` sends through the network, gradients counted as the meter does."""
-    images = min(IMAGES, len(setting.train))
+    images = min(IMAGES, len(setup.data.train))
     points = len(ALPHAS) + 2 * len(POSITIONS) + SIDE * SIDE
-    held_out = len(ALPHAS) * min(2 * IMAGES, len(setting.val))
+    held_out = len(ALPHAS) * min(2 * IMAGES, len(setup.data.report))
     return points * 2 * images + held_out + 3 * (GRADIENTS + 2 * HESSIAN_STEPS) * images
 
 
-def bayesian_score(setting: Setting, snapshots: Sequence[Mapping[str, Tensor]], samples: int) -> Score:
+def bayesian_score(setup: Setup, snapshots: Sequence[Mapping[str, Tensor]], samples: int) -> Score:
     """The Bayesian average of `samples` weights drawn from the snapshots' Gaussian, BatchNorm recomputed for each."""
-    swag = SWAG(setting.probe, rank=min(RANK, len(snapshots)))
+    swag = SWAG(setup.evaluator.probe, rank=min(RANK, len(snapshots)))
     for snapshot in snapshots:
         swag.update(snapshot)
     probabilities = bayesian_average(
-        setting.probe,
+        setup.evaluator.probe,
         swag,
-        lambda model: setting.predict(model).probabilities,
+        lambda model: setup.evaluator.predict(model).probabilities,
         samples=samples,
-        seed=key(setting.plan.seed, "swag", 0),
-        recompute=setting.recompute,
+        seed=key(setup.plan.seed, "swag", 0),
+        recompute=setup.evaluator.recompute,
     )
-    return score(probabilities, setting.val.labels)
+    return score(probabilities, setup.data.report.labels)
 
 
 def measure_flatness(
-    setting: Setting, last: Mapping[str, Tensor], averaged: Mapping[str, Tensor], epochs: Sequence[Epoch]
+    setup: Setup, last: Mapping[str, Tensor], averaged: Mapping[str, Tensor], epochs: Sequence[Epoch]
 ) -> Flatness:
     """Distances, sharpness, curvature, and the loss between and around the start, the last snapshot and w̄.
 
     last, averaged: whole state dicts of the network. Raises Diverged or ValueError where the loss is not finite at one of
-    the arms; where it is not at a point between or around them, that point is null.
+    the comparisons; where it is not at a point between or around them, that point is null.
     """
-    arms = {"start": setting.start(), "last": last, "averaged": averaged}
-    start, end = arms["start"], arms["averaged"]
+    points = {"start": setup.start(), "last": last, "averaged": averaged}
+    start, end = points["start"], points["averaged"]
     away = distances(start, end)
-    around = _Around(setting)
+    around = _Around(setup)
     return Flatness(
         images=len(around.split),
         distance=away.total,
         distance_by_layer=away.layers,
         length_by_layer=distances({name: torch.zeros_like(t) for name, t in start.items()}, start).layers,
         epochs=[EpochPoint(epoch=e.epoch, distance=e.distance, median_update=e.median_update) for e in epochs],
-        sharpness={name: around.sharpness(tensors) for name, tensors in arms.items()},
-        top_eigenvalue={name: around.eigenvalue(tensors) for name, tensors in arms.items()},
+        sharpness={name: around.sharpness(tensors) for name, tensors in points.items()},
+        top_eigenvalue={name: around.eigenvalue(tensors) for name, tensors in points.items()},
         interpolation=around.between(start, end),
         line=around.line({"start": start, "averaged": end}),
-        plane=around.plane(arms),
+        plane=around.plane(points),
     )
 
 
 class _Around:
     """The probe network put at one point after another, and what the loss is there."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting, self.probe, self.seed = setting, setting.probe, setting.plan.seed
-        chosen = permutation(len(setting.train), self.seed, "flatness")[:IMAGES]
-        images = setting.train.images[chosen.to(setting.train.images.device)].cpu()
-        self.split = Split(images, setting.train.labels[chosen].cpu())
-        held_out = permutation(len(setting.val), self.seed, "flatness-val")[: 2 * IMAGES]
-        self.val = Split(setting.val.images[held_out], setting.val.labels[held_out])
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.probe, self.seed = setup, setup.evaluator.probe, setup.plan.seed
+        chosen = permutation(len(setup.data.train), self.seed, "flatness")[:IMAGES]
+        images = setup.data.train.images[chosen.to(setup.data.train.images.device)].cpu()
+        self.split = Split(images, setup.data.train.labels[chosen].cpu())
+        held_out = permutation(len(setup.data.report), self.seed, "flatness-val")[: 2 * IMAGES]
+        self.val = Split(setup.data.report.images[held_out], setup.data.report.labels[held_out])
         self._lost = False
         self._losses = [self._loss_on(part) for part in even_slices(len(chosen), BATCH)]
 
     def _loss_on(self, part: slice) -> "_BatchLoss":
-        inputs = self.setting.prepare.plain(self.split.images[part])
-        return _BatchLoss(self.setting, inputs, self.split.labels[part].to(inputs.device))
+        inputs = self.setup.data.prepare.plain(self.split.images[part])
+        return _BatchLoss(self.setup, inputs, self.split.labels[part].to(inputs.device))
 
     def sharpness(self, tensors: Mapping[str, Tensor]) -> float:
         self.probe.load_state_dict(tensors)
@@ -147,26 +148,26 @@ class _Around:
             ]
         return Line(positions=list(POSITIONS), loss=losses)
 
-    def plane(self, arms: Mapping[str, Mapping[str, Tensor]]) -> Plane | None:
+    def plane(self, points: Mapping[str, Mapping[str, Tensor]]) -> Plane | None:
         try:
-            through = plane(arms["start"], arms["averaged"], arms["last"])
+            through = plane(points["start"], points["averaged"], points["last"])
         except ValueError:
             return None  # one cycle: w̄ is the last snapshot, and three points need be no plane
-        points = [
-            PlanePoint(name=name, x=x, y=y) for name, (x, y) in ((n, through.coordinates(t)) for n, t in arms.items())
+        marks = [
+            PlanePoint(name=name, x=x, y=y) for name, (x, y) in ((n, through.coordinates(t)) for n, t in points.items())
         ]
-        if max(point.y for point in points) < 1e-3 * max(point.x for point in points):
+        if max(mark.y for mark in marks) < 1e-3 * max(mark.x for mark in marks):
             return None  # of rounding only
-        xs, ys = (_frame([getattr(point, axis) for point in points]) for axis in ("x", "y"))
+        xs, ys = (_frame([getattr(mark, axis) for mark in marks]) for axis in ("x", "y"))
         found = surface(
             self.probe, through.origin, through.x_direction, through.y_direction, self._train, xs, ys, self._recompute
         )
-        return Plane(xs=xs, ys=ys, loss=[_finite(row) for row in found.values["train_loss"]], points=points)
+        return Plane(xs=xs, ys=ys, loss=[_finite(row) for row in found.values["train_loss"]], points=marks)
 
     def _recompute(self, model: nn.Module) -> None:
         self._lost = False
         try:
-            self.setting.recompute(model, IMAGES)
+            self.setup.evaluator.recompute(model, IMAGES)
         except Diverged:
             self._lost = True  # far outside, where activations overflow: the point has no loss
 
@@ -180,7 +181,7 @@ class _Around:
     def _score(self, model: nn.Module, split: Split) -> Score:
         if not self._lost:
             try:
-                return self.setting.score(self.setting.predict(model, split), split)
+                return self.setup.evaluator.score(self.setup.evaluator.predict(model, split), split)
             except Diverged:
                 pass
         return Score(accuracy=math.nan, loss=math.nan, ece=math.nan)
@@ -189,15 +190,15 @@ class _Around:
 class _BatchLoss:
     """The mean loss on one batch, as a function of the network: no augmentation, no autocast, eval mode is the caller's."""
 
-    def __init__(self, setting: Setting, inputs: Tensor, labels: Tensor) -> None:
-        self._setting, self._inputs, self._labels = setting, inputs, labels
+    def __init__(self, setup: Setup, inputs: Tensor, labels: Tensor) -> None:
+        self._setup, self._inputs, self._labels = setup, inputs, labels
 
     def __call__(self, model: nn.Module) -> Tensor:
-        self._setting.tick("report", len(self._labels))
+        self._setup.evaluator.tick("report", len(self._labels))
         logits = model(self._inputs)
         if self._labels.dim() > 1:
             return F.binary_cross_entropy_with_logits(logits, self._labels.float())
-        return F.cross_entropy(logits, self._labels)
+        return F.cross_entropy(class_logits(logits), self._labels)
 
 
 def _frame(values: Sequence[float]) -> list[float]:

@@ -1,32 +1,34 @@
 """What a job decides by looking at its images: the kind of start, whether the high rate was too high, when to stop, what to
-give back. The loop asks; training images answer about the start and the rate, images set aside for choosing about the rest.
+deliver. Training images answer about the start and the rate, the selection split about the rest.
 """
 
 from dataclasses import replace
 
-from wbar.jobs import Selected
-from wbar.method import AutoMethod, Plain, Start, Training
+from wbar.method import AutoMethod, Plain, StartKind, Training
+from wbar.recipe import Normalization
+from wbar.results import Delivered, NormalizationProbe
+from wbar.schedule import Schedule, number
+from wbar.spec import JobSpec
 from wbar_training import resume
 from wbar_training.averages import Mean
-from wbar_training.courses import number
-from wbar_training.meter import Reporter
-from wbar_training.plan import Work
-from wbar_training.setting import Setting
+from wbar_training.reporter import Reporter
+from wbar_training.setup import Setup
+from wbar_training.workspace import Workspace
 
 MAX_BACK_OFFS = 2
 
 
-def kind_of_start(method: AutoMethod, training: float, held_out: float) -> Start:
+def kind_of_start(method: AutoMethod, training_loss: float, held_out_loss: float) -> StartKind:
     """By the loss on training images, augmented as they are trained on, over the loss on held-out ones."""
-    if training < method.memorised.ratio * held_out:
+    if training_loss < method.memorised.ratio * held_out_loss:
         return "memorised"
-    return "settled" if training < method.settled.ratio * held_out else "underfit"
+    return "settled" if training_loss < method.settled.ratio * held_out_loss else "underfit"
 
 
 def has_forgotten(results: resume.Results, chance: float) -> bool:
     """Whether the first snapshot knows less than half of what the start knew of its training images beyond chance."""
-    start, found = results.start_train_accuracy, results.trough_train_accuracy
-    return start is not None and found is not None and start > chance and found < chance + (start - chance) / 2
+    start, snapshot = results.start_train_accuracy, results.first_snapshot_train_accuracy
+    return start is not None and snapshot is not None and start > chance and snapshot < chance + (start - chance) / 2
 
 
 def out_of_patience(results: resume.Results, loss: float, patience: int) -> bool:
@@ -37,37 +39,43 @@ def out_of_patience(results: resume.Results, loss: float, patience: int) -> bool
     return results.waited >= patience
 
 
-def control_of(work: Work, method: Training) -> Work:
-    """The cosine fine-tune of equal length from the same start, with what BatchNorm tracks (or the start's, if frozen)."""
-    scratch = work.scratch / "control"
+def control_of(
+    spec: JobSpec,
+    workspace: Workspace,
+    method: Training,
+    schedule: Schedule,
+    normalization: NormalizationProbe | None = None,
+) -> tuple[JobSpec, Workspace]:
+    """The control: a cosine fine-tune of as many steps from the same start, with what BatchNorm tracks (or the start's, if
+    frozen), in a folder of its own that goes on from what lies there. normalization: what was found for the job."""
+    scratch = workspace.scratch / "control"
     scratch.mkdir(exist_ok=True)
     rate = number(method.control_lr)
-    plain = Plain(type="none", epochs=method.total_epochs, lr=rate, control_lr=rate, final_lr=0.0, back_off=False)
-    kept = work.recipe["batch_norm"] in ("frozen", "track")
-    recipe = work.recipe | {"early_stopping": None} | ({} if kept else {"batch_norm": "track"})
-    return replace(
-        work,
-        method=plain.model_dump(mode="json"),
-        recipe=recipe,
-        scratch=scratch,
-        resume=resume.latest(scratch),
-        flatness=False,
-        swag=0,
-    )
+    epochs = schedule.total_steps / schedule.steps_per_epoch
+    plain = Plain(type="none", epochs=epochs, lr=rate, control_lr=rate, final_lr=0.0, back_off=False)
+    kept = spec.recipe.batch_norm in ("frozen", "track")
+    changes: dict[str, object] = {"early_stopping": None} | ({} if kept else {"batch_norm": "track"})
+    if normalization is not None:
+        changes["normalize"] = Normalization(mean=normalization.mean, std=normalization.std)
+    recipe = spec.recipe.model_copy(update=changes)
+    others = {"find_normalization": False, "flatness": False, "swag": 0}
+    control = spec.model_copy(update={"method": plain, "recipe": recipe, **others})
+    inputs = workspace.inputs or workspace.scratch
+    return control, replace(workspace, scratch=scratch, inputs=inputs, resume=resume.latest(scratch))
 
 
-def guard(setting: Setting, mean: Mean, reporter: Reporter) -> Selected:
-    """Put the start into the weights' files if w̄ is worse than it on the images set aside for choosing."""
-    assert setting.choose is not None
-    setting.probe.load_state_dict(setting.start())
-    start = setting.predict(setting.probe, setting.choose).losses.mean().item()
-    averaged = setting.judge(mean).mean().item()
+def guard(setup: Setup, mean: Mean, reporter: Reporter) -> Delivered:
+    """What to deliver: the start, if w̄ is worse than it on the selection split."""
+    evaluator = setup.evaluator
+    assert setup.data.selection is not None
+    evaluator.probe.load_state_dict(setup.start())
+    start = evaluator.predict(evaluator.probe, setup.data.selection).losses.mean().item()
+    averaged = evaluator.selection_losses(mean).mean().item()
     if averaged <= start:
         return "averaged"
     reporter.log(
         "warning",
-        f"guard: the averaged weights' loss is {averaged:.5f} on the images set aside for choosing and the start's is "
-        f"{start:.5f}: the weights to download are the start's",
+        f"guard: the averaged weights' loss is {averaged:.5f} on the selection split and the start's is {start:.5f}: the "
+        "weights to download are the start's",
     )
-    setting.write_files(setting.start(), 0)
     return "start"

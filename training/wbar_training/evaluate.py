@@ -1,6 +1,6 @@
-"""The arms: how well weights do on held-out images, in accuracy, negative log-likelihood and calibration."""
+"""How well weights do on held-out images: accuracy, negative log-likelihood and calibration."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wbar.jobs import Score, Verdict
-from wbar_training.data.augment import Preparer
-from wbar_training.data.packed import Split
+from wbar.results import Score, Verdict
 from wbar_training.distributed.ranks import Ranks
+from wbar_training.losses import class_logits
 
 BINS = 15
 PIXELS_PER_BATCH = 2**20  # a BatchNorm batch holds about this many pixels of input
@@ -42,41 +41,42 @@ class Outputs:
 @torch.no_grad()
 def predict(
     model: nn.Module,
-    split: Split,
-    prepare: Preparer,
+    labels: Tensor,
+    inputs_of: Callable[[slice, int], Tensor],
+    image_size: Sequence[int],
     autocast: torch.dtype | None,
     tick: Callable[[int], None],
-    augment_for: str | None = None,
 ) -> Outputs:
-    """Softmax outputs and per-image losses on a whole split, in eval mode; `tick(images)` after every batch.
+    """Softmax outputs and per-image losses of all images, in eval mode; `tick(images)` after every batch.
 
-    augment_for: augmented as training images are, with the draws of this purpose; by default as they are.
+    labels: (N,) or (N, outputs). inputs_of: the normalized inputs of a slice of the images, which is batch number so-and-so
+    (from 0). image_size: (height, width), which the batch size depends on.
     """
     was_training = model.training
     model.eval()
     probabilities, losses = [], []
-    height, width = split.images.shape[-2:]
     ranks = Ranks.here()
-    chunks = even_slices(len(split), max(8, min(EVALUATION_BATCH, EVALUATION_PIXELS // (height * width))))
-    mine = list(enumerate(chunks))
-    for index, chunk in mine[ranks.share(len(mine))]:
-        images = split.images[chunk]
-        inputs = prepare.plain(images) if augment_for is None else prepare.augmented(images, augment_for, index)
+    most_at_once = max(8, min(EVALUATION_BATCH, EVALUATION_PIXELS // (image_size[0] * image_size[1])))
+    batches = list(enumerate(even_slices(len(labels), most_at_once)))
+    for index, chunk in batches[ranks.share(len(batches))]:
+        inputs = inputs_of(chunk, index)
         with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
             logits = model(inputs)
-        found, own = _outputs(logits.double().cpu(), split.labels[chunk].cpu())
-        probabilities.append(found)
-        losses.append(own)
+        batch_probabilities, batch_losses = _outputs(logits.double().cpu(), labels[chunk].cpu())
+        probabilities.append(batch_probabilities)
+        losses.append(batch_losses)
         tick(len(inputs))
     model.train(was_training)
-    every = ranks.gathered((probabilities, losses))
-    return Outputs(torch.cat([p for one, _ in every for p in one]), torch.cat([x for _, one in every for x in one]))
+    shares = ranks.gathered((probabilities, losses))
+    return Outputs(
+        torch.cat([p for share, _ in shares for p in share]), torch.cat([x for _, share in shares for x in share])
+    )
 
 
 def _outputs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities, float32, and the loss of each image: −log p of its class, or of several labels their mean −log p."""
     if labels.dim() == 1:
-        logs = torch.log_softmax(logits, dim=1)
+        logs = torch.log_softmax(class_logits(logits), dim=1)
         return logs.exp().float(), -logs.gather(1, labels[:, None]).squeeze(1)
     losses = F.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none").mean(dim=1)
     return logits.sigmoid().float(), losses

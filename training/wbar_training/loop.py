@@ -1,11 +1,12 @@
-"""One job, top to bottom: train along the course, average what it visits, compare with everything else.
+"""One job, top to bottom: train along the schedule, average what it visits, compare with everything else.
 
-    for every step of the course:                          (courses: rates, phases, snapshots)
-        w ← optimizer step on  L(w) + λ‖w̄ − w‖²          (pull)
-        where the course visits:    w̄ takes w in           (averages; the troughs, w̄ ← w̄ + (w_n − w̄)/n, in cyclic_swa)
-        where a snapshot is due:    w_n is kept and evaluated; BatchNorm statistics of w̄ recomputed (batch_norm), and w̄
-                                    evaluated: the curve's point n
-    the last w̄, or what the method chooses of it, is the result
+    for every step of the schedule:                        (wbar.schedule: rates, phases, snapshot steps, visits, pull)
+        w ← optimizer step on  L(w) + λ‖w̄ − w‖²          (step)
+        where the schedule visits:  w̄ takes w in           (averages; in cyclic_swa at the end of a cycle,
+                                                             w̄ ← w̄ + (w_n − w̄)/n)
+        where a snapshot is due:    w_n is kept and evaluated; BatchNorm statistics of w̄ recomputed, and w̄ evaluated:
+                                    a point of the curve   (evaluator)
+    the last w̄, or what the method selects of it, is the result, compared with everything else   (comparisons)
 
 Every number is a function of the inputs and the step, so a job that is interrupted anywhere and goes on from its last
 saved state ends in the same bits.
@@ -13,49 +14,50 @@ saved state ends in the same bits.
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from wbar.errors import CompileFailed, Diverged, OutOfMemory
-from wbar.jobs import Arms, CurvePoint, Score, StepPhase
-from wbar.method import AutoMethod, Ema, Soup
-from wbar_averaging import (
-    Position,
-    Trajectory,
-    pull_loss,
-)
-from wbar_training import decisions, resume
-from wbar_training.analysis import attempted, bayesian_score, flatness_images, measure_flatness
-from wbar_training.averages import Mean, make_average
-from wbar_training.courses import BACK_OFF, later, lay_course
-from wbar_training.data.feed import Request
+from wbar.jobs import StepPhase
+from wbar.method import AutoMethod, CyclicSwa, Ema, Plain, Soup, Training
+from wbar.results import NormalizationProbe, Score
+from wbar.schedule import BACK_OFF, Schedule, build_schedule, shifted, steps_per_epoch
+from wbar.spec import JobSpec
+from wbar_averaging import Position, Trajectory, pull_loss
+from wbar_training import decisions, resume, start_probe
+from wbar_training.averages import Average, Mean, make_average, mean_of
+from wbar_training.comparisons import add_to_ensemble, conclude
+from wbar_training.data.batches import Batches
+from wbar_training.data.job_data import JobData
 from wbar_training.data.mixing import mix
 from wbar_training.distributed.launch import run_on_ranks
-from wbar_training.distributed.ranks import BEAT_STEPS, Ranks
-from wbar_training.draws import permutation
-from wbar_training.evaluate import score, verdict
-from wbar_training.meter import Aside, Clock, Meter, Reporter, Stopped
-from wbar_training.plan import Outcome, Work
-from wbar_training.setting import Setting, make_deterministic
-from wbar_training.soup import Pot
+from wbar_training.distributed.ranks import HEARTBEAT_STEPS, Ranks
+from wbar_training.meter import Meter
+from wbar_training.networks.teachers import Teachers
+from wbar_training.outcome import Outcome
+from wbar_training.progress import ControlReporter, Cost, ProgressEstimate
+from wbar_training.reporter import Reporter, StopRequested
+from wbar_training.setup import make_deterministic, set_up
+from wbar_training.soup import SoupJob
 from wbar_training.step import Stepper
-from wbar_training.teachers import Teachers
-from wbar_training.weights import run_digest
+from wbar_training.workspace import Workspace
 
-BEAT_SECONDS = 0.4  # how often the host waits for the device, to tell where the job is (it decides about no number)
+HEARTBEAT_SECONDS = (
+    0.4  # how often the host waits for the device, to tell where the job is (it decides about no number)
+)
 
 
-def run(work: Work, reporter: Reporter) -> Outcome:
-    """Do the work, or what is left of it. Raises Stopped when the reporter asks, JobError when it cannot go on."""
+def run(spec: JobSpec, workspace: Workspace, reporter: Reporter) -> Outcome:
+    """Do the job, or what is left of it, and give back the weights and the comparison.
+
+    Raises StopRequested when the reporter asks for it, JobError when the job cannot go on.
+    """
     try:
-        if work.ingredients:
-            return Pot(work, reporter).cook()
-        devices = work.plan().recipe.devices
-        if devices > 1 and Ranks.here().size == 1:
-            return run_on_ranks(work, reporter, devices, "wbar_training.loop:run")
-        return Attempt(work, reporter).run()
+        if isinstance(spec.method, Soup):
+            return SoupJob(spec, workspace, reporter).run()
+        if spec.recipe.devices > 1 and Ranks.here().size == 1:
+            return run_on_ranks(spec, workspace, reporter, "wbar_training.loop:run")
+        return TrainingJob(spec, workspace, reporter).run()
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"the device ran out of memory ({str(error).splitlines()[0]}): lower recipe.batch_size or image_size"
@@ -70,159 +72,103 @@ def run(work: Work, reporter: Reporter) -> Outcome:
         ) from error
 
 
-class Attempt:
-    """The pieces of one run of a job, and the few methods that move them."""
+class TrainingJob:
+    """One run of a job that trains. data: the images of another run of the same job, which serve this one too."""
 
-    def __init__(self, work: Work, reporter: Reporter, images: Setting | None = None) -> None:
-        self.work, self.reporter, self.plan = work, reporter, work.plan()
+    def __init__(self, spec: JobSpec, workspace: Workspace, reporter: Reporter, data: JobData | None = None) -> None:
+        assert not isinstance(spec.method, Soup)
+        self.spec, self.workspace, self.reporter = spec, workspace, reporter
+        self.method: Training = spec.method
         self.ranks = Ranks.here()
-        method = work.chosen_method()
-        assert not isinstance(method, Soup)
-        self.method = method
         state = self._load_state()
-        threads = max(1, work.threads // self.ranks.size) if work.threads else None
-        make_deterministic(work, state.threads if state else threads)
-        self.setting = Setting(work, self._tick, images)
-        self.device, self.train, self.val = self.setting.device, self.setting.train, self.setting.val
+        threads = max(1, workspace.threads // self.ranks.size) if workspace.threads else None
+        make_deterministic(spec, workspace.device, state.threads if state else threads)
+        self.setup = set_up(spec, workspace, self._evaluated, data)
+        self.plan, self.model, self.evaluator = self.setup.plan, self.setup.model, self.setup.evaluator
         self.results = state.results if state else resume.Results()
-        self._build()
-        self.clock = self._clock(state.step if state else 0)
-        self.meter = Meter(self.course.total_steps, self.stepper.scaler.is_enabled())
+        if self.normalization is not None:
+            self.setup.normalize_by(self.normalization.mean, self.normalization.std)
+        self.stepper = self._stepper()
+        # w̄ as the pull sees it, in the parameters' dtype: w_0 until the first snapshot.
+        self.anchor = [p.detach().clone() for p in self.stepper.parameters]
         self.step = 0
         self.position: Position | None = None
+        self._plan_schedule()
+        self.estimate = self._estimate(state.step if state else 0)
+        self.meter = Meter(self.schedule.total_steps, self._rate_field, self.stepper.scaler.is_enabled())
         self.trajectory = self._new_trajectory()
-        self._saved_at = self._beat_at = time.monotonic()
-        self._durable: Path | None = None
-        self._order_of, self._shuffled = 0, torch.empty(0)
+        self.batches = Batches(self.setup.data.feed, self.plan)
+        self.states = resume.StateKeeper(workspace.scratch, workspace.save_every_seconds)
+        self._heartbeat_at = time.monotonic()
         if state is not None:
             self._restore(state)
-
-    def _new_trajectory(self) -> Trajectory | None:
-        """The way from the weights that the model holds, where the job asked for it."""
-        if not self.work.flatness:
-            return None
-        return Trajectory({name: p.detach().clone() for name, p in self.model.named_parameters()})
-
-    def _load_state(self) -> resume.State | None:
-        if self.work.resume is None:
-            return None
-        try:
-            return resume.load(self.work.resume, run_digest(self.work), torch.device("cpu"))
-        except resume.OtherState as error:
-            self.reporter.log("warning", f"{error}: the job starts over")
-            self.work.resume.unlink(missing_ok=True)  # or the next attempt would try it again
-            return None
-
-    def _build(self) -> None:
-        self.model, self.probe = self.setting.model, self.setting.probe
-        teachers = Teachers(self.work.teachers, self.plan, self.device) if self.work.teachers else None
-        self.stepper = Stepper(self.model, self.plan, self.setting.loss(), self.device, teachers)
-        self.parameters = self.stepper.parameters
-        self.names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        # w̄ as the pull sees it, in the parameters' dtype: w_0 until the first snapshot.
-        self.anchor = [p.detach().clone() for p in self.parameters]
-        self.per_epoch = -(-len(self.train) // self.plan.batch_size)
-        least = 2 * self.ranks.size  # a batch of one image has no variance
-        if 0 < len(self.train) % self.plan.batch_size < least and self.per_epoch > 1:
-            self.per_epoch -= 1
-        self._lay_course()
-
-    def _lay_course(self) -> None:
-        """The way from w_0, as it is known: a back-off or a memorised start change it before its first snapshot."""
-        results = self.results
-        self.course = lay_course(self.method, self.per_epoch, results.backed_off, results.kind)
-        self.average = make_average(self.method, self.course, self.model)
-        self.total_steps = results.stopped_at or results.discarded_steps + self.course.total_steps
-
-    def _clock(self, step: int) -> Clock:
-        """All the work in forward-pass images: training, the start's evaluation, every snapshot, the end's choices."""
-        recompute, course, held_out = self.setting.recomputed_images, self.course, len(self.val)
-        images = min(len(self.train), self.per_epoch * self.plan.batch_size)
-        begin = held_out + (held_out + recompute if recompute else 0)
-        per_snapshot = 2 * held_out + recompute
-        after = float(recompute + self.work.swag * (recompute + held_out))
-        after += flatness_images(self.setting) if self.work.flatness else 0
-        after += self.average.candidates * (recompute + held_out)
-        steps = course.total_steps
-        if self.method.control:
-            control = self.method.total_epochs * self.per_epoch
-            after, steps = after + Clock.TRAINING * images / self.per_epoch * control, steps + control
-        begun = step - self.results.discarded_steps
-        training = Clock.TRAINING * images / self.per_epoch
-        total = training * course.total_steps + begin + len(course.snapshots) * per_snapshot + after
-        done = training * begun + sum(mark <= begun for mark in course.snapshots) * per_snapshot
-        steps += self.results.discarded_steps
-        return Clock(total, done + (begin if step else 0), len(course.snapshots), steps)
-
-    def _restore(self, state: resume.State) -> None:
-        self.model.load_state_dict(state.model)
-        self.stepper.load_state_dict(state.stepper)
-        self.average.load_state_dict(state.average)
-        self.meter.load_state_dict(state.meter)
-        self.step = state.step
-        if self.trajectory is not None and state.trajectory is not None:
-            self.trajectory.load_state_dict(state.trajectory, dict(self.model.named_parameters()))
-        for mine, theirs in zip(self.anchor, state.anchor, strict=True):
-            mine.copy_(theirs)
-        for n, found in enumerate(self.results.snapshots, start=1):
-            # Announced again: the attempt before may have died between writing the file and handing it over.
-            path = self._snapshot_path(n)
-            if path.exists():
-                step = self.results.discarded_steps + self.course.snapshots[n - 1]
-                self.reporter.snapshot(n, step, str(path), Score.model_validate(found))
-        self.reporter.log("info", f"went on from step {self.step} of {self.total_steps}")
 
     # The method, top to bottom.
 
     def run(self) -> Outcome:
-        self._beat("loading", None)
+        """See `run`."""
+        self._heartbeat("loading", None)
         if self.results.start is None:
             self._evaluate_start()
-        self.setting.train_mode()
-        self.meter.pause()
-        self._batches = self.setting.feed.stream(self._requests())
-        began = self.step
+        self._go_on_training()
+        self.batches.start(self._positions())
+        first_step = self.step
         while self.step < self.total_steps:
-            position = self.position = self._here()
-            self.setting.where = f"after step {position.step + 1}"
+            position = self.position = self._position(self.step)
+            self.evaluator.where = f"after step {position.step + 1}"
             self._train_step(position)
             self.step += 1
             self._follow(position)
-            if self.course.visits(position.step - self.results.discarded_steps):
+            if self.schedule.visits(position.step - self.results.discarded_steps):
                 self._visit(position)
-            if position.ends_cycle:
+            if position.ends_cycle and not self._backed_off(position):
                 self._take_snapshot(position)
-            if position.ends_phase:
-                self._save(durable=True)
-            elif time.monotonic() - self._saved_at >= self.work.save_every_seconds:
-                self._save(durable=False)
-            first = self.step == began + 1
-            if first or position.ends_phase or self._should_beat():
+            if self._should_stop_early(position):
+                self._stop_early(position)
+            if position.ends_phase or self.states.due:
+                self._save(durable=position.ends_phase)
+            if self.step == first_step + 1 or position.ends_phase or self._heartbeat_due():
                 self.meter.check()
-                self._beat(position.phase, position, can_stop=True)
-        return self._finish()
+                self._heartbeat(position.phase, position, can_stop=True)
+        return self._conclude()
 
-    def _requests(self) -> Iterator[Request]:
-        """The batches from here to the end of the course."""
+    def _evaluate_start(self) -> None:
+        if self.spec.find_normalization:
+            self.results.normalization = start_probe.find_normalization(self.setup, self.reporter).model_dump()
+        start = self.evaluator.evaluate_start(self.model)
+        training = self.evaluator.train_score(self.model)
         results = self.results
-        for step in range(self.step, self.total_steps):
-            place = self.course.at(step - results.discarded_steps)
-            order = self._order(place.epoch + results.discarded_epochs)
-            begin = place.step_in_epoch * self.plan.batch_size
-            yield Request(order[begin : begin + self.plan.batch_size], "augment", step)
+        results.start_losses, results.start_train_accuracy = start.outputs.losses, training.accuracy
+        if isinstance(self.method, AutoMethod):
+            held_out = self.evaluator.predict(self.model, self.setup.data.selection).losses.mean().item()
+            results.start_kind = decisions.kind_of_start(self.method, training.loss, held_out)
+            self._plan_schedule()
+            self.reporter.log(
+                "info",
+                f"auto: the start's loss is {training.loss:.4f} on augmented training images and {held_out:.4f} on held-out "
+                f"ones: it is {results.start_kind}, and the high rate is {self.schedule.at(0).lr:g}",
+            )
+        results.start, results.start_recomputed = start.as_it_came.model_dump(), start.recomputed.model_dump()
+        if isinstance(self.method, CyclicSwa) and self.method.include_start:
+            add_to_ensemble(results, start.outputs)
+            self._add_to_curve(start.recomputed)
+        warning = start_probe.near_chance(self.setup, start.as_it_came)
+        if warning is not None:
+            self.reporter.log("warning", warning)
 
     def _train_step(self, position: Position) -> None:
-        inputs, chosen = next(self._batches)
-        labels = self.train.labels[chosen].to(self.device, non_blocking=True)
+        inputs, chosen = self.batches.next()
+        labels = self.setup.data.train.labels[chosen].to(self.setup.device, non_blocking=True)
         inputs, target = mix(self.plan.recipe, inputs, labels, self.plan.seed, position.step)
-        pull = self.course.pull(position.step - self.results.discarded_steps)
+        pull = self.schedule.pull(position.step - self.results.discarded_steps)
         logged = position.ends_phase or (position.step + 1) % self.meter.every == 0
-        taken = self.stepper.take(inputs, target, position.step, position.lr, pull, self.anchor, logged)
-        self.meter.add(position, taken, len(chosen))
-        self.clock.spend(len(chosen), training=True)
-        if taken.norm is not None and taken.away is not None:
-            far = taken.away.item()
-            self.reporter.metrics([self.meter.point(position, taken.norm.item(), far, pull_loss(far, pull))])
+        result = self.stepper.take(inputs, target, position.step, position.lr, pull, self.anchor, logged)
+        self.meter.add(position, result, len(chosen))
+        self.estimate.trained(len(chosen))
+        if result.norm is not None and result.distance is not None:
+            distance = result.distance.item()
+            point = self.meter.point(position, result.norm.item(), distance, pull_loss(distance, pull))
+            self.reporter.metrics([point])
 
     def _visit(self, position: Position) -> None:
         if not isinstance(self.method, Ema):  # whose every step is a visit: there the snapshots are looked through
@@ -232,189 +178,223 @@ class Attempt:
         self.average.visit(self.model, position.cycle)
 
     def _take_snapshot(self, position: Position) -> None:
-        """The snapshot, what the average decides by it, and w̄ so far: BatchNorm, evaluation."""
+        """The snapshot, what the average selects by it, and w̄ so far: BatchNorm, evaluation."""
         self.meter.check()
         self.ranks.share_buffers(self.model)
         self._check_finite(position)
-        n = position.cycle
-        if n == 1 and self._should_back_off():
-            self._back_off(position)
-            return
-        found = self.setting.predict(self.model)
-        total = self.results.probabilities
-        self.results.probabilities = found.probabilities.double() + (0 if total is None else total)
-        snapshot = score(found.probabilities, self.val.labels, found.losses)
-        self.results.snapshots.append(snapshot.model_dump())
-        path = self._snapshot_path(n)
+        n, path = position.cycle, self.workspace.snapshot(position.cycle)
+        outputs = self.evaluator.predict(self.model)
+        add_to_ensemble(self.results, outputs)
+        score = self.evaluator.score(outputs)
+        self.results.snapshots.append(score.model_dump())
         if self.ranks.leads:
-            self.setting.writer.write(path, self.model.state_dict(), snapshots=1, n=n)
-        self.reporter.snapshot(n, self.step, str(path), snapshot)
-
-        self.average.judge(self.setting.judge)
-        self._stop_early()
+            self.setup.writer.write(path, self.model.state_dict(), snapshots=1, n=n)
+        self.reporter.snapshot(n, self.step, str(path), score)
+        self.average.select(self.evaluator.selection_losses)
         self._refresh_anchor()
-        averaged = self._evaluate(self.average.so_far)
-        self.results.averaged.append(averaged.model_dump())
-        self.reporter.averaged(n, averaged)
-        self.setting.train_mode()
-        self.meter.pause()
+        self._add_to_curve(self.evaluator.score(self.evaluator.predict_mean(self.average.so_far)))
+        self._go_on_training()
 
-    def _stop_early(self) -> None:
-        patience = self.plan.recipe.early_stopping
-        if patience is None:
-            return
-        loss = self.setting.judge(self.average.so_far).mean().item()
-        if decisions.out_of_patience(self.results, loss, patience) and self.step < self.total_steps:
-            self.reporter.log(
-                "info",
-                f"early stopping: the loss of the mean has not been below {self.results.best:.5f} for {patience} snapshots; "
-                f"{len(self.results.snapshots)} of {len(self.course.snapshots)} are made",
-            )
-            self.results.stopped_at = self.total_steps = self.step
+    def _add_to_curve(self, score: Score) -> None:
+        self.results.averaged.append(score.model_dump())
+        self.reporter.averaged(len(self.results.averaged), score)
 
-    def _should_back_off(self) -> bool:
-        if not self.method.back_off or self.results.backed_off >= decisions.MAX_BACK_OFFS:
-            return False
-        # With recomputed statistics: at a high rate the tracked ones lag behind and say little about the weights.
-        self.probe.load_state_dict(self.model.state_dict())
-        self.setting.settle(self.probe)
-        self.results.trough_train_accuracy = self.setting.train_score(self.probe).accuracy
-        return decisions.has_forgotten(self.results, self.setting.chance)
+    def _refresh_anchor(self) -> None:
+        mean = self.average.so_far.mean(torch.float32)
+        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        for anchor, name in zip(self.anchor, names, strict=True):
+            anchor.copy_(mean[name])
 
-    def _back_off(self, position: Position) -> None:
-        """The high rate was too high for this start: again from w_0, with a third of it."""
-        results = self.results
-        self.reporter.log(
-            "warning",
-            f"the first snapshot has an accuracy of {results.trough_train_accuracy:.1%} on its training images, the start had "
-            f"{results.start_train_accuracy:.1%}: the high rate is divided by {BACK_OFF:g} and the job starts again from the "
-            f"start (back-off {results.backed_off + 1} of {decisions.MAX_BACK_OFFS})",
+    def _conclude(self) -> Outcome:
+        self._heartbeat("report", None)
+        return conclude(
+            self.setup,
+            self.reporter,
+            self.results,
+            self.average,
+            [self.workspace.snapshot(n) for n in range(1, len(self.results.snapshots) + 1)],
+            self.trajectory.epochs if self.trajectory else None,
+            self._control if self.method.control else None,
         )
-        results.backed_off += 1
-        results.discarded_steps, results.discarded_epochs = self.step, position.epoch
-        self.model.load_state_dict(self.setting.start())
-        self.stepper.renew()
-        self._lay_course()
-        self._batches = self.setting.feed.stream(self._requests())
-        self.clock = self._clock(self.step)
-        self.trajectory = self._new_trajectory()
-        self.setting.train_mode()
-        self.meter.pause()
 
-    def _finish(self) -> Outcome:
-        self._beat("report", None)
-        mean, choice = self.average.finish(self.setting.judge, lambda message: self.reporter.log("info", message))
-        weights, pytorch = self.setting.write_result(mean, len(self.results.snapshots))
-        final = self._evaluate(mean) if choice else Score.model_validate(self.results.averaged[-1])
-        prefix, cycles, results = self.work.prefix, len(self.results.snapshots), self.results
-        swag = flatness = None
-        if self.work.swag:
-            snapshots = [self.setting.read(self._snapshot_path(n), prefix) for n in range(1, cycles + 1)]
-            swag = attempted(self.reporter, "SWAG", lambda: bayesian_score(self.setting, snapshots, self.work.swag))
-        if self.trajectory is not None:
-            last = self.setting.read(self._snapshot_path(cycles), prefix)
-            averaged, epochs = self.setting.read(weights, prefix), self.trajectory.epochs
-            flatness = attempted(
-                self.reporter, "the flatness", lambda: measure_flatness(self.setting, last, averaged, epochs)
-            )
-        assert results.probabilities is not None
-        assert results.averaged_losses is not None
-        assert results.start_losses is not None
-        # After what reads the file, since it may put the start there.
-        selected = decisions.guard(self.setting, mean, self.reporter) if self.method.guard else "averaged"
-        metrics = Arms(
-            start=Score.model_validate(results.start),
-            start_recomputed=Score.model_validate(results.start_recomputed),
-            last=Score.model_validate(results.snapshots[-1]),
-            averaged=final,
-            ensemble=score(results.probabilities / cycles, self.val.labels),
-            swag=swag,
-            control=attempted(self.reporter, "the control", self._control) if self.method.control else None,
-        )
-        curve = [
-            CurvePoint(n=n, accuracy=point["accuracy"], loss=point["loss"])
-            for n, point in enumerate(results.averaged, start=1)
-        ]
-        judged = verdict(results.averaged_losses, results.start_losses)
-        return Outcome(
-            weights, pytorch, metrics, curve, judged, self.setting.held_out, flatness, choice=choice, selected=selected
-        )
+    @property
+    def normalization(self) -> NormalizationProbe | None:
+        """What the start was found to be trained with, once it was evaluated and where that was asked for."""
+        found = self.results.normalization
+        return None if found is None else NormalizationProbe.model_validate(found)
 
     def _control(self) -> Score:
-        work = decisions.control_of(self.work, self.method)
-        return Attempt(work, Aside(self.reporter, self.clock), self.setting).run().metrics.averaged
+        spec, workspace = decisions.control_of(
+            self.spec, self.workspace, self.method, self.schedule, self.normalization
+        )
+        reporter = ControlReporter(self.reporter, self.estimate)
+        return TrainingJob(spec, workspace, reporter, self.setup.data).run().result.metrics.averaged
 
-    # What the method is made of.
+    # Looking at held-out and training images on the way: stopping early, backing off.
 
-    def _here(self) -> Position:
+    def _should_stop_early(self, position: Position) -> bool:
+        """Whether w̄ has not improved on the selection split for as long as the recipe waits."""
+        patience = self.plan.recipe.early_stopping
+        if patience is None or self.step >= self.total_steps or self.step == self.results.discarded_steps:
+            return False
+        by_epochs = isinstance(self.method, Ema | Plain)
+        ends_epoch = position.step_in_epoch + 1 == self.schedule.steps_per_epoch
+        if not (ends_epoch if by_epochs else position.ends_cycle):
+            return False
+        loss = self.evaluator.selection_losses(self._mean_so_far()).mean().item()
+        self._go_on_training()
+        return decisions.out_of_patience(self.results, loss, patience)
+
+    def _mean_so_far(self) -> Mean:
+        """w̄, also between the snapshots of a plain fine-tune, where it is w."""
+        return mean_of(self.model) if isinstance(self.method, Plain) else self.average.so_far
+
+    def _stop_early(self, position: Position) -> None:
+        if not position.ends_cycle:
+            if not isinstance(self.method, Ema):  # it has visited every step
+                self._visit(position)
+            self._take_snapshot(position)
+        looks = "epochs" if isinstance(self.method, Ema | Plain) else "snapshots"
+        self.reporter.log(
+            "info",
+            f"early stopping: the loss of the mean has not been below {self.results.best:.5f} for "
+            f"{self.plan.recipe.early_stopping} {looks}; {self.step - self.results.discarded_steps} of "
+            f"{self.schedule.total_steps} steps are taken",
+        )
+        self.results.stopped_at = self.total_steps = self.step
+
+    def _backed_off(self, position: Position) -> bool:
+        """Start again from w_0 with a third of the high rate, if the first snapshot has forgotten its training images."""
         results = self.results
-        position = self.course.at(self.step - results.discarded_steps)
-        return later(position, results.discarded_steps, results.discarded_epochs)
-
-    def _evaluate_start(self) -> None:
-        start, recomputed, self.results.start_losses = self.setting.start_scores()
-        known = self.setting.train_score(self.model)
-        self.results.start_train_accuracy = known.accuracy
-        if isinstance(self.method, AutoMethod):
-            held_out = self.setting.predict(self.model, self.setting.choose).losses.mean().item()
-            self.results.kind = decisions.kind_of_start(self.method, known.loss, held_out)
-            self._lay_course()
-            self.reporter.log(
-                "info",
-                f"auto: the start's loss is {known.loss:.4f} on augmented training images and {held_out:.4f} on held-out ones: "
-                f"it is {self.results.kind}, and the high rate is {self.course.at(0).lr:g}",
-            )
-        self.results.start, self.results.start_recomputed = start.model_dump(), recomputed.model_dump()
-        warning = self.setting.near_chance(start)
-        if warning is not None:
-            self.reporter.log("warning", warning)
-
-    def _follow(self, position: Position) -> None:
-        """The distance from the start and the size of the steps, where the job asked for them."""
-        if self.trajectory is None:
-            return
-        self.trajectory.update(dict(self.model.named_parameters()))
-        if position.step_in_epoch + 1 == self.per_epoch:
-            self.trajectory.end_epoch()
+        if position.cycle > 1 or not self.method.back_off or results.back_offs >= decisions.MAX_BACK_OFFS:
+            return False
+        self.meter.check()
+        self.ranks.share_buffers(self.model)
+        self._check_finite(position)
+        # With recomputed statistics: at a high rate the tracked ones lag behind and say little about the weights.
+        self.evaluator.probe.load_state_dict(self.model.state_dict())
+        self.evaluator.recompute_for_file(self.evaluator.probe)
+        results.first_snapshot_train_accuracy = self.evaluator.train_score(self.evaluator.probe).accuracy
+        if not decisions.has_forgotten(results, self.setup.data.chance):
+            return False
+        self.reporter.log(
+            "warning",
+            f"the first snapshot has an accuracy of {results.first_snapshot_train_accuracy:.1%} on its training images, the "
+            f"start had {results.start_train_accuracy:.1%}: the high rate is divided by {BACK_OFF:g} and the job starts again "
+            f"from the start (back-off {results.back_offs + 1} of {decisions.MAX_BACK_OFFS})",
+        )
+        results.back_offs += 1
+        results.discarded_steps, results.discarded_epochs = self.step, position.epoch
+        self.model.load_state_dict(self.setup.start())
+        self.stepper.renew()
+        self._plan_schedule()
+        self.batches.start(self._positions())
+        self.estimate = self._estimate(self.step)
+        self.trajectory = self._new_trajectory()
+        self._go_on_training()
+        return True
 
     def _check_finite(self, position: Position) -> None:
-        """The last step before a trough may have broken the weights without a loss that would have shown it."""
+        """The last step before a snapshot may have broken the weights without a loss that would have shown it."""
         # Buffers too: running variances overflow before the weights do.
         if all(bool(torch.isfinite(t).all()) for t in self.model.state_dict().values()):
             return
         raise Diverged(
             f"the weights were NaN or infinite at the end of cycle {position.cycle} (step {position.step + 1}, "
-            f"{position.phase} phase, learning rate {position.lr:g}): lower method.high.lr or method.pull; snapshots made "
-            "before are kept"
+            f"{position.phase} phase, learning rate {position.lr:g}): lower {self._rate_field('high')} or method.pull; "
+            "snapshots made before are kept"
         )
 
-    def _evaluate(self, mean: Mean) -> Score:
-        mean.copy_to(self.probe)
-        self.setting.settle(self.probe)
-        found = self.setting.predict(self.probe)
-        self.results.averaged_losses = found.losses
-        return self.setting.score(found)
+    # The pieces, as they are at the start, after a back-off, and after a resume.
 
-    def _order(self, epoch: int) -> Tensor:
-        """The epoch's order of the training images; drawn once per epoch, a function of seed and epoch."""
-        if self._order_of != epoch:
-            self._order_of, self._shuffled = epoch, permutation(len(self.train), self.plan.seed, "order", epoch)
-        return self._shuffled
+    def _stepper(self) -> Stepper:
+        teachers = (
+            Teachers(self.spec.teachers, self.workspace, self.plan, self.setup.device) if self.spec.teachers else None
+        )
+        return Stepper(self.model, self.plan, self.setup.loss(), self.setup.device, teachers)
 
-    def _refresh_anchor(self) -> None:
-        mean = self.average.so_far.mean(torch.float32)
-        for anchor, name in zip(self.anchor, self.names, strict=True):
-            anchor.copy_(mean[name])
+    def _plan_schedule(self) -> None:
+        """The schedule from w_0, as it is known: a back-off or the kind of start change it before its first snapshot."""
+        results = self.results
+        per_epoch = steps_per_epoch(len(self.setup.data.train), self.plan.batch_size, self.ranks.size)
+        self.schedule: Schedule = build_schedule(self.method, per_epoch, results.back_offs, results.start_kind)
+        self.average: Average = make_average(self.method, self.schedule, self.model)
+        self.total_steps = results.stopped_at or results.discarded_steps + self.schedule.total_steps
 
-    def _snapshot_path(self, n: int) -> Path:
-        return self.work.scratch / f"snapshot-{n:04d}.safetensors"
+    def _estimate(self, step: int) -> ProgressEstimate:
+        cost = Cost.of(self.setup, self.schedule, self.average, self.results.discarded_steps)
+        return ProgressEstimate(cost, self.schedule, step - self.results.discarded_steps, begun=step > 0)
+
+    def _new_trajectory(self) -> Trajectory | None:
+        """The distances from the weights that the model holds, where the job asked for them."""
+        if not self.spec.flatness:
+            return None
+        return Trajectory({name: p.detach().clone() for name, p in self.model.named_parameters()})
+
+    def _follow(self, position: Position) -> None:
+        if self.trajectory is None:
+            return
+        self.trajectory.update(dict(self.model.named_parameters()))
+        if position.step_in_epoch + 1 == self.schedule.steps_per_epoch:
+            self.trajectory.end_epoch()
+
+    def _position(self, step: int) -> Position:
+        results = self.results
+        return shifted(
+            self.schedule.at(step - results.discarded_steps), results.discarded_steps, results.discarded_epochs
+        )
+
+    def _positions(self) -> Iterator[Position]:
+        """From here to the end of the schedule."""
+        return (self._position(step) for step in range(self.step, self.total_steps))
+
+    def _go_on_training(self) -> None:
+        self.setup.train_mode()
+        self.meter.pause()
+
+    def _rate_field(self, phase: str) -> str:
+        """The option that says the rate of a phase."""
+        return f"method.{phase}.lr" if isinstance(self.method, CyclicSwa) else "method.lr"
+
+    # Saving and going on.
+
+    def _load_state(self) -> resume.State | None:
+        path = self.workspace.resume
+        if path is None:
+            return None
+        try:
+            return resume.load(path, self.spec.run_digest(), torch.device("cpu"))
+        except resume.OtherState as error:
+            self.reporter.log("warning", f"{error}: the job starts over")
+            path.unlink(missing_ok=True)  # or the next attempt would try it again
+            return None
+
+    def _restore(self, state: resume.State) -> None:
+        self.model.load_state_dict(state.model)
+        self.stepper.load_state_dict(state.stepper)
+        self.average.load_state_dict(state.average)
+        self.meter.load_state_dict(state.meter)
+        self.step = state.step
+        if self.trajectory is not None and state.trajectory is not None:
+            self.trajectory.load_state_dict(state.trajectory, dict(self.model.named_parameters()))
+        for anchor, saved in zip(self.anchor, state.anchor, strict=True):
+            anchor.copy_(saved)
+        for n, score in enumerate(self.results.snapshots, start=1):
+            # Announced again: the attempt before may have died between writing the file and handing it over.
+            path = self.workspace.snapshot(n)
+            if path.exists():
+                step = self.results.discarded_steps + self.schedule.snapshots[n - 1]
+                self.reporter.snapshot(n, step, str(path), Score.model_validate(score))
+        self.reporter.log("info", f"went on from step {self.step} of {self.total_steps}")
 
     def _save(self, durable: bool) -> None:
         """durable: at a phase's end, meant for the blob store; in between, for this host only."""
-        self._saved_at = time.monotonic()
-        if not self.ranks.leads:
-            return
-        state = resume.State(
+        path = self.states.save(self._state() if self.ranks.leads else None, durable)
+        if path is not None:
+            self.reporter.saved(str(path), self.step, durable)
+
+    def _state(self) -> resume.State:
+        return resume.State(
             step=self.step,
             model=self.model.state_dict(),
             stepper=self.stepper.state_dict(),
@@ -422,31 +402,30 @@ class Attempt:
             anchor=self.anchor,
             meter=self.meter.state_dict(),
             results=self.results,
-            run=run_digest(self.work),
+            run=self.spec.run_digest(),
             threads=torch.get_num_threads(),
             trajectory=self.trajectory.state_dict() if self.trajectory else None,
         )
-        path = resume.save(self.work.scratch, state, keep=self._durable)
-        self._durable = path if durable else self._durable
-        self.reporter.saved(str(path), self.step, durable)
 
-    def _tick(self, phase: StepPhase, images: int) -> None:
-        self.clock.spend(images * self.ranks.size, training=False)  # the others' share was done meanwhile
-        self._beat(phase, self.position)
+    # Telling.
 
-    def _should_beat(self) -> bool:
+    def _evaluated(self, phase: StepPhase, images: int) -> None:
+        self.estimate.evaluated(images * self.ranks.size)  # the others' share was done meanwhile
+        self._heartbeat(phase, self.position)
+
+    def _heartbeat_due(self) -> bool:
         if self.ranks.size > 1:
-            return self.step % BEAT_STEPS == 0  # the ranks must agree: by the step, not by the clock
-        return time.monotonic() - self._beat_at >= BEAT_SECONDS
+            return self.step % HEARTBEAT_STEPS == 0  # the ranks must agree: by the step, not by the clock
+        return time.monotonic() - self._heartbeat_at >= HEARTBEAT_SECONDS
 
-    def _beat(self, phase: StepPhase, position: Position | None, can_stop: bool = False) -> None:
-        self._beat_at = time.monotonic()
-        reason = self.reporter.heartbeat(self.clock.progress(phase, position, self.meter, self.step))
+    def _heartbeat(self, phase: StepPhase, position: Position | None, can_stop: bool = False) -> None:
+        self._heartbeat_at = time.monotonic()
+        reason = self.reporter.heartbeat(self.estimate.progress(phase, position, self.meter, self.step))
         if can_stop:
             reason = self.ranks.from_leader(reason)
         if reason is None:
             return
-        if can_stop and reason != "cancel" and not (self._durable and resume.step_of(self._durable) == self.step):
+        if can_stop and reason != "cancel" and not self.states.saved(self.step):
             self._save(durable=True)
         if can_stop or reason == "cancel":
-            raise Stopped(reason)
+            raise StopRequested(reason)

@@ -1,7 +1,7 @@
 """What training minimizes, as a sum over images divided by one number for the whole batch: however the batch is cut into
 parts or shared among ranks, the parts add up to the same loss.
 
-    classes       Σ w_y·(−Σ_k q_k log p_k) / Σ w_y,   q = (1 − ε)·one-hot + ε/C             (Szegedy et al. 2016)
+    classes       Σ_images (−Σ_k w_k·q_k·log p_k) / Σ_images w_y,  q = (1 − ε)·one-hot + ε/C  (Szegedy et al. 2016)
     multi-label   Σ_images mean_k w_k·BCE(z_k, (1 − ε)·y_k + ε/2) / images
     mixed         λ·L(labels) + (1 − λ)·L(labels of the other image)                        (Zhang et al. 2018; Yun et al. 2019)
     distilled     (1 − a)·L + a·T²·KL(p_T(teacher) ‖ p_T(student))                          (Hinton et al. 2015)
@@ -35,6 +35,11 @@ class Target:
             return None if tensor is None else tensor[chosen]
 
         return replace(self, labels=self.labels[chosen], other=cut(self.other), soft=cut(self.soft))
+
+
+def class_logits(logits: Tensor) -> Tensor:
+    """Logits of classes, (B, C). A single output z is a sigmoid between two: softmax(0, z) = (1 − σ(z), σ(z))."""
+    return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
 class Loss:
@@ -79,7 +84,7 @@ class Loss:
     def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:
         if labels.dim() == 1:
             return F.cross_entropy(
-                logits, labels, weight=self.weights, label_smoothing=self.smoothing, reduction="none"
+                class_logits(logits), labels, weight=self.weights, label_smoothing=self.smoothing, reduction="none"
             )
         smoothed = labels.float() * (1 - self.smoothing) + self.smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, smoothed, weight=self.weights, reduction="none").mean(dim=1)
@@ -89,7 +94,7 @@ class Loss:
         """KL(teacher ‖ student) per image; of several labels the mean."""
         assert target.soft is not None
         if target.labels.dim() == 1:
-            return F.kl_div(F.log_softmax(scaled, dim=1), target.soft, reduction="none").sum(dim=1)
+            return F.kl_div(F.log_softmax(class_logits(scaled), dim=1), target.soft, reduction="none").sum(dim=1)
         own = torch.stack([F.logsigmoid(scaled), F.logsigmoid(-scaled)])
         both = torch.stack([target.soft, 1 - target.soft])
         return F.kl_div(own, both, reduction="none").sum(dim=0).mean(dim=1)
@@ -103,9 +108,9 @@ def correct(logits: Tensor, target: Target) -> Tensor:
         right = (predicted == (target.labels > 0.5)).float().mean(dim=1)
         other = right if target.other is None else (predicted == (target.other > 0.5)).float().mean(dim=1)
     else:
-        chosen = logits.argmax(dim=1)
-        right = (chosen == target.labels).float()
-        other = right if target.other is None else (chosen == target.other).float()
+        predicted = class_logits(logits).argmax(dim=1)
+        right = (predicted == target.labels).float()
+        other = right if target.other is None else (predicted == target.other).float()
     return (target.share * right + (1 - target.share) * other).sum()
 
 

@@ -1,44 +1,31 @@
-"""What the loop tells about itself: losses gathered on the device, checked for divergence, reported now and then."""
+"""The training series: losses gathered on the device, checked for divergence, made into points now and then."""
 
 import math
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from wbar.errors import Diverged
-from wbar.jobs import MetricsPoint, Progress, Score, StepPhase
+from wbar.jobs import MetricsPoint
 from wbar_averaging import Position
-from wbar_training.step import Taken
+from wbar_training.step import StepResult
 
 POINTS = 1000  # about so many points in a job's metrics series, whatever its length
 
 
-class Reporter(Protocol):
-    """Where a job's story goes. Only `heartbeat` answers: a reason to stop, or None to keep going."""
-
-    def heartbeat(self, progress: Progress) -> str | None: ...
-    def metrics(self, points: list[MetricsPoint]) -> None: ...
-    def snapshot(self, n: int, step: int, path: str, score: Score) -> None: ...
-    def averaged(self, n: int, score: Score) -> None: ...
-    def saved(self, path: str, step: int, durable: bool) -> None: ...
-    def log(self, level: str, message: str) -> None: ...
-
-
-class Stopped(Exception):
-    """The reporter asked to stop (cancel, pause, drain); a resumable state lies on disk."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 class Meter:
-    """Sums losses on the device without waiting for it, and reads them when somebody should know."""
+    """Sums losses on the device without waiting for it, and reads them at every point and heartbeat.
 
-    def __init__(self, total_steps: int, scaled: bool = False) -> None:
-        self.scaled = scaled  # float16: a gradient may overflow without harm
+    total_steps: of the job, which say how many steps a point spans. rate_field: the option to lower when the loss diverges,
+    by phase. scaled: float16, where a gradient may overflow without harm.
+    """
+
+    def __init__(self, total_steps: int, rate_field: Callable[[str], str], scaled: bool = False) -> None:
+        self._rate_field = rate_field
+        self.scaled = scaled
         self._pending: list[tuple[Position, Tensor, Tensor, int]] = []
         # Read since the last point; part of the resumable state.
         self._sum, self._count, self._right, self._seen = 0.0, 0, 0.0, 0
@@ -47,8 +34,8 @@ class Meter:
         self.loss: float | None = None
         self.images_per_second: float | None = None
 
-    def add(self, position: Position, taken: Taken, images: int) -> None:
-        self._pending.append((position, taken.loss, taken.correct, images))
+    def add(self, position: Position, result: StepResult, images: int) -> None:
+        self._pending.append((position, result.loss, result.correct, images))
         self._images += images
 
     def check(self) -> None:
@@ -61,9 +48,8 @@ class Meter:
         if not bool(finite.all()):
             position = self._pending[int((~finite).nonzero()[0])][0]
             raise Diverged(
-                f"the loss became {values[~finite][0].item()} at step {position.step + 1} (cycle {position.cycle}, "
-                f"{position.phase} phase, learning rate {position.lr:g}): lower method.{position.phase}.lr, for example "
-                f"to {position.lr / 3:.2g}, or set recipe.grad_clip_norm to 1; snapshots made before are kept"
+                f"the loss became {values[~finite][0].item()} {self._place(position)}, for example to "
+                f"{position.lr / 3:.2g}, or set recipe.grad_clip_norm to 1; snapshots made before are kept"
             )
         self._sum += values.sum().item()
         self._count += len(values)
@@ -73,6 +59,12 @@ class Meter:
         if now > self._since:
             self.images_per_second = self._images / (now - self._since)
         self._pending, self._images, self._since = [], 0, now
+
+    def _place(self, position: Position) -> str:
+        return (
+            f"at step {position.step + 1} (cycle {position.cycle}, {position.phase} phase, learning rate {position.lr:g}): "
+            f"lower {self._rate_field(position.phase)}"
+        )
 
     def pause(self) -> None:
         """Time spent on other things than training steps does not count into images/s."""
@@ -86,9 +78,7 @@ class Meter:
         )  # the step was left out, and the next scale is smaller
         if not (math.isfinite(grad_norm) or overflowed) or not math.isfinite(distance):
             raise Diverged(
-                f"the gradient's norm became {grad_norm} at step {position.step + 1} (cycle {position.cycle}, "
-                f"{position.phase} phase, learning rate {position.lr:g}): lower method.{position.phase}.lr; snapshots made "
-                "before are kept"
+                f"the gradient's norm became {grad_norm} {self._place(position)}; snapshots made before are kept"
             )
         mean, accuracy = self._sum / self._count, self._right / self._seen
         self._sum, self._count, self._right, self._seen = 0.0, 0, 0.0, 0
@@ -113,66 +103,3 @@ class Meter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sum, self._count = state["sum"], state["count"]
         self._right, self._seen = state["right"], state["seen"]
-
-
-class Clock:
-    """Fraction done and time left, from the images that each part of the job pushes through the network.
-
-    A training image costs about three forward passes (one forward, twice that backward).
-    """
-
-    TRAINING = 3.0
-
-    def __init__(self, total: float, done: float, cycles: int, total_steps: int) -> None:
-        self.total, self.done = total, done
-        self.cycles, self.total_steps = cycles, total_steps
-        self._began, self._initial = time.monotonic(), done
-
-    def spend(self, images: int, training: bool) -> None:
-        self.done += images * (self.TRAINING if training else 1.0)
-
-    def progress(self, phase: StepPhase, position: Position | None, meter: Meter | None, step: int) -> Progress:
-        elapsed, worked = time.monotonic() - self._began, self.done - self._initial
-        left = max(0.0, self.total - self.done)
-        return Progress(
-            phase=phase,
-            cycle=position.cycle if position else 0,
-            cycles=self.cycles,
-            epoch=position.epoch if position else 0,
-            step=step,
-            total_steps=self.total_steps,
-            fraction=round(min(1.0, self.done / self.total), 4),
-            images_per_second=round(meter.images_per_second, 1) if meter and meter.images_per_second else None,
-            eta_seconds=round(left * elapsed / worked, 1) if worked > 0 and elapsed > 0.2 else None,
-            learning_rate=position.lr if position else None,
-            loss=meter.loss if meter else None,
-        )
-
-
-class Aside:
-    """The reporter of a training that runs after the job's own, the control: it goes on with the job's progress, and its
-    snapshots, metrics and states are nobody's but its own."""
-
-    def __init__(self, reporter: Reporter, clock: Clock) -> None:
-        self._reporter, self._total = reporter, clock.total_steps
-        self._before, self._cycles = min(1.0, clock.done / clock.total), clock.cycles
-
-    def heartbeat(self, progress: Progress) -> str | None:
-        whole = {
-            "step": self._total - progress.total_steps + progress.step,
-            "total_steps": self._total,
-            "fraction": round(self._before + (1 - self._before) * progress.fraction, 4),
-            "cycle": self._cycles,
-            "cycles": self._cycles,
-        }
-        return self._reporter.heartbeat(progress.model_copy(update=whole))
-
-    def saved(self, path: str, step: int, durable: bool) -> None:  # noqa: ARG002  # never durable here
-        self._reporter.saved(
-            path, step, False
-        )  # on this host only: elsewhere the control begins again, to the same bits
-
-    def metrics(self, points: list[MetricsPoint]) -> None: ...
-    def log(self, level: str, message: str) -> None: ...
-    def snapshot(self, n: int, step: int, path: str, score: Score) -> None: ...
-    def averaged(self, n: int, score: Score) -> None: ...

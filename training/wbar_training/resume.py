@@ -1,6 +1,7 @@
 """The resumable state: everything a job needs to go on with the same bits, in one file, written whole or not at all."""
 
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wbar import __version__
-from wbar.method import Start
+from wbar.method import StartKind
 
 
 class OtherState(Exception):
@@ -18,20 +19,22 @@ class OtherState(Exception):
 
 @dataclass
 class Results:
-    """What the evaluations found so far; grows by one point per cycle."""
+    """What the evaluations found so far; grows by one point with every snapshot."""
 
+    normalization: dict[str, Any] | None = None  # a NormalizationProbe, where one was asked for
     start: dict[str, float] | None = None
     start_recomputed: dict[str, float] | None = None
     start_losses: Tensor | None = None  # (held-out images,) float64
-    averaged_losses: Tensor | None = None  # the same, of the latest w̄
-    probabilities: Tensor | None = None  # (held-out images, classes) float64, the sum over the snapshots
+    probabilities: Tensor | None = None  # (held-out images, classes) float64, the sum over the ensemble's members
     snapshots: list[dict[str, float]] = field(default_factory=list)
-    averaged: list[dict[str, float]] = field(default_factory=list)
-    start_train_accuracy: float | None = None  # on training images as they are; what a back-off compares with
-    trough_train_accuracy: float | None = None
-    kind: Start = "underfit"  # what `auto` found the start to be
-    backed_off: int = 0
-    best: float | None = None  # of early stopping: the lowest loss of w̄, and the snapshots since
+    averaged: list[dict[str, float]] = field(default_factory=list)  # the curve: point n is the mean of n points
+    start_train_accuracy: float | None = (
+        None  # on training images as they are trained on; what a back-off compares with
+    )
+    first_snapshot_train_accuracy: float | None = None
+    start_kind: StartKind = "underfit"  # what `auto` found the start to be
+    back_offs: int = 0
+    best: float | None = None  # of early stopping: the lowest loss of w̄, and how often it was not lower since
     waited: int = 0
     stopped_at: int | None = None
     discarded_steps: int = 0  # taken before the latest back-off
@@ -66,6 +69,33 @@ def step_of(path: Path) -> int:
 def latest(scratch: Path) -> Path | None:
     """The state with the most steps in a job's scratch folder."""
     return max(scratch.glob("state-*.pt"), key=step_of, default=None)
+
+
+class StateKeeper:
+    """When to save and what to keep: the latest state, and the latest of a phase's end until a later one is written."""
+
+    def __init__(self, scratch: Path, every_seconds: float) -> None:
+        self._scratch, self._every = scratch, every_seconds
+        self._durable: Path | None = None
+        self._saved_at = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the last state is old enough for another within the phase."""
+        return time.monotonic() - self._saved_at >= self._every
+
+    def saved(self, step: int) -> bool:
+        """Whether a durable state of just this step was written."""
+        return self._durable is not None and step_of(self._durable) == step
+
+    def save(self, state: "State | None", durable: bool) -> Path | None:
+        """Write a state; None where this process has none to write (another rank writes it)."""
+        self._saved_at = time.monotonic()
+        if state is None:
+            return None
+        path = save(self._scratch, state, keep=self._durable)
+        self._durable = path if durable else self._durable
+        return path
 
 
 def save(scratch: Path, state: State, keep: Path | None = None) -> Path:

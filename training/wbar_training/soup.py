@@ -3,8 +3,8 @@
     uniform   w̄ = Σ aᵢwᵢ / Σ aᵢ
     greedy    by rising held-out loss: w enters if the mean's held-out loss does not rise    (Wortsman et al. 2022, recipe 1)
 
-Greedy looks at held-out images to choose, so it chooses on one half of them and every reported number is from the other.
-There is nothing to resume: an interrupted soup starts again, to the same bits.
+Greedy selects on one half of the held-out images, and every reported number is from the other. There is nothing to resume:
+an interrupted soup starts again, to the same bits.
 """
 
 from dataclasses import dataclass
@@ -12,135 +12,151 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wbar.jobs import Arms, CurvePoint, Progress, Score, StepPhase
+from wbar.jobs import Progress, StepPhase
 from wbar.method import Soup
+from wbar.results import Comparisons, CurvePoint, JobResult, Score, Selection
+from wbar.spec import JobSpec, StoredWeights
 from wbar_averaging import RunningMean
+from wbar_training import start_probe
 from wbar_training.analysis import attempted, flatness_images, measure_flatness
-from wbar_training.data.packed import Split
 from wbar_training.evaluate import Outputs, score, verdict
-from wbar_training.meter import Reporter, Stopped
-from wbar_training.plan import Ingredient, Outcome, Work
-from wbar_training.setting import Setting, make_deterministic
+from wbar_training.outcome import Outcome
+from wbar_training.reporter import Reporter, StopRequested
+from wbar_training.result_writer import weights_file
+from wbar_training.setup import make_deterministic, set_up
+from wbar_training.workspace import Workspace
 
 
-@dataclass
-class _Found:
-    """One ingredient on the held-out images: `choose` is the loss it is judged by."""
+@dataclass(frozen=True)
+class Ingredient:
+    """One checkpoint by itself, with its own BatchNorm statistics.
 
-    ingredient: Ingredient
+    outputs: on the report split; selection_loss: on the selection split, where there is one.
+    """
+
+    weights: StoredWeights
     weight: float
-    report: Outputs
-    choose: float
+    outputs: Outputs
+    selection_loss: float
 
 
-class Pot:
-    """The pieces of one soup, and the few methods that stir it."""
+@dataclass(frozen=True)
+class Mixture:
+    """What a soup became. selection: of greedy."""
 
-    def __init__(self, work: Work, reporter: Reporter) -> None:
-        method = work.chosen_method()
-        assert isinstance(method, Soup)
-        make_deterministic(work, work.threads)
-        self.work, self.reporter, self.method = work, reporter, method
+    mean: RunningMean
+    ingredients: list[Ingredient]
+    curve: list[CurvePoint]
+    selection: Selection | None = None
+
+
+class SoupJob:
+    """One run of a soup."""
+
+    def __init__(self, spec: JobSpec, workspace: Workspace, reporter: Reporter) -> None:
+        assert isinstance(spec.method, Soup)
+        make_deterministic(spec, workspace.device, workspace.threads)
+        self.spec, self.workspace, self.reporter, self.method = spec, workspace, reporter, spec.method
         self._images = 0
-        self.setting = Setting(work, self._tick)
-        self.report, self.choose = self.setting.val, self.setting.choose or self.setting.val
-        recompute = self.setting.recomputed_images
-        per_point = recompute + len(self.report) + len(self.choose)
-        self._total = (2 + 2 * len(work.ingredients)) * per_point + recompute
-        self._total += flatness_images(self.setting) if work.flatness else 0
+        self.setup = set_up(spec, workspace, self._evaluated)
+        self.evaluator, self.data = self.setup.evaluator, self.setup.data
+        recompute, held_out = self.evaluator.recomputed_images, self.data.held_out
+        per_point = recompute + held_out.report + (held_out.selection or held_out.report)
+        self._total = (2 + 2 * len(spec.ingredients)) * per_point + recompute
+        self._total += flatness_images(self.setup) if spec.flatness else 0
 
-    def cook(self) -> Outcome:
-        """Do the work. Raises Stopped when the reporter asks, JobError when it cannot go on."""
-        start, recomputed, start_losses = self.setting.start_scores(self.report)
-        warning = self.setting.near_chance(start)
+    def run(self) -> Outcome:
+        """Do the job. Raises StopRequested when the reporter asks, JobError when it cannot go on."""
+        normalization = None
+        if self.spec.find_normalization:
+            normalization = start_probe.find_normalization(self.setup, self.reporter)
+        start = self.evaluator.evaluate_start(self.setup.model)
+        warning = start_probe.near_chance(self.setup, start.as_it_came)
         if warning is not None:
             self.reporter.log("warning", warning)
-        weights = self.method.weights or [1.0] * len(self.work.ingredients)
-        found = [self._taste(*pair) for pair in zip(self.work.ingredients, weights, strict=True)]
-        mean, chosen, curve = self._greedy(found) if self.method.average == "greedy" else self._uniform(found)
-        averaged = self._predict_mean(mean, self.report)
-        path, pytorch = self.setting.write_result(mean, len(chosen))
-        ensemble = sum((one.report.probabilities.double() for one in chosen), torch.zeros(())) / len(chosen)
-        metrics = Arms(
-            start=start,
-            start_recomputed=recomputed,
-            last=self.setting.score(chosen[-1].report, self.report),
-            averaged=self.setting.score(averaged, self.report),
-            ensemble=score(ensemble, self.report.labels),
-        )
+        weights = self.method.weights or [1.0] * len(self.spec.ingredients)
+        ingredients = [self._evaluate(*pair) for pair in zip(self.spec.ingredients, weights, strict=True)]
+        mixture = self._greedy(ingredients) if self.method.average == "greedy" else self._uniform(ingredients)
+        averaged = self.evaluator.predict_mean(mixture.mean)
+        path, pytorch = self.setup.writer.write_result(self.evaluator.probe.state_dict(), mixture.mean.n)
         flatness = None
-        if self.work.flatness:
-            last, averaged_weights = self._tensors(chosen[-1].ingredient), self.setting.read(path, self.work.prefix)
-            flatness = attempted(
-                self.reporter, "the flatness", lambda: measure_flatness(self.setting, last, averaged_weights, [])
-            )
-        names = [one.ingredient.id for one in chosen]
-        return Outcome(
-            path,
-            pytorch,
-            metrics,
-            curve,
-            verdict(averaged.losses, start_losses),
-            self.setting.held_out,
-            flatness,
-            names,
+        if self.spec.flatness:
+            last, written = self._tensors(mixture.ingredients[-1].weights), self.setup.read(path)
+            flatness = attempted(self.reporter, "the flatness", lambda: measure_flatness(self.setup, last, written, []))
+        result = JobResult(
+            weights=weights_file(path),
+            metrics=Comparisons(
+                start=start.as_it_came,
+                start_recomputed=start.recomputed,
+                last=self.evaluator.score(mixture.ingredients[-1].outputs),
+                averaged=self.evaluator.score(averaged),
+                ensemble=self._ensemble(mixture.ingredients),
+            ),
+            curve=mixture.curve,
+            verdict=verdict(averaged.losses, start.outputs.losses),
+            held_out=self.data.held_out,
+            selection=mixture.selection,
+            normalization=normalization,
+            flatness=flatness,
         )
+        return Outcome(result, path, pytorch)
 
-    def _uniform(self, found: list[_Found]) -> tuple[RunningMean, list[_Found], list[CurvePoint]]:
+    def _uniform(self, ingredients: list[Ingredient]) -> Mixture:
         mean, curve = self._empty(), []
-        for n, one in enumerate(found, start=1):
-            mean.update(self._tensors(one.ingredient), one.weight)
-            curve.append(self._point(n, self.setting.score(self._predict_mean(mean, self.report), self.report)))
-        return mean, found, curve
+        for n, one in enumerate(ingredients, start=1):
+            mean.update(self._tensors(one.weights), one.weight)
+            curve.append(self._point(n, self.evaluator.score(self.evaluator.predict_mean(mean))))
+        return Mixture(mean, ingredients, curve)
 
-    def _greedy(self, found: list[_Found]) -> tuple[RunningMean, list[_Found], list[CurvePoint]]:
-        mean, chosen, curve, best = self._empty(), list[_Found](), list[CurvePoint](), float("inf")
-        for one in sorted(found, key=lambda one: one.choose):
+    def _greedy(self, ingredients: list[Ingredient]) -> Mixture:
+        mean, kept, curve, best = self._empty(), list[Ingredient](), list[CurvePoint](), float("inf")
+        for one in sorted(ingredients, key=lambda one: one.selection_loss):
             candidate = self._empty()
             candidate.merge(mean)
-            candidate.update(self._tensors(one.ingredient))
-            loss = self._predict_mean(candidate, self.choose).losses.mean().item()
+            candidate.update(self._tensors(one.weights))
+            loss = self.evaluator.predict_mean(candidate, self.data.selection).losses.mean().item()
             if loss > best:
-                self.reporter.log(
-                    "info", f"{one.ingredient.id} stays out: the loss would be {loss:.5f}, not {best:.5f}"
-                )
+                self.reporter.log("info", f"{one.weights.id} stays out: the loss would be {loss:.5f}, not {best:.5f}")
                 continue
             mean, best = candidate, loss
-            chosen.append(one)
-            curve.append(self._point(mean.n, self.setting.score(self._predict_mean(mean, self.report), self.report)))
-        return mean, chosen, curve
+            kept.append(one)
+            curve.append(self._point(mean.n, self.evaluator.score(self.evaluator.predict_mean(mean))))
+        ids = [one.weights.id for one in kept]
+        selection = Selection(delivered="averaged", kept=ids, of=len(ingredients), loss=best)
+        return Mixture(mean, kept, curve, selection)
+
+    def _evaluate(self, weights: StoredWeights, weight: float) -> Ingredient:
+        self.evaluator.where = f"of {weights.id}"
+        self.evaluator.probe.load_state_dict(self._tensors(weights))
+        outputs = self.evaluator.predict(self.evaluator.probe)
+        selected_by = (
+            self.evaluator.predict(self.evaluator.probe, self.data.selection) if self.data.selection else outputs
+        )
+        self.evaluator.where = "of the mean"
+        return Ingredient(weights, weight, outputs, selected_by.losses.mean().item())
+
+    def _ensemble(self, ingredients: list[Ingredient]) -> Score:
+        """The mean of the members' outputs, weighted as their weights are."""
+        total = sum(one.weight for one in ingredients)
+        probabilities = sum((one.weight * one.outputs.probabilities.double() for one in ingredients), torch.zeros(()))
+        return score(probabilities / total, self.data.report.labels)
 
     def _empty(self) -> RunningMean:
-        return RunningMean(self.setting.model, dtype=torch.float64)
+        return RunningMean(self.setup.model, dtype=torch.float64)
 
-    def _taste(self, ingredient: Ingredient, weight: float) -> _Found:
-        """One ingredient by itself, with its own BatchNorm statistics."""
-        self.setting.where = f"of {ingredient.id}"
-        self.setting.probe.load_state_dict(self._tensors(ingredient))
-        report = self.setting.predict(self.setting.probe, self.report)
-        choose = self.setting.predict(self.setting.probe, self.choose) if self.method.average == "greedy" else report
-        self.setting.where = "of the mean"
-        return _Found(ingredient, weight, report, choose.losses.mean().item())
-
-    def _tensors(self, ingredient: Ingredient) -> dict[str, Tensor]:
-        return self.setting.read(ingredient.path, ingredient.prefix)
-
-    def _predict_mean(self, mean: RunningMean, split: Split) -> Outputs:
-        mean.copy_to(self.setting.probe)
-        self.setting.settle(self.setting.probe)
-        return self.setting.predict(self.setting.probe, split)
+    def _tensors(self, weights: StoredWeights) -> dict[str, Tensor]:
+        return self.setup.read(self.workspace.input(weights.blob), weights.prefix)
 
     def _point(self, n: int, found: Score) -> CurvePoint:
         self.reporter.averaged(n, found)
         return CurvePoint(n=n, accuracy=found.accuracy, loss=found.loss)
 
-    def _tick(self, phase: StepPhase, images: int) -> None:
+    def _evaluated(self, phase: StepPhase, images: int) -> None:
         self._images += images
-        count = len(self.work.ingredients)
         progress = Progress(
-            phase=phase, cycle=0, cycles=count, epoch=0, step=0, total_steps=0,
+            phase=phase, cycle=0, cycles=len(self.spec.ingredients), epoch=0, step=0, total_steps=0,
             fraction=min(0.99, self._images / self._total),
         )  # fmt: skip
         reason = self.reporter.heartbeat(progress)
         if reason is not None:
-            raise Stopped(reason)
+            raise StopRequested(reason)

@@ -17,21 +17,23 @@ from torch.nn.parallel import DistributedDataParallel
 from wbar_averaging import add_folded_pull_gradient, add_pull_gradient, can_fold_pull, distance, fold_pull
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.draws import key
-from wbar_training.evaluate import even_slices
 from wbar_training.losses import Loss, Target, correct
+from wbar_training.networks.teachers import Teachers
 from wbar_training.optim import make_optimizer
 from wbar_training.plan import Plan
-from wbar_training.teachers import Teachers
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What a step found: loss and right answers of the batch, on the device; the rest where it was asked for."""
+class StepResult:
+    """Loss and right answers of the batch, on the device, and where it was asked for the norms.
+
+    norm: of the training loss's gradient, before pull and clip. distance: ‖w − w̄‖ of the w that the gradient belongs to.
+    """
 
     loss: Tensor
     correct: Tensor
-    norm: Tensor | None = None  # of the training loss's gradient, before pull and clip
-    away: Tensor | None = None  # ‖w − w̄‖ of the w that the gradient belongs to
+    norm: Tensor | None = None
+    distance: Tensor | None = None
 
 
 class Stepper:
@@ -65,33 +67,35 @@ class Stepper:
 
     def take(
         self, inputs: Tensor, target: Target, step: int, lr: float, pull: float, anchor: Sequence[Tensor], logged: bool
-    ) -> Taken:
+    ) -> StepResult:
         """One step on one batch at the rate lr, with a pull of strength λ toward `anchor`."""
         self.optimizer.zero_grad(set_to_none=True)
-        found = torch.zeros(2, device=self.device)
+        sums = torch.zeros(2, device=self.device)
         images = len(inputs)
         target = self.loss.normed(target)
-        mine = self.ranks.share(images)
-        inputs, target = inputs[mine], target.part(mine)
-        count = max(1, min(self.plan.recipe.accumulate, len(inputs) // 2))  # a part of one image has no variance
-        parts = list(even_slices(len(inputs), -(-len(inputs) // count)))
+        # By the whole batch, so that every rank makes as many forwards: SyncBatchNorm waits for the others in each. A part
+        # of one image has no variance.
+        count = max(1, min(self.plan.recipe.accumulate, images // self.ranks.size // 2))
+        share = self.ranks.share(images)
+        inputs, target = inputs[share], target.part(share)
+        parts = [slice(len(inputs) * n // count, len(inputs) * (n + 1) // count) for n in range(count)]
         for index, chosen in enumerate(parts):
             place = self.ranks.rank * len(parts) + index
             torch.manual_seed(key(self.plan.seed, f"forward/{place}" if place else "forward", step))
             with self._joined(index + 1 == len(parts)):
-                found += self._backward(inputs[chosen], target.part(chosen), images)
-        loss, right = self.ranks.summed(found)
+                sums += self._backward(inputs[chosen], target.part(chosen), images)
+        loss, right = self.ranks.summed(sums)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) if logged else None
         self._pull(anchor, pull)
         if self.plan.grad_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.plan.grad_clip_norm)
-        away = distance(self.parameters, anchor) if logged else None
+        to_mean = distance(self.parameters, anchor) if logged else None
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return Taken(loss, right, norm, away)
+        return StepResult(loss, right, norm, to_mean)
 
     def _joined(self, last: bool) -> AbstractContextManager[None]:
         """The ranks' gradients are averaged once, after the last part."""

@@ -7,6 +7,8 @@ rand_augment,   pad-crop-flip, then torchvision's RandAugment (Cubuk et al. 2020
 trivial_augment drawn for each image by itself: in DataLoader workers, see `wbar_training.data.feed`
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,8 +33,12 @@ class Preparer:
         self.augment, self.seed, self.device = augment, seed, device
         self.channels = len(mean)
         self.axes: Tensor | None = None
-        self._mean = (torch.tensor(mean, dtype=torch.float64) * 255).float().to(device).view(1, -1, 1, 1)
-        self._inverse = (1 / (torch.tensor(std, dtype=torch.float64) * 255)).float().to(device).view(1, -1, 1, 1)
+        self.normalize_by(mean, std)
+
+    def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """From now on by other statistics, one number per channel of the network."""
+        self._mean = (torch.tensor(mean, dtype=torch.float64) * 255).float().to(self.device).view(1, -1, 1, 1)
+        self._inverse = (1 / (torch.tensor(std, dtype=torch.float64) * 255)).float().to(self.device).view(1, -1, 1, 1)
 
     def plain(self, images: Tensor) -> Tensor:
         """Held-out images: normalized only."""

@@ -63,6 +63,7 @@ class Packed:
     images: dict[str, int]
     held_out: list[int] | None  # indices into the archive's train/ images, where it had no val/
     warnings: list[str]
+    many_sizes: bool = False
 
     @classmethod
     def read(cls, path: Path) -> "Packed":

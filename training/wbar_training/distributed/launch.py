@@ -1,55 +1,69 @@
 """One job on several devices: `torch.distributed.run` starts a process for each, DistributedDataParallel joins their gradients.
 
     rank r of R trains on images r·B/R … (r + 1)·B/R of every batch: together the batch that one device would have had
-    ‖ every rank follows the same course and keeps the same w̄; BatchNorm's moments and held-out outputs are gathered
-    ‖ rank 0 alone writes files and talks: its reporter is a line to the process that started the ranks
+    ‖ every rank follows the same schedule and keeps the same w̄; BatchNorm's moments and held-out outputs are gathered
+    ‖ rank 0 alone writes files and reports: its messages go to the process that started the ranks
 
-Whatever one rank decides by the clock or by what it is told, rank 0 decides, and the others hear it at the same step.
+Whatever one rank decides by the clock or by what it is told, rank 0 decides, and the others learn it at the same step.
 A rank that dies takes the others with it: the attempt ends, and goes on from the last saved state.
 """
 
 import os
-import pickle
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel
 
-from wbar.errors import DevicesUnavailable, JobError
-from wbar.jobs import MetricsPoint, Progress, Score
-from wbar_training.meter import Reporter, Stopped
-from wbar_training.plan import Outcome, Work
+from wbar.errors import DevicesUnavailable, JobError, job_error
+from wbar.spec import JobSpec
+from wbar_training.messages import Ending, Failed, FromAttempt, Report, Stop, Stopped, StopReason, Succeeded
+from wbar_training.outcome import Outcome
+from wbar_training.reporter import MessageReporter, Reporter, StopRequested, deliver
+from wbar_training.workspace import Workspace
 
 GRACE_SECONDS = 60.0  # for rank 0 to save its state, or to fail with the same
-RunJob = Callable[[Work, Reporter], Outcome]
+RunJob = Callable[[JobSpec, Workspace, Reporter], Outcome]
 
 
-def run_on_ranks(work: Work, reporter: Reporter, devices: int, entry: str) -> Outcome:
-    """Run `entry` ("module:function", a RunJob) on every rank and give back what rank 0 gave.
+class RankOrder(BaseModel):
+    """What a rank's process is told to do. entry: `module:function`, a RunJob; address, key: of the host's listener."""
 
-    Raises what rank 0 raised (Stopped, JobError); RuntimeError naming the rank if a process died; DevicesUnavailable if
-    there are fewer GPUs.
+    spec: JobSpec
+    workspace: Workspace
+    entry: str
+    address: str
+    key: str
+
+
+def run_on_ranks(spec: JobSpec, workspace: Workspace, reporter: Reporter, entry: str) -> Outcome:
+    """Run `entry` ("module:function", a RunJob) on `spec.recipe.devices` ranks and give back what rank 0 gave.
+
+    Raises what rank 0 raised (StopRequested, JobError); RuntimeError naming the rank if a process died; DevicesUnavailable
+    if there are fewer GPUs.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    gpus = torch.cuda.device_count()
-    if work.device.startswith("cuda") and gpus < devices:
+    gpus, devices = torch.cuda.device_count(), spec.recipe.devices
+    if workspace.device.startswith("cuda") and gpus < devices:
         raise DevicesUnavailable(
             f"recipe.devices is {devices} and this worker has {gpus} GPUs for the job: ask for {gpus}"
         )
     with tempfile.TemporaryDirectory(prefix="wbar-ranks-") as folder:
         key = os.urandom(16)
-        host = _Host(Listener(str(Path(folder) / "line"), authkey=key), reporter)
-        order = Path(folder) / "order"
-        order.write_bytes(pickle.dumps((work, str(host.address), key, entry)))
+        host = _Host(Listener(str(Path(folder) / "host"), authkey=key), reporter)
+        order = RankOrder(spec=spec, workspace=workspace, entry=entry, address=str(host.address), key=key.hex())
+        path = Path(folder) / "order.json"
+        path.write_text(order.model_dump_json())
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -62,161 +76,127 @@ def run_on_ranks(work: Work, reporter: Reporter, devices: int, entry: str) -> Ou
             run_id="wbar",
         )
         try:
-            elastic_launch(config, sys.executable)("-P", "-m", "wbar_training.distributed.launch", str(order))
+            elastic_launch(config, sys.executable)("-P", "-m", "wbar_training.distributed.launch", str(path))
         except ChildFailedError as error:
-            if host.answer is None and host.failure is None:
+            if host.ending is None and host.failure is None:
                 rank, failure = error.get_first_failure()
                 raise RuntimeError(f"rank {rank} of {devices} ended with {failure.exitcode}") from None
         finally:
             host.close()
-    return host.result()
+    return host.outcome()
 
 
 class _Host:
-    """Carries what rank 0 says to the reporter; holds a line to every rank, which ends with this process."""
+    """Hands rank 0's messages to the reporter, and holds a connection to every rank, which ends with this process."""
 
     def __init__(self, listener: Listener, reporter: Reporter) -> None:
         self._listener, self._reporter = listener, reporter
         self.address = listener.address
-        self.answer: tuple[str, Any] | None = None
-        self.failure: tuple[str, str] | None = None  # of a rank other than 0
-        self._lines: list[Connection] = []
+        self.ending: Ending | None = None  # rank 0's last word
+        self.failure: Failed | None = None  # of a rank other than 0
+        self._connections: list[Connection] = []
         threading.Thread(target=self._accept, name="ranks", daemon=True).start()
 
     def _accept(self) -> None:
         while True:
             try:
-                line = self._listener.accept()
-                speaks = line.recv()
+                connection = self._listener.accept()
+                rank = int(connection.recv_bytes())
             except (OSError, EOFError):
                 return
-            self._lines.append(line)
-            if speaks:
-                # Rank 0 talks all the time; another rank only to say what it failed with.
-                threading.Thread(target=self._serve, args=(line,), name="rank-0", daemon=True).start()
+            self._connections.append(connection)
+            if rank >= 0:
+                threading.Thread(target=self._serve, args=(connection, rank), name=f"rank-{rank}", daemon=True).start()
 
-    def _serve(self, line: Connection) -> None:
+    def _serve(self, connection: Connection, rank: int) -> None:
+        """Rank 0 reports all the time; another rank only what it failed with. Each message is answered."""
         try:
             while True:
-                name, values = line.recv()
-                if name == "answer":
-                    self.answer = values
-                    line.send(None)
-                elif name == "failure":
-                    self.failure = values
-                    line.send(None)
-                else:
-                    line.send(getattr(self._reporter, name)(*values))
+                message = FromAttempt.validate_json(connection.recv_bytes())
+                reason: StopReason | None = None
+                if not isinstance(message, Ending):
+                    reason = deliver(message, self._reporter)
+                elif rank == 0:
+                    self.ending = message
+                elif isinstance(message, Failed):
+                    self.failure = message
+                connection.send_bytes(Stop(reason=reason).model_dump_json().encode() if reason else b"")
         except (EOFError, OSError):
             return
 
-    def result(self) -> Outcome:
-        if self.answer is None and self.failure is not None:
-            raise _error(*self.failure)
-        if self.answer is None:
-            raise RuntimeError("the ranks ended without a result")
-        kind, value = self.answer
-        if kind == "stopped":
-            raise Stopped(value)
-        if kind == "failed":
-            raise _error(*value)
-        assert isinstance(value, Outcome)
-        return value
+    def outcome(self) -> Outcome:
+        ending = self.ending or self.failure
+        match ending:
+            case Succeeded():
+                return Outcome(ending.result, Path(ending.weights), Path(ending.pytorch))
+            case Stopped():
+                raise StopRequested(ending.reason)
+            case Failed():
+                raise job_error(ending.code, ending.message)
+        raise RuntimeError("the ranks ended without a result")
 
     def close(self) -> None:
         self._listener.close()
-        for line in self._lines:
-            line.close()
+        for connection in self._connections:
+            connection.close()
 
 
-class Line:
-    """Rank 0's reporter: asks the process that started the ranks. On other ranks nothing is said, and nobody answers."""
-
-    def __init__(self, connection: Connection, leads: bool) -> None:
-        self._connection, self._leads = connection, leads
-
-    def _say(self, name: str, *values: Any) -> Any:
-        if not self._leads:
-            return None
-        self._connection.send((name, values))
-        return self._connection.recv()
-
-    def heartbeat(self, progress: Progress) -> str | None:
-        reason: str | None = self._say("heartbeat", progress)
-        return reason
-
-    def metrics(self, points: list[MetricsPoint]) -> None:
-        self._say("metrics", points)
-
-    def snapshot(self, n: int, step: int, path: str, score: Score) -> None:
-        self._say("snapshot", n, step, path, score)
-
-    def averaged(self, n: int, score: Score) -> None:
-        self._say("averaged", n, score)
-
-    def saved(self, path: str, step: int, durable: bool) -> None:
-        self._say("saved", path, step, durable)
-
-    def log(self, level: str, message: str) -> None:
-        self._say("log", level, message)
-
-    def answer(self, kind: str, value: Any) -> None:
-        """Rank 0's last word. Another rank waits until it is ended: rank 0 may be writing what must not be lost."""
-        if self._leads:
-            self._connection.send(("answer", (kind, value)))
-            self._connection.recv()
-        elif kind != "done":
-            if kind == "failed":
-                self._connection.send(("failure", value))
-                self._connection.recv()
-            time.sleep(GRACE_SECONDS)
+# In the process of a rank.
 
 
-def _rank(work: Work, address: str, key: bytes, entry: str) -> None:
-    """What every rank's process does."""
-    lifeline = _connected(address, key, speaks=False)
+def _connect(order: RankOrder, rank: int) -> Connection:
+    connection: Any = Client(order.address, authkey=bytes.fromhex(order.key))
+    connection.send_bytes(str(rank).encode())
+    return connection  # type: ignore[no-any-return]  # the stub knows the class of Unix sockets only by its interface
+
+
+def _run_rank(order: RankOrder) -> NoReturn:
+    lifeline = _connect(order, -1)
     threading.Thread(target=_die_with, args=(lifeline,), name="lifeline", daemon=True).start()
-    on_gpu = work.device.startswith("cuda")
+    workspace = order.workspace
+    on_gpu = workspace.device.startswith("cuda")
     dist.init_process_group("nccl" if on_gpu else "gloo")  # torch.distributed.run has told this process its rank
     rank, size = dist.get_rank(), dist.get_world_size()
-    line = Line(_connected(address, key, speaks=True), leads=rank == 0)
+    connection = _connect(order, rank)
     if on_gpu:
         torch.cuda.set_device(rank)
-    torch.set_num_threads(max(1, (work.threads or 1) // size))
-    module, function = entry.split(":")
-    from importlib import import_module
-
+    torch.set_num_threads(max(1, (workspace.threads or 1) // size))
+    module, function = order.entry.split(":")
     run: RunJob = getattr(import_module(module), function)
-    done = False
-    try:
-        line.answer("done", run(work, line))
-        done = True
-    except Stopped as stopped:
-        line.answer("stopped", stopped.reason)
-    except JobError as error:
-        line.answer("failed", (error.code, error.detail))
+
+    def send(message: Report | Ending) -> StopReason | None:
+        connection.send_bytes(message.model_dump_json().encode())
+        answer = connection.recv_bytes()
+        return Stop.model_validate_json(answer).reason if answer else None
+
+    def report(message: Report) -> StopReason | None:
+        return send(message) if rank == 0 else None
+
+    ending = _ending(run, order, MessageReporter(report))
+    if rank == 0 or isinstance(ending, Failed):
+        send(ending)
+    if rank > 0 and not isinstance(ending, Succeeded):
+        time.sleep(GRACE_SECONDS)  # rank 0 may be writing what must not be lost; it is ended with it
     # A rank that stops in the middle leaves others that wait for it: its exit status has them ended.
-    os._exit(0 if done else 1)
+    os._exit(0 if isinstance(ending, Succeeded) else 1)
 
 
-def _connected(address: str, key: bytes, speaks: bool) -> Connection:
-    line: Any = Client(address, authkey=key)
-    line.send(speaks)
-    return line  # type: ignore[no-any-return]
+def _ending(run: RunJob, order: RankOrder, reporter: Reporter) -> Succeeded | Stopped | Failed:
+    try:
+        outcome = run(order.spec, order.workspace, reporter)
+    except StopRequested as stopped:
+        return Stopped(reason=stopped.reason)
+    except JobError as error:
+        return Failed(code=error.code, message=error.detail)
+    return Succeeded(result=outcome.result, weights=str(outcome.weights), pytorch=str(outcome.pytorch))
 
 
 def _die_with(lifeline: Connection) -> None:
     try:
-        lifeline.recv()
+        lifeline.recv_bytes()
     except (EOFError, OSError):
         os._exit(70)  # the process that started the ranks is gone: nobody would take the result
 
 
-def _error(code: str, detail: str) -> JobError:
-    known = {kind.code: kind for kind in JobError.__subclasses__()}
-    return known.get(code, JobError)(detail)
-
-
 if __name__ == "__main__":
-    # Written by this user's own process a moment ago, in a folder that nobody else can read.
-    _rank(*pickle.loads(Path(sys.argv[1]).read_bytes()))  # noqa: S301  # see above
+    _run_rank(RankOrder.model_validate_json(Path(sys.argv[1]).read_bytes()))

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 T = TypeVar("T")
-BEAT_STEPS = 10  # how often the ranks ask rank 0 whether to go on
+HEARTBEAT_STEPS = 10  # how often the ranks ask rank 0 whether to go on
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ hundred costs milliseconds, and a job builds its network without initializing we
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -19,6 +18,7 @@ from torchvision import models
 
 from wbar.catalog import ARCHITECTURES
 from wbar.errors import ArchitectureMismatch, UnknownArchitecture
+from wbar.spec import Network
 from wbar_training.networks.cifar import CifarPreResNet, CifarResNet, CifarVGG, CifarWideResNet
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -38,17 +38,6 @@ _CIFAR: dict[str, Callable[..., nn.Module]] = {
     "wide_resnet28_10": lambda **kw: CifarWideResNet(28, 10, **kw),
     "cifar_vgg16_bn": lambda **kw: CifarVGG(**kw),
 }
-
-
-@dataclass(frozen=True)
-class Network:
-    """A buildable network: its catalog name and what the checkpoint's tensors decide."""
-
-    name: str
-    num_classes: int
-    channels: int = 3
-    image_size: int | None = None  # only where the weights are tied to one
-    projection: bool = False  # 1×1 shortcuts in a CIFAR ResNet
 
 
 def names() -> list[str]:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from wbar.errors import NothingMatches
 from wbar.recipe import Recipe
+from wbar.spec import Network
 from wbar_training.draws import generator, key
-from wbar_training.networks.architectures import Network, build, initialized, load, shapes_of
+from wbar_training.networks.architectures import build, initialized, load, shapes_of
 
 LISTED = 12
 RESIDUAL_BLOCKS = ("BasicBlock", "Bottleneck")  # those that end with a BatchNorm: torchvision's and the CIFAR ResNets'

@@ -25,11 +25,11 @@ from wbar.errors import (
     NotAStateDict,
     UnsafePickle,
 )
+from wbar.spec import Network
 from wbar_averaging import InvalidSafetensors, read_header, write_safetensors
 from wbar_averaging.pytorch_file import find_state_dict
 from wbar_training.networks import architectures
-from wbar_training.networks.architectures import Network
-from wbar_training.weights import read_tensors
+from wbar_training.networks.tensors import read_tensors
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
 COUNTERS = ("n_averaged",)  # AveragedModel's own count, no tensor of the network

@@ -362,6 +362,7 @@ def write_packed(
         images={split: len(tensors[f"{split}.labels"]) for split in SPLITS},
         held_out=held_out,
         warnings=warnings,
+        many_sizes="train.encoded" in tensors,
     )
     write_safetensors(out, tensors, {"wbar.dataset": json.dumps(asdict(packed), sort_keys=True)})
     return packed

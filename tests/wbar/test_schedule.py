@@ -1,40 +1,40 @@
-"""The way of every method, written out by hand where it is short."""
+"""The schedule of every method, written out by hand where it is short."""
 
 from math import cos, pi
 
 import pytest
 
 from wbar.method import METHODS
-from wbar_training.courses import later, lay_course
+from wbar.schedule import build_schedule, shifted
 
 PLAIN = {"lr": 0.8, "control_lr": 1.0, "pull": 0.0}
 
 
-def way(steps_per_epoch: int = 2, **method: object) -> list[tuple]:
+def rows(steps_per_epoch: int = 2, **method: object) -> list[tuple]:
     """(rate, phase, cycle, epoch, snapshot here, enters the mean, pull) of every step."""
-    course = lay_course(METHODS.validate_python(PLAIN | method), steps_per_epoch)
-    places = [course.at(step) for step in range(course.total_steps)]
+    schedule = build_schedule(METHODS.validate_python(PLAIN | method), steps_per_epoch)
+    places = [schedule.at(step) for step in range(schedule.total_steps)]
     return [
-        (round(p.lr, 6), p.phase, p.cycle, p.epoch, p.ends_cycle, course.visits(p.step), course.pull(p.step))
+        (round(p.lr, 6), p.phase, p.cycle, p.epoch, p.ends_cycle, schedule.visits(p.step), schedule.pull(p.step))
         for p in places
     ]
 
 
 def rates(**method: object) -> list[float]:
-    return [place[0] for place in way(**method)]
+    return [place[0] for place in rows(**method)]
 
 
 def test_swa_anneals_and_then_stays() -> None:
-    found = way(type="swa", epochs=4, anneal_epochs=1, anneal_from=1.6, anneal="linear", pull=0.5)
+    found = rows(type="swa", epochs=4, anneal_epochs=1, anneal_from=1.6, anneal="linear", pull=0.5)
     assert found == [
         (1.6, "high", 1, 1, False, False, 0.5),
         (1.2, "high", 1, 1, False, False, 0.5),
-        (0.8, "high", 1, 2, False, False, 0.5),
-        (0.8, "high", 1, 2, True, True, 0.5),
-        (0.8, "high", 2, 3, False, False, 0.5),
-        (0.8, "high", 2, 3, True, True, 0.5),
-        (0.8, "high", 3, 4, False, False, 0.5),
-        (0.8, "high", 3, 4, True, True, 0.5),
+        (0.8, "low", 1, 2, False, False, 0.5),
+        (0.8, "low", 1, 2, True, True, 0.5),
+        (0.8, "low", 2, 3, False, False, 0.5),
+        (0.8, "low", 2, 3, True, True, 0.5),
+        (0.8, "low", 3, 4, False, False, 0.5),
+        (0.8, "low", 3, 4, True, True, 0.5),
     ]
 
 
@@ -48,20 +48,19 @@ def test_swa_anneals_and_then_stays() -> None:
     ],
 )
 def test_snapshots_come_every_so_often_and_at_the_end(spacing: dict[str, object], marks: list[int]) -> None:
-    found = way(4, type="lawa", epochs=3, final_lr=0.1, **spacing)
+    found = rows(4, type="lawa", epochs=3, final_lr=0.1, **spacing)
     assert [step + 1 for step, place in enumerate(found) if place[4]] == marks
-    method = METHODS.validate_python(PLAIN | {"type": "lawa", "epochs": 3, "final_lr": 0.1} | spacing)
-    assert method.snapshots(4) == len(marks)
 
 
 def test_every_step_of_an_ema_is_a_visit_and_six_snapshots_are_kept() -> None:
-    found = way(1, type="ema", epochs=13, final_lr=0.1)
+    found = rows(1, type="ema", epochs=13, final_lr=0.1)
     assert all(place[5] for place in found)
     assert [step + 1 for step, place in enumerate(found) if place[4]] == [3, 5, 7, 9, 11, 13]
 
 
 def test_the_shapes_of_a_plain_fine_tune() -> None:
-    five = [0.8 * (1 + cos(pi * u / 4)) / 2 for u in range(5)]
+    # To 0, which no step is wasted at: u = i/T. To a floor that trains, the last step is there: u = i/(T − 1).
+    five = [0.8 * (1 + cos(pi * u / 5)) / 2 for u in range(5)]
     assert rates(steps_per_epoch=1, type="none", epochs=5, final_lr=0.0) == pytest.approx(five, abs=1e-6)
     assert rates(steps_per_epoch=1, type="none", epochs=5, final_lr=0.4, shape="linear") == pytest.approx(
         [0.8, 0.7, 0.6, 0.5, 0.4]
@@ -85,16 +84,16 @@ def test_a_warm_up_is_i_eta_over_m_or_a_tenth() -> None:
 
 def test_a_high_phase_may_warm_up_and_fall() -> None:
     high = {"lr": 0.8, "epochs": 2, "shape": "linear", "warmup_epochs": 1}
-    course = lay_course(
+    schedule = build_schedule(
         METHODS.validate_python({"cycles": 2, "high": high, "low": {"lr": 0.2}, "pull": 0.0, "control_lr": 1.0}), 2
     )
-    one = [course.at(step).lr for step in range(6)]
+    one = [schedule.at(step).lr for step in range(6)]
     assert one == pytest.approx([0.5, 0.8, 0.8, 0.2, 0.2, 0.2])
-    assert [course.at(step).lr for step in range(6, 12)] == pytest.approx(one)
+    assert [schedule.at(step).lr for step in range(6, 12)] == pytest.approx(one)
 
 
 def test_auto_holds_then_falls_to_a_tenth() -> None:
-    found = way(
+    found = rows(
         4, type="auto", epochs=2, memorised={"ratio": 0.2, "lr": 1.6, "pull": 0.1}, segments=4, visit_epochs=0.25
     )
     fall = [0.8 * (0.1 + 0.9 * (1 + cos(pi * u / 3)) / 2) for u in range(4)]
@@ -109,14 +108,14 @@ def test_auto_moves_a_memorised_start_faster_and_pulls_while_the_rate_falls() ->
     method = METHODS.validate_python(
         PLAIN | {"type": "auto", "epochs": 2, "memorised": {"ratio": 0.2, "lr": 1.6, "pull": 0.1}}
     )
-    course = lay_course(method, 4, start="memorised")
-    assert course.at(0).lr == 1.6
-    assert [course.pull(step) for step in range(8)] == [0.0] * 4 + [0.1] * 4
+    schedule = build_schedule(method, 4, start_kind="memorised")
+    assert schedule.at(0).lr == 1.6
+    assert [schedule.pull(step) for step in range(8)] == [0.0] * 4 + [0.1] * 4
 
 
 def test_a_back_off_divides_the_high_rate_alone() -> None:
     method = METHODS.validate_python({"high": {"lr": 0.9}, "low": {"lr": 0.2}, "pull": 0.0, "control_lr": 1.0})
-    found = [lay_course(method, 1, backed_off).at(step).lr for backed_off in (1, 2) for step in (0, 1)]
+    found = [build_schedule(method, 1, back_offs).at(step).lr for back_offs in (1, 2) for step in (0, 1)]
     assert found == pytest.approx([0.3, 0.2, 0.1, 0.1])  # never a low rate above the high one
 
 
@@ -127,13 +126,13 @@ def test_when_it_pulls(when: str, expected: list[int]) -> None:
     method = METHODS.validate_python(
         {"cycles": 2, "high": {"lr": 0.8}, "low": {"lr": 0.2}, "pull": 1.0, "pull_in": when, "control_lr": 1.0}
     )
-    course = lay_course(method, 2)
-    assert [course.pull(step) for step in range(8)] == expected
+    schedule = build_schedule(method, 2)
+    assert [schedule.pull(step) for step in range(8)] == expected
 
 
-def test_a_course_that_begins_later_counts_on() -> None:
-    course = lay_course(METHODS.validate_python(PLAIN | {"type": "swa", "anneal_from": 1.0}), 3)
-    place = later(course.at(4), 10, 4)
+def test_a_schedule_that_begins_later_counts_on() -> None:
+    schedule = build_schedule(METHODS.validate_python(PLAIN | {"type": "swa", "anneal_from": 1.0}), 3)
+    place = shifted(schedule.at(4), 10, 4)
     assert (place.step, place.epoch, place.step_in_epoch, place.cycle) == (14, 6, 1, 2)
-    with pytest.raises(IndexError, match="step 36 lies outside the course of 36 steps"):
-        course.at(36)
+    with pytest.raises(IndexError, match="step 36 lies outside the schedule of 36 steps"):
+        schedule.at(36)

@@ -10,21 +10,26 @@ import torch
 from torch import Tensor
 
 from wbar.recipe import Distillation
-from wbar_training.losses import Target
+from wbar.spec import StoredWeights
+from wbar_training.losses import Target, class_logits
 from wbar_training.networks import architectures
-from wbar_training.plan import Plan, Teacher
-from wbar_training.weights import read_tensors
+from wbar_training.networks.tensors import read_tensors
+from wbar_training.plan import Plan
+from wbar_training.workspace import Workspace
 
 
 class Teachers:
     """In eval mode, without gradients, in the precision of the training. They see the student's inputs, as it sees them."""
 
-    def __init__(self, members: Sequence[Teacher], plan: Plan, device: torch.device) -> None:
+    def __init__(
+        self, members: Sequence[StoredWeights], workspace: Workspace, plan: Plan, device: torch.device
+    ) -> None:
         assert isinstance(plan.recipe.distillation, Distillation)
         self._temperature, self._autocast = plan.recipe.distillation.temperature, plan.autocast
         self._models = []
         for member in members:
-            tensors = {name.removeprefix(member.prefix): t for name, t in read_tensors(member.path).items()}
+            uploaded = read_tensors(workspace.input(member.blob))
+            tensors = {name.removeprefix(member.prefix): tensor for name, tensor in uploaded.items()}
             model, _ = architectures.load(member.network, tensors)
             self._models.append(model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last))
 
@@ -33,5 +38,5 @@ class Teachers:
         """The target with the mean of the members' softened probabilities, (B, outputs) float32."""
         with torch.autocast(inputs.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             outputs = [model(inputs).float() / self._temperature for model in self._models]
-        found = [z.softmax(dim=1) if target.labels.dim() == 1 else z.sigmoid() for z in outputs]
-        return replace(target, soft=torch.stack(found).mean(dim=0))
+        probabilities = [class_logits(z).softmax(dim=1) if target.labels.dim() == 1 else z.sigmoid() for z in outputs]
+        return replace(target, soft=torch.stack(probabilities).mean(dim=0))

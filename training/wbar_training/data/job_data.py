@@ -1,0 +1,73 @@
+"""The images of one job on its device: to train on, to report on, and to select by where something is selected."""
+
+import torch
+
+from wbar.errors import Diverged
+from wbar.results import HeldOut
+from wbar.spec import JobSpec
+from wbar_training.data.augment import RESIZED, Preparer
+from wbar_training.data.colour import principal_axes
+from wbar_training.data.feed import Feed
+from wbar_training.data.packed import Packed, Split, load_encoded, load_split
+from wbar_training.draws import permutation
+from wbar_training.plan import Plan
+from wbar_training.workspace import Workspace
+
+
+class JobData:
+    """The three splits, how their pixels become inputs, and the names of the outputs.
+
+    train: what is trained on, and what BatchNorm statistics are recomputed from. report: the held-out images that every
+    number of the result is from. selection: those that something is chosen by; None where nothing is.
+    """
+
+    def __init__(self, spec: JobSpec, workspace: Workspace, plan: Plan, device: torch.device) -> None:
+        path = workspace.input(spec.dataset.blob)
+        packed = Packed.read(path)
+        order = [spec.classes.index(name) for name in packed.classes] if spec.classes else None
+        outputs, centre = spec.network.num_classes, plan.augment in RESIZED
+        self.train = load_split(path, "train", plan.image_size, order, outputs=outputs)
+        held_out = load_split(path, "val", plan.image_size, order, centre, outputs)
+        if device.type == "cuda" and self.train.images.numel() < torch.cuda.mem_get_info()[0] // 4:
+            # Otherwise the images stay on the host and are sent a batch at a time; the bits are the same.
+            self.train = Split(self.train.images.to(device), self.train.labels)
+        self.report: Split = held_out
+        self.selection: Split | None = None
+        if spec.selects:
+            self.report, self.selection = _halves(held_out, plan.seed)
+        self.output_names = _output_names(list(spec.classes or packed.classes), outputs)
+        self.prepare = Preparer(plan.mean, plan.std, plan.augment, plan.seed, device)
+        self.prepare.axes = principal_axes(self.train.images) if plan.augment == "imagenet" else None
+        encoded = load_encoded(path, "train") if plan.augment in RESIZED else None
+        self.feed = Feed(self.train, self.prepare, encoded, workspace.loaders)
+
+    @property
+    def held_out(self) -> HeldOut:
+        return HeldOut(selection=len(self.selection) if self.selection else 0, report=len(self.report))
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of a guess on held-out images; of several labels, of always giving the commoner answer."""
+        labels = self.report.labels
+        if labels.dim() == 1:
+            return 1 / len(set(labels.tolist()))
+        present = labels.double().mean(dim=0)
+        return torch.maximum(present, 1 - present).mean().item()
+
+
+def _halves(held_out: Split, seed: int) -> tuple[Split, Split]:
+    """The half to report on and the half to select by, drawn with the job's seed."""
+    half = len(held_out) // 2
+    if half == 0:
+        raise Diverged("a method that selects by held-out images needs two of them or more")
+    order = permutation(len(held_out), seed, "held-out")
+    report, selection = order[half:].sort().values, order[:half].sort().values
+    return (
+        Split(held_out.images[report], held_out.labels[report]),
+        Split(held_out.images[selection], held_out.labels[selection]),
+    )
+
+
+def _output_names(classes: list[str], num_classes: int) -> list[str]:
+    """One name per output: outputs that the dataset has no class for are called by their index."""
+    return classes + [str(index) for index in range(len(classes), num_classes)]

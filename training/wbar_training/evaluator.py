@@ -1,0 +1,173 @@
+"""Weights in, numbers out: BatchNorm statistics recomputed for them, and how well they do on a split of the images."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wbar.errors import Diverged
+from wbar.jobs import StepPhase
+from wbar.results import Score
+from wbar_averaging import has_batch_norm, recompute_batch_norm
+from wbar_training.averages import Mean
+from wbar_training.data.feed import Request
+from wbar_training.data.job_data import JobData
+from wbar_training.data.packed import Split
+from wbar_training.distributed.ranks import Ranks
+from wbar_training.draws import key, permutation
+from wbar_training.evaluate import Outputs, even_slices, forward_batch, predict, score
+from wbar_training.plan import Plan
+
+BATCH_NORM_IMAGES = 2048
+SELECTION_BATCH_NORM_IMAGES = 1024  # for each candidate of a selection: half the cost, and 512 were seen to do
+
+Tick = Callable[[StepPhase, int], None]  # so many more images have been through the network, in this phase
+
+
+@dataclass(frozen=True)
+class StartEvaluation:
+    """The start on the report split: as it came, and with recomputed BatchNorm statistics. outputs: as it came."""
+
+    as_it_came: Score
+    recomputed: Score
+    outputs: Outputs
+
+
+class Evaluator:
+    """Evaluates weights on a network of its own, the probe, or in the network that they are in.
+
+    network: copied for the probe. file_dtype: the dtype that the file will have for a tensor, by its name; what is evaluated
+    is what is sent. tick: told after every batch; may raise to end the attempt.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        data: JobData,
+        network: nn.Module,
+        file_dtype: Callable[[str], torch.dtype | None],
+        tick: Tick,
+    ) -> None:
+        self.plan, self.data, self.probe = plan, data, copy.deepcopy(network)
+        self.tick, self._file_dtype = tick, file_dtype
+        self.where = "for the start"  # what is being evaluated, for error messages
+        has_statistics = plan.recomputes_batch_norm and has_batch_norm(network)
+        # Images of one BatchNorm recompute; 0 where nothing is recomputed.
+        self.recomputed_images = min(BATCH_NORM_IMAGES, len(data.train)) if has_statistics else 0
+
+    # Evaluating what a network holds.
+
+    def predict(self, model: nn.Module, split: Split | None = None) -> Outputs:
+        """Outputs on a split, by default the report split, in eval mode. Raises Diverged if a loss is not finite."""
+        return self._checked(self.outputs(model, self.data.report if split is None else split))
+
+    def outputs(self, model: nn.Module, split: Split) -> Outputs:
+        """The same, whatever the losses are."""
+        return predict(
+            model,
+            split.labels,
+            lambda chunk, _: self.data.prepare.plain(split.images[chunk]),
+            split.images.shape[-2:],
+            self.plan.autocast,
+            lambda images: self.tick("evaluate", images),
+        )
+
+    def score(self, outputs: Outputs, split: Split | None = None) -> Score:
+        """The score of outputs on a split, by default the report split."""
+        labels = (self.data.report if split is None else split).labels
+        return score(outputs.probabilities, labels, outputs.losses)
+
+    def train_score(self, model: nn.Module) -> Score:
+        """On the training images that BatchNorm is recomputed from, augmented as they are trained on, in eval mode."""
+        drawn = permutation(len(self.data.train), self.plan.seed, "batchnorm")[:BATCH_NORM_IMAGES]
+        labels = self.data.train.labels[drawn]
+        outputs = predict(
+            model,
+            labels,
+            lambda chunk, index: self.data.feed.inputs(Request(drawn[chunk], "train-score", index)),
+            self.data.train.images.shape[-2:],
+            self.plan.autocast,
+            lambda images: self.tick("evaluate", images),
+        )
+        self._checked(outputs)
+        return score(outputs.probabilities, labels, outputs.losses)
+
+    def evaluate_start(self, model: nn.Module, split: Split | None = None) -> StartEvaluation:
+        """The start, which `model` must hold, as it came and with recomputed BatchNorm statistics."""
+        outputs = self.predict(model, split)
+        plain = recomputed = self.score(outputs, split)
+        if self.recomputed_images:
+            self.probe.load_state_dict(model.state_dict())
+            self.recompute(self.probe)
+            recomputed = self.score(self.predict(self.probe, split), split)
+        return StartEvaluation(plain, recomputed, outputs)
+
+    # Evaluating a mean, in the probe.
+
+    def predict_mean(self, mean: Mean, split: Split | None = None) -> Outputs:
+        """A mean's outputs as its file will give them; the probe holds it afterwards."""
+        mean.copy_to(self.probe)
+        self.recompute_for_file(self.probe)
+        return self.predict(self.probe, split)
+
+    def selection_losses(self, mean: Mean) -> Tensor:
+        """A mean's losses on the selection split, (N,) float64, BatchNorm recomputed for it from fewer images."""
+        assert self.data.selection is not None
+        mean.copy_to(self.probe)
+        self.recompute_for_file(self.probe, SELECTION_BATCH_NORM_IMAGES)
+        return self.predict(self.probe, self.data.selection).losses
+
+    # BatchNorm.
+
+    def recompute_for_file(self, model: nn.Module, images: int = BATCH_NORM_IMAGES) -> None:
+        """Recompute BatchNorm statistics for the weights as the file will have them, and round them as the file does."""
+        self._round_as_file(model)
+        self.recompute(model, images)
+        self._round_as_file(model)
+
+    def recompute(self, model: nn.Module, images: int = BATCH_NORM_IMAGES) -> None:
+        """BatchNorm statistics over the same augmented training images for all weights: they depend on the seed alone.
+
+        Raises Diverged if they cannot be computed.
+        """
+        if not self.plan.recomputes_batch_norm:
+            return
+
+        def forward(module: nn.Module, chunk: tuple[int, Tensor]) -> None:
+            index, chosen = chunk
+            inputs = self.data.feed.inputs(Request(chosen, "batchnorm-augment", index))
+            torch.manual_seed(key(self.plan.seed, "batchnorm-forward", index))  # whatever else a network may draw
+            autocast = self.plan.autocast
+            with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
+                module(inputs)
+            self.tick("batchnorm", len(chosen))
+
+        drawn = permutation(len(self.data.train), self.plan.seed, "batchnorm")[:images]
+        ranks = Ranks.here()
+        # Every rank has its share of the batches; what they find is pooled.
+        most_at_once = min(forward_batch(self.plan.image_size), -(-len(drawn) // ranks.size))
+        slices = list(enumerate(even_slices(len(drawn), most_at_once)))
+        try:
+            recompute_batch_norm(
+                model,
+                [(index, drawn[part]) for index, part in slices[ranks.share(len(slices))]],
+                forward,
+                consistent=self.plan.batch_norm == "consistent",
+            )
+        except ValueError as error:
+            raise Diverged(f"BatchNorm statistics could not be computed {self.where}: {error}") from error
+
+    def _round_as_file(self, model: nn.Module) -> None:
+        for name, tensor in model.state_dict().items():
+            dtype = self._file_dtype(name)
+            if dtype is not None and dtype != tensor.dtype and tensor.is_floating_point():
+                tensor.copy_(tensor.to(dtype))
+
+    def _checked(self, outputs: Outputs) -> Outputs:
+        if bool(torch.isfinite(outputs.losses).all()):
+            return outputs
+        raise Diverged(
+            f"the loss on held-out images {self.where} is not finite: lower method.high.lr, or check the start"
+        )

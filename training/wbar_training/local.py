@@ -1,0 +1,83 @@
+"""A job on local files, without the service: the checkpoint is validated, the images are packed, the options resolved."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from wbar.datasets import DatasetFacts, ImageShape
+from wbar.jobs import JobOptions
+from wbar.resolve import resolve_job
+from wbar.spec import JobSpec, StoredDataset, StoredWeights
+from wbar_training.data.packed import Packed
+from wbar_training.uploads import checkpoint_files, dataset_archives
+from wbar_training.workspace import Workspace
+
+
+def prepare_weights(
+    path: Path, workspace: Workspace, name: str = "start", architecture: str | None = None
+) -> StoredWeights:
+    """Validate a checkpoint file and put its tensors where a job reads them; `name` becomes its id, `ckpt_name`.
+
+    Raises Rejected, saying what is wrong with the file.
+    """
+    blob = f"checkpoint-{name}"
+    checkpoint = checkpoint_files.validate(path, architecture, None, workspace.input(blob))
+    return StoredWeights(
+        id=f"ckpt_{name}", sha256=_sha256(path), blob=blob, prefix=checkpoint.prefix, network=checkpoint.network
+    )
+
+
+def prepare_dataset(source: str, workspace: Workspace, multilabel: bool = False) -> tuple[StoredDataset, DatasetFacts]:
+    """Pack the images of a folder, an archive, `builtin:…`, or a file that is packed already.
+
+    Raises Rejected, saying what is wrong with them.
+    """
+    out, path = workspace.input("dataset"), Path(source)
+    if source.startswith("builtin:"):
+        packed = dataset_archives.pack_builtin(source.removeprefix("builtin:"), out, None)
+    elif path.is_dir():
+        packed = dataset_archives.pack_folder(path, out, dataset_archives.Limits(), multilabel)
+    elif path.suffix == ".safetensors":
+        packed = Packed.read(path)
+        shutil.copyfile(path, out)
+    else:
+        packed = dataset_archives.pack_archive(path, out, dataset_archives.Limits(), multilabel)
+    return StoredDataset(id="ds_local", sha256=_sha256(out), blob="dataset"), facts_of(packed, source, multilabel)
+
+
+def facts_of(packed: Packed, source: str | None, multilabel: bool = False) -> DatasetFacts:
+    """What a job's options are resolved by, of a packed dataset."""
+    return DatasetFacts(
+        task="multilabel" if multilabel else "classification",
+        classes=tuple(packed.classes),
+        train_images=packed.images["train"],
+        shape=ImageShape(channels=packed.channels, height=packed.height, width=packed.width),
+        many_sizes=packed.many_sizes,
+        mean=tuple(packed.mean),
+        std=tuple(packed.std),
+        source=source,
+    )
+
+
+def prepare_job(
+    options: JobOptions,
+    start: StoredWeights,
+    dataset: StoredDataset,
+    facts: DatasetFacts,
+    workspace: Workspace,
+    others: dict[str, StoredWeights] | None = None,
+) -> JobSpec:
+    """The spec of a job on prepared files. others: by id, the checkpoints that a soup or a distillation names.
+
+    Raises Refused, saying which option does not fit; KeyError for an id that is not among the others.
+    """
+    by_id = {start.id: start} | (others or {})
+    ingredients = [by_id[one] for one in getattr(options.method, "checkpoints", [])]
+    distillation = options.recipe.distillation
+    teachers = [by_id[distillation.teacher]] if distillation else []
+    return resolve_job(options, start, dataset, facts, workspace.device.startswith("cuda"), ingredients, teachers)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,127 @@
+"""How far a job is and how long it still takes, from the images that each part of it sends through the network.
+
+A training image costs about three forward passes: one forward, twice that backward.
+"""
+
+import time
+from dataclasses import dataclass
+
+from wbar.jobs import MetricsPoint, Progress, StepPhase
+from wbar.results import Score
+from wbar.schedule import Schedule
+from wbar_averaging import Position
+from wbar_training.analysis import flatness_images
+from wbar_training.averages import Average
+from wbar_training.messages import LogLevel, StopReason
+from wbar_training.meter import Meter
+from wbar_training.reporter import Reporter
+from wbar_training.setup import Setup
+
+TRAINING = 3.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """All the work of a job in forward passes of one image: before, in and after its training, and each snapshot.
+
+    other_steps: optimizer steps beside the schedule's: of the control, and of attempts that were backed off from.
+    """
+
+    before: float
+    training: float
+    per_snapshot: float
+    after: float
+    other_steps: int
+
+    @classmethod
+    def of(cls, setup: Setup, schedule: Schedule, average: Average, discarded_steps: int) -> "Cost":
+        """What a schedule costs on this job's images."""
+        spec, evaluator, data = setup.spec, setup.evaluator, setup.data
+        recompute, held_out = evaluator.recomputed_images, len(data.report)
+        images = min(len(data.train), schedule.steps_per_epoch * setup.plan.batch_size)
+        training = TRAINING * images / schedule.steps_per_epoch
+        after = float(recompute + spec.swag * (recompute + held_out))
+        after += flatness_images(setup) if spec.flatness else 0
+        after += average.candidates * (recompute + held_out)
+        control = schedule.total_steps if getattr(spec.method, "control", False) else 0
+        return cls(
+            before=held_out + (held_out + recompute if recompute else 0),
+            training=training,
+            per_snapshot=2 * held_out + recompute,
+            after=after + training * control,
+            other_steps=control + discarded_steps,
+        )
+
+
+class ProgressEstimate:
+    """Fraction done and time left. steps: of the schedule that are taken already; begun: whether the start is evaluated."""
+
+    def __init__(self, cost: Cost, schedule: Schedule, steps: int, begun: bool) -> None:
+        snapshots = schedule.snapshots
+        self.total = (
+            cost.before + cost.training * schedule.total_steps + len(snapshots) * cost.per_snapshot + cost.after
+        )
+        self.done = cost.training * steps + sum(mark <= steps for mark in snapshots) * cost.per_snapshot
+        self.done += cost.before if begun else 0
+        self.cycles, self.total_steps = len(snapshots), schedule.total_steps + cost.other_steps
+        self._began, self._initial = time.monotonic(), self.done
+
+    def trained(self, images: int) -> None:
+        """So many images have been trained on."""
+        self.done += TRAINING * images
+
+    def evaluated(self, images: int) -> None:
+        """So many images have been through the network once."""
+        self.done += images
+
+    @property
+    def fraction(self) -> float:
+        return min(1.0, self.done / self.total)
+
+    def progress(self, phase: StepPhase, position: Position | None, meter: Meter | None, step: int) -> Progress:
+        """What is told; step: optimizer steps taken in all."""
+        elapsed, worked = time.monotonic() - self._began, self.done - self._initial
+        left = max(0.0, self.total - self.done)
+        return Progress(
+            phase=phase,
+            cycle=position.cycle if position else 0,
+            cycles=self.cycles,
+            epoch=position.epoch if position else 0,
+            step=step,
+            total_steps=self.total_steps,
+            fraction=round(self.fraction, 4),
+            images_per_second=round(meter.images_per_second, 1) if meter and meter.images_per_second else None,
+            eta_seconds=round(left * elapsed / worked, 1) if worked > 0 and elapsed > 0.2 else None,
+            learning_rate=position.lr if position else None,
+            loss=meter.loss if meter else None,
+        )
+
+
+class ControlReporter:
+    """The reporter of the control, which trains after the job's own training: its progress goes on where the job's stands.
+
+    Its snapshots and metrics are its own and are told to nobody. Its states stay on this host: elsewhere the control begins
+    again, and ends in the same bits.
+    """
+
+    def __init__(self, reporter: Reporter, estimate: ProgressEstimate) -> None:
+        self._reporter, self._total = reporter, estimate.total_steps
+        self._before, self._cycles = estimate.fraction, estimate.cycles
+
+    def heartbeat(self, progress: Progress) -> StopReason | None:
+        whole = {
+            "step": self._total - progress.total_steps + progress.step,
+            "total_steps": self._total,
+            "fraction": round(self._before + (1 - self._before) * progress.fraction, 4),
+            "cycle": self._cycles,
+            "cycles": self._cycles,
+        }
+        return self._reporter.heartbeat(progress.model_copy(update=whole))
+
+    def saved(self, path: str, step: int, durable: bool) -> None:  # noqa: ARG002  # never durable here
+        self._reporter.saved(path, step, False)
+
+    def metrics(self, points: list[MetricsPoint]) -> None: ...
+    def log(self, level: LogLevel, message: str) -> None: ...
+    def snapshot(self, n: int, step: int, path: str, score: Score) -> None: ...
+    def averaged(self, n: int, score: Score) -> None: ...

@@ -1,0 +1,101 @@
+"""The files a job gives back: the uploaded names and dtypes, and metadata enough to use the weights without asking.
+
+Nothing in a file differs between two runs of the same work: no ids, no times, sorted headers.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wbar import __version__
+from wbar.results import WeightsFile
+from wbar.spec import JobSpec, canonical
+from wbar_averaging import write_safetensors
+from wbar_training.data.augment import RESIZED
+from wbar_training.distributed.ranks import Ranks
+from wbar_training.networks import architectures
+from wbar_training.networks.tensors import read_tensors
+from wbar_training.plan import Plan
+from wbar_training.workspace import Workspace
+
+
+class ResultWriter:
+    """Writes tensors under the uploaded names and dtypes, with the metadata of the contract; and reads such files again.
+
+    Tensors go in and come out under the network's own names: what the uploaded names have before them is put there.
+    """
+
+    def __init__(self, spec: JobSpec, workspace: Workspace, plan: Plan, output_names: list[str]) -> None:
+        self._network, self._prefix, self._scratch = spec.network, spec.start.prefix, workspace.scratch
+        self._uploaded = read_tensors(workspace.input(spec.start.blob))
+        self._metadata = {
+            "wbar.architecture": spec.network.name,
+            "wbar.num_classes": str(spec.network.num_classes),
+            "wbar.classes": canonical(output_names),
+            "wbar.image_size": canonical([spec.network.channels, *plan.image_size]),
+            # How images of other sizes come to this one: both sides, or the short side to 8/7 of it and then the centre.
+            "wbar.resize": "centre" if plan.augment in RESIZED else "both",
+            "wbar.start_sha256": spec.start.sha256,
+            "wbar.dataset_sha256": spec.dataset.sha256,
+            "wbar.run": spec.run_digest(),
+            "wbar.version": __version__,
+        }
+        self.normalize_by(plan.mean, plan.std)
+
+    def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Say in the metadata that inputs are normalized by these statistics, one number per channel."""
+        self._metadata["wbar.normalize"] = canonical({"mean": list(mean), "std": list(std)})
+
+    def start(self) -> dict[str, Tensor]:
+        """The uploaded tensors, in their own dtypes."""
+        return {name.removeprefix(self._prefix): tensor for name, tensor in self._uploaded.items()}
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """The uploaded dtype of the network's tensor `name`; None if it was not uploaded."""
+        tensor = self._uploaded.get(self._prefix + name)
+        return None if tensor is None else tensor.dtype
+
+    def write(self, path: Path, tensors: Mapping[str, Tensor], snapshots: int, n: int | None = None) -> None:
+        """One safetensors file. snapshots: how many points are averaged in it; n: of a snapshot, its number.
+
+        What the upload had beyond the network's tensors (auxiliary heads) is written unchanged.
+        """
+        out = {}
+        for name, uploaded in self._uploaded.items():
+            value = tensors.get(name.removeprefix(self._prefix))
+            out[name] = uploaded if value is None else value.detach().to("cpu", uploaded.dtype)
+        metadata = self._metadata | {"wbar.snapshots": str(snapshots)}
+        if n is not None:
+            metadata["wbar.snapshot"] = str(n)
+        write_safetensors(path, out, metadata)
+
+    def write_result(self, tensors: Mapping[str, Tensor], snapshots: int) -> tuple[Path, Path]:
+        """Both files that the job gives back, safetensors and PyTorch's, there when any rank goes on."""
+        weights = self._scratch / "averaged.safetensors"
+        pytorch = weights.with_suffix(".pth")
+        ranks = Ranks.here()
+        if ranks.leads:
+            self.write(weights, tensors, snapshots)
+            torch.save(read_tensors(weights), pytorch)
+        ranks.from_leader(None)
+        return weights, pytorch
+
+    def read(self, path: Path, prefix: str | None = None) -> dict[str, Tensor]:
+        """A file's tensors as a whole state dict of the network, float32, on the CPU.
+
+        prefix: what the file's names have before the network's own; by default what the start's have.
+        """
+        prefix = self._prefix if prefix is None else prefix
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in read_tensors(path).items()}
+        model, _ = architectures.load(self._network, tensors)
+        return dict(model.state_dict())
+
+
+def weights_file(path: Path) -> WeightsFile:
+    """What a result says of its file."""
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return WeightsFile(bytes=path.stat().st_size, sha256=sha256)

@@ -1,0 +1,102 @@
+"""What every job works with: the plan, the images, the network on its device, and who writes and evaluates weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wbar.errors import PrecisionUnsupported
+from wbar.spec import JobSpec
+from wbar_training.data.job_data import JobData
+from wbar_training.evaluator import Evaluator, Tick
+from wbar_training.losses import Loss
+from wbar_training.networks.fresh_layers import prepared
+from wbar_training.plan import Plan
+from wbar_training.result_writer import ResultWriter
+from wbar_training.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The pieces of one job. model: holds w, the start's at first; whatever is evaluated beside it goes into the probe."""
+
+    spec: JobSpec
+    plan: Plan
+    device: torch.device
+    data: JobData
+    writer: ResultWriter
+    model: nn.Module
+    evaluator: Evaluator
+
+    def start(self) -> dict[str, Tensor]:
+        """The start as a whole state dict of the network: the checkpoint's tensors, and what is started afresh."""
+        network = prepared(self.spec.network, self.writer.start(), self.plan.recipe, self.plan.seed)
+        return {name: tensor.to(self.device) for name, tensor in network.state_dict().items()}
+
+    def read(self, path: Path, prefix: str | None = None) -> dict[str, Tensor]:
+        """A weights file as a whole state dict of the network, on its device; see `ResultWriter.read`."""
+        return {name: tensor.to(self.device) for name, tensor in self.writer.read(path, prefix).items()}
+
+    def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Feed the network with, and say in its files, other statistics than the plan's."""
+        self.data.prepare.normalize_by(mean, std)
+        self.writer.normalize_by(mean, std)
+
+    def loss(self) -> Loss:
+        """What training minimizes."""
+        labels, network = self.data.train.labels, self.spec.network
+        classes = network.classes if labels.dim() == 1 else network.num_classes
+        counts = torch.bincount(labels, minlength=classes) if labels.dim() == 1 else labels.sum(dim=0)
+        return Loss(self.plan.recipe, classes, counts, self.device)
+
+    def train_mode(self) -> None:
+        """The model as it trains: with `frozen`, BatchNorm goes on with the statistics that it has."""
+        self.model.train()
+        if self.plan.batch_norm == "frozen":
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+
+def set_up(spec: JobSpec, workspace: Workspace, tick: Tick, data: JobData | None = None) -> Setup:
+    """The pieces of a job. tick: told after every batch that is evaluated; data: of another setup of the same job.
+
+    Raises PrecisionUnsupported for a precision that the device has not, and what loading the start raises.
+    """
+    plan, device = Plan.of(spec.recipe, spec.seed), torch.device(workspace.device)
+    data = data or JobData(spec, workspace, plan, device)
+    writer = ResultWriter(spec, workspace, plan, data.output_names)
+    model = prepared(spec.network, writer.start(), plan.recipe, plan.seed)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    if plan.recipe.sync_batch_norm:
+        model = _synchronized(model, device)
+    if plan.recipe.precision == "tf32":
+        _use_tf32(device)
+    return Setup(spec, plan, device, data, writer, model, Evaluator(plan, data, model, writer.dtype, tick))
+
+
+def make_deterministic(spec: JobSpec, device: str, threads: int | None) -> None:
+    """One thread instead of two changes the bits: the count is part of the state. GPU kernels are the repeatable ones."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device.startswith("cuda"):
+        torch.use_deterministic_algorithms(True, warn_only=not spec.reproducible)
+        torch.backends.cudnn.benchmark = False
+
+
+def _synchronized(model: nn.Module, device: torch.device) -> nn.Module:
+    if device.type != "cuda":
+        raise PrecisionUnsupported("recipe.sync_batch_norm is for GPUs, and this job runs on the CPU: leave it out")
+    synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return synchronized
+
+
+def _use_tf32(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise PrecisionUnsupported(
+            f'recipe.precision is "tf32", which GPUs have, and this job runs on {device.type}: choose float32 or bfloat16'
+        )
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True

@@ -1,0 +1,97 @@
+"""What the start was trained with, as far as its outputs on training images tell: the normalization, the order of the classes.
+
+A checkpoint does not say either. Wrong ones cost accuracy without a word, or look like a start near chance.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from wbar.recipe import IMAGENET
+from wbar.results import NormalizationName, NormalizationProbe, Score
+from wbar_training.data.packed import Split
+from wbar_training.draws import permutation
+from wbar_training.reporter import Reporter
+from wbar_training.setup import Setup
+
+IMAGES = 512
+ERRORS = 2.0  # standard errors that another normalization must be better by
+
+
+def find_normalization(setup: Setup, reporter: Reporter) -> NormalizationProbe:
+    """The normalization whose loss is lowest, the dataset's own among near ties; it is in use afterwards.
+
+    The loss is the start's on training images without augmentation, the difference to the dataset's own paired by image.
+    """
+    split, losses = _training_images(setup), dict[NormalizationName, Tensor]()
+    statistics = dict(_candidates(setup))
+    for name, (mean, std) in statistics.items():
+        setup.data.prepare.normalize_by(mean, std)
+        losses[name] = setup.evaluator.outputs(setup.model, split).losses
+    chosen: NormalizationName = "dataset"
+    for name, values in losses.items():
+        if _is_better(values, losses[chosen]) and _is_better(values, losses["dataset"]):
+            chosen = name
+    mean, std = statistics[chosen]
+    setup.normalize_by(mean, std)
+    means = {name: values.mean().item() for name, values in losses.items()}
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+    reporter.log("info", f"normalize auto: the start's loss on training images is {shown}: it is given {chosen}")
+    finite = {name: value for name, value in means.items() if value == value and abs(value) != float("inf")}
+    return NormalizationProbe(chosen=chosen, losses=finite, mean=list(mean), std=list(std))
+
+
+def near_chance(setup: Setup, start: Score) -> str | None:
+    """A warning for a start that seems to be read wrongly: its accuracy on held-out images is near that of a guess.
+
+    Where another order of the classes explains it, the warning proposes that order.
+    """
+    chance, recipe = setup.data.chance, setup.plan.recipe
+    several_labels = setup.data.report.labels.dim() > 1
+    if several_labels or start.accuracy >= 1.5 * chance or recipe.head == "reset" or recipe.reset:
+        return None
+    warning = f"the start's accuracy on held-out images is {start.accuracy:.1%}, near chance ({chance:.1%}): "
+    order = _better_order(setup)
+    if order is not None:
+        names, accuracy = order
+        return warning + f"with the classes in another order it would be {accuracy:.1%}: give `classes` as {names}"
+    return warning + "check `classes` (the checkpoint's class order), `recipe.normalize` and `recipe.image_size`"
+
+
+def _better_order(setup: Setup) -> tuple[list[str], float] | None:
+    """The order of the classes under which the start is right most often, and how often; None where none explains it."""
+    classes, names = setup.spec.network.classes, setup.data.output_names
+    split = _training_images(setup)
+    predicted = setup.evaluator.outputs(setup.model, split).probabilities.argmax(dim=1)
+    counts = torch.zeros(classes, classes, dtype=torch.int64)
+    counts.index_put_((split.labels.cpu(), predicted), torch.ones_like(predicted), accumulate=True)
+    labels, outputs = linear_sum_assignment(-counts.numpy())
+    accuracy = counts[labels, outputs].sum().item() / len(predicted)
+    if accuracy < max(3 * setup.data.chance, 0.5 * (1 + setup.data.chance)):
+        return None
+    return [names[label] for _, label in sorted(zip(outputs.tolist(), labels.tolist(), strict=True))], accuracy
+
+
+def _candidates(setup: Setup) -> Iterator[tuple[NormalizationName, tuple[list[float], list[float]]]]:
+    channels = setup.spec.network.channels
+    yield "dataset", (list(setup.plan.mean), list(setup.plan.std))
+    if channels == len(IMAGENET.mean):
+        yield "imagenet", (IMAGENET.mean, IMAGENET.std)
+    yield "half", ([0.5] * channels, [0.5] * channels)
+    yield "none", ([0.0] * channels, [1.0] * channels)
+
+
+def _training_images(setup: Setup) -> Split:
+    train = setup.data.train
+    drawn = permutation(len(train), setup.plan.seed, "start-probe")[:IMAGES]
+    return Split(train.images[drawn.to(train.images.device)], train.labels[drawn])
+
+
+def _is_better(losses: Tensor, than: Tensor) -> bool:
+    difference = losses - than
+    if not bool(torch.isfinite(difference).all()) or len(difference) < 2:
+        return False
+    error = difference.std(unbiased=True).item() / len(difference) ** 0.5
+    return bool(difference.mean().item() < -ERRORS * error)

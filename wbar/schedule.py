@@ -1,0 +1,266 @@
+"""The schedule of a job as pure functions of the step: its rate and phase, when a snapshot is taken, which weights enter the
+mean, and how strongly it pulls. Resuming restores one integer. Torch-free: the API plans with it what training does.
+
+    cyclic_swa   |high|low|high|low|…           a snapshot at the end of every cycle
+    swa          \\anneal|constant …             a snapshot every so often once the annealing is over
+    ema, lawa,   one decay (cosine by default)    every step, the last L snapshots,
+    none                                          the last weights
+    auto         hold … | fall along a cosine     every quarter of an epoch, in segments
+
+Phases: *high* is the high phase of a cycle, the hold of `auto`, the annealing of `swa`, and a warm-up with the peak after it;
+*low* is the low phase of a cycle, the constant rate of `swa` after its annealing, and wherever else the rate has begun to fall.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import ceil, cos, pi
+
+from wbar.method import (
+    MAX_CYCLES,
+    AutoMethod,
+    CyclicSwa,
+    Ema,
+    Lawa,
+    Plain,
+    StartKind,
+    Straight,
+    Swa,
+    Training,
+)
+from wbar_averaging.cyclic_lr import CyclicSchedule, Phase, PhaseRate, Position
+
+BACK_OFF = 3.0  # what the high rate is divided by when the first snapshot is far below the start
+PUBLISHED = 6  # snapshots of a method that averages steps
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps are counted from 0. snapshots: the counts of steps after which one is taken, the last after all of them.
+
+    rate: per optimizer step; pull: λ; visits: whether the weights after this step enter the mean.
+    """
+
+    total_steps: int
+    steps_per_epoch: int
+    snapshots: tuple[int, ...]
+    rate: Callable[[int], float]
+    phase: Callable[[int], Phase]
+    pull: Callable[[int], float]
+    visits: Callable[[int], bool]
+
+    def at(self, step: int) -> Position:
+        """The position of step 0 ≤ step < total_steps; its cycle is the number of the snapshot that comes next.
+
+        Raises IndexError outside.
+        """
+        if not 0 <= step < self.total_steps:
+            raise IndexError(f"step {step} lies outside the schedule of {self.total_steps} steps")
+        phase, done = self.phase(step), step + 1
+        passed = bisect_right(self.snapshots, step)
+        snapshot = self.snapshots[passed] == done
+        return Position(
+            step=step,
+            cycle=passed + 1,
+            phase=phase,
+            epoch=step // self.steps_per_epoch + 1,
+            step_in_epoch=step % self.steps_per_epoch,
+            lr=self.rate(step),
+            ends_phase=snapshot or self.phase(done) != phase,
+            ends_cycle=snapshot,
+        )
+
+
+def steps_per_epoch(images: int, batch_size: int, devices: int = 1) -> int:
+    """Optimizer steps of one pass over `images` training images.
+
+    The short last batch is kept unless it leaves a device with a single image, whose variance BatchNorm cannot take.
+    """
+    steps = -(-images // batch_size)
+    too_small = 0 < images % batch_size < 2 * devices
+    return steps - 1 if too_small and steps > 1 else steps
+
+
+def build_schedule(
+    method: Training, steps_per_epoch: int, back_offs: int = 0, start_kind: StartKind = "underfit"
+) -> Schedule:
+    """The schedule of a resolved method.
+
+    back_offs: how often the high rate was divided by BACK_OFF; start_kind: what `auto` found the start to be.
+    Raises ValueError for more than MAX_CYCLES snapshots, and where an `auto` is left.
+    """
+    scale = BACK_OFF**-back_offs
+    if isinstance(method, CyclicSwa):
+        return _cyclic(method, steps_per_epoch, scale)
+    if isinstance(method, AutoMethod):
+        return _hold_decay(method, steps_per_epoch, scale, start_kind)
+    if isinstance(method, Swa):
+        return _swa(method, steps_per_epoch, scale)
+    return _decaying(method, steps_per_epoch, scale)
+
+
+def shifted(position: Position, steps: int, epochs: int) -> Position:
+    """The same place of a schedule that began after so many steps and epochs of another."""
+    return replace(position, step=position.step + steps, epoch=position.epoch + epochs)
+
+
+def number(value: float | str) -> float:
+    """A resolved number. Raises ValueError where an `auto` is left."""
+    if isinstance(value, str):
+        raise ValueError("the method is not resolved: an `auto` is left")
+    return value
+
+
+def _steps(epochs: float, steps_per_epoch: int) -> int:
+    return max(1, round(epochs * steps_per_epoch))
+
+
+def _cyclic(method: CyclicSwa, steps_per_epoch: int, scale: float) -> Schedule:
+    high, low = number(method.high.lr) * scale, number(method.low.lr)
+    schedule = CyclicSchedule(
+        method.cycles,
+        high,
+        min(low, high),  # a back-off may bring the high rate below the low one, which then falls with it
+        method.high.epochs,
+        method.low.epochs,
+        steps_per_epoch,
+        shape=method.high.shape,
+        warmup_steps=round(method.high.warmup_epochs * steps_per_epoch),
+        warmup=method.high.warmup,
+        gamma=method.high.gamma,
+        milestones=tuple(method.high.milestones),
+    )
+    per_cycle = schedule.steps_per_cycle
+
+    def phase(step: int) -> Phase:
+        return "high" if step % per_cycle < schedule.high_steps else "low"
+
+    return Schedule(
+        schedule.total_steps,
+        steps_per_epoch,
+        tuple(per_cycle * n for n in range(1, method.cycles + 1)),
+        lambda step: schedule.at(step).lr,
+        phase,
+        _pull(method, number(method.pull), phase, schedule.total_steps),
+        lambda step: (step + 1) % per_cycle == 0,
+    )
+
+
+def _swa(method: Swa, steps_per_epoch: int, scale: float) -> Schedule:
+    total, lr = _steps(method.epochs, steps_per_epoch), number(method.lr) * scale
+    begin = round(method.anneal_epochs * steps_per_epoch)
+    # One step more than it takes: the step after the annealing is the first at `lr`.
+    annealing = PhaseRate(number(method.anneal_from) * scale, lr, begin + 1, steps_per_epoch, shape=method.anneal)
+    snapshots = _every(method, begin, total, steps_per_epoch)
+
+    def phase(step: int) -> Phase:
+        return "high" if step < begin else "low"
+
+    return Schedule(
+        total,
+        steps_per_epoch,
+        snapshots,
+        lambda step: annealing.at(step) if step < begin else lr,
+        phase,
+        _pull(method, number(method.pull), phase, total),
+        lambda step: step + 1 in frozenset(snapshots),
+    )
+
+
+def _decaying(method: Ema | Lawa | Plain, steps_per_epoch: int, scale: float) -> Schedule:
+    total, lr = _steps(method.epochs, steps_per_epoch), number(method.lr) * scale
+    warmup_steps = round(method.warmup_epochs * steps_per_epoch)
+    decay = PhaseRate(
+        lr,
+        number(method.final_lr) * scale,
+        total,
+        steps_per_epoch,
+        shape=method.shape,
+        warmup_steps=warmup_steps,
+        warmup=method.warmup,
+        gamma=method.gamma,
+        milestones=tuple(method.milestones),
+        foot=0.0 if method.warmup == "gradual" else lr / 10,
+    )
+    if isinstance(method, Lawa):
+        snapshots = _every(method, 0, total, steps_per_epoch)
+    else:
+        snapshots = _published(method.epochs, total, steps_per_epoch)
+    visited = frozenset(snapshots)
+
+    def phase(step: int) -> Phase:
+        return "low" if step >= warmup_steps and decay.at(step) < lr else "high"
+
+    return Schedule(
+        total,
+        steps_per_epoch,
+        snapshots,
+        decay.at,
+        phase,
+        _pull(method, number(method.pull), phase, total),
+        lambda step: isinstance(method, Ema) or step + 1 in visited,
+    )
+
+
+def _hold_decay(method: AutoMethod, steps_per_epoch: int, scale: float, start_kind: StartKind) -> Schedule:
+    total = _steps(method.epochs, steps_per_epoch)
+    regime = method.regime(start_kind)
+    high = number(regime.lr if regime else method.lr) * scale
+    held = round(method.hold * total)
+    segments = min(method.segments, total)
+    snapshots = tuple(total * n // segments for n in range(1, segments + 1))
+    every = max(1, round(method.visit_epochs * steps_per_epoch))
+
+    def rate(step: int) -> float:
+        if step < held:
+            return high
+        u = (step - held) / max(1, total - 1 - held)
+        return high * (method.low + (1 - method.low) * (1 + cos(pi * u)) / 2)
+
+    def phase(step: int) -> Phase:
+        return "high" if step < held else "low"
+
+    usual = _pull(method, number(method.pull), phase, total)
+
+    def pull(step: int) -> float:
+        return regime.pull if regime and regime.pull and step >= held else usual(step)
+
+    # Every segment has a visit at its end, so that none is empty.
+    return Schedule(
+        total,
+        steps_per_epoch,
+        snapshots,
+        rate,
+        phase,
+        pull,
+        lambda step: (step + 1) % every == 0 or step + 1 in snapshots,
+    )
+
+
+def _every(method: Swa | Lawa, begin: int, total: int, steps_per_epoch: int) -> tuple[int, ...]:
+    """The counts of steps after which a snapshot is taken: every so many epochs or steps from `begin` on, and at the end."""
+    every = max(1.0, float(method.snapshot_steps or method.snapshot_epochs * steps_per_epoch))
+    if total - begin > every * MAX_CYCLES:
+        raise ValueError(
+            f"{ceil((total - begin) / every)} snapshots, one every {every:g} steps: at most {MAX_CYCLES}; "
+            "take them more rarely"
+        )
+    marks = {max(1, round(begin + every * n)) for n in range(1, ceil((total - begin) / every) + 1)}
+    return tuple(sorted({mark for mark in marks if mark < total} | {total}))
+
+
+def _published(epochs: float, total: int, steps_per_epoch: int) -> tuple[int, ...]:
+    """The same for a method that averages steps: a few, evenly, at ends of epochs."""
+    count = max(1, min(PUBLISHED, int(epochs)))
+    marks = {ceil(epochs * n / count) * steps_per_epoch for n in range(1, count)}
+    return tuple(sorted({mark for mark in marks if mark < total} | {total}))
+
+
+def _pull(
+    method: Straight | CyclicSwa, strength: float, phase: Callable[[int], Phase], total: int
+) -> Callable[[int], float]:
+    if method.pull_in == "low":
+        return lambda step: strength if phase(step) == "low" else 0.0
+    if method.pull_in == "late":
+        return lambda step: strength if 2 * step >= total else 0.0
+    return lambda _: strength
