@@ -26,7 +26,7 @@ from wbar_averaging import (
     Trajectory,
     pull_loss,
 )
-from wbar_training import decisions, resume
+from wbar_training import decisions, resume, safe_path
 from wbar_training.analysis import attempted, bayesian_score, flatness_images, measure_flatness
 from wbar_training.averages import Mean, make_average
 from wbar_training.courses import BACK_OFF, later, lay_course
@@ -47,6 +47,7 @@ from wbar_training.weights import run_digest
 BEAT_SECONDS = 0.4  # how often the host waits for the device, to tell where the job is (it decides about no number)
 
 
+@safe_path.for_children()
 def run(work: Work, reporter: Reporter) -> Outcome:
     """Do the work, or what is left of it. Raises Stopped when the reporter asks, JobError when it cannot go on."""
     try:
