@@ -30,7 +30,9 @@ class Environment:
         self.python, self.wbar = str(self.bin / "python"), str(self.bin / "wbar")
         _run(sys.executable, "-P", "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", self.python,
              "install", "--no-deps", "--no-index", str(self.wheel))  # fmt: skip
-        self.site = Path(_run(self.python, "-P", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+        self.site = Path(
+            _run(self.python, "-P", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+        )
         self.installed = {path.name for path in self.site.iterdir()}  # before the next line adds to it
         lent = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
         (self.site / "dependencies.pth").write_text("".join(f"{path}\n" for path in sorted(lent)))
@@ -43,7 +45,9 @@ class Environment:
 
     def variables(self, home: Path, **more: str) -> dict[str, str]:
         """The variables of a user whose own project uses Django and Celery, and who set nothing for Python or wbar."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "WBAR_", "CELERY_"))}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "WBAR_", "CELERY_"))
+        }
         return kept | {
             "PATH": f"{self.bin}{os.pathsep}{kept['PATH']}",
             "HOME": str(home),

@@ -80,7 +80,9 @@ def test_everything_that_is_read_beside_the_modules_is_in_the_wheel(environment:
 
 
 def test_the_packages_are_the_installed_ones(environment: Environment, tmp_path: Path) -> None:
-    code = f"import {', '.join(sorted(PACKAGES))}\nprint(*({', '.join(f'{name}.__file__' for name in sorted(PACKAGES))}))"
+    code = (
+        f"import {', '.join(sorted(PACKAGES))}\nprint(*({', '.join(f'{name}.__file__' for name in sorted(PACKAGES))}))"
+    )
     done = subprocess.run(
         [environment.python, "-P", "-c", code], cwd=tmp_path, env=environment.variables(tmp_path),
         capture_output=True, text=True, check=True, timeout=60,
@@ -98,7 +100,9 @@ def test_a_package_runs_as_a_module(module: str, environment: Environment, tmp_p
     assert "usage" in done.stdout.lower()
 
 
-def test_training_as_a_module_leaves_the_current_folder_once_it_has_begun(environment: Environment, tmp_path: Path) -> None:
+def test_training_as_a_module_leaves_the_current_folder_once_it_has_begun(
+    environment: Environment, tmp_path: Path
+) -> None:
     # What is imported before its first line cannot be helped; scikit-learn is imported later, where it is needed.
     (tmp_path / "sklearn.py").write_text("raise ImportError('a decoy in the current folder was imported')")
     done = subprocess.run(
