@@ -67,10 +67,13 @@ def test_only_packages_of_our_own_names_stand_at_the_top(environment: Environmen
 
 
 def test_everything_that_is_read_beside_the_modules_is_in_the_wheel(environment: Environment) -> None:
-    # Every tracked file of the packages, so that a new kind of data file cannot be forgotten.
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    names = [path.partition("/")[2] if path.split("/")[1:2] and "/wbar_" in path else path for path in tracked]
-    expected = {name for name in names if name.split("/")[0] in PACKAGES}
+    # Every file of the packages, so that a new kind of data file cannot be forgotten.
+    folders = [ROOT / "wbar", *ROOT.glob("*/wbar_*")]
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    paths = [path for path in paths if "__pycache__" not in path.parts]
+    expected = {
+        path.relative_to(folder.parent).as_posix() for folder in folders for path in paths if folder in path.parents
+    }
     found = {name for name in environment.files if name.split("/")[0] in PACKAGES}
     assert found == expected
     assert {f"{package}/py.typed" for package in PACKAGES} <= found

@@ -148,7 +148,6 @@ def _sha256(path: Path) -> str:
 
 if __name__ == "__main__":
     if not sys.flags.safe_path:
-        del sys.path[
-            0
-        ]  # the current folder, put there by `python -m`: multiprocessing would hand it on to its children
+        # The current folder, put there by `python -m`: multiprocessing would hand it on to its children.
+        del sys.path[0]
     sys.exit(main())
