@@ -109,7 +109,7 @@ def test_training_as_a_module_leaves_the_current_folder_once_it_has_begun(
     # What is imported before its first line cannot be helped; scikit-learn is imported later, where it is needed.
     (tmp_path / "sklearn.py").write_text("raise ImportError('a decoy in the current folder was imported')")
     done = subprocess.run(
-        [environment.python, "-m", "wbar_training", str(write_start(tmp_path)), "builtin:digits", "--cycles", "1"],
+        [environment.python, "-m", "wbar_training", str(write_start(tmp_path)), "builtin:digits"],
         cwd=tmp_path, env=environment.variables(tmp_path), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
