@@ -4,7 +4,8 @@
 # mirror of your own. Both stay in the build stages and are not part of the images.
 
 FROM python:3.12-slim AS base
-ENV PATH=/opt/wbar/bin:$PATH PYTHONUNBUFFERED=1
+# The safe path: no Python of these images looks for modules in the folder that it was started in, health checks included.
+ENV PATH=/opt/wbar/bin:$PATH PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1
 # The folders belong to the user before a volume is mounted on them: an empty named volume takes over their owner.
 RUN useradd --uid 10001 --user-group --create-home wbar \
     && install -d -o wbar -g wbar /var/lib/wbar/blobs /var/lib/wbar/scratch
@@ -13,7 +14,7 @@ FROM base AS build
 RUN python -m venv /opt/wbar
 WORKDIR /src
 # All that hatchling needs to name the dependencies. They are installed before the source is there, with a hollow wbar that
-# the source then replaces: a changed module does not download torch again.
+# the source then replaces: a changed module does not download torch again. Hatchling passes over packages that are not there.
 COPY pyproject.toml README.md LICENSE ./
 COPY wbar/__init__.py wbar/
 

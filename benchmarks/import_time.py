@@ -46,6 +46,6 @@ def measure(quick: bool) -> Findings:
 
 def _python(code: str) -> Cost:
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=SECONDS)
+    subprocess.run([sys.executable, "-P", "-c", code], cwd=ROOT, check=True, timeout=SECONDS)
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     return Cost(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)

@@ -285,7 +285,7 @@ def _task(folder: Path, threads: int) -> dict[str, Any]:
 
 
 def _run(arm: str, task: dict[str, Any]) -> float | None:
-    command = [sys.executable, "-m", "benchmarks.throughput", "--one", arm, "--task", json.dumps(task)]
+    command = [sys.executable, "-P", "-m", "benchmarks.throughput", "--one", arm, "--task", json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     if done.returncode:
         print(f"{arm}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)

@@ -132,7 +132,7 @@ def _run(steps: Callable[[], Sequence[Steps]]) -> Run:
 
 def _bare(task: dict[str, Any]) -> Sequence[Steps]:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bare_loop"],
+        [sys.executable, "-P", "-m", "benchmarks.bare_loop"],
         input=json.dumps(task), cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=RUN_SECONDS,
     )  # fmt: skip
     steps: Steps = json.loads(done.stdout)

@@ -53,7 +53,7 @@ def floor(path: str, copy: str) -> dict[str, Any]:
 def run(*words: str, api_key: str = "") -> dict[str, Any]:
     """This program in a process of its own; what it printed."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.transfer", *words],
+        [sys.executable, "-P", "-m", "benchmarks.transfer", *words],
         cwd=Path(__file__).resolve().parents[1], env={**os.environ, "WBAR_API_KEY": api_key},
         check=True, stdout=subprocess.PIPE, timeout=SECONDS,
     )  # fmt: skip

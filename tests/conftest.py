@@ -133,7 +133,7 @@ class Service:
         }
         for name in names or tuple(commands):
             self.parts[name] = subprocess.Popen(
-                [sys.executable, *commands[name]],
+                [sys.executable, "-P", *commands[name]],
                 env=self.environment,
                 pass_fds=(self._listening.fileno(),) if name == "api" else (),
                 stdout=self.log,

@@ -384,7 +384,12 @@ def run_check(name: str, environment: dict[str, str], **replaced: str) -> subpro
         code = code.replace(old.removeprefix("_"), new)
     clean = {key: value for key, value in os.environ.items() if not key.startswith("WBAR_")}
     return subprocess.run(
-        [sys.executable, "-c", code], env={**clean, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-P", "-c", code],
+        env={**clean, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
 

@@ -192,12 +192,12 @@ def _turns(folder: Path, paths: list[Path]) -> tuple[dict[str, Callable[[], Use]
     """What can be run here, and why the rest cannot."""
     words = list(map(str, paths))
     commands = {
-        OURS: [sys.executable, "-c", AVERAGE, "float64", _out(folder, OURS), *words],
-        FLOAT32: [sys.executable, "-c", AVERAGE, "float32", _out(folder, FLOAT32), *words],
-        COMMAND: [sys.executable, "-c", CLI, "average", *words, "-o", _out(folder, COMMAND)],
-        DIRECT: [sys.executable, "-m", "wbar_averaging.commands", "average", *words, "-o", _out(folder, DIRECT)],
-        LOOP: [sys.executable, "-c", TORCH_LOOP, _out(folder, LOOP), *words],
-        BASE: [sys.executable, "-c", BASE],
+        OURS: [sys.executable, "-P", "-c", AVERAGE, "float64", _out(folder, OURS), *words],
+        FLOAT32: [sys.executable, "-P", "-c", AVERAGE, "float32", _out(folder, FLOAT32), *words],
+        COMMAND: [sys.executable, "-P", "-c", CLI, "average", *words, "-o", _out(folder, COMMAND)],
+        DIRECT: [sys.executable, "-P", "-m", "wbar_averaging.commands", "average", *words, "-o", _out(folder, DIRECT)],
+        LOOP: [sys.executable, "-P", "-c", TORCH_LOOP, _out(folder, LOOP), *words],
+        BASE: [sys.executable, "-P", "-c", BASE],
     }
     absent = dict[str, str]()
     program = _compiled(folder)
@@ -206,13 +206,13 @@ def _turns(folder: Path, paths: list[Path]) -> tuple[dict[str, Callable[[], Use]
     else:
         absent[FLOOR] = "no C compiler"
     if _imports_well("timm.models"):
-        commands[TIMM] = [PEERS, "-c", TIMM_LOOP, _out(folder, TIMM), *words]
+        commands[TIMM] = [PEERS, "-P", "-c", TIMM_LOOP, _out(folder, TIMM), *words]
     else:
         absent[TIMM] = "not installed"
     if _imports_well("mergekit.scripts.merge_raw_pytorch"):
         merge = {"merge_method": "linear", "models": [{"model": word, "parameters": {"weight": 1.0}} for word in words]}
         (folder / "merge.yml").write_text(json.dumps(merge))  # JSON is YAML
-        commands[MERGEKIT] = [PEERS, "-c", MERGE, str(folder / "merge.yml"), str(folder / "merged")]
+        commands[MERGEKIT] = [PEERS, "-P", "-c", MERGE, str(folder / "merge.yml"), str(folder / "merged")]
     else:
         absent[MERGEKIT] = "not installed"
 
@@ -244,7 +244,7 @@ def _compiled(folder: Path) -> str | None:
 
 
 def _imports_well(module: str) -> bool:
-    done = subprocess.run([PEERS, "-c", f"import {module}"], capture_output=True, timeout=SECONDS)
+    done = subprocess.run([PEERS, "-P", "-c", f"import {module}"], capture_output=True, timeout=SECONDS)
     return done.returncode == 0
 
 
@@ -337,7 +337,7 @@ def _memory_rows(folder: Path, uses: Uses, quick: bool) -> list[Row]:
         for path in paths:
             path.write_bytes(start)
             os.truncate(path, len(start) + 4 * tensors * length)
-        use = _run([sys.executable, "-c", AVERAGE, "float64", _out(folder, OURS), *map(str, paths)])
+        use = _run([sys.executable, "-P", "-c", AVERAGE, "float64", _out(folder, OURS), *map(str, paths)])
         what = f"the same, {count:,} files of {tensors} tensors of {4 * length:,} bytes"
         rows.append(_memory_row(what, use.peak, base, "–"))
         for path in paths:
@@ -364,6 +364,6 @@ def _imports(uses: Uses) -> list[str]:
     found = []
     for name, (python, text) in code.items():
         if name in uses:
-            use = _run([python, "-c", text])
+            use = _run([python, "-P", "-c", text])
             found.append(f"{name} {use.cpu:.2f} s ({use.wall:.2f} s of wall time)")
     return [f"start and imports alone, of processor time: {', '.join(found)}"]

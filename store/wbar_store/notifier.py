@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from celery import Celery
+from wbar_store.broker import OwnCelery
 
 RUN_JOB = "wbar.run_job"
 INGEST = "wbar.ingest"
@@ -13,7 +13,7 @@ class Notifier:
     """`notify` returns whether the broker took the message; where it did not, the sweeper notifies again."""
 
     def __init__(self, broker_url: str) -> None:
-        self._celery = Celery("wbar", broker=broker_url, set_as_current=False)
+        self._celery = OwnCelery(broker_url, set_as_current=False)
         self._celery.conf.update(
             task_ignore_result=True,
             broker_connection_retry_on_startup=True,

@@ -1,6 +1,7 @@
 """The rooms keep to their arrows; the API and the worker's supervisor load no torch; the command line starts light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ PACKAGES = ("wbar", *(f"{room}/wbar_{room}" for room in ROOMS))
 
 def modules_after(statement: str) -> set[str]:
     code = f"import sys\n{statement}\nprint('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(done.stdout.split())
 
 
@@ -57,8 +58,9 @@ def test_the_environment_is_read_in_the_settings_only() -> None:
     allowed = {
         "wbar/config.py",
         "worker/wbar_worker/attempt.py",
+        "training/wbar_training/safe_path.py",
         "service/wbar_service/embedded.py",
-    }  # the last two write it for children
+    }  # all but the first write it for children
     readers = set()
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
@@ -66,6 +68,31 @@ def test_the_environment_is_read_in_the_settings_only() -> None:
                 if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                     readers.add(path.relative_to(ROOT).as_posix())
     assert readers <= allowed
+
+
+# Python puts the current folder first on the path of `-c` and `-m`: a user's own torch.py would be imported from there.
+UNSAFE_START = re.compile(
+    r"""sys\.executable
+    (?! ,\s*"-[PI]" )                # [sys.executable, "-P", …]: the safe path; -I has it too
+    (?! \)\("-P" )                   # elastic_launch(config, sys.executable)("-P", …)
+    (?! ,\ \[sys\.executable,\ "-P" ) # os.execv(sys.executable, [sys.executable, "-P", …])
+    (?! \)\.with_name\( )            # Path(sys.executable).with_name(…): where it lies, not what it runs""",
+    re.VERBOSE,
+)
+MAY_START_UNSAFE = {
+    "benchmarks/averaging/soup.py",  # names the Python of its peers beside ours; both get -P where they are started
+    "tests/packaging/test_safe_path.py",  # a user's own script, as the user starts it
+}
+
+
+def test_python_starts_python_with_a_safe_path() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for folder in (*PACKAGES, "demo", "benchmarks", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+        if UNSAFE_START.search(path.read_text())
+    }
+    assert found == MAY_START_UNSAFE
 
 
 def test_no_module_is_called_utils_and_every_one_opens_with_its_idea() -> None:

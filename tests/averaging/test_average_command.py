@@ -82,6 +82,8 @@ app(["average", *sys.argv[1:]], standalone_mode=False)
 print(sorted({"torch", "safetensors", "rich.progress", "wbar", "training"} & set(sys.modules)))
 """
     words = [*map(str, files), "-o", str(tmp_path / "mean.safetensors")]
-    done = subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, *words], check=True, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.splitlines()[-1] == "[]"
     assert done.stderr == ""

@@ -109,4 +109,4 @@ def test_numbers_that_do_not_fit_are_refused(make: Callable[[], object], message
 
 def test_figures_need_no_torch() -> None:
     code = "import sys, wbar_averaging.figures; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0

@@ -654,7 +654,7 @@ assert "torch" not in sys.modules
 print(peak() - before)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True, timeout=120
+        [sys.executable, "-P", "-c", code, str(tmp_path)], check=True, capture_output=True, text=True, timeout=120
     )
     assert int(done.stdout) < 20 * 1024
 

@@ -17,7 +17,7 @@ def wbar(service: Service | None, *arguments: str, **environment: str) -> subpro
     known = {"WBAR_URL": service.url, "WBAR_API_KEY": service.key} if service else {}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WBAR_")}
     return subprocess.run(
-        [sys.executable, "-m", "wbar.cli", *arguments],
+        [sys.executable, "-P", "-m", "wbar.cli", *arguments],
         capture_output=True, text=True, timeout=200,
         env=clean | {"WBAR_CONFIG": "/nowhere", "COLUMNS": "200"} | known | environment,
     )  # fmt: skip
@@ -94,7 +94,7 @@ def test_a_command_whose_extra_is_missing_names_it(command: str) -> None:
         f"sys.argv = ['wbar', {command!r}]\n"
         "from wbar.cli import main\nmain()\n"
     )
-    done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-P", "-c", hide], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     extra = {"up": "embedded", "serve": "service", "migrate": "service"}.get(command, "worker")
     assert f"pip install 'wbar[{extra}]'" in done.stderr

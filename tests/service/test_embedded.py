@@ -29,7 +29,8 @@ class Up:
 
     def start(self, *more: str) -> "subprocess.Popen[bytes]":
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WBAR_")}
-        command = [sys.executable, "-m", "wbar.cli", "up", "--port", "0", "--data", str(self.folder / "data"), *more]
+        words = ["up", "--port", "0", "--data", str(self.folder / "data"), *more]
+        command = [sys.executable, "-P", "-m", "wbar.cli", *words]
         with open(self.out, "ab") as out:
             process = subprocess.Popen(
                 command,

@@ -150,4 +150,7 @@ def _run(asked: argparse.Namespace, options: JobOptions) -> Outcome:
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        # The current folder, put there by `python -m`: multiprocessing would hand it on to its children.
+        del sys.path[0]
     sys.exit(main())

@@ -24,7 +24,7 @@ from wbar.results import NormalizationProbe, Score
 from wbar.schedule import BACK_OFF, Schedule, build_schedule, shifted, steps_per_epoch
 from wbar.spec import JobSpec
 from wbar_averaging import Position, Trajectory, pull_loss
-from wbar_training import decisions, resume, start_probe
+from wbar_training import decisions, resume, safe_path, start_probe
 from wbar_training.averages import Average, Mean, make_average, mean_of
 from wbar_training.comparisons import add_to_ensemble, conclude
 from wbar_training.data.batches import Batches
@@ -42,11 +42,11 @@ from wbar_training.soup import SoupJob
 from wbar_training.step import Stepper
 from wbar_training.workspace import Workspace
 
-HEARTBEAT_SECONDS = (
-    0.4  # how often the host waits for the device, to tell where the job is (it decides about no number)
-)
+# How often the host waits for the device, to tell where the job is (it decides about no number).
+HEARTBEAT_SECONDS = 0.4
 
 
+@safe_path.for_children()
 def run(spec: JobSpec, workspace: Workspace, reporter: Reporter) -> Outcome:
     """Do the job, or what is left of it, and give back the weights and the comparison.
 

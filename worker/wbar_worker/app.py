@@ -11,9 +11,9 @@ import threading
 from contextlib import nullcontext
 from typing import Any, Literal
 
-from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 
+from wbar_store.broker import OwnCelery
 from wbar_store.notifier import INGEST, QUEUES, RUN_JOB
 from wbar_store.store import Store
 from wbar_worker import processes
@@ -27,8 +27,8 @@ Queue = Literal["train", "ingest"]
 SEEN_SECONDS = 3.0
 
 
-def configured(settings: WorkerSettings) -> Celery:
-    app = Celery("wbar", broker=settings.broker_url)
+def configured(settings: WorkerSettings) -> OwnCelery:
+    app = OwnCelery(settings.broker_url)
     app.conf.update(
         task_ignore_result=True,
         task_acks_late=False,
@@ -82,7 +82,7 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         store.close()
 
 
-def _register_train(app: Celery, runner: Runner, slots: int, gpus: int, settings: WorkerSettings) -> None:
+def _register_train(app: OwnCelery, runner: Runner, slots: int, gpus: int, settings: WorkerSettings) -> None:
     free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     for slot in range(slots):
         free.put(slot % gpus if gpus else None)

@@ -27,7 +27,8 @@ def sweep() -> None:
 
 def _become(kind: str) -> None:
     _need()
-    os.execv(sys.executable, [sys.executable, "-m", "wbar_worker", kind])
+    # -P: not from the folder that this was typed in, which may hold anything.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "wbar_worker", kind])
 
 
 def _need() -> None:
