@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wbar_averaging.blocks import alike, blocks, converted, move_corrections, move_means, zeros_in_one
+from wbar_averaging.blocks import alike, blocks, converted, zeros_in_one
+from wbar_averaging.fused_passes import move_corrections, move_means
 from wbar_averaging.sources import Reader, Source, first_not_finite, named_tensors
 
 FOLD_AT = 0.5  # the share of new weight in w̄ at which c is folded into m
