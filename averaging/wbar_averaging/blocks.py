@@ -35,9 +35,7 @@ def zeros_in_one(likes: list[Tensor], dtype: torch.dtype, device: torch.device |
         begins.append(room[place])
         room[place] += -(-layout.numel() // ALIGN) * ALIGN
     stores = {place: torch.zeros(size, dtype=dtype, device=place) for place, size in room.items()}
-    return [
-        _slice(stores[place], begin, layout) for layout, place, begin in zip(layouts, places, begins, strict=True)
-    ]
+    return [_slice(stores[place], begin, layout) for layout, place, begin in zip(layouts, places, begins, strict=True)]
 
 
 def _slice(store: Tensor, begin: int, layout: Tensor) -> Tensor:

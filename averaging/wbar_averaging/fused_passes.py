@@ -138,7 +138,9 @@ def _does_what_is_needed(passes: Passes, device_type: str, dtype: torch.dtype) -
     passes.move_corrections(means, sources, corrections, fraction)
     expected = (1 - fraction) * unit**2 * steps + fraction * unit * steps
     kept = torch.equal(means[0], torch.ones_like(steps)) and torch.equal(sources[0], 1 + unit * steps)
-    corrected = all(torch.allclose(c, e, rtol=8 * unit, atol=0) for c, e in zip(corrections, pair(expected), strict=True))
+    corrected = all(
+        torch.allclose(c, e, rtol=8 * unit, atol=0) for c, e in zip(corrections, pair(expected), strict=True)
+    )
     moving, goals = pair(steps), pair(2 * steps)
     passes.move_means(moving, goals, fraction)
     moved = all(torch.allclose(m, e, rtol=8 * unit) for m, e in zip(moving, pair((1 + fraction) * steps), strict=True))

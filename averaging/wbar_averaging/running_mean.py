@@ -58,9 +58,7 @@ class WeightMean(ABC):
         own = [tensors[name].detach() for name in self._reader.names]
         self._floating = [i for i, tensor in enumerate(own) if tensor.is_floating_point()]
         self._others = [i for i, tensor in enumerate(own) if not tensor.is_floating_point()]
-        self._mean = [
-            torch.zeros_like(tensor, device=device) if not tensor.is_floating_point() else tensor for tensor in own
-        ]
+        self._mean = [tensor if tensor.is_floating_point() else _zeros_like(tensor, device) for tensor in own]
         for i, mean in zip(self._floating, zeros_in_one([own[i] for i in self._floating], dtype, device), strict=True):
             self._mean[i] = mean
         self._layouts = [(m.dtype, m.device, m.stride()) for m in (self._mean[i] for i in self._floating)]
@@ -153,11 +151,11 @@ class WeightMean(ABC):
 
         Shared tensors come as one tensor under each of their names. Raises ValueError at n = 0.
         """
-        found = {
+        means = {
             name: value.to(dtype or self._dtypes[name], copy=True) if value.is_floating_point() else value.clone()
             for name, value in self._values()
         }
-        return {name: found[self._reader.aliases.get(name, name)] for name in self._reader.every}
+        return {name: means[self._reader.aliases.get(name, name)] for name in self._reader.every}
 
     @torch.no_grad()
     def copy_to(self, target: Source) -> None:
@@ -269,10 +267,10 @@ class RunningMean(WeightMean):
         names, n = self._reader.names, self.n + other.n
         same_kind = self._summed == other._summed and self.compensated == other.compensated
         pairs = zip(other._reader.names, other._mean, strict=True) if same_kind else other._values()
-        theirs = dict(pairs)
-        self._reader.check_names(theirs, names)
+        others = dict(pairs)
+        self._reader.check_names(others, names)
         before = self.total_weight
-        self._take([theirs[name] for name in names], 1.0 if same_kind and self._summed else other.total_weight)
+        self._take([others[name] for name in names], 1.0 if same_kind and self._summed else other.total_weight)
         self.n, self.total_weight = n, before + other.total_weight
         if same_kind and self.compensated:
             small = dict(zip((other._reader.names[i] for i in other._floating), other._correction, strict=True))
@@ -343,10 +341,14 @@ class WindowMean:
         tensors = self._reader.read(source)
         if self._check_finite and (name := first_not_finite(self._reader.names, tensors)) is not None:
             raise ValueError(f"{name} is not finite in the source: the mean was left as it was (n = {self.n})")
-        pairs = zip(self._reader.names, tensors, strict=True)
-        kept = {name: tensor.detach().to(self._device, copy=True) for name, tensor in pairs}
-        self._kept.append(({n: kept[self._reader.aliases.get(n, n)] for n in self._reader.every}, weight))
+        self._kept.append((self._copied(tensors), weight))
         self.n += 1
+
+    def _copied(self, tensors: list[Tensor]) -> dict[str, Tensor]:
+        """Copies by name, a shared tensor once; of the values alone, however large the storage that they are a view of."""
+        pairs = zip(self._reader.names, tensors, strict=True)
+        copies = {name: tensor.detach().to(self._device, copy=True) for name, tensor in pairs}
+        return {name: copies[self._reader.aliases.get(name, name)] for name in self._reader.every}
 
     def mean(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """w̄ by name, as RunningMean.mean."""
@@ -376,14 +378,15 @@ class WindowMean:
         """Restore what `state_dict` gave. Raises ValueError on other names or shapes, or more sources than the window."""
         if len(state["kept"]) > self.window:
             raise ValueError(f"the state has {len(state['kept'])} sources and the window is {self.window}")
-        for tensors in state["kept"]:
-            self._reader.read(tensors)
+        copies = [self._copied(self._reader.read(tensors)) for tensors in state["kept"]]
         self._kept.clear()
-        self._kept.extend(
-            ({name: t.to(self._device, copy=True) for name, t in tensors.items()}, float(weight))
-            for tensors, weight in zip(state["kept"], state["weights"], strict=True)
-        )
+        self._kept.extend(zip(copies, map(float, state["weights"]), strict=True))
         self.n = int(state["n"])
+
+
+@torch.inference_mode(False)
+def _zeros_like(tensor: Tensor, device: torch.device | str | None) -> Tensor:
+    return torch.zeros_like(tensor, device=device)
 
 
 def _check_weight(weight: float) -> None:
