@@ -90,7 +90,8 @@ def _foreach_corrections(means: Tensors, sources: Tensors, corrections: Tensors,
 
 
 def _pieces(*lists: Tensors) -> Iterator[tuple[Tensors, ...]]:
-    """The lists in flat pieces, gathered to a block's size at most (or one tensor that cannot be cut): no temporary is larger."""
+    """The lists in flat pieces, gathered up to a block's size, so that no temporary is larger (but of a tensor that
+    cannot be cut)."""
     gathered: tuple[Tensors, ...] = tuple([] for _ in lists)
     elements = 0
     for tensors in zip(*lists, strict=True):

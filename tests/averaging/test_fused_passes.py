@@ -143,7 +143,8 @@ del torch._fused_sgd_
 from wbar_averaging import ExponentialMean, RunningMean
 torch.manual_seed(0)
 start, total = torch.randn(4000), torch.zeros(4000, dtype=torch.float64)
-mean, plain, exponential = RunningMean({"w": start}), RunningMean({"w": start}, compensated=False), ExponentialMean({"w": start})
+like = {"w": start}
+mean, plain, exponential = RunningMean(like), RunningMean(like, compensated=False), ExponentialMean(like)
 for n in range(1, 301):
     point = start + 0.05 * torch.randn(4000)
     total += point.double()
