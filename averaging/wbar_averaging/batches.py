@@ -49,11 +49,11 @@ def first_images(batch: Any, most: int | None) -> tuple[Any, int]:
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The tensor that a layer was called with, by position or by name."""
-    found = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-    if found is None:
+    """The first tensor that a layer was called with, by position or by name. Raises TypeError if there is none."""
+    tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    if tensor is None:
         raise TypeError("a BatchNorm layer was called without a tensor")
-    return found
+    return tensor
 
 
 def _tensors(batch: Any) -> list[Tensor]:

@@ -28,7 +28,7 @@ FOLD_EVERY = 64
 
 
 class WeightMean(ABC):
-    """What every mean of weights has in common: the face, the checks, the blending, the resume. Subclasses choose f.
+    """The base of the means: checks a source, takes it in by f, reads w̄ and resumes. Subclasses choose f.
 
     like: a module or a dict of names to tensors; fixes names and shapes only, its values do not enter (n = 0).
     dtype: the accumulation dtype, float32 or float64, whatever the sources' (a bfloat16 mean over 300 updates was
@@ -107,7 +107,7 @@ class WeightMean(ABC):
             torch._foreach_copy_([self._mean[i] for i in self._others], [tensors[i] for i in self._others])
 
     def _fits(self, means: list[Tensor], sources: list[Tensor]) -> list[bool]:
-        """Which sources can be combined with their means as they lie in memory; as a rule all, which costs one comparison."""
+        """Which sources can be combined with their means as they lie in memory. Usually all can, which one comparison shows."""
         if [(source.dtype, source.device, source.stride()) for source in sources] == self._layouts:
             return [True] * len(sources)
         return [alike(mean, source) for mean, source in zip(means, sources, strict=True)]
@@ -280,10 +280,12 @@ class RunningMean(WeightMean):
             self._fold([self._mean[i] for i in self._floating])
 
     def state_dict(self) -> dict[str, Any]:
+        """As `WeightMean.state_dict`, with the total weight; in float64 with `sum` in the place of `mean`."""
         state = super().state_dict() | {"total_weight": self.total_weight}
         return state if not self._summed else {**state, "sum": state.pop("mean")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave. Raises ValueError as `WeightMean.load_state_dict`, or for another kind's state."""
         kept = "sum" if self._summed else "mean"
         if kept not in state or "total_weight" not in state:
             raise ValueError(f"the state is of another kind of mean: it has {sorted(state)}, and a {kept} was expected")
@@ -313,10 +315,10 @@ class ExponentialMean(WeightMean):
 
 
 class WindowMean:
-    """The mean of the last L sources (LAWA; Kaddour 2022), with the face of the other means.
+    """The mean of the last L sources (LAWA; Kaddour 2022), with the methods of the other means.
 
-    Every source is kept in its own dtype, L copies of the model, on `device`: what leaves the window leaves no rounding
-    behind. The mean is computed when it is asked for, by a `RunningMean` with these options.
+    window: L, 1 or more. Every source is kept in its own dtype, L copies of the model, on `device`: what leaves the window
+    leaves no rounding behind. The mean is computed when it is asked for, by a `RunningMean` with the other options.
     """
 
     def __init__(

@@ -94,10 +94,10 @@ def test_float64_and_complex_models_are_averaged_in_their_own_precision_with_the
         statistics.append(model.get_buffer("statistics").clone())
         averaged.update_parameters(model)
     precision = 3e-16 if dtype in (torch.float64, torch.complex128) else 2e-7
-    for found, points in ((averaged.module.weight, weights), (averaged.module.statistics, statistics)):
+    for mean, points in ((averaged.module.weight, weights), (averaged.module.statistics, statistics)):
         exact = torch.stack(points).to(torch.complex128 if dtype.is_complex else torch.float64).mean(dim=0)
-        assert found.dtype is dtype
-        assert (found.detach() - exact).abs().max() <= precision
+        assert mean.dtype is dtype
+        assert (mean.detach() - exact).abs().max() <= precision
 
 
 def test_what_would_lose_an_imaginary_part_is_refused() -> None:
