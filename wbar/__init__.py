@@ -1,22 +1,12 @@
 """wbar (w̄): fine-tune a trained image network with cyclic rates and download the mean of the weights it visited.
 
-`from wbar import Client` is all that a user needs; the other names are the contract both sides share.
+`from wbar import Client` is all that a user needs; the other names are the contract both sides share. The lazy names stand
+in `__init__.pyi`: a server or worker that needs only the contract does not load an HTTP client.
 """
 
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
 __version__ = "0.3.0"
 
-if TYPE_CHECKING:
-    from wbar.client import Client
-
-__all__ = ["Client", "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    # Lazy, so that a server or worker that needs only the contract does not load an HTTP client.
-    if name == "Client":
-        from wbar.client import Client
-
-        return Client
-    raise AttributeError(f"module 'wbar' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ += ["__version__"]

@@ -9,11 +9,11 @@ wherever that kernel is exact enough.
 *What a layer sees.* In train mode every layer normalizes by its batch, so the layers after it are pooled over inputs
 that a batch normalized, while the network that will be used normalizes by the pooled statistics: smaller batches, larger
 gap. `consistent=True` looks for the statistics s with s = T(s), T(s) being the pooled moments of each layer's inputs
-in eval mode under s. A layer's inputs depend only on the layers before it, so T has exactly one fixed point (unless a
-layer is called twice). It is found
-by block Gauss–Seidel: every layer keeps the moments of each batch; a batch that comes by replaces its own before the
-layer normalizes it by all of them. Each pass over the batches makes at least one more layer exact, and it ends when a
-pass moves no variance by more than `tolerance`, in practice after a few.
+in eval mode under s. A layer's inputs depend only on the layers before it, so T has exactly one fixed point, unless a
+layer is called twice. It is found by block Gauss–Seidel iteration: every layer keeps the moments of each batch; when a
+batch is read again, its new moments replace its old ones before the layer normalizes it by the moments of all batches.
+Each pass over the batches makes at least one more layer exact. The iteration ends when a pass moves no variance by more
+than `tolerance`, in practice after a few passes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -39,10 +39,11 @@ ROUGH_ABOVE = 2**17
 
 @dataclass(frozen=True)
 class Recomputed:
-    """What `recompute_batch_norm` did. layers: 0 for a model without BatchNorm, and nothing was read.
+    """What `recompute_batch_norm` did.
 
-    images: on this rank. passes: over the batches (1, or more with `consistent`). change: the largest relative change of
-    a variance in the last of several passes (0 with one pass).
+    layers: how many have new statistics; 0 for a model without BatchNorm, of which no batch was read. images: how many
+    were read on this rank. passes: over the batches (1, or more with `consistent`). change: the largest relative change
+    of a variance in the last of several passes (0 with one pass).
     """
 
     layers: int
@@ -85,7 +86,7 @@ def recompute_batch_norm(
 
     model: any module with BatchNorm1d/2d/3d or SyncBatchNorm layers, also compiled or wrapped in DDP. batches: tensors
     (N, C, …), tuples or lists that begin with one, dicts of keyword arguments, or whatever `forward_fn(model, batch)`
-    takes. images: read no more than this many (the last batch is cut to fit). dtype: torch.bfloat16 or float16 runs the
+    takes. images: the most images to read (the last batch is cut to fit). dtype: torch.bfloat16 or float16 runs the
     forward passes under autocast; the statistics are kept in float32 and more. consistent: see the module; the batches
     are kept in memory if they are an iterator. across_ranks: in a process group every rank calls this, with its own
     batches, and ends with the statistics of all.
@@ -266,9 +267,9 @@ def _own_moments(name: str, layer: _BatchNorm, pooled: Moments) -> Iterator[None
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         train()
-        inputs, known = layer_input(args, kwargs), pooled.get(name)
-        if inputs.numel() == inputs.shape[1] and known is not None and known.count > 1:
-            layer.running_mean, layer.running_var = known.mean.to(mean.dtype), known.variance.to(mean.dtype)
+        inputs, before_it = layer_input(args, kwargs), pooled.get(name)
+        if inputs.numel() == inputs.shape[1] and before_it is not None and before_it.count > 1:
+            layer.running_mean, layer.running_var = before_it.mean.to(mean.dtype), before_it.variance.to(mean.dtype)
             layer.training = False
 
     def leave(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
@@ -332,7 +333,8 @@ def _newest(layer: _BatchNorm, seen: Calls, before: Calls, others: Pooled | None
 
 @contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
-    """Train mode, except for what drops at random or has statistics of another kind, as in the network that will be used."""
+    """Put the model in train mode inside, but what drops activations at random or has other statistics (dropout, stochastic
+    depth, InstanceNorm) in eval mode, as in the network that will be used; every module's mode is restored after it."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.train()

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 ForwardFn = Callable[[nn.Module, Any], Any]
 
 
-def standard_forward(model: nn.Module, batch: Any) -> Any:
-    """model(batch), model(batch[0]) for tuples and lists, model(**batch) for dicts, on the model's device.
+def standard_forward(model: nn.Module, batch: Any, device: int | torch.device | str | None = None) -> Any:
+    """model(batch), model(batch[0]) for tuples and lists, model(**batch) for dicts.
 
-    Images (N, C, H, W) are fed channels_last, which convolutions are faster in. Raises TypeError for anything else.
+    device: where the batch is sent; by default where the model's first parameter is. Images (N, C, H, W) are fed
+    channels_last, which convolutions are faster in. Raises TypeError for any other kind of batch.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device is None:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if isinstance(batch, dict):
         return model(**{key: _placed(value, device) for key, value in batch.items()})
     if isinstance(batch, (list, tuple)) and batch:
@@ -24,7 +26,7 @@ def standard_forward(model: nn.Module, batch: Any) -> Any:
     return model(_placed(batch, device))
 
 
-def _placed(value: Any, device: torch.device) -> Any:
+def _placed(value: Any, device: int | torch.device | str) -> Any:
     if not isinstance(value, Tensor):
         return value
     if value.dim() == 4 and value.is_floating_point():
@@ -47,11 +49,11 @@ def first_images(batch: Any, most: int | None) -> tuple[Any, int]:
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The tensor that a layer was called with, by position or by name."""
-    found = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-    if found is None:
+    """The first tensor that a layer was called with, by position or by name. Raises TypeError if there is none."""
+    tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    if tensor is None:
         raise TypeError("a BatchNorm layer was called without a tensor")
-    return found
+    return tensor
 
 
 def _tensors(batch: Any) -> list[Tensor]:

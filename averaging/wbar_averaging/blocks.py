@@ -1,8 +1,4 @@
-"""Tensors in pieces: what two of them can be combined block by block, as they lie in memory, without large temporaries.
-
-The two fused passes stand on the kernel of torch's fused SGD, the one elementwise kernel that reads three tensors and
-writes one in a single pass: in single operations a difference would be stored and read again, or cost a call a tensor.
-"""
+"""Tensors in memory: combined block by block, without large temporaries, and laid out side by side in one allocation."""
 
 from collections.abc import Iterator
 
@@ -23,11 +19,14 @@ def alike(mean: Tensor, source: Tensor) -> bool:
     )
 
 
+@torch.inference_mode(False)
 def zeros_in_one(likes: list[Tensor], dtype: torch.dtype, device: torch.device | str | None = None) -> list[Tensor]:
     """A dense tensor of zeros for each of `likes`, in its layout; all of one device side by side in one allocation.
 
     One allocation lies on large pages, where hundreds of small ones miss the processor's page tables: a tenth of a pass
-    over a ResNet-50.
+    over a ResNet-50. Each tensor has a storage of its own, a slice of that allocation: pickle, `torch.save` and deepcopy
+    take a tensor's whole storage, which as a view of all would be the size of the model for every tensor. They are
+    ordinary tensors under `torch.inference_mode` too, since they are written to after it.
     """
     layouts = [torch.empty_like(like, dtype=dtype, device="meta") for like in likes]
     places = [torch.device(device) if device is not None else like.device for like in likes]
@@ -36,16 +35,25 @@ def zeros_in_one(likes: list[Tensor], dtype: torch.dtype, device: torch.device |
         begins.append(room[place])
         room[place] += -(-layout.numel() // ALIGN) * ALIGN
     stores = {place: torch.zeros(size, dtype=dtype, device=place) for place, size in room.items()}
-    return [
-        stores[place].as_strided(layout.shape, layout.stride(), begin)
-        for layout, place, begin in zip(layouts, places, begins, strict=True)
-    ]
+    return [_slice(stores[place], begin, layout) for layout, place, begin in zip(layouts, places, begins, strict=True)]
+
+
+def _slice(store: Tensor, begin: int, layout: Tensor) -> Tensor:
+    """`layout.numel()` elements of `store` from `begin` on, shaped like `layout`, as a storage that keeps the store alive."""
+    end = begin + layout.numel()
+    own = store.untyped_storage()[begin * store.itemsize : end * store.itemsize]
+    return torch.empty(0, dtype=store.dtype, device=store.device).set_(own, 0, layout.shape, layout.stride())
+
+
+def block_size(device: torch.device) -> int:
+    """How many elements are converted or subtracted at a time on this device."""
+    return BLOCK.get(device.type, BLOCK_ELSEWHERE)
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Flat pieces of tensors of one shape that are dense and lie in memory alike; of others, all at once."""
     first = tensors[0]
-    size = BLOCK.get(first.device.type, BLOCK_ELSEWHERE)
+    size = block_size(first.device)
     if first.numel() <= size or not _dense_alike(tensors):
         yield tuple(tensor.detach() for tensor in tensors)
         return
@@ -68,23 +76,3 @@ def converted(mean: Tensor, source: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         source = torch.empty_like(mean, dtype=source.dtype, device=source.device).copy_(source)  # the mean's layout
     for part, value in blocks(mean, source):
         yield part, value.to(mean.device, mean.dtype)
-
-
-def move_means(means: list[Tensor], sources: list[Tensor], fraction: float) -> None:
-    """m ← m − f·(m − w): a fused SGD step up the "gradient" w with the weight decay 1 and the rate f."""
-    torch._fused_sgd_(
-        means, sources, [],
-        weight_decay=1.0, momentum=0.0, lr=fraction, dampening=0.0, nesterov=False, maximize=True, is_first_step=False,
-    )  # fmt: skip
-
-
-def move_corrections(means: list[Tensor], sources: list[Tensor], corrections: list[Tensor], fraction: float) -> None:
-    """c ← (1 − f)·c + f·(w − m): what a fused SGD step does to its momentum buffer c.
-
-    The weight decay −1 makes its "gradient" w − m; momentum and dampening are 1 − f; a rate of 0 leaves m as it is.
-    """
-    keep = 1.0 - fraction
-    torch._fused_sgd_(
-        means, sources, corrections,
-        weight_decay=-1.0, momentum=keep, lr=0.0, dampening=keep, nesterov=False, maximize=False, is_first_step=False,
-    )  # fmt: skip

@@ -77,8 +77,9 @@ def schedule_figure(
 ) -> go.Figure:
     """The rate of every step, its phases shaded, and the steps after which a snapshot is taken.
 
-    phases: each step's phase ("high" and "low" have colours of their own), or nothing. log: a logarithmic rate axis.
-    Raises ValueError if lengths differ.
+    steps: numbers of optimizer steps; rates: one for each. phases: each step's phase ("high" and "low" have colours of
+    their own), or nothing. snapshots: numbers of steps, of those in `steps`. log: a logarithmic rate axis. Raises
+    ValueError if lengths differ.
     """
     _same_length(steps=steps, rates=rates)
     figure = _figure(title, 1)
@@ -265,7 +266,7 @@ def distances_figure(
     return figure
 
 
-# The parts they share.
+# What several figures use.
 
 
 def _figure(title: str, rows: int, height: int | None = None) -> go.Figure:
@@ -275,10 +276,10 @@ def _figure(title: str, rows: int, height: int | None = None) -> go.Figure:
 
 
 def _panels(**candidates: Any) -> dict[str, Any]:
-    found = {name: values for name, values in candidates.items() if values is not None}
-    if not found:
+    given = {name: values for name, values in candidates.items() if values is not None}
+    if not given:
         raise ValueError(f"one of {', '.join(candidates)} must be given")
-    return found
+    return given
 
 
 def _same_length(**sequences: Sequence[object]) -> None:

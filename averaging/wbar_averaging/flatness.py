@@ -27,7 +27,7 @@ Loss = Callable[[nn.Module], Tensor]
 TWICE_DIFFERENTIABLE = SDPBackend.MATH  # attention's fused kernels have no second derivative
 
 
-# How far.
+# Distances.
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,11 @@ def distances(a: Source, b: Source) -> Distances:
 
 @dataclass(frozen=True)
 class Epoch:
-    """distance: ‖w − w₀‖ at the epoch's end. median_update: of ‖w_t − w_{t−1}‖ over its `updates`; None without any."""
+    """One epoch of a `Trajectory`.
+
+    epoch: its number from 1. distance: ‖w − w₀‖ at its end. median_update: the median of ‖w_t − w_{t−1}‖ over its
+    `updates` calls of `Trajectory.update`, or None if there were none.
+    """
 
     epoch: int
     distance: float
@@ -124,12 +128,16 @@ class Trajectory:
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
 
 
-# How flat.
+# Sharpness and curvature.
 
 
 @dataclass(frozen=True)
 class Sharpness:
-    """percent: 100·(highest − loss)/(1 + loss), the metric; never below 0. highest: the largest loss seen in the box."""
+    """What `sharpness` measured.
+
+    percent: 100·(highest − loss)/(1 + loss), the metric; never below 0. loss: at the weights themselves. highest: the
+    largest loss seen in the box of `epsilon`. steps: gradients taken.
+    """
 
     percent: float
     loss: float
@@ -191,7 +199,11 @@ def _climb(
 
 @dataclass(frozen=True)
 class TopEigenvalue:
-    """value: λ = vᵀHv for a unit v. residual: ‖Hv − λv‖, so that some eigenvalue lies within it. steps: products Hv."""
+    """What `top_eigenvalue` found.
+
+    value: λ = vᵀHv for a unit v. residual: ‖Hv − λv‖; some eigenvalue is no further from λ. steps: products Hv taken.
+    converged: whether the residual fell below the tolerance within the steps allowed.
+    """
 
     value: float
     residual: float
@@ -273,20 +285,20 @@ class _HessianProduct:
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not found:
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
         raise ValueError("the model has no parameters with requires_grad")
-    for name, parameter in found.items():
+    for name, parameter in trainable.items():
         if parameter.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{name} is {parameter.dtype}: flatness needs weights in float32 or float64")
-    return found
+    return trainable
 
 
 def _losses(loss: Loss | Sequence[Loss]) -> list[Loss]:
-    found = list(loss) if isinstance(loss, Sequence) else [loss]
-    if not found:
+    losses = list(loss) if isinstance(loss, Sequence) else [loss]
+    if not losses:
         raise ValueError("there are no losses")
-    return found
+    return losses
 
 
 def _called(loss: Loss, model: nn.Module) -> Tensor:

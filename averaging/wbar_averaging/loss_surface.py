@@ -39,7 +39,7 @@ ALPHAS = tuple(step / 10 for step in range(-10, 21))  # −1 to 2, with 0 and 1 
 
 @dataclass(frozen=True)
 class Line:
-    """values[name][i]: the number that `evaluate` called `name` at positions[i]."""
+    """Numbers along a line. values[name][i]: the number that `evaluate` called `name` at positions[i]."""
 
     positions: list[float]
     values: dict[str, list[float]]
@@ -47,7 +47,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Surface:
-    """values[name][row][column]: the number that `evaluate` called `name` at (xs[column], ys[row])."""
+    """Numbers on a plane. values[name][row][column]: what `evaluate` called `name` at (xs[column], ys[row])."""
 
     xs: list[float]
     ys: list[float]
@@ -91,9 +91,9 @@ def filter_normalized_direction(weights: Source, seed: int) -> dict[str, Tensor]
     others). Tensors of one dimension or none, that is biases and BatchNorm's γ and β, get a zero direction, and so
     do filters that are zero. The draws depend on `seed`, names and shapes only.
     """
-    found = weights_of(weights)
-    drawn = random_normal({n: t.shape for n, t in found.items()}, torch.Generator().manual_seed(seed))
-    return {name: _normalized(drawn[name].to(weight.device), weight) for name, weight in found.items()}
+    by_name = weights_of(weights)
+    drawn = random_normal({n: t.shape for n, t in by_name.items()}, torch.Generator().manual_seed(seed))
+    return {name: _normalized(drawn[name].to(weight.device), weight) for name, weight in by_name.items()}
 
 
 def _normalized(direction: Tensor, weight: Tensor) -> Tensor:
@@ -118,8 +118,8 @@ def line(
     centre: a whole state dict of this architecture, or a module (the model itself as well). direction: by weight name;
     a weight that it does not name stays. Raises as `interpolate`.
     """
-    found = surface(model, centre, direction, {}, evaluate, positions, [0.0], recompute)
-    return Line(found.xs, {name: rows[0] for name, rows in found.values.items()})
+    row = surface(model, centre, direction, {}, evaluate, positions, [0.0], recompute)
+    return Line(row.xs, {name: rows[0] for name, rows in row.values.items()})
 
 
 def surface(
@@ -156,7 +156,8 @@ def surface(
 
     values = _walk(model, [point(x, y) for y in ys for x in xs], middle, evaluate, recompute)
     rows = {
-        name: [found[row * len(xs) : (row + 1) * len(xs)] for row in range(len(ys))] for name, found in values.items()
+        name: [numbers[row * len(xs) : (row + 1) * len(xs)] for row in range(len(ys))]
+        for name, numbers in values.items()
     }
     return Surface(list(xs), list(ys), rows)
 
@@ -169,8 +170,8 @@ def _check_direction(centre: Mapping[str, Tensor], direction: Direction, axis: s
 def _copied_if(model: nn.Module, source: Source) -> dict[str, Tensor]:
     """The source's tensors; copies where they are the model's own, which are about to be overwritten."""
     own = {tensor.data_ptr() for tensor in tensors_of(model).values()}
-    found = tensors_of(source)
-    return {name: tensor.clone() if tensor.data_ptr() in own else tensor for name, tensor in found.items()}
+    tensors = tensors_of(source)
+    return {name: tensor.clone() if tensor.data_ptr() in own else tensor for name, tensor in tensors.items()}
 
 
 def _walk(
@@ -190,10 +191,10 @@ def _walk(
             if recompute is not None:
                 recompute(model)
                 model.eval()
-            found = evaluate(model)
-            if number and found.keys() != values.keys():
-                raise ValueError(f"evaluate named {sorted(values)} at first and {sorted(found)} at point {number}")
-            for name, value in found.items():
+            numbers = evaluate(model)
+            if number and numbers.keys() != values.keys():
+                raise ValueError(f"evaluate named {sorted(values)} at first and {sorted(numbers)} at point {number}")
+            for name, value in numbers.items():
                 values.setdefault(name, []).append(float(value))
     return values
 

@@ -19,7 +19,7 @@ class Pooled:
         self.m2 = torch.zeros(channels, dtype=torch.float64, device=device)
 
     def merge(self, count: int, mean: Tensor, m2: Tensor) -> None:
-        """Chan's merge with the moments of `count` more elements, float64."""
+        """Take in `count` more elements with this mean and sum of squared deviations, (channels,) float64, by Chan's merge."""
         total = self.count + count
         delta = mean - self.mean
         self.m2 += m2 + delta.square() * (self.count * count / total)
@@ -28,6 +28,7 @@ class Pooled:
 
     @property
     def variance(self) -> Tensor:
+        """The unbiased variance per channel, (channels,) float64; of two elements or more."""
         return self.m2 / (self.count - 1)
 
 
@@ -35,7 +36,7 @@ Moments = dict[str, Pooled]  # by layer
 
 
 def merged(parts: list[Pooled]) -> Pooled:
-    """All parts at once: mean = Σnᵢmᵢ/n, M2 = ΣM2ᵢ + Σnᵢ(mᵢ − mean)², which is what Chan's merge gives one by one."""
+    """The moments of all parts together: mean = Σnᵢmᵢ/n, M2 = ΣM2ᵢ + Σnᵢ(mᵢ − mean)², as Chan's merge gives one by one."""
     if len(parts) == 1:
         return parts[0]
     whole = Pooled(0, parts[0].mean.device)
@@ -50,6 +51,7 @@ def merged(parts: list[Pooled]) -> Pooled:
 
 
 def ranks(across_ranks: bool) -> int:
+    """How many ranks take part: those of the process group, or 1 without one or without `across_ranks`."""
     distributed = torch.distributed
     together = across_ranks and distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if together else 1
@@ -58,9 +60,10 @@ def ranks(across_ranks: bool) -> int:
 def across(
     observe: Callable[[], Moments], channels: dict[str, int], device: torch.device, across_ranks: bool
 ) -> tuple[Moments, Moments]:
-    """Observe, and reduce over all ranks: the moments of all, and those of all others.
+    """Call `observe`, and return the moments over all ranks, and those over the other ranks alone.
 
-    An error on one rank is raised on every rank, so that none waits for ever.
+    channels: by layer, the same on every rank. Raises ValueError if there are no moments at all. An error on one rank is
+    raised on every rank, so that none waits for ever.
     """
     if ranks(across_ranks) == 1:
         return _not_empty(observe()), {}
@@ -89,11 +92,11 @@ def _gathered(channels: dict[str, int], device: torch.device, own: Moments, erro
     """The moments of all ranks, in their order, on every rank alike."""
     parts = [torch.tensor([0.0 if error is None else 1.0], dtype=torch.float64, device=device)]
     for name, width in channels.items():
-        found = own.get(name) or Pooled(width, device)
-        parts += [torch.tensor([float(found.count)], dtype=torch.float64, device=device), found.mean, found.m2]
-    mine = torch.cat(parts)
-    rows = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(rows, mine)
+        moments = own.get(name) or Pooled(width, device)
+        parts += [torch.tensor([float(moments.count)], dtype=torch.float64, device=device), moments.mean, moments.m2]
+    own_row = torch.cat(parts)
+    rows = [torch.empty_like(own_row) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(rows, own_row)
     if error is not None:
         raise error
     broken = [rank for rank, row in enumerate(rows) if row[0] != 0]
@@ -103,7 +106,8 @@ def _gathered(channels: dict[str, int], device: torch.device, own: Moments, erro
 
 
 def _unpacked(row: Tensor, channels: dict[str, int]) -> Moments:
-    found: Moments = {}
+    """What `_gathered` packed into a row: whether there was an error, then count, mean and m2 of each layer."""
+    by_layer: Moments = {}
     position = 1
     for name, width in channels.items():
         count = int(row[position])
@@ -112,5 +116,5 @@ def _unpacked(row: Tensor, channels: dict[str, int]) -> Moments:
         moments.mean, moments.m2 = row[position + 1 : position + 1 + 2 * width].view(2, width)
         position += 1 + 2 * width
         if count:
-            found[name] = moments
-    return found
+            by_layer[name] = moments
+    return by_layer

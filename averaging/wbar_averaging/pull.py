@@ -39,7 +39,7 @@ def add_pull_gradient(parameters: Sequence[Tensor], mean: Sequence[Tensor], stre
 
 @torch.no_grad()
 def add_folded_pull_gradient(parameters: Sequence[Tensor], mean: Sequence[Tensor], strength: float) -> None:
-    """grad += −2λw̄: the part of the pull's gradient that `fold_pull` leaves to be added."""
+    """grad += −2λw̄: the part of the pull's gradient that `fold_pull` leaves to be added. Arguments: as `add_pull_gradient`."""
     if strength == 0:
         return
     pairs = [(w.grad, m) for w, m in zip(parameters, mean, strict=True) if w.grad is not None]
@@ -63,9 +63,9 @@ def can_fold_pull(optimizer: torch.optim.Optimizer) -> bool:
 def fold_pull(optimizer: torch.optim.Optimizer, strength: float) -> None:
     """Raise every group's weight decay by 2λ; call `add_folded_pull_gradient` before each step. 0 takes it back.
 
-    Calling it again replaces the fold; the amount travels in the optimizer's state, so that a resumed one is not folded
-    twice. Every parameter of the optimizer must be pulled; call it again
-    after adding a group. Raises ValueError where it would not be exact.
+    strength: λ ≥ 0. Calling it again replaces the fold; the amount is kept in the optimizer's state, so that a resumed
+    optimizer is not folded twice. Every parameter of the optimizer must be pulled; call it again after adding a group.
+    Raises ValueError for an optimizer with which it would not be exact (`can_fold_pull`).
     """
     if not can_fold_pull(optimizer):
         raise ValueError(
@@ -90,5 +90,5 @@ def distance(parameters: Sequence[Tensor], mean: Sequence[Tensor]) -> Tensor:
 
 
 def pull_loss(distance_to_mean: float, strength: float) -> float:
-    """λ‖w̄ − w‖² from the distance that `distance` gave. Computed only where somebody looks."""
+    """λ‖w̄ − w‖² from the distance that `distance` gave; training needs its gradient only, and reports the value."""
     return strength * distance_to_mean * distance_to_mean

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wbar_averaging.blocks import alike, blocks, converted, move_corrections, move_means, zeros_in_one
+from wbar_averaging.blocks import alike, blocks, converted, zeros_in_one
+from wbar_averaging.fused_passes import move_corrections, move_means
 from wbar_averaging.sources import Reader, Source, first_not_finite, named_tensors
 
 FOLD_AT = 0.5  # the share of new weight in w̄ at which c is folded into m
@@ -27,7 +28,7 @@ FOLD_EVERY = 64
 
 
 class WeightMean(ABC):
-    """What every mean of weights has in common: the face, the checks, the blending, the resume. Subclasses choose f.
+    """The base of the means: checks a source, takes it in by f, reads w̄ and resumes. Subclasses choose f.
 
     like: a module or a dict of names to tensors; fixes names and shapes only, its values do not enter (n = 0).
     dtype: the accumulation dtype, float32 or float64, whatever the sources' (a bfloat16 mean over 300 updates was
@@ -57,9 +58,7 @@ class WeightMean(ABC):
         own = [tensors[name].detach() for name in self._reader.names]
         self._floating = [i for i, tensor in enumerate(own) if tensor.is_floating_point()]
         self._others = [i for i, tensor in enumerate(own) if not tensor.is_floating_point()]
-        self._mean = [
-            torch.zeros_like(tensor, device=device) if not tensor.is_floating_point() else tensor for tensor in own
-        ]
+        self._mean = [tensor if tensor.is_floating_point() else _zeros_like(tensor, device) for tensor in own]
         for i, mean in zip(self._floating, zeros_in_one([own[i] for i in self._floating], dtype, device), strict=True):
             self._mean[i] = mean
         self._layouts = [(m.dtype, m.device, m.stride()) for m in (self._mean[i] for i in self._floating)]
@@ -108,7 +107,7 @@ class WeightMean(ABC):
             torch._foreach_copy_([self._mean[i] for i in self._others], [tensors[i] for i in self._others])
 
     def _fits(self, means: list[Tensor], sources: list[Tensor]) -> list[bool]:
-        """Which sources can be combined with their means as they lie in memory; as a rule all, which costs one comparison."""
+        """Which sources can be combined with their means as they lie in memory. Usually all can, which one comparison shows."""
         if [(source.dtype, source.device, source.stride()) for source in sources] == self._layouts:
             return [True] * len(sources)
         return [alike(mean, source) for mean, source in zip(means, sources, strict=True)]
@@ -152,11 +151,11 @@ class WeightMean(ABC):
 
         Shared tensors come as one tensor under each of their names. Raises ValueError at n = 0.
         """
-        found = {
+        means = {
             name: value.to(dtype or self._dtypes[name], copy=True) if value.is_floating_point() else value.clone()
             for name, value in self._values()
         }
-        return {name: found[self._reader.aliases.get(name, name)] for name in self._reader.every}
+        return {name: means[self._reader.aliases.get(name, name)] for name in self._reader.every}
 
     @torch.no_grad()
     def copy_to(self, target: Source) -> None:
@@ -268,10 +267,10 @@ class RunningMean(WeightMean):
         names, n = self._reader.names, self.n + other.n
         same_kind = self._summed == other._summed and self.compensated == other.compensated
         pairs = zip(other._reader.names, other._mean, strict=True) if same_kind else other._values()
-        theirs = dict(pairs)
-        self._reader.check_names(theirs, names)
+        others = dict(pairs)
+        self._reader.check_names(others, names)
         before = self.total_weight
-        self._take([theirs[name] for name in names], 1.0 if same_kind and self._summed else other.total_weight)
+        self._take([others[name] for name in names], 1.0 if same_kind and self._summed else other.total_weight)
         self.n, self.total_weight = n, before + other.total_weight
         if same_kind and self.compensated:
             small = dict(zip((other._reader.names[i] for i in other._floating), other._correction, strict=True))
@@ -281,10 +280,12 @@ class RunningMean(WeightMean):
             self._fold([self._mean[i] for i in self._floating])
 
     def state_dict(self) -> dict[str, Any]:
+        """As `WeightMean.state_dict`, with the total weight; in float64 with `sum` in the place of `mean`."""
         state = super().state_dict() | {"total_weight": self.total_weight}
         return state if not self._summed else {**state, "sum": state.pop("mean")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave. Raises ValueError as `WeightMean.load_state_dict`, or for another kind's state."""
         kept = "sum" if self._summed else "mean"
         if kept not in state or "total_weight" not in state:
             raise ValueError(f"the state is of another kind of mean: it has {sorted(state)}, and a {kept} was expected")
@@ -314,10 +315,10 @@ class ExponentialMean(WeightMean):
 
 
 class WindowMean:
-    """The mean of the last L sources (LAWA; Kaddour 2022), with the face of the other means.
+    """The mean of the last L sources (LAWA; Kaddour 2022), with the methods of the other means.
 
-    Every source is kept in its own dtype, L copies of the model, on `device`: what leaves the window leaves no rounding
-    behind. The mean is computed when it is asked for, by a `RunningMean` with these options.
+    window: L, 1 or more. Every source is kept in its own dtype, L copies of the model, on `device`: what leaves the window
+    leaves no rounding behind. The mean is computed when it is asked for, by a `RunningMean` with the other options.
     """
 
     def __init__(
@@ -342,10 +343,14 @@ class WindowMean:
         tensors = self._reader.read(source)
         if self._check_finite and (name := first_not_finite(self._reader.names, tensors)) is not None:
             raise ValueError(f"{name} is not finite in the source: the mean was left as it was (n = {self.n})")
-        pairs = zip(self._reader.names, tensors, strict=True)
-        kept = {name: tensor.detach().to(self._device, copy=True) for name, tensor in pairs}
-        self._kept.append(({n: kept[self._reader.aliases.get(n, n)] for n in self._reader.every}, weight))
+        self._kept.append((self._copied(tensors), weight))
         self.n += 1
+
+    def _copied(self, tensors: list[Tensor]) -> dict[str, Tensor]:
+        """Copies by name, a shared tensor once; of the values alone, however large the storage that they are a view of."""
+        pairs = zip(self._reader.names, tensors, strict=True)
+        copies = {name: tensor.detach().to(self._device, copy=True) for name, tensor in pairs}
+        return {name: copies[self._reader.aliases.get(name, name)] for name in self._reader.every}
 
     def mean(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """w̄ by name, as RunningMean.mean."""
@@ -375,14 +380,15 @@ class WindowMean:
         """Restore what `state_dict` gave. Raises ValueError on other names or shapes, or more sources than the window."""
         if len(state["kept"]) > self.window:
             raise ValueError(f"the state has {len(state['kept'])} sources and the window is {self.window}")
-        for tensors in state["kept"]:
-            self._reader.read(tensors)
+        copies = [self._copied(self._reader.read(tensors)) for tensors in state["kept"]]
         self._kept.clear()
-        self._kept.extend(
-            ({name: t.to(self._device, copy=True) for name, t in tensors.items()}, float(weight))
-            for tensors, weight in zip(state["kept"], state["weights"], strict=True)
-        )
+        self._kept.extend(zip(copies, map(float, state["weights"]), strict=True))
         self.n = int(state["n"])
+
+
+@torch.inference_mode(False)
+def _zeros_like(tensor: Tensor, device: torch.device | str | None) -> Tensor:
+    return torch.zeros_like(tensor, device=device)
 
 
 def _check_weight(weight: float) -> None:

@@ -1,4 +1,4 @@
-"""Schedules as torch's learning-rate schedulers: a thin face, the number comes from a pure function of the step."""
+"""Schedules as torch's learning-rate schedulers; every rate comes from the schedule, a pure function of the step."""
 
 from typing import Any
 
@@ -24,13 +24,16 @@ class CyclicScheduleLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
+        """The rate of each group for the step `last_epoch`, or of the schedule's last step after its end."""
         rate = self.schedule.at(min(self.last_epoch, self.schedule.total_steps - 1)).lr
         return [rate * base / self.base_lrs[0] for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
+        """The number of steps taken, which is all the state there is."""
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to the step that `state_dict` gave, and set its rates in the optimizer's groups."""
         self.last_epoch = int(state_dict["last_epoch"])
         self._step_count = self.last_epoch + 1
         rates = self.get_lr()

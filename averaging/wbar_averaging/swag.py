@@ -144,13 +144,13 @@ class SWAG:
         low_rank = bool(self.rank) and not diagonal_only
         own = math.sqrt(scale / 2 if low_rank else scale)
         shared = math.sqrt(scale / (2 * (self.columns - 1))) * along if low_rank else along[:0]
-        found = self.mean(self.dtype)
+        weights = self.mean(self.dtype)
         for name, squares in self._squares.items():
-            value = found[name]
+            value = weights[name]
             value.addcmul_((squares / self.n).sqrt_(), drawn.pop(name).to(value), value=own)
             for factor, column in zip(shared.tolist(), self._deviations, strict=False):
                 value.add_(column[name], alpha=factor)
-        return {name: tensor.to(self._like[name].dtype) for name, tensor in found.items()}
+        return {name: tensor.to(self._like[name].dtype) for name, tensor in weights.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to go on with the same bits: numbers, and tensors by name (not copied)."""
@@ -171,14 +171,14 @@ class SWAG:
             raise ValueError(
                 f"rank {state['rank']} with {len(columns)} deviations of {n} points in the state, rank {self.rank} here"
             )
-        for ours, theirs in ((self._mean, state["mean"]), *((self._squares, c) for c in (state["squares"], *columns))):
-            check_same(ours, theirs, ("SWAG", "the state"))
-            for name, tensor in ours.items():
-                if theirs[name].dtype != tensor.dtype:
-                    raise ValueError(f"{name}: {tensor.dtype} in SWAG, {theirs[name].dtype} in the state")
-        for ours, theirs in ((self._mean, state["mean"]), (self._squares, state["squares"])):
-            for name, tensor in ours.items():
-                tensor.copy_(theirs[name])
+        for own, saved in ((self._mean, state["mean"]), *((self._squares, c) for c in (state["squares"], *columns))):
+            check_same(own, saved, ("SWAG", "the state"))
+            for name, tensor in own.items():
+                if saved[name].dtype != tensor.dtype:
+                    raise ValueError(f"{name}: {tensor.dtype} in SWAG, {saved[name].dtype} in the state")
+        for own, saved in ((self._mean, state["mean"]), (self._squares, state["squares"])):
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
         self._deviations = [
             {name: torch.empty_like(squares).copy_(column[name]) for name, squares in self._squares.items()}
             for column in columns
@@ -190,9 +190,9 @@ class SWAG:
             what = "the mean of no points" if least == 1 else "the spread of fewer than two points"
             raise ValueError(f"{what} is undefined: n = {self.n}, call update first")
 
-    def _every(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _every(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Shared tensors as one tensor under each of their names, in the order of `like`."""
-        return {name: found[self._first[name]] for name in self._like if self._first[name] in found}
+        return {name: tensors[self._first[name]] for name in self._like if self._first[name] in tensors}
 
 
 def bayesian_average(
@@ -226,12 +226,14 @@ def bayesian_average(
             if recompute is not None:
                 recompute(model)
                 model.eval()
-            found = predict(model).double()
-            if total is not None and found.shape != total.shape:
-                raise ValueError(f"predictions: {tuple(total.shape)} at first, {tuple(found.shape)} of sample {number}")
-            if not bool(found.isfinite().all()):
+            outputs = predict(model).double()
+            if total is not None and outputs.shape != total.shape:
+                raise ValueError(
+                    f"predictions: {tuple(total.shape)} at first, {tuple(outputs.shape)} of sample {number}"
+                )
+            if not bool(outputs.isfinite().all()):
                 raise ValueError(f"the predictions of sample {number} are not finite (scale = {scale:g})")
-            total = found.clone() if total is None else total.add_(found)
+            total = outputs.clone() if total is None else total.add_(outputs)
     assert total is not None
     return total / samples
 
