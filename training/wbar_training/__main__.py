@@ -82,7 +82,7 @@ def main() -> int:
 
 def _run(options: argparse.Namespace) -> dict[str, object]:
     out: Path = options.out
-    judged = checkpoint_files.judge(options.checkpoint, options.architecture, None, out / "start.safetensors")
+    checkpoint = checkpoint_files.validate(options.checkpoint, options.architecture, None, out / "start.safetensors")
     packed_path = out / "dataset.safetensors"
     source: str = options.dataset
     if source.startswith("builtin:"):
@@ -92,12 +92,15 @@ def _run(options: argparse.Namespace) -> dict[str, object]:
     else:
         packed = dataset_archives.pack_archive(Path(source), packed_path, dataset_archives.Limits())
     network = NetworkArchitecture(
-        name=judged.network.name,
-        num_classes=judged.network.num_classes,
-        channels=judged.network.channels,
-        image_size=judged.network.image_size,
-        source=judged.source,
+        name=checkpoint.network.name,
+        num_classes=checkpoint.network.num_classes,
+        channels=checkpoint.network.channels,
+        image_size=checkpoint.network.image_size,
+        source=checkpoint.source,
+        ambiguous_with=checkpoint.ambiguous_with,
     )
+    if network.warning:
+        console.print(network.warning, style="yellow", markup=False)
     dataset = Dataset(
         id="", name=source, status="ready", task="classification", source=source, classes=packed.classes,
         splits={name: Split(images=count) for name, count in packed.images.items()},
@@ -118,9 +121,9 @@ def _run(options: argparse.Namespace) -> dict[str, object]:
         method=resolve_method(method, recipe, network).model_dump(mode="json"),
         recipe=recipe.model_dump(mode="json"),
         seed=options.seed,
-        network=judged.network,
+        network=checkpoint.network,
         checkpoint=out / "start.safetensors",
-        prefix=judged.prefix,
+        prefix=checkpoint.prefix,
         dataset=packed_path,
         classes=resolve_classes(None, network, dataset),
         start_sha256=_sha256(options.checkpoint),

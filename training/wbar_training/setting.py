@@ -232,7 +232,8 @@ class Setting:
         pytorch = weights.with_suffix(".pth")
         if Ranks.here().leads:
             self.writer.write(weights, tensors, snapshots=snapshots)
-            torch.save(read_tensors(weights), pytorch)
+            written = read_tensors(weights)
+            torch.save(architectures.as_torch_saves(self.work.network, written, self.work.prefix), pytorch)
         Ranks.here().from_leader(None)  # it is written when any rank goes on
         return weights, pytorch
 
