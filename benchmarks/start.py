@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
+from wbar.spec import Network
 from wbar_averaging import write_safetensors
-from wbar_training.networks.architectures import Network, initialized
+from wbar_training.networks.architectures import initialized
 
 NETWORK = Network("resnet20", num_classes=10, channels=1)
 

@@ -20,8 +20,9 @@ from torch import nn
 from demo.start import train_start
 from wbar import Client, config, display
 from wbar.jobs import Job
+from wbar.spec import Network
 from wbar_training.data.packed import load_split
-from wbar_training.networks.architectures import Network, initialized
+from wbar_training.networks.architectures import initialized
 from wbar_training.uploads.dataset_archives import pack_builtin
 
 console = Console(highlight=False)

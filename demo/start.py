@@ -14,11 +14,12 @@ import torch.nn.functional as F
 
 from wbar.recipe import Normalization, Optimizer, Recipe
 from wbar.resolve import resolve_augment
+from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training.data.augment import Preparer
 from wbar_training.data.packed import Packed, load_split
 from wbar_training.draws import key, permutation
-from wbar_training.networks.architectures import Network, initialized
+from wbar_training.networks.architectures import initialized
 from wbar_training.optim import make_optimizer
 from wbar_training.plan import Plan
 from wbar_training.uploads.dataset_archives import pack_builtin

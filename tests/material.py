@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from wbar.spec import Network
 from wbar_averaging import write_safetensors
-from wbar_training.networks.architectures import Network, initialized
+from wbar_training.networks.architectures import initialized
 
 TRAIN, VAL = 12, 6  # images per class
 

@@ -6,6 +6,7 @@ published recipes (He et al. 2016; the torchvision references; for AdamW: Liu et
 """
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal
 
 BATCH = 128  # the batch that `peak_lr` belongs to
@@ -22,7 +23,6 @@ class Architecture:
     fixed_size: bool = False  # position tables tie the weights to one image size, read off the checkpoint
     optimizer: Literal["sgd", "adamw"] = "sgd"
     peak_lr: float = 0.1
-    weight_decay: float = 5e-4
     reproducible: bool = True  # False: an operation without a deterministic CUDA kernel
 
     def __post_init__(self) -> None:
@@ -33,7 +33,7 @@ def _family(names: str, family: str, size: int, min_size: int, **rest: object) -
     return [Architecture(name, family, size, min_size, **rest) for name in names.split()]  # type: ignore[arg-type]  # heterogeneous keywords
 
 
-_ADAMW = {"optimizer": "adamw", "peak_lr": 1.25e-4, "weight_decay": 0.05}
+_ADAMW = {"optimizer": "adamw", "peak_lr": 1.25e-4}
 
 _ALL = [
     # The CIFAR family: 32 × 32 and smaller. VGG without BatchNorm's help wants half the rate (Izmailov et al. 2018).
@@ -104,6 +104,12 @@ _ALL = [
 ]
 
 ARCHITECTURES: dict[str, Architecture] = {arch.name: arch for arch in sorted(_ALL, key=lambda arch: arch.name)}
+
+
+def similar_names(name: str) -> str:
+    """Return a clause that names the architectures which are spelled most like `name`; empty where none is."""
+    alike = get_close_matches(name, ARCHITECTURES, n=3)
+    return f" (similar names: {', '.join(alike)})" if alike else ""
 
 
 @dataclass(frozen=True)

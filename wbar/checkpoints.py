@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from wbar.states import UploadStatus
 
@@ -23,10 +23,25 @@ class NetworkArchitecture(BaseModel):
     channels: int = 3
     image_size: int | None = None
     source: Literal["given", "detected"]
+    ambiguous_with: list[str] | None = Field(
+        None,
+        description="Of a `detected` architecture: published networks whose tensors have the same names and shapes and which "
+        "give other outputs. If the checkpoint is one of them, a job computes the wrong network.",
+    )
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence about the networks that `name` cannot be told apart from; None where there are none."""
+        if not self.ambiguous_with:
+            return None
+        return (
+            f"recognized as {self.name} by its tensors, which {' and '.join(self.ambiguous_with)} share: they give other "
+            f"outputs and cannot be fine-tuned here; upload with architecture={self.name} to say that it is none of them"
+        )
 
 
 class Checkpoint(BaseModel):
-    """`status` is `processing` until a worker has judged the content; then `ready` or `rejected`."""
+    """`status` is `processing` until a worker has validated the content; then `ready` or `rejected`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -46,6 +61,7 @@ class Checkpoint(BaseModel):
                     "channels": 3,
                     "image_size": None,
                     "source": "detected",
+                    "ambiguous_with": None,
                 },
                 "error": None,
                 "created_at": "2026-11-21T09:00:00.000000Z",

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from wbar import __version__
-from wbar.errors import Rejected, Unreachable, WbarError
+from wbar.errors import Rejected, UnknownArchitecture, Unreachable, WbarError
 
 if TYPE_CHECKING:
     from wbar.client import Client
@@ -63,13 +63,19 @@ def upload(
     architecture: Annotated[str | None, typer.Option(help="Default: detected from the tensors.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Default: read off the tensors.")] = None,
 ) -> None:
-    """Upload a checkpoint, wait until it was judged, print its id."""
-    with _client() as client, _transfer() as bar:
-        made = client.checkpoints.create(
-            file, name=name, architecture=architecture, num_classes=num_classes, step=_step(bar, f"upload {file.name}")
-        )
+    """Upload a checkpoint, wait until it was validated, print its id."""
+    try:
+        with _client() as client, _transfer() as bar:
+            step = _step(bar, f"upload {file.name}")
+            made = client.checkpoints.create(
+                file, name=name, architecture=architecture, num_classes=num_classes, step=step
+            )
+    except UnknownArchitecture as error:
+        raise UnknownArchitecture(f"{error.detail}. Here `architecture` is --architecture NAME") from None
     assert made.architecture is not None
     errors.print(f"{made.architecture.name}, {made.architecture.num_classes} classes, {made.parameters:,} parameters")
+    if made.architecture.warning:
+        errors.print(made.architecture.warning, style="yellow", markup=False, soft_wrap=True)
     typer.echo(made.id)
 
 

@@ -209,8 +209,9 @@ class Recipe(BaseModel):
     )
     zero_gamma: Annotated[bool, TRAINING] = Field(
         True,
-        description="γ = 0 for the last BatchNorm of each residual block that is started afresh, so that it begins "
-        "as the identity (Goyal et al. 2017).",
+        description="γ = 0 for the last BatchNorm of each residual block that is started afresh as a whole, so that it begins "
+        "as its shortcut (Goyal et al. 2017). Known are the blocks of ResNet, ResNeXt, Wide ResNet and the CIFAR ResNets; "
+        "those of other families begin as their layers do.",
     )
     devices: Annotated[int, TRAINING] = Field(
         1, ge=1, le=64, description="GPUs (or CPU processes) that share each batch."

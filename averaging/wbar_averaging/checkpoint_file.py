@@ -1,4 +1,4 @@
-"""A checkpoint as bytes to be read piece by piece, wherever they lie: one safetensors file, a sharded one, a PyTorch file.
+"""A checkpoint as bytes to be read piece by piece, wherever they lie: safetensors or PyTorch, in one file or in shards.
 
 What is kept per tensor and checkpoint is a few numbers, so that a thousand checkpoints can be open at once. Files are read
 and not mapped: mapped pages count as the reader's memory.
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from wbar_averaging.pytorch_file import UnreadableCheckpoint, is_mapped, is_pytorch, load_state_dict
+from wbar_averaging.replacing import INDEX
 from wbar_averaging.safetensors_file import (
     MAX_HEADER,
     InvalidSafetensors,
@@ -27,7 +28,7 @@ from wbar_averaging.safetensors_file import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-INDEX = ".safetensors.index.json"
+PYTORCH_INDEX = ".bin.index.json"
 OPEN_FILES = 100  # some systems allow a process 256
 
 
@@ -42,7 +43,7 @@ class Entry:
 
 
 class Checkpoint(Protocol):
-    """An opened checkpoint. `keep` comes before the first `read`."""
+    """An opened checkpoint. `keep` must be called before the first `read`."""
 
     label: str
     metadata: dict[str, str]
@@ -63,6 +64,7 @@ class OpenFiles:
         self._files: OrderedDict[Path, FileIO] = OrderedDict()
 
     def get(self, path: Path) -> FileIO:
+        """Return the file, opened for reading bytes; it stays open until OPEN_FILES others were asked for."""
         file = self._files.get(path)
         if file is None:
             if len(self._files) >= OPEN_FILES:
@@ -80,7 +82,7 @@ class OpenFiles:
 
 
 class SafetensorsCheckpoint:
-    """One safetensors file or the shards of one."""
+    """A checkpoint in one safetensors file or in several shards."""
 
     def __init__(self, label: str, paths: list[Path], files: OpenFiles) -> None:
         self.label, self.metadata, self.entries = label, dict[str, str](), dict[str, Entry]()
@@ -93,10 +95,7 @@ class SafetensorsCheckpoint:
                 raise InvalidSafetensors(f"{path}: {error}") from None
             self.metadata = header.pop("__metadata__", {}) | self.metadata
             for name, entry in header.items():
-                if name in self.entries:
-                    raise UnreadableCheckpoint(
-                        f"{label}: {name} is in both {paths[self.entries[name].file]} and {path}"
-                    )
+                _refuse_twice(label, name, self.entries, paths, path)
                 dtype, offset = sys.intern(entry["dtype"]), start + entry["data_offsets"][0]
                 self.entries[name] = Entry(dtype, tuple(entry["shape"]), number, offset)
 
@@ -118,14 +117,21 @@ class SafetensorsCheckpoint:
 
 
 class PyTorchCheckpoint:
-    """A PyTorch file whose tensors are mapped. At most one tensor at a time is copied, if it does not lie in one piece."""
+    """A checkpoint in PyTorch files whose tensors are mapped.
 
-    def __init__(self, label: str, tensors: "dict[str, Tensor]") -> None:
-        self.label, self.metadata = label, {"format": "pt"}
-        self.entries = {name: Entry(_code(label, name, t), tuple(t.shape)) for name, t in tensors.items()}
+    At most one tensor at a time is copied, if it does not lie in one piece.
+    """
+
+    def __init__(self, label: str, paths: list[Path], shards: "Sequence[dict[str, Tensor]]") -> None:
+        self.label, self.metadata, self.entries = label, {"format": "pt"}, dict[str, Entry]()
         self.dtypes: list[str] = []
-        self._by_name, self._tensors = tensors, list["Tensor"]()
+        self._by_name, self._tensors = dict[str, "Tensor"](), list["Tensor"]()
         self._at, self._bytes = -1, memoryview(b"")
+        for number, (path, tensors) in enumerate(zip(paths, shards, strict=True)):
+            for name, tensor in tensors.items():
+                _refuse_twice(label, name, self.entries, paths, path)
+                self.entries[name] = Entry(_code(label, name, tensor), tuple(tensor.shape), number)
+                self._by_name[name] = tensor
 
     def keep(self, names: Sequence[str]) -> None:
         self.dtypes = [self.entries[name].dtype for name in names]
@@ -141,7 +147,13 @@ class PyTorchCheckpoint:
         buffer[:] = self._bytes[begin : begin + len(buffer)]
 
 
+def _refuse_twice(label: str, name: str, entries: dict[str, Entry], paths: list[Path], path: Path) -> None:
+    if name in entries:
+        raise UnreadableCheckpoint(f"{label}: {name} is in both {paths[entries[name].file]} and {path}")
+
+
 def _code(label: str, name: str, tensor: "Tensor") -> str:
+    """The format's name of a tensor's dtype. Raises UnreadableCheckpoint where there is none."""
     code = torch_dtypes().get(tensor.dtype)
     if code is None:
         raise UnreadableCheckpoint(f"{label}: {name} is {tensor.dtype}, which cannot be written to a safetensors file")
@@ -149,7 +161,9 @@ def _code(label: str, name: str, tensor: "Tensor") -> str:
 
 
 def open_checkpoint(path: str | os.PathLike[str], files: OpenFiles, scratch: Path) -> Checkpoint:
-    """The checkpoint at `path`: a file, an index of shards, or a folder that holds one of them.
+    """Open the checkpoint at `path`: a file, an index of shards, or a folder that holds one of them.
+
+    A folder with safetensors is read as those, whatever PyTorch files lie beside them.
 
     scratch: a folder of the caller's. A PyTorch file that cannot be mapped (from before 1.6) is copied into it, so that
     no more than one of them is in memory at a time.
@@ -159,67 +173,107 @@ def open_checkpoint(path: str | os.PathLike[str], files: OpenFiles, scratch: Pat
     label, path = str(path), Path(path)
     if path.is_dir():
         path = _only_one(path)
+    _refuse_missing(path)
+    if path.name.endswith(".index.json"):
+        return _sharded(label, path, files, scratch)
+    return _opened(label, [path], files, scratch)
+
+
+def _refuse_missing(path: Path) -> None:
     if not path.is_file():  # neither is a pipe, which would be waited for
         raise UnreadableCheckpoint(f"{path}: there is no such file")
-    if path.name.endswith(".index.json"):
-        return _sharded(label, path, files)
+
+
+def _opened(
+    label: str, paths: list[Path], files: OpenFiles, scratch: Path
+) -> SafetensorsCheckpoint | PyTorchCheckpoint:
+    """One checkpoint in one file or several, which must be of one format."""
+    formats = {path: _is_safetensors(path) for path in paths}
+    if all(formats.values()):
+        return SafetensorsCheckpoint(label, paths, files)
+    if any(formats.values()):
+        one, other = (next(path for path, kind in formats.items() if kind is wanted) for wanted in (True, False))
+        raise UnreadableCheckpoint(f"{label}: {one.name} is a safetensors file and {other.name} a PyTorch file")
+    if all(map(is_mapped, paths)):
+        return PyTorchCheckpoint(label, paths, [load_state_dict(path) for path in paths])
+    return SafetensorsCheckpoint(label, [_copied(path, scratch) for path in paths], files)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether it is a safetensors file. Raises UnreadableCheckpoint if it is no PyTorch file either."""
     with open(path, "rb") as file:
         head = file.read(9)
     if path.suffix == ".safetensors" or (head[8:] == b"{" and not head.startswith(b"PK")):
-        return SafetensorsCheckpoint(label, [path], files)
+        return True
     if not is_pytorch(head):
         raise UnreadableCheckpoint(
             f"{path}: begins with {head[:8].hex(' ') or 'nothing'}: no safetensors or PyTorch file"
         )
+    return False
+
+
+def _copied(path: Path, scratch: Path) -> Path:
+    """A PyTorch file's tensors as a safetensors file in `scratch`."""
     tensors = load_state_dict(path)
-    checkpoint = PyTorchCheckpoint(label, tensors)
-    if is_mapped(path):
-        return checkpoint
+    for name, tensor in tensors.items():
+        _code(str(path), name, tensor)
     copy = scratch / f"{len(list(scratch.iterdir()))}.safetensors"
-    write_safetensors(copy, tensors, checkpoint.metadata)
-    return SafetensorsCheckpoint(label, [copy], files)
+    write_safetensors(copy, tensors, {"format": "pt"})
+    return copy
 
 
 def _only_one(folder: Path) -> Path:
-    for pattern in (f"*{INDEX}", "*.safetensors"):
-        found = sorted(folder.glob(pattern))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(path.name for path in found[:5])
-            raise UnreadableCheckpoint(f"{folder}: holds {len(found)} files {pattern}: name one ({names})")
-    raise UnreadableCheckpoint(f"{folder}: the folder holds no *{INDEX} and no *.safetensors")
+    """The file or index in a folder that stands for its one checkpoint."""
+    candidates = _candidates(folder, INDEX, ".safetensors") or _candidates(folder, PYTORCH_INDEX, ".bin")
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        listed = ", ".join(path.name for path in candidates[:5])
+        raise UnreadableCheckpoint(
+            f"{folder}: holds {len(candidates)} checkpoints: name the one that is meant ({listed})"
+        )
+    raise UnreadableCheckpoint(f"{folder}: the folder holds no *{INDEX}, *.safetensors, *{PYTORCH_INDEX} or *.bin")
 
 
-def _sharded(label: str, index: Path, files: OpenFiles) -> SafetensorsCheckpoint:
+def _candidates(folder: Path, index_suffix: str, suffix: str) -> list[Path]:
+    """Indexes, and files that are no shard of the index: an old single file beside new shards is a second checkpoint."""
+    indexes = sorted(folder.glob(f"*{index_suffix}"))
+    if len(indexes) > 1:
+        return indexes
+    shards = set(_weight_map(indexes[0]).values()) if indexes else set()
+    return [*indexes, *sorted(path for path in folder.glob(f"*{suffix}") if path.name not in shards)]
+
+
+def _sharded(label: str, index: Path, files: OpenFiles, scratch: Path) -> SafetensorsCheckpoint | PyTorchCheckpoint:
     """The shards that an index names, which must hold just the tensors that it says."""
-    homes = _weight_map(index)
-    paths = [index.with_name(name) for name in sorted(set(homes.values()))]
+    stated = _weight_map(index)
+    paths = [index.with_name(name) for name in sorted(set(stated.values()))]
     for path in paths:
         if not path.is_file():
             raise UnreadableCheckpoint(f"{index}: names {path.name}, which is missing")
-    checkpoint = SafetensorsCheckpoint(label, paths, files)
-    found = {name: paths[entry.file].name for name, entry in checkpoint.entries.items()}
-    wrong = sorted(name for name in found.keys() | homes.keys() if found.get(name) != homes.get(name))
+    checkpoint = _opened(label, paths, files, scratch)
+    actual = {name: paths[entry.file].name for name, entry in checkpoint.entries.items()}
+    wrong = sorted(name for name in actual.keys() | stated.keys() if actual.get(name) != stated.get(name))
     if wrong:
         listed = "; ".join(
-            f"{n}: in {homes.get(n, 'none')} by the index, in {found.get(n, 'none')} in fact" for n in wrong[:5]
+            f"{n}: in {stated.get(n, 'none')} by the index, in {actual.get(n, 'none')} in fact" for n in wrong[:5]
         )
         raise UnreadableCheckpoint(f"{index}: {len(wrong)} tensors lie elsewhere: {listed}")
     return checkpoint
 
 
-def _weight_map(index: Path) -> dict[str, Any]:
+def _weight_map(index: Path) -> dict[str, str]:
+    """An index's tensor names mapped to the names of files in its folder."""
     if index.stat().st_size > MAX_HEADER:
         raise UnreadableCheckpoint(f"{index}: larger than the limit of {MAX_HEADER} bytes")
     try:
-        found = parse_object(index.read_bytes(), "the index")
+        content = parse_object(index.read_bytes(), "the index")
     except InvalidSafetensors as error:
         raise UnreadableCheckpoint(f"{index}: {error}") from None
-    homes = found.get("weight_map")
-    if not isinstance(homes, dict) or not all(isinstance(home, str) for home in homes.values()):
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UnreadableCheckpoint(f"{index}: weight_map is no object of names mapped to file names")
-    for name in set(homes.values()):
+    for name in set(weight_map.values()):
         if name in ("", ".", "..") or any(sign in name for sign in "/\\:\0"):
             raise UnreadableCheckpoint(f"{index}: {name[:100]!r} is not the name of a file in the index's own folder")
-    return homes
+    return weight_map

@@ -23,16 +23,19 @@ app = typer.Typer()
 
 @app.callback()
 def group() -> None:
-    """Keeps this a group of commands, however many there are."""
+    """Average checkpoint files, and show schedules."""
+    # Without a callback typer would make a single command of an app with one.
 
 
 @app.command()
 def average(
     checkpoints: Annotated[
         list[Path],
-        typer.Argument(help="safetensors files, ….safetensors.index.json, folders holding one, PyTorch files."),
+        typer.Argument(help="safetensors or PyTorch files, ….index.json of sharded ones, folders holding one."),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the mean.")] = Path("mean.safetensors"),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where to write the mean; what lay there is replaced.")
+    ] = Path("mean.safetensors"),
     weights: Annotated[str | None, typer.Option(help="One per checkpoint: 1,2,1. Default: equal.")] = None,
     dtype: Annotated[str | None, typer.Option(help="F16, BF16, F32 or F64. Default: each tensor's own.")] = None,
     accumulate: Annotated[str, typer.Option(help="float64 or float32: what is summed in.")] = "float64",
@@ -59,13 +62,13 @@ def average(
 @app.command()
 def schedule(
     cycles: Annotated[int, typer.Option(help="High and low phases, one of each per cycle.")] = 6,
-    high_lr: Annotated[float, typer.Option()] = 0.05,
-    low_lr: Annotated[float, typer.Option()] = 0.005,
-    high_epochs: Annotated[int, typer.Option()] = 1,
-    low_epochs: Annotated[int, typer.Option()] = 1,
+    high_lr: Annotated[float, typer.Option(help="Rate of the high phases.")] = 0.05,
+    low_lr: Annotated[float, typer.Option(help="Rate of the low phases.")] = 0.005,
+    high_epochs: Annotated[int, typer.Option(help="Length of a high phase.")] = 1,
+    low_epochs: Annotated[int, typer.Option(help="Length of a low phase.")] = 1,
     steps_per_epoch: Annotated[int, typer.Option(help="Batches in an epoch; 1 makes epochs steps.")] = 100,
     shape: Annotated[
-        str, typer.Option(help="Of the high phase: constant, linear, cosine, exponential, step, sawtooth.")
+        str, typer.Option(help="Shape of the high phase: constant, linear, cosine, exponential, step, sawtooth.")
     ] = "constant",
     warmup_steps: Annotated[int, typer.Option(help="First steps of each high phase, from the low rate up.")] = 0,
     warmup: Annotated[str, typer.Option(help="gradual or constant.")] = "gradual",

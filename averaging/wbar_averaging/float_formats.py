@@ -29,15 +29,21 @@ BF16_STEPS = 1.5 * 2.0 ** (52 - 133)  # float64's own steps are 2⁻¹³³ here:
 
 
 def dtype_named(name: str) -> str:
-    """The format's name for `name`: F32, f32, float32, torch.float32. Raises ValueError for any but the four."""
-    known = NAMES.get(name.removeprefix("torch.").upper())
-    if known is None:
+    """Return the format's name of a dtype: F32 for F32, f32, float32 and torch.float32.
+
+    Raises ValueError for any but F16, BF16, F32 and F64 under one of their names.
+    """
+    code = NAMES.get(name.removeprefix("torch.").upper())
+    if code is None:
         raise ValueError(f"{name!r} is no dtype of a mean: F16, BF16, F32 or F64")
-    return known
+    return code
 
 
 def widen(raw: Array, dtype: str, scratch: Array) -> Array:
-    """Bytes (uint8, n·size) as n numbers: the same memory under another dtype, or for BF16 in `scratch` (float32, ≥ n)."""
+    """Return bytes (uint8, n·size) as n numbers without loss.
+
+    They are the same memory under another dtype, or for BF16 float32 numbers in `scratch` (float32, ≥ n).
+    """
     stored = raw.view(STORED[dtype])
     if dtype != "BF16":
         return stored
@@ -48,7 +54,7 @@ def widen(raw: Array, dtype: str, scratch: Array) -> Array:
 
 
 def narrow(values: Array, dtype: str, raw: Array, scratch: Array) -> None:
-    """Round n float32 or float64 numbers to `dtype`, into `raw` (uint8, n·size). BF16 uses `values` up.
+    """Round n float32 or float64 numbers to `dtype`, into `raw` (uint8, n·size). For BF16 `values` are overwritten.
 
     scratch: float64, ≥ n. Arrays made anew would cost more than the rounding, a page fault for every page.
     """
@@ -87,7 +93,7 @@ def _round_small(values: Array, scratch: Array) -> None:
 
 
 def finite(raw: Array, dtype: str) -> bool:
-    """Whether all of the stored numbers are."""
+    """Return whether all of the stored numbers (uint8, n·size) are finite."""
     stored = raw.view(STORED[dtype])
     if dtype in EXPONENT:
         mask = np.uint16(EXPONENT[dtype])
@@ -96,5 +102,8 @@ def finite(raw: Array, dtype: str) -> bool:
 
 
 def all_finite(values: Array) -> bool:
-    """Whether all of the numbers are. One sum tells of any that is not; only a sum that overflowed asks for a second look."""
+    """Return whether all of the numbers are finite.
+
+    One sum tells of any that is not; only a sum that overflowed asks for a second look.
+    """
     return bool(np.isfinite(np.add.reduce(values))) or bool(np.isfinite(values).all())

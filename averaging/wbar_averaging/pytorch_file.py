@@ -24,18 +24,18 @@ class UnreadableCheckpoint(ValueError):
 
 
 def is_pytorch(head: bytes) -> bool:
-    """Whether a file that begins so may be one: a zip archive, or a bare pickle as before PyTorch 1.6."""
+    """Return whether a file that begins with `head` may be a PyTorch file: a zip archive, or a pickle as before 1.6."""
     return head.startswith((ZIP, PICKLE))
 
 
 def is_mapped(path: Path) -> bool:
-    """Whether load_state_dict leaves the tensors in the file until they are used."""
+    """Return whether `load_state_dict` leaves the file's tensors in it until they are used."""
     with open(path, "rb") as file:
         return file.read(4) == ZIP
 
 
 def load_state_dict(path: Path) -> dict[str, "Tensor"]:
-    """Names mapped to dense tensors on the CPU, from the file itself or from under one of the usual keys.
+    """Return names mapped to dense tensors on the CPU, from the file itself or from under one of the usual keys.
 
     Raises UnreadableCheckpoint: for what torch.load(weights_only=True) refuses, for files without a state dict, for
     sparse, quantized or complex tensors.
@@ -83,8 +83,10 @@ def _check_stored(path: Path) -> None:
 
 
 def find_state_dict(loaded: Any) -> "dict[str, Tensor] | str":
-    """The flat mapping of names to tensors inside what torch.load gave, itself or under one of the usual keys; or a sentence
-    that says what was found instead."""
+    """Return the flat mapping of names to tensors inside what torch.load gave: itself, or under one of the usual keys.
+
+    Where there is none, return a sentence that says what the file holds instead.
+    """
     from torch import Tensor
 
     candidate, keys = loaded, list[str]()
@@ -93,11 +95,11 @@ def find_state_dict(loaded: Any) -> "dict[str, Tensor] | str":
             break
         if _is_state_dict(candidate):
             return {name: tensor.detach() for name, tensor in candidate.items() if isinstance(tensor, Tensor)}
-        found = next((key for key in NESTED if isinstance(candidate.get(key), Mapping)), None)
-        if found is None:
+        nested = next((key for key in NESTED if isinstance(candidate.get(key), Mapping)), None)
+        if nested is None:
             break
-        keys.append(found)
-        candidate = candidate[found]
+        keys.append(nested)
+        candidate = candidate[nested]
     where = f" under {'.'.join(keys)}" if keys else ""
     held = f"keys {list(candidate)[:5]}" if isinstance(candidate, Mapping) else f"a {type(candidate).__name__}"
     return (

@@ -31,7 +31,7 @@ class InvalidSafetensors(ValueError):
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The header of a safetensors file: `{name: {dtype, shape, data_offsets}}` plus `__metadata__`, fully checked.
+    """Return the header of a safetensors file, fully checked: `{name: {dtype, shape, data_offsets}}` plus `__metadata__`.
 
     Raises InvalidSafetensors for a truncated file, a header over MAX_HEADER, holes, overlaps, sizes that do not fit
     their shapes, unknown dtypes and duplicate names. Memory: the header only.
@@ -40,7 +40,10 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_layout(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
-    """What read_header gives, and the file's byte at which the tensors begin: their data_offsets count from there."""
+    """Return the header and the file's byte at which the tensors begin: their data_offsets count from there.
+
+    Raises what `read_header` does.
+    """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         start = file.read(8)
@@ -60,26 +63,26 @@ def read_layout(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
 
 
 def parse_object(raw: bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `raw`, UTF-8, no name twice in it. Raises InvalidSafetensors, which calls it `what`."""
+    """Parse the JSON object in `raw`: UTF-8, no name twice in it. Raises InvalidSafetensors, which calls it `what`."""
     if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_PARTS:
         raise InvalidSafetensors(f"{what} has more than {MAX_PARTS} parts, more than {MAX_TENSORS} tensors need")
     try:
         # Decoded here: json would guess UTF-16 and let halves of surrogate pairs through.
-        found = json.loads(raw.decode(), object_pairs_hook=_unique)
+        content = json.loads(raw.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise InvalidSafetensors(f"{what} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise InvalidSafetensors(f"{what} is a JSON {type(found).__name__}, not an object")
-    return found
+    if not isinstance(content, dict):
+        raise InvalidSafetensors(f"{what} is a JSON {type(content).__name__}, not an object")
+    return content
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise ValueError("a name occurs twice")
-    for text in (*found, *(value for value in found.values() if isinstance(value, str))):
+    for text in (*members, *(value for value in members.values() if isinstance(value, str))):
         text.encode()  # an escaped half of a surrogate pair cannot be written again: UnicodeEncodeError is a ValueError
-    return found
+    return members
 
 
 def _check_layout(header: dict[str, Any], data_bytes: int) -> None:
@@ -120,7 +123,7 @@ def _entry(name: str, entry: Any) -> tuple[str, list[int], int, int]:
 
 
 def header_bytes(tensors: Iterable[tuple[str, str, list[int]]], metadata: Mapping[str, str]) -> bytes:
-    """How a file begins whose tensors, as (name, dtype, shape), follow one another in the order given."""
+    """Return how a file begins whose tensors, as (name, dtype, shape), follow one another in the order given."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, dtype, shape in tensors:
@@ -133,7 +136,7 @@ def header_bytes(tensors: Iterable[tuple[str, str, list[int]]], metadata: Mappin
 
 
 def torch_dtypes() -> "dict[dtype, str]":
-    """The format's name of each torch dtype that is written."""
+    """Return the format's name of each torch dtype that is written."""
     import torch
 
     return {
@@ -149,6 +152,8 @@ def write_safetensors(
 
     Tensors are laid out by falling alignment, then by name; header keys are sorted. The file is written to a temporary
     name beside `path` and renamed, so that a reader sees all of it or nothing.
+
+    Raises ValueError for a dtype that the format does not have, OSError.
     """
     import torch
 

@@ -16,8 +16,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from wbar_averaging.checkpoint_file import INDEX, OpenFiles
+from wbar_averaging.checkpoint_file import OpenFiles
 from wbar_averaging.float_formats import dtype_named
+from wbar_averaging.replacing import index_of, replace_checkpoint, shard_of
 from wbar_averaging.safetensors_file import SIZES, header_bytes
 from wbar_averaging.streamed_mean import Mean, Plan, Progress, make_plan
 
@@ -36,8 +37,8 @@ def average_checkpoints(
 ) -> Path:
     """Write the weighted mean of checkpoints to `out` (….safetensors) and return the path that was written.
 
-    paths: safetensors files, indexes of sharded ones (….safetensors.index.json), folders that hold one of either, PyTorch
-    files; all with tensors of the same names and shapes.
+    paths: safetensors files, PyTorch files, indexes of sharded ones (….safetensors.index.json, ….bin.index.json), folders
+    that hold one of them; all with tensors of the same names and shapes.
     weights: one per path, divided by their sum; equal if None.
     accumulate: float64, or float32 for tensors that are stored no wider; the mean is rounded once, to its dtype.
     dtype: F16, BF16, F32 or F64 for all floating-point tensors; by default each keeps the first checkpoint's.
@@ -48,8 +49,10 @@ def average_checkpoints(
     Integer and boolean tensors are the last checkpoint's. Metadata: the keys that all have, where they differ the first's
     values, and `wbar.averaged`, the number of checkpoints.
 
-    Files appear under their own names only when all is written and synced; on failure nothing is left. `out` may be one of
-    the paths. PyTorch files are mapped: their pages count as resident, but the system can take them back.
+    Files appear under their own names only when all is written and synced; on failure nothing is left. What lay under `out`
+    before is replaced as a whole: a single file goes when shards come, shards and their index when others or a single file
+    come. `out` may be one of the paths. PyTorch files are mapped: their pages count as resident, but the system can take
+    them back.
 
     Raises ValueError for arguments that make no sense, UnreadableCheckpoint, InvalidSafetensors, Mismatch or NotFinite (all
     of them ValueErrors), OSError.
@@ -87,12 +90,12 @@ def _shares(count: int, weights: Sequence[float] | None) -> list[float] | None:
 
 def _accumulator(accumulate: DTypeLike) -> "np.dtype[Any]":
     try:
-        found = np.dtype(accumulate)
+        wide = np.dtype(accumulate)
     except TypeError:
-        found = None
-    if found not in (np.float32, np.float64):
+        wide = None
+    if wide not in (np.float32, np.float64):
         raise ValueError(f"accumulate must be float32 or float64, not {accumulate}")
-    return found
+    return wide
 
 
 def _checked_out(out: StrPath) -> Path:
@@ -107,16 +110,12 @@ def _checked_out(out: StrPath) -> Path:
 
 
 def _write(plan: Plan, mean: Mean, out: Path, scratch: Path, max_shard_bytes: int | None) -> Path:
-    """All files are complete and synced in `scratch` before the first gets its own name; the index gets its last."""
+    """Write the mean and return its path. All files are complete and synced in `scratch` before one gets its own name."""
     # The order of write_safetensors: by falling alignment, then by name.
     order = sorted(range(len(plan.names)), key=lambda index: (-SIZES[plan.dtypes[index]], plan.names[index]))
     shards = _shards(plan, order, max_shard_bytes)
-    if len(shards) == 1:
-        written = [(scratch / "mean", out)]
-    else:
-        stem = out.name.removesuffix(".safetensors")
-        names = [f"{stem}-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
-        written = [(scratch / name, out.with_name(name)) for name in names]
+    finals = [out] if len(shards) == 1 else [shard_of(out, n, len(shards)) for n in range(1, len(shards) + 1)]
+    written = [(scratch / final.name, final) for final in finals]
     with np.errstate(all="ignore"):  # what is not finite is refused, with its name
         for shard, (path, _) in zip(shards, written, strict=True):
             tensors = [(plan.names[index], plan.dtypes[index], list(plan.shapes[index])) for index in shard]
@@ -126,16 +125,10 @@ def _write(plan: Plan, mean: Mean, out: Path, scratch: Path, max_shard_bytes: in
                     file.writelines(mean.pieces(index))
                 _sync(file)
     if len(shards) > 1:
-        homes = {
-            plan.names[index]: final.name for shard, (_, final) in zip(shards, written, strict=True) for index in shard
-        }
-        written.append((scratch / "index", out.with_name(f"{stem}{INDEX}")))
+        homes = {plan.names[index]: final.name for shard, final in zip(shards, finals, strict=True) for index in shard}
+        written.append((scratch / "index", index_of(out)))
         _write_index(written[-1][0], homes, sum(map(plan.bytes, order)))
-    for _, final in written:
-        if final.is_dir():
-            raise IsADirectoryError(f"{final}: is a folder")
-    for path, final in written:
-        os.replace(path, final)
+    replace_checkpoint(written, out, scratch)
     return written[-1][1]
 
 
@@ -165,7 +158,10 @@ def _sync(file: IO[bytes]) -> None:
 
 @dataclass(frozen=True)
 class Trial:
-    """One checkpoint of a greedy soup: its own score, the score of the mean with it (None for the first), whether it stayed."""
+    """One checkpoint of a greedy soup.
+
+    score: its own. mean_score: that of the mean with it, None for the first. kept: whether it stayed in the mean.
+    """
 
     path: Path
     score: float
@@ -183,7 +179,7 @@ class Soup:
 
     @property
     def members(self) -> tuple[Path, ...]:
-        """The checkpoints in the mean, the best first."""
+        """Return the checkpoints in the mean, the best first."""
         return tuple(trial.path for trial in self.trials if trial.kept)
 
 
@@ -197,12 +193,16 @@ def greedy_soup(
 ) -> Soup:
     """Write the greedy soup of checkpoints to `out` (Wortsman et al. 2022, recipe 1).
 
-    score: of the checkpoint at a path, higher is better, on held-out data. Called for every one of `paths` as given, then
-    for every mean on trial, a safetensors file. In falling order of their own scores, each checkpoint joins the mean if
+    score: gives the checkpoint at a path a number on held-out data; higher is better. It is called for every one of `paths`
+    as given, then for every mean on trial, a safetensors file.
+
+    In falling order of their own scores, each checkpoint joins the mean if
     that mean's score does not fall. Each mean is made from the checkpoints anew, in one pass, so that `out` is what
     average_checkpoints gives for the members.
 
-    No other file remains. Raises what average_checkpoints does, ValueError for a score that is NaN, and what `score` does.
+    No other file remains.
+
+    Raises what average_checkpoints does, ValueError for a score that is NaN, and what `score` does.
     """
     out, chosen = _checked_out(out), dtype and dtype_named(dtype)
     _accumulator(accumulate), _shares(len(paths), None)
@@ -221,12 +221,12 @@ def greedy_soup(
             if together >= highest:
                 highest, members = together, [*members, path]
                 os.replace(candidate, best)
-        os.replace(best, out)
+        replace_checkpoint([(best, out)], out, Path(folder))
     return Soup(out, highest, tuple(trials))
 
 
 def _score(score: Callable[[Path], float], path: Path) -> float:
-    found = float(score(path))
-    if math.isnan(found):
+    value = float(score(path))
+    if math.isnan(value):
         raise ValueError(f"the score of {path} is NaN: it cannot be compared")
-    return found
+    return value

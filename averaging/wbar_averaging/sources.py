@@ -17,7 +17,7 @@ WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "Opti
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The user's own module inside DistributedDataParallel, DataParallel and torch.compile, in any order."""
+    """Return the user's own module inside DistributedDataParallel, DataParallel and torch.compile, in any order."""
     while type(module).__name__ in WRAPPERS:
         inner = getattr(module, WRAPPERS[type(module).__name__], None)
         if not isinstance(inner, nn.Module):
@@ -27,7 +27,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def named_tensors(source: Source) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, shared tensors under each of their names. Nothing is copied."""
+    """Return parameters and persistent buffers by name, shared tensors under each of their names. Nothing is copied."""
     if not isinstance(source, nn.Module):
         return dict(source)
     return _held(_slots(unwrapped(source)))
@@ -93,11 +93,14 @@ class Reader:
         self._forget()
 
     def names_of(self, name: str) -> list[str]:
-        """`name` and every alias of it."""
+        """Return `name` and every alias of it."""
         return [name, *(alias for alias, first in self.aliases.items() if first == name)]
 
     def read(self, source: Source) -> list[Tensor]:
-        """The source's tensors in the order of `names`. Raises ValueError, naming the tensor, on other names or shapes."""
+        """Return the source's tensors in the order of `names`.
+
+        Raises ValueError, naming the tensor, on other names or shapes.
+        """
         if isinstance(source, nn.Module):
             return self._read_module(unwrapped(source))
         return self._checked(dict(source))
@@ -138,7 +141,7 @@ class Reader:
         return [tensors[name] for name in self.names]
 
     def check_names(self, tensors: Mapping[str, Tensor], names: list[str]) -> None:
-        """Raises ValueError unless `tensors` has just these names, with the known shapes."""
+        """Raise ValueError unless `tensors` has just these names, with the known shapes."""
         missing, unexpected = sorted(set(names) - tensors.keys()), sorted(tensors.keys() - set(names))
         if missing or unexpected:
             raise ValueError(f"the source has other tensors: missing {missing[:20]}, unexpected {unexpected[:20]}")
@@ -148,7 +151,7 @@ class Reader:
 
 
 def first_not_finite(names: list[str], tensors: list[Tensor]) -> str | None:
-    """The name of the first tensor that holds a NaN or an infinity, or None. One read of the bytes, no copies."""
+    """Return the name of the first tensor that holds a NaN or an infinity, or None. Each byte is read once, none copied."""
     chosen = [(name, tensor) for name, tensor in zip(names, tensors, strict=True) if tensor.is_floating_point()]
     # A sum is finite only if every term is, and costs the least of all tests; a sum that overflows is looked at again.
     wide = {torch.float16: torch.float32, torch.bfloat16: torch.float32}

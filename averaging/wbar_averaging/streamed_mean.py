@@ -36,7 +36,7 @@ class NotFinite(ValueError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is averaged: tensors numbered as in the first checkpoint, with the mean's dtypes."""
+    """What is averaged: checkpoints, and their tensors numbered as in the first one, with the mean's dtypes and shapes."""
 
     checkpoints: list[Checkpoint]
     names: list[str]
@@ -45,19 +45,27 @@ class Plan:
     metadata: dict[str, str]
 
     def elements(self, index: int) -> int:
+        """Return how many numbers tensor `index` has."""
         return math.prod(self.shapes[index])
 
     def bytes(self, index: int) -> int:
+        """Return how many bytes tensor `index` takes in the mean's file."""
         return self.elements(index) * SIZES[self.dtypes[index]]
 
     def read_bytes(self, index: int, elements: int) -> int:
-        """Those read for so many of one tensor's numbers, over all checkpoints."""
+        """Return how many bytes are read, over all checkpoints, for `elements` numbers of tensor `index`."""
         used = self.checkpoints if _kind(self.dtypes[index]) == FLOAT else self.checkpoints[-1:]
         return elements * sum(SIZES[checkpoint.dtypes[index]] for checkpoint in used)
 
 
 def make_plan(paths: Sequence[str | os.PathLike[str]], files: OpenFiles, copies: Path, chosen: str | None) -> Plan:
-    """Open and compare the checkpoints. Of all but the first, only dtypes and places are kept."""
+    """Open and compare the checkpoints. Of all but the first, only dtypes and places are kept.
+
+    copies: a folder for copies of PyTorch files, see `open_checkpoint`. chosen: the dtype of all floating-point tensors of
+    the mean; None leaves each as it is in the first checkpoint.
+
+    Raises Mismatch, and what `open_checkpoint` does.
+    """
     first = open_checkpoint(paths[0], files, copies)
     entries, names, checkpoints, metadata = first.entries, list(first.entries), [first], dict(first.metadata)
     _refuse(
@@ -77,13 +85,13 @@ def make_plan(paths: Sequence[str | os.PathLike[str]], files: OpenFiles, copies:
 
 
 def _differences(label: str, entries: dict[str, Entry], other: Checkpoint) -> list[str]:
-    found = []
+    lines = []
     for name in sorted(entries.keys() | other.entries.keys()):
         here, there = entries.get(name), other.entries.get(name)
         same = here and there and here.shape == there.shape and _kind(here.dtype) == _kind(there.dtype)
         if not same:
-            found.append(f"{name}: {_shown(here)} in {label}, {_shown(there)} in {other.label}")
-    return found
+            lines.append(f"{name}: {_shown(here)} in {label}, {_shown(there)} in {other.label}")
+    return lines
 
 
 def _kind(dtype: str) -> str:
@@ -104,7 +112,11 @@ def _refuse(lines: list[str]) -> None:
 
 
 class Mean:
-    """The mean of any piece of any tensor, in buffers that are made once: fresh ones would cost a page fault a page."""
+    """The mean of any piece of any tensor, in buffers that are made once: new ones would cost a page fault for every page.
+
+    shares: the weights, of sum 1; None for equal ones. wide: the dtype to sum in. progress: called after every piece with the
+    bytes read so far and in all.
+    """
 
     def __init__(
         self, plan: Plan, shares: list[float] | None, wide: "np.dtype[Any]", progress: Progress | None
@@ -117,7 +129,7 @@ class Mean:
         self._scratch = np.empty(PIECE, np.float32)
 
     def pieces(self, index: int) -> Iterator[memoryview]:
-        """The tensor's mean as bytes, in order. What was given is overwritten by what is given next."""
+        """Yield the tensor's mean as bytes, in order. Each piece overwrites the one before. Raises NotFinite."""
         elements, averaged = self._plan.elements(index), _kind(self._plan.dtypes[index]) == FLOAT
         for begin in range(0, elements, PIECE):
             count = min(PIECE, elements - begin)

@@ -22,8 +22,9 @@ from torchvision import models
 
 from benchmarks.averaging.alternate import Turn, absent, alternate, part, threads, timed_row
 from benchmarks.table import Findings, Row
+from wbar.spec import Network
 from wbar_averaging import recompute_batch_norm
-from wbar_training.networks.architectures import Network, initialized
+from wbar_training.networks.architectures import initialized
 
 try:
     from fvcore.nn.precise_bn import update_bn_stats

@@ -23,7 +23,6 @@ class ArchitectureEntry(BaseModel):
     fixed_size: bool = Field(description="Whether a checkpoint takes only the size that it was trained at.")
     optimizer: Literal["sgd", "adamw"]
     peak_lr: float = Field(description="The customary peak learning rate at batch 128, from which `auto` follows.")
-    weight_decay: float
     reproducible: bool = Field(description="Whether a GPU run can be repeated bit for bit.")
 
 

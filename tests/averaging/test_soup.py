@@ -359,11 +359,60 @@ def test_a_folder_stands_for_the_index_or_file_in_it(tmp_path: Path) -> None:
     a = floats(folder / "model.safetensors", u=[1], v=[4])
     expected = average_checkpoints([folder], None, out).read_bytes()
     average_checkpoints([a], None, a, max_shard_bytes=4)
-    a.unlink()
     assert average_checkpoints([folder], None, out).read_bytes() == expected
     (folder / "other.safetensors.index.json").write_text("{}")
-    with pytest.raises(UnreadableCheckpoint, match="holds 2 files"):
+    with pytest.raises(UnreadableCheckpoint, match="holds 2 checkpoints"):
         average_checkpoints([folder], None, out)
+
+
+def test_a_folder_with_a_single_file_and_shards_is_not_chosen_from(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    a, out = floats(folder / "model.safetensors", u=[1], v=[4]), tmp_path / "m.safetensors"
+    whole = a.read_bytes()
+    index = average_checkpoints([a], None, a, max_shard_bytes=4)
+    a.write_bytes(whole)
+    with pytest.raises(
+        UnreadableCheckpoint, match=r"holds 2 checkpoints.*model.safetensors.index.json, model.safetensors"
+    ):
+        average_checkpoints([folder], None, out)
+    assert average_checkpoints([index, a], None, out) == out
+
+
+def save_pytorch_shards(folder: Path, zipped: Sequence[bool], **homes: list[str]) -> Path:
+    """PyTorch files `x-1.bin` …, each with the tensors named, and their index."""
+    weight_map = {}
+    for number, (names, zip_it) in enumerate(zip(homes.values(), zipped, strict=True), 1):
+        tensors = {name: torch.full((3,), float(ord(name))) for name in names}
+        torch.save(tensors, folder / f"x-{number}.bin", _use_new_zipfile_serialization=zip_it)
+        weight_map |= dict.fromkeys(names, f"x-{number}.bin")
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return index
+
+
+@pytest.mark.parametrize("zipped", [(True, True), (False, False), (True, False)])
+def test_an_index_of_pytorch_files_is_read_as_one(tmp_path: Path, zipped: tuple[bool, bool]) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    index = save_pytorch_shards(folder, zipped, first=["a", "c"], second=["b"])
+    for path in (index, folder):
+        mean = load(average_checkpoints([path], None, tmp_path / "m.safetensors"))
+        assert {name: x.tolist() for name, (_, x) in mean.items()} == {name: [float(ord(name))] * 3 for name in "abc"}
+    content = json.loads(index.read_text())
+    content["weight_map"]["b"] = "x-1.bin"
+    index.write_text(json.dumps(content))
+    with pytest.raises(UnreadableCheckpoint, match=r"b: in x-1\.bin by the index, in none in fact"):
+        average_checkpoints([index], None, tmp_path / "m.safetensors")
+
+
+def test_pytorch_shards_with_a_tensor_twice_or_of_two_formats_are_refused(tmp_path: Path) -> None:
+    index = save_pytorch_shards(tmp_path, (True, True), first=["a", "b"], second=["b"])
+    with pytest.raises(UnreadableCheckpoint, match=r"b is in both .*x-1\.bin and .*x-2\.bin"):
+        average_checkpoints([index], None, tmp_path / "m.safetensors")
+    save_file({"b": torch.zeros(3)}, tmp_path / "x-2.bin")
+    with pytest.raises(UnreadableCheckpoint, match=r"x-2\.bin is a safetensors file and x-1\.bin a PyTorch file"):
+        average_checkpoints([index], None, tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize(

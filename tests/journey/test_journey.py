@@ -14,13 +14,14 @@ from tests.conftest import Service, wait_until
 from tests.material import start_state, write_archive, write_start
 from wbar.client import Client
 from wbar.jobs import Job
+from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training.data.augment import Preparer
 from wbar_training.data.packed import load_split
 from wbar_training.draws import permutation
 from wbar_training.evaluate import even_slices, forward_batch
 from wbar_training.evaluator import BATCH_NORM_IMAGES
-from wbar_training.networks.architectures import Network, initialized, load
+from wbar_training.networks.architectures import initialized, load
 from wbar_training.uploads.dataset_archives import Limits, pack_archive
 
 METHOD = {"cycles": 3, "high": {"lr": 0.02, "epochs": 1}, "low": {"lr": 0.002, "epochs": 1}, "pull": 0.001}

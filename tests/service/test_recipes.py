@@ -14,8 +14,9 @@ from tests.conftest import Service, wait_until
 from tests.material import write_archive, write_start
 from wbar.client import Client
 from wbar.jobs import Job
+from wbar.spec import Network
 from wbar_averaging import write_safetensors
-from wbar_training.networks.architectures import Network, initialized
+from wbar_training.networks.architectures import initialized
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wbar.errors import CorruptFile, NonFiniteWeights, NotAStateDict, Rejected, UnsafePickle
-from wbar_training.networks.architectures import Network, initialized
-from wbar_training.uploads.checkpoint_files import common_prefix, judge
+from wbar.spec import Network
+from wbar_training.networks.architectures import initialized
+from wbar_training.uploads.checkpoint_files import common_prefix, validate
 
 
 def resnet(**kwargs: object) -> torch.nn.Module:
@@ -29,6 +30,7 @@ WRAPPINGS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
     "nested": lambda state: {"checkpoint": 1, "model": {"state_dict": state}},
     "data parallel": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
     "compiled": lambda state: {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
+    "net": lambda state: {f"module.net.{name}": tensor for name, tensor in state.items()},
     "lightning": lambda state: {"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}},
     "averaged": lambda state: {"n_averaged": torch.tensor(3)} | {f"module.{name}": t for name, t in state.items()},
 }
@@ -40,7 +42,7 @@ def test_nested_and_prefixed_checkpoints_are_understood(tmp_path: Path, wrapping
     state = resnet().state_dict()
     path, out = tmp_path / "c.pth", tmp_path / "out.safetensors"
     torch.save(WRAPPINGS[wrapping](dict(state)), path, _use_new_zipfile_serialization=zipped)
-    found = judge(path, None, None, out)
+    found = validate(path, None, None, out)
     assert (found.format, found.network.name, found.source) == ("pytorch", "resnet20", "detected")
     assert found.parameters == sum(p.numel() for p in resnet().parameters())
     written = load_file(out)
@@ -50,7 +52,7 @@ def test_nested_and_prefixed_checkpoints_are_understood(tmp_path: Path, wrapping
 
 def test_safetensors_with_given_architecture_and_channels(tmp_path: Path) -> None:
     save_file(dict(resnet(channels=1).state_dict()), tmp_path / "c")
-    found = judge(tmp_path / "c", "resnet20", None, tmp_path / "out")
+    found = validate(tmp_path / "c", "resnet20", None, tmp_path / "out")
     assert (found.format, found.source, found.network.channels) == ("safetensors", "given", 1)
 
 
@@ -59,6 +61,18 @@ def test_prefixes_are_stripped_only_where_every_name_has_them() -> None:
     assert common_prefix({"module.a": t, "module.b": t}) == "module."
     assert common_prefix({"module.a": t, "b": t}) == ""
     assert common_prefix({"_orig_mod.model.a": t}) == "_orig_mod.model."
+    assert common_prefix({"net.a": t, "net.b": t}) == "net."
+    assert common_prefix({"network.a": t}) == ""
+
+
+def test_what_was_recognized_and_could_be_another_network_says_so(tmp_path: Path) -> None:
+    save_file(initialized(Network("resnet18", 10)).state_dict(), tmp_path / "c")
+    detected = validate(tmp_path / "c", None, None, tmp_path / "out")
+    assert (detected.source, detected.ambiguous_with) == ("detected", ["timm's resnetblur18"])
+    given = validate(tmp_path / "c", "resnet18", None, tmp_path / "out")
+    assert (given.source, given.ambiguous_with) == ("given", None)
+    save_file(dict(resnet().state_dict()), tmp_path / "d")
+    assert validate(tmp_path / "d", None, None, tmp_path / "out").ambiguous_with is None
 
 
 class Payload:
@@ -80,7 +94,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
     with pytest.raises(UnsafePickle, match="never done"):
-        judge(path, None, None, tmp_path / "out")
+        validate(path, None, None, tmp_path / "out")
     assert not marker.exists()
     pickle.loads(pickle.dumps(Payload(marker)))
     assert marker.exists(), "the payload works when it is let"
@@ -89,7 +103,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path
 def test_a_whole_module_is_unsafe(tmp_path: Path) -> None:
     torch.save(resnet(), tmp_path / "c.pth")
     with pytest.raises(UnsafePickle, match="state_dict"):
-        judge(tmp_path / "c.pth", None, None, tmp_path / "out")
+        validate(tmp_path / "c.pth", None, None, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["zip", "legacy", "safetensors"])
@@ -103,21 +117,21 @@ def test_a_truncated_file_is_corrupt(tmp_path: Path, name: str, keep: float) -> 
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
     with pytest.raises(CorruptFile):
-        judge(path, None, None, tmp_path / "out")
+        validate(path, None, None, tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"GIF89a" + bytes(100), b"\x80\x02}q\x00.", bytes(64)])
 def test_other_files_are_not_checkpoints(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c").write_bytes(content)
     with pytest.raises((CorruptFile, NotAStateDict)):
-        judge(tmp_path / "c", None, None, tmp_path / "out")
+        validate(tmp_path / "c", None, None, tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"epoch": 1, "optimizer": {"lr": 0.1}}, torch.zeros(3)])
 def test_files_without_a_state_dict(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "c")
     with pytest.raises(NotAStateDict, match="holds"):
-        judge(tmp_path / "c", None, None, tmp_path / "out")
+        validate(tmp_path / "c", None, None, tmp_path / "out")
 
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
@@ -126,7 +140,7 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
         for entry in old.infolist():
             new.writestr(entry.filename, old.read(entry))
     with pytest.raises(CorruptFile, match="compressed"):
-        judge(tmp_path / "d", None, None, tmp_path / "out")
+        validate(tmp_path / "d", None, None, tmp_path / "out")
 
 
 def test_nan_weights_are_named_and_counted(tmp_path: Path) -> None:
@@ -135,7 +149,7 @@ def test_nan_weights_are_named_and_counted(tmp_path: Path) -> None:
     state["fc.weight"][0, :3] = float("nan")
     save_file(state, tmp_path / "c")
     with pytest.raises(NonFiniteWeights, match=r"fc.weight: 3 of 640"):
-        judge(tmp_path / "c", None, None, tmp_path / "out")
+        validate(tmp_path / "c", None, None, tmp_path / "out")
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
@@ -144,7 +158,7 @@ def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path: Path, dtype: to
     state["fc.weight"] = state["fc.weight"].to(dtype)
     torch.save(state, tmp_path / "c")
     with pytest.raises(NotAStateDict, match=r"fc\.weight is a"):
-        judge(tmp_path / "c", None, None, tmp_path / "out")
+        validate(tmp_path / "c", None, None, tmp_path / "out")
 
 
 def test_integer_weights_are_refused(tmp_path: Path) -> None:
@@ -152,10 +166,10 @@ def test_integer_weights_are_refused(tmp_path: Path) -> None:
     state["fc.weight"] = state["fc.weight"].to(torch.int8)
     save_file(state, tmp_path / "c")
     with pytest.raises(Rejected, match=r"fc\.weight: torch\.int8 in the checkpoint"):
-        judge(tmp_path / "c", None, None, tmp_path / "out")
+        validate(tmp_path / "c", None, None, tmp_path / "out")
 
 
 def test_a_wrong_number_of_classes_is_a_mismatch(tmp_path: Path) -> None:
     save_file(dict(resnet().state_dict()), tmp_path / "c")
     with pytest.raises(Rejected, match=r"fc.weight: \(10, 64\) in the checkpoint, \(12, 64\) in resnet20"):
-        judge(tmp_path / "c", None, 12, tmp_path / "out")
+        validate(tmp_path / "c", None, 12, tmp_path / "out")

@@ -8,10 +8,11 @@ import torch
 from tests.training.jobs import METHOD, Recorder, make_job, run
 from wbar.method import METHODS, HighPhase, LowPhase
 from wbar.schedule import build_schedule
+from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training import decisions
 from wbar_training.data.job_data import JobData
-from wbar_training.networks.architectures import Network, initialized
+from wbar_training.networks.architectures import initialized
 from wbar_training.resume import Results
 
 AUTO = METHODS.validate_python({"type": "auto", "lr": 0.1})

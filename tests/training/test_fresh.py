@@ -5,7 +5,8 @@ import torch
 
 from wbar.errors import NothingMatches
 from wbar.recipe import Normalization, Optimizer, Recipe
-from wbar_training.networks.architectures import Network, initialized
+from wbar.spec import Network
+from wbar_training.networks.architectures import initialized
 from wbar_training.networks.fresh_layers import head_of, prepared
 from wbar_training.optim import make_optimizer
 from wbar_training.plan import Plan

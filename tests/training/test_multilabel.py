@@ -10,10 +10,11 @@ from PIL import Image
 
 from tests.training.jobs import METHOD, Recorder, make_job, run
 from wbar.errors import InvalidArchive, Rejected, TooFewClasses
+from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training.data.packed import load_split
 from wbar_training.evaluate import score
-from wbar_training.networks.architectures import Network, initialized
+from wbar_training.networks.architectures import initialized
 from wbar_training.uploads.dataset_archives import Limits, pack_archive, pack_folder
 
 INDICATORS = "image,red,green\n" + "".join(f"train/{i}.png,{i % 2},{i // 2 % 2}\n" for i in range(16))

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from tests.training.jobs import METHOD, LocalJob, Recorder, make_job, run
 from wbar.errors import Diverged
 from wbar.method import HighPhase, LowPhase
-from wbar.spec import JobSpec
+from wbar.spec import JobSpec, Network
 from wbar_averaging import write_safetensors
 from wbar_training import resume
 from wbar_training.distributed.launch import run_on_ranks
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.loop import TrainingJob
-from wbar_training.networks.architectures import Network, initialized, load
+from wbar_training.networks.architectures import initialized, load
 from wbar_training.outcome import Outcome
 from wbar_training.reporter import Reporter, StopRequested
 from wbar_training.setup import set_up

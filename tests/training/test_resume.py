@@ -9,10 +9,10 @@ import torch
 
 from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, make_job, run
 from wbar.method import METHODS
-from wbar.spec import StoredWeights
+from wbar.spec import Network, StoredWeights
 from wbar_averaging import write_safetensors
 from wbar_training import resume
-from wbar_training.networks.architectures import Network, initialized
+from wbar_training.networks.architectures import initialized
 
 RATES = {"lr": 0.05, "control_lr": 0.05}
 STRAIGHT = RATES | {"epochs": 3}

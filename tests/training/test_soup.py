@@ -11,9 +11,9 @@ from tests.averaging import reference
 from tests.training.jobs import LocalJob, Recorder, make_job, run
 from tests.training.test_loop import batch_norm_batches
 from wbar.method import Soup
-from wbar.spec import StoredWeights
+from wbar.spec import Network, StoredWeights
 from wbar_averaging import write_safetensors
-from wbar_training.networks.architectures import Network, initialized, load
+from wbar_training.networks.architectures import initialized, load
 from wbar_training.reporter import StopRequested
 
 NETWORK = Network("resnet20", 10)

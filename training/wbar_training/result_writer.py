@@ -79,7 +79,7 @@ class ResultWriter:
         ranks = Ranks.here()
         if ranks.leads:
             self.write(weights, tensors, snapshots)
-            torch.save(read_tensors(weights), pytorch)
+            torch.save(architectures.as_torch_saves(self._network, read_tensors(weights), self._prefix), pytorch)
         ranks.from_leader(None)
         return weights, pytorch
 

@@ -10,9 +10,9 @@ import torch
 
 from wbar.errors import JobError
 from wbar.jobs import MetricsPoint, Progress, Score
+from wbar.spec import Network
 from wbar_training.loop import run
 from wbar_training.meter import Stopped
-from wbar_training.networks.architectures import Network
 from wbar_training.plan import Ingredient, Teacher, Work
 from wbar_worker.processes import Ears
 

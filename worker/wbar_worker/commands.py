@@ -11,7 +11,7 @@ app = typer.Typer()
 
 @app.command()
 def worker(
-    queue: Annotated[str, typer.Option(help="train (one job per device) or ingest (judges uploads).")] = "train",
+    queue: Annotated[str, typer.Option(help="train (one job per device) or ingest (validates uploads).")] = "train",
 ) -> None:
     """Run a worker: configured by WBAR_DATABASE_URL, WBAR_BROKER_URL, WBAR_BLOBS_URL, WBAR_SCRATCH."""
     if queue not in ("train", "ingest"):

@@ -1,4 +1,4 @@
-"""Judging uploads: a child process under limits reads the file; its verdict becomes the row, and rejected bytes go."""
+"""Uploads are validated: a child process under limits reads the file; its verdict becomes the row, rejected bytes go."""
 
 import hashlib
 import logging
@@ -27,13 +27,13 @@ Verdict = tuple[str, Any]
 
 
 class Ingester:
-    """Judges uploads for one worker process."""
+    """Validates uploads for one worker process."""
 
     def __init__(self, store: Store, settings: WorkerSettings) -> None:
         self.store, self.settings = store, settings
 
     def run(self, object_id: str) -> None:
-        """Claim and judge the object; a message for one that is judged already does nothing."""
+        """Claim and validate the object; a message for one that is validated already does nothing."""
         row = self.store.uploads.claim(object_id)
         if row is None:
             return
@@ -50,7 +50,7 @@ class Ingester:
 
     @contextmanager
     def _renewed(self, row: Row[Any]) -> Iterator[None]:
-        """Keep the lease while files are fetched, judged and stored, however long each takes."""
+        """Keep the lease while files are fetched, validated and stored, however long each takes."""
         done = threading.Event()
 
         def renew() -> None:
@@ -72,18 +72,18 @@ class Ingester:
         path, out = scratch / "upload", scratch / "weights.safetensors"
         self.store.blobs.fetch(row.content, path)
         payload = {"path": str(path), "out": str(out), **row.given}
-        kind, found = self._in_child("validate.checkpoint", payload, row)
+        kind, answer = self._in_child("validate.checkpoint", payload, row)
         if kind != "ready":
-            self._reject(row, kind, found)
+            self._reject(row, kind, answer)
             return
-        network = found["network"]
+        network = answer["network"]
         received = self.store.blobs.put_file(out)
         values = {
             "status": "ready",
-            "format": found["format"],
-            "parameters": found["parameters"],
-            "tensors": found["tensors"],
-            "prefix": found["prefix"],
+            "format": answer["format"],
+            "parameters": answer["parameters"],
+            "tensors": answer["tensors"],
+            "prefix": answer["prefix"],
             "projection": network["projection"],
             "weights": received.sha256,
             "architecture": {
@@ -91,7 +91,8 @@ class Ingester:
                 "num_classes": network["num_classes"],
                 "channels": network["channels"],
                 "image_size": network["image_size"],
-                "source": found["source"],
+                "source": answer["source"],
+                "ambiguous_with": answer["ambiguous_with"],
             },
         }
         with self.store.blobs.keep(received), self.store.database.write() as connection:
@@ -167,18 +168,18 @@ class Ingester:
         finally:
             child.end()
 
-    def _reject(self, row: Row[Any], kind: str, found: Any) -> None:
+    def _reject(self, row: Row[Any], kind: str, answer: Any) -> None:
         if kind == "gone":
             return
         if kind == "crashed":
-            log.error("judging %s (attempt %d) failed: %s", row.id, row.attempts, found)
+            log.error("validating %s (attempt %d) failed: %s", row.id, row.attempts, answer)
             if self.store.uploads.give_up(row.id, row.attempts):
                 self._collect(row)
             else:
                 self.store.uploads.release(row.id, row.attempts)
                 self.store.uploads.notify(row.id)
             return
-        values = {"status": "rejected", "error": found, "content": None}
+        values = {"status": "rejected", "error": answer, "content": None}
         with self.store.database.write() as connection:
             self.store.uploads.settle(connection, row.id, row.attempts, values)
         self._collect(row)

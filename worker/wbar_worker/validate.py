@@ -15,14 +15,11 @@ def checkpoint(payload: dict[str, Any], pipe: Connection, _ears: Ears) -> None:
     """payload: path, out, architecture, num_classes, memory, seconds."""
     confine(payload["memory"], payload["seconds"])
 
-    def judge() -> dict[str, Any]:
-        return asdict(
-            checkpoint_files.judge(
-                Path(payload["path"]), payload["architecture"], payload["num_classes"], Path(payload["out"])
-            )
-        )
+    def read() -> dict[str, Any]:
+        path, out = Path(payload["path"]), Path(payload["out"])
+        return asdict(checkpoint_files.validate(path, payload["architecture"], payload["num_classes"], out))
 
-    _answer(pipe, judge)
+    _answer(pipe, read)
 
 
 def dataset(payload: dict[str, Any], pipe: Connection, _ears: Ears) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
 
-from wbar.catalog import ARCHITECTURES
+from wbar.catalog import ARCHITECTURES, similar_names
 from wbar.checkpoints import Checkpoint
 from wbar.errors import CheckpointNotReady, ValidationFailed
 from wbar.jobs import Deleted
@@ -54,7 +54,8 @@ async def create_checkpoint(
     """
     if architecture is not None and architecture not in ARCHITECTURES:
         raise ValidationFailed(
-            f"{architecture!r} is not an architecture of this service; GET /v1/architectures lists the names",
+            f"{architecture!r} is not an architecture of this service{similar_names(architecture)}; "
+            "GET /v1/architectures lists the names",
             [{"pointer": "", "parameter": "architecture", "detail": "unknown architecture"}],
         )
     received, filename = await receive(request, store.blobs, request.app.state.settings.max_checkpoint_bytes)

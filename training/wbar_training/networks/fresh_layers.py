@@ -1,11 +1,14 @@
-"""The start as a recipe wants it: some layers started afresh, some frozen, another dropout rate.
+"""The start as a recipe wants it: some layers begin afresh, some are frozen, the dropout rate is another one.
 
     Kaiming   N(0, √(2/n_in))            (He et al. 2015, equation 10)
     Xavier    N(0, √(2/(n_in + n_out)))  (Glorot & Bengio 2010, equation 12)
     normal    N(0, 1/√n_in)
 
 Biases are 0; normalization layers begin as the identity, and where a whole residual block is fresh its last BatchNorm's γ
-is 0, so that the block begins as its shortcut (Goyal et al. 2017, section 5.1).
+is 0, so that the block begins as its shortcut (Goyal et al. 2017, section 5.1). The blocks known for that are those of He et
+al. 2016, which end with a BatchNorm: in torchvision's ResNet, ResNeXt and Wide ResNet, and in the CIFAR ResNets. Blocks of
+other families (the pre-activation and wide CIFAR networks, whose blocks end with a convolution, and RegNet, MobileNet,
+EfficientNet, …) begin as their layers do; `recipe.zero_gamma` changes nothing there.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,11 +25,13 @@ from wbar_training.draws import generator, key
 from wbar_training.networks.architectures import build, initialized, load, shapes_of
 
 LISTED = 12
-RESIDUAL_BLOCKS = ("BasicBlock", "Bottleneck")  # those that end with a BatchNorm: torchvision's and the CIFAR ResNets'
+RESIDUAL_BLOCKS = ("BasicBlock", "Bottleneck")  # class names, of torchvision's ResNets and of the CIFAR ResNets
 
 
 def prepared(network: Network, tensors: Mapping[str, Tensor], recipe: Recipe, seed: int) -> nn.Module:
-    """The network with the checkpoint's tensors and what the recipe changes of them, float32, on the CPU.
+    """Build the network with the checkpoint's tensors and what the recipe changes of them, float32, on the CPU.
+
+    tensors: the checkpoint's, under the network's own names. seed: the job's; fresh weights follow from it and their names.
 
     Raises NothingMatches where a pattern of `freeze` or `reset` names no parameter, nothing is left to train, or `dropout`
     is set and the network has no dropout layer.
@@ -52,20 +57,20 @@ def prepared(network: Network, tensors: Mapping[str, Tensor], recipe: Recipe, se
 
 
 def head_of(network: Network) -> set[str]:
-    """Names of the parameters whose shapes follow the number of classes."""
+    """Return the names of the parameters whose shapes follow the number of classes."""
     own, wider = (shapes_of(replace(network, num_classes=n)) for n in (10, 11))
     return {name for name in own if own[name] != wider[name]}
 
 
 def _matching(names: Sequence[str], patterns: Iterable[str], field: str) -> set[str]:
-    found = set()
+    chosen = set()
     for pattern in patterns:
         matched = {name for name in names if fnmatchcase(name, pattern)}
         if not matched:
             some = ", ".join(names[:LISTED])
             raise NothingMatches(f"recipe.{field} {pattern!r} names no parameter; the network's begin with: {some}")
-        found |= matched
-    return found
+        chosen |= matched
+    return chosen
 
 
 def _own_initialization(network: Network, seed: int) -> dict[str, Tensor]:
@@ -110,7 +115,7 @@ def _draw(weight: Tensor, how: str, seed: int, name: str) -> None:
 
 
 def _last_norm(block: nn.Module) -> nn.modules.batchnorm._BatchNorm | None:
-    """The BatchNorm that a residual block ends with: the He et al. blocks of torchvision and of the CIFAR ResNets."""
+    """The BatchNorm that ends a block of RESIDUAL_BLOCKS; None for other modules."""
     if type(block).__name__ not in RESIDUAL_BLOCKS:
         return None
     norms = [m for name, m in block.named_children() if name.startswith("bn")]

@@ -1,4 +1,4 @@
-"""An uploaded file becomes a checked state dict: never unpickled beyond tensors, never believed before it is checked.
+"""An uploaded file becomes a checked state dict: nothing but tensors is unpickled, and nothing is believed unchecked.
 
 safetensors headers are checked by `averaging.read_header`; PyTorch files go through `torch.load(weights_only=True)` and
 nothing else, after their zip directory was checked. There is no second try with less care.
@@ -28,10 +28,10 @@ from wbar.errors import (
 from wbar.spec import Network
 from wbar_averaging import InvalidSafetensors, read_header, write_safetensors
 from wbar_averaging.pytorch_file import find_state_dict
-from wbar_training.networks import architectures
+from wbar_training.networks import architectures, recognition
 from wbar_training.networks.tensors import read_tensors
 
-PREFIXES = ("module.", "_orig_mod.", "model.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 COUNTERS = ("n_averaged",)  # AveragedModel's own count, no tensor of the network
 UNSAFE = ("Unsupported global", "Unsupported class", "Trying to", "blocklisted", "not allowed", "Can only")
 OBJECT_OPCODES = {
@@ -54,8 +54,12 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a checkpoint turned out to hold."""
+class ValidCheckpoint:
+    """What a checkpoint turned out to hold.
+
+    parameters: numbers in the network's parameters, buffers not counted; tensors: in the file. prefix: what the uploaded
+    names have before the network's own. ambiguous_with: see `wbar.checkpoints.NetworkArchitecture`.
+    """
 
     format: Literal["safetensors", "pytorch"]
     parameters: int
@@ -63,10 +67,14 @@ class Judged:
     network: Network
     source: Literal["given", "detected"]
     prefix: str
+    ambiguous_with: list[str] | None
 
 
-def judge(path: Path, architecture: str | None, num_classes: int | None, out: Path) -> Judged:
+def validate(path: Path, architecture: str | None, num_classes: int | None, out: Path) -> ValidCheckpoint:
     """Read the file, find its state dict, name its network, and write the tensors to `out` as safetensors.
+
+    architecture, num_classes: as the uploader gave them; None leaves them to the tensors. An architecture that was given
+    is not ambiguous.
 
     Raises a class of wbar.errors.Rejected that says what is wrong with it.
     """
@@ -75,31 +83,30 @@ def judge(path: Path, architecture: str | None, num_classes: int | None, out: Pa
     _check_kinds(tensors)
     prefix = common_prefix(tensors)
     shapes = {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in tensors.items()}
-    network = (
-        architectures.identify(architecture, shapes, num_classes) if architecture else architectures.detect(shapes)
-    )
+    network = recognition.identify(architecture, shapes, num_classes) if architecture else recognition.detect(shapes)
     if num_classes is not None and network.num_classes != num_classes:
-        network = architectures.identify(network.name, shapes, num_classes)
+        network = recognition.identify(network.name, shapes, num_classes)
     check_finite(tensors)
     trained = {name for name, _ in architectures.build(network).named_parameters()}
-    whole = [n for n, t in tensors.items() if n.removeprefix(prefix) in trained and not t.is_floating_point()]
-    if whole:
+    integers = [n for n, t in tensors.items() if n.removeprefix(prefix) in trained and not t.is_floating_point()]
+    if integers:
         raise ArchitectureMismatch(
-            f"{whole[0]}: {tensors[whole[0]].dtype} in the checkpoint, a floating-point dtype expected"
+            f"{integers[0]}: {tensors[integers[0]].dtype} in the checkpoint, a floating-point dtype expected"
         )
     write_safetensors(out, tensors, {})
-    return Judged(
+    return ValidCheckpoint(
         format=kind,
         parameters=sum(t.numel() for name, t in tensors.items() if name.removeprefix(prefix) in trained),
         tensors=len(tensors),
         network=network,
         source="given" if architecture else "detected",
         prefix=prefix,
+        ambiguous_with=None if architecture else list(recognition.NEAR_RELATIVES.get(network.name, ())) or None,
     )
 
 
 def _check_kinds(tensors: Mapping[str, Tensor]) -> None:
-    """Raises NotAStateDict for tensors that are no plain numbers: sparse, quantized, without memory, complex, float8."""
+    """Raise NotAStateDict for tensors that are no plain numbers: sparse, quantized, without memory, complex, float8."""
     for name, tensor in tensors.items():
         plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
         if not plain or tensor.dtype not in DTYPES:
@@ -110,7 +117,7 @@ def _check_kinds(tensors: Mapping[str, Tensor]) -> None:
 
 
 def read(path: Path) -> tuple[Literal["safetensors", "pytorch"], dict[str, Tensor]]:
-    """The file's flat state dict. Raises CorruptFile, UnsafePickle, NotAStateDict or ContentTooLarge."""
+    """Return the file's format and its flat state dict. Raises CorruptFile, UnsafePickle, NotAStateDict or ContentTooLarge."""
     with open(path, "rb") as file:
         head = file.read(16)
     if len(head) < 10:
@@ -198,25 +205,28 @@ def _reason(text: str) -> str:
 
 
 def state_dict_of(loaded: Any) -> dict[str, Tensor]:
-    """The flat mapping of names to tensors inside what torch.load gave: itself, or under one of the usual keys."""
-    found = find_state_dict(loaded)
-    if isinstance(found, str):
-        raise NotAStateDict(found)
-    return found
+    """Return the flat mapping of names to tensors inside what torch.load gave: itself, or under one of the usual keys."""
+    tensors_or_reason = find_state_dict(loaded)
+    if isinstance(tensors_or_reason, str):
+        raise NotAStateDict(tensors_or_reason)
+    return tensors_or_reason
 
 
 def common_prefix(tensors: Mapping[str, Tensor]) -> str:
-    """What wrappers put before every name: `module.` (DataParallel), `_orig_mod.` (compile), `model.`, in any order."""
+    """Return what wrappers put before every name, in any order.
+
+    They are `module.` (DataParallel), `_orig_mod.` (torch.compile), `model.` and `net.` (the attribute of a training class).
+    """
     prefix = ""
     while True:
-        found = next((p for p in PREFIXES if all(name.startswith(prefix + p) for name in tensors)), None)
-        if found is None or not tensors:
+        shared = next((one for one in PREFIXES if all(name.startswith(prefix + one) for name in tensors)), None)
+        if shared is None or not tensors:
             return prefix
-        prefix += found
+        prefix += shared
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises NonFiniteWeights naming the first tensors with NaN or infinite values and how many they have."""
+    """Raise NonFiniteWeights naming the first tensors with NaN or infinite values and how many they have."""
     bad = []
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
