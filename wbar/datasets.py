@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wbar.asked import Asked
 from wbar.checkpoints import Fault
 from wbar.states import UploadStatus
 
@@ -22,11 +23,10 @@ class ImageShape(BaseModel):
     width: int
 
 
-class DatasetSource(BaseModel):
+class DatasetSource(Asked):
     """A dataset that is not uploaded: a built-in one, or a location below a root that the operator allows."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"source": "builtin:digits"}]},
     )
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wbar.asked import Asked
 from wbar.checkpoints import Fault
 from wbar.method import AnyMethod, CyclicSwa
 from wbar.recipe import Recipe
@@ -16,11 +17,10 @@ Selected = Literal["averaged", "start"]
 Label = Annotated[str, Field(max_length=512)]
 
 
-class JobRequest(BaseModel):
+class JobRequest(Asked):
     """What a user asks for. Only `checkpoint` and `dataset` are required."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {"checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t", "dataset": "ds_0mk3q8v2zr5d2a7x9c4t"},
@@ -29,7 +29,13 @@ class JobRequest(BaseModel):
                     "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
                     "name": "digits, twelve cycles",
                     "metadata": {"team": "vision"},
-                    "method": {"cycles": 12, "high": {"lr": 0.05}, "low": {"lr": 0.005}, "pull": 0.001},
+                    "method": {
+                        "type": "cyclic_swa",
+                        "cycles": 12,
+                        "high": {"lr": 0.05},
+                        "low": {"lr": 0.005},
+                        "pull": 0.001,
+                    },
                     "recipe": {"batch_size": 64, "augment": "none"},
                     "seed": 1,
                     "flatness": True,

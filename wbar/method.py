@@ -13,7 +13,9 @@ from abc import abstractmethod
 from math import ceil
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
+
+from wbar.asked import Asked
 
 Auto = Literal["auto"]
 Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
@@ -26,11 +28,7 @@ MAX_CYCLES = 1000
 PUBLISHED = 6  # snapshots of a method that averages steps
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Phase(_Model):
+class Phase(Asked):
     """One phase of a cycle: its rate and its length."""
 
     lr: Auto | Rate = Field("auto", description="Learning rate of the phase, taken as given. `auto`: see the method.")
@@ -47,7 +45,7 @@ class Phase(_Model):
         return self
 
 
-class Slope(_Model):
+class Slope(Asked):
     """How a rate η starts and falls. u runs from 0 to 1 over the steps after the warm-up."""
 
     shape: Shape = Field(
@@ -71,7 +69,7 @@ class HighPhase(Phase, Slope):
     """The phase that leaves the basin's floor."""
 
 
-class _Trained(_Model):
+class _Trained(Asked):
     """What every method that trains can be asked for."""
 
     pull: Auto | Strength = Field(0.0, description="λ of λ‖w̄ − w‖², with w̄ held constant: its gradient is 2λ(w − w̄).")
@@ -249,7 +247,7 @@ class Plain(_Sloped):
     type: Literal["none"]
 
 
-class Regime(_Model):
+class Regime(Asked):
     """What `auto` does with a start whose training loss is below `ratio` × its held-out loss."""
 
     ratio: float = Field(
@@ -298,7 +296,7 @@ class AutoMethod(_Straight):
         return tuple(total * n // segments for n in range(1, segments + 1))
 
 
-class Soup(_Model):
+class Soup(Asked):
     """The mean of several checkpoints of one architecture (Wortsman et al. 2022), with BatchNorm recomputed for it.
 
     `greedy` orders them by their held-out loss and lets one in only if the mean's held-out loss does not rise. It chooses
@@ -343,7 +341,8 @@ TYPES = ("cyclic_swa", "auto", "swa", "ema", "lawa", "none", "soup")
 
 
 def _type(value: Any) -> str:
-    return str(value.get("type", "cyclic_swa") if isinstance(value, dict) else getattr(value, "type", "cyclic_swa"))
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "cyclic_swa" if kind is None else str(kind)
 
 
 AnyMethod = Annotated[

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from wbar.asked import Asked
 from wbar.method import Auto
 
 Augment = Literal[
@@ -26,10 +27,8 @@ Pattern = Annotated[str, Field(min_length=1, max_length=256)]
 MAX_CLASSES = 100_000
 
 
-class Optimizer(BaseModel):
+class Optimizer(Asked):
     """One of torch's own. Weight decay is coupled (L2) in all but AdamW, where it is decoupled."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: OptimizerName = Field("auto", description="`auto`: what the architecture is customarily trained with.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Of `sgd` (0: plain) and `rmsprop`; ignored by the others.")
@@ -58,11 +57,9 @@ class Optimizer(BaseModel):
         return self
 
 
-class Distillation(BaseModel):
+class Distillation(Asked):
     """The outputs of a teacher as a second target: (1 − weight)·L + weight·T²·KL(p_T(teacher) ‖ p_T(student)), Hinton et al.
     2015. The teacher is in eval mode and has no gradient; its forward passes are in the estimate."""
-
-    model_config = ConfigDict(extra="forbid")
 
     teacher: str = Field(
         pattern="^(ckpt|job)_.+$",
@@ -74,10 +71,8 @@ class Distillation(BaseModel):
     weight: float = Field(0.5, gt=0, le=1)
 
 
-class Normalization(BaseModel):
+class Normalization(Asked):
     """Applied to pixels in [0, 1], per channel: (pixel − mean) / std."""
-
-    model_config = ConfigDict(extra="forbid")
 
     mean: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(min_length=1, max_length=4)
     std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=1, max_length=4)
@@ -89,10 +84,8 @@ class Normalization(BaseModel):
         return self
 
 
-class Recipe(BaseModel):
+class Recipe(Asked):
     """Every field has a default; `auto` is resolved when the job is created and shown in the job."""
-
-    model_config = ConfigDict(extra="forbid")
 
     optimizer: Optimizer = Field(default_factory=Optimizer)
     batch_size: Auto | Annotated[int, Field(ge=2, le=65536)] = Field(

@@ -9,7 +9,10 @@ from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from wbar import __version__
-from wbar_service import architectures, health, problems
+from wbar.checkpoints import Checkpoint
+from wbar.datasets import Dataset, DatasetSource
+from wbar.jobs import Job, JobRequest
+from wbar_service import architectures, health, problems, schema
 from wbar_service.checkpoints import routes as checkpoint_routes
 from wbar_service.datasets import routes as dataset_routes
 from wbar_service.jobs import routes as job_routes
@@ -35,7 +38,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     # The offline variant serves the documentation's scripts itself: the pages work where no CDN is reachable.
     app: FastAPI = FastAPIOffline(
         title="wbar", summary="A weight-averaging fine-tuning service", description=DESCRIPTION, version=__version__,
-        lifespan=lifespan, separate_input_output_schemas=False,
+        lifespan=lifespan, separate_input_output_schemas=False, generate_unique_id_function=schema.operation_id,
     )  # fmt: skip
     app.state.settings = settings
     app.state.store = Store.open(settings)
@@ -49,7 +52,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     def index() -> RedirectResponse:
         return RedirectResponse("/docs")
 
-    problems.document(app)
+    schema.document(app, Checkpoint, Dataset, DatasetSource, Job, JobRequest)
     return app
 
 

@@ -115,7 +115,7 @@ def delete_job(job_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
         **responses(404, 422),
     },
 )
-def get_events(
+def list_job_events(
     job_id: str,
     store: StoreOf,
     tenant: TenantOf,
@@ -148,13 +148,13 @@ def get_events(
 
 @router.get(
     "/{job_id}/metrics",
-    response_model=None,
+    response_model=Page[MetricsPoint],
     responses={
-        200: {"description": "The training series.", "content": {"application/json": {}, "text/csv": {}}},
+        200: {"description": "The training series.", "content": {"text/csv": {"schema": {"type": "string"}}}},
         **responses(404),
     },
 )
-def get_metrics(
+def get_job_metrics(
     job_id: str,
     store: StoreOf,
     tenant: TenantOf,
@@ -174,7 +174,7 @@ def get_metrics(
 
 
 @router.get("/{job_id}/snapshots", response_model=Page[Snapshot], responses=responses(404))
-def list_snapshots(job_id: str, store: StoreOf, tenant: TenantOf, page: Paging) -> dict[str, Any]:
+def list_job_snapshots(job_id: str, store: StoreOf, tenant: TenantOf, page: Paging) -> dict[str, Any]:
     """The w_n of the cycles that have ended, in the order of n whatever `order` says."""
     with store.database.read() as connection:
         store.jobs.get(connection, tenant, job_id)
@@ -191,7 +191,7 @@ def list_snapshots(job_id: str, store: StoreOf, tenant: TenantOf, page: Paging) 
     response_class=Response,
     responses={**OPENAPI_RESPONSES, **responses(404, 416)},
 )
-def get_snapshot_weights(job_id: str, n: int, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+def get_job_snapshot_weights(job_id: str, n: int, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
     """w_n as a safetensors file, while the job runs and after it ended however it did."""
     with store.database.read() as connection:
         store.jobs.get(connection, tenant, job_id)
@@ -206,11 +206,14 @@ def get_snapshot_weights(job_id: str, n: int, request: Request, store: StoreOf, 
     "/{job_id}/report",
     response_class=Response,
     responses={
-        200: {"description": "One HTML page, with its plots in it.", "content": {"text/html": {}}},
+        200: {
+            "description": "One HTML page, with its plots in it.",
+            "content": {"text/html": {"schema": {"type": "string"}}},
+        },
         **responses(404, 409),
     },
 )
-def get_report(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+def get_job_report(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
     """What the job did and found, as a page that needs nothing else: the arms, the curve, the schedule, the flatness."""
     with store.database.read() as connection:
         row = store.jobs.get(connection, tenant, job_id)
@@ -228,7 +231,7 @@ def get_report(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) 
     response_class=Response,
     responses={**OPENAPI_RESPONSES, **responses(404, 409, 416)},
 )
-def get_weights(
+def get_job_weights(
     job_id: str,
     request: Request,
     store: StoreOf,
