@@ -1,8 +1,9 @@
 """The application: routes, problems, documentation. `create_app()` is also what uvicorn's factory calls."""
 
 import logging
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
@@ -59,15 +60,23 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 def serve(settings: ServiceSettings) -> None:
     """Run the API until SIGTERM or SIGINT."""
     import uvicorn
+    from uvicorn.main import STARTUP_FAILURE
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
         port=settings.port,
-        fd=settings.fd,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=5,
         timeout_keep_alive=30,
     )
+    # uvicorn's own `fd` opens what was inherited as a Unix socket: nobody then sets TCP_NODELAY, and each small answer waits
+    # for the client's delayed acknowledgement, 40 ms.
+    inherited = None if settings.fd is None else [socket.socket(fileno=settings.fd)]
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=inherited)
+    if not server.started:
+        raise SystemExit(STARTUP_FAILURE)
