@@ -13,7 +13,7 @@ from wbar import __version__
 from wbar.checkpoints import Checkpoint
 from wbar.datasets import Dataset, DatasetSource
 from wbar.jobs import Job, JobRequest
-from wbar_service import architectures, health, problems, schema
+from wbar_service import architectures, auth, health, problems, schema
 from wbar_service.checkpoints import routes as checkpoint_routes
 from wbar_service.datasets import routes as dataset_routes
 from wbar_service.jobs import routes as job_routes
@@ -43,10 +43,12 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.settings = settings
     app.state.store = Store.open(settings)
+    app.state.keys = auth.Keys(app.state.store)
     problems.install(app)
     app.add_middleware(problems.SmallJson)
     app.add_middleware(problems.RequestId)
-    for routes in (checkpoint_routes, dataset_routes, job_routes, architectures, health):
+    # Routes are tried one after the other: those that are asked most often come first.
+    for routes in (health, job_routes, checkpoint_routes, dataset_routes, architectures):
         app.include_router(routes.router)
 
     @app.get("/", include_in_schema=False)
@@ -60,7 +62,6 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 def serve(settings: ServiceSettings) -> None:
     """Run the API until SIGTERM or SIGINT."""
     import uvicorn
-    from uvicorn.main import STARTUP_FAILURE
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     config = uvicorn.Config(
@@ -79,4 +80,4 @@ def serve(settings: ServiceSettings) -> None:
     with suppress(KeyboardInterrupt):
         server.run(sockets=inherited)
     if not server.started:
-        raise SystemExit(STARTUP_FAILURE)
+        raise SystemExit(1)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import text
 
 from wbar import __version__
+from wbar_service.answers import answer
 from wbar_service.auth import StoreOf
 
 router = APIRouter(tags=["health"])
@@ -20,6 +21,9 @@ class Health(BaseModel):
     version: str
 
 
+_HEALTHY = Health(version=__version__).model_dump()
+
+
 class Readiness(BaseModel):
     """Whether the service can do what it is asked, and what it lacks where it cannot."""
 
@@ -28,10 +32,10 @@ class Readiness(BaseModel):
     workers: dict[str, int] = Field(description="Live workers by queue.")
 
 
-@router.get("/healthz")
-def get_health() -> Health:
+@router.get("/healthz", response_model=Health)
+async def get_health() -> Response:
     """The process answers."""
-    return Health(version=__version__)
+    return answer(_HEALTHY)
 
 
 @router.get(

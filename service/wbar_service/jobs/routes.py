@@ -13,6 +13,7 @@ from wbar.errors import JobNotFinished, NotFound, NoWeights, ValidationFailed
 from wbar.jobs import Deleted, Event, EventType, Job, JobRequest, MetricsPoint, Snapshot
 from wbar.lists import Page
 from wbar.states import JobStatus
+from wbar_service.answers import answer
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.creating import IdempotencyKey, fingerprint, once
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
@@ -20,6 +21,7 @@ from wbar_service.jobs.creating import dry_run, gpu_at_hand, resolve
 from wbar_service.jobs.stream import job_events
 from wbar_service.paging import Paging
 from wbar_service.problems import responses
+from wbar_service.reading import read
 from wbar_store import events
 from wbar_store.jobs import Filters, metric_points, sent, snapshot_rows, snapshot_sent
 from wbar_store.lists import as_page
@@ -72,9 +74,9 @@ def list_jobs(
 
 
 @router.get("/{job_id}", response_model=Job, responses=responses(404))
-def get_job(job_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
-    with store.database.read() as connection:
-        return sent(store.jobs.get(connection, tenant, job_id))
+async def get_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Response:
+    """The job as it is now: status, progress, and once it has succeeded the result."""
+    return answer(await read(store.database, lambda connection: sent(store.jobs.get(connection, tenant, job_id))))
 
 
 @router.post("/{job_id}/cancel", response_model=Job, responses=responses(404, 409))
