@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from wbar.checkpoints import Fault
+from wbar.request import RequestModel
 from wbar.states import UploadStatus
 
 Task = Literal["classification", "multilabel", "segmentation", "detection"]
@@ -47,11 +48,10 @@ class DatasetFacts:
         return self.many_sizes or max(self.shape.height, self.shape.width) > THUMBNAIL
 
 
-class DatasetSource(BaseModel):
+class DatasetSource(RequestModel):
     """A dataset that is not uploaded: a built-in one, or a location below a root that the operator allows."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"source": "builtin:digits"}]},
     )
 

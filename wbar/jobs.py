@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from wbar.checkpoints import Fault
 from wbar.method import AnyMethod, CyclicSwa
 from wbar.recipe import Recipe
+from wbar.request import RequestModel
 from wbar.results import JobResult, Score
 from wbar.states import JobStatus
 
@@ -15,10 +16,8 @@ EventType = Literal["status", "progress", "metrics", "snapshot", "log"]
 Label = Annotated[str, Field(max_length=512)]
 
 
-class JobOptions(BaseModel):
+class JobOptions(RequestModel):
     """What can be asked of a job, whatever it is done to. Every field has a default."""
-
-    model_config = ConfigDict(extra="forbid")
 
     method: AnyMethod = Field(default_factory=CyclicSwa)
     recipe: Recipe = Field(default_factory=Recipe)
@@ -52,7 +51,13 @@ class JobRequest(JobOptions):
                     "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
                     "name": "digits, twelve cycles",
                     "metadata": {"team": "vision"},
-                    "method": {"cycles": 12, "high": {"lr": 0.05}, "low": {"lr": 0.005}, "pull": 0.001},
+                    "method": {
+                        "type": "cyclic_swa",
+                        "cycles": 12,
+                        "high": {"lr": 0.05},
+                        "low": {"lr": 0.005},
+                        "pull": 0.001,
+                    },
                     "recipe": {"batch_size": 64, "augment": "none"},
                     "seed": 1,
                     "flatness": True,

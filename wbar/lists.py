@@ -1,6 +1,6 @@
 """A page of objects, newest or oldest first, with the ids that continue it."""
 
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -15,3 +15,8 @@ class Page(BaseModel, Generic[Item]):
     has_more: bool
     first_id: str | None
     last_id: str | None
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        """What the schema calls a page of jobs: `JobPage`."""
+        return f"{params[0].__name__}Page"

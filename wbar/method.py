@@ -11,7 +11,9 @@ soup         the mean of checkpoints that are there already                     
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
+
+from wbar.request import RequestModel
 
 Auto = Literal["auto"]
 Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
@@ -31,11 +33,7 @@ StartKind = Literal["memorised", "settled", "underfit"]
 MAX_CYCLES = 1000
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Phase(_Model):
+class Phase(RequestModel):
     """One phase of a cycle: its rate and its length."""
 
     lr: Auto | Rate = Field("auto", description="Learning rate of the phase, taken as given. `auto`: see the method.")
@@ -52,7 +50,7 @@ class Phase(_Model):
         return self
 
 
-class Slope(_Model):
+class Slope(RequestModel):
     """How a rate η starts and falls. u runs from 0 to 1 over the steps after the warm-up."""
 
     shape: Shape = Field(
@@ -87,7 +85,7 @@ class LowPhase(Phase):
     )
 
 
-class _Trained(_Model):
+class _Trained(RequestModel):
     """What every method that trains can be asked for."""
 
     pull: Auto | Strength = Field(0.0, description="λ of λ‖w̄ − w‖², with w̄ held constant: its gradient is 2λ(w − w̄).")
@@ -228,7 +226,7 @@ class Plain(_Sloped):
     type: Literal["none"]
 
 
-class Regime(_Model):
+class Regime(RequestModel):
     """What `auto` does with a start whose training loss is below `ratio` × its held-out loss."""
 
     ratio: float = Field(
@@ -275,7 +273,7 @@ class AutoMethod(_Straight):
         return {"memorised": self.memorised, "settled": self.settled}.get(kind)
 
 
-class Soup(_Model):
+class Soup(RequestModel):
     """The mean of several checkpoints of one architecture (Wortsman et al. 2022), with BatchNorm recomputed for it.
 
     `greedy` orders them by their held-out loss and lets one in only if the mean's held-out loss does not rise. It chooses
@@ -320,7 +318,8 @@ TYPES = ("cyclic_swa", "auto", "swa", "ema", "lawa", "none", "soup")
 
 
 def _type(value: Any) -> str:
-    return str(value.get("type", "cyclic_swa") if isinstance(value, dict) else getattr(value, "type", "cyclic_swa"))
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "cyclic_swa" if kind is None else str(kind)
 
 
 AnyMethod = Annotated[

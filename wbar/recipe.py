@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from wbar.method import Auto
+from wbar.request import RequestModel
 
 Augment = Literal[
     "auto",
@@ -42,10 +43,8 @@ def is_about_training(field: str) -> bool:
     return TRAINING in Recipe.model_fields[field].metadata
 
 
-class Optimizer(BaseModel):
+class Optimizer(RequestModel):
     """One of torch's own. Weight decay is coupled (L2) in all but AdamW, where it is decoupled."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: OptimizerName = Field("auto", description="`auto`: what the architecture is customarily trained with.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Of `sgd` (0: plain) and `rmsprop`; ignored by the others.")
@@ -74,11 +73,9 @@ class Optimizer(BaseModel):
         return self
 
 
-class Distillation(BaseModel):
+class Distillation(RequestModel):
     """The outputs of a teacher as a second target: (1 − weight)·L + weight·T²·KL(p_T(teacher) ‖ p_T(student)), Hinton et al.
     2015. The teacher is in eval mode and has no gradient; its forward passes are in the estimate."""
-
-    model_config = ConfigDict(extra="forbid")
 
     teacher: str = Field(
         pattern="^(ckpt|job)_.+$",
@@ -90,10 +87,8 @@ class Distillation(BaseModel):
     weight: float = Field(0.5, gt=0, le=1)
 
 
-class Normalization(BaseModel):
+class Normalization(RequestModel):
     """Applied to pixels in [0, 1], per channel: (pixel − mean) / std."""
-
-    model_config = ConfigDict(extra="forbid")
 
     mean: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(min_length=1, max_length=4)
     std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=1, max_length=4)
@@ -108,10 +103,8 @@ class Normalization(BaseModel):
 IMAGENET = Normalization(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 
 
-class Recipe(BaseModel):
+class Recipe(RequestModel):
     """Every field has a default; `auto` is resolved when the job is created and shown in the job."""
-
-    model_config = ConfigDict(extra="forbid")
 
     optimizer: Annotated[Optimizer, TRAINING] = Field(default_factory=Optimizer)
     batch_size: Auto | Annotated[int, Field(ge=2, le=65536)] = Field(

@@ -1,15 +1,19 @@
 """The application: routes, problems, documentation. `create_app()` is also what uvicorn's factory calls."""
 
 import logging
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from wbar import __version__
-from wbar_service import architectures, health, problems
+from wbar.checkpoints import Checkpoint
+from wbar.datasets import Dataset, DatasetSource
+from wbar.jobs import Job, JobRequest
+from wbar_service import architectures, auth, health, problems, schema
 from wbar_service.checkpoints import routes as checkpoint_routes
 from wbar_service.datasets import routes as dataset_routes
 from wbar_service.jobs import routes as job_routes
@@ -35,21 +39,23 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     # The offline variant serves the documentation's scripts itself: the pages work where no CDN is reachable.
     app: FastAPI = FastAPIOffline(
         title="wbar", summary="A weight-averaging fine-tuning service", description=DESCRIPTION, version=__version__,
-        lifespan=lifespan, separate_input_output_schemas=False,
+        lifespan=lifespan, separate_input_output_schemas=False, generate_unique_id_function=schema.operation_id,
     )  # fmt: skip
     app.state.settings = settings
     app.state.store = Store.open(settings)
+    app.state.keys = auth.Keys(app.state.store)
     problems.install(app)
     app.add_middleware(problems.SmallJson)
     app.add_middleware(problems.RequestId)
-    for routes in (checkpoint_routes, dataset_routes, job_routes, architectures, health):
+    # Routes are tried one after the other: those that are asked most often come first.
+    for routes in (health, job_routes, checkpoint_routes, dataset_routes, architectures):
         app.include_router(routes.router)
 
     @app.get("/", include_in_schema=False)
     def index() -> RedirectResponse:
         return RedirectResponse("/docs")
 
-    problems.document(app)
+    schema.document(app, Checkpoint, Dataset, DatasetSource, Job, JobRequest)
     return app
 
 
@@ -58,13 +64,20 @@ def serve(settings: ServiceSettings) -> None:
     import uvicorn
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
         port=settings.port,
-        fd=settings.fd,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=5,
         timeout_keep_alive=30,
     )
+    # uvicorn's own `fd` opens what was inherited as a Unix socket: nobody then sets TCP_NODELAY, and each small answer waits
+    # for the client's delayed acknowledgement, 40 ms.
+    inherited = None if settings.fd is None else [socket.socket(fileno=settings.fd)]
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=inherited)
+    if not server.started:
+        raise SystemExit(1)

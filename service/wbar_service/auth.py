@@ -1,35 +1,72 @@
 """Who is asking: a bearer key names a tenant, and every route gets the store and that tenant, nothing else."""
 
+import hashlib
+import time
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
 
 from wbar.errors import Unauthorized
+from wbar_service.reading import read
 from wbar_store import keys
 from wbar_store.database import Tenant
 from wbar_store.store import Store
 
-_bearer = HTTPBearer(auto_error=False, description="The API key; `wbar up` writes it to the client's configuration.")
+REMEMBERED_SECONDS = 1.0
+MOST_REMEMBERED = 4096
 
 
-def store_of(request: Request) -> Store:
+class Keys:
+    """The tenants of API keys. A key that was found is not looked up again for a second, so that a client that polls costs
+    one transaction a request; a revoked key is refused at most that second later. Used by the event loop's thread alone.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._remembered: dict[bytes, tuple[Tenant, float]] = {}  # by digest: no key stays in memory as it is
+
+    async def tenant_of(self, key: str) -> Tenant | None:
+        """Whose key it is; None for one that was never given out, which is looked up each time."""
+        digest = hashlib.sha256(key.encode()).digest()
+        tenant, until = self._remembered.get(digest, (None, 0.0))
+        if time.monotonic() < until:
+            return tenant
+        tenant = await read(self._store.database, lambda connection: keys.tenant_of(connection, key))
+        if tenant is None:
+            self._remembered.pop(digest, None)
+        else:
+            if len(self._remembered) >= MOST_REMEMBERED:
+                self._remembered.clear()
+            self._remembered[digest] = (tenant, time.monotonic() + REMEMBERED_SECONDS)
+        return tenant
+
+
+async def store_of(request: Request) -> Store:
+    """The store of this process. Not a plain function: those cost a change of thread."""
     store: Store = request.app.state.store
     return store
 
 
-def tenant_of(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> Tenant:
-    """The tenant whose key this is. Raises Unauthorized (401)."""
-    if credentials is None:
-        raise Unauthorized("send the API key as `Authorization: Bearer <key>`")
-    with store_of(request).database.read() as connection:
-        tenant = keys.tenant_of(connection, credentials.credentials)
-    if tenant is None:
-        raise Unauthorized("this API key is not known here: check WBAR_API_KEY or the client's configuration file")
-    return tenant
+class BearerKey(SecurityBase):
+    """The dependency that names the tenant, and the scheme that the OpenAPI schema shows for it."""
+
+    def __init__(self) -> None:
+        self.model = HTTPBearer(description="The API key; `wbar up` writes it to the client's configuration.")
+        self.scheme_name = "HTTPBearer"
+
+    async def __call__(self, request: Request) -> Tenant:
+        """The tenant whose key the request carries. Raises Unauthorized (401)."""
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise Unauthorized("send the API key as `Authorization: Bearer <key>`")
+        issued: Keys = request.app.state.keys
+        tenant = await issued.tenant_of(key.strip())
+        if tenant is None:
+            raise Unauthorized("this API key is not known here: check WBAR_API_KEY or the client's configuration file")
+        return tenant
 
 
 StoreOf = Annotated[Store, Depends(store_of)]
-TenantOf = Annotated[Tenant, Depends(tenant_of)]
+TenantOf = Annotated[Tenant, Depends(BearerKey())]

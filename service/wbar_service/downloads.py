@@ -3,6 +3,8 @@
 import base64
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
@@ -10,13 +12,27 @@ from fastapi.responses import Response, StreamingResponse
 from wbar.errors import RangeNotSatisfiable
 from wbar_store.blobs import Blobs
 
+
+def _header(description: str) -> dict[str, object]:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_HEADERS = {
+    "ETag": _header("The sha256 of all the bytes in hex, in quotes: a strong validator."),
+    "Last-Modified": _header("When these bytes were last stored; `ETag` is the more exact validator."),
+    "Repr-Digest": _header("The same sha256 as `sha-256=:<base64>:` (RFC 9530)."),
+    "Content-Disposition": _header("A file name that carries the object's id."),
+    "Accept-Ranges": _header("`bytes`."),
+}
 OPENAPI_RESPONSES: dict[int | str, dict[str, object]] = {
-    200: {
-        "description": "The bytes. `ETag` is their sha256; `Repr-Digest` repeats it.",
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    200: {"description": "The bytes.", "content": _BYTES, "headers": _HEADERS},
+    206: {
+        "description": "One range of the bytes (`Range`).",
+        "content": _BYTES,
+        "headers": {**_HEADERS, "Content-Range": _header("`bytes FIRST-LAST/SIZE`.")},
     },
-    206: {"description": "One range of the bytes."},
-    304: {"description": "The client has these bytes already (`If-None-Match`)."},
+    304: {"description": "The client has these bytes already (`If-None-Match`, `If-Modified-Since`)."},
 }
 
 
@@ -29,21 +45,23 @@ def blob_response(
     inline: bool = False,
 ) -> Response:
     """Answer GET or HEAD for one blob. Raises RangeNotSatisfiable (416)."""
-    size = blobs.size(sha256)
+    size, stored = blobs.described(sha256)
+    stored = stored.replace(microsecond=0)  # as exact as the header says it
     etag = f'"{sha256}"'
     digest = base64.b64encode(bytes.fromhex(sha256)).decode()
     headers = {
         "ETag": etag,
+        "Last-Modified": format_datetime(stored, usegmt=True),
         "Accept-Ranges": "bytes",
         "Repr-Digest": f"sha-256=:{digest}:",
         "Cache-Control": "private, no-cache",
     }
-    if _names(request.headers.get("if-none-match"), etag):
+    if _has_it(request, etag, stored):
         return Response(status_code=304, headers=headers)
     headers["Content-Disposition"] = f'{"inline" if inline else "attachment"}; filename="{filename}"'
     begin, end, status = 0, size, 200
     wanted = request.headers.get("range")
-    if wanted is not None and _fresh(request.headers.get("if-range"), etag):
+    if wanted is not None and _fresh(request.headers.get("if-range"), etag, headers["Last-Modified"]):
         span = _parse(wanted, size)
         if span is not None:
             begin, end = span
@@ -59,17 +77,29 @@ def blob_response(
     return StreamingResponse(body(), status, headers, media_type=media_type)
 
 
-def _names(header: str | None, etag: str) -> bool:
+def _has_it(request: Request, etag: str, stored: datetime) -> bool:
+    """Whether the client holds these bytes. A date counts only where no tag is sent (RFC 9110, 13.2.2)."""
+    header = request.headers.get("if-none-match")
     if header is None:
-        return False
+        since = _date(request.headers.get("if-modified-since"))
+        return since is not None and stored <= since
     # If-None-Match compares weakly: a W/ prefix that a proxy added does not matter.
     tags = {tag.strip().removeprefix("W/") for tag in header.split(",")}
     return "*" in tags or etag in tags
 
 
-def _fresh(if_range: str | None, etag: str) -> bool:
-    # Without If-Range a range is a range; with another tag (or a date, which we do not give) the whole is sent.
-    return if_range is None or if_range.strip() == etag
+def _date(header: str | None) -> datetime | None:
+    """The date of a header, or None for one that is not a date, which a server ignores."""
+    try:
+        date = parsedate_to_datetime(header or "")
+    except (ValueError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+def _fresh(if_range: str | None, etag: str, last_modified: str) -> bool:
+    # Without If-Range a range is a range; with another tag or date the whole is sent.
+    return if_range is None or if_range.strip() in (etag, last_modified)
 
 
 def _parse(header: str, size: int) -> tuple[int, int] | None:

@@ -1,44 +1,65 @@
 """Is the process there, and is everything it needs: for load balancers, orchestrators and `wbar up` itself."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
-from fastapi import APIRouter
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
 from sqlalchemy import text
 
 from wbar import __version__
+from wbar_service.answers import answer
 from wbar_service.auth import StoreOf
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz")
-def healthz() -> dict[str, str]:
+class Health(BaseModel):
     """The process answers."""
-    return {"status": "ok", "version": __version__}
+
+    status: Literal["ok"] = "ok"
+    version: str
 
 
-@router.get("/readyz", response_model=None)
-def readyz(store: StoreOf) -> JSONResponse:
+_HEALTHY = Health(version=__version__).model_dump()
+
+
+class Readiness(BaseModel):
+    """Whether the service can do what it is asked, and what it lacks where it cannot."""
+
+    status: Literal["ready", "not_ready"]
+    checks: dict[str, str] = Field(description="`ok`, or the reason why not, for each part that the service needs.")
+    workers: dict[str, int] = Field(description="Live workers by queue.")
+
+
+@router.get("/healthz", response_model=Health)
+async def get_health() -> Response:
+    """The process answers."""
+    return answer(_HEALTHY)
+
+
+@router.get(
+    "/readyz", responses={503: {"model": Readiness, "description": "Something is missing; `checks` says what."}}
+)
+def get_readiness(store: StoreOf, response: Response) -> Readiness:
     """Database, broker, blob store, and at least one live worker for each queue; 503 with the reasons otherwise."""
 
     def database() -> None:
         with store.database.read() as connection:
             connection.execute(text("SELECT 1"))
 
-    checks: dict[str, Any] = {}
+    checks: dict[str, str] = {}
     checks["database"] = _reason(database)
     checks["broker"] = _reason(store.notifier.check)
     checks["blobs"] = _reason(store.blobs.check)
     live = store.live_workers() if checks["database"] == "ok" else []
-    counts = {queue: sum(1 for _, found, _ in live if found == queue) for queue in ("train", "ingest")}
+    counts = {queue: sum(1 for _, served, _ in live if served == queue) for queue in ("train", "ingest")}
     checks["workers"] = (
         "ok" if all(counts.values()) else f"no live worker for: {', '.join(q for q in counts if not counts[q])}"
     )
     ready = all(value == "ok" for value in checks.values())
-    body = {"status": "ready" if ready else "not_ready", "checks": checks, "workers": counts}
-    return JSONResponse(body, 200 if ready else 503)
+    response.status_code = 200 if ready else 503
+    return Readiness(status="ready" if ready else "not_ready", checks=checks, workers=counts)
 
 
 def _reason(check: Callable[[], None]) -> str:

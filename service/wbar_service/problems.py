@@ -28,8 +28,11 @@ log = logging.getLogger("wbar.service")
 
 
 class ProblemError(BaseModel):
-    pointer: str = Field(description="JSON pointer into the body.")
+    """One place of the request that does not fit."""
+
+    pointer: str = Field(description="JSON pointer into the body; empty where the place is not in the body.")
     detail: str
+    parameter: str | None = Field(None, description="The query parameter or header, where the place is one.")
 
 
 class Problem(BaseModel):
@@ -48,27 +51,6 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     names = {401: "No valid API key", 404: "No such object", 409: "The object's state does not allow this",
              413: "Too large", 416: "The range lies outside the content", 422: "The request does not fit"}  # fmt: skip
     return {status: {"model": Problem, "description": names[status]} for status in statuses}
-
-
-def document(app: FastAPI) -> None:
-    """Make the OpenAPI schema say what is true: refusals are `application/problem+json`, whatever the framework assumes."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        known = app.openapi_schema is not None
-        schema = generate()
-        if not known:
-            problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-            for path in schema["paths"].values():
-                for operation in path.values():
-                    for status, response in operation["responses"].items():
-                        if int(status) >= 400:
-                            response["content"] = problem
-            for unused in ("HTTPValidationError", "ValidationError"):
-                schema["components"]["schemas"].pop(unused, None)
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
 
 
 def as_response(problem: Refused, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -154,7 +154,12 @@ class Blobs:
         return f"sha256/{sha256[:2]}/{sha256}"
 
     def size(self, sha256: str) -> int:
-        return int(obstore.head(self.store, self.path(sha256))["size"])
+        return self.described(sha256)[0]
+
+    def described(self, sha256: str) -> tuple[int, datetime]:
+        """How many bytes it has, and when it was last stored: equal content that comes again replaces it."""
+        head = obstore.head(self.store, self.path(sha256))
+        return int(head["size"]), head["last_modified"]
 
     def chunks(self, sha256: str, begin: int, end: int) -> Iterator[bytes]:
         """The bytes [begin, end) in pieces of about a megabyte."""

@@ -37,8 +37,7 @@ def create(
 
 def get(connection: Connection, tenant: Tenant, checkpoint_id: str, lock: bool = False) -> Row[Any]:
     """The row; locked until the transaction ends where that must not race. Raises NotFound, also for another tenant's."""
-    found = tenant.select(checkpoints).where(checkpoints.c.id == checkpoint_id)
-    row = connection.execute(found.with_for_update() if lock else found).first()
+    row = tenant.row(connection, checkpoints, checkpoint_id, lock)
     if row is None:
         raise NotFound(f"there is no checkpoint {checkpoint_id[:64]!r}")
     return row

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Double, Engine, Select, Table, create_engine, event, select
+from sqlalchemy import Connection, Double, Engine, Row, Select, Table, bindparam, create_engine, event, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql.functions import FunctionElement
@@ -38,10 +39,23 @@ class Database:
         if url.startswith("postgresql://"):
             url = url.replace("postgresql://", "postgresql+psycopg://", 1)
         self.engine = _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
+        self._at_once = _sqlite(url, waiting=0, connections=1) if url.startswith("sqlite") else None
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         with self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def read_at_once(self) -> Iterator[Connection | None]:
+        """A read for one thread that must not wait, such as an event loop's; None where the database is not in a file.
+
+        Raises OperationalError instead of waiting for a lock.
+        """
+        if self._at_once is None:
+            yield None
+            return
+        with self._at_once.connect() as connection:
             yield connection
 
     @contextmanager
@@ -57,6 +71,8 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
+        if self._at_once is not None:
+            self._at_once.dispose()
 
 
 def _postgresql(url: str) -> Engine:
@@ -65,9 +81,13 @@ def _postgresql(url: str) -> Engine:
     return create_engine(url, pool_pre_ping=True, pool_size=8, connect_args=vanished)
 
 
-def _sqlite(url: str) -> Engine:
-    connect = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
-    engine = create_engine(url, poolclass=QueuePool, pool_size=8, max_overflow=32, connect_args=connect)
+def _sqlite(url: str, waiting: float = 30, connections: int = 40) -> Engine:
+    """waiting: seconds for a lock, and for one of the connections."""
+    connect = {"timeout": waiting, "isolation_level": None, "check_same_thread": False}
+    engine = create_engine(
+        url, poolclass=QueuePool, pool_size=min(8, connections), max_overflow=max(0, connections - 8),
+        pool_timeout=waiting, connect_args=connect,
+    )  # fmt: skip
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:
@@ -82,7 +102,10 @@ def _sqlite(url: str) -> Engine:
         if writes:
             # FULL: a committed row survives a power cut, as its blob does.
             connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options.get(_DURABLE, True) else 'NORMAL'}")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        # The driver's own call: SQLAlchemy's, made for statements with results, takes several times as long.
+        driver = connection.connection.dbapi_connection
+        assert driver is not None
+        driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
 
@@ -96,6 +119,17 @@ class Tenant:
     def select(self, table: Table) -> Select[Any]:
         """All rows of `table` that are this tenant's."""
         return select(table).where(table.c.tenant == self.name)
+
+    def row(self, connection: Connection, table: Table, object_id: str, lock: bool = False) -> Row[Any] | None:
+        """The row of this id if it is this tenant's; locked until the transaction ends where that must not race."""
+        return connection.execute(_one_row(table, lock), {"of_tenant": self.name, "of_id": object_id}).first()
+
+
+@cache
+def _one_row(table: Table, lock: bool) -> Select[Any]:
+    # Built once: building a statement of thirty columns takes longer than running it.
+    row = select(table).where(table.c.tenant == bindparam("of_tenant"), table.c.id == bindparam("of_id"))
+    return row.with_for_update() if lock else row
 
 
 def clock(connection: Connection) -> float:

@@ -45,8 +45,7 @@ def create(
 
 def get(connection: Connection, tenant: Tenant, dataset_id: str, lock: bool = False) -> Row[Any]:
     """The row; locked until the transaction ends where that must not race. Raises NotFound, also for another tenant's."""
-    found = tenant.select(datasets).where(datasets.c.id == dataset_id)
-    row = connection.execute(found.with_for_update() if lock else found).first()
+    row = tenant.row(connection, datasets, dataset_id, lock)
     if row is None:
         raise NotFound(f"there is no dataset {dataset_id[:64]!r}")
     return row

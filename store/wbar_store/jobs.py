@@ -72,8 +72,7 @@ class Jobs:
     @staticmethod
     def get(connection: Connection, tenant: Tenant, job_id: str, lock: bool = False) -> Row[Any]:
         """The row. Raises NotFound, also for another tenant's."""
-        found = tenant.select(jobs).where(jobs.c.id == job_id)
-        row = connection.execute(found.with_for_update() if lock else found).first()
+        row = tenant.row(connection, jobs, job_id, lock)
         if row is None:
             raise NotFound(f"there is no job {job_id[:64]!r}")
         return row

@@ -4,6 +4,8 @@ import base64
 import hashlib
 import io
 import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,23 @@ def test_content_is_downloaded_in_ranges_with_strong_etags(service: Service, rea
         assert http.get(url, headers={"If-None-Match": etag}).status_code == 304
         assert http.get(url, headers={"If-None-Match": f'W/{etag}, "x"'}).status_code == 304
         assert http.get(url, headers={"If-None-Match": '"x"'}).status_code == 200
+
+
+def test_content_says_when_it_was_stored(service: Service, ready: tuple[str, str]) -> None:
+    with service.http() as http:
+        url = f"/v1/checkpoints/{ready[0]}/content"
+        modified = http.head(url).headers["last-modified"]
+        stored = parsedate_to_datetime(modified)
+        created = datetime.fromisoformat(http.get(f"/v1/checkpoints/{ready[0]}").json()["created_at"])
+        assert created - timedelta(seconds=1) < stored <= datetime.now(UTC)
+        earlier = format_datetime(stored - timedelta(seconds=1), usegmt=True)
+        later = format_datetime(stored + timedelta(seconds=1), usegmt=True)
+        for since, status in ((modified, 304), (later, 304), (earlier, 200), ("yesterday", 200)):
+            assert http.get(url, headers={"If-Modified-Since": since}).status_code == status
+        tag = {"If-None-Match": '"x"', "If-Modified-Since": later}
+        assert http.get(url, headers=tag).status_code == 200, "a date counts only where no tag is sent"
+        for validator, status in ((modified, 206), (later, 200), (earlier, 200)):
+            assert http.get(url, headers={"Range": "bytes=0-9", "If-Range": validator}).status_code == status
 
 
 def test_a_wrong_digest_creates_nothing(service: Service) -> None:

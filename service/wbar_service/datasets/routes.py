@@ -19,6 +19,7 @@ from wbar_service.creating import IdempotencyKey, fingerprint, once
 from wbar_service.paging import Paging
 from wbar_service.problems import responses
 from wbar_service.receiving import receive
+from wbar_service.schema import reference
 from wbar_store import datasets
 from wbar_store.blobs import Received
 from wbar_store.database import Tenant
@@ -39,15 +40,13 @@ _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": DatasetSource.model_json_schema(),
+                    "schema": reference(DatasetSource),
                     "examples": {
                         "digits": {"value": {"source": "builtin:digits"}},
                         "fashion": {"value": {"source": "builtin:fashion-mnist", "max_train_images": 10000}},
                         "folder": {"value": {"source": "file:///data/flowers.tar"}},
                     },
                 },
-                "application/zip": _BINARY,
-                "application/x-tar": _BINARY,
                 "application/octet-stream": _BINARY,
             },
         }
@@ -65,6 +64,8 @@ async def create_dataset(
 
     With `task=multilabel` the archive is `train/…`, `val/…` and `labels.csv`: a column `image` (the path from `train/` or
     `val/` on) and one of 0 and 1 for each class, or `image,labels` with names separated by `|`.
+
+    An archive's content type may also be `application/zip` or `application/x-tar`: the content decides.
 
     Without `val/` a stratified 20 % of `train/` is held out. Every image is decoded before `status` becomes `ready`.
     """

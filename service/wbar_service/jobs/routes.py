@@ -13,6 +13,7 @@ from wbar.errors import JobNotFinished, NotFound, NoWeights, ValidationFailed
 from wbar.jobs import Deleted, Event, EventType, Job, JobRequest, MetricsPoint, Snapshot
 from wbar.lists import Page
 from wbar.states import JobStatus
+from wbar_service.answers import answer
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.creating import IdempotencyKey, fingerprint, once
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
@@ -20,6 +21,7 @@ from wbar_service.jobs.creating import dry_run, gpu_at_hand, resolve
 from wbar_service.jobs.stream import job_events
 from wbar_service.paging import Paging
 from wbar_service.problems import responses
+from wbar_service.reading import read
 from wbar_store import events
 from wbar_store.jobs import Filters, metric_points, sent, snapshot_rows, snapshot_sent
 from wbar_store.lists import as_page
@@ -72,9 +74,9 @@ def list_jobs(
 
 
 @router.get("/{job_id}", response_model=Job, responses=responses(404))
-def get_job(job_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
-    with store.database.read() as connection:
-        return sent(store.jobs.get(connection, tenant, job_id))
+async def get_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Response:
+    """The job as it is now: status, progress, and once it has succeeded the result."""
+    return answer(await read(store.database, lambda connection: sent(store.jobs.get(connection, tenant, job_id))))
 
 
 @router.post("/{job_id}/cancel", response_model=Job, responses=responses(404, 409))
@@ -115,7 +117,7 @@ def delete_job(job_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
         **responses(404, 422),
     },
 )
-def get_events(
+def list_job_events(
     job_id: str,
     store: StoreOf,
     tenant: TenantOf,
@@ -148,13 +150,13 @@ def get_events(
 
 @router.get(
     "/{job_id}/metrics",
-    response_model=None,
+    response_model=Page[MetricsPoint],
     responses={
-        200: {"description": "The training series.", "content": {"application/json": {}, "text/csv": {}}},
+        200: {"description": "The training series.", "content": {"text/csv": {"schema": {"type": "string"}}}},
         **responses(404),
     },
 )
-def get_metrics(
+def get_job_metrics(
     job_id: str,
     store: StoreOf,
     tenant: TenantOf,
@@ -174,7 +176,7 @@ def get_metrics(
 
 
 @router.get("/{job_id}/snapshots", response_model=Page[Snapshot], responses=responses(404))
-def list_snapshots(job_id: str, store: StoreOf, tenant: TenantOf, page: Paging) -> dict[str, Any]:
+def list_job_snapshots(job_id: str, store: StoreOf, tenant: TenantOf, page: Paging) -> dict[str, Any]:
     """The w_n of the cycles that have ended, in the order of n whatever `order` says."""
     with store.database.read() as connection:
         store.jobs.get(connection, tenant, job_id)
@@ -191,7 +193,7 @@ def list_snapshots(job_id: str, store: StoreOf, tenant: TenantOf, page: Paging) 
     response_class=Response,
     responses={**OPENAPI_RESPONSES, **responses(404, 416)},
 )
-def get_snapshot_weights(job_id: str, n: int, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+def get_job_snapshot_weights(job_id: str, n: int, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
     """w_n as a safetensors file, while the job runs and after it ended however it did."""
     with store.database.read() as connection:
         store.jobs.get(connection, tenant, job_id)
@@ -206,11 +208,14 @@ def get_snapshot_weights(job_id: str, n: int, request: Request, store: StoreOf, 
     "/{job_id}/report",
     response_class=Response,
     responses={
-        200: {"description": "One HTML page, with its plots in it.", "content": {"text/html": {}}},
+        200: {
+            "description": "One HTML page, with its plots in it.",
+            "content": {"text/html": {"schema": {"type": "string"}}},
+        },
         **responses(404, 409),
     },
 )
-def get_report(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+def get_job_report(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
     """What the job did and found, as a page that needs nothing else: the arms, the curve, the schedule, the flatness."""
     with store.database.read() as connection:
         row = store.jobs.get(connection, tenant, job_id)
@@ -228,7 +233,7 @@ def get_report(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) 
     response_class=Response,
     responses={**OPENAPI_RESPONSES, **responses(404, 409, 416)},
 )
-def get_weights(
+def get_job_weights(
     job_id: str,
     request: Request,
     store: StoreOf,

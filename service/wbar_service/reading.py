@@ -1,0 +1,34 @@
+"""Short reads of routes that clients poll: without a change of thread where the database allows it.
+
+Handing a read to a thread and waiting for it costs more than the read of a row by its key. SQLite in WAL mode answers such a
+read without waiting for anybody: readers do not wait for writers. So it is done in the event loop, on a connection of its
+own that refuses to wait. PostgreSQL is at the other end of a network: there, and where SQLite is busy after all (it recovers
+after a crash), a thread waits.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from anyio.to_thread import run_sync
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
+
+from wbar_store.database import Database
+
+Found = TypeVar("Found")
+
+
+async def read(database: Database, query: Callable[[Connection], Found]) -> Found:
+    """What `query` returns. It must be short: a row or a few by their keys, in one transaction."""
+    try:
+        with database.read_at_once() as connection:
+            if connection is not None:
+                return query(connection)
+    except OperationalError:
+        pass  # busy; if it is anything else, it happens again below
+    return await run_sync(_waiting, database, query)
+
+
+def _waiting(database: Database, query: Callable[[Connection], Found]) -> Found:
+    with database.read() as connection:
+        return query(connection)

@@ -1,0 +1,23 @@
+"""The base of everything that a request consists of: unknown fields are refused, and null stands for the default."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class RequestModel(BaseModel):
+    """A part of a request.
+
+    Clients that are generated from the schema send null for what their user left out: null for a field that has a default
+    is that default. Null for a required field stays an error.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {name: value for name, value in data.items() if value is not None or name not in optional}
