@@ -101,3 +101,15 @@ def test_a_remainder_is_never_cut_into_single_images(tmp_path: Path) -> None:
     torch.manual_seed(0)
     write_safetensors(job.start, initialized(network).state_dict(), {})
     assert run(job.changed(network=network), Recorder()).weights.exists()
+
+
+@pytest.mark.parametrize("method", [{"type": "none", "final_lr": 1e-30}, {"type": "ema", "final_lr": 1e-30}])
+def test_methods_that_take_few_snapshots_look_once_an_epoch(tmp_path: Path, method: dict[str, object]) -> None:
+    # Rates that round away: no epoch after the first lowers the loss, and two of them are waited for.
+    still = METHODS.validate_python(method | {"epochs": 12, "lr": 1e-30, "control_lr": 1.0})
+    told = Recorder()
+    outcome = run(make_job(tmp_path, still, recipe_early_stopping=2), told)
+    assert told.points[-1].step == 3 * 7
+    assert any("for 2 epochs" in line for line in told.logs)
+    assert outcome.result.finished_early
+    assert outcome.result.curve[-1].loss == outcome.result.metrics.averaged.loss

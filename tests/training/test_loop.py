@@ -10,15 +10,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.averaging import reference
-from tests.training.jobs import METHOD, KilledHere, Recorder, make_job, run
+from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, make_job, run
 from wbar.errors import CompileFailed, Diverged
-from wbar.method import HighPhase, LowPhase
+from wbar.method import METHODS, HighPhase, LowPhase
 from wbar_averaging import write_safetensors
 from wbar_training import resume
 from wbar_training.data.augment import Preparer
 from wbar_training.data.packed import load_split
 from wbar_training.draws import key, permutation
-from wbar_training.evaluate import even_slices, forward_batch
+from wbar_training.evaluate import even_slices, forward_batch, score
 from wbar_training.evaluator import BATCH_NORM_IMAGES
 from wbar_training.networks.architectures import load
 from wbar_training.networks.tensors import read_tensors
@@ -159,13 +159,63 @@ def test_a_pause_saves_its_exact_position(tmp_path: Path) -> None:
 
 
 def test_the_start_counts_when_it_is_included(tmp_path: Path) -> None:
+    """In the mean, as the first point of the curve, and in the ensemble."""
     job = make_job(tmp_path, METHOD.model_copy(update={"include_start": True}))
     told = Recorder()
-    averaged = load_file(run(job, told).weights)
+    outcome = run(job, told)
+    averaged, result = load_file(outcome.weights), outcome.result
     points = [read_tensors(job.start), *(load_file(path) for path in told.snapshots.values())]
     expected = reference.mean_of(points)["conv1.weight"].float()
     assert torch.equal(averaged["conv1.weight"], expected)
     assert sorted(told.snapshots) == [1, 2]
+    assert [point.n for point in result.curve] == [1, 2, 3]
+    assert result.curve[0].loss == result.metrics.start_recomputed.loss
+    assert result.curve[-1].loss == result.metrics.averaged.loss
+    outputs = [probabilities(job, tensors) for tensors in points]
+    labels = load_split(job.dataset, "val", (8, 8), None).labels
+    ensemble = score(torch.stack(outputs).mean(dim=0), labels)
+    assert result.metrics.ensemble.loss == pytest.approx(ensemble.loss, rel=1e-6)
+    assert averaged_points(outcome.weights) == 3
+
+
+def probabilities(job: LocalJob, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Softmax outputs on the held-out images, float64."""
+    model, _ = load(job.spec.network, tensors)
+    plan, images = job.plan, load_split(job.dataset, "val", (8, 8), None).images
+    with torch.no_grad():
+        return (
+            model.eval()(Preparer(plan.mean, plan.std, "none", 0, torch.device("cpu")).plain(images))
+            .double()
+            .softmax(1)
+        )
+
+
+def averaged_points(path: Path) -> int:
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["wbar.snapshots"])
+
+
+@pytest.mark.parametrize(
+    ("method", "points"),
+    [
+        ({"type": "lawa", "epochs": 3, "window": 2, "final_lr": 0.01}, 2),
+        ({"type": "ema", "epochs": 2, "final_lr": 0.01}, 14),
+        ({"type": "none", "epochs": 2, "final_lr": 0.0}, 1),
+    ],
+)
+def test_the_file_says_how_many_points_are_averaged_in_it(
+    tmp_path: Path, method: dict[str, object], points: int
+) -> None:
+    chosen = METHODS.validate_python({"lr": 0.05, "control_lr": 0.05} | method)
+    assert averaged_points(run(make_job(tmp_path, chosen), Recorder()).weights) == points
+
+
+def test_of_a_greedy_average_the_file_counts_what_was_kept(tmp_path: Path) -> None:
+    hot = {"cycles": 3, "average": "greedy", "high": HighPhase(lr=1.5), "low": LowPhase(lr=1.5), "back_off": False}
+    outcome = run(make_job(tmp_path, METHOD.model_copy(update=hot)), Recorder())
+    assert outcome.result.selection is not None
+    assert outcome.result.selection.kept is not None
+    assert averaged_points(outcome.weights) == len(outcome.result.selection.kept) < 3
 
 
 def test_a_diverging_loss_is_said_with_step_phase_and_hint(tmp_path: Path) -> None:

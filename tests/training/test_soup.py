@@ -9,10 +9,12 @@ from safetensors.torch import load_file
 
 from tests.averaging import reference
 from tests.training.jobs import LocalJob, Recorder, make_job, run
-from tests.training.test_loop import batch_norm_batches
+from tests.training.test_loop import batch_norm_batches, probabilities
 from wbar.method import Soup
 from wbar.spec import Network, StoredWeights
 from wbar_averaging import write_safetensors
+from wbar_training.data.packed import load_split
+from wbar_training.evaluate import score
 from wbar_training.networks.architectures import initialized, load
 from wbar_training.reporter import StopRequested
 
@@ -57,6 +59,10 @@ def test_a_uniform_soup_is_the_weighted_mean_with_the_statistics_of_the_twin(
         torch.testing.assert_close(averaged[f"{name}.running_mean"].double(), mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(averaged[f"{name}.running_var"].double(), variance, rtol=1e-4, atol=1e-5)
     assert outcome.result.selection is None, "nothing was selected"
+    members = [probabilities(job, {name.removeprefix("module."): t for name, t in one.items()}) for one in tensors]
+    mean = sum(share * member for share, member in zip(shares, members, strict=True)) / shares.sum()
+    labels = load_split(job.dataset, "val", (8, 8), None).labels
+    assert outcome.result.metrics.ensemble.loss == pytest.approx(score(mean, labels).loss, rel=1e-6), "weighted alike"
     assert [point.n for point in outcome.result.curve] == [1, 2, 3]
     assert outcome.result.curve[-1].loss == outcome.result.metrics.averaged.loss
     assert {progress.phase for progress in told.progress} == {"batchnorm", "evaluate"}

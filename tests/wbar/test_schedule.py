@@ -3,9 +3,10 @@
 from math import cos, pi
 
 import pytest
+from pydantic import ValidationError
 
 from wbar.method import METHODS
-from wbar.schedule import build_schedule, shifted
+from wbar.schedule import build_schedule, shifted, steps_per_epoch
 
 PLAIN = {"lr": 0.8, "control_lr": 1.0, "pull": 0.0}
 
@@ -136,3 +137,92 @@ def test_a_schedule_that_begins_later_counts_on() -> None:
     assert (place.step, place.epoch, place.step_in_epoch, place.cycle) == (14, 6, 1, 2)
     with pytest.raises(IndexError, match="step 36 lies outside the schedule of 36 steps"):
         schedule.at(36)
+
+
+def test_swa_without_an_annealing_trains_at_its_own_rate() -> None:
+    """It trained at `anneal_from`: an annealing of a single step returned where it began."""
+    assert rates(type="swa", epochs=3, anneal_epochs=0, anneal_from=1.6) == [0.8] * 6
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+def test_a_decay_to_zero_wastes_no_step_and_one_to_a_floor_ends_there(shape: str) -> None:
+    to_zero = rates(type="none", epochs=4, final_lr=0.0, shape=shape)
+    assert to_zero[-1] > 0
+    assert to_zero == sorted(to_zero, reverse=True)
+    to_a_floor = rates(type="none", epochs=4, final_lr=0.02, shape=shape)
+    assert to_a_floor[0] == 0.8
+    assert to_a_floor[-1] == 0.02
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        # swa: after its annealing, which it never did; a warm-up is no low phase, which it was.
+        ({"type": "swa", "epochs": 3, "anneal_epochs": 1, "anneal_from": 1.6}, [0, 0, 1, 1, 1, 1]),
+        ({"type": "swa", "epochs": 2, "anneal_from": 1.6}, [1, 1, 1, 1]),
+        ({"type": "none", "epochs": 3, "final_lr": 0.1, "warmup_epochs": 1}, [0, 0, 0, 1, 1, 1]),
+        ({"type": "ema", "epochs": 2, "final_lr": 0.1, "shape": "step", "milestones": [0.5]}, [0, 0, 1, 1]),
+    ],
+)
+def test_low_phases_of_methods_without_cycles(method: dict[str, object], expected: list[int]) -> None:
+    pulls = [place[6] for place in rows(**method, pull=1.0, pull_in="low")]
+    assert pulls == expected
+
+
+def test_twelve_sawtooth_epochs_of_swa_for_object_detection() -> None:
+    method = METHODS.validate_python(
+        {
+            "cycles": 12,
+            "high": {"lr": 0.02, "shape": "sawtooth", "epochs": 1},
+            "low": {"lr": 0.002, "epochs": 0},
+            "pull": 0.0,
+            "control_lr": 1.0,
+        }
+    )
+    schedule = build_schedule(method, 5)
+    assert schedule.total_steps == 60
+    assert schedule.snapshots == tuple(range(5, 61, 5))
+    one = [schedule.at(step).lr for step in range(5)]
+    assert one[0] == 0.02
+    assert one[-1] == pytest.approx(0.0002)
+    assert [schedule.at(step).lr for step in range(55, 60)] == pytest.approx(one)
+    assert {schedule.at(step).phase for step in range(60)} == {"high"}
+
+
+def test_phases_may_be_fractions_of_an_epoch() -> None:
+    method = METHODS.validate_python(
+        {
+            "cycles": 2,
+            "high": {"lr": 0.8, "epochs": 0.5},
+            "low": {"lr": 0.2, "epochs": 0.25},
+            "pull": 0.0,
+            "control_lr": 1.0,
+        }
+    )
+    schedule = build_schedule(method, 8)
+    assert [schedule.at(step).lr for step in range(schedule.total_steps)] == ([0.8] * 4 + [0.2] * 2) * 2
+    assert [schedule.at(step).epoch for step in range(12)] == [1] * 8 + [2] * 4
+    saw = METHODS.validate_python(
+        {"cycles": 1, "high": {"lr": 0.8, "epochs": 0.5, "shape": "sawtooth"}, "low": {"lr": 0.1, "epochs": 0}}
+        | {"pull": 0.0, "control_lr": 1.0}
+    )
+    assert [build_schedule(saw, 8).at(step).lr for step in range(4)] == pytest.approx([0.8, 0.536, 0.272, 0.008])
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"high": {"lr": 0.1}, "low": {"lr": 0.2}}, "low.lr 0.2 is above high.lr 0.1"),
+        ({"low": {"epochs": 0}, "pull_in": "low"}, "there is no low phase to pull in"),
+        ({"type": "none", "shape": "constant", "pull_in": "low"}, "the rate never falls"),
+        ({"high": {"epochs": 0}}, "greater than 0"),
+    ],
+)
+def test_what_no_schedule_can_do_is_refused(method: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        METHODS.validate_python(method)
+
+
+def test_a_last_batch_that_leaves_a_device_one_image_is_not_counted() -> None:
+    assert [steps_per_epoch(images, 10) for images in (20, 21, 22, 5, 1)] == [2, 2, 3, 1, 1]
+    assert [steps_per_epoch(images, 10, devices=2) for images in (23, 24)] == [2, 3]
