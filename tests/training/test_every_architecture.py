@@ -17,19 +17,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
-from tests.training.work import METHOD, Recorder, make_work
+from tests.training.jobs import METHOD, Recorder, make_job, run
 from wbar.catalog import ARCHITECTURES
-from wbar.method import HighPhase, Phase
+from wbar.method import HighPhase, LowPhase
 from wbar.recipe import Normalization, Optimizer, Recipe
+from wbar.spec import JobSpec, Network, StoredDataset, StoredWeights
 from wbar_averaging import write_safetensors
-from wbar_training.loop import run
-from wbar_training.networks.architectures import CIFAR, Network, as_torch_saves, build, initialized, load, shapes_of
+from wbar_training.networks.architectures import CIFAR, build, initialized, load, shapes_of
 from wbar_training.networks.fresh_layers import prepared
 from wbar_training.networks.recognition import detect
 from wbar_training.optim import make_optimizer
-from wbar_training.plan import Plan, Work
+from wbar_training.plan import Plan
+from wbar_training.result_writer import ResultWriter
 from wbar_training.uploads.checkpoint_files import ValidCheckpoint, validate
-from wbar_training.weights import WeightsWriter, read_tensors
+from wbar_training.workspace import Workspace
 
 CLASSES = 3
 MOST = 100 * 10**6  # bytes of weights that are made in memory
@@ -69,12 +70,21 @@ def prefix_of(name: str) -> str:
     return PREFIXES[SMALL.index(name) % len(PREFIXES)]
 
 
-def upload(name: str, folder: Path) -> tuple[ValidCheckpoint, Path, set[str]]:
-    """A checkpoint of the user's network, validated; the file that a job starts from; the names that were uploaded."""
+def upload(name: str, workspace: Workspace) -> tuple[ValidCheckpoint, set[str]]:
+    """A checkpoint of the user's network, validated and laid where a job finds its start; the names that were uploaded."""
     state = {prefix_of(name) + key: tensor for key, tensor in of_the_user(name).state_dict().items()}
-    write_safetensors(folder / "upload.safetensors", state, {})
-    validated = validate(folder / "upload.safetensors", None, None, folder / "start.safetensors")
-    return validated, folder / "start.safetensors", set(state)
+    path = workspace.scratch / "upload.safetensors"
+    write_safetensors(path, state, {})
+    return validate(path, None, None, workspace.input("start")), set(state)
+
+
+def behind(prefix: str, module: nn.Module) -> nn.Module:
+    """The module under the name that `prefix` gives it; itself where that is empty."""
+    if not prefix:
+        return module
+    outer = nn.Module()
+    outer.add_module(prefix.removesuffix("."), module)
+    return outer
 
 
 def recipe_for(name: str) -> Recipe:
@@ -101,36 +111,39 @@ def trained_one_step(network: Network, start: dict[str, Tensor], recipe: Recipe)
     return model
 
 
+def spec_for(validated: ValidCheckpoint, recipe: Recipe) -> JobSpec:
+    network, prefix = validated.network, validated.prefix
+    return JobSpec(
+        start=StoredWeights(id="ckpt_start", sha256="0" * 64, blob="start", prefix=prefix, network=network),
+        dataset=StoredDataset(id="ds_none", sha256="1" * 64, blob="none"),
+        network=network,
+        classes=None,
+        method=METHOD,
+        recipe=recipe,
+        seed=0,
+    )
+
+
 @pytest.mark.parametrize("name", sliced(SMALL))
 def test_upload_one_step_download(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    validated, checkpoint, uploaded = upload(name, tmp_path)
+    workspace = Workspace(tmp_path)
+    validated, uploaded = upload(name, workspace)
     assert (validated.network.name, validated.prefix) == (name, prefix_of(name))
     recipe = recipe_for(name)
-    work = Work(
-        method={}, recipe=recipe.model_dump(mode="json"), seed=0, network=validated.network, checkpoint=checkpoint,
-        prefix=validated.prefix, dataset=tmp_path, classes=None, start_sha256="0", dataset_sha256="1", scratch=tmp_path,
-    )  # fmt: skip
-    writer = WeightsWriter(work, ["a", "b", "c"])
+    writer = ResultWriter(spec_for(validated, recipe), workspace, Plan.of(recipe, 0), ["a", "b", "c"])
     start = writer.start()
     model = trained_one_step(validated.network, start, recipe)
-    writer.write(tmp_path / "averaged.safetensors", model.state_dict(), snapshots=1)
-    written = read_tensors(tmp_path / "averaged.safetensors")
-    torch.save(as_torch_saves(validated.network, written, validated.prefix), tmp_path / "averaged.pth")
+    weights, pytorch = writer.write_result(model.state_dict(), snapshots=1)
 
-    downloaded = load_file(tmp_path / "averaged.safetensors")
+    downloaded, user = load_file(weights), behind(validated.prefix, of_the_user(name))
     assert set(downloaded) == uploaded
-    wrapped = nn.Module()
-    wrapped.add_module(validated.prefix.removesuffix("."), of_the_user(name)) if validated.prefix else None
-    user = wrapped if validated.prefix else of_the_user(name)
-    user.load_state_dict(torch.load(tmp_path / "averaged.pth", weights_only=True), strict=True)
+    user.load_state_dict(torch.load(pytorch, weights_only=True), strict=True)
     if not name.startswith("mnasnet"):  # torchvision's takes no plain dict, whoever wrote it
         user.load_state_dict(downloaded, strict=True)
-    after = user.state_dict()
-    trained = {f"{validated.prefix}{key}": tensor for key, tensor in model.state_dict().items()}
-    assert all(torch.equal(after[key], tensor) for key, tensor in trained.items())
-    moved = [key for key, _ in model.named_parameters() if not torch.equal(model.state_dict()[key], start[key])]
-    assert moved, "the step moved nothing"
+    loaded = user.state_dict()
+    assert all(torch.equal(loaded[validated.prefix + key], tensor) for key, tensor in model.state_dict().items())
+    assert any(not torch.equal(parameter, start[key]) for key, parameter in model.named_parameters())
 
 
 @pytest.mark.models
@@ -159,13 +172,11 @@ def test_a_whole_job_of_a_network_that_asks_for_its_version(name: str, tmp_path:
     network = Network(name, 10)
     torch.manual_seed(0)
     start = models.get_model(name, weights=None, num_classes=10).state_dict()
-    gentle = METHOD.model_copy(update={"high": HighPhase(lr=1e-3, epochs=1), "low": Phase(lr=1e-4, epochs=1)})
-    work = make_work(tmp_path / "job", gentle, images=60, network=network, prefix="module.", recipe_image_size=(32, 32))
-    write_safetensors(work.checkpoint, {f"module.{key}": tensor for key, tensor in start.items()}, {})
-    outcome = run(work, Recorder())
+    gentle = METHOD.model_copy(update={"high": HighPhase(lr=1e-3, epochs=1), "low": LowPhase(lr=1e-4, epochs=1)})
+    job = make_job(tmp_path / "job", gentle, images=60, network=network, prefix="module.", recipe_image_size=(32, 32))
+    write_safetensors(job.start, {f"module.{key}": tensor for key, tensor in start.items()}, {})
+    outcome = run(job, Recorder())
     saved = torch.load(outcome.pytorch, weights_only=True)
     assert isinstance(saved, OrderedDict)
-    user = nn.Module()
-    user.add_module("module", models.get_model(name, weights=None, num_classes=10))
-    user.load_state_dict(saved, strict=True)
+    behind("module.", models.get_model(name, weights=None, num_classes=10)).load_state_dict(saved, strict=True)
     assert all(torch.equal(saved[key], tensor) for key, tensor in load_file(outcome.weights).items())
