@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATASET ?= builtin:digits
 
-.PHONY: demo test lint bench up clean
+.PHONY: demo test models lint bench up clean
 
 # One stamp per set of extras: reinstalled only when pyproject.toml changes.
 $(VENV)/.embedded: pyproject.toml
@@ -22,6 +22,9 @@ demo: $(VENV)/.embedded ## upload, fine-tune, download, compare: the whole path 
 
 test: $(VENV)/.test ## the whole suite, with real servers
 	$(BIN)/python -m pytest
+
+models: $(VENV)/.test ## every architecture from upload to download, those that `make test` leaves out included
+	$(BIN)/python -m pytest tests/training/test_every_architecture.py -m "models or not models"
 
 lint: $(VENV)/.test ## style, types, and the arrows between the rooms
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ class NetworkArchitecture(BaseModel):
     ambiguous_with: list[str] | None = Field(
         None,
         description="Of a `detected` architecture: published networks whose tensors have the same names and shapes and which "
-        "give other outputs. If the checkpoint is one of them, a job computes the wrong network.",
+        "give other outputs. A job computes `name`.",
     )
 
     @property
@@ -35,8 +35,8 @@ class NetworkArchitecture(BaseModel):
         if not self.ambiguous_with:
             return None
         return (
-            f"recognized as {self.name} by its tensors, which {' and '.join(self.ambiguous_with)} share: they give other "
-            f"outputs and cannot be fine-tuned here; upload with architecture={self.name} to say that it is none of them"
+            f"recognized as {self.name} by its tensors, which it shares with {' and '.join(self.ambiguous_with)}; a job "
+            f"computes {self.name}, whose outputs differ: give architecture {self.name} to say that the checkpoint is one"
         )
 
 

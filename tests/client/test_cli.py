@@ -11,6 +11,9 @@ from safetensors.torch import load_file
 
 from tests.conftest import Service
 from tests.material import start_state, write_archive, write_start
+from wbar.spec import Network
+from wbar_averaging import write_safetensors
+from wbar_training.networks.architectures import initialized
 
 
 def wbar(service: Service | None, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -136,3 +139,27 @@ def test_submit_passes_method_and_recipe_on(service: Service, tmp_path: Path) ->
         refused = wbar(service, *asked, "--recipe", wrong)
         assert refused.returncode == 2
         assert said in refused.stderr
+
+
+def test_an_upload_says_what_it_could_be_instead_and_what_an_unknown_one_is_near(
+    service: Service, tmp_path: Path
+) -> None:
+    state = initialized(Network("mobilenet_v2", 3)).state_dict()
+    write_safetensors(tmp_path / "ambiguous.safetensors", state, {})
+    done = wbar(service, "upload", str(tmp_path / "ambiguous.safetensors"))
+    assert done.returncode == 0, done.stderr
+    assert "which it shares with torchvision's quantization.mobilenet_v2; a job computes mobilenet_v2" in done.stderr
+    with service.client() as client:
+        architecture = client.checkpoints.get(done.stdout.strip()).architecture
+    assert architecture is not None
+    assert architecture.ambiguous_with == ["torchvision's quantization.mobilenet_v2"]
+    given = wbar(service, "upload", str(tmp_path / "ambiguous.safetensors"), "--architecture", "mobilenet_v2")
+    assert "shares" not in given.stderr
+
+    state["classifier.2.weight"] = state.pop("classifier.1.weight")
+    write_safetensors(tmp_path / "unknown.safetensors", state, {})
+    done = wbar(service, "upload", str(tmp_path / "unknown.safetensors"))
+    assert done.returncode == 3
+    assert "The nearest: mobilenet_v2 (" in done.stderr
+    assert "1 missing: classifier.1.weight; 1 unexpected: classifier.2.weight" in done.stderr
+    assert "Here `architecture` is --architecture NAME" in done.stderr
