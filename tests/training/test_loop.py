@@ -211,11 +211,11 @@ def test_the_file_says_how_many_points_are_averaged_in_it(
 
 
 def test_of_a_greedy_average_the_file_counts_what_was_kept(tmp_path: Path) -> None:
-    hot = {"cycles": 3, "average": "greedy", "high": HighPhase(lr=1.5), "low": LowPhase(lr=1.5), "back_off": False}
+    hot = {"cycles": 4, "average": "greedy", "high": HighPhase(lr=0.3), "low": LowPhase(lr=0.3), "pull": 0.0}
     outcome = run(make_job(tmp_path, METHOD.model_copy(update=hot)), Recorder())
     assert outcome.result.selection is not None
     assert outcome.result.selection.kept is not None
-    assert averaged_points(outcome.weights) == len(outcome.result.selection.kept) < 3
+    assert averaged_points(outcome.weights) == len(outcome.result.selection.kept) < 4
 
 
 def test_a_diverging_loss_is_said_with_step_phase_and_hint(tmp_path: Path) -> None:
