@@ -153,5 +153,5 @@ for n in range(1, 301):
 error = lambda each: float((each.mean(torch.float64)["w"] - total / 300).norm() / total.norm() * 300)
 print(error(mean) <= 5e-8, error(plain) <= 1e-6, error(exponential) < 0.02)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.stdout.split() == ["True", "True", "True"], done.stderr

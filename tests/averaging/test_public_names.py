@@ -46,4 +46,4 @@ assert "torch" not in sys.modules
 wbar_averaging.RunningMean
 assert "torch" in sys.modules and "wbar_averaging.swag" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd=ROOT)

@@ -111,7 +111,7 @@ def test_takes_a_saved_state_of_torchs() -> None:
     ("wrong", "message"),
     [
         ({"swa_lr": [0.1, 0.2]}, "swa_lr must have the same length"),
-        ({"anneal_strategy": "exponential"}, "anneal_strategy must be one of 'cos' or 'linear'"),
+        ({"anneal_strategy": "exponential"}, "anneal_strategy must b[ey] one of 'cos' or 'linear'"),
         ({"anneal_epochs": -1}, "anneal_epochs must be equal or greater than 0"),
         ({"anneal_epochs": 2.5}, "anneal_epochs must be equal or greater than 0"),
     ],
