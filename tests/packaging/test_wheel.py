@@ -211,6 +211,7 @@ def up(shell: Shell, tmp_path: Path) -> Iterator[Path]:
         process.send_signal(signal.SIGTERM)
         code = process.wait(60)
     assert code == 0
+    wait_until(lambda: not shell.environment.running(), 30, "the end of every process")
 
 
 def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: Path) -> None:
