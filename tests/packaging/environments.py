@@ -43,6 +43,18 @@ class Environment:
         with zipfile.ZipFile(self.wheel) as wheel:
             return set(wheel.namelist())
 
+    def running(self) -> list[str]:
+        """The command lines of the processes that this environment's Python runs."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes().decode().split("\0")
+            except OSError:  # it has ended meanwhile
+                continue
+            if words[0] == self.python:
+                found.append(" ".join(words))
+        return found
+
     def variables(self, home: Path, **more: str) -> dict[str, str]:
         """The variables of a user whose own project uses Django and Celery, and who set nothing for Python or wbar."""
         kept = {

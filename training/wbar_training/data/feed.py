@@ -4,8 +4,11 @@ image is handled by itself (a JPEG's random box, a policy's operations), DataLoa
 Every draw is a function of (seed, purpose, index, place in the batch): the number of workers changes nothing.
 """
 
+import os
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from typing import NamedTuple
 
 import torch
@@ -66,11 +69,27 @@ class Feed:
             batch_sampler=batches(),  # any iterable of lists
             num_workers=self.loaders,
             multiprocessing_context="forkserver",
+            worker_init_fn=_end_with_parent,
             pin_memory=self.prepare.device.type == "cuda",
         )
         for images in loader:
             request = asked.pop(0)
             yield self.prepare.finished(images, request.purpose, request.index), request.chosen
+
+
+def _end_with_parent(_worker: int) -> None:
+    """A rank ends without a farewell, and an attempt may be killed: its loaders end with it.
+
+    torch's own watch looks at the process that forked the loader: the forkserver, which waits for the loader to end.
+    """
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 class One(NamedTuple):
