@@ -1,7 +1,7 @@
 """Datasets: an archive that was uploaded or a source that is named; packed by a worker."""
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from wbar.datasets import Dataset, ImageShape, Split, Task
 from wbar.spec import StoredDataset
@@ -102,6 +102,13 @@ class Datasets(JudgedRepository[DatasetRecord]):
         }
         with self.database.write() as connection:
             return self.record.of(connection.execute(insert(datasets).values(**values).returning(*datasets.c)).one())
+
+    def summary_for(self, tenant: Tenant, job_id: str) -> DatasetSummary | None:
+        """What a job's dataset held, also where it was deleted since: the row stays for the jobs that name it."""
+        found = select(datasets.c.summary).join(jobs, jobs.c.dataset == datasets.c.id)
+        with self.database.read() as connection:
+            summary = connection.execute(found.where(jobs.c.id == job_id, jobs.c.tenant == tenant.name)).scalar()
+        return None if summary is None else DatasetSummary.model_validate(summary)
 
     def accept(self, claim: Claim, packed: str, size: int, sha256: str, summary: DatasetSummary) -> bool:
         """It is ready; the archive need not be kept. packed: the blob; size, sha256: of what was given.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, insert, select, update
+from sqlalchemy import Connection, Select, insert, select, update
 
 from wbar.errors import ValidationFailed
 from wbar.jobs import Event, EventType
@@ -49,25 +49,27 @@ class Events(PartRepository):
 
     def after(self, tenant: Tenant, job_id: str, seq: int, limit: int) -> list[EventRecord]:
         """Up to `limit` events later than `seq`, oldest first. Raises NotFound."""
-        return self._read(tenant, job_id, _of(job_id, ()).where(events.c.seq > seq).order_by(events.c.seq).limit(limit))
+        rows = _of(job_id, ()).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
+        with self.database.read() as connection:
+            self._check(connection, tenant, job_id)
+            return _records(connection, rows)
 
     def page(
         self, tenant: Tenant, job_id: str, request: PageRequest, types: Sequence[EventType] = ()
     ) -> RecordPage[EventRecord]:
         """A page by sequence; types: keep these only. Raises NotFound, ValidationFailed for an `after` of another job."""
         ascending, rows = request.order == "asc", _of(job_id, types)
-        seq = sequence(job_id, request.after) if request.after else 0 if ascending else LAST
-        rows = rows.where(events.c.seq > seq if ascending else events.c.seq < seq)
-        rows = rows.order_by(events.c.seq if ascending else events.c.seq.desc()).limit(request.limit + 1)
-        found = self._read(tenant, job_id, rows)
-        return RecordPage(found[: request.limit], len(found) > request.limit)
-
-    def _read(self, tenant: Tenant, job_id: str, rows: Select[Any]) -> list[EventRecord]:
         with self.database.read() as connection:
             self._check(connection, tenant, job_id)
-            return [
-                EventRecord(row.job, row.seq, row.type, row.data, row.created_at) for row in connection.execute(rows)
-            ]
+            seq = sequence(job_id, request.after) if request.after else 0 if ascending else LAST
+            rows = rows.where(events.c.seq > seq if ascending else events.c.seq < seq)
+            rows = rows.order_by(events.c.seq if ascending else events.c.seq.desc()).limit(request.limit + 1)
+            found = _records(connection, rows)
+        return RecordPage(found[: request.limit], len(found) > request.limit)
+
+
+def _records(connection: Connection, rows: Select[Any]) -> list[EventRecord]:
+    return [EventRecord(row.job, row.seq, row.type, row.data, row.created_at) for row in connection.execute(rows)]
 
 
 def _of(job_id: str, types: Sequence[EventType]) -> Select[Any]:

@@ -9,7 +9,7 @@ from typing import Literal
 from sqlalchemy import delete, false, func, insert, or_, select, update
 
 from wbar.checkpoints import Fault
-from wbar.errors import AttemptsExhausted, InUse, InvalidTransition
+from wbar.errors import AttemptsExhausted, InUse, InvalidTransition, NotFound
 from wbar.jobs import Job, Progress
 from wbar.results import JobResult, Score
 from wbar.spec import JobSpec
@@ -127,6 +127,15 @@ class Jobs(Repository[JobRecord]):
                 connection.execute(insert(job_metadata), pairs)
             self._events.append(job_id, "status", {"status": "queued"})
         return self.record.of(row)
+
+    def status(self, tenant: Tenant, job_id: str) -> JobStatus:
+        """Raises NotFound."""
+        found = tenant.select(jobs).where(jobs.c.id == job_id).with_only_columns(jobs.c.status)
+        with self.database.read() as connection:
+            status: JobStatus | None = connection.execute(found).scalar()
+        if status is None:
+            raise NotFound(f"there is no job {job_id[:64]!r}")
+        return status
 
     def filtered(self, tenant: Tenant, request: PageRequest, filters: Filters) -> RecordPage[JobRecord]:
         rows = tenant.select(jobs)
