@@ -29,7 +29,8 @@ def _page(
 Paging = Annotated[PageRequest, Depends(_page)]
 
 
-def page_of(found: RecordPage[Stored], to_api: Callable[[Stored], Sent]) -> Page[Sent]:
+# The annotation is quoted: pydantic would try to build a model for the protocol.
+def page_of(found: RecordPage[Stored], to_api: Callable[[Stored], Sent]) -> "Page[Sent]":
     """A page of records as it is sent."""
     data = [to_api(record) for record in found.records]
     return Page(

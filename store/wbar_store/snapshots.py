@@ -69,6 +69,12 @@ class Snapshots(PartRepository):
             found = connection.execute(rows if limit is None else rows.limit(limit + 1)).all()
         return RecordPage([SnapshotRecord.of(row) for row in found[:limit]], limit is not None and len(found) > limit)
 
+    def recorded(self, claim: Claim) -> dict[int, str]:
+        """The digests of what earlier attempts recorded, by n."""
+        rows = select(snapshots.c.n, snapshots.c.sha256).where(snapshots.c.job == claim.id)
+        with self.database.read() as connection:
+            return {row.n: row.sha256 for row in connection.execute(rows)}
+
     def add(self, claim: Claim, n: int, step: int, score: Score, received: Received) -> bool:
         """Record w_n, with its event; the caller holds the blob meanwhile. False if the same was recorded before or the fence
         is stale.
