@@ -109,11 +109,8 @@ class Ingester:
         out = scratch / "packed.safetensors"
         try:
             source = self._source(record, scratch / "upload")
-        except (OSError, BaseError) as error:
-            message = (
-                f"{record.source} cannot be read ({type(error).__name__}): is it there, and may the worker read it?"
-            )
-            self._reject(repository, record, Fault(code=SourceUnavailable.code, message=message))
+        except SourceUnavailable as error:
+            self._reject(repository, record, Fault(code=error.code, message=error.detail))
             return
         upload = DatasetUpload(source, out, record.task == "multilabel", record.options.max_train_images, self.limits)
         child = processes.start(JUDGE_DATASET, upload)
@@ -130,14 +127,19 @@ class Ingester:
         self._collect(record)
 
     def _source(self, record: DatasetRecord, target: Path) -> Path | str:
-        """What the child packs: an archive or a folder, or the name of a built-in set. Raises what cannot be read."""
+        """What the child packs: an archive or a folder, or the name of a built-in set. Raises SourceUnavailable."""
         if record.content is not None:
             self.store.blobs.fetch(record.content, target)
             return target
         assert record.source is not None
         if record.source.startswith("builtin:"):
             return record.source.removeprefix("builtin:")
-        return _fetch_source(record.source, target)
+        try:
+            return _fetch_source(record.source, target)
+        except (OSError, BaseError) as error:
+            raise SourceUnavailable(
+                f"{record.source} cannot be read ({type(error).__name__}): is it there, and may the worker read it?"
+            ) from error
 
     def _verdict(self, repository: JudgedRepository[AnyJudged], claim: Claim, child: Child) -> Verdict | None:
         """The child's answer; None when the object was deleted or judged by another attempt meanwhile."""

@@ -15,7 +15,7 @@ from wbar_store.jobs import JobRecord, ResultBlobs
 from wbar_store.store import Store
 from wbar_training.messages import LogLevel, Succeeded
 from wbar_worker.heartbeat import Heartbeat
-from wbar_worker.report import write_report
+from wbar_worker.report import Report
 
 log = logging.getLogger("wbar.worker")
 
@@ -75,7 +75,7 @@ class Publisher:
         job = self._job
         try:
             points = self._store.metrics.all(job.owner, job.id)
-            write_report(path, job.id, job.name, job.spec, result, points)
+            Report(job.id, job.name, job.spec, result, points).write(path)
         except Exception as error:
             log.exception("%s: the report could not be drawn", job.id)
             self.log(
