@@ -42,7 +42,7 @@ class BlobReferences:
             chosen = select(blobs.c.sha256).where(free)
             if candidates is not None:
                 chosen = chosen.where(blobs.c.sha256.in_(candidates))
-            # Locked first, judged again under the lock: a hold that committed in between must be seen.
+            # Locked first, decided again under the lock: a hold that committed in between must be seen.
             locked = list(connection.execute(chosen.with_for_update()).scalars())
             connection.execute(update(blobs).where(blobs.c.sha256.in_(locked), free).values(deleting=True))
 

@@ -1,22 +1,19 @@
-"""Checkpoints: created when the bytes are durable, judged by a worker, deleted when no job needs them."""
+"""Checkpoints: created when the bytes are durable, validated by a worker, deleted when no job needs them."""
 
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import insert
 
-from wbar.checkpoints import Checkpoint, NetworkArchitecture
-from wbar.spec import Network, StoredWeights
+from wbar.checkpoints import Checkpoint, CheckpointFacts, NetworkArchitecture
+from wbar.spec import StoredWeights
 from wbar_store.blobs import Received
 from wbar_store.claims import Claim
 from wbar_store.database import Tenant, now, rfc3339
 from wbar_store.ids import new_id
-from wbar_store.judging import JudgedRecord, JudgedRepository
+from wbar_store.uploads import UploadRecord, UploadRepository
 from wbar_store.tables import checkpoints, jobs
 
-Format = Literal["safetensors", "pytorch"]
-Source = Literal["given", "detected"]
 
 
 class GivenNetwork(BaseModel):
@@ -28,32 +25,14 @@ class GivenNetwork(BaseModel):
     num_classes: int | None = None
 
 
-@dataclass(frozen=True)
-class JudgedCheckpoint:
-    """What a worker found. weights: the blob of the same tensors as safetensors; prefix: of the uploaded names."""
+class CheckpointRecord(UploadRecord):
+    """sha256: of the uploaded bytes. weights, the blob of the same tensors as safetensors, and facts: once it is ready."""
 
-    format: Format
-    parameters: int
-    tensors: int
-    network: Network
-    source: Source
-    prefix: str
-    weights: str
-
-
-class CheckpointRecord(JudgedRecord):
-    """sha256: of the uploaded bytes. weights, network, source and prefix: once it is ready."""
-
-    format: Format | None
     bytes: int
     sha256: str
     weights: str | None
     given: GivenNetwork
-    parameters: int | None
-    tensors: int | None
-    network: Network | None
-    source: Source | None
-    prefix: str | None
+    facts: CheckpointFacts | None
 
     @property
     def blobs(self) -> list[str]:
@@ -61,38 +40,40 @@ class CheckpointRecord(JudgedRecord):
 
     def stored(self) -> StoredWeights:
         """What a JobSpec says of it. Only of a ready one."""
-        assert self.network is not None
+        assert self.facts is not None
         assert self.weights is not None
         return StoredWeights(
-            id=self.id, sha256=self.sha256, blob=self.weights, prefix=self.prefix or "", network=self.network
+            id=self.id, sha256=self.sha256, blob=self.weights, prefix=self.facts.prefix, network=self.facts.network
         )
 
     def to_api(self) -> Checkpoint:
+        facts = self.facts
         architecture = None
-        if self.network is not None and self.source is not None:
+        if facts is not None:
             architecture = NetworkArchitecture(
-                name=self.network.name,
-                num_classes=self.network.num_classes,
-                channels=self.network.channels,
-                image_size=self.network.image_size,
-                source=self.source,
+                name=facts.network.name,
+                num_classes=facts.network.num_classes,
+                channels=facts.network.channels,
+                image_size=facts.network.image_size,
+                source=facts.source,
+                ambiguous_with=facts.ambiguous_with,
             )
         return Checkpoint(
             id=self.id,
             name=self.name,
             status=self.status,
-            format=self.format,
+            format=facts.format if facts else None,
             bytes=self.bytes,
             sha256=self.sha256,
-            parameters=self.parameters,
-            tensors=self.tensors,
+            parameters=facts.parameters if facts else None,
+            tensors=facts.tensors if facts else None,
             architecture=architecture,
             error=self.error,
             created_at=rfc3339(self.created_at),
         )
 
 
-class Checkpoints(JudgedRepository[CheckpointRecord]):
+class Checkpoints(UploadRepository[CheckpointRecord]):
     table, noun, record = checkpoints, "checkpoint", CheckpointRecord
     blob_columns = (checkpoints.c.content, checkpoints.c.weights)
     job_column = jobs.c.checkpoint
@@ -116,6 +97,6 @@ class Checkpoints(JudgedRepository[CheckpointRecord]):
                 connection.execute(insert(checkpoints).values(**values).returning(*checkpoints.c)).one()
             )
 
-    def accept(self, claim: Claim, judged: JudgedCheckpoint) -> bool:
-        """It is ready. False where this attempt is no longer the one that may judge."""
-        return self._write(claim, status="ready", **asdict(judged))
+    def accept(self, claim: Claim, facts: CheckpointFacts, weights: str) -> bool:
+        """It is ready. weights: the blob of its tensors as safetensors. False where this attempt is no longer the one that may validate."""
+        return self._write(claim, status="ready", weights=weights, facts=asdict(facts))

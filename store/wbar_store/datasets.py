@@ -3,13 +3,13 @@
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import insert, select
 
-from wbar.datasets import Dataset, ImageShape, Split, Task
+from wbar.datasets import Dataset, DatasetFacts, ImageShape, Split, Task
 from wbar.spec import StoredDataset
 from wbar_store.blobs import Received
 from wbar_store.claims import Claim
 from wbar_store.database import Tenant, now, rfc3339
 from wbar_store.ids import new_id
-from wbar_store.judging import JudgedRecord, JudgedRepository
+from wbar_store.uploads import UploadRecord, UploadRepository
 from wbar_store.tables import datasets, jobs
 
 
@@ -22,21 +22,25 @@ class DatasetOptions(BaseModel):
 
 
 class DatasetSummary(BaseModel):
-    """What a worker found in it. mean, std: per channel of the training pixels in [0, 1]; held_out: the indices of the
-    training images that were set aside, where there was no `val`."""
+    """What a worker found in it.
+
+    image: in pixels, the median where there are many sizes. mean, std: per channel of the training split, for pixels in
+    [0, 1]. held_out: the indices of the training images that were set aside, where there was no `val`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     classes: list[str]
     splits: dict[str, Split]
     image: ImageShape
+    many_sizes: bool
     mean: list[float]
     std: list[float]
     held_out: list[int] | None
     warnings: list[str]
 
 
-class DatasetRecord(JudgedRecord):
+class DatasetRecord(UploadRecord):
     """content: the uploaded archive until it is packed. packed, summary: once it is ready."""
 
     task: Task
@@ -57,6 +61,20 @@ class DatasetRecord(JudgedRecord):
         assert self.packed is not None
         return StoredDataset(id=self.id, sha256=self.sha256, blob=self.packed)
 
+    def facts(self) -> DatasetFacts:
+        """What a job's options are resolved by. Only of a ready one."""
+        assert self.summary is not None
+        return DatasetFacts(
+            task=self.task,
+            classes=tuple(self.summary.classes),
+            train_images=self.summary.splits["train"].images,
+            shape=self.summary.image,
+            many_sizes=self.summary.many_sizes,
+            mean=tuple(self.summary.mean),
+            std=tuple(self.summary.std),
+            source=self.source,
+        )
+
     def to_api(self) -> Dataset:
         found = self.summary
         return Dataset(
@@ -76,7 +94,7 @@ class DatasetRecord(JudgedRecord):
         )
 
 
-class Datasets(JudgedRepository[DatasetRecord]):
+class Datasets(UploadRepository[DatasetRecord]):
     table, noun, record = datasets, "dataset", DatasetRecord
     blob_columns = (datasets.c.content, datasets.c.packed)
     job_column = jobs.c.dataset
@@ -113,7 +131,7 @@ class Datasets(JudgedRepository[DatasetRecord]):
     def accept(self, claim: Claim, packed: str, size: int, sha256: str, summary: DatasetSummary) -> bool:
         """It is ready; the archive need not be kept. packed: the blob; size, sha256: of what was given.
 
-        False where this attempt is no longer the one that may judge.
+        False where this attempt is no longer the one that may validate.
         """
         found = summary.model_dump(mode="json")
         return self._write(claim, status="ready", packed=packed, content=None, bytes=size, sha256=sha256, summary=found)

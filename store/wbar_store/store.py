@@ -40,7 +40,7 @@ class Store:
         return cls(database, Blobs(settings.blobs_url, database), Notifier(settings.broker_url))
 
     def notify(self, object_id: str) -> None:
-        """Tell a worker of a job to run, or of an upload to judge, whose row is committed.
+        """Tell a worker of a job to run, or of an upload to validate, whose row is committed.
 
         Whatever fails here, the sweeper notifies again.
         """

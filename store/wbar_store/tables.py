@@ -56,21 +56,16 @@ checkpoints = Table(
     Column("tenant", String(64), nullable=False),
     Column("name", String(256), nullable=False),
     Column("status", String(16), nullable=False),
-    Column("format", String(16)),
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", _SHA, nullable=False),
     Column("content", _SHA),  # the uploaded bytes; null once rejected
     Column("weights", _SHA),  # the same tensors as safetensors, which is what jobs read
     Column("given", _JSON, nullable=False),  # architecture and num_classes as the upload named them
-    Column("parameters", BigInteger),
-    Column("tensors", Integer),
-    Column("network", _JSON),  # what the tensors turned out to be, a wbar.spec.Network
-    Column("source", String(16)),  # of the network's name: given or detected
-    Column("prefix", String(64)),
+    Column("facts", _JSON),  # what the tensors turned out to be, a wbar.checkpoints.CheckpointFacts
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),
     Column("notified_at", Double),
-    Column("lease_until", Double),  # while a worker judges it
+    Column("lease_until", Double),  # while a worker validates it
     Column("created_at", Double, nullable=False),
     Index(None, "tenant", "id"),
     Index(None, "status"),
@@ -94,7 +89,7 @@ datasets = Table(
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),
     Column("notified_at", Double),
-    Column("lease_until", Double),  # while a worker judges it
+    Column("lease_until", Double),  # while a worker validates it
     Column("created_at", Double, nullable=False),
     Index(None, "tenant", "id"),
     Index(None, "status"),

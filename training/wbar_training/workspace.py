@@ -27,14 +27,6 @@ class Workspace:
         """Where the blob of this sha256 lies (a safetensors file), once it has been fetched."""
         return (self.inputs or self.scratch) / f"input-{blob}.safetensors"
 
-    def state(self, step: int) -> Path:
-        """Where the resumable state after `step` steps lies; with leading zeros, so that the names sort as the steps do."""
-        return self.scratch / f"state-{step:010d}.pt"
-
-    def latest_state(self) -> Path | None:
-        """The resumable state with the most steps."""
-        return max(self.scratch.glob("state-*.pt"), default=None)
-
     def snapshot(self, n: int) -> Path:
         """Where snapshot n (from 1) is written."""
         return self.scratch / f"snapshot-{n:04d}.safetensors"

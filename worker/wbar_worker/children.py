@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from wbar.checkpoints import Fault
-from wbar.spec import JobSpec, Network
+from wbar.checkpoints import CheckpointFacts, Fault
+from wbar.spec import JobSpec
 from wbar_training.messages import Crashed
 from wbar_training.workspace import Workspace
 from wbar_worker import processes
@@ -80,12 +80,7 @@ class CheckpointFound(_Message):
     """A checkpoint that can be fine-tuned; its tensors lie at `out`."""
 
     type: Literal["checkpoint"] = "checkpoint"
-    format: Literal["safetensors", "pytorch"]
-    parameters: int
-    tensors: int
-    network: Network
-    source: Literal["given", "detected"]
-    prefix: str
+    facts: CheckpointFacts
 
 
 class DatasetPacked(_Message):
@@ -97,6 +92,7 @@ class DatasetPacked(_Message):
     channels: int
     height: int
     width: int
+    many_sizes: bool
     mean: list[float]
     std: list[float]
     held_out: list[int] | None
@@ -116,8 +112,8 @@ MACHINE = TypeAdapter(Machine)
 
 RUN_ATTEMPT: Entry[AttemptRequest] = Entry("wbar_worker.attempt", "run_attempt")
 PROBE: Entry[ProbeRequest] = Entry("wbar_worker.attempt", "probe")
-JUDGE_CHECKPOINT: Entry[CheckpointUpload] = Entry("wbar_worker.validate", "judge_checkpoint")
-JUDGE_DATASET: Entry[DatasetUpload] = Entry("wbar_worker.validate", "judge_dataset")
+VALIDATE_CHECKPOINT: Entry[CheckpointUpload] = Entry("wbar_worker.validate", "validate_checkpoint")
+VALIDATE_DATASET: Entry[DatasetUpload] = Entry("wbar_worker.validate", "validate_dataset")
 
 
 def warm_up() -> Machine:

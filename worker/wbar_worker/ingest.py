@@ -1,4 +1,4 @@
-"""Judging uploads: a child process under limits reads the file; its verdict becomes the row, and rejected bytes go."""
+"""Uploads are validated: a child process under limits reads the file; its verdict becomes the row, and rejected bytes go."""
 
 import hashlib
 import logging
@@ -18,17 +18,17 @@ from obstore.store import from_url
 from wbar.checkpoints import Fault
 from wbar.datasets import ImageShape, Split
 from wbar.errors import ContentTooLarge, SourceUnavailable
-from wbar_store.checkpoints import CheckpointRecord, JudgedCheckpoint
+from wbar_store.checkpoints import CheckpointRecord
 from wbar_store.claims import Claim
 from wbar_store.datasets import DatasetRecord, DatasetSummary
 from wbar_store.ids import kind_of
-from wbar_store.judging import AnyJudged, JudgedRecord, JudgedRepository
+from wbar_store.uploads import AnyUpload, UploadRecord, UploadRepository
 from wbar_store.store import Store
 from wbar_training.messages import Crashed
 from wbar_worker import processes
 from wbar_worker.children import (
-    JUDGE_CHECKPOINT,
-    JUDGE_DATASET,
+    VALIDATE_CHECKPOINT,
+    VALIDATE_DATASET,
     VERDICTS,
     CheckpointFound,
     CheckpointUpload,
@@ -48,7 +48,7 @@ Accepted = TypeVar("Accepted", CheckpointFound, DatasetPacked)
 
 
 class Ingester:
-    """Judges uploads for one worker process."""
+    """Validates uploads for one worker process."""
 
     def __init__(self, store: Store, settings: WorkerSettings) -> None:
         self.store, self.settings = store, settings
@@ -60,14 +60,14 @@ class Ingester:
         )
 
     def run(self, object_id: str) -> None:
-        """Claim and judge the object; a message for one that is judged already does nothing."""
+        """Claim and validate the object; a message for one that is validated already does nothing."""
         if kind_of(object_id) == "ckpt":
-            self._claim_and_judge(self.store.checkpoints, object_id, self._judge_checkpoint)
+            self._claim_and_validate(self.store.checkpoints, object_id, self._validate_checkpoint)
         else:
-            self._claim_and_judge(self.store.datasets, object_id, self._judge_dataset)
+            self._claim_and_validate(self.store.datasets, object_id, self._validate_dataset)
 
-    def _claim_and_judge(
-        self, repository: JudgedRepository[AnyJudged], object_id: str, judge: Callable[[AnyJudged, Path], None]
+    def _claim_and_validate(
+        self, repository: UploadRepository[AnyUpload], object_id: str, validate: Callable[[AnyUpload, Path], None]
     ) -> None:
         record = repository.claim(object_id)
         if record is None:
@@ -76,35 +76,26 @@ class Ingester:
         scratch.mkdir(parents=True, exist_ok=True)
         try:
             with _renewed(repository, record.claim):
-                judge(record, scratch)
+                validate(record, scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _judge_checkpoint(self, record: CheckpointRecord, scratch: Path) -> None:
+    def _validate_checkpoint(self, record: CheckpointRecord, scratch: Path) -> None:
         repository = self.store.checkpoints
         path, out = scratch / "upload", scratch / "weights.safetensors"
         assert record.content is not None
         self.store.blobs.fetch(record.content, path)
         given = record.given
         upload = CheckpointUpload(path, out, given.architecture, given.num_classes, self.limits)
-        child = processes.start(JUDGE_CHECKPOINT, upload)
+        child = processes.start(VALIDATE_CHECKPOINT, upload)
         found = self._accepted(repository, record, self._verdict(repository, record.claim, child), CheckpointFound)
         if found is None:
             return
         received = self.store.blobs.put_file(out)
-        judged = JudgedCheckpoint(
-            format=found.format,
-            parameters=found.parameters,
-            tensors=found.tensors,
-            network=found.network,
-            source=found.source,
-            prefix=found.prefix,
-            weights=received.sha256,
-        )
         with self.store.blobs.keep(received):
-            repository.accept(record.claim, judged)
+            repository.accept(record.claim, found.facts, received.sha256)
 
-    def _judge_dataset(self, record: DatasetRecord, scratch: Path) -> None:
+    def _validate_dataset(self, record: DatasetRecord, scratch: Path) -> None:
         repository = self.store.datasets
         out = scratch / "packed.safetensors"
         try:
@@ -113,7 +104,7 @@ class Ingester:
             self._reject(repository, record, Fault(code=error.code, message=error.detail))
             return
         upload = DatasetUpload(source, out, record.task == "multilabel", record.options.max_train_images, self.limits)
-        child = processes.start(JUDGE_DATASET, upload)
+        child = processes.start(VALIDATE_DATASET, upload)
         found = self._accepted(repository, record, self._verdict(repository, record.claim, child), DatasetPacked)
         if found is None:
             return
@@ -141,8 +132,8 @@ class Ingester:
                 f"{record.source} cannot be read ({type(error).__name__}): is it there, and may the worker read it?"
             ) from error
 
-    def _verdict(self, repository: JudgedRepository[AnyJudged], claim: Claim, child: Child) -> Verdict | None:
-        """The child's answer; None when the object was deleted or judged by another attempt meanwhile."""
+    def _verdict(self, repository: UploadRepository[AnyUpload], claim: Claim, child: Child) -> Verdict | None:
+        """The child's answer; None when the object was deleted or validated by another attempt meanwhile."""
         deadline = time.monotonic() + self.settings.ingest_seconds
         try:
             while not child.pipe.poll(RENEW_SECONDS):
@@ -161,8 +152,8 @@ class Ingester:
 
     def _accepted(
         self,
-        repository: JudgedRepository[AnyJudged],
-        record: AnyJudged,
+        repository: UploadRepository[AnyUpload],
+        record: AnyUpload,
         verdict: Verdict | None,
         wanted: type[Accepted],
     ) -> Accepted | None:
@@ -180,27 +171,27 @@ class Ingester:
                 self._give_back(repository, record, f"its process spoke of a {verdict.type}")
         return None
 
-    def _give_back(self, repository: JudgedRepository[AnyJudged], record: AnyJudged, why: str) -> None:
+    def _give_back(self, repository: UploadRepository[AnyUpload], record: AnyUpload, why: str) -> None:
         """The attempt failed: the next one tries again, and after the last the upload is rejected."""
-        log.error("judging %s (attempt %d) failed: %s", record.id, record.attempts, why)
+        log.error("validating %s (attempt %d) failed: %s", record.id, record.attempts, why)
         if repository.give_up(record.id, record.attempts):
             self._collect(record)
         else:
             repository.release(record.claim)
             self.store.notify(record.id)
 
-    def _reject(self, repository: JudgedRepository[AnyJudged], record: AnyJudged, fault: Fault) -> None:
+    def _reject(self, repository: UploadRepository[AnyUpload], record: AnyUpload, fault: Fault) -> None:
         repository.reject(record.claim, fault)
         self._collect(record)
 
-    def _collect(self, record: JudgedRecord) -> None:
+    def _collect(self, record: UploadRecord) -> None:
         if record.content is not None:
             self.store.blobs.collect([record.content])
 
 
 @contextmanager
-def _renewed(repository: JudgedRepository[AnyJudged], claim: Claim) -> Iterator[None]:
-    """Keep the lease while files are fetched, judged and stored, however long each takes."""
+def _renewed(repository: UploadRepository[AnyUpload], claim: Claim) -> Iterator[None]:
+    """Keep the lease while files are fetched, validated and stored, however long each takes."""
     done = threading.Event()
 
     def renew() -> None:
@@ -224,6 +215,7 @@ def _summary(found: DatasetPacked) -> DatasetSummary:
         classes=found.classes,
         splits={split: Split(images=count) for split, count in found.images.items()},
         image=ImageShape(channels=found.channels, height=found.height, width=found.width),
+        many_sizes=found.many_sizes,
         mean=found.mean,
         std=found.std,
         held_out=found.held_out,

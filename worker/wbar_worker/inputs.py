@@ -5,6 +5,7 @@ from pathlib import Path
 
 from wbar_store.jobs import JobRecord
 from wbar_store.store import Store
+from wbar_training.state_files import latest, path_of, step_of
 from wbar_training.workspace import Workspace
 
 
@@ -30,11 +31,11 @@ def _fetch(store: Store, blob: str, path: Path) -> None:
 
 def _state(store: Store, job: JobRecord, workspace: Workspace) -> Path | None:
     """The furthest resumable state: this host's own, or the last phase end's from the blob store."""
-    local = workspace.latest_state()
+    local = latest(workspace.scratch)
     if job.state is None or job.state_step is None:
         return local
-    durable = workspace.state(job.state_step)
-    if local is not None and local >= durable:
+    durable = path_of(workspace.scratch, job.state_step)
+    if local is not None and step_of(local) >= job.state_step:
         return local
     store.blobs.fetch(job.state, durable)
     return durable

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from wbar.checkpoints import Fault
+from wbar.checkpoints import CheckpointFacts, Fault
 from wbar.errors import ContentTooLarge, Rejected
 from wbar_training.messages import Crashed
 from wbar_training.uploads import checkpoint_files, dataset_archives
@@ -21,24 +21,17 @@ from wbar_worker.children import (
 from wbar_worker.processes import ControlChannel, confine
 
 
-def judge_checkpoint(upload: CheckpointUpload, channel: ControlChannel) -> None:
+def validate_checkpoint(upload: CheckpointUpload, channel: ControlChannel) -> None:
     confine(upload.limits.memory, upload.limits.seconds)
 
-    def judge() -> CheckpointFound:
-        judged = checkpoint_files.judge(upload.path, upload.architecture, upload.num_classes, upload.out)
-        return CheckpointFound(
-            format=judged.format,
-            parameters=judged.parameters,
-            tensors=judged.tensors,
-            network=judged.network,
-            source=judged.source,
-            prefix=judged.prefix,
-        )
+    def read() -> CheckpointFound:
+        valid = checkpoint_files.validate(upload.path, upload.architecture, upload.num_classes, upload.out)
+        return CheckpointFound(facts=CheckpointFacts(**vars(valid)))
 
-    channel.send(_verdict(judge))
+    channel.send(_verdict(read))
 
 
-def judge_dataset(upload: DatasetUpload, channel: ControlChannel) -> None:
+def validate_dataset(upload: DatasetUpload, channel: ControlChannel) -> None:
     confine(upload.limits.memory, upload.limits.seconds)
     limits = dataset_archives.Limits(bytes=upload.limits.archive_bytes, files=upload.limits.archive_files)
 

@@ -49,7 +49,7 @@ async def create_checkpoint(
 ) -> Response:
     """Upload a checkpoint: a safetensors file, or a PyTorch file that `torch.load(weights_only=True)` accepts.
 
-    The body is the file itself, streamed. Its content is judged after the answer: poll until `status` is `ready` or
+    The body is the file itself, streamed. Its content is validated after the answer: poll until `status` is `ready` or
     `rejected`.
     """
     if architecture is not None and architecture not in ARCHITECTURES:
@@ -103,5 +103,5 @@ def get_checkpoint_content(checkpoint_id: str, request: Request, store: StoreOf,
     found = store.checkpoints.get(tenant, checkpoint_id)
     if found.status != "ready" or found.content is None:
         raise CheckpointNotReady(f"{checkpoint_id} is {found.status}: only the bytes of a ready checkpoint are kept")
-    extension = "safetensors" if found.format == "safetensors" else "pth"
+    extension = "pth" if found.facts and found.facts.format == "pytorch" else "safetensors"
     return blob_response(request, store.blobs, found.content, f"{checkpoint_id}.{extension}")

@@ -1,6 +1,6 @@
-"""What checkpoints and datasets share: rows that arrive `processing`, are judged by a worker, and are `ready` or `rejected`.
+"""What checkpoints and datasets share: rows that arrive `processing`, are validated by a worker, and are `ready` or `rejected`.
 
-A judgement is claimed like a job: `attempts` is the fence, and a late verdict of a dead attempt changes nothing.
+A validation is claimed like a job: `attempts` is the fence, and a late verdict of a dead attempt changes nothing.
 """
 
 from typing import Any, ClassVar, TypeVar
@@ -16,10 +16,10 @@ from wbar_store.repository import Record, Repository
 from wbar_store.tables import job_inputs, jobs
 
 MAX_ATTEMPTS = 3
-LEASE = 15.0  # a judgement that was not renewed for so many seconds belongs to a worker that died
+LEASE = 15.0  # a validation that was not renewed for so many seconds belongs to a worker that died
 
 
-class JudgedRecord(Record):
+class UploadRecord(Record):
     """content: the uploaded bytes, as long as they are kept."""
 
     name: str
@@ -39,10 +39,10 @@ class JudgedRecord(Record):
         return [self.content] if self.content else []
 
 
-AnyJudged = TypeVar("AnyJudged", bound=JudgedRecord)
+AnyUpload = TypeVar("AnyUpload", bound=UploadRecord)
 
 
-class JudgedRepository(Repository[AnyJudged]):
+class UploadRepository(Repository[AnyUpload]):
     """Subclasses also say which columns name blobs, and which column of a job names the object."""
 
     blob_columns: ClassVar[tuple[Column[Any], ...]]
@@ -72,8 +72,8 @@ class JudgedRepository(Repository[AnyJudged]):
 
     # What a worker does.
 
-    def claim(self, object_id: str) -> AnyJudged | None:
-        """The record with its attempt raised and leased, or None where there is nothing to judge or somebody does."""
+    def claim(self, object_id: str) -> AnyUpload | None:
+        """The record with its attempt raised and leased, or None where there is nothing to validate or somebody does."""
         table = self.table
         with self.database.write() as connection:
             row = connection.execute(
@@ -90,15 +90,15 @@ class JudgedRepository(Repository[AnyJudged]):
         return None if row is None else self.record.of(row)
 
     def renew(self, claim: Claim) -> bool:
-        """Keep the sweeper patient; False when the object was deleted or judged by another attempt."""
+        """Keep the sweeper patient; False when the object was deleted or validated by another attempt."""
         return self._write(claim, lease_until=now() + LEASE)
 
     def release(self, claim: Claim) -> None:
-        """Let go of a judgement that failed, so that the next attempt need not wait for the lease."""
+        """Let go of a validation that failed, so that the next attempt need not wait for the lease."""
         self._write(claim, lease_until=None)
 
     def reject(self, claim: Claim, fault: Fault) -> bool:
-        """False where this attempt is no longer the one that may judge; as of every verdict."""
+        """False where this attempt is no longer the one that may validate; as of every verdict."""
         return self._write(claim, status="rejected", error=fault.model_dump(mode="json"), content=None)
 
     def give_up(self, object_id: str, attempt: int | None = None) -> bool:
@@ -122,7 +122,7 @@ class JudgedRepository(Repository[AnyJudged]):
     # What the sweeper does.
 
     def overdue(self, broker_is_empty: bool) -> list[str]:
-        """Objects that nobody seems to be judging: never notified, or silent for too long with their message gone."""
+        """Objects that nobody seems to be validating: never notified, or silent for too long with their message gone."""
         table = self.table
         lost = and_(table.c.notified_at < now() - LEASE, self._silent()) if broker_is_empty else false()
         found = select(table.c.id).where(table.c.status == "processing", or_(table.c.notified_at.is_(None), lost))

@@ -1,23 +1,25 @@
-"""A judgement belongs to one worker at a time, and what kills every attempt is given up."""
+"""A validation belongs to one worker at a time, and what kills every attempt is given up."""
 
 import pytest
 from sqlalchemy import update
 
+from wbar.checkpoints import CheckpointFacts
 from wbar.datasets import ImageShape, Split
 from wbar.errors import NotFound
 from wbar.spec import Network, StoredWeights
 from wbar_store.blobs import Received
-from wbar_store.checkpoints import Checkpoints, GivenNetwork, JudgedCheckpoint
+from wbar_store.checkpoints import Checkpoints, GivenNetwork
 from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant, now
 from wbar_store.datasets import DatasetOptions, Datasets, DatasetSummary
-from wbar_store.judging import MAX_ATTEMPTS
+from wbar_store.uploads import MAX_ATTEMPTS
 from wbar_store.repository import PageRequest
 from wbar_store.tables import checkpoints
 
 MINE, OTHER = Tenant("default"), Tenant("other")
 RECEIVED = Received("tmp/x", "a" * 64, 7)
-JUDGED = JudgedCheckpoint("safetensors", 10, 2, Network("resnet20", 10), "detected", "module.", "b" * 64)
+FACTS = CheckpointFacts("safetensors", 10, 2, Network("resnet20", 10), "detected", "module.", ["resnet21"])
+WEIGHTS = "b" * 64
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_a_checkpoint_becomes_what_was_found_in_it(uploads: Checkpoints, uploade
     assert (waiting.status, waiting.given.num_classes, waiting.to_api().architecture) == ("processing", 10, None)
     claimed = uploads.claim(uploaded)
     assert claimed is not None
-    assert uploads.accept(claimed.claim, JUDGED)
+    assert uploads.accept(claimed.claim, FACTS, WEIGHTS)
     found = uploads.get(MINE, uploaded)
     assert found.stored() == StoredWeights(
         id=uploaded, sha256="a" * 64, blob="b" * 64, prefix="module.", network=Network("resnet20", 10)
@@ -53,6 +55,7 @@ def test_a_checkpoint_becomes_what_was_found_in_it(uploads: Checkpoints, uploade
     assert (sent.status, sent.parameters, sent.format) == ("ready", 10, "safetensors")
     assert sent.architecture is not None
     assert (sent.architecture.name, sent.architecture.source) == ("resnet20", "detected")
+    assert sent.architecture.ambiguous_with == ["resnet21"]
     assert uploads.remove(MINE, uploaded) == ["a" * 64, "b" * 64]
 
 
@@ -64,7 +67,8 @@ def test_a_dataset_becomes_what_was_found_in_it(database: Database) -> None:
     assert (claimed.source, claimed.options.max_train_images, claimed.content) == ("builtin:digits", 50, None)
     summary = DatasetSummary(
         classes=["a", "b"], splits={"train": Split(images=8), "val": Split(images=2)},
-        image=ImageShape(channels=1, height=8, width=8), mean=[0.3], std=[0.4], held_out=[1, 2], warnings=["w"],
+        image=ImageShape(channels=1, height=8, width=8), many_sizes=False, mean=[0.3], std=[0.4], held_out=[1, 2],
+        warnings=["w"],
     )  # fmt: skip
     assert sets.accept(claimed.claim, "p" * 64, 100, "c" * 64, summary)
     found = sets.get(MINE, made.id)
@@ -81,25 +85,25 @@ def test_another_tenants_uploads_do_not_exist(uploads: Checkpoints, uploaded: st
     assert [one.id for one in uploads.page(MINE, PageRequest()).records] == [uploaded]
 
 
-def test_a_second_message_does_not_disturb_a_judgement_at_work(uploads: Checkpoints, uploaded: str) -> None:
+def test_a_second_message_does_not_disturb_a_validation_at_work(uploads: Checkpoints, uploaded: str) -> None:
     assert uploads.overdue(broker_is_empty=True) == [uploaded]
     first = uploads.claim(uploaded)
     assert first is not None
     assert uploads.claim(uploaded) is None
     assert uploads.overdue(broker_is_empty=True) == []
     assert uploads.renew(first.claim)
-    assert uploads.accept(first.claim, JUDGED)
+    assert uploads.accept(first.claim, FACTS, WEIGHTS)
     assert uploads.claim(uploaded) is None
 
 
-def test_a_dead_judgement_is_taken_over_and_its_late_verdict_refused(uploads: Checkpoints, uploaded: str) -> None:
+def test_a_dead_validation_is_taken_over_and_its_late_verdict_refused(uploads: Checkpoints, uploaded: str) -> None:
     uploads.claim(uploaded)
     expire(uploads)
     second = uploads.claim(uploaded)
     assert second is not None
     assert second.attempts == 2
     first = Claim(uploaded, 1)
-    assert not uploads.accept(first, JUDGED)
+    assert not uploads.accept(first, FACTS, WEIGHTS)
     assert not uploads.renew(first)
     assert uploads.renew(second.claim)
 
