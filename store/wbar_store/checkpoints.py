@@ -11,9 +11,8 @@ from wbar_store.blobs import Received
 from wbar_store.claims import Claim
 from wbar_store.database import Tenant, now, rfc3339
 from wbar_store.ids import new_id
-from wbar_store.uploads import UploadRecord, UploadRepository
 from wbar_store.tables import checkpoints, jobs
-
+from wbar_store.uploads import UploadRecord, UploadRepository
 
 
 class GivenNetwork(BaseModel):
@@ -98,5 +97,8 @@ class Checkpoints(UploadRepository[CheckpointRecord]):
             )
 
     def accept(self, claim: Claim, facts: CheckpointFacts, weights: str) -> bool:
-        """It is ready. weights: the blob of its tensors as safetensors. False where this attempt is no longer the one that may validate."""
+        """It is ready. weights: the blob of its tensors as safetensors.
+
+        False where this attempt is no longer the one that may validate.
+        """
         return self._write(claim, status="ready", weights=weights, facts=asdict(facts))

@@ -9,8 +9,8 @@ from wbar_store.blobs import Received
 from wbar_store.claims import Claim
 from wbar_store.database import Tenant, now, rfc3339
 from wbar_store.ids import new_id
-from wbar_store.uploads import UploadRecord, UploadRepository
 from wbar_store.tables import datasets, jobs
+from wbar_store.uploads import UploadRecord, UploadRepository
 
 
 class DatasetOptions(BaseModel):

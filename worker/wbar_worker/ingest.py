@@ -22,8 +22,8 @@ from wbar_store.checkpoints import CheckpointRecord
 from wbar_store.claims import Claim
 from wbar_store.datasets import DatasetRecord, DatasetSummary
 from wbar_store.ids import kind_of
-from wbar_store.uploads import AnyUpload, UploadRecord, UploadRepository
 from wbar_store.store import Store
+from wbar_store.uploads import AnyUpload, UploadRecord, UploadRepository
 from wbar_training.messages import Crashed
 from wbar_worker import processes
 from wbar_worker.children import (

@@ -11,8 +11,8 @@ from wbar.spec import JobSpec, StoredWeights
 from wbar_store.checkpoints import CheckpointRecord
 from wbar_store.database import Tenant
 from wbar_store.ids import kind_of
-from wbar_store.uploads import UploadRecord
 from wbar_store.store import Store
+from wbar_store.uploads import UploadRecord
 
 
 def make_spec(store: Store, tenant: Tenant, request: JobRequest, gpu: bool) -> JobSpec:
