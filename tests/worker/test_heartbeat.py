@@ -76,13 +76,19 @@ def test_a_child_that_was_started_after_a_long_fetch_is_not_ended(
     beat.check(None)
     beat.watch(child)
     beat.check(None)
-    assert child.process.is_alive()
     clock.now += settings.stall_seconds - 1
+    beat.check("pause")
+    assert child.receive(FromAttempt) == Stopped(reason="pause"), "it lives, and answers"
+
+
+def test_a_child_that_falls_silent_is_ended(
+    store: Store, settings: WorkerSettings, job: JobRecord, child: Child
+) -> None:
+    clock = Clock()
+    beat = heartbeat(store, settings, job, clock)
+    beat.watch(child)
+    clock.now += settings.stall_seconds + 1
     beat.check(None)
-    assert child.process.is_alive()
-    clock.now += 2
-    beat.check(None)
-    child.process.join(30)
     assert child.exit_reason() == "its process was ended by SIGKILL (the system was out of memory?)"
 
 
@@ -96,7 +102,8 @@ def test_a_word_from_the_child_counts_anew(
         clock.now += settings.stall_seconds - 1
         beat.heard()
         beat.check(None)
-    assert child.process.is_alive()
+    beat.check("pause")
+    assert child.receive(FromAttempt) == Stopped(reason="pause")
 
 
 def test_only_a_more_urgent_reason_replaces_another(
