@@ -22,8 +22,8 @@ from sqlalchemy import create_engine, text
 
 from wbar.client import Client
 from wbar_service.embedded import broker_command, broker_options
-from wbar_store import keys
-from wbar_store.database import Database
+from wbar_store.database import Database, Tenant
+from wbar_store.keys import Keys
 from wbar_store.migrate import upgrade
 
 POSTGRESQL = os.environ.get("WBAR_TEST_POSTGRESQL_URL")
@@ -118,9 +118,8 @@ class Service:
         }
         self.database = Database(database_url)
         upgrade(self.database)
-        with self.database.write() as connection:
-            self.key = keys.create(connection, "tests")
-            self.other_key = keys.create(connection, "another tenant", tenant="other")
+        keys = Keys(self.database)
+        self.key, self.other_key = keys.create("tests"), keys.create("another tenant", Tenant("other"))
         self.log = open(folder / "log", "wb")  # noqa: SIM115  # closed in stop()
         self.parts: dict[str, subprocess.Popen[bytes]] = {}
 

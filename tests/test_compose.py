@@ -23,16 +23,18 @@ import pytest
 import typer
 import yaml
 from pydantic_settings import BaseSettings
-from sqlalchemy import insert, update
+from sqlalchemy import update
 
 import wbar_service.commands
 import wbar_worker.commands
+from tests.store.rows import insert_inputs, spec
 from wbar_service.settings import ServiceSettings
-from wbar_store.database import now
+from wbar_store.database import Tenant, now
 from wbar_store.migrate import upgrade
 from wbar_store.settings import StoreSettings
 from wbar_store.store import Store
-from wbar_store.tables import checkpoints, datasets, jobs
+from wbar_store.tables import jobs
+from wbar_store.workers import WorkerRecord
 from wbar_worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[1]
@@ -415,33 +417,26 @@ def here(tmp_path: Path) -> Iterator[Here]:
 
 @pytest.mark.parametrize("name", ["worker", "ingest"])
 def test_a_worker_is_healthy_while_it_is_seen(name: str, here: Here) -> None:
-    here.store.worker_seen("train-7@another-host", "train", "cpu", 1)
+    here.store.workers.seen(WorkerRecord("train-7@another-host", "train", "cpu", 1))
     alone = run_check(name, here.environment)
     assert alone.returncode == 1
     assert "is not among ['train-7@another-host']" in alone.stderr
-    here.store.worker_seen(f"{name}-7@{socket.gethostname()}", name, "cpu", 1)
+    here.store.workers.seen(WorkerRecord(f"{name}-7@{socket.gethostname()}", "train", "cpu", 1))
     seen = run_check(name, here.environment)
     assert (seen.returncode, seen.stderr) == (0, "")
-    here.store.worker_gone(f"{name}-7@{socket.gethostname()}")
+    here.store.workers.gone(f"{name}-7@{socket.gethostname()}")
     assert run_check(name, here.environment).returncode == 1
 
 
 def test_the_sweeper_is_healthy_while_no_lost_job_lies_about(here: Here) -> None:
     idle = run_check("sweeper", here.environment)
     assert (idle.returncode, idle.stderr) == (0, "")
-    common = {"tenant": "default", "name": "x", "status": "ready", "attempts": 0, "created_at": now()}
-    with here.store.database.write() as connection:
-        connection.execute(insert(checkpoints).values(id="ckpt_1", bytes=1, sha256="a" * 64, given={}, **common))
-        connection.execute(insert(datasets).values(id="ds_1", task="classification", options={}, **common))
-        connection.execute(
-            insert(jobs).values(
-                **(common | {"id": "job_1", "status": "running", "attempts": 1}), checkpoint="ckpt_1", dataset="ds_1",
-                method={}, recipe={}, seed=0, metadata={}, losses=0, last_event=0, lease_until=now() - 1,
-            )
-        )  # fmt: skip
+    insert_inputs(here.store.database)
+    job = here.store.jobs.create(Tenant("default"), spec(), None, {}).id
+    here.store.jobs.claim(job, lease_seconds=-1)
     behind = run_check("sweeper", here.environment)
     assert behind.returncode == 1
-    assert "not swept: [('job_1', 1)]" in behind.stderr
+    assert f"not swept: ['{job}']" in behind.stderr
     with here.store.database.write() as connection:
         connection.execute(update(jobs).values(lease_until=now() + 60))
     assert run_check("sweeper", here.environment).returncode == 0

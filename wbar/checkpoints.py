@@ -1,9 +1,11 @@
 """A checkpoint as it is sent: what was uploaded, and what the worker found in it."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wbar.spec import Network
 from wbar.states import UploadStatus
 
 
@@ -38,6 +40,23 @@ class NetworkArchitecture(BaseModel):
             f"recognized as {self.name} by its tensors, which it shares with {' and '.join(self.ambiguous_with)}; a job "
             f"computes {self.name}, whose outputs differ: give architecture {self.name} to say that the checkpoint is one"
         )
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What an upload turned out to hold: read off the tensors once, when the checkpoint is validated.
+
+    parameters: numbers in the network's parameters, buffers not counted; tensors: in the file. prefix: what the uploaded
+    names have before the network's own. ambiguous_with: see NetworkArchitecture.
+    """
+
+    format: Literal["safetensors", "pytorch"]
+    parameters: int
+    tensors: int
+    network: Network
+    source: Literal["given", "detected"]
+    prefix: str
+    ambiguous_with: list[str] | None
 
 
 class Checkpoint(BaseModel):

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: the live progress of a job, and the table that compares the arms."""
+"""What a person sees in the terminal: the live progress of a job, and the table of the comparisons."""
 
 from collections.abc import Iterable
 
@@ -8,23 +8,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColum
 from rich.table import Table
 
 from wbar.jobs import Event, Job
-from wbar.results import JobResult, Score
+from wbar.results import VERDICTS, Comparisons, JobResult
 from wbar.states import TERMINAL
 
-ARMS = (
-    ("start", "start"),
-    ("start_recomputed", "start + BN recompute"),
-    ("last", "last snapshot"),
-    ("averaged", "w̄ (averaged)"),
-    ("ensemble", "ensemble of snapshots"),
-    ("swag", "Bayesian average (SWAG)"),
-    ("control", "control (cosine, equal epochs)"),
-)
-VERDICTS = {
-    "better": "w̄ is better than the start, by more than two standard errors",
-    "worse": "w̄ is worse than the start, by more than two standard errors",
-    "same": "w̄ and the start are the same within two standard errors",
-}
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -82,19 +68,23 @@ def _detail(data: dict[str, object]) -> str:
 
 
 def comparison(job: Job) -> Table:
-    """The arms side by side, on held-out images."""
+    """The comparisons side by side, on held-out images."""
     assert job.result is not None
     table = Table(title=escape(f"{job.name or job.id}: held-out images"), title_justify="left")
     several = job.result.metrics.averaged.map is not None  # labels per image
     for column in ("", "accuracy", "NLL", "ECE", *(["mAP"] if several else [])):
         table.add_column(column, justify="left" if not column else "right")
-    for field, label in ARMS:
-        score: Score | None = getattr(job.result.metrics, field)
-        if score is None:
-            continue
+    for name, score in job.result.metrics.named().items():
         precision = [f"{score.map:.4f}" if score.map is not None else "–"] if several else []
-        style = "bold" if field == "averaged" else ""
-        table.add_row(label, f"{score.accuracy:.2%}", f"{score.loss:.4f}", f"{score.ece:.4f}", *precision, style=style)
+        style = "bold" if name == "averaged" else ""
+        table.add_row(
+            Comparisons.label(name),
+            f"{score.accuracy:.2%}",
+            f"{score.loss:.4f}",
+            f"{score.ece:.4f}",
+            *precision,
+            style=style,
+        )
     return table
 
 
@@ -104,18 +94,8 @@ def summary(result: JobResult) -> list[str]:
     low, high = min(losses), max(losses)
     marks = "".join(SPARKS[round((loss - low) / (high - low) * 7) if high > low else 0] for loss in losses)
     points = "  ".join(f"{point.n}: {point.accuracy:.2%}/{point.loss:.4f}" for point in result.curve)
-    chosen = []
-    if result.choice is not None:
-        kept = ", ".join(str(n) for n in result.choice.kept)
-        chosen.append(f"in the mean: {kept} of {result.choice.of}")
-    if result.held_out is not None and result.held_out.choose:
-        chosen.append(
-            f"chosen by {result.held_out.choose} held-out images; the numbers are from the other {result.held_out.report}"
-        )
-    if result.selected == "start":
-        chosen.append("guard: the average is worse than the start there, so the weights to download are the start's")
     return [
-        *chosen,
+        *result.selection_in_words(),
         f"curve (n: accuracy/NLL of the mean of n snapshots)  {points}",
         f"NLL over n  {marks}  ({losses[0]:.4f} → {losses[-1]:.4f})",
         f"verdict: {VERDICTS[result.verdict]} (paired per-image loss on held-out images)",

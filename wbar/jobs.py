@@ -9,6 +9,7 @@ from wbar.method import AnyMethod, CyclicSwa
 from wbar.recipe import Recipe
 from wbar.request import RequestModel
 from wbar.results import JobResult, Score
+from wbar.spec import JobSpec
 from wbar.states import JobStatus
 
 StepPhase = Literal["loading", "high", "low", "batchnorm", "evaluate", "report"]
@@ -215,6 +216,48 @@ class Job(BaseModel):
     started_at: str | None
     finished_at: str | None
     estimate: Estimate | None = Field(None, description="Only in the answer to a dry run.")
+
+    @classmethod
+    def of(
+        cls,
+        spec: JobSpec,
+        *,
+        name: str | None,
+        metadata: dict[str, str],
+        status: JobStatus = "queued",
+        id: str | None = None,
+        progress: Progress | None = None,
+        result: JobResult | None = None,
+        error: Fault | None = None,
+        attempts: int = 0,
+        created_at: str | None = None,
+        started_at: str | None = None,
+        finished_at: str | None = None,
+        estimate: Estimate | None = None,
+    ) -> "Job":
+        """A job as it is sent: what it is asked to do from its spec, and how far it is."""
+        return cls(
+            id=id,
+            name=name,
+            status=status,
+            checkpoint=spec.start.id,
+            dataset=spec.dataset.id,
+            method=spec.method,
+            recipe=spec.recipe,
+            flatness=spec.flatness,
+            swag=spec.swag,
+            classes=list(spec.classes) if spec.classes else None,
+            seed=spec.seed,
+            metadata=metadata,
+            progress=progress,
+            result=result,
+            error=error,
+            attempts=attempts,
+            created_at=created_at,
+            started_at=started_at,
+            finished_at=finished_at,
+            estimate=estimate,
+        )
 
 
 class Event(BaseModel):

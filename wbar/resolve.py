@@ -95,6 +95,13 @@ def planned_steps(spec: JobSpec, facts: DatasetFacts) -> int:
     return 2 * steps if spec.method.control else steps
 
 
+def planned_snapshots(spec: JobSpec, facts: DatasetFacts) -> int:
+    """How many snapshots the job keeps; 0 for a soup."""
+    if isinstance(spec.method, Soup):
+        return 0
+    return len(build_schedule(spec.method, planned_steps_per_epoch(facts, spec.recipe)).snapshots)
+
+
 def resolve_recipe(
     recipe: Recipe, network: Network, facts: DatasetFacts, gpu: bool, method: Training | Soup | None = None
 ) -> Recipe:

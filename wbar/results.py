@@ -7,6 +7,12 @@ from pydantic import BaseModel, Field
 Verdict = Literal["better", "same", "worse"]
 Delivered = Literal["averaged", "start"]
 
+VERDICTS: dict[Verdict, str] = {
+    "better": "w̄ is better than the start, by more than two standard errors",
+    "worse": "w̄ is worse than the start, by more than two standard errors",
+    "same": "w̄ and the start are the same within two standard errors",
+}
+
 
 class Score(BaseModel):
     """Accuracy in [0, 1], mean negative log-likelihood in nats, and expected calibration error (15 bins).
@@ -38,15 +44,35 @@ class WeightsFile(BaseModel):
 
 
 class Comparisons(BaseModel):
-    """The averaged weights and everything they are compared with, on the held-out images of the report split."""
+    """The averaged weights and everything they are compared with, on the held-out images of the report split.
 
-    start: Score
-    start_recomputed: Score
-    last: Score
-    averaged: Score
-    ensemble: Score
-    swag: Score | None = Field(None, description="The Bayesian average, where the job asked for it.")
-    control: Score | None = Field(None, description="The cosine fine-tune of equal length, where the job asked for it.")
+    A field's title is what tables and plots call it.
+    """
+
+    start: Score = Field(title="start")
+    start_recomputed: Score = Field(title="start, BatchNorm recomputed")
+    last: Score = Field(title="last snapshot")
+    averaged: Score = Field(title="averaged weights w̄")
+    ensemble: Score = Field(title="ensemble of snapshots")
+    swag: Score | None = Field(
+        None, title="Bayesian average (SWAG)", description="The Bayesian average, where the job asked for it."
+    )
+    control: Score | None = Field(
+        None,
+        title="control (cosine, equal epochs)",
+        description="The cosine fine-tune of equal length, where the job asked for it.",
+    )
+
+    def named(self) -> dict[str, Score]:
+        """Those that the job has, by field, in their order."""
+        return {name: score for name in type(self).model_fields if (score := getattr(self, name)) is not None}
+
+    @classmethod
+    def label(cls, name: str) -> str:
+        """What tables and plots call a comparison."""
+        title = cls.model_fields[name].title
+        assert title is not None
+        return title
 
 
 class EpochPoint(BaseModel):
@@ -75,7 +101,7 @@ class Interpolation(BaseModel):
 
 
 class Line(BaseModel):
-    """The training loss along one filter-normalized random direction (Li et al. 2018) from each arm."""
+    """The training loss along one filter-normalized random direction (Li et al. 2018) around each comparison."""
 
     positions: list[float]
     loss: dict[str, list[float | None]]
@@ -104,7 +130,9 @@ class Flatness(BaseModel):
     distance_by_layer: dict[str, float]
     length_by_layer: dict[str, float] = Field(description="‖w_0‖₂ by layer, to compare the distances with.")
     epochs: list[EpochPoint]
-    sharpness: dict[str, float] = Field(description="ε-sharpness in percent by arm, ε = 1e-3 (Keskar et al. 2017).")
+    sharpness: dict[str, float] = Field(
+        description="ε-sharpness in percent by comparison, ε = 1e-3 (Keskar et al. 2017)."
+    )
     top_eigenvalue: dict[str, Eigenvalue]
     interpolation: Interpolation
     line: Line
@@ -168,3 +196,20 @@ class JobResult(BaseModel):
     selection: Selection | None = Field(None, description="Null where nothing was chosen by held-out images.")
     normalization: NormalizationProbe | None = Field(None, description="Where `recipe.normalize` was `auto`.")
     flatness: Flatness | None = Field(None, description="Where the job asked for it.")
+
+    def selection_in_words(self) -> list[str]:
+        """What was chosen on the selection split, as lines; none where nothing was."""
+        found, lines = self.selection, list[str]()
+        if found is None:
+            return lines
+        if found.kept is not None:
+            kept = ", ".join(str(one) for one in found.kept)
+            lines.append(f"in the mean: {kept}" + (f" (of {found.of})" if found.of is not None else ""))
+        if self.held_out.selection:
+            lines.append(
+                f"selected on {self.held_out.selection} held-out images; every number is from the other "
+                f"{self.held_out.report}"
+            )
+        if found.delivered == "start":
+            lines.append("guard: the average is worse than the start there, so the weights to download are the start's")
+        return lines

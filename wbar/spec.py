@@ -106,6 +106,11 @@ class JobSpec(_Frozen):
         weights = (self.start, *self.ingredients, *self.teachers)
         return list(dict.fromkeys([*(one.blob for one in weights), self.dataset.blob]))
 
+    def needs(self) -> list[str]:
+        """The ids of what must not be deleted before the job has ended, each once: checkpoints, the dataset, a former job."""
+        teacher = [self.recipe.distillation.teacher] if self.recipe.distillation else []
+        return list(dict.fromkeys([self.start.id, self.dataset.id, *(one.id for one in self.ingredients), *teacher]))
+
     def run_digest(self) -> str:
         """The sha256 of everything the weights are a function of, on the same hardware and thread count.
 

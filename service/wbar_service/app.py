@@ -43,7 +43,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.settings = settings
     app.state.store = Store.open(settings)
-    app.state.keys = auth.Keys(app.state.store)
+    app.state.keys = auth.RememberedKeys(app.state.store)
     problems.install(app)
     app.add_middleware(problems.SmallJson)
     app.add_middleware(problems.RequestId)

@@ -1,7 +1,7 @@
 """What can be fine-tuned."""
 
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -35,7 +35,7 @@ class Architectures(BaseModel):
 
 
 @router.get("", response_model=Architectures)
-def list_architectures(_tenant: TenantOf) -> dict[str, Any]:
+def list_architectures(_tenant: TenantOf) -> Architectures:
     """Every architecture, in one page."""
-    data = [{"id": known.name, **asdict(known)} for known in ARCHITECTURES.values()]
-    return {"data": data, "first_id": data[0]["id"], "last_id": data[-1]["id"]}
+    data = [ArchitectureEntry(id=known.name, **asdict(known)) for known in ARCHITECTURES.values()]
+    return Architectures(data=data, first_id=data[0].id, last_id=data[-1].id)

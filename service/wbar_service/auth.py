@@ -10,7 +10,6 @@ from fastapi.security.base import SecurityBase
 
 from wbar.errors import Unauthorized
 from wbar_service.reading import read
-from wbar_store import keys
 from wbar_store.database import Tenant
 from wbar_store.store import Store
 
@@ -18,7 +17,7 @@ REMEMBERED_SECONDS = 1.0
 MOST_REMEMBERED = 4096
 
 
-class Keys:
+class RememberedKeys:
     """The tenants of API keys. A key that was found is not looked up again for a second, so that a client that polls costs
     one transaction a request; a revoked key is refused at most that second later. Used by the event loop's thread alone.
     """
@@ -33,7 +32,7 @@ class Keys:
         tenant, until = self._remembered.get(digest, (None, 0.0))
         if time.monotonic() < until:
             return tenant
-        tenant = await read(self._store.database, lambda connection: keys.tenant_of(connection, key))
+        tenant = await read(self._store.database, lambda: self._store.keys.tenant_of(key))
         if tenant is None:
             self._remembered.pop(digest, None)
         else:
@@ -61,7 +60,7 @@ class BearerKey(SecurityBase):
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise Unauthorized("send the API key as `Authorization: Bearer <key>`")
-        issued: Keys = request.app.state.keys
+        issued: RememberedKeys = request.app.state.keys
         tenant = await issued.tenant_of(key.strip())
         if tenant is None:
             raise Unauthorized("this API key is not known here: check WBAR_API_KEY or the client's configuration file")

@@ -60,11 +60,10 @@ def keys(
     """Create an API key and print it: it is shown only this once."""
     need("service", "sqlalchemy")
     from wbar_service.settings import ServiceSettings
-    from wbar_store import keys as rows
     from wbar_store.database import Database
+    from wbar_store.keys import Keys
 
     database = Database(ServiceSettings().database_url)
-    with database.write() as connection:
-        key = rows.create(connection, name)
+    key = Keys(database).create(name)
     database.dispose()
     typer.echo(key)

@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import Header
-from fastapi.encoders import jsonable_encoder
-from fastapi.responses import JSONResponse
+from fastapi import Header, Response
+from pydantic import BaseModel
 
 from wbar_store.database import Tenant
+from wbar_store.idempotency import StoredAnswer
 from wbar_store.store import Store
 
 IdempotencyKey = Annotated[
@@ -22,25 +22,26 @@ IdempotencyKey = Annotated[
 ]
 
 
-def fingerprint(*parts: Any) -> str:
-    """A digest of what was asked for."""
+def fingerprint(*parts: object) -> str:
+    """A digest of what was asked for: values that JSON can hold."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def once(
-    store: Store, tenant: Tenant, key: str | None, print_: str, create: Callable[[], dict[str, Any]]
-) -> JSONResponse:
+def once(store: Store, tenant: Tenant, key: str | None, print_: str, create: Callable[[], BaseModel]) -> Response:
     """201 with what `create` returns; or, for a key seen before, the first answer with `Idempotent-Replayed: true`."""
     if key is None:
-        return JSONResponse(jsonable_encoder(create()), 201)
+        return _answer(StoredAnswer(201, create().model_dump_json()))
     known = store.idempotency.begin(tenant, key, print_)
     if known is not None:
-        status, body = known
-        return JSONResponse(body, status, {"Idempotent-Replayed": "true"})
+        return _answer(known, {"Idempotent-Replayed": "true"})
     try:
-        body = jsonable_encoder(create())
+        first = StoredAnswer(201, create().model_dump_json())
     except BaseException:
         store.idempotency.forget(tenant, key)
         raise
-    store.idempotency.finish(tenant, key, 201, body)
-    return JSONResponse(body, 201)
+    store.idempotency.finish(tenant, key, first)
+    return _answer(first)
+
+
+def _answer(answer: StoredAnswer, headers: dict[str, str] | None = None) -> Response:
+    return Response(answer.body, answer.status, headers, media_type="application/json")

@@ -28,7 +28,6 @@ from rich.console import Console
 
 from wbar import config
 from wbar_service.settings import ServiceSettings
-from wbar_store import keys
 from wbar_store.migrate import upgrade
 from wbar_store.store import Store
 
@@ -166,16 +165,15 @@ class Embedded:
         say(f"  data      in {self.data}, log in {self._log.name}", soft_wrap=True)
 
     def _write_config(self) -> Path:
-        with self.store.database.write() as connection:
-            known = config.read().api_key
-            if known is None or keys.tenant_of(connection, known) is None:
-                known = keys.create(connection, "created by wbar up", key=known)
+        known = config.read().api_key
+        if known is None or self.store.keys.tenant_of(known) is None:
+            known = self.store.keys.create("created by wbar up", key=known)
         return config.write(url=self.url, api_key=known)
 
     def _watch(self) -> int:
         ready = False
         while not self._stop:
-            if not ready and {queue for _, queue, _ in self.store.live_workers()} >= {"train", "ingest"}:
+            if not ready and {worker.queue for worker in self.store.workers.live()} >= {"train", "ingest"}:
                 ready = True
                 self.console.print(
                     f"  workers   ready ({self.workers} job(s) at a time). Ctrl-C stops; jobs go on at the next start."

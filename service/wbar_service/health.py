@@ -5,7 +5,6 @@ from typing import Literal
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
-from sqlalchemy import text
 
 from wbar import __version__
 from wbar_service.answers import answer
@@ -43,17 +42,13 @@ async def get_health() -> Response:
 )
 def get_readiness(store: StoreOf, response: Response) -> Readiness:
     """Database, broker, blob store, and at least one live worker for each queue; 503 with the reasons otherwise."""
-
-    def database() -> None:
-        with store.database.read() as connection:
-            connection.execute(text("SELECT 1"))
-
-    checks: dict[str, str] = {}
-    checks["database"] = _reason(database)
-    checks["broker"] = _reason(store.notifier.check)
-    checks["blobs"] = _reason(store.blobs.check)
-    live = store.live_workers() if checks["database"] == "ok" else []
-    counts = {queue: sum(1 for _, served, _ in live if served == queue) for queue in ("train", "ingest")}
+    checks = {
+        "database": _reason(store.check),
+        "broker": _reason(store.notifier.check),
+        "blobs": _reason(store.blobs.check),
+    }
+    live = store.workers.live() if checks["database"] == "ok" else []
+    counts = {queue: sum(worker.queue == queue for worker in live) for queue in ("train", "ingest")}
     checks["workers"] = (
         "ok" if all(counts.values()) else f"no live worker for: {', '.join(q for q in counts if not counts[q])}"
     )

@@ -1,10 +1,21 @@
-"""The query parameters every list takes."""
+"""The query parameters every list takes, and the page that it answers with."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, Protocol, TypeVar
 
 from fastapi import Depends, Query
 
-from wbar_store.lists import PageRequest
+from wbar.lists import Page
+from wbar_store.repository import PageRequest, RecordPage
+
+
+class _Identified(Protocol):
+    @property
+    def id(self) -> str | None: ...
+
+
+Stored = TypeVar("Stored")
+Sent = TypeVar("Sent", bound=_Identified)
 
 
 def _page(
@@ -16,3 +27,15 @@ def _page(
 
 
 Paging = Annotated[PageRequest, Depends(_page)]
+
+
+# The annotation is quoted: pydantic would try to build a model for the protocol.
+def page_of(found: RecordPage[Stored], to_api: Callable[[Stored], Sent]) -> "Page[Sent]":
+    """A page of records as it is sent."""
+    data = [to_api(record) for record in found.records]
+    return Page(
+        data=data,
+        has_more=found.has_more,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+    )

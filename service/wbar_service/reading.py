@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from anyio.to_thread import run_sync
-from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from wbar_store.database import Database
@@ -18,17 +17,12 @@ from wbar_store.database import Database
 Found = TypeVar("Found")
 
 
-async def read(database: Database, query: Callable[[Connection], Found]) -> Found:
+async def read(database: Database, query: Callable[[], Found]) -> Found:
     """What `query` returns. It must be short: a row or a few by their keys, in one transaction."""
     try:
-        with database.read_at_once() as connection:
-            if connection is not None:
-                return query(connection)
+        with database.read_at_once() as possible:
+            if possible:
+                return query()
     except OperationalError:
         pass  # busy; if it is anything else, it happens again below
-    return await run_sync(_waiting, database, query)
-
-
-def _waiting(database: Database, query: Callable[[Connection], Found]) -> Found:
-    with database.read() as connection:
-        return query(connection)
+    return await run_sync(query)

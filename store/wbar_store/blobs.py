@@ -2,7 +2,9 @@
 
 Writing: `receive` streams and hashes; `keep` gives the content its name under a hold. The caller then commits the row
 that refers to it and releases the hold, so that a deletion that runs beside it never takes the bytes away. Deleting: a
-blob goes when no row refers to it and nobody holds it; it is marked first, so that nobody can start to hold it.
+blob goes when no row refers to it and nobody holds it; it is marked first, so that nobody can start to hold it. Its file is
+deleted inside the transaction that deletes its row: the one place where a transaction spans other I/O, since its lock is what
+makes whoever brings the content back wait.
 """
 
 import hashlib
@@ -18,14 +20,11 @@ from urllib.parse import unquote, urlparse
 
 import obstore
 from obstore.store import LocalStore, ObjectStore, from_url
-from sqlalchemy import ColumnElement, and_, delete, literal, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from wbar_store.database import Database, clock, now
-from wbar_store.tables import REFERENCES, blobs
+from wbar_store.blob_references import BlobReferences
+from wbar_store.database import Database
 
 CHUNK = 1024 * 1024
-ABANDONED = 3600.0  # a hold older than this belongs to a process that died
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Blobs:
     """A local folder or an S3 bucket, with a table that says who holds and who refers to what."""
 
     def __init__(self, url: str, database: Database) -> None:
-        self.database = database
+        self.references = BlobReferences(database)
         self.root: Path | None = None
         self.store: ObjectStore
         parsed = urlparse(url)
@@ -110,27 +109,11 @@ class Blobs:
             self._place(received)
             yield received.sha256
         finally:
-            with self.database.write() as connection:
-                connection.execute(
-                    update(blobs).where(blobs.c.sha256 == received.sha256).values(holds=blobs.c.holds - 1)
-                )
+            self.references.release(received.sha256)
 
     def _hold(self, received: Received) -> None:
         for _ in range(600):
-            with self.database.write() as connection:
-                statement = {"sqlite": sqlite, "postgresql": postgresql}[connection.dialect.name].insert(blobs)
-                held = connection.execute(
-                    statement.values(
-                        sha256=received.sha256, bytes=received.bytes, holds=1, touched_at=now(), deleting=False
-                    )
-                    .on_conflict_do_update(
-                        index_elements=[blobs.c.sha256],
-                        set_={"holds": blobs.c.holds + 1, "touched_at": now()},
-                        where=~blobs.c.deleting,
-                    )
-                    .returning(blobs.c.sha256)
-                ).first()
-            if held is not None:
+            if self.references.hold(received.sha256, received.bytes):
                 return
             # The same content is being deleted this moment; it takes milliseconds, and a dead deleter is finished for.
             time.sleep(0.02)
@@ -189,26 +172,14 @@ class Blobs:
 
     def collect(self, candidates: list[str] | None = None) -> int:
         """Delete every blob (or those of `candidates`) that no row refers to and nobody holds. Returns how many."""
-        with self.database.write() as connection:
-            stale = clock(connection) - ABANDONED
-            free = and_(~_referenced(), or_(blobs.c.holds <= 0, blobs.c.touched_at < literal(stale)))
-            chosen = select(blobs.c.sha256).where(free)
-            if candidates is not None:
-                chosen = chosen.where(blobs.c.sha256.in_(candidates))
-            # Locked first, judged again under the lock: a hold that committed in between must be seen.
-            locked = list(connection.execute(chosen.with_for_update()).scalars())
-            connection.execute(update(blobs).where(blobs.c.sha256.in_(locked), free).values(deleting=True))
+        self.references.mark_free(candidates)
         return self.finish_deletions()
 
     def finish_deletions(self) -> int:
-        """Delete what is marked. The row goes first, and its lock is kept until the file is gone: one finisher wins, and
-        whoever brings the content back waits for it."""
-        with self.database.read() as connection:
-            marked = list(connection.execute(select(blobs.c.sha256).where(blobs.c.deleting)).scalars())
+        """Delete what is marked; one finisher wins each blob. Returns how many were this one's."""
         finished = 0
-        for sha256 in marked:
-            with self.database.write() as connection:
-                mine = connection.execute(delete(blobs).where(blobs.c.sha256 == sha256, blobs.c.deleting)).rowcount
+        for sha256 in self.references.marked():
+            with self.references.forgetting(sha256) as mine:
                 if mine:
                     self.discard(self.path(sha256))
             finished += mine
@@ -226,10 +197,6 @@ class Blobs:
         for path in old:
             self.discard(path)
         return len(old)
-
-
-def _referenced() -> ColumnElement[bool]:
-    return or_(*(select(column).where(column == blobs.c.sha256).exists() for column in REFERENCES))
 
 
 def _sync(path: Path) -> None:

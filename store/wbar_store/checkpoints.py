@@ -1,100 +1,104 @@
-"""Checkpoint rows: created when the bytes are durable, judged by a worker, deleted when no job needs them."""
+"""Checkpoints: created when the bytes are durable, validated by a worker, deleted when no job needs them."""
 
-from typing import Any
+from dataclasses import asdict
 
-from sqlalchemy import Connection, Row, delete, insert, select
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import insert
 
-from wbar.errors import InUse, NotFound
-from wbar.states import TERMINAL
+from wbar.checkpoints import Checkpoint, CheckpointFacts, NetworkArchitecture
+from wbar.spec import StoredWeights
 from wbar_store.blobs import Received
+from wbar_store.claims import Claim
 from wbar_store.database import Tenant, now, rfc3339
 from wbar_store.ids import new_id
-from wbar_store.lists import PageRequest, page
-from wbar_store.tables import checkpoints, job_checkpoints, jobs
+from wbar_store.tables import checkpoints, jobs
+from wbar_store.uploads import UploadRecord, UploadRepository
 
 
-def create(
-    connection: Connection, tenant: Tenant, received: Received, name: str, given: dict[str, Any]
-) -> dict[str, Any]:
-    row = connection.execute(
-        insert(checkpoints)
-        .values(
-            id=new_id("ckpt"),
-            tenant=tenant.name,
-            name=name,
-            status="processing",
-            bytes=received.bytes,
-            sha256=received.sha256,
-            content=received.sha256,
-            given=given,
-            attempts=0,
-            created_at=now(),
+class GivenNetwork(BaseModel):
+    """What the upload said of itself; None: to be read off the tensors."""
+
+    model_config = ConfigDict(frozen=True)
+
+    architecture: str | None = None
+    num_classes: int | None = None
+
+
+class CheckpointRecord(UploadRecord):
+    """sha256: of the uploaded bytes. weights, the blob of the same tensors as safetensors, and facts: once it is ready."""
+
+    bytes: int
+    sha256: str
+    weights: str | None
+    given: GivenNetwork
+    facts: CheckpointFacts | None
+
+    @property
+    def blobs(self) -> list[str]:
+        return [blob for blob in (self.content, self.weights) if blob]
+
+    def stored(self) -> StoredWeights:
+        """What a JobSpec says of it. Only of a ready one."""
+        assert self.facts is not None
+        assert self.weights is not None
+        return StoredWeights(
+            id=self.id, sha256=self.sha256, blob=self.weights, prefix=self.facts.prefix, network=self.facts.network
         )
-        .returning(*checkpoints.c)
-    ).one()
-    return sent(row)
+
+    def to_api(self) -> Checkpoint:
+        facts = self.facts
+        architecture = None
+        if facts is not None:
+            architecture = NetworkArchitecture(
+                name=facts.network.name,
+                num_classes=facts.network.num_classes,
+                channels=facts.network.channels,
+                image_size=facts.network.image_size,
+                source=facts.source,
+                ambiguous_with=facts.ambiguous_with,
+            )
+        return Checkpoint(
+            id=self.id,
+            name=self.name,
+            status=self.status,
+            format=facts.format if facts else None,
+            bytes=self.bytes,
+            sha256=self.sha256,
+            parameters=facts.parameters if facts else None,
+            tensors=facts.tensors if facts else None,
+            architecture=architecture,
+            error=self.error,
+            created_at=rfc3339(self.created_at),
+        )
 
 
-def get(connection: Connection, tenant: Tenant, checkpoint_id: str, lock: bool = False) -> Row[Any]:
-    """The row; locked until the transaction ends where that must not race. Raises NotFound, also for another tenant's."""
-    row = tenant.row(connection, checkpoints, checkpoint_id, lock)
-    if row is None:
-        raise NotFound(f"there is no checkpoint {checkpoint_id[:64]!r}")
-    return row
+class Checkpoints(UploadRepository[CheckpointRecord]):
+    table, noun, record = checkpoints, "checkpoint", CheckpointRecord
+    blob_columns = (checkpoints.c.content, checkpoints.c.weights)
+    job_column = jobs.c.checkpoint
 
+    def create(self, tenant: Tenant, name: str, received: Received, given: GivenNetwork) -> CheckpointRecord:
+        """The caller holds the blob meanwhile and notifies once it is committed."""
+        values = {
+            "id": new_id("ckpt"),
+            "tenant": tenant.name,
+            "name": name,
+            "status": "processing",
+            "bytes": received.bytes,
+            "sha256": received.sha256,
+            "content": received.sha256,
+            "given": given.model_dump(),
+            "attempts": 0,
+            "created_at": now(),
+        }
+        with self.database.write() as connection:
+            return self.record.of(
+                connection.execute(insert(checkpoints).values(**values).returning(*checkpoints.c)).one()
+            )
 
-def listed(connection: Connection, tenant: Tenant, request: PageRequest) -> dict[str, Any]:
-    return page(connection, checkpoints, tenant.select(checkpoints), request, sent)
+    def accept(self, claim: Claim, facts: CheckpointFacts, weights: str) -> bool:
+        """It is ready. weights: the blob of its tensors as safetensors.
 
-
-def remove(connection: Connection, tenant: Tenant, checkpoint_id: str) -> list[str]:
-    """Delete the row; returns the blobs to collect. Raises InUse while a job that has not ended needs it.
-
-    Ended jobs keep their results: the row stays as a tombstone where one names it (status `deleted` is never sent).
-    """
-    row = get(connection, tenant, checkpoint_id, lock=True)
-    busy = in_use(connection, jobs.c.checkpoint, checkpoint_id) or _in_a_soup(connection, checkpoint_id)
-    if busy is not None:
-        raise InUse(f"{checkpoint_id} is needed by {busy}: cancel the job or wait for it")
-    retire(connection, checkpoints, checkpoint_id, jobs.c.checkpoint)
-    return [blob for blob in (row.content, row.weights) if blob]
-
-
-def in_use(connection: Connection, column: Any, object_id: str) -> str | None:
-    """A job that still needs the object, if there is one."""
-    found = select(jobs.c.id).where(column == object_id, jobs.c.status.not_in(TERMINAL)).limit(1)
-    return connection.execute(found).scalar()
-
-
-def _in_a_soup(connection: Connection, checkpoint_id: str) -> str | None:
-    found = select(jobs.c.id).join(job_checkpoints, job_checkpoints.c.job == jobs.c.id)
-    found = found.where(job_checkpoints.c.checkpoint == checkpoint_id, jobs.c.status.not_in(TERMINAL)).limit(1)
-    return connection.execute(found).scalar()
-
-
-def retire(connection: Connection, table: Any, object_id: str, column: Any) -> None:
-    """Delete a row, or hide it from its tenant where an ended job still names it."""
-    named = connection.execute(select(jobs.c.id).where(column == object_id).limit(1)).scalar()
-    if named is None:
-        connection.execute(delete(table).where(table.c.id == object_id))
-        return
-    hidden: dict[str, Any] = {"tenant": "", "status": "deleted", "content": None}
-    hidden["weights" if table is checkpoints else "packed"] = None
-    connection.execute(table.update().where(table.c.id == object_id).values(**hidden))
-
-
-def sent(row: Row[Any]) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "object": "checkpoint",
-        "name": row.name,
-        "status": row.status,
-        "format": row.format,
-        "bytes": row.bytes,
-        "sha256": row.sha256,
-        "parameters": row.parameters,
-        "tensors": row.tensors,
-        "architecture": row.architecture,
-        "error": row.error,
-        "created_at": rfc3339(row.created_at),
-    }
+        False where this attempt is no longer the one that may validate.
+        """
+        return self._write(claim, status="ready", weights=weights, facts=asdict(facts))

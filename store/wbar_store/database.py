@@ -1,12 +1,20 @@
-"""Connections and transactions on SQLite and PostgreSQL, the tenant's filter, and the database's own clock."""
+"""Connections and transactions on SQLite and PostgreSQL, the tenant's filter, and the database's own clock.
 
+One rule for transactions: a repository's method is one transaction; where several calls must be one, they stand in a block
+`with database.write():` (or `read()`) on the same thread, and every call in the block joins it. An exception that leaves the
+block rolls all of it back. No transaction spans I/O of another kind, with one exception that `wbar_store.blobs` explains.
+"""
+
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
+from typing import Any, overload
 
 from sqlalchemy import Connection, Double, Engine, Row, Select, Table, bindparam, create_engine, event, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql.functions import FunctionElement
@@ -32,42 +40,72 @@ def _now_postgresql(_element: Any, _compiler: Any, **_: Any) -> str:
 _WRITES, _DURABLE = "wbar_writes", "wbar_durable"
 
 
+class _Block(threading.local):
+    """The transaction that is open on this thread: a connection never crosses to another one."""
+
+    connection: Connection | None = None
+    writes: bool = False
+
+
 class Database:
-    """An engine with two ways in: `read()` and `write()`. No transaction spans I/O of another kind."""
+    """An engine with two ways in: `read()` and `write()`. Both join the block that is open on the thread, if there is one."""
 
     def __init__(self, url: str) -> None:
         if url.startswith("postgresql://"):
             url = url.replace("postgresql://", "postgresql+psycopg://", 1)
         self.engine = _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
         self._at_once = _sqlite(url, waiting=0, connections=1) if url.startswith("sqlite") else None
+        self._block = _Block()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        with self.engine.connect() as connection:
+        """One view of the database for everything in the block."""
+        if self._block.connection is not None:
+            yield self._block.connection
+            return
+        with self.engine.connect() as connection, self._opened(connection, writes=False):
             yield connection
 
     @contextmanager
-    def read_at_once(self) -> Iterator[Connection | None]:
-        """A read for one thread that must not wait, such as an event loop's; None where the database is not in a file.
+    def read_at_once(self) -> Iterator[bool]:
+        """A block of `read()` for one thread that must not wait, such as an event loop's; False, and no block, where the
+        database is not in a file.
 
         Raises OperationalError instead of waiting for a lock.
         """
         if self._at_once is None:
-            yield None
+            yield False
             return
-        with self._at_once.connect() as connection:
-            yield connection
+        with self._at_once.connect() as connection, self._opened(connection, writes=False):
+            yield True
 
     @contextmanager
     def write(self, durable: bool = True) -> Iterator[Connection]:
-        """A transaction, committed at the end of the block, rolled back by an exception.
+        """A transaction, committed at the end of the outermost block, rolled back by an exception.
 
         durable=False: a power cut may undo it (not a killed process); for heartbeats, which come twice a second. Only
-        SQLite makes a difference: it would sync the disk for each.
+        SQLite makes a difference: it would sync the disk for each. Raises RuntimeError inside a block of `read()`.
         """
+        if self._block.connection is not None:
+            if not self._block.writes:
+                raise RuntimeError("a write inside a block of read(): open the block with write()")
+            yield self._block.connection
+            return
         options = {_WRITES: True, _DURABLE: durable}
-        with self.engine.connect().execution_options(**options) as connection, connection.begin():
+        with (
+            self.engine.connect().execution_options(**options) as connection,
+            connection.begin(),
+            self._opened(connection, writes=True),
+        ):
             yield connection
+
+    @contextmanager
+    def _opened(self, connection: Connection, writes: bool) -> Iterator[None]:
+        self._block.connection, self._block.writes = connection, writes
+        try:
+            yield
+        finally:
+            self._block.connection = None
 
     def dispose(self) -> None:
         self.engine.dispose()
@@ -110,11 +148,11 @@ def _sqlite(url: str, waiting: float = 30, connections: int = 40) -> Engine:
     return engine
 
 
+@dataclass(frozen=True)
 class Tenant:
     """The one place where rows are filtered by whom they belong to."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
     def select(self, table: Table) -> Select[Any]:
         """All rows of `table` that are this tenant's."""
@@ -136,6 +174,15 @@ def clock(connection: Connection) -> float:
     return float(connection.execute(select(now())).scalar_one())
 
 
+def upsert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """An insert that can say what happens on a conflict, in the dialect of the connection."""
+    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+
+
+@overload
+def rfc3339(seconds: float) -> str: ...
+@overload
+def rfc3339(seconds: None) -> None: ...
 def rfc3339(seconds: float | None) -> str | None:
     """UTC, with microseconds and a Z."""
     if seconds is None:

@@ -3,27 +3,78 @@
 The row's counter is raised in the transaction that inserts, so a reader never sees number n + 1 before number n.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Select, insert, select, update
 
-from wbar.jobs import EventType
-from wbar_store.database import now, rfc3339
+from wbar.errors import ValidationFailed
+from wbar.jobs import Event, EventType
+from wbar_store.database import Tenant, now, rfc3339
+from wbar_store.parts import PartRepository
+from wbar_store.repository import PageRequest, RecordPage
 from wbar_store.tables import events, jobs
 
+LAST = 2**31 - 1
 
-def append(connection: Connection, job_id: str, kind: EventType, data: dict[str, Any]) -> int:
-    """Add one event in the caller's transaction; returns its sequence number."""
-    seq = int(
-        connection.execute(
-            update(jobs)
-            .where(jobs.c.id == job_id)
-            .values(last_event=jobs.c.last_event + 1)
-            .returning(jobs.c.last_event)
-        ).scalar_one()
-    )
-    connection.execute(insert(events).values(job=job_id, seq=seq, type=kind, data=data, created_at=now()))
-    return seq
+
+@dataclass(frozen=True)
+class EventRecord:
+    """data: what the type of event carries, as JSON."""
+
+    job: str
+    seq: int
+    type: EventType
+    data: Mapping[str, Any]
+    created_at: float
+
+    def to_api(self) -> Event:
+        return Event(
+            id=event_id(self.job, self.seq),
+            type=self.type,
+            created_at=rfc3339(self.created_at),
+            data=dict(self.data),
+        )
+
+
+class Events(PartRepository):
+    def append(self, job_id: str, kind: EventType, data: Mapping[str, object]) -> int:
+        """Add one event; returns its sequence number. For the other repositories, in the transaction of what it tells."""
+        raised = update(jobs).where(jobs.c.id == job_id).values(last_event=jobs.c.last_event + 1)
+        with self.database.write() as connection:
+            seq = int(connection.execute(raised.returning(jobs.c.last_event)).scalar_one())
+            connection.execute(insert(events).values(job=job_id, seq=seq, type=kind, data=data, created_at=now()))
+        return seq
+
+    def after(self, tenant: Tenant, job_id: str, seq: int, limit: int) -> list[EventRecord]:
+        """Up to `limit` events later than `seq`, oldest first. Raises NotFound."""
+        rows = _of(job_id, ()).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
+        with self.database.read() as connection:
+            self._check(connection, tenant, job_id)
+            return _records(connection, rows)
+
+    def page(
+        self, tenant: Tenant, job_id: str, request: PageRequest, types: Sequence[EventType] = ()
+    ) -> RecordPage[EventRecord]:
+        """A page by sequence; types: keep these only. Raises NotFound, ValidationFailed for an `after` of another job."""
+        ascending, rows = request.order == "asc", _of(job_id, types)
+        with self.database.read() as connection:
+            self._check(connection, tenant, job_id)
+            seq = sequence(job_id, request.after) if request.after else 0 if ascending else LAST
+            rows = rows.where(events.c.seq > seq if ascending else events.c.seq < seq)
+            rows = rows.order_by(events.c.seq if ascending else events.c.seq.desc()).limit(request.limit + 1)
+            found = _records(connection, rows)
+        return RecordPage(found[: request.limit], len(found) > request.limit)
+
+
+def _records(connection: Connection, rows: Select[Any]) -> list[EventRecord]:
+    return [EventRecord(row.job, row.seq, row.type, row.data, row.created_at) for row in connection.execute(rows)]
+
+
+def _of(job_id: str, types: Sequence[EventType]) -> Select[Any]:
+    rows = select(events).where(events.c.job == job_id)
+    return rows.where(events.c.type.in_(types)) if types else rows
 
 
 def event_id(job_id: str, seq: int) -> str:
@@ -31,39 +82,10 @@ def event_id(job_id: str, seq: int) -> str:
     return f"evt_{job_id.removeprefix('job_')}{seq:08d}"
 
 
-def sequence(job_id: str, event: str) -> int | None:
-    """The sequence number inside an event id of this job; None if it is not one."""
+def sequence(job_id: str, event: str) -> int:
+    """The sequence number inside an event id of this job. Raises ValidationFailed if it is not one."""
     prefix = f"evt_{job_id.removeprefix('job_')}"
     digits = event.removeprefix(prefix)
-    return (
-        int(digits) if event.startswith(prefix) and digits.isascii() and digits.isdigit() and len(digits) == 8 else None
-    )
-
-
-def after(
-    connection: Connection, job_id: str, seq: int, limit: int, types: list[str] | None = None
-) -> list[dict[str, Any]]:
-    """Up to `limit` events later than `seq`, oldest first, as they are sent."""
-    found = select(events).where(events.c.job == job_id, events.c.seq > seq).order_by(events.c.seq).limit(limit)
-    return _sent(connection, found.where(events.c.type.in_(types)) if types else found)
-
-
-def before(
-    connection: Connection, job_id: str, seq: int, limit: int, types: list[str] | None = None
-) -> list[dict[str, Any]]:
-    """Up to `limit` events earlier than `seq`, newest first."""
-    found = select(events).where(events.c.job == job_id, events.c.seq < seq).order_by(events.c.seq.desc()).limit(limit)
-    return _sent(connection, found.where(events.c.type.in_(types)) if types else found)
-
-
-def _sent(connection: Connection, statement: Any) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": event_id(row.job, row.seq),
-            "object": "event",
-            "type": row.type,
-            "created_at": rfc3339(row.created_at),
-            "data": row.data,
-        }
-        for row in connection.execute(statement)
-    ]
+    if not (event.startswith(prefix) and digits.isascii() and digits.isdigit() and len(digits) == 8):
+        raise ValidationFailed(f"{event[:64]!r} is not an event of {job_id}")
+    return int(digits)

@@ -1,15 +1,20 @@
-"""Opaque ids with a type prefix that sort by creation: 64 bits of microseconds, then 40 random bits, in base 32."""
+"""Opaque ids with a type prefix that sort by creation: 64 bits of microseconds, then 40 random bits, in base 32.
+
+The prefix is the only thing that is ever read off an id, and it is read here.
+"""
 
 import secrets
 import threading
 import time
+from typing import Literal, get_args
 
+Kind = Literal["ckpt", "ds", "job", "snap", "key"]
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u
 _lock = threading.Lock()
 _last = 0
 
 
-def new_id(prefix: str) -> str:
+def new_id(kind: Kind) -> str:
     """For example `job_0mk3q8v1zr5d2a7x9c4tq`. Strictly growing within a process, by clock between processes."""
     global _last
     with _lock:
@@ -19,4 +24,10 @@ def new_id(prefix: str) -> str:
     for _ in range(21):
         value, digit = divmod(value, 32)
         digits.append(_ALPHABET[digit])
-    return f"{prefix}_{''.join(reversed(digits))}"
+    return f"{kind}_{''.join(reversed(digits))}"
+
+
+def kind_of(object_id: str) -> Kind | None:
+    """What an id names, by its prefix; None for what was never an id here."""
+    prefix = object_id.partition("_")[0]
+    return next((kind for kind in get_args(Kind) if kind == prefix), None)

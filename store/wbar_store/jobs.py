@@ -2,83 +2,142 @@
 write carries the fence and changes nothing once another attempt, a cancel or the sweeper has moved the row on.
 """
 
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-from sqlalchemy import Connection, Row, Update, delete, false, func, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import delete, false, func, insert, or_, select, update
 
+from wbar.checkpoints import Fault
 from wbar.errors import AttemptsExhausted, InUse, InvalidTransition, NotFound
+from wbar.jobs import Job, Progress
+from wbar.results import JobResult, Score
+from wbar.spec import JobSpec
 from wbar.states import TERMINAL, JobStatus, sources
-from wbar_store import events
+from wbar_store.claims import Claim, holds, of_running
 from wbar_store.database import Database, Tenant, now, rfc3339
+from wbar_store.events import Events
 from wbar_store.ids import new_id
-from wbar_store.lists import PageRequest, page
-from wbar_store.notifier import RUN_JOB, Notifier
-from wbar_store.tables import checkpoints, datasets, job_checkpoints, job_metadata, jobs, metrics, snapshots
+from wbar_store.repository import PageRequest, Record, RecordPage, Repository
+from wbar_store.tables import checkpoints, datasets, job_inputs, job_metadata, jobs, snapshots
 
-MAX_LOSSES = 3  # attempts in a row that died without having saved a state
+MAX_LOST = 3  # attempts in a row that died without having saved a state
 NOTIFY_AGAIN = 5.0  # a queued row that a worker was notified of so long ago, with nothing left in the broker
 
 
 @dataclass(frozen=True)
 class Filters:
-    status: str | None = None
+    """What a list of jobs keeps. metadata: pairs that all must be there."""
+
+    status: JobStatus | None = None
     checkpoint: str | None = None
     metadata: tuple[tuple[str, str], ...] = ()
 
 
-class Jobs:
-    def __init__(self, database: Database, notifier: Notifier) -> None:
-        self.database, self.notifier = database, notifier
+@dataclass(frozen=True)
+class ResultBlobs:
+    """The files of an ended job: the weights in both formats, and the report where it could be drawn."""
+
+    weights: str
+    pytorch: str
+    report: str | None
+
+
+class JobRecord(Record):
+    """weights, weights_pytorch, report: blobs, once it has succeeded. state: the blob of the latest resumable state."""
+
+    tenant: str
+    name: str | None
+    status: JobStatus
+    spec: JobSpec
+    metadata: dict[str, str]
+    progress: Progress | None
+    result: JobResult | None
+    weights: str | None
+    weights_pytorch: str | None
+    report: str | None
+    error: Fault | None
+    attempts: int
+    state: str | None
+    state_step: int | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+    @property
+    def claim(self) -> Claim:
+        return Claim(self.id, self.attempts)
+
+    @property
+    def owner(self) -> Tenant:
+        return Tenant(self.tenant)
+
+    @property
+    def blobs(self) -> list[str]:
+        return [blob for blob in (self.weights, self.weights_pytorch, self.report, self.state) if blob]
+
+    def to_api(self) -> Job:
+        return Job.of(
+            self.spec,
+            id=self.id,
+            name=self.name,
+            status=self.status,
+            metadata=self.metadata,
+            progress=self.progress,
+            result=self.result,
+            error=self.error,
+            attempts=self.attempts,
+            created_at=rfc3339(self.created_at),
+            started_at=rfc3339(self.started_at),
+            finished_at=rfc3339(self.finished_at),
+        )
+
+
+class Jobs(Repository[JobRecord]):
+    table, noun, record = jobs, "job", JobRecord
+
+    def __init__(self, database: Database, events: Events) -> None:
+        super().__init__(database)
+        self._events = events
 
     # What the API does.
 
-    def submit(self, connection: Connection, tenant: Tenant, values: dict[str, Any]) -> dict[str, Any]:
-        """Insert a queued job in the caller's transaction; the caller notifies once it is committed."""
+    def create(self, tenant: Tenant, spec: JobSpec, name: str | None, metadata: Mapping[str, str]) -> JobRecord:
+        """A queued job; the caller notifies once it is committed."""
         job_id = new_id("job")
-        connection.execute(
-            insert(jobs).values(
-                id=job_id,
-                tenant=tenant.name,
-                status="queued",
-                attempts=0,
-                losses=0,
-                last_event=0,
-                created_at=now(),
-                **values,
-            )
-        )
-        pairs = [{"job": job_id, "key": key, "value": value} for key, value in values["metadata"].items()]
-        if pairs:
-            connection.execute(insert(job_metadata), pairs)
-        needed = _checkpoints_beside_the_start(values)
-        if needed:
-            rows = [{"job": job_id, "checkpoint": one} for one in dict.fromkeys(needed)]
-            connection.execute(insert(job_checkpoints), rows)
-        events.append(connection, job_id, "status", {"status": "queued"})
-        return sent(self.get(connection, tenant, job_id))
+        values = {
+            "id": job_id,
+            "tenant": tenant.name,
+            "name": name,
+            "status": "queued",
+            "checkpoint": spec.start.id,
+            "dataset": spec.dataset.id,
+            "spec": spec.model_dump(mode="json"),
+            "metadata": dict(metadata),
+            "attempts": 0,
+            "lost_attempts": 0,
+            "last_event": 0,
+            "created_at": now(),
+        }
+        with self.database.write() as connection:
+            row = connection.execute(insert(jobs).values(**values).returning(*jobs.c)).one()
+            connection.execute(insert(job_inputs), [{"job": job_id, "input": one} for one in spec.needs()])
+            if metadata:
+                pairs = [{"job": job_id, "key": key, "value": value} for key, value in metadata.items()]
+                connection.execute(insert(job_metadata), pairs)
+            self._events.append(job_id, "status", {"status": "queued"})
+        return self.record.of(row)
 
-    def notify(self, job_id: str) -> None:
-        # The row is committed already: whatever fails here, the sweeper notifies again.
-        with suppress(DBAPIError):
-            if self.notifier.notify(RUN_JOB, job_id):
-                with self.database.write() as connection:
-                    connection.execute(update(jobs).where(jobs.c.id == job_id).values(notified_at=now()))
-
-    @staticmethod
-    def get(connection: Connection, tenant: Tenant, job_id: str, lock: bool = False) -> Row[Any]:
-        """The row. Raises NotFound, also for another tenant's."""
-        row = tenant.row(connection, jobs, job_id, lock)
-        if row is None:
+    def status(self, tenant: Tenant, job_id: str) -> JobStatus:
+        """Raises NotFound."""
+        found = tenant.select(jobs).where(jobs.c.id == job_id).with_only_columns(jobs.c.status)
+        with self.database.read() as connection:
+            status: JobStatus | None = connection.execute(found).scalar()
+        if status is None:
             raise NotFound(f"there is no job {job_id[:64]!r}")
-        return row
+        return status
 
-    @staticmethod
-    def listed(connection: Connection, tenant: Tenant, request: PageRequest, filters: Filters) -> dict[str, Any]:
+    def filtered(self, tenant: Tenant, request: PageRequest, filters: Filters) -> RecordPage[JobRecord]:
         rows = tenant.select(jobs)
         if filters.status is not None:
             rows = rows.where(jobs.c.status == filters.status)
@@ -87,42 +146,47 @@ class Jobs:
         for key, value in filters.metadata:
             tagged = select(job_metadata.c.job).where(job_metadata.c.key == key, job_metadata.c.value == value)
             rows = rows.where(jobs.c.id.in_(tagged))
-        return page(connection, jobs, rows, request, sent)
+        with self.database.read() as connection:
+            return self._page(connection, rows, request)
 
-    def cancel(self, tenant: Tenant, job_id: str) -> dict[str, Any]:
+    def cancel(self, tenant: Tenant, job_id: str) -> JobRecord:
         """End the job now; its attempt learns it with the next heartbeat. Idempotent; 409 once it ended otherwise."""
-        with self.database.write() as connection:
-            row = self.get(connection, tenant, job_id, lock=True)
-            if row.status != "cancelled" and not self._move(connection, job_id, "cancelled"):
-                raise InvalidTransition(f"{job_id} is {row.status} and cannot be cancelled")
-            return sent(self.get(connection, tenant, job_id))
+        with self.database.write():
+            found = self.get(tenant, job_id, lock=True)
+            if found.status != "cancelled" and not self._move(job_id, "cancelled"):
+                raise InvalidTransition(f"{job_id} is {found.status} and cannot be cancelled")
+            return self.get(tenant, job_id)
 
-    def pause(self, tenant: Tenant, job_id: str) -> dict[str, Any]:
+    def pause(self, tenant: Tenant, job_id: str) -> JobRecord:
         """Ask a running job to stop at the next step with its exact position saved; it becomes `paused` when it has."""
         with self.database.write() as connection:
-            row = self.get(connection, tenant, job_id, lock=True)
-            if row.status not in ("running", "paused"):
-                raise InvalidTransition(f"{job_id} is {row.status}: only a running job can be paused")
-            if row.status == "running":
+            found = self.get(tenant, job_id, lock=True)
+            if found.status not in ("running", "paused"):
+                raise InvalidTransition(f"{job_id} is {found.status}: only a running job can be paused")
+            if found.status == "running":
                 connection.execute(update(jobs).where(jobs.c.id == job_id).values(stop="pause"))
-            return sent(self.get(connection, tenant, job_id))
+        return found
 
-    def resume(self, tenant: Tenant, job_id: str) -> dict[str, Any]:
+    def resume(self, tenant: Tenant, job_id: str) -> JobRecord:
         """Queue a paused job again; it goes on from where it stopped, to the same bits."""
-        with self.database.write() as connection:
-            row = self.get(connection, tenant, job_id, lock=True)
-            if row.status != "paused":
-                raise InvalidTransition(f"{job_id} is {row.status}: only a paused job can be resumed")
-            self._move(connection, job_id, "queued", notified_at=None)
-            return sent(self.get(connection, tenant, job_id))
+        with self.database.write():
+            found = self.get(tenant, job_id, lock=True)
+            if found.status != "paused":
+                raise InvalidTransition(f"{job_id} is {found.status}: only a paused job can be resumed")
+            self._move(job_id, "queued", notified_at=None)
+            return self.get(tenant, job_id)
 
     def remove(self, tenant: Tenant, job_id: str) -> list[str]:
         """Delete an ended job with its events, metrics and snapshots; returns the blobs to collect."""
         with self.database.write() as connection:
-            row = self.get(connection, tenant, job_id, lock=True)
-            if row.status not in TERMINAL:
-                raise InvalidTransition(f"{job_id} is {row.status}: only an ended job can be deleted; cancel it first")
-            pupil = _pupil(connection, job_id)
+            found = self.get(tenant, job_id, lock=True)
+            if found.status not in TERMINAL:
+                raise InvalidTransition(
+                    f"{job_id} is {found.status}: only an ended job can be deleted; cancel it first"
+                )
+            pupils = select(jobs.c.id).join(job_inputs, job_inputs.c.job == jobs.c.id)
+            pupils = pupils.where(job_inputs.c.input == job_id, jobs.c.status.not_in(TERMINAL)).limit(1)
+            pupil = connection.execute(pupils).scalar()
             if pupil is not None:
                 raise InUse(f"{job_id} is the teacher of {pupil}: cancel that job or wait for it")
             held = list(connection.execute(select(snapshots.c.sha256).where(snapshots.c.job == job_id)).scalars())
@@ -131,11 +195,25 @@ class Jobs:
                 # A deleted checkpoint or dataset was kept, hidden, only for the jobs that name it.
                 named = select(column)
                 connection.execute(delete(table).where(table.c.status == "deleted", table.c.id.not_in(named)))
-            return [blob for blob in (row.weights, row.weights_pytorch, row.report, row.state, *held) if blob]
+        return [*found.blobs, *held]
 
-    # What a worker does. Every write but the claim carries (job_id, attempt).
+    def images_per_second(self, tenant: Tenant, checkpoint: str) -> float | None:
+        """How fast the last job on this checkpoint trained."""
+        last = tenant.select(jobs).where(jobs.c.checkpoint == checkpoint, jobs.c.status == "succeeded")
+        last = last.with_only_columns(jobs.c.progress).order_by(jobs.c.id.desc()).limit(10)
+        with self.database.read() as connection:
+            ended = [Progress.model_validate(found) for found in connection.execute(last).scalars() if found]
+        return next((one.images_per_second for one in ended if one.images_per_second), None)  # a soup trains nothing
 
-    def claim(self, job_id: str, lease_seconds: float) -> Row[Any] | None:
+    # What a worker does. Every write but the claim carries the claim.
+
+    def spec(self, job_id: str) -> JobSpec | None:
+        """What a worker that was notified looks at before it claims."""
+        with self.database.read() as connection:
+            found = connection.execute(select(jobs.c.spec).where(jobs.c.id == job_id)).scalar()
+        return None if found is None else JobSpec.model_validate(found)
+
+    def claim(self, job_id: str, lease_seconds: float) -> JobRecord | None:
         """Take a queued job: it runs, its attempt number is raised, its lease is set. None if it is not queued."""
         with self.database.write() as connection:
             row = connection.execute(
@@ -150,146 +228,119 @@ class Jobs:
                 )
                 .returning(*jobs.c)
             ).first()
-            if row is not None:
-                events.append(connection, job_id, "status", {"status": "running", "attempt": row.attempts})
-            return row
+            if row is None:
+                return None
+            claimed = self.record.of(row)
+            self._events.append(job_id, "status", {"status": "running", "attempt": claimed.attempts})
+        return claimed
 
     def heartbeat(
-        self, job_id: str, attempt: int, lease_seconds: float, progress: dict[str, Any] | None, event: bool = False
-    ) -> str | None:
+        self, claim: Claim, lease_seconds: float, progress: Progress | None, event: bool = False
+    ) -> Literal["pause", "gone"] | None:
         """Carry progress out, renew the lease, bring a reason to stop in: None, `pause`, or `gone` (the fence is stale)."""
+        values: dict[str, object] = {"lease_until": now() + lease_seconds}
+        if progress is not None:
+            values["progress"] = progress.model_dump()
         with self.database.write(durable=False) as connection:
-            values: dict[str, Any] = {"lease_until": now() + lease_seconds}
-            if progress is not None:
-                values["progress"] = progress
-            row = connection.execute(_mine(job_id, attempt).values(**values).returning(jobs.c.stop)).first()
+            row = connection.execute(of_running(claim).values(**values).returning(jobs.c.stop)).first()
             if row is None:
                 return "gone"
             if event and progress is not None:
-                events.append(connection, job_id, "progress", progress)
-            return str(row.stop) if row.stop else None
+                self._events.append(claim.id, "progress", progress.model_dump())
+        return "pause" if row.stop else None
 
-    def log(self, job_id: str, attempt: int, level: str, message: str) -> bool:
-        with self.database.write() as connection:
-            if not self._is_mine(connection, job_id, attempt):
-                return False
-            events.append(connection, job_id, "log", {"level": level, "message": message})
-            return True
+    def log(self, claim: Claim, level: str, message: str) -> bool:
+        return self._tell(claim, "log", {"level": level, "message": message})
 
-    def add_metrics(self, job_id: str, attempt: int, points: list[dict[str, Any]]) -> bool:
-        """Points of the training series; a step that was reported before keeps its first report (they are equal)."""
-        with self.database.write(durable=False) as connection:
-            if not self._is_mine(connection, job_id, attempt):
-                return False
-            statement = _dialect(connection).insert(metrics)
-            rows = [{"job": job_id, "step": point["step"], "point": point} for point in points]
-            connection.execute(statement.on_conflict_do_nothing(), rows)
-            return True
-
-    def add_averaged(self, job_id: str, attempt: int, n: int, score: dict[str, Any]) -> bool:
+    def averaged(self, claim: Claim, n: int, score: Score) -> bool:
         """A point of the curve, as a `metrics` event."""
+        return self._tell(claim, "metrics", {"n": n, **score.model_dump()})
+
+    def _tell(self, claim: Claim, kind: Literal["log", "metrics"], data: Mapping[str, object]) -> bool:
         with self.database.write() as connection:
-            if not self._is_mine(connection, job_id, attempt):
+            if not holds(connection, claim):
                 return False
-            events.append(connection, job_id, "metrics", {"n": n, **score})
-            return True
-
-    def add_snapshot(self, connection: Connection, job_id: str, attempt: int, values: dict[str, Any]) -> bool:
-        """Record w_n in the caller's transaction; False if the same was recorded before or the fence is stale.
-
-        A job that had to start over (its state was another version's) replaces what it recorded.
-        """
-        if not self._is_mine(connection, job_id, attempt):
-            return False
-        statement = _dialect(connection).insert(snapshots)
-        row = connection.execute(
-            statement.values(id=new_id("snap"), job=job_id, created_at=now(), **values)
-            .on_conflict_do_update(
-                index_elements=[snapshots.c.job, snapshots.c.n],
-                set_=values,
-                where=snapshots.c.sha256 != values["sha256"],
-            )
-            .returning(*snapshots.c)
-        ).first()
-        if row is None:
-            return False
-        events.append(connection, job_id, "snapshot", snapshot_sent(row))
+            self._events.append(claim.id, kind, data)
         return True
 
-    def got_further(self, job_id: str, attempt: int) -> None:
+    def got_further(self, claim: Claim) -> None:
         """The attempt saved a state on its host: earlier losses are forgiven."""
         with self.database.write(durable=False) as connection:
-            connection.execute(_mine(job_id, attempt).values(losses=0))
+            connection.execute(of_running(claim).values(lost_attempts=0))
 
-    def save_state(self, connection: Connection, job_id: str, attempt: int, sha256: str, step: int) -> str | None:
-        """Point to the latest resumable state; returns the blob it replaces. Getting further forgives earlier losses."""
-        old = connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar()
-        # No comparison of steps: the fence keeps late writers out, and a job that started over counts from zero again.
-        moved = connection.execute(_mine(job_id, attempt).values(state=sha256, state_step=step, losses=0)).rowcount
+    def save_state(self, claim: Claim, sha256: str, step: int) -> str | None:
+        """Point to the latest resumable state, whose blob the caller holds meanwhile; returns the blob it replaces.
+
+        Getting further forgives earlier losses.
+        """
+        with self.database.write() as connection:
+            old = connection.execute(select(jobs.c.state).where(jobs.c.id == claim.id)).scalar()
+            # No comparison of steps: the fence keeps late writers out, and a job that started over counts from zero again.
+            values = {"state": sha256, "state_step": step, "lost_attempts": 0}
+            moved = connection.execute(of_running(claim).values(**values)).rowcount
         return old if moved and old != sha256 else None
 
-    def succeed(
-        self,
-        connection: Connection,
-        job_id: str,
-        attempt: int,
-        weights: str,
-        pytorch: str,
-        report: str | None,
-        result: dict[str, Any],
-        progress: dict[str, Any] | None,
-    ) -> bool:
-        values = {"weights": weights, "weights_pytorch": pytorch, "report": report, "result": result} | (
-            {"progress": progress} if progress else {}
-        )
-        return self._move(connection, job_id, "succeeded", attempt, **values)
+    def succeed(self, claim: Claim, result: JobResult, blobs: ResultBlobs, progress: Progress | None) -> bool:
+        """The caller holds the blobs meanwhile."""
+        values: dict[str, object] = {
+            "weights": blobs.weights,
+            "weights_pytorch": blobs.pytorch,
+            "report": blobs.report,
+            "result": result.model_dump(mode="json"),
+        }
+        if progress is not None:
+            values["progress"] = progress.model_dump()
+        return self._move(claim.id, "succeeded", claim, **values)
 
-    def fail(self, job_id: str, attempt: int, error: dict[str, Any]) -> bool:
-        with self.database.write() as connection:
-            return self._move(connection, job_id, "failed", attempt, error=error)
+    def fail(self, claim: Claim, fault: Fault) -> bool:
+        return self._move(claim.id, "failed", claim, error=fault.model_dump(mode="json"))
 
-    def yield_back(self, job_id: str, attempt: int, target: JobStatus) -> bool:
+    def yield_back(self, claim: Claim, target: Literal["paused", "queued"]) -> bool:
         """A stopped attempt gives the job back with its state saved: `paused` as asked, or `queued` when draining."""
-        with self.database.write() as connection:
-            return self._move(connection, job_id, target, attempt, notified_at=None)
+        return self._move(claim.id, target, claim, notified_at=None)
 
-    def lose(self, job_id: str, attempt: int, why: str) -> JobStatus | None:
-        """An attempt died. Queue the job again, or fail it after MAX_LOSSES in a row; None if the fence is stale."""
+    def lose(self, claim: Claim, why: str) -> JobStatus | None:
+        """An attempt died. Queue the job again, or fail it after MAX_LOST in a row; None if the fence is stale."""
         with self.database.write() as connection:
-            row = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).first()
-            if row is None or row.status != "running" or row.attempts != attempt:
+            row = connection.execute(of_running(claim).values(attempts=claim.attempt).returning(*jobs.c)).first()
+            if row is None:
                 return None
-            losses = row.losses + 1
-            if losses < MAX_LOSSES:
-                events.append(
-                    connection, job_id, "log", {"level": "warning", "message": f"attempt {attempt} was lost: {why}"}
-                )
+            lost = row.lost_attempts + 1
+            if lost < MAX_LOST:
+                message = f"attempt {claim.attempt} was lost: {why}"
+                self._events.append(claim.id, "log", {"level": "warning", "message": message})
                 target: JobStatus = "paused" if row.stop == "pause" else "queued"
-                self._move(connection, job_id, target, attempt, losses=losses, notified_at=None)
+                self._move(claim.id, target, claim, lost_attempts=lost, notified_at=None)
                 return target
-            error = {
-                "code": AttemptsExhausted.code,
-                "message": f"{losses} attempts in a row were lost without getting further; the last one: {why}",
-            }
-            self._move(connection, job_id, "failed", attempt, losses=losses, error=error)
-            return "failed"
+            fault = Fault(
+                code=AttemptsExhausted.code,
+                message=f"{lost} attempts in a row were lost without getting further; the last one: {why}",
+            )
+            self._move(claim.id, "failed", claim, lost_attempts=lost, error=fault.model_dump(mode="json"))
+        return "failed"
 
     def drop_state(self, job_id: str) -> str | None:
         """Let go of an ended job's resumable state; returns the blob to collect."""
+        ended = select(jobs.c.state).where(jobs.c.id == job_id, jobs.c.status.in_(TERMINAL))
         with self.database.write() as connection:
-            row = connection.execute(select(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(TERMINAL))).first()
-            if row is None or row.state is None:
-                return None
-            connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=None))
-            return str(row.state)
+            state = connection.execute(ended).scalar()
+            if state is not None:
+                connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=None))
+        return state
 
-    # What the sweeper does.
-
-    def expired(self) -> list[tuple[str, int]]:
-        """Running jobs whose lease has run out, with their attempt."""
+    def has_ended(self, job_id: str) -> bool:
+        """Whether the job is in a terminal state, or deleted."""
         with self.database.read() as connection:
-            found = select(jobs.c.id, jobs.c.attempts).where(jobs.c.status == "running", jobs.c.lease_until < now())
-            return [(row.id, row.attempts) for row in connection.execute(found)]
+            status = connection.execute(select(jobs.c.status).where(jobs.c.id == job_id)).scalar()
+        return status is None or status in TERMINAL
+
+    # What the sweeper and `wbar up` do.
+
+    def expired(self) -> list[Claim]:
+        """The claims of running jobs whose lease has run out."""
+        found = select(jobs.c.id, jobs.c.attempts).where(jobs.c.status == "running", jobs.c.lease_until < now())
+        with self.database.read() as connection:
+            return [Claim(row.id, row.attempts) for row in connection.execute(found)]
 
     def expire_leases(self) -> None:
         """Every running job's worker is known to be gone: the sweeper need not wait for the leases."""
@@ -298,128 +349,41 @@ class Jobs:
 
     def unfinished(self) -> int:
         """How many jobs are queued or running."""
+        found = select(func.count()).where(jobs.c.status.in_(("queued", "running")))
         with self.database.read() as connection:
-            found = select(func.count()).where(jobs.c.status.in_(("queued", "running")))
             return int(connection.execute(found).scalar_one())
 
-    def unrung(self, broker_is_empty: bool) -> list[str]:
-        """Queued jobs nobody was told of, or whose message is gone."""
-        forgotten = or_(
-            jobs.c.notified_at.is_(None), (jobs.c.notified_at < now() - NOTIFY_AGAIN) if broker_is_empty else false()
-        )
+    def overdue(self, broker_is_empty: bool) -> list[str]:
+        """Queued jobs that nobody was notified of, or whose message is gone."""
+        lost = (jobs.c.notified_at < now() - NOTIFY_AGAIN) if broker_is_empty else false()
+        found = select(jobs.c.id).where(jobs.c.status == "queued", or_(jobs.c.notified_at.is_(None), lost))
         with self.database.read() as connection:
-            found = select(jobs.c.id).where(jobs.c.status == "queued", forgotten).order_by(jobs.c.id).limit(1000)
-            return list(connection.execute(found).scalars())
+            return list(connection.execute(found.order_by(jobs.c.id).limit(1000)).scalars())
+
+    def notified(self, job_id: str) -> None:
+        """A worker was told of it."""
+        with self.database.write() as connection:
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(notified_at=now()))
 
     def ended_with_state(self) -> list[str]:
         """Ended jobs that still hold a resumable state: they ended while no worker was there to let it go."""
+        found = select(jobs.c.id).where(jobs.c.status.in_(TERMINAL), jobs.c.state.is_not(None))
         with self.database.read() as connection:
-            found = select(jobs.c.id).where(jobs.c.status.in_(TERMINAL), jobs.c.state.is_not(None))
             return list(connection.execute(found).scalars())
-
-    def has_ended(self, job_id: str) -> bool:
-        """Whether the job is in a terminal state, or deleted."""
-        with self.database.read() as connection:
-            status = connection.execute(select(jobs.c.status).where(jobs.c.id == job_id)).scalar()
-            return status is None or status in TERMINAL
 
     # The one place where a status changes.
 
-    def _move(
-        self, connection: Connection, job_id: str, target: JobStatus, attempt: int | None = None, **values: Any
-    ) -> bool:
+    def _move(self, job_id: str, target: JobStatus, claim: Claim | None = None, **values: object) -> bool:
         """Compare-and-set along the table of wbar.states, with its event. False if the row is elsewhere by now."""
         statement = update(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(sources(target)))
-        if attempt is not None:
-            statement = statement.where(jobs.c.attempts == attempt)
+        if claim is not None:
+            statement = statement.where(jobs.c.attempts == claim.attempt)
         if target in TERMINAL:
             values["finished_at"] = now()
-        moved = connection.execute(
-            statement.values(status=target, stop=None, lease_until=None, **values).returning(*jobs.c)
-        ).first()
-        if moved is None:
-            return False
-        data: dict[str, Any] = {"status": target}
-        if target == "failed":
-            data["error"] = moved.error
-        if target == "succeeded":
-            data["result"] = moved.result
-        events.append(connection, job_id, "status", data)
+        moved = statement.values(status=target, stop=None, lease_until=None, **values).returning(jobs.c.id)
+        with self.database.write() as connection:
+            if connection.execute(moved).first() is None:
+                return False
+            said: dict[str, object] = {name: values[name] for name in ("error", "result") if name in values}
+            self._events.append(job_id, "status", {"status": target, **said})
         return True
-
-    @staticmethod
-    def _is_mine(connection: Connection, job_id: str, attempt: int) -> bool:
-        # An update, not a select: it takes the row's lock, so that the fence still holds when the caller commits.
-        return connection.execute(_mine(job_id, attempt).values(attempts=attempt)).rowcount == 1
-
-
-def _mine(job_id: str, attempt: int) -> Update:
-    return update(jobs).where(jobs.c.id == job_id, jobs.c.status == "running", jobs.c.attempts == attempt)
-
-
-def _dialect(connection: Connection) -> Any:
-    return {"sqlite": sqlite, "postgresql": postgresql}[connection.dialect.name]
-
-
-def _checkpoints_beside_the_start(values: dict[str, Any]) -> list[str]:
-    """Those of a soup, and a distillation's teacher: they cannot be deleted before the job has ended."""
-    teacher = (values["recipe"].get("distillation") or {}).get("teacher", "")
-    return [*values["method"].get("checkpoints", []), *([teacher] if teacher.startswith("ckpt_") else [])]
-
-
-def _pupil(connection: Connection, job_id: str) -> str | None:
-    """A job that has not ended and learns from this one's snapshots."""
-    teacher = jobs.c.recipe["distillation"]["teacher"].as_string()
-    found = select(jobs.c.id).where(teacher == job_id, jobs.c.status.not_in(TERMINAL)).limit(1)
-    return connection.execute(found).scalar()
-
-
-def metric_points(connection: Connection, job_id: str) -> Iterable[dict[str, Any]]:
-    """The training series in the order of its steps."""
-    return connection.execute(select(metrics.c.point).where(metrics.c.job == job_id).order_by(metrics.c.step)).scalars()
-
-
-def snapshot_rows(connection: Connection, job_id: str) -> list[Row[Any]]:
-    """The snapshots in the order of n."""
-    found = select(snapshots).where(snapshots.c.job == job_id).order_by(snapshots.c.n)
-    return list(connection.execute(found))
-
-
-def sent(row: Row[Any]) -> dict[str, Any]:
-    """The job as it is sent."""
-    return {
-        "id": row.id,
-        "object": "job",
-        "name": row.name,
-        "status": row.status,
-        "checkpoint": row.checkpoint,
-        "dataset": row.dataset,
-        "method": row.method,
-        "recipe": row.recipe,
-        "classes": row.classes,
-        "seed": row.seed,
-        "flatness": row.flatness,
-        "swag": row.swag,
-        "metadata": row.metadata,
-        "progress": row.progress,
-        "result": row.result,
-        "error": row.error,
-        "attempts": row.attempts,
-        "created_at": rfc3339(row.created_at),
-        "started_at": rfc3339(row.started_at),
-        "finished_at": rfc3339(row.finished_at),
-    }
-
-
-def snapshot_sent(row: Row[Any]) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "object": "snapshot",
-        "job": row.job,
-        "n": row.n,
-        "step": row.step,
-        "metrics": row.metrics,
-        "bytes": row.bytes,
-        "sha256": row.sha256,
-        "created_at": rfc3339(row.created_at),
-    }

@@ -3,28 +3,32 @@
 import hashlib
 import secrets
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import insert, select
 
-from wbar_store.database import Tenant, now
+from wbar_store.database import Database, Tenant, now
 from wbar_store.ids import new_id
 from wbar_store.tables import api_keys
 
-DEFAULT_TENANT = "default"
+DEFAULT_TENANT = Tenant("default")
 
 
-def create(connection: Connection, name: str, tenant: str = DEFAULT_TENANT, key: str | None = None) -> str:
-    """Register a key (a new random one unless given) and return it in plain text, for the only time."""
-    key = key or f"wbar_{secrets.token_urlsafe(32)}"
-    connection.execute(
-        insert(api_keys).values(id=new_id("key"), tenant=tenant, name=name, sha256=_digest(key), created_at=now())
-    )
-    return key
+class Keys:
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
+    def create(self, name: str, tenant: Tenant = DEFAULT_TENANT, key: str | None = None) -> str:
+        """Register a key (a new random one unless given) and return it in plain text, for the only time."""
+        key = key or f"wbar_{secrets.token_urlsafe(32)}"
+        values = {"id": new_id("key"), "tenant": tenant.name, "name": name, "sha256": _digest(key)}
+        with self.database.write() as connection:
+            connection.execute(insert(api_keys).values(created_at=now(), **values))
+        return key
 
-def tenant_of(connection: Connection, key: str) -> Tenant | None:
-    """Whose key it is; None for a key that was never given out."""
-    found = connection.execute(select(api_keys.c.tenant).where(api_keys.c.sha256 == _digest(key))).scalar()
-    return Tenant(found) if found is not None else None
+    def tenant_of(self, key: str) -> Tenant | None:
+        """Whose key it is; None for a key that was never given out."""
+        with self.database.read() as connection:
+            found = connection.execute(select(api_keys.c.tenant).where(api_keys.c.sha256 == _digest(key))).scalar()
+        return Tenant(found) if found is not None else None
 
 
 def _digest(key: str) -> str:

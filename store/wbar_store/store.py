@@ -1,65 +1,67 @@
-"""The store as every process opens it: one database, one blob store, one notifier, and what stands on them."""
+"""The store as every process opens it: one database, one blob store, one notifier, and the repositories that stand on them."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import suppress
 
-from sqlalchemy import delete, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from wbar_store.blobs import Blobs
-from wbar_store.database import Database, now
+from wbar_store.checkpoints import Checkpoints
+from wbar_store.database import Database
+from wbar_store.datasets import Datasets
+from wbar_store.events import Events
 from wbar_store.idempotency import Idempotency
+from wbar_store.ids import kind_of
 from wbar_store.jobs import Jobs
-from wbar_store.notifier import Notifier
+from wbar_store.keys import Keys
+from wbar_store.metrics import Metrics
+from wbar_store.notifier import INGEST, RUN_JOB, Notifier
 from wbar_store.settings import StoreSettings
-from wbar_store.tables import workers
-from wbar_store.uploads import Uploads
-
-WORKER_SILENCE = 15.0  # a worker that was not seen for so many seconds does not count as live
+from wbar_store.snapshots import Snapshots
+from wbar_store.workers import Workers
 
 
-@dataclass
 class Store:
-    database: Database
-    blobs: Blobs
-    notifier: Notifier
+    def __init__(self, database: Database, blobs: Blobs, notifier: Notifier) -> None:
+        self.database, self.blobs, self.notifier = database, blobs, notifier
+        self.checkpoints = Checkpoints(database)
+        self.datasets = Datasets(database)
+        self.events = Events(database)
+        self.jobs = Jobs(database, self.events)
+        self.snapshots = Snapshots(database, self.events)
+        self.metrics = Metrics(database)
+        self.keys = Keys(database)
+        self.idempotency = Idempotency(database)
+        self.workers = Workers(database)
 
     @classmethod
     def open(cls, settings: StoreSettings) -> "Store":
         database = Database(settings.database_url)
         return cls(database, Blobs(settings.blobs_url, database), Notifier(settings.broker_url))
 
-    @cached_property
-    def jobs(self) -> Jobs:
-        return Jobs(self.database, self.notifier)
+    def notify(self, object_id: str) -> None:
+        """Tell a worker of a job to run, or of an upload to validate, whose row is committed.
 
-    @cached_property
-    def uploads(self) -> Uploads:
-        return Uploads(self.database, self.notifier)
+        Whatever fails here, the sweeper notifies again.
+        """
+        with suppress(DBAPIError):
+            match kind_of(object_id):
+                case "job":
+                    if self.notifier.notify(RUN_JOB, object_id):
+                        self.jobs.notified(object_id)
+                case "ckpt":
+                    if self.notifier.notify(INGEST, object_id):
+                        self.checkpoints.notified(object_id)
+                case "ds":
+                    if self.notifier.notify(INGEST, object_id):
+                        self.datasets.notified(object_id)
+                case _:
+                    raise ValueError(f"{object_id!r} names no job, checkpoint or dataset")
 
-    @cached_property
-    def idempotency(self) -> Idempotency:
-        return Idempotency(self.database)
-
-    def worker_seen(self, name: str, queue: str, device: str, slots: int) -> None:
-        with self.database.write() as connection:
-            statement = {"sqlite": sqlite, "postgresql": postgresql}[connection.dialect.name].insert(workers)
-            values = {"queue": queue, "device": device, "slots": slots, "seen_at": now()}
-            connection.execute(
-                statement.values(name=name, **values).on_conflict_do_update(
-                    index_elements=[workers.c.name], set_=values
-                )
-            )
-
-    def worker_gone(self, name: str) -> None:
-        with self.database.write() as connection:
-            connection.execute(delete(workers).where(workers.c.name == name))
-
-    def live_workers(self) -> list[tuple[str, str, str]]:
-        """(name, queue, device) of every worker that was seen lately."""
+    def check(self) -> None:
+        """Raises if the database does not answer."""
         with self.database.read() as connection:
-            found = select(workers).where(workers.c.seen_at > now() - WORKER_SILENCE)
-            return [(row.name, row.queue, row.device) for row in connection.execute(found)]
+            connection.execute(select(1))
 
     def close(self) -> None:
         self.notifier.close()

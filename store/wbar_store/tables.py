@@ -14,7 +14,6 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    false,
 )
 
 metadata = MetaData(
@@ -57,21 +56,16 @@ checkpoints = Table(
     Column("tenant", String(64), nullable=False),
     Column("name", String(256), nullable=False),
     Column("status", String(16), nullable=False),
-    Column("format", String(16)),
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", _SHA, nullable=False),
     Column("content", _SHA),  # the uploaded bytes; null once rejected
     Column("weights", _SHA),  # the same tensors as safetensors, which is what jobs read
     Column("given", _JSON, nullable=False),  # architecture and num_classes as the upload named them
-    Column("parameters", BigInteger),
-    Column("tensors", Integer),
-    Column("architecture", _JSON),
-    Column("prefix", String(64)),
-    Column("projection", Boolean),
+    Column("facts", _JSON),  # what the tensors turned out to be, a wbar.checkpoints.CheckpointFacts
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),
     Column("notified_at", Double),
-    Column("lease_until", Double),  # while a worker judges it
+    Column("lease_until", Double),  # while a worker validates it
     Column("created_at", Double, nullable=False),
     Index(None, "tenant", "id"),
     Index(None, "status"),
@@ -95,7 +89,7 @@ datasets = Table(
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),
     Column("notified_at", Double),
-    Column("lease_until", Double),  # while a worker judges it
+    Column("lease_until", Double),  # while a worker validates it
     Column("created_at", Double, nullable=False),
     Index(None, "tenant", "id"),
     Index(None, "status"),
@@ -110,12 +104,7 @@ jobs = Table(
     Column("status", String(16), nullable=False),
     Column("checkpoint", _ID, ForeignKey("checkpoints.id"), nullable=False),
     Column("dataset", _ID, ForeignKey("datasets.id"), nullable=False),
-    Column("method", _JSON, nullable=False),
-    Column("recipe", _JSON, nullable=False),
-    Column("classes", _JSON),
-    Column("seed", BigInteger, nullable=False),
-    Column("flatness", Boolean, nullable=False, server_default=false()),
-    Column("swag", Integer, nullable=False, server_default="0"),
+    Column("spec", _JSON, nullable=False),  # a wbar.spec.JobSpec: everything that decides the result
     Column("metadata", _JSON, nullable=False),
     Column("progress", _JSON),
     Column("result", _JSON),
@@ -124,7 +113,7 @@ jobs = Table(
     Column("report", _SHA),
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),  # the fence: raised by every claim, carried by every later write
-    Column("losses", Integer, nullable=False),  # attempts in a row that died without getting further
+    Column("lost_attempts", Integer, nullable=False),  # attempts in a row that died without getting further
     Column("lease_until", Double),
     Column("notified_at", Double),
     Column("stop", String(16)),  # pause, asked for and not yet answered
@@ -149,13 +138,13 @@ job_metadata = Table(
     Index(None, "key", "value"),
 )
 
-# What a soup is made of; `jobs.checkpoint` is every job's start.
-job_checkpoints = Table(
-    "job_checkpoints",
+# Every checkpoint, dataset and job that a job needs until it has ended: none of them is deleted before.
+job_inputs = Table(
+    "job_inputs",
     metadata,
     Column("job", _ID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
-    Column("checkpoint", _ID, primary_key=True),
-    Index(None, "checkpoint"),
+    Column("input", _ID, primary_key=True),
+    Index(None, "input"),
 )
 
 events = Table(

@@ -1,117 +1,148 @@
-"""What checkpoints and datasets share: rows that arrive `processing`, are judged by a worker, and are `ready` or `rejected`.
+"""What checkpoints and datasets share: rows that arrive `processing`, are validated by a worker, and are `ready` or `rejected`.
 
-A judgement is claimed like a job: `attempts` is the fence, and a late verdict of a dead attempt changes nothing.
+A validation is claimed like a job: `attempts` is the fence, and a late verdict of a dead attempt changes nothing.
 """
 
-from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import Connection, Row, Table, and_, false, or_, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Column, ColumnElement, Update, and_, delete, false, or_, select, update
 
-from wbar_store.database import Database, now
-from wbar_store.notifier import INGEST, Notifier
-from wbar_store.tables import checkpoints, datasets
+from wbar.checkpoints import Fault
+from wbar.errors import IngestFailed, InUse
+from wbar.states import TERMINAL, UploadStatus
+from wbar_store.claims import Claim
+from wbar_store.database import Tenant, now
+from wbar_store.repository import Record, Repository
+from wbar_store.tables import job_inputs, jobs
 
 MAX_ATTEMPTS = 3
-LEASE = 15.0  # a judgement that was not renewed for so many seconds belongs to a worker that died
+LEASE = 15.0  # a validation that was not renewed for so many seconds belongs to a worker that died
 
 
-def table_of(object_id: str) -> Table:
-    return checkpoints if object_id.startswith("ckpt_") else datasets
+class UploadRecord(Record):
+    """content: the uploaded bytes, as long as they are kept."""
+
+    name: str
+    status: UploadStatus
+    content: str | None
+    error: Fault | None
+    attempts: int
+    created_at: float
+
+    @property
+    def claim(self) -> Claim:
+        return Claim(self.id, self.attempts)
+
+    @property
+    def blobs(self) -> list[str]:
+        """The blobs that the row keeps alive."""
+        return [self.content] if self.content else []
 
 
-class Uploads:
-    def __init__(self, database: Database, notifier: Notifier) -> None:
-        self.database, self.notifier = database, notifier
+AnyUpload = TypeVar("AnyUpload", bound=UploadRecord)
 
-    def notify(self, object_id: str) -> None:
-        table = table_of(object_id)
-        # The row is committed already: whatever fails here, the sweeper notifies again.
-        with suppress(DBAPIError):
-            if self.notifier.notify(INGEST, object_id):
-                with self.database.write() as connection:
-                    connection.execute(update(table).where(table.c.id == object_id).values(notified_at=now()))
 
-    def release(self, object_id: str, attempt: int) -> None:
-        """Let go of a judgement that failed, so that the next attempt need not wait for the lease."""
-        table = table_of(object_id)
+class UploadRepository(Repository[AnyUpload]):
+    """Subclasses also say which columns name blobs, and which column of a job names the object."""
+
+    blob_columns: ClassVar[tuple[Column[Any], ...]]
+    job_column: ClassVar[Column[Any]]
+
+    def remove(self, tenant: Tenant, object_id: str) -> list[str]:
+        """Delete the row; returns the blobs to collect. Raises InUse while a job that has not ended needs it.
+
+        Ended jobs keep their results: where one names the object, the row stays, hidden from its tenant (the status
+        `deleted` is never sent).
+        """
+        table = self.table
         with self.database.write() as connection:
-            connection.execute(_mine(table, object_id, attempt).values(lease_until=None))
+            record = self.get(tenant, object_id, lock=True)
+            needing = select(jobs.c.id).join(job_inputs, job_inputs.c.job == jobs.c.id)
+            needing = needing.where(job_inputs.c.input == object_id, jobs.c.status.not_in(TERMINAL)).limit(1)
+            busy = connection.execute(needing).scalar()
+            if busy is not None:
+                raise InUse(f"{object_id} is needed by {busy}: cancel the job or wait for it")
+            named = select(jobs.c.id).where(self.job_column == object_id).limit(1)
+            if connection.execute(named).scalar() is None:
+                connection.execute(delete(table).where(table.c.id == object_id))
+            else:
+                hidden = {column.name: None for column in self.blob_columns} | {"tenant": "", "status": "deleted"}
+                connection.execute(update(table).where(table.c.id == object_id).values(**hidden))
+        return record.blobs
 
-    def claim(self, object_id: str) -> Row[Any] | None:
-        """The row with its attempt raised and leased, or None where there is nothing to judge or somebody does."""
-        table = table_of(object_id)
+    # What a worker does.
+
+    def claim(self, object_id: str) -> AnyUpload | None:
+        """The record with its attempt raised and leased, or None where there is nothing to validate or somebody does."""
+        table = self.table
         with self.database.write() as connection:
-            return connection.execute(
+            row = connection.execute(
                 update(table)
                 .where(
                     table.c.id == object_id,
                     table.c.status == "processing",
                     table.c.attempts < MAX_ATTEMPTS,
-                    or_(table.c.lease_until.is_(None), table.c.lease_until < now()),
+                    self._silent(),
                 )
                 .values(attempts=table.c.attempts + 1, lease_until=now() + LEASE)
                 .returning(*table.c)
             ).first()
+        return None if row is None else self.record.of(row)
 
-    def renew(self, object_id: str, attempt: int) -> bool:
-        """Keep the sweeper patient; False when the object was deleted or judged by another attempt."""
-        table = table_of(object_id)
-        with self.database.write() as connection:
-            return connection.execute(_mine(table, object_id, attempt).values(lease_until=now() + LEASE)).rowcount == 1
+    def renew(self, claim: Claim) -> bool:
+        """Keep the sweeper patient; False when the object was deleted or validated by another attempt."""
+        return self._write(claim, lease_until=now() + LEASE)
 
-    def settle(self, connection: Connection, object_id: str, attempt: int, values: dict[str, Any]) -> bool:
-        """Write the verdict in the caller's transaction, if this attempt is still the one that may."""
-        table = table_of(object_id)
-        return connection.execute(_mine(table, object_id, attempt).values(**values)).rowcount == 1
+    def release(self, claim: Claim) -> None:
+        """Let go of a validation that failed, so that the next attempt need not wait for the lease."""
+        self._write(claim, lease_until=None)
 
-    def overdue(self, broker_is_empty: bool) -> list[str]:
-        """Objects that nobody seems to be judging: never notified, or silent for too long with their message gone."""
-        with self.database.read() as connection:
-            return [
-                found
-                for table in (checkpoints, datasets)
-                for found in connection.execute(
-                    select(table.c.id).where(
-                        table.c.status == "processing",
-                        or_(
-                            table.c.notified_at.is_(None),
-                            and_(
-                                table.c.notified_at < now() - LEASE,
-                                or_(table.c.lease_until.is_(None), table.c.lease_until < now()),
-                            )
-                            if broker_is_empty
-                            else false(),
-                        ),
-                    )
-                ).scalars()
-            ]
+    def reject(self, claim: Claim, fault: Fault) -> bool:
+        """False where this attempt is no longer the one that may validate; as of every verdict."""
+        return self._write(claim, status="rejected", error=fault.model_dump(mode="json"), content=None)
 
     def give_up(self, object_id: str, attempt: int | None = None) -> bool:
         """Reject what killed every attempt to read it; `attempt`: by the last of them itself, else once it is silent."""
-        table = table_of(object_id)
-        silent = or_(table.c.lease_until.is_(None), table.c.lease_until < now())
-        error = {
-            "code": "ingest_failed",
-            "message": f"reading it ended the worker's process {MAX_ATTEMPTS} times (out of memory, or a damaged file): "
+        table = self.table
+        fault = Fault(
+            code=IngestFailed.code,
+            message=f"reading it ended the worker's process {MAX_ATTEMPTS} times (out of memory, or a damaged file): "
             "check the file and upload it again",
-        }
+        )
+        statement = update(table).where(
+            table.c.id == object_id,
+            table.c.status == "processing",
+            table.c.attempts >= MAX_ATTEMPTS,
+            self._silent() if attempt is None else table.c.attempts == attempt,
+        )
+        values = {"status": "rejected", "error": fault.model_dump(mode="json"), "content": None}
         with self.database.write() as connection:
-            return (
-                connection.execute(
-                    update(table)
-                    .where(
-                        table.c.id == object_id,
-                        table.c.status == "processing",
-                        table.c.attempts >= MAX_ATTEMPTS,
-                        silent if attempt is None else table.c.attempts == attempt,
-                    )
-                    .values(status="rejected", error=error, content=None)
-                ).rowcount
-                == 1
-            )
+            return connection.execute(statement.values(**values)).rowcount == 1
 
+    # What the sweeper does.
 
-def _mine(table: Table, object_id: str, attempt: int) -> Any:
-    return update(table).where(table.c.id == object_id, table.c.status == "processing", table.c.attempts == attempt)
+    def overdue(self, broker_is_empty: bool) -> list[str]:
+        """Objects that nobody seems to be validating: never notified, or silent for too long with their message gone."""
+        table = self.table
+        lost = and_(table.c.notified_at < now() - LEASE, self._silent()) if broker_is_empty else false()
+        found = select(table.c.id).where(table.c.status == "processing", or_(table.c.notified_at.is_(None), lost))
+        with self.database.read() as connection:
+            return list(connection.execute(found).scalars())
+
+    def notified(self, object_id: str) -> None:
+        """A worker was told of it."""
+        with self.database.write() as connection:
+            connection.execute(update(self.table).where(self.table.c.id == object_id).values(notified_at=now()))
+
+    def _silent(self) -> ColumnElement[bool]:
+        return or_(self.table.c.lease_until.is_(None), self.table.c.lease_until < now())
+
+    def _write(self, claim: Claim, **values: object) -> bool:
+        with self.database.write() as connection:
+            return connection.execute(self._mine(claim).values(**values)).rowcount == 1
+
+    def _mine(self, claim: Claim) -> Update:
+        table = self.table
+        return update(table).where(
+            table.c.id == claim.id, table.c.status == "processing", table.c.attempts == claim.attempt
+        )

@@ -37,7 +37,7 @@ def test_the_whole_path_on_the_command_line(service: Service, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     job = done.stdout.split()[0]
     assert job.startswith("job_")
-    for words in ("start", "start + BN recompute", "w̄ (averaged)", "ensemble of snapshots", "verdict: w̄"):
+    for words in ("start", "start, BatchNorm recomputed", "averaged weights w̄", "ensemble of snapshots", "verdict: w̄"):
         assert words in done.stdout
     assert "snapshot 2 at step" in done.stderr
     listed = wbar(service, "jobs", "--limit", "5")

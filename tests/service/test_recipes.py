@@ -14,6 +14,7 @@ from tests.conftest import Service, wait_until
 from tests.material import write_archive, write_start
 from wbar.client import Client
 from wbar.jobs import Job
+from wbar.results import Comparisons
 from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training.networks.architectures import initialized
@@ -119,19 +120,18 @@ def test_auto_with_control_and_guard_reports_on_images_it_did_not_choose_by(
         job = finished(client, client.jobs.create(checkpoint=ready[0], dataset=ready[1], method=method))
         result = job.result
         assert result is not None
-        assert result.held_out is not None
-        assert (result.held_out.choose, result.held_out.report) == (30, 30)
+        assert (result.held_out.selection, result.held_out.report) == (30, 30)
         assert result.metrics.control is not None
-        assert result.choice is not None
-        assert result.choice.of == 6
-        assert result.choice.candidates is not None
-        assert len(result.choice.candidates) == 14
-        assert result.selected in ("averaged", "start")
+        assert result.selection is not None
+        assert result.selection.of == 6
+        assert result.selection.candidates is not None
+        assert len(result.selection.candidates) == 14
+        assert result.selection.delivered in ("averaged", "start")
         assert job.progress is not None
         assert job.progress.step == job.progress.total_steps == 2 * 3 * 15
         page = http.get(f"/v1/jobs/{job.id}/report").text
-        assert "control: cosine fine-tune of equal length" in page
-        assert "30 held-out images were set aside for choosing" in page
+        assert Comparisons.label("control") in page
+        assert "selected on 30 held-out images; every number is from the other 30" in page
         assert len(http.get(f"/v1/jobs/{job.id}/snapshots").json()["data"]) == 6
         points = http.get(f"/v1/jobs/{job.id}/metrics").json()["data"]
         assert all(0 <= point["accuracy"] <= 1 for point in points)
@@ -146,7 +146,8 @@ def test_the_guard_gives_the_start_back(service: Service, ready: tuple[str, str]
         job = finished(client, client.jobs.create(checkpoint=ready[0], dataset=ready[1], method=ruinous))
         assert job.id is not None
         assert job.result is not None
-        assert job.result.selected == "start"
+        assert job.result.selection is not None
+        assert job.result.selection.delivered == "start"
         assert job.result.verdict == "worse"
         client.jobs.download(job.id, tmp_path / "weights.safetensors")
         client.checkpoints.download(ready[0], tmp_path / "start.safetensors")

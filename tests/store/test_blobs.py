@@ -28,13 +28,13 @@ def receive(blobs: Blobs, data: bytes) -> Received:
 
 
 def refer(blobs: Blobs, received: Received, name: str) -> None:
-    with blobs.keep(received) as sha256, blobs.database.write() as connection:
+    with blobs.keep(received) as sha256, blobs.references.database.write() as connection:
         values = {"id": name, "tenant": "t", "name": "n", "status": "ready", "bytes": 1, "given": {}, "attempts": 0}
         connection.execute(insert(checkpoints).values(sha256=sha256, content=sha256, created_at=now(), **values))
 
 
 def forget(blobs: Blobs, name: str) -> None:
-    with blobs.database.write() as connection:
+    with blobs.references.database.write() as connection:
         connection.execute(update(checkpoints).where(checkpoints.c.id == name).values(content=None))
 
 
@@ -65,7 +65,7 @@ def test_equal_content_is_shared_and_deleted_with_its_last_reference(blobs: Blob
     forget(blobs, "b")
     assert blobs.collect([first.sha256]) == 1
     assert files(tmp_path) == []
-    with blobs.database.read() as connection:
+    with blobs.references.database.read() as connection:
         assert connection.execute(select(rows)).first() is None
 
 
@@ -88,7 +88,7 @@ def test_a_deletion_that_died_halfway_is_finished_before_the_content_comes_back(
     received = receive(blobs, b"again")
     refer(blobs, received, "a")
     forget(blobs, "a")
-    with blobs.database.write() as connection:
+    with blobs.references.database.write() as connection:
         connection.execute(update(rows).values(deleting=True))
     refer(blobs, receive(blobs, b"again"), "b")
     assert files(tmp_path) == [received.sha256]
@@ -99,22 +99,22 @@ def test_a_slow_finisher_does_not_delete_what_came_back(blobs: Blobs, monkeypatc
     received = receive(blobs, b"back again")
     refer(blobs, received, "a")
     forget(blobs, "a")
-    with blobs.database.write() as connection:
+    with blobs.references.database.write() as connection:
         connection.execute(update(rows).values(deleting=True))
     # The list of marked blobs is read; before the first is deleted, another finisher and a new upload overtake.
-    original = blobs.database.write
+    original = blobs.references.database.write
     calls = iter([True])
 
     @contextmanager
     def delayed(durable: bool = True) -> Iterator[object]:
         if next(calls, False):
-            monkeypatch.setattr(blobs.database, "write", original)
+            monkeypatch.setattr(blobs.references.database, "write", original)
             blobs.finish_deletions()
             refer(blobs, receive(blobs, b"back again"), "b")
         with original(durable) as connection:
             yield connection
 
-    monkeypatch.setattr(blobs.database, "write", delayed)
+    monkeypatch.setattr(blobs.references.database, "write", delayed)
     blobs.finish_deletions()
     assert b"".join(blobs.chunks(received.sha256, 0, 10)) == b"back again"
 

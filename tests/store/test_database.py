@@ -3,64 +3,22 @@
 import threading
 
 import pytest
-from alembic import command
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import insert, select, update
 
 from wbar.errors import IdempotencyKeyInProgress, IdempotencyKeyReused
-from wbar_store import keys
 from wbar_store.database import Database, Tenant, clock, now, rfc3339
-from wbar_store.idempotency import Idempotency
-from wbar_store.ids import new_id
-from wbar_store.migrate import _config, difference, upgrade
-from wbar_store.tables import events, idempotency, jobs, metadata, metrics, workers
+from wbar_store.idempotency import Idempotency, StoredAnswer
+from wbar_store.ids import kind_of, new_id
+from wbar_store.keys import Keys
+from wbar_store.migrate import difference, upgrade
+from wbar_store.tables import idempotency, metadata, workers
+from wbar_store.workers import WorkerRecord, Workers
 
 
 def test_migrations_lead_to_the_tables(database: Database) -> None:
     assert difference(database) == []
     upgrade(database)
     assert difference(database) == []
-
-
-def test_a_database_of_the_first_version_is_brought_up_with_its_jobs(database_url: str) -> None:
-    old = Database(database_url)
-    with old.write() as connection:
-        command.upgrade(_config(connection), "0001")
-    with old.write() as connection:
-        values = {"tenant": "t", "name": "n", "status": "ready", "bytes": 1, "sha256": "a" * 64, "attempts": 0}
-        values |= {"created_at": 0.0}
-        columns = ("id", "tenant", "name", "status", "bytes", "sha256", "attempts", "created_at")
-        row = {**values, "id": "ckpt_1"}
-        connection.execute(
-            text(
-                f"INSERT INTO checkpoints ({', '.join(columns)}, given) VALUES ({', '.join(':' + c for c in columns)}, '{{}}')"
-            ),
-            row,
-        )
-        connection.execute(
-            text(
-                "INSERT INTO datasets (id, tenant, name, status, task, options, attempts, created_at) "
-                "VALUES ('ds_1', 't', 'n', 'ready', 'classification', '{}', 0, 0.0)"
-            )
-        )
-        connection.execute(
-            text(
-                "INSERT INTO jobs (id, tenant, status, checkpoint, dataset, method, recipe, seed, metadata, attempts, losses, "
-                "last_event, created_at) "
-                "VALUES ('job_1', 't', 'succeeded', 'ckpt_1', 'ds_1', '{}', '{}', 0, '{}', 1, 0, 0, 0.0)"
-            )
-        )
-        connection.execute(
-            text("INSERT INTO events (job, seq, type, data, created_at) VALUES ('job_1', 1, 'log', '{}', 0.0)")
-        )
-        connection.execute(text("INSERT INTO metrics (job, step, point) VALUES ('job_1', 1, '{}')"))
-    upgrade(old)
-    with old.read() as connection:
-        assert connection.execute(select(events)).one().job == "job_1"
-        assert connection.execute(select(metrics)).one().job == "job_1"
-        row = connection.execute(select(jobs)).one()
-    assert (row.id, row.flatness, row.swag, row.report) == ("job_1", False, 0, None)
-    assert difference(old) == []
-    old.dispose()
 
 
 def test_every_object_belongs_to_a_tenant() -> None:
@@ -89,16 +47,40 @@ def test_reading_then_writing_never_fails_locked(database: Database) -> None:
         assert connection.execute(select(workers.c.slots)).scalar_one() == 100
 
 
-def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
+def test_calls_in_one_block_are_one_transaction(database: Database) -> None:
+    keys = Keys(database)
+
     def fail() -> None:
-        with database.write() as connection:
-            keys.create(connection, "x", key="k")
+        with database.write():
+            keys.create("x", key="k")
+            keys.create("y", key="l")
+            assert keys.tenant_of("k") is not None, "the block sees what it wrote"
             raise RuntimeError("no")
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="no"):
         fail()
-    with database.read() as connection:
-        assert keys.tenant_of(connection, "k") is None
+    assert keys.tenant_of("k") is None
+    assert keys.tenant_of("l") is None
+    with database.write():
+        keys.create("x", key="k")
+        keys.create("y", key="l")
+    assert keys.tenant_of("l") is not None
+
+
+def test_a_block_belongs_to_its_thread(database: Database) -> None:
+    keys, seen = Keys(database), list[object]()
+    with database.write():
+        keys.create("x", key="k")
+        other = threading.Thread(target=lambda: seen.append(keys.tenant_of("k")))
+        other.start()
+        other.join()
+    assert seen == [None]
+
+
+def test_a_write_inside_a_read_is_refused(database: Database) -> None:
+    with database.read(), pytest.raises(RuntimeError, match=r"open the block with write\(\)"):
+        Keys(database).create("x")
+    assert Keys(database).create("x").startswith("wbar_")
 
 
 def test_the_databases_clock_moves(database: Database) -> None:
@@ -119,14 +101,31 @@ def test_ids_sort_by_creation() -> None:
     assert len(set(made)) == 5000
 
 
+def test_an_id_says_what_it_names() -> None:
+    assert [kind_of(one) for one in (new_id("ckpt"), "ds_1", "job_", "jobs_1", "", "evil")] == [
+        "ckpt", "ds", "job", None, None, None,
+    ]  # fmt: skip
+
+
 def test_keys_open_one_tenant_and_are_not_kept(database: Database) -> None:
+    keys = Keys(database)
+    key = keys.create("x", Tenant("acme"))
+    assert keys.tenant_of(key) == Tenant("acme")
+    assert keys.tenant_of(key + "x") is None
+
+
+def test_workers_are_live_while_they_are_seen(database: Database) -> None:
+    live, one = Workers(database), WorkerRecord("train-1@here", "train", "cuda", 2)
+    assert live.live() == []
+    live.seen(one)
+    live.seen(one)
+    assert live.live() == [one]
     with database.write() as connection:
-        key = keys.create(connection, "x", tenant="acme")
-    with database.read() as connection:
-        found = keys.tenant_of(connection, key)
-        assert found is not None
-        assert found.name == "acme"
-        assert keys.tenant_of(connection, key + "x") is None
+        connection.execute(update(workers).values(seen_at=now() - 60))
+    assert live.live() == []
+    live.seen(one)
+    live.gone(one.name)
+    assert live.live() == []
 
 
 def test_an_idempotency_key_answers_once(database: Database) -> None:
@@ -134,8 +133,8 @@ def test_an_idempotency_key_answers_once(database: Database) -> None:
     assert store.begin(tenant, "k", "print") is None
     with pytest.raises(IdempotencyKeyInProgress):
         store.begin(tenant, "k", "print")
-    store.finish(tenant, "k", 201, {"id": "job_1"})
-    assert store.begin(tenant, "k", "print") == (201, {"id": "job_1"})
+    store.finish(tenant, "k", StoredAnswer(201, '{"id":"job_1"}'))
+    assert store.begin(tenant, "k", "print") == StoredAnswer(201, '{"id":"job_1"}')
     with pytest.raises(IdempotencyKeyReused):
         store.begin(tenant, "k", "another print")
     assert store.begin(Tenant("other"), "k", "print") is None

@@ -1,71 +1,63 @@
 """Claims, fences, leases and transitions, on every database."""
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 
-from wbar.errors import InvalidTransition, NotFound
+from tests.store.rows import PROGRESS, SCORE, insert_inputs, point, result, spec, stored
+from wbar.checkpoints import Fault
+from wbar.errors import InUse, InvalidTransition, NotFound, ValidationFailed
+from wbar.method import Soup
+from wbar.recipe import Distillation, Recipe
 from wbar.states import STATUSES, TERMINAL, TRANSITIONS
-from wbar_store import events
+from wbar_store.blobs import Blobs, Received
+from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant, now
-from wbar_store.jobs import MAX_LOSSES, Filters, Jobs
-from wbar_store.lists import PageRequest
+from wbar_store.jobs import MAX_LOST, Filters, ResultBlobs
 from wbar_store.notifier import Notifier
-from wbar_store.tables import checkpoints, datasets, jobs
+from wbar_store.repository import PageRequest
+from wbar_store.store import Store
+from wbar_store.tables import checkpoints, events, job_inputs, job_metadata, jobs, metrics, snapshots
 
 MINE, OTHER = Tenant("default"), Tenant("other")
+FILES = ResultBlobs("w" * 64, "p" * 64, None)
 
 
 @pytest.fixture
-def store(database: Database) -> Jobs:
-    with database.write() as connection:
-        for table, row in ((checkpoints, "ckpt_1"), (datasets, "ds_1")):
-            values: dict[str, Any] = {
-                "id": row,
-                "tenant": "default",
-                "name": "x",
-                "status": "ready",
-                "attempts": 0,
-                "created_at": now(),
-            }
-            values |= (
-                {"bytes": 1, "sha256": "a" * 64, "given": {}}
-                if table is checkpoints
-                else {"task": "classification", "options": {}}
-            )
-            connection.execute(insert(table).values(**values))
-    return Jobs(database, Notifier("memory://"))
+def store(database: Database, tmp_path: Any) -> Iterator[Store]:
+    insert_inputs(database)
+    opened = Store(database, Blobs(f"file://{tmp_path / 'blobs'}", database), Notifier("memory://"))
+    yield opened
+    opened.notifier.close()
 
 
-def submit(store: Jobs, tenant: Tenant = MINE, **changes: Any) -> str:
-    values = {
-        "name": None, "checkpoint": "ckpt_1", "dataset": "ds_1", "method": {}, "recipe": {}, "classes": None, "seed": 0,
-        "metadata": {}, **changes,
-    }  # fmt: skip
-    with store.database.write() as connection:
-        return str(store.submit(connection, tenant, values)["id"])
+def submit(store: Store, tenant: Tenant = MINE, metadata: dict[str, str] | None = None, **changes: Any) -> str:
+    return store.jobs.create(tenant, spec(**changes), None, metadata or {}).id
 
 
-def status(store: Jobs, job_id: str) -> str:
-    with store.database.read() as connection:
-        return str(store.get(connection, MINE, job_id).status)
+def status(store: Store, job_id: str) -> str:
+    return store.jobs.get(MINE, job_id).status
 
 
-def log_of(store: Jobs, job_id: str) -> list[tuple[str, Any]]:
-    with store.database.read() as connection:
-        return [(e["type"], e["data"].get("status")) for e in events.after(connection, job_id, 0, 1000)]
+def log_of(store: Store, job_id: str) -> list[tuple[str, Any]]:
+    return [(event.type, event.data.get("status")) for event in store.events.after(MINE, job_id, 0, 1000)]
 
 
-def test_only_one_of_many_claims_wins(store: Jobs) -> None:
+def snapshot(digest: str) -> Received:
+    return Received("tmp/x", digest * 64, 10)
+
+
+def test_only_one_of_many_claims_wins(store: Store) -> None:
     job = submit(store)
     won: list[Any] = []
     barrier = threading.Barrier(8)
 
     def claim() -> None:
         barrier.wait()
-        won.append(store.claim(job, 60))
+        won.append(store.jobs.claim(job, 60))
 
     threads = [threading.Thread(target=claim) for _ in range(8)]
     for thread in threads:
@@ -76,160 +68,266 @@ def test_only_one_of_many_claims_wins(store: Jobs) -> None:
     assert status(store, job) == "running"
 
 
-def test_a_stale_fence_changes_nothing(store: Jobs) -> None:
+def test_a_job_comes_back_as_it_was_asked_for(store: Store) -> None:
+    recipe = Recipe(distillation=Distillation(teacher="job_2"), mixup=0.2)
+    asked = spec(recipe=recipe, teachers=(stored("snap_1"),), classes=tuple("0123456789"), swag=3)
+    made = store.jobs.create(MINE, asked, "a name", {"team": "vision"})
+    assert made == store.jobs.get(MINE, made.id)
+    assert made.spec == asked
+    assert store.jobs.spec(made.id) == asked
+    sent = made.to_api()
+    assert (sent.checkpoint, sent.dataset, sent.swag, sent.classes) == ("ckpt_1", "ds_1", 3, list("0123456789"))
+    assert (sent.status, sent.attempts, sent.metadata) == ("queued", 0, {"team": "vision"})
+
+
+def test_a_stale_fence_changes_nothing(store: Store) -> None:
     job = submit(store)
-    store.claim(job, -1)
-    assert store.expired() == [(job, 1)]
-    assert store.lose(job, 1, "gone") == "queued"
-    second = store.claim(job, 60)
-    assert second is not None
-    assert second.attempts == 2
-    assert store.heartbeat(job, 1, 60, {"step": 1}) == "gone"
-    assert store.heartbeat(job, 2, 60, {"step": 2}) is None
-    assert not store.fail(job, 1, {"code": "x", "message": "y"})
-    assert store.lose(job, 1, "late") is None
-    assert not store.log(job, 1, "info", "late")
-    with store.database.write() as connection:
-        assert not store.succeed(connection, job, 1, "w", "p", None, {}, None)
+    store.jobs.claim(job, -1)
+    first, second = Claim(job, 1), Claim(job, 2)
+    assert store.jobs.expired() == [first]
+    assert store.jobs.lose(first, "gone") == "queued"
+    claimed = store.jobs.claim(job, 60)
+    assert claimed is not None
+    assert claimed.claim == second
+    assert store.jobs.heartbeat(first, 60, PROGRESS) == "gone"
+    assert store.jobs.heartbeat(second, 60, PROGRESS) is None
+    assert not store.jobs.fail(first, Fault(code="x", message="y"))
+    assert store.jobs.lose(first, "late") is None
+    assert not store.jobs.log(first, "info", "late")
+    assert not store.jobs.averaged(first, 1, SCORE)
+    assert not store.metrics.add(first, [point(1)])
+    assert not store.snapshots.add(first, 1, 10, SCORE, snapshot("1"))
+    assert store.jobs.save_state(first, "s" * 64, 1) is None
+    assert not store.jobs.yield_back(first, "queued")
+    assert not store.jobs.succeed(first, result(), FILES, None)
     assert status(store, job) == "running"
-    with store.database.write() as connection:
-        assert store.succeed(connection, job, 2, "w", "p", None, {"verdict": "same"}, None)
-    assert status(store, job) == "succeeded"
+    assert store.jobs.get(MINE, job).state is None
+    assert store.jobs.succeed(second, result(), FILES, PROGRESS)
+    ended = store.jobs.get(MINE, job)
+    assert (ended.status, ended.result, ended.progress) == ("succeeded", result(), PROGRESS)
+    assert ended.blobs == [FILES.weights, FILES.pytorch]
 
 
-def test_a_poison_job_fails_after_its_losses_in_a_row(store: Jobs) -> None:
+def test_a_poison_job_fails_after_so_many_lost_attempts_in_a_row(store: Store) -> None:
     job = submit(store)
-    for attempt in range(1, MAX_LOSSES + 1):
-        assert store.claim(job, 60) is not None
-        moved = store.lose(job, attempt, "killed by SIGKILL")
+    for attempt in range(1, MAX_LOST + 1):
+        assert store.jobs.claim(job, 60) is not None
+        moved = store.jobs.lose(Claim(job, attempt), "killed by SIGKILL")
     assert moved == "failed"
-    with store.database.read() as connection:
-        error = store.get(connection, MINE, job).error
-    assert error["code"] == "attempts_exhausted"
-    assert "SIGKILL" in error["message"]
+    error = store.jobs.get(MINE, job).error
+    assert error is not None
+    assert error.code == "attempts_exhausted"
+    assert "SIGKILL" in error.message
 
 
-def test_a_pause_survives_the_death_of_the_attempt(store: Jobs) -> None:
+def test_a_pause_survives_the_death_of_the_attempt(store: Store) -> None:
     job = submit(store)
-    store.claim(job, 60)
-    store.pause(MINE, job)
-    assert store.lose(job, 1, "killed") == "paused"
+    store.jobs.claim(job, 60)
+    store.jobs.pause(MINE, job)
+    assert store.jobs.lose(Claim(job, 1), "killed") == "paused"
     assert status(store, job) == "paused"
 
 
-def test_getting_further_forgives_losses(store: Jobs) -> None:
+def test_getting_further_forgives_lost_attempts(store: Store) -> None:
     job = submit(store)
-    for attempt in range(1, 3 * MAX_LOSSES):
-        assert store.claim(job, 60) is not None
-        with store.database.write() as connection:
-            store.save_state(connection, job, attempt, "s" * 64, step=attempt)
-        assert store.lose(job, attempt, "preempted") == "queued"
+    for attempt in range(1, 3 * MAX_LOST):
+        claim = Claim(job, attempt)
+        assert store.jobs.claim(job, 60) is not None
+        if attempt % 2:
+            store.jobs.save_state(claim, "s" * 64, step=attempt)
+        else:
+            store.jobs.got_further(claim)
+        assert store.jobs.lose(claim, "preempted") == "queued"
 
 
-def test_cancel_is_idempotent_and_final(store: Jobs) -> None:
+def test_a_state_replaces_the_one_before_and_is_dropped_at_the_end(store: Store) -> None:
     job = submit(store)
-    store.claim(job, 60)
-    assert store.cancel(MINE, job)["status"] == "cancelled"
-    assert store.cancel(MINE, job)["status"] == "cancelled"
-    assert store.heartbeat(job, 1, 60, None) == "gone"
+    claim = Claim(job, 1)
+    store.jobs.claim(job, 60)
+    assert store.jobs.save_state(claim, "s" * 64, 10) is None
+    assert store.jobs.save_state(claim, "t" * 64, 20) == "s" * 64
+    assert store.jobs.save_state(claim, "t" * 64, 20) is None
+    assert store.jobs.drop_state(job) is None
+    store.jobs.cancel(MINE, job)
+    assert store.jobs.ended_with_state() == [job]
+    assert store.jobs.drop_state(job) == "t" * 64
+    assert store.jobs.ended_with_state() == []
+
+
+def test_cancel_is_idempotent_and_final(store: Store) -> None:
+    job = submit(store)
+    store.jobs.claim(job, 60)
+    assert store.jobs.cancel(MINE, job).status == "cancelled"
+    assert store.jobs.cancel(MINE, job).status == "cancelled"
+    assert store.jobs.heartbeat(Claim(job, 1), 60, None) == "gone"
     assert log_of(store, job) == [("status", "queued"), ("status", "running"), ("status", "cancelled")]
     with pytest.raises(InvalidTransition):
-        store.resume(MINE, job)
+        store.jobs.resume(MINE, job)
 
 
-def test_pause_and_resume(store: Jobs) -> None:
+def test_pause_and_resume(store: Store) -> None:
     job = submit(store)
     with pytest.raises(InvalidTransition, match="queued"):
-        store.pause(MINE, job)
-    store.claim(job, 60)
-    store.pause(MINE, job)
-    assert store.heartbeat(job, 1, 60, None) == "pause"
-    assert store.yield_back(job, 1, "paused")
+        store.jobs.pause(MINE, job)
+    store.jobs.claim(job, 60)
+    store.jobs.pause(MINE, job)
+    assert store.jobs.heartbeat(Claim(job, 1), 60, None) == "pause"
+    assert store.jobs.yield_back(Claim(job, 1), "paused")
     assert status(store, job) == "paused"
-    assert store.resume(MINE, job)["status"] == "queued"
-    assert store.unrung(broker_is_empty=False) == [job]
+    assert store.jobs.resume(MINE, job).status == "queued"
+    assert store.jobs.overdue(broker_is_empty=False) == [job]
 
 
 @pytest.mark.parametrize("source", STATUSES)
 @pytest.mark.parametrize("target", STATUSES)
-def test_every_transition_outside_the_table_is_refused(store: Jobs, source: Any, target: Any) -> None:
+def test_every_transition_outside_the_table_is_refused(store: Store, source: Any, target: Any) -> None:
     job = submit(store)
     with store.database.write() as connection:
         connection.execute(update(jobs).where(jobs.c.id == job).values(status=source))
-    with store.database.write() as connection:
-        assert store._move(connection, job, target) == (target in TRANSITIONS[source])
+    assert store.jobs._move(job, target) == (target in TRANSITIONS[source])
     assert status(store, job) == (target if target in TRANSITIONS[source] else source)
 
 
-def test_another_tenants_job_does_not_exist(store: Jobs) -> None:
+def test_another_tenants_job_and_its_parts_do_not_exist(store: Store) -> None:
     job = submit(store)
-    with store.database.read() as connection:
+    store.jobs.claim(job, 60)
+    store.snapshots.add(Claim(job, 1), 1, 10, SCORE, snapshot("1"))
+    assert store.jobs.page(OTHER, PageRequest()).records == []
+    for ask in (store.jobs.get, store.jobs.cancel, store.jobs.pause, store.jobs.resume, store.jobs.remove,
+                store.snapshots.all, store.metrics.all):  # fmt: skip
         with pytest.raises(NotFound):
-            store.get(connection, OTHER, job)
-        assert store.listed(connection, OTHER, PageRequest(), Filters())["data"] == []
-    for action in (store.cancel, store.pause, store.resume, store.remove):
-        with pytest.raises(NotFound):
-            action(OTHER, job)
+            ask(OTHER, job)
+    with pytest.raises(NotFound):
+        store.events.after(OTHER, job, 0, 10)
+    with pytest.raises(NotFound):
+        store.events.page(OTHER, job, PageRequest())
+    with pytest.raises(NotFound):
+        store.snapshots.page(OTHER, job, PageRequest())
+    with pytest.raises(NotFound):
+        store.snapshots.get(OTHER, job, 1)
 
 
-def test_lists_page_by_key_and_filter(store: Jobs) -> None:
+def test_lists_page_by_key_and_filter(store: Store) -> None:
     made = [submit(store, metadata={"team": "a" if n % 2 else "b"}) for n in range(7)]
-    store.cancel(MINE, made[0])
-    with store.database.read() as connection:
-        first = store.listed(connection, MINE, PageRequest(limit=3, order="asc"), Filters())
-        assert [job["id"] for job in first["data"]] == made[:3]
-        assert first["has_more"]
-        rest = store.listed(connection, MINE, PageRequest(limit=10, order="asc", after=first["last_id"]), Filters())
-        assert [job["id"] for job in rest["data"]] == made[3:]
-        assert not rest["has_more"]
-        newest = store.listed(connection, MINE, PageRequest(limit=2), Filters(metadata=(("team", "a"),)))
-        assert [job["id"] for job in newest["data"]] == [made[5], made[3]]
-        assert [
-            j["id"] for j in store.listed(connection, MINE, PageRequest(), Filters(status="cancelled"))["data"]
-        ] == made[:1]
+    store.jobs.cancel(MINE, made[0])
+
+    def ids(request: PageRequest, **filters: Any) -> tuple[list[str], bool]:
+        found = store.jobs.filtered(MINE, request, Filters(**filters))
+        return [job.id for job in found.records], found.has_more
+
+    assert ids(PageRequest(limit=3, order="asc")) == (made[:3], True)
+    assert ids(PageRequest(limit=10, order="asc", after=made[2])) == (made[3:], False)
+    assert ids(PageRequest(limit=2), metadata=(("team", "a"),)) == ([made[5], made[3]], True)
+    assert ids(PageRequest(), status="cancelled") == (made[:1], False)
+    assert ids(PageRequest(), checkpoint="ckpt_other") == ([], False)
 
 
-def test_a_jobs_events_have_no_gaps_under_concurrent_writers(store: Jobs) -> None:
+def test_events_page_by_sequence_and_type(store: Store) -> None:
+    job, other = submit(store), submit(store)
+    store.jobs.claim(job, 60)
+    store.jobs.log(Claim(job, 1), "info", "hello")
+    page = store.events.page(MINE, job, PageRequest(limit=2, order="asc"))
+    assert ([event.seq for event in page.records], page.has_more) == ([1, 2], True)
+    last = page.records[-1].to_api().id
+    assert [event.seq for event in store.events.page(MINE, job, PageRequest(after=last, order="asc")).records] == [3]
+    assert [event.seq for event in store.events.page(MINE, job, PageRequest(after=last)).records] == [1]
+    assert [event.seq for event in store.events.page(MINE, job, PageRequest(), ["log"]).records] == [3]
+    with pytest.raises(ValidationFailed, match="is not an event of"):
+        store.events.page(MINE, other, PageRequest(after=last))
+
+
+def test_a_jobs_events_have_no_gaps_under_concurrent_writers(store: Store) -> None:
     job = submit(store)
-    store.claim(job, 60)
+    store.jobs.claim(job, 60)
 
     def write() -> None:
         for n in range(10):
-            store.log(job, 1, "info", str(n))
+            store.jobs.log(Claim(job, 1), "info", str(n))
 
     threads = [threading.Thread(target=write) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    with store.database.read() as connection:
-        found = [int(e["id"][-8:]) for e in events.after(connection, job, 0, 1000)]
-    assert found == list(range(1, 43))
+    assert [event.seq for event in store.events.after(MINE, job, 0, 1000)] == list(range(1, 43))
 
 
-def test_a_queued_job_whose_message_was_lost_is_rung_again(store: Jobs) -> None:
+def test_snapshots_are_listed_by_n_and_replaced_only_by_other_weights(store: Store) -> None:
     job = submit(store)
-    assert store.unrung(broker_is_empty=False) == [job]
-    with store.database.write() as connection:
-        connection.execute(update(jobs).values(notified_at=now()))
-    assert store.unrung(broker_is_empty=True) == []
+    claim = Claim(job, 1)
+    store.jobs.claim(job, 60)
+    for n in (2, 1, 3):
+        assert store.snapshots.add(claim, n, 10 * n, SCORE, snapshot(str(n)))
+    assert not store.snapshots.add(claim, 2, 20, SCORE, snapshot("2")), "the same again"
+    assert store.snapshots.add(claim, 2, 25, SCORE, snapshot("9"))
+    assert [(one.n, one.step, one.sha256[0]) for one in store.snapshots.all(MINE, job)] == [
+        (1, 10, "1"), (2, 25, "9"), (3, 30, "3"),
+    ]  # fmt: skip
+    page = store.snapshots.page(MINE, job, PageRequest(limit=2))
+    assert ([one.n for one in page.records], page.has_more) == ([1, 2], True)
+    rest = store.snapshots.page(MINE, job, PageRequest(after=page.records[-1].id))
+    assert ([one.n for one in rest.records], rest.has_more) == ([3], False)
+    with pytest.raises(NotFound, match=r"has no snapshot 4; it has \[1, 2, 3\]"):
+        store.snapshots.get(MINE, job, 4)
+
+
+def test_a_step_keeps_its_first_report(store: Store) -> None:
+    job = submit(store)
+    store.jobs.claim(job, 60)
+    store.metrics.add(Claim(job, 1), [point(2), point(1)])
+    store.metrics.add(Claim(job, 1), [point(2, loss=9.0), point(3)])
+    assert [(one.step, one.loss) for one in store.metrics.all(MINE, job)] == [(1, 0.5), (2, 0.5), (3, 0.5)]
+
+
+def test_a_queued_job_whose_message_was_lost_is_notified_of_again(store: Store) -> None:
+    job = submit(store)
+    assert store.jobs.overdue(broker_is_empty=False) == [job]
+    store.notify(job)
+    assert store.jobs.overdue(broker_is_empty=True) == []
     with store.database.write() as connection:
         connection.execute(update(jobs).values(notified_at=now() - 60))
-    assert store.unrung(broker_is_empty=False) == []
-    assert store.unrung(broker_is_empty=True) == [job]
+    assert store.jobs.overdue(broker_is_empty=False) == []
+    assert store.jobs.overdue(broker_is_empty=True) == [job]
 
 
-def test_only_ended_jobs_can_be_deleted_and_take_everything_along(store: Jobs) -> None:
+def test_only_ended_jobs_can_be_deleted_and_take_everything_along(store: Store) -> None:
     job = submit(store, metadata={"a": "b"})
     with pytest.raises(InvalidTransition, match="only an ended job"):
-        store.remove(MINE, job)
-    store.claim(job, 60)
-    store.add_metrics(job, 1, [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}])
-    store.cancel(MINE, job)
-    store.remove(MINE, job)
+        store.jobs.remove(MINE, job)
+    store.jobs.claim(job, 60)
+    store.metrics.add(Claim(job, 1), [point(1), point(2)])
+    store.snapshots.add(Claim(job, 1), 1, 2, SCORE, snapshot("1"))
+    store.jobs.save_state(Claim(job, 1), "s" * 64, 2)
+    store.jobs.cancel(MINE, job)
+    assert store.jobs.remove(MINE, job) == ["s" * 64, "1" * 64]
     with store.database.read() as connection:
         assert connection.execute(select(jobs)).first() is None
-        assert events.after(connection, job, 0, 10) == []
+        for table in (events, metrics, snapshots, job_inputs, job_metadata):
+            assert connection.execute(select(table)).first() is None
+
+
+def test_what_a_job_needs_is_kept_until_it_has_ended(store: Store) -> None:
+    teacher = submit(store)
+    taught = submit(store, recipe=Recipe(distillation=Distillation(teacher=teacher)))
+    soup = submit(
+        store, method=Soup(type="soup", checkpoints=["ckpt_1", "ckpt_2"]), ingredients=(stored(), stored("ckpt_2"))
+    )
+    store.jobs.cancel(MINE, teacher)
+    with pytest.raises(InUse, match=f"is the teacher of {taught}"):
+        store.jobs.remove(MINE, teacher)
+    for repository, needed in ((store.checkpoints, "ckpt_1"), (store.datasets, "ds_1")):
+        with pytest.raises(InUse):
+            repository.remove(MINE, needed)
+    for job in (taught, soup):
+        store.jobs.cancel(MINE, job)
+    assert store.checkpoints.remove(MINE, "ckpt_1") == []
+    with pytest.raises(NotFound):
+        store.checkpoints.get(MINE, "ckpt_1")
+    for job in (teacher, taught, soup):
+        assert store.jobs.get(MINE, job).to_api().checkpoint == "ckpt_1"
+        store.jobs.remove(MINE, job)
+    with store.database.read() as connection:
+        assert connection.execute(select(checkpoints)).first() is None, "hidden for the jobs, and gone with the last"
 
 
 def test_terminal_states_are_those_without_a_way_out() -> None:

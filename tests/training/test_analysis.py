@@ -9,7 +9,7 @@ from tests.training.jobs import METHOD, Recorder, make_job, run
 from wbar_averaging import distances
 from wbar_training.networks.tensors import read_tensors
 from wbar_training.reporter import StopRequested
-from wbar_training.resume import latest
+from wbar_training.state_files import latest
 
 
 def test_flatness_and_swag_describe_the_job_and_leave_its_weights_alone(tmp_path: Path) -> None:

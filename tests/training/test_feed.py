@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, make_job, run
 from tests.training.test_resume import STRAIGHT
 from wbar.method import METHODS
-from wbar_training import resume
+from wbar_training import state_files
 from wbar_training.data import colour, crops
 from wbar_training.data.augment import Preparer
 from wbar_training.data.feed import Feed, Request
@@ -104,7 +104,7 @@ def test_workers_change_no_byte_and_neither_does_a_death(tmp_path: Path, many_si
     job = jpeg_job(tmp_path / "loaded", many_sizes, recipe_augment=augment, loaders=2, save_every_seconds=0.0)
     with pytest.raises(KilledHere):
         run(job, Recorder(die_at=4))
-    loaded = run(job.changed(resume=resume.latest(job.scratch)), Recorder())
+    loaded = run(job.changed(resume=state_files.latest(job.scratch)), Recorder())
     assert loaded.weights.read_bytes() == alone.weights.read_bytes()
     assert loaded.result.metrics == alone.result.metrics
 

@@ -14,7 +14,7 @@ from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, make_job
 from wbar.errors import CompileFailed, Diverged
 from wbar.method import METHODS, HighPhase, LowPhase
 from wbar_averaging import write_safetensors
-from wbar_training import resume
+from wbar_training import state_files
 from wbar_training.data.augment import Preparer
 from wbar_training.data.packed import load_split
 from wbar_training.draws import key, permutation
@@ -125,9 +125,9 @@ def test_a_killed_job_ends_in_the_same_bytes(tmp_path: Path, die_at: int, varian
     broken = make_job(tmp_path / "broken", save_every_seconds=0.0, **dict(variant))
     with pytest.raises(KilledHere):
         run(broken, Recorder(die_at=die_at))
-    latest = resume.latest(broken.scratch)
+    latest = state_files.latest(broken.scratch)
     assert latest is not None
-    assert resume.step_of(latest) == die_at
+    assert state_files.step_of(latest) == die_at
     told = Recorder()
     again = run(broken.changed(resume=latest), told)
     assert again.weights.read_bytes() == undisturbed
@@ -141,7 +141,7 @@ def test_many_interruptions_one_after_the_other(tmp_path: Path) -> None:
     for step in range(3, 28, 5):
         with pytest.raises(KilledHere):
             run(job.changed(resume=state), Recorder(die_at=step))
-        state = resume.latest(job.scratch)
+        state = state_files.latest(job.scratch)
     outcome = run(job.changed(resume=state), Recorder())
     assert outcome.weights.read_bytes() == undisturbed.weights.read_bytes()
     assert outcome.result.metrics == undisturbed.result.metrics
@@ -153,7 +153,7 @@ def test_a_pause_saves_its_exact_position(tmp_path: Path) -> None:
     job = make_job(tmp_path / "paused")
     with pytest.raises(StopRequested, match="pause"):
         run(job, Recorder(stop_at=14))
-    state = resume.latest(job.scratch)
+    state = state_files.latest(job.scratch)
     assert state is not None
     assert run(job.changed(resume=state), Recorder()).weights.read_bytes() == undisturbed
 
@@ -247,7 +247,7 @@ def test_a_state_of_another_version_is_put_aside_and_the_job_starts_over(tmp_pat
     job = make_job(tmp_path / "broken", save_every_seconds=0.0)
     with pytest.raises(KilledHere):
         run(job, Recorder(die_at=9))
-    state = resume.latest(job.scratch)
+    state = state_files.latest(job.scratch)
     assert state is not None
     state.write_bytes(b"of another version")
     told = Recorder()

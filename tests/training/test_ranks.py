@@ -14,7 +14,7 @@ from wbar.errors import Diverged
 from wbar.method import HighPhase, LowPhase
 from wbar.spec import JobSpec, Network
 from wbar_averaging import write_safetensors
-from wbar_training import resume
+from wbar_training import state_files
 from wbar_training.distributed.launch import run_on_ranks
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.loop import TrainingJob
@@ -81,7 +81,7 @@ def test_a_pause_goes_on_at_the_same_world_size(tmp_path: Path) -> None:
     job = make_job(tmp_path / "paused", recipe_devices=2)
     with pytest.raises(StopRequested, match="pause"):
         run(job, Recorder(stop_at=12))
-    state = resume.latest(job.scratch)
+    state = state_files.latest(job.scratch)
     assert state is not None
     again = run(job.changed(resume=state), Recorder())
     assert again.weights.read_bytes() == undisturbed.weights.read_bytes()

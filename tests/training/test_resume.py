@@ -11,7 +11,7 @@ from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, make_job
 from wbar.method import METHODS
 from wbar.spec import Network, StoredWeights
 from wbar_averaging import write_safetensors
-from wbar_training import resume
+from wbar_training import state_files
 from wbar_training.networks.architectures import initialized
 
 RATES = {"lr": 0.05, "control_lr": 0.05}
@@ -79,8 +79,8 @@ def test_deaths_after_random_steps_change_nothing(tmp_path: Path, variant: str) 
     told = Recorder()
     for step in sorted(draws.sample(range(1, last), 2)):
         with pytest.raises(KilledHere):
-            run(broken.changed(resume=resume.latest(broken.scratch)), Recorder(die_at=step))
-    again = run(broken.changed(resume=resume.latest(broken.scratch)), told)
+            run(broken.changed(resume=state_files.latest(broken.scratch)), Recorder(die_at=step))
+    again = run(broken.changed(resume=state_files.latest(broken.scratch)), told)
     assert again.weights.read_bytes() == undisturbed.weights.read_bytes()
     assert again.result.metrics == undisturbed.result.metrics
     assert again.result.curve == undisturbed.result.curve
@@ -95,11 +95,11 @@ def test_a_death_in_the_control_goes_on_in_the_control(tmp_path: Path) -> None:
     main_steps = 14
     with pytest.raises(KilledHere):
         run(broken, DiesInControl(main_steps, 5))
-    inner = resume.latest(broken.scratch / "control")
+    inner = state_files.latest(broken.scratch / "control")
     assert inner is not None
-    assert resume.step_of(inner) == 5
+    assert state_files.step_of(inner) == 5
     told = Recorder()
-    again = run(broken.changed(resume=resume.latest(broken.scratch)), told)
+    again = run(broken.changed(resume=state_files.latest(broken.scratch)), told)
     assert again.result.metrics == undisturbed.result.metrics
     assert min(progress.step for progress in told.progress) >= main_steps
 
@@ -141,6 +141,6 @@ def test_a_back_off_survives_a_death(tmp_path: Path) -> None:
     broken = ruined(tmp_path / "broken").changed(save_every_seconds=0.0)
     with pytest.raises(KilledHere):
         run(broken, Recorder(die_at=17))  # within the second try
-    again = run(broken.changed(resume=resume.latest(broken.scratch)), Recorder())
+    again = run(broken.changed(resume=state_files.latest(broken.scratch)), Recorder())
     assert again.weights.read_bytes() == undisturbed.weights.read_bytes()
     assert again.result.metrics == undisturbed.result.metrics

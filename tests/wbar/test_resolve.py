@@ -2,19 +2,19 @@
 
 import pytest
 
-from wbar.checkpoints import NetworkArchitecture
 from wbar.datasets import Dataset, ImageShape, Split
 from wbar.errors import ChannelsMismatch, ClassesMismatch, ImageSizeUnsupported
 from wbar.method import CyclicSwa, HighPhase
 from wbar.recipe import Normalization, Optimizer, Recipe
 from wbar.resolve import IMAGENET, resolve_classes, resolve_method, resolve_recipe
+from wbar.spec import Network
 
 GREY = Normalization(mean=[0.3], std=[0.4])
 COLOUR = Normalization(mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2])
 
 
-def network(name: str = "resnet20", **more: object) -> NetworkArchitecture:
-    return NetworkArchitecture(name=name, num_classes=10, source="detected", **more)  # type: ignore[arg-type]
+def network(name: str = "resnet20", channels: int = 3, image_size: int | None = None) -> Network:
+    return Network(name, 10, channels, image_size)
 
 
 def dataset(images: int = 50_000, size: int = 32, channels: int = 3, source: str | None = None) -> Dataset:
@@ -94,7 +94,7 @@ def test_class_orders() -> None:
     assert resolve_classes(None, network(), dataset()) is None
     order = list("jihgfedcba")
     assert resolve_classes(order, network(), dataset()) == order
-    small = NetworkArchitecture(name="resnet20", num_classes=5, source="detected")
+    small = Network("resnet20", 5)
     with pytest.raises(ClassesMismatch, match="10 classes and the checkpoint's network has 5 outputs"):
         resolve_classes(None, small, dataset())
     with pytest.raises(ClassesMismatch, match="9 different classes"):

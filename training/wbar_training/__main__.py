@@ -26,7 +26,7 @@ from wbar_training.local import prepare_dataset, prepare_job, prepare_weights
 from wbar_training.loop import run
 from wbar_training.messages import LogLevel, StopReason
 from wbar_training.outcome import Outcome
-from wbar_training.resume import latest
+from wbar_training.state_files import latest
 from wbar_training.workspace import Workspace
 
 console = Console(stderr=True)

@@ -9,7 +9,7 @@ from wbar.recipe import Normalization
 from wbar.results import Delivered, NormalizationProbe
 from wbar.schedule import Schedule, number
 from wbar.spec import JobSpec
-from wbar_training import resume
+from wbar_training import resume, state_files
 from wbar_training.averages import Mean
 from wbar_training.reporter import Reporter
 from wbar_training.setup import Setup
@@ -61,7 +61,7 @@ def control_of(
     others = {"find_normalization": False, "flatness": False, "swag": 0}
     control = spec.model_copy(update={"method": plain, "recipe": recipe, **others})
     inputs = workspace.inputs or workspace.scratch
-    return control, replace(workspace, scratch=scratch, inputs=inputs, resume=resume.latest(scratch))
+    return control, replace(workspace, scratch=scratch, inputs=inputs, resume=state_files.latest(scratch))
 
 
 def guard(setup: Setup, mean: Mean, reporter: Reporter) -> Delivered:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wbar import __version__
 from wbar.method import StartKind
+from wbar_training.state_files import all_of, path_of, step_of
 
 
 class OtherState(Exception):
@@ -57,20 +58,6 @@ class State:
     trajectory: dict[str, Any] | None = None
 
 
-def path_of(scratch: Path, step: int) -> Path:
-    """Where the state after `step` steps lies; the name carries the step, so that a worker can choose without torch."""
-    return scratch / f"state-{step:010d}.pt"
-
-
-def step_of(path: Path) -> int:
-    return int(path.stem.removeprefix("state-"))
-
-
-def latest(scratch: Path) -> Path | None:
-    """The state with the most steps in a job's scratch folder."""
-    return max(scratch.glob("state-*.pt"), key=step_of, default=None)
-
-
 class StateKeeper:
     """When to save and what to keep: the latest state, and the latest of a phase's end until a later one is written."""
 
@@ -108,7 +95,7 @@ def save(scratch: Path, state: State, keep: Path | None = None) -> Path:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    for old in scratch.glob("state-*.pt"):
+    for old in all_of(scratch):
         if step_of(old) < state.step and old != keep:
             old.unlink(missing_ok=True)
     return path

@@ -9,21 +9,21 @@ import queue
 import socket
 import threading
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 from celery.signals import worker_ready, worker_shutting_down
 
 from wbar_store.broker import OwnCelery
 from wbar_store.notifier import INGEST, QUEUES, RUN_JOB
 from wbar_store.store import Store
-from wbar_worker import processes
+from wbar_store.workers import Device, Queue, WorkerRecord
+from wbar_worker.children import warm_up
 from wbar_worker.ingest import Ingester
 from wbar_worker.run_job import Runner
 from wbar_worker.settings import WorkerSettings
 
 log = logging.getLogger("wbar.worker")
 
-Queue = Literal["train", "ingest"]
 SEEN_SECONDS = 3.0
 
 
@@ -48,8 +48,8 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
     """Run a worker of one queue until SIGTERM or SIGINT; running jobs then save their state and are queued again."""
     store = Store.open(settings)
     draining = threading.Event()
-    machine = processes.warm_up()
-    gpus = machine["gpus"] if settings.device != "cpu" else 0
+    machine = warm_up()
+    gpus = machine.gpus if settings.device != "cpu" else 0
     if settings.device == "cuda" and not gpus:
         raise SystemExit("WBAR_DEVICE is cuda and torch sees no GPU: install the driver, or set it to cpu")
     app = configured(settings)
@@ -61,11 +61,12 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         ingester = Ingester(store, settings)
         app.task(name=INGEST)(ingester.run)
     name = f"{kind}-{os.getpid()}@{socket.gethostname()}"
-    presence = _Presence(store, name, kind, "cuda" if gpus else "cpu", slots)
+    device: Device = "cuda" if gpus else "cpu"
+    presence = _Presence(store, WorkerRecord(name, kind, device, slots))
 
     def ready(**_: Any) -> None:
         presence.start()
-        log.info("%s is ready: %d slot(s) on %s, torch %s", name, slots, presence.device, machine["torch"])
+        log.info("%s is ready: %d slot(s) on %s, torch %s", name, slots, device, machine.torch)
 
     def stopping(**_: Any) -> None:
         draining.set()
@@ -111,16 +112,14 @@ def _register_train(app: OwnCelery, runner: Runner, slots: int, gpus: int, setti
 class _Presence(threading.Thread):
     """Tells the store that this worker lives, for `/readyz` and for what `precision: auto` means."""
 
-    def __init__(self, store: Store, name: str, kind: str, device: str, slots: int) -> None:
+    def __init__(self, store: Store, worker: WorkerRecord) -> None:
         super().__init__(name="presence", daemon=True)
-        self.device = device
-        self._row = (name, kind, device, slots)
-        self._store, self._gone = store, threading.Event()
+        self._store, self._worker, self._gone = store, worker, threading.Event()
 
     def run(self) -> None:
         while True:
             try:
-                self._store.worker_seen(*self._row)
+                self._store.workers.seen(self._worker)
             except Exception as error:
                 log.error("the store is not there (%s)", type(error).__name__)
             if self._gone.wait(SEEN_SECONDS):
@@ -132,6 +131,6 @@ class _Presence(threading.Thread):
             return
         self.join(5)
         try:
-            self._store.worker_gone(self._row[0])
+            self._store.workers.gone(self._worker.name)
         except Exception as error:
             log.error("could not sign off (%s)", type(error).__name__)

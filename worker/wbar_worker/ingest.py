@@ -1,29 +1,50 @@
-"""Uploads are validated: a child process under limits reads the file; its verdict becomes the row, rejected bytes go."""
+"""Uploads are validated: a child process under limits reads the file; its verdict becomes the row, and rejected bytes go."""
 
 import hashlib
 import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 from urllib.parse import unquote, urlparse
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import from_url
-from sqlalchemy import Row
 
+from wbar.checkpoints import Fault
+from wbar.datasets import ImageShape, Split
+from wbar.errors import ContentTooLarge, SourceUnavailable
+from wbar_store.checkpoints import CheckpointRecord
+from wbar_store.claims import Claim
+from wbar_store.datasets import DatasetRecord, DatasetSummary
+from wbar_store.ids import kind_of
 from wbar_store.store import Store
+from wbar_store.uploads import AnyUpload, UploadRecord, UploadRepository
+from wbar_training.messages import Crashed
 from wbar_worker import processes
+from wbar_worker.children import (
+    VALIDATE_CHECKPOINT,
+    VALIDATE_DATASET,
+    VERDICTS,
+    CheckpointFound,
+    CheckpointUpload,
+    DatasetPacked,
+    DatasetUpload,
+    Limits,
+    UploadRejected,
+    Verdict,
+)
+from wbar_worker.processes import Child
 from wbar_worker.settings import WorkerSettings
 
 log = logging.getLogger("wbar.worker")
 
 RENEW_SECONDS = 2.0
-Verdict = tuple[str, Any]
+Accepted = TypeVar("Accepted", CheckpointFound, DatasetPacked)
 
 
 class Ingester:
@@ -31,162 +52,175 @@ class Ingester:
 
     def __init__(self, store: Store, settings: WorkerSettings) -> None:
         self.store, self.settings = store, settings
+        self.limits = Limits(
+            memory=settings.ingest_memory,
+            seconds=settings.ingest_seconds,
+            archive_bytes=settings.archive_bytes,
+            archive_files=settings.archive_files,
+        )
 
     def run(self, object_id: str) -> None:
         """Claim and validate the object; a message for one that is validated already does nothing."""
-        row = self.store.uploads.claim(object_id)
-        if row is None:
+        if kind_of(object_id) == "ckpt":
+            self._claim_and_validate(self.store.checkpoints, object_id, self._validate_checkpoint)
+        else:
+            self._claim_and_validate(self.store.datasets, object_id, self._validate_dataset)
+
+    def _claim_and_validate(
+        self, repository: UploadRepository[AnyUpload], object_id: str, validate: Callable[[AnyUpload, Path], None]
+    ) -> None:
+        record = repository.claim(object_id)
+        if record is None:
             return
-        scratch = self.settings.scratch / "ingest" / f"{object_id}-{row.attempts}"
+        scratch = self.settings.scratch / "ingest" / f"{record.id}-{record.attempts}"
         scratch.mkdir(parents=True, exist_ok=True)
         try:
-            with self._renewed(row):
-                if object_id.startswith("ckpt_"):
-                    self._checkpoint(row, scratch)
-                else:
-                    self._dataset(row, scratch)
+            with _renewed(repository, record.claim):
+                validate(record, scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    @contextmanager
-    def _renewed(self, row: Row[Any]) -> Iterator[None]:
-        """Keep the lease while files are fetched, validated and stored, however long each takes."""
-        done = threading.Event()
-
-        def renew() -> None:
-            while not done.wait(RENEW_SECONDS):
-                try:
-                    self.store.uploads.renew(row.id, row.attempts)
-                except Exception as error:
-                    log.error("no renewal for %s (%s)", row.id, type(error).__name__)
-
-        thread = threading.Thread(target=renew, name=f"renew-{row.id}", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    def _checkpoint(self, row: Row[Any], scratch: Path) -> None:
+    def _validate_checkpoint(self, record: CheckpointRecord, scratch: Path) -> None:
+        repository = self.store.checkpoints
         path, out = scratch / "upload", scratch / "weights.safetensors"
-        self.store.blobs.fetch(row.content, path)
-        payload = {"path": str(path), "out": str(out), **row.given}
-        kind, answer = self._in_child("validate.checkpoint", payload, row)
-        if kind != "ready":
-            self._reject(row, kind, answer)
+        assert record.content is not None
+        self.store.blobs.fetch(record.content, path)
+        given = record.given
+        upload = CheckpointUpload(path, out, given.architecture, given.num_classes, self.limits)
+        child = processes.start(VALIDATE_CHECKPOINT, upload)
+        found = self._accepted(repository, record, self._verdict(repository, record.claim, child), CheckpointFound)
+        if found is None:
             return
-        network = answer["network"]
         received = self.store.blobs.put_file(out)
-        values = {
-            "status": "ready",
-            "format": answer["format"],
-            "parameters": answer["parameters"],
-            "tensors": answer["tensors"],
-            "prefix": answer["prefix"],
-            "projection": network["projection"],
-            "weights": received.sha256,
-            "architecture": {
-                "name": network["name"],
-                "num_classes": network["num_classes"],
-                "channels": network["channels"],
-                "image_size": network["image_size"],
-                "source": answer["source"],
-                "ambiguous_with": answer["ambiguous_with"],
-            },
-        }
-        with self.store.blobs.keep(received), self.store.database.write() as connection:
-            self.store.uploads.settle(connection, row.id, row.attempts, values)
+        with self.store.blobs.keep(received):
+            repository.accept(record.claim, found.facts, received.sha256)
 
-    def _dataset(self, row: Row[Any], scratch: Path) -> None:
+    def _validate_dataset(self, record: DatasetRecord, scratch: Path) -> None:
+        repository = self.store.datasets
         out = scratch / "packed.safetensors"
-        payload: dict[str, Any] = {
-            "path": None,
-            "builtin": None,
-            "multilabel": row.task == "multilabel",
-            "out": str(out),
-            "max_train_images": row.options.get("max_train_images"),
-            "archive_bytes": self.settings.archive_bytes,
-            "archive_files": self.settings.archive_files,
-        }
-        if row.content is not None:
-            path = scratch / "upload"
-            self.store.blobs.fetch(row.content, path)
-            payload["path"] = str(path)
-        elif row.source.startswith("builtin:"):
-            payload["builtin"] = row.source.removeprefix("builtin:")
-        else:
-            try:
-                payload["path"] = str(_fetch_source(row.source, scratch / "upload"))
-            except (OSError, BaseError) as error:
-                message = (
-                    f"{row.source} cannot be read ({type(error).__name__}): is it there, and may the worker read it?"
-                )
-                self._reject(row, "rejected", {"code": "source_unavailable", "message": message, "details": None})
-                return
-        kind, found = self._in_child("validate.dataset", payload, row)
-        if kind != "ready":
-            self._reject(row, kind, found)
+        try:
+            source = self._source(record, scratch / "upload")
+        except SourceUnavailable as error:
+            self._reject(repository, record, Fault(code=error.code, message=error.detail))
+            return
+        upload = DatasetUpload(source, out, record.task == "multilabel", record.options.max_train_images, self.limits)
+        child = processes.start(VALIDATE_DATASET, upload)
+        found = self._accepted(repository, record, self._verdict(repository, record.claim, child), DatasetPacked)
+        if found is None:
             return
         received = self.store.blobs.put_file(out)
-        values = {
-            "status": "ready",
-            "packed": received.sha256,
-            "content": None,
-            "bytes": row.bytes if row.bytes is not None else _size(payload["path"], received.bytes),
-            "sha256": row.sha256 or _digest(payload["path"], received.sha256),
-            "summary": {
-                "classes": found["classes"],
-                "splits": {split: {"images": count} for split, count in found["images"].items()},
-                "image": {name: found[name] for name in ("channels", "height", "width")},
-                "mean": found["mean"],
-                "std": found["std"],
-                "held_out": found["held_out"],
-                "warnings": found["warnings"],
-            },
-        }
-        with self.store.blobs.keep(received), self.store.database.write() as connection:
-            self.store.uploads.settle(connection, row.id, row.attempts, values)
-        self._collect(row)
+        # Of the archive where there is one, so that it can be compared; of the packed images for folders and built-in sets.
+        archive = source if isinstance(source, Path) and source.is_file() else None
+        size = record.bytes if record.bytes is not None else archive.stat().st_size if archive else received.bytes
+        sha256 = record.sha256 or (_digest(archive) if archive else received.sha256)
+        with self.store.blobs.keep(received):
+            repository.accept(record.claim, received.sha256, size, sha256, _summary(found))
+        self._collect(record)
 
-    def _in_child(self, entry: str, payload: dict[str, Any], row: Row[Any]) -> Verdict:
-        """The child's answer; while it works the row is renewed, so that the sweeper knows it is not forgotten."""
-        limits = {"memory": self.settings.ingest_memory, "seconds": self.settings.ingest_seconds}
-        child = processes.start(entry, payload | limits)
+    def _source(self, record: DatasetRecord, target: Path) -> Path | str:
+        """What the child packs: an archive or a folder, or the name of a built-in set. Raises SourceUnavailable."""
+        if record.content is not None:
+            self.store.blobs.fetch(record.content, target)
+            return target
+        assert record.source is not None
+        if record.source.startswith("builtin:"):
+            return record.source.removeprefix("builtin:")
+        try:
+            return _fetch_source(record.source, target)
+        except (OSError, BaseError) as error:
+            raise SourceUnavailable(
+                f"{record.source} cannot be read ({type(error).__name__}): is it there, and may the worker read it?"
+            ) from error
+
+    def _verdict(self, repository: UploadRepository[AnyUpload], claim: Claim, child: Child) -> Verdict | None:
+        """The child's answer; None when the object was deleted or validated by another attempt meanwhile."""
         deadline = time.monotonic() + self.settings.ingest_seconds
         try:
             while not child.pipe.poll(RENEW_SECONDS):
-                if not self.store.uploads.renew(row.id, row.attempts):
-                    return "gone", None
+                if not repository.renew(claim):
+                    return None
                 if time.monotonic() > deadline:
                     message = f"reading it took longer than {self.settings.ingest_seconds:g} s"
-                    return "rejected", {"code": "too_large", "message": message}
-            answer: Verdict = child.pipe.recv()
-            return answer
+                    return UploadRejected(fault=Fault(code=ContentTooLarge.code, message=message))
+            return child.receive(VERDICTS)
         except (EOFError, OSError):
-            return "crashed", child.obituary()
+            return Crashed(why=child.exit_reason())
+        except ValueError as error:
+            return Crashed(why=f"its process answered with something else than a verdict ({type(error).__name__})")
         finally:
             child.end()
 
-    def _reject(self, row: Row[Any], kind: str, answer: Any) -> None:
-        if kind == "gone":
-            return
-        if kind == "crashed":
-            log.error("validating %s (attempt %d) failed: %s", row.id, row.attempts, answer)
-            if self.store.uploads.give_up(row.id, row.attempts):
-                self._collect(row)
-            else:
-                self.store.uploads.release(row.id, row.attempts)
-                self.store.uploads.notify(row.id)
-            return
-        values = {"status": "rejected", "error": answer, "content": None}
-        with self.store.database.write() as connection:
-            self.store.uploads.settle(connection, row.id, row.attempts, values)
-        self._collect(row)
+    def _accepted(
+        self,
+        repository: UploadRepository[AnyUpload],
+        record: AnyUpload,
+        verdict: Verdict | None,
+        wanted: type[Accepted],
+    ) -> Accepted | None:
+        """What was found, where it is good; else the verdict is carried out here."""
+        match verdict:
+            case None:
+                return None
+            case UploadRejected():
+                self._reject(repository, record, verdict.fault)
+            case Crashed():
+                self._give_back(repository, record, verdict.why)
+            case _ if isinstance(verdict, wanted):
+                return verdict
+            case _:
+                self._give_back(repository, record, f"its process spoke of a {verdict.type}")
+        return None
 
-    def _collect(self, row: Row[Any]) -> None:
-        if row.content is not None:
-            self.store.blobs.collect([row.content])
+    def _give_back(self, repository: UploadRepository[AnyUpload], record: AnyUpload, why: str) -> None:
+        """The attempt failed: the next one tries again, and after the last the upload is rejected."""
+        log.error("validating %s (attempt %d) failed: %s", record.id, record.attempts, why)
+        if repository.give_up(record.id, record.attempts):
+            self._collect(record)
+        else:
+            repository.release(record.claim)
+            self.store.notify(record.id)
+
+    def _reject(self, repository: UploadRepository[AnyUpload], record: AnyUpload, fault: Fault) -> None:
+        repository.reject(record.claim, fault)
+        self._collect(record)
+
+    def _collect(self, record: UploadRecord) -> None:
+        if record.content is not None:
+            self.store.blobs.collect([record.content])
+
+
+@contextmanager
+def _renewed(repository: UploadRepository[AnyUpload], claim: Claim) -> Iterator[None]:
+    """Keep the lease while files are fetched, validated and stored, however long each takes."""
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(RENEW_SECONDS):
+            try:
+                repository.renew(claim)
+            except Exception as error:
+                log.error("no renewal for %s (%s)", claim.id, type(error).__name__)
+
+    thread = threading.Thread(target=renew, name=f"renew-{claim.id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _summary(found: DatasetPacked) -> DatasetSummary:
+    return DatasetSummary(
+        classes=found.classes,
+        splits={split: Split(images=count) for split, count in found.images.items()},
+        image=ImageShape(channels=found.channels, height=found.height, width=found.width),
+        many_sizes=found.many_sizes,
+        mean=found.mean,
+        std=found.std,
+        held_out=found.held_out,
+        warnings=found.warnings,
+    )
 
 
 def _fetch_source(source: str, target: Path) -> Path:
@@ -204,13 +238,6 @@ def _fetch_source(source: str, target: Path) -> Path:
     return target
 
 
-def _size(path: str | None, otherwise: int) -> int:
-    return Path(path).stat().st_size if path is not None and Path(path).is_file() else otherwise
-
-
-def _digest(path: str | None, otherwise: str) -> str:
-    """Of the archive where there is one, so that it can be compared; of the packed images for folders and builtins."""
-    if path is None or not Path(path).is_file():
-        return otherwise
+def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

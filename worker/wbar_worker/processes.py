@@ -1,7 +1,9 @@
 """Fresh processes from a forkserver that has imported torch: milliseconds to start, and memory that really comes back.
 
 The worker owns the database and the lease; a child has one pipe to it and ends when that pipe closes, so a killed worker
-leaves nothing running. Only plain values cross the pipe, and the worker itself never imports torch.
+leaves nothing running. What a child is asked for is handed to it as it starts; after that both sides speak in small messages
+as JSON. Nothing that a child sends is unpickled, since some of them read what strangers uploaded. The worker itself never
+imports torch.
 """
 
 import multiprocessing
@@ -11,32 +13,50 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from typing import Any
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, TypeAdapter
+
+from wbar_training.messages import Stop, StopReason
 
 _PRELOAD = ["wbar_worker.attempt", "wbar_worker.validate"]
-Message = tuple[str, Any]
+MAX_MESSAGE = 256 * 1024**2  # bytes; the indices of a very large dataset's held-out images
+ORPHANED = 70  # the exit code of a child whose worker is gone
+
+Request = TypeVar("Request")
+Message = TypeVar("Message")
 
 
-def context() -> ForkServerContext:
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(_PRELOAD)
-    return found
+@dataclass(frozen=True)
+class Entry(Generic[Request]):
+    """A function that runs in a child, `function(request: Request, channel: ControlChannel) -> None`.
+
+    By name: the worker must not import its module, which loads torch.
+    """
+
+    module: str
+    function: str
 
 
 @dataclass
 class Child:
-    """A running child: read messages from `pipe`, `tell` it something, `end` it."""
+    """A running child: `receive` its messages, `send` it one, `end` it."""
 
     process: ForkServerProcess
     pipe: Connection
 
-    def tell(self, word: str) -> None:
+    def send(self, message: BaseModel) -> None:
         try:
-            self.pipe.send(word)
+            self.pipe.send_bytes(message.model_dump_json().encode())
         except (OSError, ValueError):
             return  # it has ended; its exit is noticed where its messages are read
+
+    def receive(self, messages: TypeAdapter[Message]) -> Message:
+        """The next message. Raises EOFError or OSError when the child is gone, ValueError for what is no such message."""
+        return messages.validate_json(self.pipe.recv_bytes(MAX_MESSAGE))
 
     def end(self) -> None:
         """Make sure it is gone: politely has been tried by whoever calls this."""
@@ -45,7 +65,7 @@ class Child:
         self.process.join()
         self.pipe.close()
 
-    def obituary(self) -> str:
+    def exit_reason(self) -> str:
         """Why it ended, for a person."""
         self.process.join(5)
         code = self.process.exitcode
@@ -56,55 +76,49 @@ class Child:
         return f"its process ended with exit code {code}"
 
 
-def start(entry: str, payload: dict[str, Any]) -> Child:
-    """Run `wbar_worker.<module>.<function>` named by `entry` in a fresh process, with the payload and the pipe's other end."""
-    mine, theirs = context().Pipe(duplex=True)
-    process = context().Process(target=_main, args=(entry, payload, theirs), daemon=False)
+def _context() -> ForkServerContext:
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(_PRELOAD)
+    return found
+
+
+def start(entry: Entry[Request], request: Request) -> Child:
+    """Run `entry` in a fresh process. The first start of a worker takes seconds: the forkserver imports torch."""
+    mine, theirs = _context().Pipe(duplex=True)
+    process = _context().Process(target=_main, args=(entry, request, theirs), daemon=False)
     process.start()
     theirs.close()
     return Child(process, mine)
 
 
-def warm_up() -> dict[str, Any]:
-    """Start the forkserver (seconds: it imports torch) and learn what devices there are."""
-    child = start("attempt.probe", {})
-    try:
-        kind, answer = child.pipe.recv()
-    except EOFError:
-        raise RuntimeError(f"the first training process could not start: {child.obituary()}") from None
-    finally:
-        child.end()
-    assert kind == "probe"
-    return dict(answer)
-
-
 # In the child.
 
 
-class Ears:
-    """Listens to the worker: remembers what it said last, and ends this process when it is gone."""
+class ControlChannel:
+    """The child's end of the pipe: sends what it has to say, remembers whether it was asked to stop, and ends this process
+    when the worker is gone."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
-        self.heard: str | None = None
-        threading.Thread(target=self._listen, name="ears", daemon=True).start()
+        self.stop_requested: StopReason | None = None
+        threading.Thread(target=self._listen, name="control", daemon=True).start()
+
+    def send(self, message: BaseModel) -> None:
+        self._pipe.send_bytes(message.model_dump_json().encode())
 
     def _listen(self) -> None:
         while True:
             try:
-                self.heard = self._pipe.recv()
+                self.stop_requested = Stop.model_validate_json(self._pipe.recv_bytes()).reason
             except (EOFError, OSError):
-                os._exit(70)  # the worker died: nobody would take the result, and a successor may be at work already
+                os._exit(ORPHANED)  # nobody would take the result, and a successor may be at work already
 
 
-def _main(entry: str, payload: dict[str, Any], pipe: Connection) -> None:
+def _main(entry: Entry[Request], request: Request, pipe: Connection) -> None:
     # Ctrl-C in a terminal reaches the whole process group; stopping is the worker's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from importlib import import_module
-
-    module, function = entry.split(".")
-    run: Callable[[dict[str, Any], Connection, Ears], None] = getattr(import_module(f"wbar_worker.{module}"), function)
-    run(payload, pipe, Ears(pipe))
+    run: Callable[[Request, ControlChannel], None] = getattr(import_module(entry.module), entry.function)
+    run(request, ControlChannel(pipe))
     pipe.close()
 
 

@@ -26,8 +26,8 @@ class WorkerSettings(StoreSettings):
     stall_seconds: float = Field(1800.0, gt=0, description="A training process that says nothing for so long is ended.")
     sweep_seconds: float = Field(2.0, gt=0, description="Time between two looks of the sweeper.")
     ingest_slots: int = Field(2, ge=1, description="Uploads validated at a time.")
-    ingest_seconds: float = Field(3600.0, gt=0, description="Time limit for judging one upload.")
-    ingest_memory: int = Field(16 * GIB, gt=0, description="Memory limit for judging one upload, in bytes.")
+    ingest_seconds: float = Field(3600.0, gt=0, description="Time limit for validating one upload.")
+    ingest_memory: int = Field(16 * GIB, gt=0, description="Memory limit for validating one upload, in bytes.")
     archive_bytes: int = Field(20 * GIB, gt=0, description="What a dataset archive may unpack to.")
     archive_files: int = Field(2_000_000, gt=0, description="How many files a dataset archive may hold.")
 

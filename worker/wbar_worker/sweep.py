@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-from wbar_store.notifier import QUEUES
+from wbar_store.notifier import INGEST, QUEUES, RUN_JOB
 from wbar_store.store import Store
 from wbar_worker.settings import WorkerSettings
 
@@ -33,19 +33,21 @@ class Sweeper:
             stop.wait(self.settings.sweep_seconds)
 
     def look(self) -> None:
-        for job_id, attempt in self.store.jobs.expired():
-            moved = self.store.jobs.lose(job_id, attempt, "its worker fell silent (killed, or cut off)")
-            log.warning("%s: attempt %d lost its lease, now %s", job_id, attempt, moved)
-        for job_id in self.store.jobs.unrung(self._empty("wbar.run_job")):
-            self.store.jobs.notify(job_id)
-        for object_id in self.store.uploads.overdue(self._empty("wbar.ingest")):
-            if not self.store.uploads.give_up(object_id):
-                self.store.uploads.notify(object_id)
+        for claim in self.store.jobs.expired():
+            moved = self.store.jobs.lose(claim, "its worker fell silent (killed, or cut off)")
+            log.warning("%s: attempt %d lost its lease, now %s", claim.id, claim.attempt, moved)
+        for job_id in self.store.jobs.overdue(self._is_empty(RUN_JOB)):
+            self.store.notify(job_id)
+        is_empty = self._is_empty(INGEST)
+        for repository in (self.store.checkpoints, self.store.datasets):
+            for object_id in repository.overdue(is_empty):
+                if not repository.give_up(object_id):
+                    self.store.notify(object_id)
         if time.monotonic() - self._housekept > HOUSEKEEPING_SECONDS:
             self._housekept = time.monotonic()
             self._tidy()
 
-    def _empty(self, task: str) -> bool:
+    def _is_empty(self, task: str) -> bool:
         return self.store.notifier.waiting(QUEUES[task]) == 0
 
     def _tidy(self) -> None:

@@ -1,50 +1,59 @@
 """The child's side of an ingest: read what a stranger uploaded, under limits, and say what it is (`wbar_training.uploads`)."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
-from wbar.errors import Rejected
+from wbar.checkpoints import CheckpointFacts, Fault
+from wbar.errors import ContentTooLarge, Rejected
+from wbar_training.messages import Crashed
 from wbar_training.uploads import checkpoint_files, dataset_archives
-from wbar_worker.processes import Ears, confine
+from wbar_worker.attempt import first_line
+from wbar_worker.children import (
+    CheckpointFound,
+    CheckpointUpload,
+    DatasetPacked,
+    DatasetUpload,
+    UploadRejected,
+    Verdict,
+)
+from wbar_worker.processes import ControlChannel, confine
 
 
-def checkpoint(payload: dict[str, Any], pipe: Connection, _ears: Ears) -> None:
-    """payload: path, out, architecture, num_classes, memory, seconds."""
-    confine(payload["memory"], payload["seconds"])
+def validate_checkpoint(upload: CheckpointUpload, channel: ControlChannel) -> None:
+    confine(upload.limits.memory, upload.limits.seconds)
 
-    def read() -> dict[str, Any]:
-        path, out = Path(payload["path"]), Path(payload["out"])
-        return asdict(checkpoint_files.validate(path, payload["architecture"], payload["num_classes"], out))
+    def read() -> CheckpointFound:
+        valid = checkpoint_files.validate(upload.path, upload.architecture, upload.num_classes, upload.out)
+        return CheckpointFound(facts=CheckpointFacts(**vars(valid)))
 
-    _answer(pipe, read)
-
-
-def dataset(payload: dict[str, Any], pipe: Connection, _ears: Ears) -> None:
-    """payload: path or builtin or folder, multilabel, out, max_train_images, limits, memory, seconds."""
-    confine(payload["memory"], payload["seconds"])
-    limits = dataset_archives.Limits(bytes=payload["archive_bytes"], files=payload["archive_files"])
-    out = Path(payload["out"])
-
-    def pack() -> dict[str, Any]:
-        if payload["builtin"] is not None:
-            return asdict(dataset_archives.pack_builtin(payload["builtin"], out, payload["max_train_images"]))
-        path = Path(payload["path"])
-        packed = dataset_archives.pack_folder if path.is_dir() else dataset_archives.pack_archive
-        return asdict(packed(path, out, limits, payload["multilabel"]))
-
-    _answer(pipe, pack)
+    channel.send(_verdict(read))
 
 
-def _answer(pipe: Connection, work: Any) -> None:
+def validate_dataset(upload: DatasetUpload, channel: ControlChannel) -> None:
+    confine(upload.limits.memory, upload.limits.seconds)
+    limits = dataset_archives.Limits(bytes=upload.limits.archive_bytes, files=upload.limits.archive_files)
+
+    def pack() -> DatasetPacked:
+        if isinstance(upload.source, Path):
+            pack_source = dataset_archives.pack_folder if upload.source.is_dir() else dataset_archives.pack_archive
+            packed = pack_source(upload.source, upload.out, limits, upload.multilabel)
+        else:
+            packed = dataset_archives.pack_builtin(upload.source, upload.out, upload.max_train_images)
+        return DatasetPacked.model_validate(asdict(packed))
+
+    channel.send(_verdict(pack))
+
+
+def _verdict(work: Callable[[], CheckpointFound | DatasetPacked]) -> Verdict:
     try:
-        pipe.send(("ready", work()))
+        return work()
     except Rejected as error:
-        pipe.send(("rejected", {"code": error.code, "message": error.detail, "details": error.details}))
+        return UploadRejected(fault=Fault(code=error.code, message=error.detail, details=error.details))
     except MemoryError:
-        pipe.send(("rejected", {"code": "too_large", "message": "reading it needs more memory than an upload may use"}))
+        message = "reading it needs more memory than an upload may use"
+        return UploadRejected(fault=Fault(code=ContentTooLarge.code, message=message))
     except Exception as error:
         logging.getLogger("wbar").exception("the ingest failed")
-        pipe.send(("crashed", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"))
+        return Crashed(why=first_line(error))

@@ -13,10 +13,10 @@ from wbar.lists import Page
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.creating import IdempotencyKey, fingerprint, once
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
-from wbar_service.paging import Paging
+from wbar_service.paging import Paging, page_of
 from wbar_service.problems import responses
 from wbar_service.receiving import receive
-from wbar_store import checkpoints
+from wbar_store.checkpoints import CheckpointRecord, GivenNetwork
 
 router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"], responses=responses(401))
 
@@ -49,7 +49,7 @@ async def create_checkpoint(
 ) -> Response:
     """Upload a checkpoint: a safetensors file, or a PyTorch file that `torch.load(weights_only=True)` accepts.
 
-    The body is the file itself, streamed. Its content is judged after the answer: poll until `status` is `ready` or
+    The body is the file itself, streamed. Its content is validated after the answer: poll until `status` is `ready` or
     `rejected`.
     """
     if architecture is not None and architecture not in ARCHITECTURES:
@@ -59,16 +59,16 @@ async def create_checkpoint(
             [{"pointer": "", "parameter": "architecture", "detail": "unknown architecture"}],
         )
     received, filename = await receive(request, store.blobs, request.app.state.settings.max_checkpoint_bytes)
-    given = {"architecture": architecture, "num_classes": num_classes}
+    given = GivenNetwork(architecture=architecture, num_classes=num_classes)
 
-    def create() -> dict[str, Any]:
-        chosen = name or filename or "checkpoint"
-        with store.blobs.keep(received), store.database.write() as connection:
-            created = checkpoints.create(connection, tenant, received, chosen[:256], given)
-        store.uploads.notify(created["id"])
-        return created
+    def create() -> Checkpoint:
+        shown = name or filename or "checkpoint"
+        with store.blobs.keep(received):
+            created = store.checkpoints.create(tenant, shown[:256], received, given)
+        store.notify(created.id)
+        return created.to_api()
 
-    print_ = fingerprint("checkpoint", name, given, received.sha256)
+    print_ = fingerprint("checkpoint", name, given.model_dump(), received.sha256)
     try:
         return await run_sync(once, store, tenant, idempotency_key, print_, create)
     finally:
@@ -76,24 +76,20 @@ async def create_checkpoint(
 
 
 @router.get("", response_model=Page[Checkpoint], responses=responses(422))
-def list_checkpoints(store: StoreOf, tenant: TenantOf, page: Paging) -> dict[str, Any]:
-    with store.database.read() as connection:
-        return checkpoints.listed(connection, tenant, page)
+def list_checkpoints(store: StoreOf, tenant: TenantOf, page: Paging) -> Page[Checkpoint]:
+    return page_of(store.checkpoints.page(tenant, page), CheckpointRecord.to_api)
 
 
 @router.get("/{checkpoint_id}", response_model=Checkpoint, responses=responses(404))
-def get_checkpoint(checkpoint_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
-    with store.database.read() as connection:
-        return checkpoints.sent(checkpoints.get(connection, tenant, checkpoint_id))
+def get_checkpoint(checkpoint_id: str, store: StoreOf, tenant: TenantOf) -> Checkpoint:
+    return store.checkpoints.get(tenant, checkpoint_id).to_api()
 
 
 @router.delete("/{checkpoint_id}", response_model=Deleted, responses=responses(404, 409))
-def delete_checkpoint(checkpoint_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
+def delete_checkpoint(checkpoint_id: str, store: StoreOf, tenant: TenantOf) -> Deleted:
     """Delete a checkpoint and its bytes; 409 `in_use` while a queued, running or paused job needs it."""
-    with store.database.write() as connection:
-        released = checkpoints.remove(connection, tenant, checkpoint_id)
-    store.blobs.collect(released)
-    return {"id": checkpoint_id, "object": "checkpoint", "deleted": True}
+    store.blobs.collect(store.checkpoints.remove(tenant, checkpoint_id))
+    return Deleted(id=checkpoint_id, object="checkpoint")
 
 
 @router.head("/{checkpoint_id}/content", response_class=Response, include_in_schema=False)
@@ -104,9 +100,8 @@ def delete_checkpoint(checkpoint_id: str, store: StoreOf, tenant: TenantOf) -> d
 )
 def get_checkpoint_content(checkpoint_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
     """The bytes as they were uploaded; only of a checkpoint that is `ready`."""
-    with store.database.read() as connection:
-        row = checkpoints.get(connection, tenant, checkpoint_id)
-    if row.status != "ready":
-        raise CheckpointNotReady(f"{checkpoint_id} is {row.status}: only the bytes of a ready checkpoint are kept")
-    extension = "safetensors" if row.format == "safetensors" else "pth"
-    return blob_response(request, store.blobs, row.content, f"{checkpoint_id}.{extension}")
+    found = store.checkpoints.get(tenant, checkpoint_id)
+    if found.status != "ready" or found.content is None:
+        raise CheckpointNotReady(f"{checkpoint_id} is {found.status}: only the bytes of a ready checkpoint are kept")
+    extension = "pth" if found.facts and found.facts.format == "pytorch" else "safetensors"
+    return blob_response(request, store.blobs, found.content, f"{checkpoint_id}.{extension}")

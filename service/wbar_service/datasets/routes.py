@@ -16,13 +16,13 @@ from wbar.jobs import Deleted
 from wbar.lists import Page
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.creating import IdempotencyKey, fingerprint, once
-from wbar_service.paging import Paging
+from wbar_service.paging import Paging, page_of
 from wbar_service.problems import responses
 from wbar_service.receiving import receive
 from wbar_service.schema import reference
-from wbar_store import datasets
 from wbar_store.blobs import Received
 from wbar_store.database import Tenant
+from wbar_store.datasets import DatasetOptions, DatasetRecord
 from wbar_store.store import Store
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], responses=responses(401))
@@ -75,34 +75,28 @@ async def create_dataset(
         source = await _source(request, task)
         print_ = fingerprint("dataset", name, task, source.model_dump())
         return await run_sync(
-            once, store, tenant, idempotency_key, print_, lambda: _create(store, tenant, name, task, None, source)
+            once, store, tenant, idempotency_key, print_, lambda: _create(store, tenant, name, task, source)
         )
     received, filename = await receive(request, store.blobs, request.app.state.settings.max_dataset_bytes)
     try:
         print_ = fingerprint("dataset", name, task, received.sha256)
         return await run_sync(
             once, store, tenant, idempotency_key, print_,
-            lambda: _create(store, tenant, name or filename, task, received, None),
+            lambda: _create(store, tenant, name or filename, task, received),
         )  # fmt: skip
     finally:
         await run_sync(store.blobs.discard, received.temporary)
 
 
-def _create(
-    store: Store, tenant: Tenant, name: str | None, task: str, received: Received | None, source: DatasetSource | None
-) -> dict[str, Any]:
-    if received is not None:
-        with store.blobs.keep(received), store.database.write() as connection:
-            created = datasets.create(connection, tenant, (name or "dataset")[:256], task, received)
+def _create(store: Store, tenant: Tenant, name: str | None, task: Task, given: Received | DatasetSource) -> Dataset:
+    if isinstance(given, Received):
+        with store.blobs.keep(given):
+            created = store.datasets.create(tenant, (name or "dataset")[:256], task, given)
     else:
-        assert source is not None
-        options = {"max_train_images": source.max_train_images}
-        with store.database.write() as connection:
-            created = datasets.create(
-                connection, tenant, (name or source.source)[:256], task, None, source.source, options
-            )
-    store.uploads.notify(created["id"])
-    return created
+        options = DatasetOptions(max_train_images=given.max_train_images)
+        created = store.datasets.create(tenant, (name or given.source)[:256], task, given.source, options)
+    store.notify(created.id)
+    return created.to_api()
 
 
 async def _source(request: Request, task: str) -> DatasetSource:
@@ -152,21 +146,17 @@ def _allowed(source: str, roots: list[str]) -> bool:
 
 
 @router.get("", response_model=Page[Dataset], responses=responses(422))
-def list_datasets(store: StoreOf, tenant: TenantOf, page: Paging) -> dict[str, Any]:
-    with store.database.read() as connection:
-        return datasets.listed(connection, tenant, page)
+def list_datasets(store: StoreOf, tenant: TenantOf, page: Paging) -> Page[Dataset]:
+    return page_of(store.datasets.page(tenant, page), DatasetRecord.to_api)
 
 
 @router.get("/{dataset_id}", response_model=Dataset, responses=responses(404))
-def get_dataset(dataset_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
-    with store.database.read() as connection:
-        return datasets.sent(datasets.get(connection, tenant, dataset_id))
+def get_dataset(dataset_id: str, store: StoreOf, tenant: TenantOf) -> Dataset:
+    return store.datasets.get(tenant, dataset_id).to_api()
 
 
 @router.delete("/{dataset_id}", response_model=Deleted, responses=responses(404, 409))
-def delete_dataset(dataset_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
+def delete_dataset(dataset_id: str, store: StoreOf, tenant: TenantOf) -> Deleted:
     """Delete a dataset and its images; 409 `in_use` while a queued, running or paused job needs it."""
-    with store.database.write() as connection:
-        released = datasets.remove(connection, tenant, dataset_id)
-    store.blobs.collect(released)
-    return {"id": dataset_id, "object": "dataset", "deleted": True}
+    store.blobs.collect(store.datasets.remove(tenant, dataset_id))
+    return Deleted(id=dataset_id, object="dataset")

@@ -2,29 +2,29 @@
 
 import csv
 import io
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
-from sqlalchemy import Row
 from sse_starlette.sse import EventSourceResponse
 
-from wbar.errors import JobNotFinished, NotFound, NoWeights, ValidationFailed
+from wbar.errors import JobNotFinished, NoWeights
 from wbar.jobs import Deleted, Event, EventType, Job, JobRequest, MetricsPoint, Snapshot
 from wbar.lists import Page
-from wbar.states import JobStatus
+from wbar.states import TERMINAL, JobStatus
 from wbar_service.answers import answer
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.creating import IdempotencyKey, fingerprint, once
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
-from wbar_service.jobs.creating import dry_run, gpu_at_hand, resolve
+from wbar_service.jobs.creating import dry_run, gpu_at_hand, make_spec
 from wbar_service.jobs.stream import job_events
-from wbar_service.paging import Paging
+from wbar_service.paging import Paging, page_of
 from wbar_service.problems import responses
 from wbar_service.reading import read
-from wbar_store import events
-from wbar_store.jobs import Filters, metric_points, sent, snapshot_rows, snapshot_sent
-from wbar_store.lists import as_page
+from wbar_store.events import EventRecord, sequence
+from wbar_store.jobs import Filters, JobRecord
+from wbar_store.repository import PageRequest
+from wbar_store.snapshots import SnapshotRecord
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=responses(401))
 
@@ -42,14 +42,16 @@ def create_job(body: JobRequest, store: StoreOf, tenant: TenantOf, idempotency_k
     """Create a job. Only `checkpoint` and `dataset` are required; every `auto` comes back resolved."""
     gpu = gpu_at_hand(store)
     if body.dry_run:
-        with store.database.read() as connection:
-            return JSONResponse(dry_run(connection, tenant, resolve(connection, tenant, body, gpu)))
+        with store.database.write():
+            job = dry_run(store, tenant, body, make_spec(store, tenant, body, gpu))
+        return Response(job.model_dump_json(), media_type="application/json")
 
-    def create() -> dict[str, Any]:
-        with store.database.write() as connection:
-            created = store.jobs.submit(connection, tenant, resolve(connection, tenant, body, gpu))
-        store.jobs.notify(created["id"])
-        return created
+    def create() -> Job:
+        with store.database.write():
+            spec = make_spec(store, tenant, body, gpu)
+            created = store.jobs.create(tenant, spec, body.name, body.metadata)
+        store.notify(created.id)
+        return created.to_api()
 
     return once(store, tenant, idempotency_key, fingerprint("job", body.model_dump(mode="json")), create)
 
@@ -62,48 +64,47 @@ def list_jobs(
     page: Paging,
     status: JobStatus | None = None,
     checkpoint: Annotated[str | None, Query(max_length=64)] = None,
-) -> dict[str, Any]:
+) -> Page[Job]:
     """The jobs, newest first; `?metadata[team]=vision` keeps those with that tag."""
     tags = tuple(
         (name[len("metadata[") : -1], value)
         for name, value in request.query_params.multi_items()
         if name.startswith("metadata[") and name.endswith("]")
     )
-    with store.database.read() as connection:
-        return store.jobs.listed(connection, tenant, page, Filters(status, checkpoint, tags))
+    return page_of(store.jobs.filtered(tenant, page, Filters(status, checkpoint, tags)), JobRecord.to_api)
 
 
 @router.get("/{job_id}", response_model=Job, responses=responses(404))
 async def get_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Response:
     """The job as it is now: status, progress, and once it has succeeded the result."""
-    return answer(await read(store.database, lambda connection: sent(store.jobs.get(connection, tenant, job_id))))
+    return answer(await read(store.database, lambda: store.jobs.get(tenant, job_id).to_api()))
 
 
 @router.post("/{job_id}/cancel", response_model=Job, responses=responses(404, 409))
-def cancel_job(job_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
+def cancel_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Job:
     """End the job now; what it made so far stays downloadable. Idempotent."""
-    return store.jobs.cancel(tenant, job_id)
+    return store.jobs.cancel(tenant, job_id).to_api()
 
 
 @router.post("/{job_id}/pause", response_model=Job, responses=responses(404, 409))
-def pause_job(job_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
+def pause_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Job:
     """Ask a running job to stop at its next step, with its exact position saved; poll until it is `paused`."""
-    return store.jobs.pause(tenant, job_id)
+    return store.jobs.pause(tenant, job_id).to_api()
 
 
 @router.post("/{job_id}/resume", response_model=Job, responses=responses(404, 409))
-def resume_job(job_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
+def resume_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Job:
     """Queue a paused job again; it ends in the same weights as if it had never been paused."""
     resumed = store.jobs.resume(tenant, job_id)
-    store.jobs.notify(job_id)
-    return resumed
+    store.notify(job_id)
+    return resumed.to_api()
 
 
 @router.delete("/{job_id}", response_model=Deleted, responses=responses(404, 409))
-def delete_job(job_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
+def delete_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Deleted:
     """Delete an ended job with everything it made."""
     store.blobs.collect(store.jobs.remove(tenant, job_id))
-    return {"id": job_id, "object": "job", "deleted": True}
+    return Deleted(id=job_id, object="job")
 
 
 @router.get(
@@ -129,23 +130,16 @@ def list_job_events(
     ] = None,
     order: Literal["asc", "desc"] = "asc",
     type: Annotated[list[EventType] | None, Query(description="Keep these types only (list, not stream).")] = None,
-) -> Any:
+) -> Page[Event] | EventSourceResponse:
     """The job's event log, oldest first; as Server-Sent Events it ends after the terminal `status`."""
-    with store.database.read() as connection:
-        store.jobs.get(connection, tenant, job_id)
-        begin = last_event_id or after
-        seq = events.sequence(job_id, begin) if begin else None
-        if begin and seq is None:
-            raise ValidationFailed(f"{begin[:64]!r} is not an event of {job_id}")
-        if "text/event-stream" in accept:
-            return EventSourceResponse(
-                job_events(store, job_id, seq or 0), ping=15, headers={"X-Accel-Buffering": "no"}
-            )
-        if order == "asc":
-            found = events.after(connection, job_id, seq or 0, limit + 1, list(type) if type else None)
-        else:
-            found = events.before(connection, job_id, seq or 2**31 - 1, limit + 1, list(type) if type else None)
-    return as_page(found[:limit], len(found) > limit)
+    request = PageRequest(limit, last_event_id or after, order)
+    if "text/event-stream" in accept:
+        store.jobs.status(tenant, job_id)  # NotFound comes before the stream
+        begin = sequence(job_id, request.after) if request.after else 0
+        return EventSourceResponse(
+            job_events(store, tenant, job_id, begin), ping=15, headers={"X-Accel-Buffering": "no"}
+        )
+    return page_of(store.events.page(tenant, job_id, request, type or ()), EventRecord.to_api)
 
 
 @router.get(
@@ -163,9 +157,7 @@ def get_job_metrics(
     format: Literal["json", "csv"] = "json",
 ) -> Response:
     """Step, rate, loss, pull, gradient norm and distance to w̄, at about a thousand steps of the job."""
-    with store.database.read() as connection:
-        store.jobs.get(connection, tenant, job_id)
-        points = list(metric_points(connection, job_id))
+    points = [point.model_dump() for point in store.metrics.all(tenant, job_id)]
     if format == "json":
         return JSONResponse({"object": "list", "data": points, "has_more": False, "first_id": None, "last_id": None})
     text = io.StringIO()
@@ -176,15 +168,9 @@ def get_job_metrics(
 
 
 @router.get("/{job_id}/snapshots", response_model=Page[Snapshot], responses=responses(404))
-def list_job_snapshots(job_id: str, store: StoreOf, tenant: TenantOf, page: Paging) -> dict[str, Any]:
+def list_job_snapshots(job_id: str, store: StoreOf, tenant: TenantOf, page: Paging) -> Page[Snapshot]:
     """The w_n of the cycles that have ended, in the order of n whatever `order` says."""
-    with store.database.read() as connection:
-        store.jobs.get(connection, tenant, job_id)
-        rows = [snapshot_sent(row) for row in snapshot_rows(connection, job_id)]
-    known = [row["id"] for row in rows]
-    begin = known.index(page.after) + 1 if page.after in known else 0
-    chosen = rows[begin : begin + page.limit]
-    return as_page(chosen, begin + page.limit < len(rows))
+    return page_of(store.snapshots.page(tenant, job_id, page), SnapshotRecord.to_api)
 
 
 @router.head("/{job_id}/snapshots/{n}/weights", response_class=Response, include_in_schema=False)
@@ -195,12 +181,8 @@ def list_job_snapshots(job_id: str, store: StoreOf, tenant: TenantOf, page: Pagi
 )
 def get_job_snapshot_weights(job_id: str, n: int, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
     """w_n as a safetensors file, while the job runs and after it ended however it did."""
-    with store.database.read() as connection:
-        store.jobs.get(connection, tenant, job_id)
-        rows = {row.n: row for row in snapshot_rows(connection, job_id)}
-    if n not in rows:
-        raise NotFound(f"{job_id} has no snapshot {n}; it has {sorted(rows) or 'none yet'}")
-    return blob_response(request, store.blobs, rows[n].sha256, f"{job_id}-snapshot-{n}.safetensors")
+    found = store.snapshots.get(tenant, job_id, n)
+    return blob_response(request, store.blobs, found.sha256, f"{job_id}-snapshot-{n}.safetensors")
 
 
 @router.head("/{job_id}/report", response_class=Response, include_in_schema=False)
@@ -216,12 +198,11 @@ def get_job_snapshot_weights(job_id: str, n: int, request: Request, store: Store
     },
 )
 def get_job_report(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
-    """What the job did and found, as a page that needs nothing else: the arms, the curve, the schedule, the flatness."""
-    with store.database.read() as connection:
-        row = store.jobs.get(connection, tenant, job_id)
-    if row.report is None:
-        _no_result(row, "a report")
-    page = blob_response(request, store.blobs, row.report, f"{job_id}.html", "text/html; charset=utf-8", inline=True)
+    """What the job did and found, as a page that needs nothing else: the comparisons, the curve, the schedule, the flatness."""
+    job = store.jobs.get(tenant, job_id)
+    if job.report is None:
+        _no_result(job, "a report")
+    page = blob_response(request, store.blobs, job.report, f"{job_id}.html", "text/html; charset=utf-8", inline=True)
     # Names come from users: whatever the page holds, it runs in an origin of its own and reaches nothing.
     page.headers["Content-Security-Policy"] = "sandbox allow-scripts; default-src 'unsafe-inline' data:"
     return page
@@ -241,16 +222,15 @@ def get_job_weights(
     format: Literal["safetensors", "pytorch"] = "safetensors",
 ) -> Response:
     """w̄ with recomputed BatchNorm statistics, under the uploaded names; `pytorch` is a flat state_dict."""
-    with store.database.read() as connection:
-        row = store.jobs.get(connection, tenant, job_id)
-    if row.weights is None:
-        _no_result(row, "averaged weights")
+    job = store.jobs.get(tenant, job_id)
+    if job.weights is None or job.weights_pytorch is None:
+        _no_result(job, "averaged weights")
     if format == "pytorch":
-        return blob_response(request, store.blobs, row.weights_pytorch, f"{job_id}.pth")
-    return blob_response(request, store.blobs, row.weights, f"{job_id}.safetensors")
+        return blob_response(request, store.blobs, job.weights_pytorch, f"{job_id}.pth")
+    return blob_response(request, store.blobs, job.weights, f"{job_id}.safetensors")
 
 
-def _no_result(row: Row[Any], what: str) -> NoReturn:
-    if row.status in ("queued", "running", "paused"):
-        raise JobNotFinished(f"{row.id} is {row.status}: {what} will be there once it has succeeded")
-    raise NoWeights(f"{row.id} has {row.status} and made no {what}; its snapshots are at /snapshots")
+def _no_result(job: JobRecord, what: str) -> NoReturn:
+    if job.status not in TERMINAL:
+        raise JobNotFinished(f"{job.id} is {job.status}: {what} will be there once it has succeeded")
+    raise NoWeights(f"{job.id} has {job.status} and made no {what}; its snapshots are at /snapshots")

@@ -2,34 +2,41 @@
 
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from contextlib import suppress
 
 import anyio
 from anyio.to_thread import run_sync
+from sse_starlette.event import ServerSentEvent
 
+from wbar.errors import NotFound
 from wbar.states import TERMINAL
-from wbar_store import events
+from wbar_store.database import Tenant
+from wbar_store.events import EventRecord
 from wbar_store.store import Store
 
 POLL_SECONDS = 0.25
 BATCH = 500
 
 
-async def job_events(store: Store, job_id: str, after: int) -> AsyncIterator[dict[str, Any]]:
-    """Every event later than `after`, as sse-starlette takes them; ends once the terminal status was sent."""
+async def job_events(store: Store, tenant: Tenant, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+    """Every event later than `after`; ends once the terminal status was sent, or the job was deleted."""
 
-    def fetch(seq: int) -> tuple[list[dict[str, Any]], bool]:
-        # The status is read first: events that come between the two reads are then found by the second.
-        ended = store.jobs.has_ended(job_id)
-        with store.database.read() as connection:
-            return events.after(connection, job_id, seq, BATCH), ended
+    def fetch(seq: int) -> tuple[list[EventRecord], bool]:
+        with suppress(NotFound):
+            # The status is read first: events that come between the two reads are then found by the second.
+            ended = store.jobs.status(tenant, job_id) in TERMINAL
+            return store.events.after(tenant, job_id, seq, BATCH), ended
+        return [], True
 
     while True:
         found, ended = await run_sync(fetch, after)
         for event in found:
-            yield {"id": event["id"], "event": event["type"], "data": json.dumps(event, separators=(",", ":"))}
-            after = int(event["id"][-8:])
-            if event["type"] == "status" and event["data"]["status"] in TERMINAL:
+            sent = event.to_api()
+            # As ASCII: readers that split lines as Unicode does must find one line.
+            data = json.dumps(sent.model_dump(mode="json"), separators=(",", ":"))
+            yield ServerSentEvent(id=sent.id, event=sent.type, data=data)
+            after = event.seq
+            if event.type == "status" and event.data["status"] in TERMINAL:
                 return
         if ended and len(found) < BATCH:
             return

@@ -1,0 +1,61 @@
+"""Who holds and who refers to which blob: the rows behind `wbar_store.blobs`, and the only SQL about them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import ColumnElement, and_, delete, literal, or_, select, update
+
+from wbar_store.database import Database, clock, now, upsert
+from wbar_store.tables import REFERENCES, blobs
+
+ABANDONED = 3600.0  # a hold older than this belongs to a process that died
+
+
+class BlobReferences:
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def hold(self, sha256: str, size: int) -> bool:
+        """Keep the content from being collected; False while it is being deleted."""
+        with self.database.write() as connection:
+            held = connection.execute(
+                upsert(connection, blobs)
+                .values(sha256=sha256, bytes=size, holds=1, touched_at=now(), deleting=False)
+                .on_conflict_do_update(
+                    index_elements=[blobs.c.sha256],
+                    set_={"holds": blobs.c.holds + 1, "touched_at": now()},
+                    where=~blobs.c.deleting,
+                )
+                .returning(blobs.c.sha256)
+            ).first()
+        return held is not None
+
+    def release(self, sha256: str) -> None:
+        with self.database.write() as connection:
+            connection.execute(update(blobs).where(blobs.c.sha256 == sha256).values(holds=blobs.c.holds - 1))
+
+    def mark_free(self, candidates: list[str] | None) -> None:
+        """Mark every blob (or those of `candidates`) that no row refers to and nobody holds: nobody can hold it from now on."""
+        with self.database.write() as connection:
+            stale = clock(connection) - ABANDONED
+            free = and_(~_referenced(), or_(blobs.c.holds <= 0, blobs.c.touched_at < literal(stale)))
+            chosen = select(blobs.c.sha256).where(free)
+            if candidates is not None:
+                chosen = chosen.where(blobs.c.sha256.in_(candidates))
+            # Locked first, decided again under the lock: a hold that committed in between must be seen.
+            locked = list(connection.execute(chosen.with_for_update()).scalars())
+            connection.execute(update(blobs).where(blobs.c.sha256.in_(locked), free).values(deleting=True))
+
+    def marked(self) -> list[str]:
+        with self.database.read() as connection:
+            return list(connection.execute(select(blobs.c.sha256).where(blobs.c.deleting)).scalars())
+
+    @contextmanager
+    def forgetting(self, sha256: str) -> Iterator[bool]:
+        """Delete a marked blob's row, whose lock is kept for the block; False if another one has it already."""
+        with self.database.write() as connection:
+            yield connection.execute(delete(blobs).where(blobs.c.sha256 == sha256, blobs.c.deleting)).rowcount == 1
+
+
+def _referenced() -> ColumnElement[bool]:
+    return or_(*(select(column).where(column == blobs.c.sha256).exists() for column in REFERENCES))

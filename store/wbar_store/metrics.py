@@ -1,0 +1,29 @@
+"""The training series of a job: one point for each step that was recorded."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+
+from wbar.jobs import MetricsPoint
+from wbar_store.claims import Claim, holds
+from wbar_store.database import Tenant, upsert
+from wbar_store.parts import PartRepository
+from wbar_store.tables import metrics
+
+
+class Metrics(PartRepository):
+    def all(self, tenant: Tenant, job_id: str) -> list[MetricsPoint]:
+        """In the order of the steps. Raises NotFound."""
+        found = select(metrics.c.point).where(metrics.c.job == job_id).order_by(metrics.c.step)
+        with self.database.read() as connection:
+            self._check(connection, tenant, job_id)
+            return [MetricsPoint.model_validate(point) for point in connection.execute(found).scalars()]
+
+    def add(self, claim: Claim, points: Sequence[MetricsPoint]) -> bool:
+        """A step that was reported before keeps its first report (they are equal). False if the fence is stale."""
+        rows = [{"job": claim.id, "step": point.step, "point": point.model_dump()} for point in points]
+        with self.database.write(durable=False) as connection:
+            if not holds(connection, claim):
+                return False
+            connection.execute(upsert(connection, metrics).on_conflict_do_nothing(), rows)
+            return True

@@ -1,0 +1,42 @@
+"""What runs in the children of these tests."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from wbar_training.messages import Crashed, Stopped, StopReason
+from wbar_worker.processes import ControlChannel, Entry
+
+
+def wait_for_stop(_request: None, channel: ControlChannel) -> None:
+    """Say so as soon as a stop is asked for."""
+    channel.send(Crashed(why="started"))
+    while channel.stop_requested is None:
+        time.sleep(0.01)
+    reason: StopReason = channel.stop_requested
+    channel.send(Stopped(reason=reason))
+
+
+def send_a_pickle(witness: Path, channel: ControlChannel) -> None:
+    """What a hostile upload that took over its process would try: to run something in the worker."""
+    channel._pipe.send(_Touch(witness))
+
+
+def die(number: signal.Signals, _channel: ControlChannel) -> None:
+    os.kill(os.getpid(), number)
+
+
+class _Touch:
+    """Unpickling it creates a file."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.witness,)
+
+
+WAIT_FOR_STOP: Entry[None] = Entry("tests.worker.entries", "wait_for_stop")
+SEND_A_PICKLE: Entry[Path] = Entry("tests.worker.entries", "send_a_pickle")
+DIE: Entry[signal.Signals] = Entry("tests.worker.entries", "die")

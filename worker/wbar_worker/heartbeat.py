@@ -1,0 +1,108 @@
+"""The one conversation of a job that returns: progress out, lease renewed, a reason to stop back in.
+
+heartbeat(claim, progress) → keep going | stop(reason), every half second, on a thread of its own
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from wbar.jobs import Progress
+from wbar_store.claims import Claim
+from wbar_store.store import Store
+from wbar_training.messages import Stop, StopReason
+from wbar_worker.processes import Child
+from wbar_worker.settings import WorkerSettings
+
+log = logging.getLogger("wbar.worker")
+
+BEAT_SECONDS = 0.5
+EVENT_SECONDS = 1.0  # progress events are this far apart; the row itself is written with every beat
+URGENCY: dict[StopReason | None, int] = {None: 0, "pause": 1, "drain": 2, "cancel": 3}
+
+
+class Heartbeat(threading.Thread):
+    """Beats for one attempt, from its claim to its end: also while files are fetched and stored, so that a slow store never
+    costs the lease.
+
+    progress: the latest that the attempt told. asked: the most urgent reason to stop that the attempt was told.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: WorkerSettings,
+        claim: Claim,
+        draining: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(name=f"heartbeat-{claim.id}", daemon=True)
+        self._store, self._settings, self._claim, self._draining = store, settings, claim, draining
+        self._clock = clock
+        self._done, self._news, self._watching = threading.Event(), threading.Event(), threading.Lock()
+        self._child: Child | None = None  # none yet while the job's files are fetched
+        self._heard_at = self._asked_at = clock()
+        self.progress: Progress | None = None
+        self.asked: StopReason | None = None
+
+    def watch(self, child: Child) -> None:
+        """From now on pass reasons to stop on to this child, and end it if it falls silent: counted from here, however long
+        the fetch before took."""
+        with self._watching:
+            self._child, self._heard_at = child, self._clock()
+
+    def unwatch(self) -> None:
+        """The child has ended, or is about to be: nothing is sent through its pipe any more."""
+        with self._watching:
+            self._child = None
+
+    def heard(self) -> None:
+        """The child said something."""
+        self._heard_at = self._clock()
+
+    def took(self, progress: Progress) -> None:
+        """The attempt told its progress; a new phase and the first step are passed on at once."""
+        old, self.progress = self.progress, progress
+        if old is None or old.phase != progress.phase or (old.step == 0) != (progress.step == 0):
+            self._news.set()
+
+    def run(self) -> None:
+        sent: Progress | None = None
+        event_at = 0.0
+        while not self._done.is_set():
+            self._news.wait(BEAT_SECONDS)
+            self._news.clear()
+            progress = self.progress if self.progress is not sent else None
+            is_event = progress is not None and self._clock() - event_at >= EVENT_SECONDS
+            reason: StopReason | None = "drain" if self._draining.is_set() else None
+            try:
+                answer = self._store.jobs.heartbeat(self._claim, self._settings.lease_seconds, progress, is_event)
+            except Exception:
+                # The database is away: the attempt goes on, and the fence protects the row if another has taken over.
+                log.exception("no heartbeat for %s", self._claim.id)
+            else:
+                sent = progress or sent
+                event_at = self._clock() if is_event else event_at
+                reason = "cancel" if answer == "gone" else answer or reason
+            self.check(reason)
+
+    def check(self, reason: StopReason | None) -> None:
+        """Pass a reason to stop on to the child; end a child that does not answer it, or has been silent for too long."""
+        with self._watching:
+            child, now = self._child, self._clock()
+            if child is None:
+                return
+            if URGENCY[reason] > URGENCY[self.asked] and reason is not None:
+                self.asked, self._asked_at = reason, now
+                child.send(Stop(reason=reason))
+            # A pause waits for the next training step, as long as the attempt says that it is at work.
+            overdue = self.asked in ("drain", "cancel") and now - self._asked_at > self._settings.drain_seconds
+            if overdue or now - self._heard_at > self._settings.stall_seconds:
+                log.warning("%s: the training process does not answer and is ended", self._claim.id)
+                child.process.kill()
+
+    def stop(self) -> None:
+        self._done.set()
+        self._news.set()
+        self.join()

@@ -1,0 +1,91 @@
+"""What an attempt says is written to the store: metrics, snapshots and states as they come, the result at the end.
+
+Every write carries the claim, and changes nothing once another attempt or a cancel has moved the job on.
+"""
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+
+from wbar.jobs import MetricsPoint, Progress
+from wbar.results import JobResult, Score
+from wbar.transfers import sha256_of
+from wbar_store.blobs import Received
+from wbar_store.jobs import JobRecord, ResultBlobs
+from wbar_store.store import Store
+from wbar_training.messages import LogLevel, Succeeded
+from wbar_worker.heartbeat import Heartbeat
+from wbar_worker.report import Report
+
+log = logging.getLogger("wbar.worker")
+
+
+class Publisher:
+    """A `wbar_training.reporter.Reporter` for one claimed job: `deliver` hands it the attempt's messages."""
+
+    def __init__(self, store: Store, job: JobRecord, heartbeat: Heartbeat) -> None:
+        self._store, self._job, self._claim, self._heartbeat = store, job, job.claim, heartbeat
+
+    def heartbeat(self, progress: Progress) -> None:
+        """Carried out, and answered, by the heartbeat's own thread."""
+        self._heartbeat.took(progress)
+
+    def metrics(self, points: list[MetricsPoint]) -> None:
+        self._store.metrics.add(self._claim, points)
+
+    def averaged(self, n: int, score: Score) -> None:
+        self._store.jobs.averaged(self._claim, n, score)
+
+    def log(self, level: LogLevel, message: str) -> None:
+        self._store.jobs.log(self._claim, level, message)
+
+    def snapshot(self, n: int, step: int, path: str, score: Score) -> None:
+        if self._store.snapshots.recorded(self._claim).get(n) == sha256_of(Path(path)):
+            return  # announced again by a resumed attempt
+        received = self._store.blobs.put_file(Path(path))
+        with self._store.blobs.keep(received):
+            self._store.snapshots.add(self._claim, n, step, score, received)
+
+    def saved(self, path: str, step: int, durable: bool) -> None:
+        if not durable:
+            self._store.jobs.got_further(self._claim)
+            return
+        if not Path(path).exists():
+            return  # a later state has replaced it already; its own message follows
+        received = self._store.blobs.put_file(Path(path))
+        with self._store.blobs.keep(received):
+            replaced = self._store.jobs.save_state(self._claim, received.sha256, step)
+        if replaced:
+            self._store.blobs.collect([replaced])
+
+    def succeed(self, ending: Succeeded) -> None:
+        """Store the weights and the report, and end the job."""
+        blobs = self._store.blobs
+        weights, pytorch = blobs.put_file(Path(ending.weights)), blobs.put_file(Path(ending.pytorch))
+        report = self._report(ending.result, Path(ending.weights).with_name("report.html"))
+        told = self._heartbeat.progress
+        progress = told.model_copy(update={"fraction": 1.0, "eta_seconds": 0.0}) if told else None
+        files = ResultBlobs(weights.sha256, pytorch.sha256, report.sha256 if report else None)
+        with blobs.keep(weights), blobs.keep(pytorch), blobs.keep(report) if report else nullcontext():
+            self._store.jobs.succeed(self._claim, ending.result, files, progress)
+        self.forget_state()
+
+    def _report(self, result: JobResult, path: Path) -> Received | None:
+        """The page; a job that made its weights does not fail for want of it, and says so in its log."""
+        job = self._job
+        try:
+            points = self._store.metrics.all(job.owner, job.id)
+            Report(job.id, job.name, job.spec, result, points).write(path)
+        except Exception as error:
+            log.exception("%s: the report could not be drawn", job.id)
+            self.log(
+                "error", f"the report could not be drawn ({type(error).__name__}); weights and numbers are complete"
+            )
+            return None
+        return self._store.blobs.put_file(path)
+
+    def forget_state(self) -> None:
+        """An ended job never resumes: its state need not be kept."""
+        released = self._store.jobs.drop_state(self._job.id)
+        if released:
+            self._store.blobs.collect([released])
