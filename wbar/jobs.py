@@ -235,7 +235,14 @@ class Job(BaseModel):
         finished_at: str | None = None,
         estimate: Estimate | None = None,
     ) -> "Job":
-        """A job as it is sent: what it is asked to do from its spec, and how far it is."""
+        """A job as it is sent: what it is asked to do from its spec, and how far it is.
+
+        `recipe.normalize: auto` is shown as the dataset's own statistics until training has found out what the start was
+        trained with, and then as that.
+        """
+        recipe = spec.recipe
+        if result is not None and result.normalization is not None:
+            recipe = recipe.model_copy(update={"normalize": result.normalization.normalization})
         return cls(
             id=id,
             name=name,
@@ -243,7 +250,7 @@ class Job(BaseModel):
             checkpoint=spec.start.id,
             dataset=spec.dataset.id,
             method=spec.method,
-            recipe=spec.recipe,
+            recipe=recipe,
             flatness=spec.flatness,
             swag=spec.swag,
             classes=list(spec.classes) if spec.classes else None,

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from wbar.recipe import Normalization
+
 Verdict = Literal["better", "same", "worse"]
 Delivered = Literal["averaged", "start"]
 
@@ -180,8 +182,7 @@ class NormalizationProbe(BaseModel):
 
     chosen: NormalizationName
     losses: dict[NormalizationName, float] = Field(description="Mean loss of the start by normalization.")
-    mean: list[float]
-    std: list[float]
+    normalization: Normalization
 
 
 class JobResult(BaseModel):

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tests.training.jobs import METHOD, LocalJob, Recorder, make_job, run
 from wbar.method import METHODS
-from wbar.recipe import IMAGENET, Normalization
+from wbar.recipe import IMAGENET
 from wbar_training.networks.tensors import read_tensors
 
 TRAINING = METHODS.validate_python({"type": "none", "epochs": 6, "lr": 0.05, "control_lr": 0.05, "final_lr": 0.0})
@@ -54,7 +54,7 @@ def test_the_datasets_own_statistics_win_ties(tmp_path: Path) -> None:
     probe = run(job, Recorder()).result.normalization
     assert probe is not None
     assert probe.chosen == "dataset"
-    assert Normalization(mean=probe.mean, std=probe.std) == job.spec.recipe.normalize
+    assert probe.normalization == job.spec.recipe.normalize
 
 
 def test_another_order_of_the_classes_is_proposed(tmp_path: Path, trained: bytes) -> None:

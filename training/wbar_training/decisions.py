@@ -5,7 +5,6 @@ deliver. Training images answer about the start and the rate, the selection spli
 from dataclasses import replace
 
 from wbar.method import AutoMethod, Plain, StartKind, Training
-from wbar.recipe import Normalization
 from wbar.results import Delivered, NormalizationProbe
 from wbar.schedule import Schedule, number
 from wbar.spec import JobSpec
@@ -56,7 +55,7 @@ def control_of(
     kept = spec.recipe.batch_norm in ("frozen", "track")
     changes: dict[str, object] = {"early_stopping": None} | ({} if kept else {"batch_norm": "track"})
     if normalization is not None:
-        changes["normalize"] = Normalization(mean=normalization.mean, std=normalization.std)
+        changes["normalize"] = normalization.normalization
     recipe = spec.recipe.model_copy(update=changes)
     others = {"find_normalization": False, "flatness": False, "swag": 0}
     control = spec.model_copy(update={"method": plain, "recipe": recipe, **others})

@@ -87,7 +87,8 @@ class TrainingJob:
         self.plan, self.model, self.evaluator = self.setup.plan, self.setup.model, self.setup.evaluator
         self.results = state.results if state else resume.Results()
         if self.normalization is not None:
-            self.setup.normalize_by(self.normalization.mean, self.normalization.std)
+            found = self.normalization.normalization
+            self.setup.normalize_by(found.mean, found.std)
         self.stepper = self._stepper()
         # w̄ as the pull sees it, in the parameters' dtype: w_0 until the first snapshot.
         self.anchor = [p.detach().clone() for p in self.stepper.parameters]

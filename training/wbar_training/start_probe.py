@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from wbar.recipe import IMAGENET
+from wbar.recipe import IMAGENET, Normalization
 from wbar.results import NormalizationName, NormalizationProbe, Score
 from wbar_training.data.packed import Split
 from wbar_training.draws import permutation
@@ -40,7 +40,8 @@ def find_normalization(setup: Setup, reporter: Reporter) -> NormalizationProbe:
     shown = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
     reporter.log("info", f"normalize auto: the start's loss on training images is {shown}: it is given {chosen}")
     finite = {name: value for name, value in means.items() if value == value and abs(value) != float("inf")}
-    return NormalizationProbe(chosen=chosen, losses=finite, mean=list(mean), std=list(std))
+    normalization = Normalization(mean=list(mean), std=list(std))
+    return NormalizationProbe(chosen=chosen, losses=finite, normalization=normalization)
 
 
 def near_chance(setup: Setup, start: Score) -> str | None:
