@@ -78,11 +78,16 @@ class Comparisons(BaseModel):
 
 
 class EpochPoint(BaseModel):
-    """distance: ‖w − w_0‖ at the epoch's end. median_update: of the norms of its optimizer steps."""
+    """One epoch of the training."""
 
     epoch: int
-    distance: float
-    median_update: float | None
+    distance: float = Field(
+        description="‖w_end − w_begin‖ of the epoch: the per-epoch distance of the batch-size literature."
+    )
+    distance_from_start: float = Field(description="‖w − w_0‖ at the epoch's end.")
+    update_norms: list[float] | None = Field(
+        description="Quantiles 0, 0.1, 0.25, 0.5, 0.75, 0.9 and 1 of the norms of the epoch's optimizer steps."
+    )
 
 
 class Eigenvalue(BaseModel):

@@ -1,6 +1,6 @@
 """How far the weights went, and how flat the loss is where they stand.
 
-    distance      ‖w − w₀‖, of all weights and of each tensor and layer; median update norm ‖w_t − w_{t−1}‖ per epoch
+    distance      ‖w − w₀‖, of all weights and of each tensor and layer; by epoch ‖w_end − w_begin‖ and ‖w_t − w_{t−1}‖
     ε-sharpness   100·(max_{|y_i| ≤ ε(|w_i|+1)} f(w + y) − f(w)) / (1 + f(w))     (Keskar et al. 2017, equations 3 and 4)
     top eigenvalue of ∇²f(w), by power iteration:  v ← Hv/‖Hv‖,  λ = vᵀHv
 
@@ -13,7 +13,6 @@ statistics given: recompute the statistics before, not during. (`loss_surface` c
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from wbar_averaging.points import check_same, preserved, random_normal, tensors_
 from wbar_averaging.sources import Source
 
 Loss = Callable[[nn.Module], Tensor]
+UPDATE_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the norms of an epoch's updates, in `Epoch`
 TWICE_DIFFERENTIABLE = SDPBackend.MATH  # attention's fused kernels have no second derivative
 
 
@@ -62,21 +62,23 @@ def distances(a: Source, b: Source) -> Distances:
 class Epoch:
     """One epoch of a `Trajectory`.
 
-    epoch: its number from 1. distance: ‖w − w₀‖ at its end. median_update: the median of ‖w_t − w_{t−1}‖ over its
-    `updates` calls of `Trajectory.update`, or None if there were none.
+    epoch: its number from 1. distance: ‖w_end − w_begin‖ of this epoch, what the literature on batch sizes calls the
+    per-epoch distance. distance_from_start: ‖w − w₀‖ at its end. update_norms: the quantiles `UPDATE_QUANTILES` of
+    ‖w_t − w_{t−1}‖ over its `updates` calls of `Trajectory.update`, interpolated linearly; None if there were none.
     """
 
     epoch: int
     distance: float
-    median_update: float | None
+    distance_from_start: float
+    update_norms: tuple[float, ...] | None
     updates: int
 
 
 class Trajectory:
-    """Distance from the start and median update norm per epoch: `update` after each step (or epoch), then `end_epoch`.
+    """Distances and update norms per epoch: `update` after each step (or epoch), then `end_epoch`.
 
-    start: kept by reference if it is a dict (its tensors must not change: the caller holds the start checkpoint anyway),
-    so that the only copy of the model here is the one of the previous weights; a module's weights are copied once more.
+    start: kept by reference if it is a dict (its tensors must not change: the caller holds the start checkpoint anyway); a
+    module's weights are copied. Two copies of the weights are kept beside it: the previous ones and the epoch's first.
     Differences are taken in the weights' own dtype, where those of close numbers are exact or nearly so.
     """
 
@@ -88,6 +90,7 @@ class Trajectory:
             raise ValueError("the start has no weights")
         self._shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
         self._previous = {name: tensor.clone() for name, tensor in weights.items()}
+        self._begin = {name: tensor.clone() for name, tensor in weights.items()}
         self._norms: list[Tensor] = []
         self.epochs: list[Epoch] = []
 
@@ -107,15 +110,25 @@ class Trajectory:
     def end_epoch(self) -> Epoch:
         """Close the epoch with the weights last taken, and add it to `epochs`."""
         norms = [float(norm) for norm in self._norms]
-        away = distances(self._start, self._previous).total
-        epoch = Epoch(len(self.epochs) + 1, away, median(norms) if norms else None, len(norms))
+        epoch = Epoch(
+            epoch=len(self.epochs) + 1,
+            distance=distances(self._begin, self._previous).total,
+            distance_from_start=distances(self._start, self._previous).total,
+            update_norms=_quantiles(norms) if norms else None,
+            updates=len(norms),
+        )
         self._norms = []
+        torch._foreach_copy_(list(self._begin.values()), list(self._previous.values()))
         self.epochs.append(epoch)
         return epoch
 
     def state_dict(self) -> dict[str, object]:
-        """What `load_state_dict` needs beside the current weights: plain numbers."""
-        return {"norms": [float(norm) for norm in self._norms], "epochs": [vars(epoch) for epoch in self.epochs]}
+        """What `load_state_dict` needs beside the current weights: plain numbers, and the weights that the epoch began with."""
+        return {
+            "norms": [float(norm) for norm in self._norms],
+            "epochs": [vars(epoch) for epoch in self.epochs],
+            "begin": self._begin,
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], source: Source) -> None:
@@ -124,8 +137,14 @@ class Trajectory:
         check_same(self._shapes, tensors, ("the start", "the source"))
         for name, previous in self._previous.items():
             previous.copy_(tensors[name])
+            self._begin[name].copy_(state["begin"][name])
         self._norms = [torch.tensor(norm, dtype=torch.float64) for norm in state["norms"]]
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+
+
+def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
+    levels = torch.tensor(UPDATE_QUANTILES, dtype=torch.float64)
+    return tuple(torch.quantile(torch.tensor(values, dtype=torch.float64), levels).tolist())
 
 
 # Sharpness and curvature.

@@ -115,10 +115,16 @@ FOREACH = Passes(_foreach_means, _foreach_corrections)
 @cache
 def passes_for(device_type: str, dtype: torch.dtype) -> Passes:
     """FUSED where torch's kernel gives what it should on such a device in such a dtype, else FOREACH."""
+    threads = torch.get_num_threads()
+    # In this thread alone: a process that has started OpenMP's threads cannot be forked any more, and a server that forks
+    # (multiprocessing's forkserver) imports this module.
+    torch.set_num_threads(1)
     try:
         return FUSED if _does_what_is_needed(FUSED, device_type, dtype) else FOREACH
     except (AttributeError, TypeError, RuntimeError):  # not there, other arguments, not for this device
         return FOREACH
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.inference_mode(False)

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
-from statistics import median
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from wbar_averaging.flatness import (
+    UPDATE_QUANTILES,
     Trajectory,
     distances,
     hessian_vector_product,
@@ -103,9 +104,19 @@ def test_a_trajectory_equals_the_twin_that_keeps_every_step(seed: int, epochs: i
         found, end = trajectory.end_epoch(), (epoch + 1) * steps
         updates = [(kept[i + 1] - kept[i]).norm().item() for i in range(epoch * steps, end)]
         assert (found.epoch, found.updates) == (epoch + 1, steps)
-        assert found.distance == pytest.approx((kept[end] - kept[0]).norm().item(), rel=1e-9)
-        assert found.median_update == pytest.approx(median(updates), rel=tolerance)
+        assert found.distance_from_start == pytest.approx((kept[end] - kept[0]).norm().item(), rel=1e-9)
+        assert found.distance == pytest.approx((kept[end] - kept[epoch * steps]).norm().item(), rel=1e-9)
+        assert found.update_norms is not None
+        assert found.update_norms == pytest.approx(np.quantile(updates, UPDATE_QUANTILES), rel=tolerance)
+        trajectory = resumed(trajectory, path[0], path[end])
     assert len(trajectory.epochs) == epochs
+
+
+def resumed(trajectory: Trajectory, start: dict[str, torch.Tensor], now: dict[str, torch.Tensor]) -> Trajectory:
+    """The same trajectory, from its state."""
+    again = Trajectory(start)
+    again.load_state_dict(trajectory.state_dict(), now)
+    return again
 
 
 def test_a_trajectory_of_a_module_starts_where_the_module_stood() -> None:
@@ -114,8 +125,10 @@ def test_a_trajectory_of_a_module_starts_where_the_module_stood() -> None:
     trajectory = Trajectory(model)
     nn.init.constant_(model.weight, 3.0)
     trajectory.update(model)
-    assert trajectory.end_epoch().distance == pytest.approx(math.sqrt(18))
-    assert trajectory.end_epoch().median_update is None
+    first, second = trajectory.end_epoch(), trajectory.end_epoch()
+    assert first.distance == first.distance_from_start == pytest.approx(math.sqrt(18))
+    assert (second.distance, second.distance_from_start) == (0, first.distance)
+    assert second.update_norms is None
 
 
 # Sharpness.

@@ -1,5 +1,6 @@
 """Both ways to make the passes of a mean give what the formulas say; which of them is taken is found out by trying."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +156,18 @@ print(error(mean) <= 5e-8, error(plain) <= 1e-6, error(exponential) < 0.02)
 """
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.stdout.split() == ["True", "True", "True"], done.stderr
+
+
+def test_a_process_that_has_imported_it_can_still_be_forked() -> None:
+    """OpenMP's threads do not survive a fork: a child that computes after them would wait for ever."""
+    code = """
+import os, torch, wbar_averaging.fused_passes
+assert torch.get_num_threads() > 1
+pid = os.fork()
+if pid == 0:
+    torch.isfinite(torch.ones(1_000_000)).all()
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=60, env=environment)

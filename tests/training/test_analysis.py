@@ -26,7 +26,7 @@ def test_flatness_and_swag_describe_the_job_and_leave_its_weights_alone(tmp_path
     start, averaged = read_tensors(job.start), read_tensors(outcome.weights)
     assert found.distance == pytest.approx(distances(start, averaged).total, rel=1e-6)
     assert [epoch.epoch for epoch in found.epochs] == [1, 2, 3, 4]
-    assert all(epoch.distance > 0 and epoch.median_update for epoch in found.epochs)
+    assert all(epoch.distance > 0 and epoch.distance_from_start > 0 and epoch.update_norms for epoch in found.epochs)
     assert set(found.sharpness) == set(found.top_eigenvalue) == {"start", "last", "averaged"}
     between = found.interpolation
     at_end = between.alphas.index(1.0)

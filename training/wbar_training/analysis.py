@@ -97,7 +97,7 @@ def measure_flatness(
         distance=away.total,
         distance_by_layer=away.layers,
         length_by_layer=distances({name: torch.zeros_like(t) for name, t in start.items()}, start).layers,
-        epochs=[EpochPoint(epoch=e.epoch, distance=e.distance, median_update=e.median_update) for e in epochs],
+        epochs=[_epoch_point(epoch) for epoch in epochs],
         sharpness={name: around.sharpness(tensors) for name, tensors in points.items()},
         top_eigenvalue={name: around.eigenvalue(tensors) for name, tensors in points.items()},
         interpolation=around.between(start, end),
@@ -199,6 +199,15 @@ class _BatchLoss:
         if self._labels.dim() > 1:
             return F.binary_cross_entropy_with_logits(logits, self._labels.float())
         return F.cross_entropy(class_logits(logits), self._labels)
+
+
+def _epoch_point(epoch: Epoch) -> EpochPoint:
+    return EpochPoint(
+        epoch=epoch.epoch,
+        distance=epoch.distance,
+        distance_from_start=epoch.distance_from_start,
+        update_norms=list(epoch.update_norms) if epoch.update_norms else None,
+    )
 
 
 def _frame(values: Sequence[float]) -> list[float]:

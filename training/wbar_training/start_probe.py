@@ -6,7 +6,6 @@ A checkpoint does not say either. Wrong ones cost accuracy without a word, or lo
 from collections.abc import Iterator
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from wbar.recipe import IMAGENET, Normalization
@@ -63,6 +62,8 @@ def near_chance(setup: Setup, start: Score) -> str | None:
 
 def _better_order(setup: Setup) -> tuple[list[str], float] | None:
     """The order of the classes under which the start is right most often, and how often; None where none explains it."""
+    from scipy.optimize import linear_sum_assignment  # half a second to import, and only a start near chance needs it
+
     classes, names = setup.spec.network.classes, setup.data.output_names
     split = _training_images(setup)
     predicted = setup.evaluator.outputs(setup.model, split).probabilities.argmax(dim=1)

@@ -149,11 +149,19 @@ def _flatness(found: Flatness) -> Iterator[str]:
     yield _html(figures.distances_figure(found.distance_by_layer, relative_to=found.length_by_layer))
     if found.epochs:
         rows = "".join(
-            f"<tr><td>{epoch.epoch}</td><td>{epoch.distance:.4g}</td><td>{_number(epoch.median_update)}</td></tr>"
+            f"<tr><td>{epoch.epoch}</td><td>{epoch.distance:.4g}</td><td>{epoch.distance_from_start:.4g}</td>"
+            f"<td>{_quantiles(epoch.update_norms)}</td></tr>"
             for epoch in found.epochs
         )
-        head = "<tr><th>epoch</th><th>‖w − w₀‖ at its end</th><th>median update norm</th></tr>"
+        head = (
+            "<tr><th>epoch</th><th>‖w<sub>end</sub> − w<sub>begin</sub>‖</th><th>‖w − w₀‖ at its end</th>"
+            "<th>update norms: least, 10 %, 25 %, median, 75 %, 90 %, largest</th></tr>"
+        )
         yield f"<div class='wide'><table>{head}{rows}</table></div>"
+
+
+def _quantiles(norms: list[float] | None) -> str:
+    return " · ".join(f"{norm:.3g}" for norm in norms) if norms else "–"
 
 
 def _flatness_table(found: Flatness) -> str:
