@@ -82,7 +82,7 @@ def _questions(service: Service, folder: Path) -> dict[str, Question]:
 def _trivial() -> Iterator[Question]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-c", TRIVIAL, str(port)])
+    process = subprocess.Popen([sys.executable, "-P", "-c", TRIVIAL, str(port)])
     try:
         wait_until(lambda: _answers(port), 30, "the trivial endpoint")
         yield Question(port, "/")

@@ -153,7 +153,7 @@ def test_a_killed_process_leaves_the_old_checkpoint_the_new_one_or_none(tmp_path
         here.mkdir()
         out = here / "model.safetensors"
         average_checkpoints([one], None, out, max_shard_bytes=SIZES[old])
-        words = [sys.executable, "-c", KILLED, str(two), str(out), str(SIZES[new] or 0), str(fatal)]
+        words = [sys.executable, "-P", "-c", KILLED, str(two), str(out), str(SIZES[new] or 0), str(fatal)]
         code = subprocess.run(words, stdout=subprocess.DEVNULL, timeout=60).returncode
         seen.append(as_loaded(here))
         average_checkpoints([two], None, out, max_shard_bytes=SIZES[new])  # the next run puts all in order
