@@ -1,5 +1,6 @@
 """The base of everything that a request consists of: unknown fields are refused, and null stands for the default."""
 
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -19,5 +20,11 @@ class RequestModel(BaseModel):
     def _null_is_the_default(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        optional = _optional(cls)
         return {name: value for name, value in data.items() if value is not None or name not in optional}
+
+
+@cache
+def _optional(model: type[BaseModel]) -> frozenset[str]:
+    # Once for each model: stored specs are parsed with every answer about a job.
+    return frozenset(name for name, field in model.model_fields.items() if not field.is_required())

@@ -85,6 +85,23 @@ def test_what_makes_no_job_is_said(
 
 
 @pytest.mark.parametrize(
+    "recipe",
+    [{"optimizer": {}}, {"label_smoothing": 0.1}, {"grad_clip_norm": 1}, {"early_stopping": 2, "freeze": ["x"]}],
+)
+def test_a_soup_refuses_what_is_about_training_and_names_it(
+    service: Service, ready: tuple[str, str], tmp_path: Path, recipe: dict
+) -> None:
+    with service.client() as client, service.http() as http:
+        other = client.checkpoints.create(write_start(tmp_path, "module.")).id
+        method = {"type": "soup", "checkpoints": [ready[0], other]}
+        answer = http.post(
+            "/v1/jobs", json={"checkpoint": ready[0], "dataset": ready[1], "method": method, "recipe": recipe}
+        )
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == [f"/recipe/{name}" for name in sorted(recipe)]
+
+
+@pytest.mark.parametrize(
     ("method", "expected"),
     [
         (
@@ -141,7 +158,7 @@ def test_auto_with_control_and_guard_reports_on_images_it_did_not_choose_by(
 
 
 def test_the_guard_gives_the_start_back(service: Service, ready: tuple[str, str], tmp_path: Path) -> None:
-    ruinous = {"type": "none", "epochs": 1, "lr": 5.0, "shape": "constant", "guard": True, "back_off": False}
+    ruinous = {"type": "none", "epochs": 1, "lr": 1.0, "shape": "constant", "guard": True, "back_off": False}
     with service.client() as client:
         job = finished(client, client.jobs.create(checkpoint=ready[0], dataset=ready[1], method=ruinous))
         assert job.id is not None

@@ -80,7 +80,7 @@ def test_nothing_is_written_in_a_form_that_generators_do_not_know(schema: dict[s
     assert (betas["type"], betas["items"], betas["minItems"], betas["maxItems"]) == (
         "array", {"type": "number"}, 2, 2,
     )  # fmt: skip
-    assert {"type": "string", "enum": ["auto"]} in components["Phase"]["properties"]["lr"]["anyOf"]
+    assert {"type": "string", "enum": ["auto"]} in components["LowPhase"]["properties"]["lr"]["anyOf"]
 
 
 def test_a_request_needs_what_the_service_needs_and_no_more(schema: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from wbar.datasets import Dataset, ImageShape, Split
+from wbar.datasets import DatasetFacts, ImageShape
 from wbar.errors import ChannelsMismatch, ClassesMismatch, ImageSizeUnsupported
 from wbar.method import CyclicSwa, HighPhase
 from wbar.recipe import Normalization, Optimizer, Recipe
@@ -17,11 +17,17 @@ def network(name: str = "resnet20", channels: int = 3, image_size: int | None = 
     return Network(name, 10, channels, image_size)
 
 
-def dataset(images: int = 50_000, size: int = 32, channels: int = 3, source: str | None = None) -> Dataset:
-    return Dataset(
-        id="ds_1", name="x", status="ready", task="classification", source=source, classes=list("abcdefghij"),
-        splits={"train": Split(images=images), "val": Split(images=100)},
-        image=ImageShape(channels=channels, height=size, width=size), bytes=1, sha256="0", error=None, created_at="",
+def facts(
+    images: int = 50_000,
+    size: int = 32,
+    channels: int = 3,
+    source: str | None = None,
+    statistics: Normalization = COLOUR,
+) -> DatasetFacts:
+    return DatasetFacts(
+        task="classification", classes=tuple("abcdefghij"), train_images=images,
+        shape=ImageShape(channels=channels, height=size, width=size), many_sizes=False, mean=tuple(statistics.mean),
+        std=tuple(statistics.std), source=source,
     )  # fmt: skip
 
 
@@ -39,7 +45,7 @@ def dataset(images: int = 50_000, size: int = 32, channels: int = 3, source: str
 def test_the_defaults_by_hand(
     name: str, images: int, optimizer: str, decay: float, batch: int, high: float, low: float
 ) -> None:
-    recipe = resolve_recipe(Recipe(), network(name), dataset(images), COLOUR, gpu=False)
+    recipe = resolve_recipe(Recipe(), network(name), facts(images), gpu=False)
     method = resolve_method(CyclicSwa(), recipe, network(name))
     assert (recipe.optimizer.name, recipe.optimizer.weight_decay, recipe.batch_size) == (optimizer, decay, batch)
     assert (method.high.lr, method.low.lr, method.pull) == (pytest.approx(high), pytest.approx(low), 5e-4)
@@ -52,7 +58,7 @@ def test_the_defaults_by_hand(
 def test_what_is_given_stays() -> None:
     asked = Recipe(optimizer=Optimizer(name="adamw", weight_decay=0.1), batch_size=32, augment="none", precision="bfloat16",
                    normalize="imagenet", image_size=48)  # fmt: skip
-    recipe = resolve_recipe(asked, network(), dataset(), COLOUR, gpu=False)
+    recipe = resolve_recipe(asked, network(), facts(), gpu=False)
     assert recipe.optimizer == asked.optimizer
     assert (recipe.batch_size, recipe.augment, recipe.precision, recipe.image_size) == (
         32,
@@ -66,38 +72,38 @@ def test_what_is_given_stays() -> None:
 
 
 def test_precision_and_flips_depend_on_what_is_there() -> None:
-    assert resolve_recipe(Recipe(), network(), dataset(), COLOUR, gpu=True).precision == "bfloat16"
-    assert resolve_recipe(Recipe(), network(), dataset(), COLOUR, gpu=False).augment == "pad_crop_flip"
-    digits = dataset(channels=1, source="builtin:digits")
-    assert resolve_recipe(Recipe(), network(), digits, GREY, gpu=False).augment == "pad_crop"
+    assert resolve_recipe(Recipe(), network(), facts(), gpu=True).precision == "bfloat16"
+    assert resolve_recipe(Recipe(), network(), facts(), gpu=False).augment == "pad_crop_flip"
+    digits = facts(channels=1, source="builtin:digits", statistics=GREY)
+    assert resolve_recipe(Recipe(), network(), digits, gpu=False).augment == "pad_crop"
 
 
 def test_grey_images_are_repeated_to_the_networks_channels() -> None:
-    recipe = resolve_recipe(Recipe(), network(), dataset(channels=1), GREY, gpu=False)
+    recipe = resolve_recipe(Recipe(), network(), facts(channels=1, statistics=GREY), gpu=False)
     assert recipe.normalize == Normalization(mean=[0.3] * 3, std=[0.4] * 3)
-    one = resolve_recipe(Recipe(), network(channels=1), dataset(channels=1), GREY, gpu=False)
+    one = resolve_recipe(Recipe(), network(channels=1), facts(channels=1, statistics=GREY), gpu=False)
     assert one.normalize == GREY
     with pytest.raises(ChannelsMismatch, match="3 channels and the checkpoint's network takes 1"):
-        resolve_recipe(Recipe(), network(channels=1), dataset(channels=3), COLOUR, gpu=False)
+        resolve_recipe(Recipe(), network(channels=1), facts(channels=3), gpu=False)
 
 
 def test_image_sizes_a_network_does_not_take() -> None:
     with pytest.raises(ImageSizeUnsupported, match="at least 63x63 pixels and would get 32x32"):
-        resolve_recipe(Recipe(), network("alexnet"), dataset(), COLOUR, gpu=False)
+        resolve_recipe(Recipe(), network("alexnet"), facts(), gpu=False)
     vit = network("vit_b_16", image_size=224)
-    assert resolve_recipe(Recipe(), vit, dataset(), COLOUR, gpu=False).image_size == (224, 224)
+    assert resolve_recipe(Recipe(), vit, facts(), gpu=False).image_size == (224, 224)
     with pytest.raises(ImageSizeUnsupported, match="trained at 224x224 and takes no other size, not 64x64"):
-        resolve_recipe(Recipe(image_size=64), vit, dataset(), COLOUR, gpu=False)
+        resolve_recipe(Recipe(image_size=64), vit, facts(), gpu=False)
 
 
 def test_class_orders() -> None:
-    assert resolve_classes(None, network(), dataset()) is None
+    assert resolve_classes(None, network(), facts()) is None
     order = list("jihgfedcba")
-    assert resolve_classes(order, network(), dataset()) == order
+    assert resolve_classes(order, network(), facts()) == order
     small = Network("resnet20", 5)
     with pytest.raises(ClassesMismatch, match="10 classes and the checkpoint's network has 5 outputs"):
-        resolve_classes(None, small, dataset())
+        resolve_classes(None, small, facts())
     with pytest.raises(ClassesMismatch, match="9 different classes"):
-        resolve_classes(list("aabcdefghi"), network(), dataset())
+        resolve_classes(list("aabcdefghi"), network(), facts())
     with pytest.raises(ClassesMismatch, match=r"does not name \['j'\]"):
-        resolve_classes(list("abcdefghiz"), network(), dataset())
+        resolve_classes(list("abcdefghiz"), network(), facts())
