@@ -181,7 +181,7 @@ def test_the_parts_by_themselves(shell: Shell, broker: Broker, tmp_path: Path) -
     store = Store.open(StoreSettings(database_url=shell.variables["WBAR_DATABASE_URL"], broker_url=broker.url))
     try:
         wait_until(
-            lambda: {queue for _, queue, _ in store.live_workers()} == {"train", "ingest"} or any(map(ended, parts)),
+            lambda: {worker.queue for worker in store.workers.live()} == {"train", "ingest"} or any(map(ended, parts)),
             60, "the workers",
         )  # fmt: skip
         assert not any(map(ended, parts)), log.read_text()
