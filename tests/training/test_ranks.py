@@ -15,6 +15,7 @@ from wbar.method import HighPhase, LowPhase
 from wbar.spec import JobSpec, Network
 from wbar_averaging import write_safetensors
 from wbar_training import state_files
+from wbar_training.data.packed import Packed
 from wbar_training.distributed.launch import run_on_ranks
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.loop import TrainingJob
@@ -91,6 +92,30 @@ def test_what_rank_0_fails_with_is_what_the_job_fails_with(tmp_path: Path) -> No
     hot = METHOD.model_copy(update={"high": HighPhase(lr=100.0), "low": LowPhase(lr=100.0), "pull": 50.0})
     with pytest.raises(Diverged, match="lower method"):
         run(make_job(tmp_path, hot, recipe_devices=2), Recorder())
+
+
+def count_forwards(spec: JobSpec, workspace: Workspace, reporter: Reporter) -> Outcome:
+    """Runs on every rank: trains, and counts the forward passes in training mode."""
+    job, counted = TrainingJob(spec, workspace, reporter), [0]
+
+    def count(module: torch.nn.Module, *_: object) -> None:
+        counted[0] += module.training
+
+    job.model.register_forward_pre_hook(count)
+    outcome = job.run()
+    reporter.log("info", f"forwards: {Ranks.here().gathered(counted[0])}")
+    return outcome
+
+
+def test_every_rank_makes_as_many_forwards(tmp_path: Path) -> None:
+    """The last batch has 7 images, 3 and 4 on the two ranks: two parts fit one of them and not the other."""
+    told = Recorder()
+    method = METHOD.model_copy(update={"cycles": 1})
+    job = make_job(tmp_path, method, images=50, recipe_devices=2, recipe_batch_size=43, recipe_accumulate=2)
+    assert Packed.read(job.dataset).images["train"] % 43 == 7
+    run_on_ranks(job.spec, replace(job.workspace, threads=2), told, "tests.training.test_ranks:count_forwards")
+    counts = next(line for line in told.logs if "forwards" in line)
+    assert counts == "info: forwards: [6, 6]"  # two epochs of a batch in two parts and one in a single part
 
 
 def die_on_rank_1(spec: JobSpec, workspace: Workspace, reporter: Reporter) -> Outcome:
