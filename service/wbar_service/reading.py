@@ -7,6 +7,7 @@ after a crash), a thread waits.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from anyio.to_thread import run_sync
@@ -19,13 +20,11 @@ Found = TypeVar("Found")
 
 
 async def read(database: Database, query: Callable[[Connection], Found]) -> Found:
-    """What `query` returns. It must be short: a row or a few by their keys, in one transaction."""
-    try:
-        with database.read_at_once() as connection:
-            if connection is not None:
-                return query(connection)
-    except OperationalError:
-        pass  # busy; if it is anything else, it happens again below
+    """What `query` returns: it makes one statement, which finds a row by its key."""
+    # What stands in the way of it, if it is not another's lock, stands in the way of the thread too and is raised there.
+    with suppress(OperationalError):
+        if (connection := database.at_once) is not None:
+            return query(connection)
     return await run_sync(_waiting, database, query)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from sqlalchemy import Connection, Double, Engine, Row, Select, Table, bindparam, create_engine, event, select
@@ -46,17 +46,15 @@ class Database:
         with self.engine.connect() as connection:
             yield connection
 
-    @contextmanager
-    def read_at_once(self) -> Iterator[Connection | None]:
-        """A read for one thread that must not wait, such as an event loop's; None where the database is not in a file.
-
-        Raises OperationalError instead of waiting for a lock.
+    @cached_property
+    def at_once(self) -> Connection | None:
+        """A connection for one thread that must not wait, such as an event loop's: each statement is a transaction of its
+        own and raises OperationalError instead of waiting for a lock. None where the database is at the other end of a
+        network. It stays open: getting one for each row takes as long as reading the row.
         """
         if self._at_once is None:
-            yield None
-            return
-        with self._at_once.connect() as connection:
-            yield connection
+            return None
+        return self._at_once.connect().execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def write(self, durable: bool = True) -> Iterator[Connection]:
@@ -72,6 +70,8 @@ class Database:
     def dispose(self) -> None:
         self.engine.dispose()
         if self._at_once is not None:
+            if (connection := self.__dict__.pop("at_once", None)) is not None:
+                connection.close()
             self._at_once.dispose()
 
 
@@ -96,8 +96,10 @@ def _sqlite(url: str, waiting: float = 30, connections: int = 40) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        # A plain BEGIN that reads first and writes later fails "locked" under contention; IMMEDIATE waits.
         options = connection.get_execution_options()
+        if options.get("isolation_level") == "AUTOCOMMIT":
+            return
+        # A plain BEGIN that reads first and writes later fails "locked" under contention; IMMEDIATE waits.
         writes = options.get(_WRITES, False)
         if writes:
             # FULL: a committed row survives a power cut, as its blob does.

@@ -10,11 +10,13 @@ from wbar.checkpoints import Checkpoint
 from wbar.errors import CheckpointNotReady, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
+from wbar_service.answers import answer
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.creating import IdempotencyKey, fingerprint, once
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.paging import Paging
 from wbar_service.problems import responses
+from wbar_service.reading import read
 from wbar_service.receiving import receive
 from wbar_store import checkpoints
 
@@ -75,15 +77,17 @@ async def create_checkpoint(
 
 
 @router.get("", response_model=Page[Checkpoint], responses=responses(422))
-def list_checkpoints(store: StoreOf, tenant: TenantOf, page: Paging) -> dict[str, Any]:
+def list_checkpoints(store: StoreOf, tenant: TenantOf, page: Paging) -> Response:
+    """The checkpoints, newest first."""
     with store.database.read() as connection:
-        return checkpoints.listed(connection, tenant, page)
+        return answer(checkpoints.listed(connection, tenant, page))
 
 
 @router.get("/{checkpoint_id}", response_model=Checkpoint, responses=responses(404))
-def get_checkpoint(checkpoint_id: str, store: StoreOf, tenant: TenantOf) -> dict[str, Any]:
-    with store.database.read() as connection:
-        return checkpoints.sent(checkpoints.get(connection, tenant, checkpoint_id))
+async def get_checkpoint(checkpoint_id: str, store: StoreOf, tenant: TenantOf) -> Response:
+    """The checkpoint, and what became of it: poll until `status` is `ready` or `rejected`."""
+    row = await read(store.database, lambda connection: checkpoints.get(connection, tenant, checkpoint_id))
+    return answer(checkpoints.sent(row))
 
 
 @router.delete("/{checkpoint_id}", response_model=Deleted, responses=responses(404, 409))

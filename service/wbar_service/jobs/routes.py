@@ -62,7 +62,7 @@ def list_jobs(
     page: Paging,
     status: JobStatus | None = None,
     checkpoint: Annotated[str | None, Query(max_length=64)] = None,
-) -> dict[str, Any]:
+) -> Response:
     """The jobs, newest first; `?metadata[team]=vision` keeps those with that tag."""
     tags = tuple(
         (name[len("metadata[") : -1], value)
@@ -70,13 +70,14 @@ def list_jobs(
         if name.startswith("metadata[") and name.endswith("]")
     )
     with store.database.read() as connection:
-        return store.jobs.listed(connection, tenant, page, Filters(status, checkpoint, tags))
+        return answer(store.jobs.listed(connection, tenant, page, Filters(status, checkpoint, tags)))
 
 
 @router.get("/{job_id}", response_model=Job, responses=responses(404))
 async def get_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Response:
     """The job as it is now: status, progress, and once it has succeeded the result."""
-    return answer(await read(store.database, lambda connection: sent(store.jobs.get(connection, tenant, job_id))))
+    row = await read(store.database, lambda connection: store.jobs.get(connection, tenant, job_id))
+    return answer(sent(row))
 
 
 @router.post("/{job_id}/cancel", response_model=Job, responses=responses(404, 409))
