@@ -126,9 +126,10 @@ class Recipe(Asked):
         "aside for choosing; the average still comes.",
     )
     compile: bool = Field(False, description="torch.compile for the training steps.")
-    class_weights: Literal["balanced"] | list[Positive] | None = Field(
+    class_weights: (
+        Literal["balanced"] | Annotated[list[Positive], Field(max_length=MAX_CLASSES, fail_fast=True)] | None
+    ) = Field(
         None,
-        max_length=MAX_CLASSES,
         description="Weights in the loss, one per output in the checkpoint's order; `balanced`: images / (classes · "
         "images of the class).",
     )
