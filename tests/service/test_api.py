@@ -330,7 +330,9 @@ def test_odd_requests_are_problems_never_a_500(service: Service, ready: tuple[st
     [
         ({"classes": list(range(100_000))}, "/classes/0"),
         ({"recipe": {"class_weights": [-1] * 100_000}}, "/recipe/class_weights/0"),
-        ({f"unknown{n}": n for n in range(50_000)}, "/unknown0"),
+        ({f"unknown{n}": n for n in range(50_000)}, ""),
+        ({"recipe": {f"unknown{n}": n for n in range(50_000)}}, "/recipe"),
+        ({f"unknown{n}": n for n in range(100)}, "/unknown0"),
     ],
 )
 def test_a_hundred_thousand_mistakes_are_told_at_once_and_in_few_words(
