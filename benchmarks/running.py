@@ -43,11 +43,11 @@ class Service:
     @property
     def api(self) -> int:
         """The process id of the API."""
-        return self._part("service")
+        return self._part("wbar_service")
 
     @property
     def train_worker(self) -> int:
-        return self._part("worker", "train")
+        return self._part("wbar_worker", "train")
 
     def submit(self, **fields: Any) -> str:
         """The id of a new job."""

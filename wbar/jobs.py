@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wbar.checkpoints import Fault
 from wbar.method import AnyMethod, CyclicSwa
-from wbar.recipe import Recipe
+from wbar.recipe import MAX_CLASSES, Recipe
 from wbar.request import RequestModel
 from wbar.results import JobResult, Score
 from wbar.spec import JobSpec
@@ -23,8 +23,8 @@ class JobOptions(RequestModel):
     method: AnyMethod = Field(default_factory=CyclicSwa)
     recipe: Recipe = Field(default_factory=Recipe)
     seed: int = Field(0, ge=0, lt=2**31)
-    classes: list[str] | None = Field(
-        None, description="The checkpoint's class order, if it is not the sorted names.", min_length=2
+    classes: Annotated[list[Label], Field(min_length=2, max_length=MAX_CLASSES, fail_fast=True)] | None = Field(
+        None, description="The checkpoint's class order, if it is not the sorted names."
     )
     flatness: bool = Field(
         False,

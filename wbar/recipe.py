@@ -152,9 +152,10 @@ class Recipe(RequestModel):
         "and `none`: after so many epochs); the average still comes.",
     )
     compile: Annotated[bool, TRAINING] = Field(False, description="torch.compile for the training steps.")
-    class_weights: Annotated[Literal["balanced"] | list[Positive] | None, TRAINING] = Field(
+    class_weights: Annotated[
+        Literal["balanced"] | Annotated[list[Positive], Field(max_length=MAX_CLASSES, fail_fast=True)] | None, TRAINING
+    ] = Field(
         None,
-        max_length=MAX_CLASSES,
         description="Weights in the loss, one per output in the checkpoint's order; `balanced`: images / (classes · "
         "images of the class).",
     )

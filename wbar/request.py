@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+MOST_UNKNOWN = 100  # that are named one by one
+
 
 class RequestModel(BaseModel):
     """A part of a request.
@@ -20,6 +22,11 @@ class RequestModel(BaseModel):
     def _null_is_the_default(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        if len(data) > len(cls.model_fields) + MOST_UNKNOWN:
+            # An error for each would take many times the memory of the request.
+            raise ValueError(
+                f"an object of {len(data)} fields, of which at most {len(cls.model_fields)} are known here"
+            )
         optional = _optional(cls)
         return {name: value for name, value in data.items() if value is not None or name not in optional}
 

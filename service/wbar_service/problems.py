@@ -26,6 +26,8 @@ from wbar.errors import (
 
 log = logging.getLogger("wbar.service")
 
+MOST_ERRORS = 100  # of one request that are looked at and told: a megabyte of JSON has room for a hundred thousand
+
 
 class ProblemError(BaseModel):
     """One place of the request that does not fit."""
@@ -82,13 +84,13 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        known: dict[int, Refused] = {
+        refusals: dict[int, Refused] = {
             404: NotFound(f"there is nothing at {request.url.path[:200]}"),
             405: MethodNotAllowed(f"{request.url.path[:200]} does not take {request.method}"),
             400: BadRequest(str(error.detail)),
         }
         headers = dict(error.headers) if error.headers else None
-        return as_response(known.get(error.status_code, Conflict(str(error.detail))), headers)
+        return as_response(refusals.get(error.status_code, Conflict(str(error.detail))), headers)
 
     @app.exception_handler(DBAPIError)
     async def away(request: Request, error: DBAPIError) -> JSONResponse:
@@ -112,46 +114,48 @@ def install(app: FastAPI) -> None:
 
 
 def _validation(error: RequestValidationError) -> Refused:
+    failures = error.errors()
     errors = []
-    for found in error.errors():
-        where, *path = found["loc"]
-        if found["type"] == "json_invalid":
-            return BadRequest(f"the body is not JSON: {found.get('ctx', {}).get('error', found['msg'])}")
-        item = {"pointer": "", "detail": _detail(found)}
-        if found["type"] == "method_type":
+    for failure in failures[:MOST_ERRORS]:
+        where, *path = failure["loc"]
+        if failure["type"] == "json_invalid":
+            return BadRequest(f"the body is not JSON: {failure.get('ctx', {}).get('error', failure['msg'])}")
+        item = {"pointer": "", "detail": _detail(failure)}
+        if failure["type"] == "method_type":
             path.append("type")  # the union's tag: pydantic names the union
         if where == "body":
-            item["pointer"] = _pointer(path, error.body, found["type"] == "missing")
+            item["pointer"] = _pointer(path, error.body, failure["type"] == "missing")
         if where != "body":
             item["parameter"] = str(path[0]) if path else str(where)
         errors.append(item)
     errors = _without_branches(errors)
     first = errors[0]
     place = first["pointer"] or first.get("parameter") or "the body"
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return ValidationFailed(f"{place}: {first['detail']}{more}", errors)
+    others = len(errors) - 1 + max(0, len(failures) - MOST_ERRORS)
+    return ValidationFailed(f"{place}: {first['detail']}{f' (and {others} more)' if others else ''}", errors)
 
 
 def _without_branches(errors: list[dict[str, str]]) -> list[dict[str, str]]:
     """A value that fits no branch of a union fails once per branch: one entry per place, the deepest place speaks."""
     merged: dict[str, dict[str, str]] = {}
+    above: set[str] = set()
     for item in errors:
         place = item["pointer"] or item.get("parameter", "")
         if place in merged:
             merged[place]["detail"] += f"; or: {item['detail']}"
         else:
             merged[place] = item
-    return [
-        item for place, item in merged.items() if not any(other.startswith(f"{place}/") for other in merged if place)
-    ]
+            parts = place.split("/")
+            above.update("/".join(parts[:depth]) for depth in range(2, len(parts)))
+    return [item for place, item in merged.items() if place not in above]
 
 
-def _detail(found: dict[str, Any]) -> str:
-    message = str(found["msg"]).removeprefix("Value error, ")
-    if found["type"] == "extra_forbidden":
+def _detail(failure: dict[str, Any]) -> str:
+    message = str(failure["msg"]).removeprefix("Value error, ")
+    if failure["type"] == "extra_forbidden":
         return "this field is not known; check its spelling against the schema at /docs"
-    value = found.get("input")
-    shown = isinstance(value, str | int | float | bool) and found["type"] != "missing"
+    value = failure.get("input")
+    shown = isinstance(value, str | int | float | bool) and failure["type"] != "missing"
     return f"{message}, not {str(value)[:80]!r}" if shown and not isinstance(value, str) else message
 
 

@@ -7,6 +7,7 @@ after a crash), a thread waits.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from anyio.to_thread import run_sync
@@ -18,11 +19,9 @@ Found = TypeVar("Found")
 
 
 async def read(database: Database, query: Callable[[], Found]) -> Found:
-    """What `query` returns. It must be short: a row or a few by their keys, in one transaction."""
-    try:
-        with database.read_at_once() as possible:
-            if possible:
-                return query()
-    except OperationalError:
-        pass  # busy; if it is anything else, it happens again below
+    """What `query` returns: it makes one statement, which finds a row by its key."""
+    # What stands in the way of it, if it is not another's lock, stands in the way of the thread too and is raised there.
+    with suppress(OperationalError), database.read_at_once() as possible:
+        if possible:
+            return query()
     return await run_sync(query)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, overload
 
 from sqlalchemy import Connection, Double, Engine, Row, Select, Table, bindparam, create_engine, event, select
@@ -71,13 +71,18 @@ class Database:
         """A block of `read()` for one thread that must not wait, such as an event loop's; False, and no block, where the
         database is not in a file.
 
-        Raises OperationalError instead of waiting for a lock.
+        Each statement is a transaction of its own, and raises OperationalError instead of waiting for a lock.
         """
-        if self._at_once is None:
+        if self._at_once_connection is None:
             yield False
             return
-        with self._at_once.connect() as connection, self._opened(connection, writes=False):
+        with self._opened(self._at_once_connection, writes=False):
             yield True
+
+    @cached_property
+    def _at_once_connection(self) -> Connection | None:
+        # It stays open: getting one for each row takes as long as reading the row.
+        return self._at_once.connect().execution_options(isolation_level="AUTOCOMMIT") if self._at_once else None
 
     @contextmanager
     def write(self, durable: bool = True) -> Iterator[Connection]:
@@ -110,6 +115,8 @@ class Database:
     def dispose(self) -> None:
         self.engine.dispose()
         if self._at_once is not None:
+            if (connection := self.__dict__.pop("_at_once_connection", None)) is not None:
+                connection.close()
             self._at_once.dispose()
 
 
@@ -134,8 +141,10 @@ def _sqlite(url: str, waiting: float = 30, connections: int = 40) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        # A plain BEGIN that reads first and writes later fails "locked" under contention; IMMEDIATE waits.
         options = connection.get_execution_options()
+        if options.get("isolation_level") == "AUTOCOMMIT":
+            return
+        # A plain BEGIN that reads first and writes later fails "locked" under contention; IMMEDIATE waits.
         writes = options.get(_WRITES, False)
         if writes:
             # FULL: a committed row survives a power cut, as its blob does.

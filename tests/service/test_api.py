@@ -326,6 +326,26 @@ def test_odd_requests_are_problems_never_a_500(service: Service, ready: tuple[st
         http.post(f"/v1/jobs/{job}/cancel")
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"classes": list(range(100_000))}, "/classes/0"),
+        ({"recipe": {"class_weights": [-1] * 100_000}}, "/recipe/class_weights/0"),
+        ({f"unknown{n}": n for n in range(50_000)}, ""),
+        ({"recipe": {f"unknown{n}": n for n in range(50_000)}}, "/recipe"),
+        ({f"unknown{n}": n for n in range(100)}, "/unknown0"),
+    ],
+)
+def test_a_hundred_thousand_mistakes_are_told_at_once_and_in_few_words(
+    service: Service, ready: tuple[str, str], change: dict, named: str
+) -> None:
+    with service.http() as http:
+        answer = http.post("/v1/jobs", json={"checkpoint": ready[0], "dataset": ready[1], **change}, timeout=20)
+    assert answer.status_code == 422
+    assert named in [error["pointer"] for error in answer.json()["errors"]]
+    assert len(answer.content) < 30_000
+
+
 def test_a_body_that_is_not_json(service: Service) -> None:
     with service.http() as http:
         answer = http.post("/v1/jobs", content=b"{nope", headers={"Content-Type": "application/json"})

@@ -14,10 +14,12 @@ from wbar.datasets import Dataset, DatasetSource, Task
 from wbar.errors import BadRequest, TaskUnsupported, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
+from wbar_service.answers import answer
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.creating import IdempotencyKey, fingerprint, once
 from wbar_service.paging import Paging, page_of
 from wbar_service.problems import responses
+from wbar_service.reading import read
 from wbar_service.receiving import receive
 from wbar_service.schema import reference
 from wbar_store.blobs import Received
@@ -146,13 +148,15 @@ def _allowed(source: str, roots: list[str]) -> bool:
 
 
 @router.get("", response_model=Page[Dataset], responses=responses(422))
-def list_datasets(store: StoreOf, tenant: TenantOf, page: Paging) -> Page[Dataset]:
-    return page_of(store.datasets.page(tenant, page), DatasetRecord.to_api)
+def list_datasets(store: StoreOf, tenant: TenantOf, page: Paging) -> Response:
+    """The datasets, newest first."""
+    return answer(page_of(store.datasets.page(tenant, page), DatasetRecord.to_api))
 
 
 @router.get("/{dataset_id}", response_model=Dataset, responses=responses(404))
-def get_dataset(dataset_id: str, store: StoreOf, tenant: TenantOf) -> Dataset:
-    return store.datasets.get(tenant, dataset_id).to_api()
+async def get_dataset(dataset_id: str, store: StoreOf, tenant: TenantOf) -> Response:
+    """The dataset, and what became of it: poll until `status` is `ready` or `rejected`."""
+    return answer(await read(store.database, lambda: store.datasets.get(tenant, dataset_id).to_api()))
 
 
 @router.delete("/{dataset_id}", response_model=Deleted, responses=responses(404, 409))

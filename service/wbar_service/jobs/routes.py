@@ -64,14 +64,14 @@ def list_jobs(
     page: Paging,
     status: JobStatus | None = None,
     checkpoint: Annotated[str | None, Query(max_length=64)] = None,
-) -> Page[Job]:
+) -> Response:
     """The jobs, newest first; `?metadata[team]=vision` keeps those with that tag."""
     tags = tuple(
         (name[len("metadata[") : -1], value)
         for name, value in request.query_params.multi_items()
         if name.startswith("metadata[") and name.endswith("]")
     )
-    return page_of(store.jobs.filtered(tenant, page, Filters(status, checkpoint, tags)), JobRecord.to_api)
+    return answer(page_of(store.jobs.filtered(tenant, page, Filters(status, checkpoint, tags)), JobRecord.to_api))
 
 
 @router.get("/{job_id}", response_model=Job, responses=responses(404))
