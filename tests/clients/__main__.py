@@ -33,12 +33,12 @@ def openapi_typescript(service: Service, folder: Path) -> None:
 
 
 def openapi_generator(service: Service, folder: Path) -> None:
-    generate([sys.executable, "-m", "pip", "install", "--quiet", "--target", "tools", *PYPI], folder)
+    generate([sys.executable, "-P", "-m", "pip", "install", "--quiet", "--target", "tools", *PYPI], folder)
     jar = next((folder / "tools").rglob("openapi-generator.jar"))
     schema, name = str(write_schema(service, folder)), "packageName=wbar_openapi"
     command = ["java", "-jar", str(jar), "generate", "-g", "python", "-i", schema, "-o", "generated"]
     generate([*command, "--additional-properties", name], folder)
-    run_flow([sys.executable, "-c", _START, str(FLOWS / "openapi_generator.py")], service, folder, folder / "generated")
+    run_flow([sys.executable, "-P", "-c", _START, str(FLOWS / "openapi_generator.py")], service, folder, folder / "generated")
 
 
 # The client's own dependencies come last, so that they replace nothing that is installed.

@@ -16,15 +16,15 @@ def test_openapi_python_client(service: Service, tmp_path: Path) -> None:
         "project_name_override: wbar_generated\npackage_name_override: wbar_generated\npost_hooks: []\n"
     )
     schema = str(write_schema(service, tmp_path))
-    command = [sys.executable, "-m", "openapi_python_client", "generate", "--fail-on-warning", "--meta", "none"]
+    command = [sys.executable, "-P", "-m", "openapi_python_client", "generate", "--fail-on-warning", "--meta", "none"]
     generate([*command, "--path", schema, "--config", str(settings), "--output-path", "wbar_generated"], tmp_path)
-    run_flow([sys.executable, str(FLOWS / "openapi_python_client.py")], service, tmp_path, tmp_path)
+    run_flow([sys.executable, "-P", str(FLOWS / "openapi_python_client.py")], service, tmp_path, tmp_path)
 
 
 def test_datamodel_code_generator(service: Service, tmp_path: Path) -> None:
     pytest.importorskip("datamodel_code_generator")
     schema = str(write_schema(service, tmp_path))
-    command = [sys.executable, "-m", "datamodel_code_generator", "--input", schema, "--input-file-type", "openapi"]
+    command = [sys.executable, "-P", "-m", "datamodel_code_generator", "--input", schema, "--input-file-type", "openapi"]
     options = [
         "--output-model-type",
         "pydantic_v2.BaseModel",
@@ -34,4 +34,4 @@ def test_datamodel_code_generator(service: Service, tmp_path: Path) -> None:
         "builtin",
     ]
     generate([*command, *options, "--output", "wbar_models.py"], tmp_path)
-    run_flow([sys.executable, str(FLOWS / "datamodel_code_generator.py")], service, tmp_path, tmp_path)
+    run_flow([sys.executable, "-P", str(FLOWS / "datamodel_code_generator.py")], service, tmp_path, tmp_path)
