@@ -38,7 +38,9 @@ def openapi_generator(service: Service, folder: Path) -> None:
     schema, name = str(write_schema(service, folder)), "packageName=wbar_openapi"
     command = ["java", "-jar", str(jar), "generate", "-g", "python", "-i", schema, "-o", "generated"]
     generate([*command, "--additional-properties", name], folder)
-    run_flow([sys.executable, "-P", "-c", _START, str(FLOWS / "openapi_generator.py")], service, folder, folder / "generated")
+    run_flow(
+        [sys.executable, "-P", "-c", _START, str(FLOWS / "openapi_generator.py")], service, folder, folder / "generated"
+    )
 
 
 # The client's own dependencies come last, so that they replace nothing that is installed.

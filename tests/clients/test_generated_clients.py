@@ -24,7 +24,16 @@ def test_openapi_python_client(service: Service, tmp_path: Path) -> None:
 def test_datamodel_code_generator(service: Service, tmp_path: Path) -> None:
     pytest.importorskip("datamodel_code_generator")
     schema = str(write_schema(service, tmp_path))
-    command = [sys.executable, "-P", "-m", "datamodel_code_generator", "--input", schema, "--input-file-type", "openapi"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "datamodel_code_generator",
+        "--input",
+        schema,
+        "--input-file-type",
+        "openapi",
+    ]
     options = [
         "--output-model-type",
         "pydantic_v2.BaseModel",

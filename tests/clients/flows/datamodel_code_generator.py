@@ -17,8 +17,8 @@ from wbar_models import (
     Job,
     JobPage,
     JobRequest,
+    LowPhase,
     Optimizer,
-    Phase,
     Recipe,
 )
 
@@ -45,7 +45,7 @@ def main(url: str, key: str, start: str, weights: str) -> None:
             dataset = Dataset.model_validate_json(get(f"/v1/datasets/{dataset.id}"))
         assert (checkpoint.status, dataset.status) == ("ready", "ready")
 
-        method = CyclicSwa(type="cyclic_swa", cycles=1, low=Phase(lr=0.001))
+        method = CyclicSwa(type="cyclic_swa", cycles=1, low=LowPhase(lr=0.001))
         recipe = Recipe(optimizer=Optimizer(betas=[0.8, 0.9]))
         request = JobRequest(checkpoint=checkpoint.id, dataset=dataset.id, method=method, recipe=recipe)
         body = request.model_dump_json()

@@ -15,10 +15,10 @@ from wbar_openapi import (
     DatasetSource,
     JobRequest,
     JobsApi,
+    LowPhase,
     Lr,
     Method,
     Optimizer,
-    Phase,
     Recipe,
 )
 from wbar_openapi.exceptions import NotFoundException
@@ -40,7 +40,7 @@ def main(url: str, key: str, start: str, weights: str) -> None:
         with pytest.raises(NotFoundException) as refused:
             jobs.create_job(JobRequest(checkpoint="ckpt_none", dataset=dataset.id))
         assert json.loads(refused.value.body)["code"] == "not_found"
-        method = Method(CyclicSwa(type="cyclic_swa", cycles=1, low=Phase(lr=Lr(0.001))))
+        method = Method(CyclicSwa(type="cyclic_swa", cycles=1, low=LowPhase(lr=Lr(0.001))))
         recipe = Recipe(optimizer=Optimizer(betas=[0.8, 0.9]))
         job = jobs.create_job(JobRequest(checkpoint=checkpoint.id, dataset=dataset.id, method=method, recipe=recipe))
         while job.status in ("queued", "running"):

@@ -19,8 +19,8 @@ from wbar_generated.models import (
     JobPage,
     JobRequest,
     JobStatus,
+    LowPhase,
     Optimizer,
-    Phase,
     Problem,
     Recipe,
 )
@@ -48,7 +48,7 @@ def main(url: str, key: str, start: str, weights: str) -> None:
     missing = create_job.sync(client=client, body=JobRequest(checkpoint="ckpt_none", dataset=dataset.id))
     assert isinstance(missing, Problem)
     assert missing.code == "not_found"
-    method = CyclicSwa(type_=CyclicSwaType.CYCLIC_SWA, cycles=1, low=Phase(lr=0.001))
+    method = CyclicSwa(type_=CyclicSwaType.CYCLIC_SWA, cycles=1, low=LowPhase(lr=0.001))
     recipe = Recipe(optimizer=Optimizer(betas=[0.8, 0.9]))
     request = JobRequest(checkpoint=checkpoint.id, dataset=dataset.id, method=method, recipe=recipe)
     job = create_job.sync(client=client, body=request)
