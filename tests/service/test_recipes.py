@@ -5,6 +5,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -276,3 +277,85 @@ def test_a_teacher_with_other_inputs_or_another_order_is_refused(
         turned = http.post("/v1/jobs", json=body | {"recipe": recipe, "classes": list("1023456789")})
         assert (turned.status_code, turned.json()["code"]) == (422, "checkpoints_differ")
         assert "output 0 is '0' in the teacher" in turned.json()["detail"]
+
+
+def image_archive(folder: Path, sizes: dict[str, list[tuple[int, int]]]) -> Path:
+    """A zip of JPEGs whose brightness says the class; for each class the sizes of its images, in train/ and in val/."""
+    generator, out = np.random.default_rng(0), folder / "images.zip"
+    with zipfile.ZipFile(out, "w") as archive:
+        for index, (label, shapes) in enumerate(sizes.items()):
+            for split in ("train", "val"):
+                for n, (width, height) in enumerate(shapes):
+                    pixels = generator.integers(0, 60, (height, width), dtype=np.uint8) + 180 * index
+                    data = io.BytesIO()
+                    Image.fromarray(pixels.astype(np.uint8)).save(data, "JPEG")
+                    archive.writestr(f"{split}/{label}/{n}.jpg", data.getvalue())
+    return out
+
+
+def upload_start(client: Client, folder: Path, network: Network) -> str:
+    torch.manual_seed(3)
+    path = folder / f"{network.name}-{network.num_classes}.safetensors"
+    write_safetensors(path, initialized(network).state_dict(), {})
+    return client.checkpoints.create(path).id
+
+
+def test_a_single_output_for_two_classes_from_upload_to_download(service: Service, tmp_path: Path) -> None:
+    sizes = {"dark": [(8, 8)] * 30, "light": [(8, 8)] * 30}
+    with service.client() as client:
+        start = upload_start(client, tmp_path, Network("resnet20", 1, channels=1))
+        assert client.checkpoints.get(start).architecture.num_classes == 1
+        dataset = client.datasets.create(image_archive(tmp_path, sizes)).id
+        job = finished(client, client.jobs.create(checkpoint=start, dataset=dataset, method={"cycles": 2}))
+        assert job.id is not None
+        assert job.result is not None
+        assert job.result.metrics.averaged.accuracy > 0.9
+        client.jobs.download(job.id, tmp_path / "weights.safetensors")
+    with safe_open(tmp_path / "weights.safetensors", "pt") as file:
+        assert file.metadata()["wbar.num_classes"] == "1"
+        assert json.loads(file.metadata()["wbar.classes"]) == ["dark", "light"]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size", "augment"),
+    [
+        ([(40, 30), (50, 60)], [224, 224], "resized_crop_flip"),  # many sizes
+        ([(100, 80)] * 2, [224, 224], "resized_crop_flip"),  # large
+        ([(96, 64)] * 2, [64, 96], "pad_crop_flip"),
+    ],
+)
+def test_defaults_for_photographs(
+    service: Service, tmp_path: Path, shapes: list[tuple[int, int]], size: list[int], augment: str
+) -> None:
+    with service.client() as client:
+        start = upload_start(client, tmp_path, Network("resnet18", 2, channels=1))
+        dataset = client.datasets.create(image_archive(tmp_path, {"a": shapes, "b": shapes})).id
+        job = client.jobs.create(checkpoint=start, dataset=dataset, dry_run=True)
+    assert (list(job.recipe.image_size), job.recipe.augment) == (size, augment)
+
+
+def test_the_job_shows_the_normalization_that_was_found(service: Service, ready: tuple[str, str]) -> None:
+    with service.client() as client:
+        job = finished(client, client.jobs.create(checkpoint=ready[0], dataset=ready[1], method={"cycles": 1}))
+        given = finished(
+            client,
+            client.jobs.create(
+                checkpoint=ready[0], dataset=ready[1], method={"cycles": 1}, recipe={"normalize": "imagenet"}
+            ),
+        )
+    assert job.result is not None
+    assert job.result.normalization is not None
+    assert job.result.normalization.normalization == job.recipe.normalize
+    assert min(job.result.normalization.losses.values()) > 0
+    assert given.result is not None
+    assert given.result.normalization is None, "what was given is not looked for"
+
+
+def test_a_low_rate_above_the_high_one_is_refused_also_once_auto_is_resolved(
+    service: Service, ready: tuple[str, str]
+) -> None:
+    with service.http() as http:
+        body = {"checkpoint": ready[0], "dataset": ready[1], "method": {"low": {"lr": 0.5}}}
+        answer = http.post("/v1/jobs", json=body)
+    assert answer.status_code == 422
+    assert "low.lr 0.5 is above high.lr 0.003125" in answer.text
