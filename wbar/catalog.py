@@ -18,7 +18,7 @@ class Architecture:
 
     name: str
     family: str
-    size: int  # what the published weights were trained at
+    size: int  # the side that the published weights were trained at
     min_size: int  # smallest side its strides and poolings survive in training mode
     fixed_size: bool = False  # position tables tie the weights to one image size, read off the checkpoint
     optimizer: Literal["sgd", "adamw"] = "sgd"

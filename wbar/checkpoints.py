@@ -1,4 +1,4 @@
-"""A checkpoint as it is sent: what was uploaded, and what the worker found in it."""
+"""A checkpoint as the API sends it: the upload, and the network that the worker recognized in it."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from wbar.states import UploadStatus
 
 
 class Fault(BaseModel):
-    """Why an object was rejected or a job failed: a stable code and a sentence that says what to do."""
+    """The reason why an object was rejected or a job failed: a stable code and a sentence that says what to do."""
 
     code: str
     message: str
@@ -18,7 +18,7 @@ class Fault(BaseModel):
 
 
 class NetworkArchitecture(BaseModel):
-    """The catalog name a checkpoint fits, and what was read off its tensors."""
+    """The catalog name that a checkpoint fits, and the sizes that were read off its tensors."""
 
     name: str
     num_classes: int
@@ -44,10 +44,12 @@ class NetworkArchitecture(BaseModel):
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What an upload turned out to hold: read off the tensors once, when the checkpoint is validated.
+    """The facts about an uploaded checkpoint, read off its tensors once, when it is validated.
 
-    parameters: numbers in the network's parameters, buffers not counted; tensors: in the file. prefix: what the uploaded
-    names have before the network's own. ambiguous_with: see NetworkArchitecture.
+    parameters: how many numbers the network's parameters have, buffers not counted.
+    tensors: how many tensors the file has.
+    prefix: the part of the uploaded names before the network's own.
+    ambiguous_with: see NetworkArchitecture.
     """
 
     format: Literal["safetensors", "pytorch"]

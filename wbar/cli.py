@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 datasets_app = typer.Typer(no_args_is_help=True, help="Datasets: add, list.")
 app.add_typer(datasets_app, name="datasets")
-# Written out: the models that know these names would make `wbar --help` wait.
+# The names are written out: importing the models that define them would slow `wbar --help` down.
 AUGMENTS = (
     "auto, none, pad_crop, pad_crop_flip, resized_crop, resized_crop_flip, imagenet, rand_augment, trivial_augment"
 )
@@ -86,7 +86,9 @@ def add_dataset(
         typer.Argument(help="An archive's or folder's path, builtin:digits, builtin:fashion-mnist, file://…, s3://…"),
     ],
     name: Annotated[str | None, typer.Option()] = None,
-    max_train_images: Annotated[int | None, typer.Option(help="Keep so many training images (built-in sets).")] = None,
+    max_train_images: Annotated[
+        int | None, typer.Option(help="Keep this many training images (built-in sets).")
+    ] = None,
     multilabel: Annotated[bool, typer.Option(help="Several labels per image, from labels.csv.")] = False,
 ) -> None:
     """Add a dataset, wait until it was read, print its id."""
@@ -112,23 +114,23 @@ def add_dataset(
 
 @datasets_app.command("list")
 def list_datasets(limit: int = 20, after: str | None = None) -> None:
-    """The datasets, newest first."""
+    """List the datasets, newest first."""
     with _client() as client:
-        found = client.datasets.list(limit=limit, after=after).data
+        page = client.datasets.list(limit=limit, after=after).data
     _table(("id", "name", "status", "classes", "images"), [
         (item.id, item.name, item.status, len(item.classes or []), sum(s.images for s in (item.splits or {}).values()))
-        for item in found
+        for item in page
     ])  # fmt: skip
 
 
 @app.command()
 def checkpoints(limit: int = 20, after: str | None = None) -> None:
-    """The checkpoints, newest first."""
+    """List the checkpoints, newest first."""
     with _client() as client:
-        found = client.checkpoints.list(limit=limit, after=after).data
+        page = client.checkpoints.list(limit=limit, after=after).data
     _table(("id", "name", "status", "architecture", "bytes"), [
         (item.id, item.name, item.status, item.architecture.name if item.architecture else "", f"{item.bytes:,}")
-        for item in found
+        for item in page
     ])  # fmt: skip
 
 
@@ -191,7 +193,7 @@ def submit(
 
 
 def _object(text: str | None) -> dict[str, Any]:
-    """A JSON object given as text, or as @FILE."""
+    """Parse a JSON object, given as text or as @FILE."""
     if text is None:
         return {}
     try:
@@ -211,19 +213,19 @@ def jobs(
     limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
     after: Annotated[str | None, typer.Option()] = None,
 ) -> None:
-    """The jobs, newest first."""
+    """List the jobs, newest first."""
     with _client() as client:
-        found = client.jobs.list(limit=limit, after=after, status=status).data
+        page = client.jobs.list(limit=limit, after=after, status=status).data
     _table(("id", "name", "status", "done", "verdict"), [
         (job.id, job.name or "", job.status, f"{job.progress.fraction:.0%}" if job.progress else "",
          job.result.verdict if job.result else (job.error.code if job.error else ""))
-        for job in found
+        for job in page
     ])  # fmt: skip
 
 
 @app.command()
 def show(job: str) -> None:
-    """One job as JSON."""
+    """Print one job as JSON."""
     with _client() as client:
         typer.echo(client.jobs.get(job).model_dump_json(indent=2))
 
@@ -266,7 +268,7 @@ def download(
     format: Annotated[str | None, typer.Option(help="safetensors or pytorch; default: by the output's suffix.")] = None,
     snapshot: Annotated[int | None, typer.Option(help="Download w_n instead.")] = None,
 ) -> None:
-    """Download the averaged weights: goes on where it was interrupted, verifies the digest."""
+    """Download the averaged weights: an interrupted download goes on, and the digest is verified."""
     kind: Literal["safetensors", "pytorch"] = "safetensors"
     if format == "pytorch" or (format is None and output.suffix in (".pt", ".pth")):
         kind = "pytorch"
@@ -317,13 +319,13 @@ def _given(**values: Any) -> dict[str, Any]:
 
 
 def _tags(pairs: list[str]) -> dict[str, str]:
-    found = {}
+    tags = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise typer.BadParameter(f"{pair!r} is not key=value")
-        found[key] = value
-    return found
+        tags[key] = value
+    return tags
 
 
 def _step(bar: Any, description: str) -> "Step":
@@ -341,7 +343,7 @@ def _table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
 
 
 def main() -> None:
-    """The `wbar` command."""
+    """Run the `wbar` command."""
     for entry in entry_points(group="wbar.commands"):
         app.registered_commands += entry.load().registered_commands
     try:

@@ -32,15 +32,17 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Client:
-    """A connection to one service. Use as a context manager, or call `close`.
+    """A connection to one service. Use it as a context manager, or call `close`.
 
-    url, api_key: default to WBAR_URL and WBAR_API_KEY, then to the configuration file. timeout: seconds for one answer.
+    url: default: WBAR_URL, then the configuration file.
+    api_key: default: WBAR_API_KEY, then the configuration file.
+    timeout: seconds to wait for one answer.
     """
 
     def __init__(self, url: str | None = None, api_key: str | None = None, timeout: float = 60.0) -> None:
-        known = config.current()
-        self.url = (url or known.url or config.DEFAULT_URL).rstrip("/")
-        key = api_key or known.api_key
+        configured = config.current()
+        self.url = (url or configured.url or config.DEFAULT_URL).rstrip("/")
+        key = api_key or configured.api_key
         headers = {"User-Agent": f"wbar/{__version__}"} | ({"Authorization": f"Bearer {key}"} if key else {})
         # trust_env off: a proxy from the environment must not see keys and weights bound for a private address.
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
@@ -49,7 +51,10 @@ class Client:
         self.jobs = Jobs(self)
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """One request. Raises Unreachable, or the class of wbar.errors that the problem's code names."""
+        """Send one request and return the response.
+
+        Raises Unreachable, or the class of wbar.errors that the problem's code names.
+        """
         try:
             response = self._http.request(method, path, **options)
         except httpx.TransportError as error:
@@ -59,7 +64,10 @@ class Client:
 
     @contextmanager
     def stream(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """A GET whose body is read as it comes; the same errors as `request`, also while it is read."""
+        """Send a GET and yield the response, whose body is read as it comes.
+
+        Raises as `request`, also while the body is read.
+        """
         try:
             with self._http.stream("GET", path, headers=headers) as response:
                 raise_for_problem(response)
@@ -81,7 +89,7 @@ class Client:
 
 
 def raise_for_problem(response: httpx.Response) -> None:
-    """Raise the class that the problem's code names, with its detail."""
+    """Raise the class that the code of a problem response names, with its detail; return on success."""
     if response.status_code < 400:
         return
     response.read()
@@ -105,17 +113,19 @@ class _Resource:
     def _wait_ready(self, get: Callable[[], Any], timeout: float, poll: float) -> Any:
         deadline = time.monotonic() + timeout
         while True:
-            found = get()
-            if found.status == "ready":
-                return found
-            if found.status == "rejected":
-                raise REJECTED.get(found.error.code, Rejected)(found.error.message)
+            uploaded = get()
+            if uploaded.status == "ready":
+                return uploaded
+            if uploaded.status == "rejected":
+                raise REJECTED.get(uploaded.error.code, Rejected)(uploaded.error.message)
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{found.id} is still {found.status} after {timeout:g} s")
+                raise TimeoutError(f"{uploaded.id} is still {uploaded.status} after {timeout:g} s")
             time.sleep(poll)
 
 
 class Checkpoints(_Resource):
+    """Uploads, lists, downloads and deletes checkpoints."""
+
     def create(
         self,
         path: str | os.PathLike[str],
@@ -130,7 +140,8 @@ class Checkpoints(_Resource):
     ) -> Checkpoint:
         """Upload a safetensors or PyTorch file and, unless `wait` is false, wait until it is ready.
 
-        The file's sha-256 is sent along and checked there. Raises the class of wbar.errors.Rejected that says why.
+        The file's sha-256 is sent along and checked by the service. Raises the class of wbar.errors.Rejected that says
+        why the file was rejected, and TimeoutError after `timeout` seconds.
         """
         path = Path(path)
         params = {"name": name or path.name, "architecture": architecture, "num_classes": num_classes}
@@ -148,20 +159,25 @@ class Checkpoints(_Resource):
         return ready
 
     def get(self, checkpoint_id: str) -> Checkpoint:
+        """Return one checkpoint. Raises NotFound."""
         return self._get(f"/v1/checkpoints/{checkpoint_id}", Checkpoint)
 
     def list(self, limit: int = 20, after: str | None = None, order: str | None = None) -> Page[Checkpoint]:
+        """Return one page of checkpoints, newest first unless `order` is `asc`."""
         return self._get("/v1/checkpoints", Page[Checkpoint], limit=limit, after=after, order=order)
 
     def delete(self, checkpoint_id: str) -> None:
+        """Delete a checkpoint. Raises InUse while a job that has not ended needs it."""
         self._client.request("DELETE", f"/v1/checkpoints/{checkpoint_id}")
 
     def download(self, checkpoint_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
-        """The bytes as uploaded; see Jobs.download."""
+        """Download the bytes as they were uploaded; see Jobs.download."""
         return download(self._client, f"/v1/checkpoints/{checkpoint_id}/content", Path(path), step)
 
 
 class Datasets(_Resource):
+    """Creates, lists and deletes datasets."""
+
     def create(
         self,
         source: str | os.PathLike[str],
@@ -174,8 +190,16 @@ class Datasets(_Resource):
         step: Step | None = None,
         idempotency_key: str | None = None,
     ) -> Dataset:
-        """A built-in set (`builtin:digits`), a location the operator allows (`file://…`, `s3://…`), or the path of an
-        archive or of a folder with `train/<class>/` images; with task `multilabel`, of `train/` images and `labels.csv`."""
+        """Create a dataset and, unless `wait` is false, wait until it is ready.
+
+        source: a built-in set (`builtin:digits`), a location that the operator allows (`file://…`, `s3://…`), or the
+            path of an archive or of a folder with `train/<class>/` images; with task `multilabel`, with `train/` images
+            and `labels.csv`.
+        max_train_images: of a source by name: keep this many training images.
+
+        Raises the class of wbar.errors.Rejected that says why the dataset was rejected, and TimeoutError after
+        `timeout` seconds.
+        """
         if isinstance(source, str) and source.startswith(("builtin:", "file://", "s3://")):
             body = {"source": source} | ({"max_train_images": max_train_images} if max_train_images else {})
             headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
@@ -197,16 +221,21 @@ class Datasets(_Resource):
         return ready
 
     def get(self, dataset_id: str) -> Dataset:
+        """Return one dataset. Raises NotFound."""
         return self._get(f"/v1/datasets/{dataset_id}", Dataset)
 
     def list(self, limit: int = 20, after: str | None = None, order: str | None = None) -> Page[Dataset]:
+        """Return one page of datasets, newest first unless `order` is `asc`."""
         return self._get("/v1/datasets", Page[Dataset], limit=limit, after=after, order=order)
 
     def delete(self, dataset_id: str) -> None:
+        """Delete a dataset. Raises InUse while a job that has not ended needs it."""
         self._client.request("DELETE", f"/v1/datasets/{dataset_id}")
 
 
 class Jobs(_Resource):
+    """Creates, follows, controls and deletes jobs, and downloads their weights."""
+
     def create(self, *, checkpoint: str, dataset: str, idempotency_key: str | None = None, **fields: Any) -> Job:
         """Create a job; `fields` are those of wbar.jobs.JobRequest (name, method, recipe, seed, classes, dry_run …)."""
         body = {"checkpoint": checkpoint, "dataset": dataset, **fields}
@@ -214,6 +243,7 @@ class Jobs(_Resource):
         return Job.model_validate(self._client.request("POST", "/v1/jobs", json=body, headers=headers).json())
 
     def get(self, job_id: str) -> Job:
+        """Return one job. Raises NotFound."""
         return self._get(f"/v1/jobs/{job_id}", Job)
 
     def list(
@@ -225,28 +255,33 @@ class Jobs(_Resource):
         checkpoint: str | None = None,
         metadata: dict[str, str] | None = None,
     ) -> Page[Job]:
+        """Return one page of jobs, newest first unless `order` is `asc`; status, checkpoint, metadata: keep only these."""
         tags = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
         return self._get(
             "/v1/jobs", Page[Job], limit=limit, after=after, order=order, status=status, checkpoint=checkpoint, **tags
         )
 
     def cancel(self, job_id: str) -> Job:
+        """End a job now; its snapshots stay. Raises InvalidTransition once it has ended otherwise."""
         return self._act(job_id, "cancel")
 
     def pause(self, job_id: str) -> Job:
+        """Ask a running job to stop at its next step, exactly resumable. Raises InvalidTransition for another job."""
         return self._act(job_id, "pause")
 
     def resume(self, job_id: str) -> Job:
+        """Queue a paused job again. Raises InvalidTransition for another job."""
         return self._act(job_id, "resume")
 
     def _act(self, job_id: str, action: str) -> Job:
         return Job.model_validate(self._client.request("POST", f"/v1/jobs/{job_id}/{action}").json())
 
     def delete(self, job_id: str) -> None:
+        """Delete an ended job. Raises InvalidTransition while it has not ended, InUse while it is a teacher."""
         self._client.request("DELETE", f"/v1/jobs/{job_id}")
 
     def wait(self, job_id: str, timeout: float | None = None, poll: float = 0.5) -> Job:
-        """Poll until the job has ended, however it did. Raises TimeoutError after `timeout` seconds, if given."""
+        """Poll until the job has ended in any status. Raises TimeoutError after `timeout` seconds, if given."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             job = self.get(job_id)
@@ -287,21 +322,23 @@ class Jobs(_Resource):
                 yield Event.model_validate(json.loads(line[5:])) if line.startswith("data:") else None
 
     def event_list(self, job_id: str, limit: int = 100, after: str | None = None, order: str = "asc") -> Page[Event]:
+        """Return one page of the job's log, oldest first unless `order` is `desc`."""
         return self._get(f"/v1/jobs/{job_id}/events", Page[Event], limit=limit, after=after, order=order)
 
     def metrics(self, job_id: str) -> Sequence[MetricsPoint]:
-        found = self._client.request("GET", f"/v1/jobs/{job_id}/metrics").json()
-        return [MetricsPoint.model_validate(point) for point in found["data"]]
+        """Return every point of the training series, in the order of the steps."""
+        answer = self._client.request("GET", f"/v1/jobs/{job_id}/metrics").json()
+        return [MetricsPoint.model_validate(point) for point in answer["data"]]
 
     def snapshots(self, job_id: str) -> Sequence[Snapshot]:
-        """All snapshots, in the order of n."""
-        found = [*()]
+        """Return all snapshots, in the order of n."""
+        snapshots = [*()]
         after: str | None = None
         while True:
             page = self._get(f"/v1/jobs/{job_id}/snapshots", Page[Snapshot], limit=100, after=after)
-            found += page.data
+            snapshots += page.data
             if not page.has_more:
-                return found
+                return snapshots
             after = page.last_id
 
     def download(
@@ -311,9 +348,9 @@ class Jobs(_Resource):
         format: Literal["safetensors", "pytorch"] = "safetensors",
         step: Step | None = None,
     ) -> Path:
-        """w̄ to `path`. An interrupted download goes on where it stopped; the digest is verified before the file appears."""
+        """Download w̄ to `path`. An interrupted download goes on; the digest is verified before the file appears."""
         return download(self._client, f"/v1/jobs/{job_id}/weights?format={format}", Path(path), step)
 
     def download_snapshot(self, job_id: str, n: int, path: str | os.PathLike[str], step: Step | None = None) -> Path:
-        """w_n to `path`; see download."""
+        """Download w_n to `path`; see download."""
         return download(self._client, f"/v1/jobs/{job_id}/snapshots/{n}/weights", Path(path), step)

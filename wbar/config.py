@@ -1,4 +1,4 @@
-"""Where the service is and with which key: WBAR_URL and WBAR_API_KEY, or the file that `wbar up` writes."""
+"""The address of the service and the API key: WBAR_URL and WBAR_API_KEY, or the file that `wbar up` writes."""
 
 import json
 import os
@@ -11,28 +11,30 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 @dataclass(frozen=True)
 class Config:
+    """The address of a service and a key to it; None where it is not configured."""
+
     url: str | None = None
     api_key: str | None = None
 
 
 def path() -> Path:
-    """$WBAR_CONFIG, or ~/.config/wbar/config.toml."""
+    """Return $WBAR_CONFIG, or ~/.config/wbar/config.toml."""
     return Path(os.environ.get("WBAR_CONFIG") or "~/.config/wbar/config.toml").expanduser()
 
 
 def read() -> Config:
-    """The file alone. Raises ValueError, naming it, if it is not TOML."""
+    """Read the file alone. Raises ValueError, naming it, if it is not TOML."""
     try:
-        found = tomllib.loads(path().read_text())
+        stored = tomllib.loads(path().read_text())
     except FileNotFoundError:
         return Config()
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path()} is not a TOML file ({error}): mend or delete it") from None
-    return Config(found.get("url"), found.get("api_key"))
+    return Config(stored.get("url"), stored.get("api_key"))
 
 
 def current() -> Config:
-    """The environment before the file, the default address where neither names one."""
+    """Return the configuration: the environment before the file, the default address where neither names one."""
     stored = read()
     return Config(
         os.environ.get("WBAR_URL") or stored.url or DEFAULT_URL, os.environ.get("WBAR_API_KEY") or stored.api_key

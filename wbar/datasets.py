@@ -1,4 +1,4 @@
-"""A dataset as it is sent: its classes, splits and image size, as the worker found them."""
+"""A dataset as the API sends it: its classes, splits and image size, as the worker read them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,11 +14,13 @@ THUMBNAIL = 96  # pixels a side: up to here images are trained on at their own s
 
 
 class Split(BaseModel):
+    """The number of images in one split."""
+
     images: int
 
 
 class ImageShape(BaseModel):
-    """Channels, height and width in pixels; the median where the images have many sizes."""
+    """The channels, height and width (in pixels) of the images; the median where they have many sizes."""
 
     channels: int
     height: int
@@ -27,10 +29,13 @@ class ImageShape(BaseModel):
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What a job's options are resolved by: read off the images once, when the dataset is validated.
+    """The facts of a dataset that a job's options are resolved from, read off the images once, when it is validated.
 
-    classes: sorted names. train_images: in the training split. shape: in pixels, the median where there are many sizes.
-    mean, std: per channel of the training split, for pixels in [0, 1]. source: `builtin:…` and the like; None: uploaded.
+    classes: their names, sorted.
+    train_images: the number of images in the training split.
+    shape: in pixels, the median where there are many sizes.
+    mean, std: one number per channel of the training split, for pixels in [0, 1].
+    source: `builtin:…` and the like; None for an upload.
     """
 
     task: Task
@@ -44,7 +49,7 @@ class DatasetFacts:
 
     @property
     def are_photographs(self) -> bool:
-        """Whether the images want what photographs are trained with: the architecture's own size, random boxes."""
+        """Whether `auto` treats the images as photographs: the architecture's image size, random boxes."""
         return self.many_sizes or max(self.shape.height, self.shape.width) > THUMBNAIL
 
 

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: the live progress of a job, and the table of the comparisons."""
+"""Output in the terminal: the live progress of a job, and the table of the comparisons."""
 
 from collections.abc import Iterable
 
@@ -15,14 +15,14 @@ SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def transfer(console: Console) -> Progress:
-    """A bar for bytes on their way."""
+    """Return a progress bar that counts transferred bytes."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console
     )
 
 
 def follow(events: Iterable[Event], console: Console) -> str:
-    """Show a job's events as they come: one bar, and a line for what stays. Returns the status it ended with."""
+    """Show a job's events as they come: one bar, and a line for each lasting event. Returns the job's last status."""
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.fields[detail]}"),
         console=console,
@@ -68,7 +68,7 @@ def _detail(data: dict[str, object]) -> str:
 
 
 def comparison(job: Job) -> Table:
-    """The comparisons side by side, on held-out images."""
+    """Return a table of the comparisons, on held-out images."""
     assert job.result is not None
     table = Table(title=escape(f"{job.name or job.id}: held-out images"), title_justify="left")
     several = job.result.metrics.averaged.map is not None  # labels per image
@@ -89,7 +89,7 @@ def comparison(job: Job) -> Table:
 
 
 def summary(result: JobResult) -> list[str]:
-    """The curve over n and the verdict, as lines."""
+    """Return the selection, the curve over n and the verdict, as lines."""
     losses = [point.loss for point in result.curve]
     low, high = min(losses), max(losses)
     marks = "".join(SPARKS[round((loss - low) / (high - low) * 7) if high > low else 0] for loss in losses)

@@ -4,10 +4,10 @@ WbarError
 ├── Refused                     an HTTP problem: status, title, code, detail
 │   ├── BadRequest  ValidationFailed  Unauthorized  NotFound  TooLarge  RangeNotSatisfiable  DigestMismatch ...
 │   └── Conflict                409: InUse  CheckpointNotReady  DatasetNotReady  JobNotFinished  InvalidTransition ...
-├── Rejected                    what an uploaded checkpoint or dataset is refused for, after the 201
+├── Rejected                    the content of an uploaded checkpoint or dataset is refused, after the 201
 │   ├── UnsafePickle  CorruptFile  NotAStateDict  NonFiniteWeights  ArchitectureMismatch  UnknownArchitecture ...
 │   └── InvalidArchive  UnsafePath  TooFewClasses  NoImages  BrokenImage  UnknownSource ...
-├── JobError                    what a job fails with: Diverged  OutOfMemory  NothingMatches  AttemptsExhausted  ...
+├── JobError                    a job failed: Diverged  OutOfMemory  NothingMatches  AttemptsExhausted  ...
 └── Unreachable                 the client found no service at the address
 """
 
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 
 class WbarError(Exception):
-    """Base of everything wbar raises on purpose. `code` is stable and is what programs should look at."""
+    """The base of every error that wbar raises on purpose. Programs should look at `code`, which is stable."""
 
     code: ClassVar[str] = "error"
 
@@ -28,7 +28,7 @@ class WbarError(Exception):
 
 
 class Unreachable(WbarError):
-    """No service answered at the address."""
+    """Raised by the client when no service answers at the address."""
 
     code = "unreachable"
 
@@ -46,198 +46,290 @@ class Refused(WbarError):
 
 
 class BadRequest(Refused):
+    """Raised when a request cannot be read: malformed JSON, a header or a parameter that makes no sense."""
+
     code, title = "bad_request", "The request cannot be read"
 
 
 class Unauthorized(Refused):
+    """Raised when a request has no API key, or one that is not valid."""
+
     code, status, title = "unauthorized", 401, "No valid API key"
 
 
 class NotFound(Refused):
+    """Raised when an object does not exist, or belongs to another tenant."""
+
     code, status, title = "not_found", 404, "No such object"
 
 
 class MethodNotAllowed(Refused):
+    """Raised when a path does not take the request's HTTP method."""
+
     code, status, title = "method_not_allowed", 405, "This path does not take that method"
 
 
 class TooLarge(Refused):
+    """Raised when a request's body is larger than the service takes."""
+
     code, status, title = "too_large", 413, "The body is larger than this service takes"
 
 
 class RangeNotSatisfiable(Refused):
+    """Raised when a `Range` header asks for bytes outside the content."""
+
     code, status, title = "range_not_satisfiable", 416, "The range lies outside the content"
 
 
 class ValidationFailed(Refused):
+    """Raised when a request does not fit the schema, or when its fields do not fit each other."""
+
     code, status, title = "validation_failed", 422, "The request does not fit the schema"
 
 
 class DigestMismatch(Refused):
+    """Raised when received bytes have another digest than was announced."""
+
     code, status, title = "digest_mismatch", 422, "The bytes received have another digest than announced"
 
 
 class ClassesMismatch(Refused):
+    """Raised when the classes of the dataset do not fit the outputs of the checkpoint's network."""
+
     code, status, title = "classes_mismatch", 422, "Checkpoint and dataset disagree about the classes"
 
 
 class CheckpointsDiffer(Refused):
+    """Raised when the checkpoints of a soup, or a teacher and its student, do not fit each other."""
+
     code, status, title = "checkpoints_differ", 422, "The checkpoints of a soup are not of one architecture"
 
 
 class ChannelsMismatch(Refused):
+    """Raised when the images, the normalization and the network do not have the same number of channels."""
+
     code, status, title = "channels_mismatch", 422, "Checkpoint and dataset disagree about the channels"
 
 
 class ImageSizeUnsupported(Refused):
+    """Raised when the network does not take images of the size that is asked for."""
+
     code, status, title = "image_size_unsupported", 422, "The architecture does not take images of this size"
 
 
 class TaskUnsupported(Refused):
+    """Raised when this version does not have the task of a dataset."""
+
     code, status, title = "task_unsupported", 422, "This version fine-tunes image classification only"
 
 
 class InternalError(Refused):
+    """Raised when the service failed unexpectedly; nothing was changed."""
+
     code, status, title = "internal_error", 500, "The service failed; nothing was changed"
 
 
 class Unavailable(Refused):
+    """Raised when a part of the service, such as the database or the broker, is not ready."""
+
     code, status, title = "unavailable", 503, "A part of the service is not ready"
 
 
 class Conflict(Refused):
+    """The base of the errors that are raised when an object's state does not allow the request."""
+
     code, status, title = "conflict", 409, "The object's state does not allow this"
 
 
 class InUse(Conflict):
+    """Raised when an object cannot be deleted because a job that has not ended needs it."""
+
     code = "in_use"
 
 
 class CheckpointNotReady(Conflict):
+    """Raised when a job names a checkpoint that is not validated yet, or was rejected."""
+
     code = "checkpoint_not_ready"
 
 
 class DatasetNotReady(Conflict):
+    """Raised when a job names a dataset that is not packed yet, or was rejected."""
+
     code = "dataset_not_ready"
 
 
 class JobNotFinished(Conflict):
+    """Raised when a file is asked of a job that has not ended yet."""
+
     code = "job_not_finished"
 
 
 class NoWeights(Conflict):
+    """Raised when a file is asked of a job that ended without making it."""
+
     code = "no_weights"
 
 
 class InvalidTransition(Conflict):
+    """Raised when a job's status does not allow the transition that is asked for."""
+
     code = "invalid_transition"
 
 
 class IdempotencyKeyReused(Conflict):
+    """Raised when an idempotency key was used before with another request body."""
+
     code = "idempotency_key_reused"
 
 
 class IdempotencyKeyInProgress(Conflict):
+    """Raised when the first request with the same idempotency key is still being answered."""
+
     code = "idempotency_key_in_progress"
 
 
 class Rejected(WbarError):
-    """The content of an upload is not what it should be; kept on the object as `error`, its bytes are deleted."""
+    """The base of the errors that an upload is rejected with; kept on the object as `error`, its bytes are deleted."""
 
     code = "rejected"
 
 
 class UnsafePickle(Rejected):
+    """Raised when a PyTorch file asks to run or build anything but tensors."""
+
     code = "unsafe_pickle"
 
 
 class CorruptFile(Rejected):
+    """Raised when an uploaded file cannot be read as safetensors or as a PyTorch file."""
+
     code = "corrupt_file"
 
 
 class NotAStateDict(Rejected):
+    """Raised when a file holds no state dict of dense tensors."""
+
     code = "not_a_state_dict"
 
 
 class NonFiniteWeights(Rejected):
+    """Raised when a checkpoint has NaN or infinite values."""
+
     code = "non_finite_weights"
 
 
 class ArchitectureMismatch(Rejected):
+    """Raised when a checkpoint's tensors are not those of the given architecture."""
+
     code = "architecture_mismatch"
 
 
 class UnknownArchitecture(Rejected):
+    """Raised when no architecture of the catalog has the given name, or the checkpoint's tensors."""
+
     code = "unknown_architecture"
 
 
 class ContentTooLarge(Rejected):
+    """Raised when the content of an upload needs more memory, time, files or bytes than the limits allow."""
+
     code = "too_large"
 
 
 class InvalidArchive(Rejected):
+    """Raised when an archive cannot be read, or does not have the expected layout."""
+
     code = "invalid_archive"
 
 
 class UnsafePath(Rejected):
+    """Raised when an archive's entry is a link or a device, or points outside the archive."""
+
     code = "unsafe_path"
 
 
 class TooFewClasses(Rejected):
+    """Raised when a dataset has fewer than two classes, or a class with a single training image."""
+
     code = "too_few_classes"
 
 
 class NoImages(Rejected):
+    """Raised when an archive has no training images where they are expected."""
+
     code = "no_images"
 
 
 class BrokenImage(Rejected):
+    """Raised when an image of a dataset cannot be decoded."""
+
     code = "broken_image"
 
 
 class UnknownSource(Rejected):
+    """Raised when a built-in dataset does not exist."""
+
     code = "unknown_source"
 
 
 class SourceUnavailable(Rejected):
+    """Raised when the source of a dataset cannot be read."""
+
     code = "source_unavailable"
 
 
 class IngestFailed(Rejected):
+    """Raised when every attempt to validate an upload ended its process."""
+
     code = "ingest_failed"
 
 
 class JobError(WbarError):
-    """A job cannot go on; kept on the job as `error`."""
+    """The base of the errors that a job fails with; kept on the job as `error`."""
 
     code = "job_failed"
 
 
 class Diverged(JobError):
+    """Raised when a loss, a weight or a BatchNorm statistic is not finite."""
+
     code = "diverged"
 
 
 class OutOfMemory(JobError):
+    """Raised when the device has too little memory for the job."""
+
     code = "out_of_memory"
 
 
 class NothingMatches(JobError):
+    """Raised when an option names parameters or layers that the network does not have."""
+
     code = "nothing_matches"
 
 
 class PrecisionUnsupported(JobError):
+    """Raised when the device does not have the precision or the layer that the recipe asks for."""
+
     code = "precision_unsupported"
 
 
 class CompileFailed(JobError):
+    """Raised when torch.compile fails on the worker."""
+
     code = "compile_failed"
 
 
 class DevicesUnavailable(JobError):
+    """Raised when a job asks for more GPUs than its worker has."""
+
     code = "devices_unavailable"
 
 
 class AttemptsExhausted(JobError):
+    """Raised when several attempts in a row were lost without saving a later state."""
+
     code = "attempts_exhausted"
 
 
@@ -254,5 +346,5 @@ JOB_ERRORS: dict[str, type[JobError]] = _family(JobError)
 
 
 def job_error(code: str, detail: str) -> JobError:
-    """The error of this code, which another process named."""
+    """Return an error of the class that has this code; a JobError for an unknown code."""
     return JOB_ERRORS.get(code, JobError)(detail)

@@ -1,4 +1,4 @@
-"""A job as it is asked for and as it is sent: progress, result, failure, events, metrics, snapshots."""
+"""A job as a request asks for it and as the API sends it: progress, result, failure, events, metrics, snapshots."""
 
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ Label = Annotated[str, Field(max_length=512)]
 
 
 class JobOptions(RequestModel):
-    """What can be asked of a job, whatever it is done to. Every field has a default."""
+    """The options of a job apart from its inputs. Every field has a default."""
 
     method: AnyMethod = Field(default_factory=CyclicSwa)
     recipe: Recipe = Field(default_factory=Recipe)
@@ -41,7 +41,7 @@ class JobOptions(RequestModel):
 
 
 class JobRequest(JobOptions):
-    """What a user asks for. Only `checkpoint` and `dataset` are required."""
+    """A request to create a job. Only `checkpoint` and `dataset` are required."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -109,7 +109,7 @@ class JobRequest(JobOptions):
 
 
 class Progress(BaseModel):
-    """Where the job is. Written at least once a second while it runs."""
+    """How far a job is. Written at least once a second while it runs."""
 
     phase: StepPhase
     cycle: int
@@ -125,7 +125,7 @@ class Progress(BaseModel):
 
 
 class Estimate(BaseModel):
-    """What a dry run expects the job to cost. `seconds` is null where this service has not run the like before."""
+    """The expected cost of a job, in the answer to a dry run. `seconds` is null where no speed of an earlier job is known."""
 
     steps: int
     seconds: float | None
@@ -133,6 +133,8 @@ class Estimate(BaseModel):
 
 
 class Job(BaseModel):
+    """A job: the resolved request, its status and, once it has succeeded, its result."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "example": {
@@ -235,10 +237,10 @@ class Job(BaseModel):
         finished_at: str | None = None,
         estimate: Estimate | None = None,
     ) -> "Job":
-        """A job as it is sent: what it is asked to do from its spec, and how far it is.
+        """Make a job as the API sends it: the resolved request from its spec, and the given status.
 
-        `recipe.normalize: auto` is shown as the dataset's own statistics until training has found out what the start was
-        trained with, and then as that.
+        `recipe.normalize: auto` is shown as the dataset's own statistics until the job has succeeded, and
+        then as what the start was found to be trained with.
         """
         recipe = spec.recipe
         if result is not None and result.normalization is not None:
@@ -268,7 +270,7 @@ class Job(BaseModel):
 
 
 class Event(BaseModel):
-    """One line of the append-only log; `id` grows with the job's own sequence."""
+    """One entry of a job's append-only log; `id` grows with the sequence within the job."""
 
     id: str
     object: Literal["event"] = "event"
@@ -278,11 +280,12 @@ class Event(BaseModel):
 
 
 class MetricsPoint(BaseModel):
-    """The training series. `loss` is the mean over the steps since the point before; `pull_loss` is λ‖w̄ − w‖².
+    """One point of the training series. `loss` is the mean over the steps since the point before; `pull_loss` is λ‖w̄ −
+    w‖².
 
-    `grad_norm` is the norm of the training loss's gradient, before the pull and clipping; null where it overflowed in float16
-    (the step is then left out). `accuracy` is of the training images as they were augmented; mixed images count for both
-    labels as much as they are mixed.
+    `grad_norm` is the norm of the training loss's gradient, before the pull and clipping; null where it overflowed in
+    float16 (the step is then left out). `accuracy` is of the training images as they were augmented; mixed images count
+    for both labels, by their shares.
     """
 
     step: int
@@ -299,7 +302,7 @@ class MetricsPoint(BaseModel):
 
 
 class Snapshot(BaseModel):
-    """w_n as it stood at the end of cycle n's low phase, with its own BatchNorm buffers."""
+    """The weights w_n at the end of cycle n's low phase, with the BatchNorm buffers that they had."""
 
     id: str
     object: Literal["snapshot"] = "snapshot"
@@ -313,6 +316,8 @@ class Snapshot(BaseModel):
 
 
 class Deleted(BaseModel):
+    """The answer to a DELETE."""
+
     id: str
     object: str
     deleted: Literal[True] = True

@@ -8,7 +8,7 @@ Item = TypeVar("Item")
 
 
 class Page(BaseModel, Generic[Item]):
-    """Keyset pagination: pass `last_id` as `after` to get the next page."""
+    """One page of a list, by keyset pagination: pass `last_id` as `after` to get the next page."""
 
     object: Literal["list"] = "list"
     data: list[Item]
@@ -18,5 +18,5 @@ class Page(BaseModel, Generic[Item]):
 
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
-        """What the schema calls a page of jobs: `JobPage`."""
+        """Return the name of a page in the schema, for example `JobPage`."""
         return f"{params[0].__name__}Page"

@@ -21,12 +21,13 @@ Strength = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
 def _whole(value: Any) -> Any:
-    """2.0 epochs are 2: equal lengths are written the same way."""
+    """Make 2.0 epochs 2, so that equal lengths are written alike."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Epochs = Annotated[int | float, BeforeValidator(_whole), Field(gt=0, le=10000)]
-EpochsOrNone = Annotated[int | float, BeforeValidator(_whole), Field(ge=0, le=10000)]
+MAX_EPOCHS = 10_000  # passes over the training images, of a phase and of a whole job
+Epochs = Annotated[int | float, BeforeValidator(_whole), Field(gt=0, le=MAX_EPOCHS)]
+EpochsOrNone = Annotated[int | float, BeforeValidator(_whole), Field(ge=0, le=MAX_EPOCHS)]
 Shape = Literal["constant", "linear", "cosine", "exponential", "step", "sawtooth"]
 Average = Literal["uniform", "greedy", "window"]
 StartKind = Literal["memorised", "settled", "underfit"]
@@ -86,7 +87,7 @@ class LowPhase(Phase):
 
 
 class _Trained(RequestModel):
-    """What every method that trains can be asked for."""
+    """The options that every method with training has."""
 
     pull: Auto | Strength = Field(0.0, description="λ of λ‖w̄ − w‖², with w̄ held constant: its gradient is 2λ(w − w̄).")
     pull_in: Literal["all", "low", "late"] = Field(
@@ -102,7 +103,7 @@ class _Trained(RequestModel):
     control_lr: Auto | Rate = Field("auto", description="Its peak rate. `auto`: the architecture's customary one.")
     guard: bool = Field(
         False,
-        description="If w̄ is worse than the start on held-out images set aside for this choice, `/weights` answers with the "
+        description="If w̄ is worse than the start on the selection split, `/weights` answers with the "
         "start, and `result.selection.delivered` says so.",
     )
     back_off: bool = Field(
@@ -179,12 +180,14 @@ class _Sloped(_Straight, Slope):
 
 
 class _Spaced(_Straight):
-    """A pass with a snapshot every so often."""
+    """A pass with snapshots at a fixed spacing."""
 
     snapshot_epochs: Annotated[float, Field(ge=1e-4, le=1000)] = Field(
-        1.0, description="A snapshot every so many epochs; may be a fraction."
+        1.0, description="Epochs between two snapshots; may be a fraction."
     )
-    snapshot_steps: int | None = Field(None, ge=1, description="Instead of `snapshot_epochs`: every so many steps.")
+    snapshot_steps: int | None = Field(
+        None, ge=1, description="Instead of `snapshot_epochs`: steps between two snapshots."
+    )
 
 
 class Swa(_Spaced):
@@ -227,7 +230,7 @@ class Plain(_Sloped):
 
 
 class Regime(RequestModel):
-    """What `auto` does with a start whose training loss is below `ratio` × its held-out loss."""
+    """The rate and the pull that `auto` uses for a start whose training loss is below `ratio` × its held-out loss."""
 
     ratio: float = Field(
         ge=0, le=10, description="The gate: training loss (augmented as in training) over held-out loss."
@@ -237,39 +240,45 @@ class Regime(RequestModel):
 
 
 class Memorised(Regime):
+    """The regime of a memorised start, whose gradients are almost zero."""
+
     ratio: float = Field(0.25, ge=0, le=10, description="Training loss (augmented as in training) over held-out loss.")
 
 
 class Settled(Regime):
+    """The regime of a settled start, between a memorised and an underfit one."""
+
     ratio: float = Field(0.6, ge=0, le=10, description="As of `memorised`.")
 
 
 class AutoMethod(_Straight):
     """One default for every start: hold a high rate for half of the epochs, let it fall along a cosine to a tenth, visit
     the weights every quarter of an epoch, and return the mean over the longest range of segments that cannot be told from
-    the best one on held-out images set aside for that choice (`hold-decay, window`).
+    the best one on the selection split (`hold-decay, window`).
 
-    How high depends on the start, by its training loss over its held-out loss: a *memorised* one, whose gradients are almost
-    zero, is moved with three times the architecture's customary peak rate, a *settled* one with half of it, an underfit
-    one, above both gates, with `lr`, the peak rate itself.
+    How high depends on the start, by its training loss over its held-out loss: an underfit one, above both gates, is moved
+    with `lr` (by default the architecture's customary peak rate), a *memorised* one, whose gradients are almost zero, with
+    three times that rate, a *settled* one with half of it.
     """
 
     type: Literal["auto"]
     hold: float = Field(0.5, ge=0, lt=1, description="The share of the steps at the high rate.")
     low: float = Field(0.1, gt=0, le=1, description="Where the rate ends, as a share of the high rate.")
-    visit_epochs: float = Field(0.25, ge=1e-4, le=1000, description="The weights enter a mean every so many epochs.")
+    visit_epochs: float = Field(
+        0.25, ge=1e-4, le=1000, description="Epochs between two visits, at which the weights enter a mean."
+    )
     segments: int = Field(
         6,
         ge=2,
         le=24,
-        description="The steps are cut into so many segments; a candidate is the mean of consecutive ones.",
+        description="Number of segments that the steps are cut into; a candidate is the mean of consecutive ones.",
     )
     memorised: Memorised = Field(default_factory=Memorised)
     settled: Settled = Field(default_factory=Settled)
     average: Literal["window"] = "window"
 
     def regime(self, kind: StartKind) -> Regime | None:
-        """What is done with such a start; None: what `lr` and `pull` say."""
+        """Return the regime of a start of this kind; None for an underfit one, which `lr` and `pull` apply to."""
         return {"memorised": self.memorised, "settled": self.settled}.get(kind)
 
 
@@ -284,7 +293,7 @@ class Soup(RequestModel):
     checkpoints: list[Annotated[str, Field(max_length=64)]] = Field(
         min_length=2,
         max_length=64,
-        description="What is averaged. `checkpoint`, the start, is in it only if it is listed.",
+        description="The checkpoints that are averaged. `checkpoint`, the start, is one of them only if it is listed.",
     )
     average: Literal["uniform", "greedy"] = "uniform"
     weights: list[Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]] | None = Field(

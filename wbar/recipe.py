@@ -30,7 +30,7 @@ MAX_CLASSES = 100_000
 
 @dataclass(frozen=True)
 class Marker:
-    """Says on a field of the recipe what it is about."""
+    """A mark on a field of the recipe that says what the field is about."""
 
     about: str
 
@@ -39,12 +39,12 @@ TRAINING = Marker("training")  # refused where nothing is trained, in a soup
 
 
 def is_about_training(field: str) -> bool:
-    """Whether a field of the recipe is marked as being about training."""
+    """Return whether a field of the recipe is marked as being about training."""
     return TRAINING in Recipe.model_fields[field].metadata
 
 
 class Optimizer(RequestModel):
-    """One of torch's own. Weight decay is coupled (L2) in all but AdamW, where it is decoupled."""
+    """One of torch's optimizers. Weight decay is coupled (L2) in all but AdamW, where it is decoupled."""
 
     name: OptimizerName = Field("auto", description="`auto`: what the architecture is customarily trained with.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Of `sgd` (0: plain) and `rmsprop`; ignored by the others.")
@@ -75,7 +75,8 @@ class Optimizer(RequestModel):
 
 class Distillation(RequestModel):
     """The outputs of a teacher as a second target: (1 − weight)·L + weight·T²·KL(p_T(teacher) ‖ p_T(student)), Hinton et al.
-    2015. The teacher is in eval mode and has no gradient; its forward passes are in the estimate."""
+    2015. The teacher is in eval mode and has no gradient; its forward passes are in the estimate.
+    """
 
     teacher: str = Field(
         pattern="^(ckpt|job)_.+$",
@@ -142,14 +143,14 @@ class Recipe(RequestModel):
         1,
         ge=1,
         le=1024,
-        description="The batch goes through the network in so many parts; one optimizer step for all. BatchNorm sees a part.",
+        description="Parts that a batch goes through the network in; one optimizer step for all. BatchNorm sees one part.",
     )
     early_stopping: Annotated[int | None, TRAINING] = Field(
         None,
         ge=1,
         le=1000,
-        description="Stop after so many snapshots in a row that did not lower w̄'s loss on the selection split (methods `ema` "
-        "and `none`: after so many epochs); the average still comes.",
+        description="Stop after this many snapshots in a row that did not lower w̄'s loss on the selection split (methods `ema` "
+        "and `none`: this many epochs); the average still comes.",
     )
     compile: Annotated[bool, TRAINING] = Field(False, description="torch.compile for the training steps.")
     class_weights: Annotated[

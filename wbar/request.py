@@ -1,4 +1,4 @@
-"""The base of everything that a request consists of: unknown fields are refused, and null stands for the default."""
+"""The base of all parts of a request: unknown fields are refused, and null stands for the default."""
 
 from functools import cache
 from typing import Any

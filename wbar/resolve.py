@@ -10,7 +10,7 @@ from wbar.catalog import ARCHITECTURES, BATCH, BUILTINS
 from wbar.datasets import DatasetFacts
 from wbar.errors import ChannelsMismatch, CheckpointsDiffer, ClassesMismatch, ImageSizeUnsupported, ValidationFailed
 from wbar.jobs import JobOptions
-from wbar.method import AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
+from wbar.method import MAX_EPOCHS, AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
 from wbar.recipe import IMAGENET, Augment, BatchNorm, Normalization, Recipe, is_about_training
 from wbar.schedule import build_schedule, steps_per_epoch
 from wbar.spec import JobSpec, Network, StoredDataset, StoredWeights
@@ -39,17 +39,20 @@ def resolve_job(
     ingredients: Sequence[StoredWeights] = (),
     teachers: Sequence[StoredWeights] = (),
 ) -> JobSpec:
-    """The one way from what is asked to a JobSpec: every `auto` replaced, everything checked that can be known before it runs.
+    """Make the JobSpec of a request: every `auto` replaced, everything checked that can be architecture before the job runs.
 
-    facts: of the dataset. gpu: whether a live worker has one. ingredients: the checkpoints that a soup names, in its order;
+    facts: of the dataset.
+    gpu: whether a live worker has a GPU.
+    ingredients: the checkpoints that a soup names, in its order.
     teachers: the networks of a distillation.
-    Raises Refused (422, 409) with the place and both values: ValidationFailed, ClassesMismatch, ChannelsMismatch,
+
+    Raises Refused (422, 409) with the field and both values: ValidationFailed, ClassesMismatch, ChannelsMismatch,
     ImageSizeUnsupported, CheckpointsDiffer.
     """
     _check_applies(options)
     network, asked = start.network, options.classes
     if options.recipe.head == "reset":
-        asked = asked or list(facts.classes)  # said in the job: what the new outputs are
+        asked = asked or list(facts.classes)  # the job shows the names of the new outputs
         network = replace(network, num_classes=len(asked))
     classes = resolve_classes(asked, network, facts)
     recipe = resolve_recipe(options.recipe, network, facts, gpu, options.method)
@@ -59,7 +62,7 @@ def resolve_job(
     for teacher in teachers:
         _check_teacher(teacher, network, recipe)
     if not isinstance(method, Soup):
-        _check_snapshots(method, options.swag, planned_steps_per_epoch(facts, recipe))
+        _check_schedule(method, options.swag, planned_steps_per_epoch(facts, recipe))
     elif options.swag:
         raise ValidationFailed(
             "swag samples around the snapshots of a training, and a soup trains nothing: leave it out"
@@ -82,13 +85,13 @@ def resolve_job(
 
 
 def planned_steps_per_epoch(facts: DatasetFacts, recipe: Recipe) -> int:
-    """Optimizer steps of one pass over the training images, as training will count them."""
+    """Return the optimizer steps of one pass over the training images, as training will count them."""
     assert recipe.batch_size != "auto"
     return steps_per_epoch(facts.train_images, recipe.batch_size, recipe.devices)
 
 
 def planned_steps(spec: JobSpec, facts: DatasetFacts) -> int:
-    """Optimizer steps of the whole job, the control's included and back-offs not; 0 for a soup."""
+    """Return the optimizer steps of the whole job, the control's included and back-offs not; 0 for a soup."""
     if isinstance(spec.method, Soup):
         return 0
     steps = build_schedule(spec.method, planned_steps_per_epoch(facts, spec.recipe)).total_steps
@@ -96,7 +99,7 @@ def planned_steps(spec: JobSpec, facts: DatasetFacts) -> int:
 
 
 def planned_snapshots(spec: JobSpec, facts: DatasetFacts) -> int:
-    """How many snapshots the job keeps; 0 for a soup."""
+    """Return how many snapshots the job keeps; 0 for a soup."""
     if isinstance(spec.method, Soup):
         return 0
     return len(build_schedule(spec.method, planned_steps_per_epoch(facts, spec.recipe)).snapshots)
@@ -105,12 +108,12 @@ def planned_snapshots(spec: JobSpec, facts: DatasetFacts) -> int:
 def resolve_recipe(
     recipe: Recipe, network: Network, facts: DatasetFacts, gpu: bool, method: Training | Soup | None = None
 ) -> Recipe:
-    """The recipe with every `auto` replaced; `normalize` becomes the dataset's own statistics.
+    """Return the recipe with every `auto` replaced; `normalize` becomes the dataset's own statistics.
 
-    Raises ImageSizeUnsupported and ChannelsMismatch (422) with both values.
+    Raises ImageSizeUnsupported, ChannelsMismatch and ValidationFailed (422) with both values.
     """
-    known = ARCHITECTURES[network.name]
-    name = known.optimizer if recipe.optimizer.name == "auto" else recipe.optimizer.name
+    architecture = ARCHITECTURES[network.name]
+    name = architecture.optimizer if recipe.optimizer.name == "auto" else recipe.optimizer.name
     weight_decay = recipe.optimizer.weight_decay
     if weight_decay == "auto":
         weight_decay = {"sgd": 5e-4, "adamw": 0.05}.get(name, 0.0)
@@ -139,11 +142,11 @@ def resolve_recipe(
 
 
 def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) -> Training | Soup:
-    """The method with every `auto` replaced; `recipe` must be resolved already.
+    """Return the method with every `auto` replaced; `recipe` must be resolved already.
 
     Rates follow from the architecture's customary peak rate p × batch / 128 (linear scaling, Goyal et al. 2017):
-    cyclic_swa, swa, ema and lawa go at p / 2, `none`, the control and `auto` at p; `auto` from a memorised start at 3p,
-    from a settled one at p / 2.
+    cyclic_swa, swa, ema and lawa use p / 2, `none`, the control and `auto` use p; `auto` uses three times its
+    `lr` from a memorised start and half of it from a settled one.
     """
     if isinstance(method, Soup):
         return method
@@ -174,20 +177,25 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) ->
     return _validated(method.model_copy(update=update), "method")
 
 
-def _check_snapshots(method: Training, swag: int, steps: int) -> None:
-    """Raises ValidationFailed (422) for more than MAX_CYCLES snapshots, and for SWAG over fewer than two."""
+def _check_schedule(method: Training, swag: int, steps: int) -> None:
+    """Raise ValidationFailed (422) for more than MAX_CYCLES snapshots, and for SWAG over fewer than two."""
     try:
-        snapshots = len(build_schedule(method, steps).snapshots)
+        schedule = build_schedule(method, steps)
     except ValueError as error:
         raise ValidationFailed(f"method: {error}") from None
-    if swag and snapshots < 2:
+    if schedule.total_steps > MAX_EPOCHS * steps:
+        raise ValidationFailed(
+            f"method: {schedule.total_steps / steps:g} passes over the training images are at most {MAX_EPOCHS}: "
+            "take fewer cycles or epochs"
+        )
+    if swag and len(schedule.snapshots) < 2:
         raise ValidationFailed(
             f"swag needs two snapshots or more (two cycles of cyclic_swa): method is {method.model_dump(mode='json')}"
         )
 
 
 def _check_applies(options: JobOptions) -> None:
-    """Raises ValidationFailed (422) for options about training that are given to a soup, which trains nothing."""
+    """Raise ValidationFailed (422) for options about training that are given to a soup, which trains nothing."""
     if not isinstance(options.method, Soup):
         return
     asked = sorted(name for name in options.recipe.model_fields_set if is_about_training(name))
@@ -199,7 +207,7 @@ def _check_applies(options: JobOptions) -> None:
 
 
 def _check_same_network(ingredient: StoredWeights, start: StoredWeights) -> None:
-    """Raises CheckpointsDiffer (422) unless an ingredient of a soup is the start's network."""
+    """Raise CheckpointsDiffer (422) unless an ingredient of a soup is the start's network."""
     one, other = ingredient.network, start.network
     if one != other:
         raise CheckpointsDiffer(
@@ -209,7 +217,7 @@ def _check_same_network(ingredient: StoredWeights, start: StoredWeights) -> None
 
 
 def _check_teacher(teacher: StoredWeights, student: Network, recipe: Recipe) -> None:
-    """Raises CheckpointsDiffer or ImageSizeUnsupported (422) unless the teacher takes and gives what the student does."""
+    """Raise CheckpointsDiffer or ImageSizeUnsupported (422) unless the teacher has the inputs and outputs of the student."""
     network = teacher.network
     if (network.num_classes, network.channels) != (student.num_classes, student.channels):
         raise CheckpointsDiffer(
@@ -220,7 +228,7 @@ def _check_teacher(teacher: StoredWeights, student: Network, recipe: Recipe) -> 
 
 
 def _validated(model: Resolved, field: str) -> Resolved:
-    """The bounds hold for the numbers that `auto` became, too."""
+    """Check the bounds again, now that numbers have taken the place of `auto`."""
     try:
         return type(model).model_validate(model.model_dump())
     except ValidationError as error:
@@ -232,11 +240,11 @@ def _validated(model: Resolved, field: str) -> Resolved:
 
 
 def _peak_rate(recipe: Recipe, network: Network) -> float:
-    known = ARCHITECTURES[network.name]
+    architecture = ARCHITECTURES[network.name]
     assert recipe.batch_size != "auto"
     name = recipe.optimizer.name
     assert name != "auto"
-    peak = known.peak_lr if name == known.optimizer else PEAK_RATES[name]
+    peak = architecture.peak_lr if name == architecture.optimizer else PEAK_RATES[name]
     return peak * recipe.batch_size / BATCH
 
 
@@ -247,7 +255,7 @@ def _rate(given: Phase | Straight, default: float, batch: int) -> float:
 
 
 def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetFacts) -> list[str] | None:
-    """The checkpoint's class order, checked: every class of the dataset must have an output of the network.
+    """Return the checkpoint's class order, checked: every class of the dataset must have an output of the network.
 
     Raises ClassesMismatch (422): labels beyond num_classes, or names that do not cover the dataset's.
     """
@@ -270,10 +278,14 @@ def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetF
 
 
 def _image_size(recipe: Recipe, network: Network, facts: DatasetFacts) -> tuple[int, int]:
-    known = ARCHITECTURES[network.name]
-    own = network.image_size or known.size
+    architecture = ARCHITECTURES[network.name]
+    fixed_side = network.image_size or architecture.size
     if recipe.image_size == "auto":
-        size = (own, own) if known.fixed_size or facts.are_photographs else (facts.shape.height, facts.shape.width)
+        size = (
+            (fixed_side, fixed_side)
+            if architecture.fixed_size or facts.are_photographs
+            else (facts.shape.height, facts.shape.width)
+        )
     elif isinstance(recipe.image_size, int):
         size = (recipe.image_size, recipe.image_size)
     else:
@@ -283,19 +295,19 @@ def _image_size(recipe: Recipe, network: Network, facts: DatasetFacts) -> tuple[
 
 
 def check_image_size(recipe: Recipe, network: Network) -> None:
-    """Raises ImageSizeUnsupported (422) if the network cannot take images of the resolved size."""
-    known, size = ARCHITECTURES[network.name], recipe.image_size
+    """Raise ImageSizeUnsupported (422) if the network cannot take images of the resolved size."""
+    architecture, size = ARCHITECTURES[network.name], recipe.image_size
     assert isinstance(size, tuple)
-    own = network.image_size or known.size
-    if known.fixed_size and size != (own, own):
+    fixed_side = network.image_size or architecture.size
+    if architecture.fixed_size and size != (fixed_side, fixed_side):
         raise ImageSizeUnsupported(
-            f"this {network.name} was trained at {own}x{own} and takes no other size, not {size[0]}x{size[1]}: "
+            f"this {network.name} was trained at {fixed_side}x{fixed_side} and takes no other size, not {size[0]}x{size[1]}: "
             'set recipe.image_size to "auto"'
         )
-    if min(size) < known.min_size:
+    if min(size) < architecture.min_size:
         raise ImageSizeUnsupported(
-            f"{network.name} needs images of at least {known.min_size}x{known.min_size} pixels and would get "
-            f"{size[0]}x{size[1]}: set recipe.image_size to {known.min_size} or more (usual: {known.size})"
+            f"{network.name} needs images of at least {architecture.min_size}x{architecture.min_size} pixels and would get "
+            f"{size[0]}x{size[1]}: set recipe.image_size to {architecture.min_size} or more (usual: {architecture.size})"
         )
 
 
@@ -307,7 +319,7 @@ def _batch_size(images: int) -> int:
 
 
 def resolve_augment(source: str | None, photographs: bool = False) -> Augment:
-    """Pad-crop-flip, and random boxes for photographs; without the flip for a built-in set whose classes a mirror changes."""
+    """Return pad-crop-flip, or random boxes for photographs; no flip for a built-in set whose classes a mirror changes."""
     builtin = BUILTINS.get((source or "").removeprefix("builtin:"))
     if builtin is not None and not builtin.flip:
         return "pad_crop"

@@ -1,9 +1,10 @@
-"""What a job found: scores of the comparisons, the curve over n, what was selected, flatness."""
+"""The result of a job: scores of the comparisons, the curve over n, the selection, flatness."""
 
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from wbar.method import StartKind
 from wbar.recipe import Normalization
 
 Verdict = Literal["better", "same", "worse"]
@@ -19,7 +20,8 @@ VERDICTS: dict[Verdict, str] = {
 class Score(BaseModel):
     """Accuracy in [0, 1], mean negative log-likelihood in nats, and expected calibration error (15 bins).
 
-    Of several labels: accuracy is the share of right yes-or-no answers, loss their mean, and mean average precision is added.
+    Where an image has several labels, accuracy is the share of right yes-or-no answers, loss their mean, and mean
+    average precision is added.
     """
 
     accuracy: float
@@ -32,7 +34,7 @@ class Score(BaseModel):
 
 
 class CurvePoint(BaseModel):
-    """The mean of the first n snapshots, with BatchNorm statistics recomputed for it."""
+    """w̄ as it stood when it was evaluated for the nth time: in `cyclic_swa` and `swa` the mean of the first n points."""
 
     n: int
     accuracy: float
@@ -40,6 +42,8 @@ class CurvePoint(BaseModel):
 
 
 class WeightsFile(BaseModel):
+    """The file of the averaged weights: its size in bytes and its sha256."""
+
     bytes: int
     sha256: str
     format: Literal["safetensors"] = "safetensors"
@@ -48,7 +52,7 @@ class WeightsFile(BaseModel):
 class Comparisons(BaseModel):
     """The averaged weights and everything they are compared with, on the held-out images of the report split.
 
-    A field's title is what tables and plots call it.
+    A field's title is its name in tables and plots.
     """
 
     start: Score = Field(title="start")
@@ -66,12 +70,12 @@ class Comparisons(BaseModel):
     )
 
     def named(self) -> dict[str, Score]:
-        """Those that the job has, by field, in their order."""
+        """Return the comparisons that the job has, by field, in the order of the fields."""
         return {name: score for name in type(self).model_fields if (score := getattr(self, name)) is not None}
 
     @classmethod
     def label(cls, name: str) -> str:
-        """What tables and plots call a comparison."""
+        """Return the name of a comparison in tables and plots."""
         title = cls.model_fields[name].title
         assert title is not None
         return title
@@ -115,6 +119,8 @@ class Line(BaseModel):
 
 
 class PlanePoint(BaseModel):
+    """A named point of the plane, by its coordinates there."""
+
     name: str
     x: float
     y: float
@@ -130,7 +136,7 @@ class Plane(BaseModel):
 
 
 class Flatness(BaseModel):
-    """Measured on `images` training images, without augmentation, when training is over."""
+    """How flat the loss is, measured on `images` training images, without augmentation, when training is over."""
 
     images: int
     distance: float = Field(description="‖w̄ − w_0‖₂ over all weights.")
@@ -147,9 +153,11 @@ class Flatness(BaseModel):
 
 
 class HeldOut(BaseModel):
-    """How the held-out images were used: no number of the report is from an image that something was chosen by."""
+    """The sizes of the held-out splits: no reported number is from an image that decided a selection."""
 
-    selection: int = Field(description="Images of the selection split; 0 where nothing was chosen by held-out images.")
+    selection: int = Field(
+        description="Images of the selection split; 0 where nothing was selected by held-out images."
+    )
     report: int = Field(description="Images of the report split, which every number of the result is from.")
 
 
@@ -162,12 +170,14 @@ class Candidate(BaseModel):
 
 
 class Selection(BaseModel):
-    """What was chosen on the selection split."""
+    """The choices that were made on the selection split."""
 
-    delivered: Delivered = Field(description="What `/weights` answers with; `start` only where `guard` chose it.")
+    delivered: Delivered = Field(
+        description="The weights that `/weights` answers with; `start` only where `guard` chose them."
+    )
     kept: list[int] | list[str] | None = Field(
         None,
-        description="What the mean is made of: numbers of snapshots (`greedy`) or segments (`window`), or checkpoint ids in "
+        description="The members of the mean: numbers of snapshots (`greedy`) or segments (`window`), or checkpoint ids in "
         "the order in which a soup took them in; null where only `guard` chose.",
     )
     of: int | None = Field(None, description="How many snapshots, segments or checkpoints there were to choose from.")
@@ -179,10 +189,10 @@ NormalizationName = Literal["dataset", "imagenet", "half", "none"]
 
 
 class NormalizationProbe(BaseModel):
-    """What the start was trained with, as far as its loss on training images tells.
+    """The normalization that the start was trained with, as far as its loss on training images tells.
 
-    `dataset`: the training split's mean and standard deviation; `imagenet`: ImageNet's; `half`: 0.5 and 0.5; `none`: 0 and 1.
-    Another than the dataset's own was chosen only where its loss is lower by more than two standard errors.
+    `dataset`: the training split's mean and standard deviation; `imagenet`: ImageNet's; `half`: 0.5 and 0.5; `none`: 0
+    and 1. Another one than the dataset's own was chosen only where its loss is lower by more than two standard errors.
     """
 
     chosen: NormalizationName
@@ -191,31 +201,35 @@ class NormalizationProbe(BaseModel):
 
 
 class JobResult(BaseModel):
-    """What a job gives back: made by training, stored as one document, sent as it is."""
+    """The result of a job: made by training, stored as one document, sent as it is."""
 
     weights: WeightsFile
     metrics: Comparisons
     curve: list[CurvePoint]
     verdict: Verdict
     finished_early: bool = Field(False, description="Whether training ended before its planned steps (early stopping).")
+    back_offs: int = Field(
+        0, description="How often the high rate was divided by 3, because the start was forgotten at it."
+    )
+    start_kind: StartKind | None = Field(None, description="What method `auto` found the start to be.")
     held_out: HeldOut
-    selection: Selection | None = Field(None, description="Null where nothing was chosen by held-out images.")
+    selection: Selection | None = Field(None, description="Null where nothing was selected by held-out images.")
     normalization: NormalizationProbe | None = Field(None, description="Where `recipe.normalize` was `auto`.")
     flatness: Flatness | None = Field(None, description="Where the job asked for it.")
 
     def selection_in_words(self) -> list[str]:
-        """What was chosen on the selection split, as lines; none where nothing was."""
-        found, lines = self.selection, list[str]()
-        if found is None:
+        """Return the selection as lines of text; no lines where nothing was selected."""
+        selection, lines = self.selection, list[str]()
+        if selection is None:
             return lines
-        if found.kept is not None:
-            kept = ", ".join(str(one) for one in found.kept)
-            lines.append(f"in the mean: {kept}" + (f" (of {found.of})" if found.of is not None else ""))
+        if selection.kept is not None:
+            kept = ", ".join(str(one) for one in selection.kept)
+            lines.append(f"in the mean: {kept}" + (f" (of {selection.of})" if selection.of is not None else ""))
         if self.held_out.selection:
             lines.append(
                 f"selected on {self.held_out.selection} held-out images; every number is from the other "
                 f"{self.held_out.report}"
             )
-        if found.delivered == "start":
+        if selection.delivered == "start":
             lines.append("guard: the average is worse than the start there, so the weights to download are the start's")
         return lines

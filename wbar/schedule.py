@@ -2,7 +2,7 @@
 mean, and how strongly it pulls. Resuming restores one integer. Torch-free: the API plans with it what training does.
 
     cyclic_swa   |high|low|high|low|…           a snapshot at the end of every cycle
-    swa          \\anneal|constant …             a snapshot every so often once the annealing is over
+    swa          \\anneal|constant …             snapshots at a fixed spacing once the annealing is over
     ema, lawa,   one decay (cosine by default)    every step, the last L snapshots,
     none                                          the last weights
     auto         hold … | fall along a cosine     every quarter of an epoch, in segments
@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil, cos, pi
+from typing import Literal
 
 from wbar.method import (
     MAX_CYCLES,
@@ -36,9 +37,14 @@ PUBLISHED = 6  # snapshots of a method that averages steps
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps are counted from 0. snapshots: the counts of steps after which one is taken, the last after all of them.
+    """The schedule of a job, as functions of the optimizer step (counted from 0).
 
-    rate: per optimizer step; pull: λ; visits: whether the weights after this step enter the mean.
+    snapshots: the counts of steps after which a snapshot is taken, the last one after all steps.
+    rate: the learning rate of a step.
+    phase: the phase of a step.
+    pull: the strength λ of a step's pull.
+    visits: whether the weights after a step enter the mean. visits_every_step: they always do.
+    stops_by: what early stopping counts; snapshots, or epochs where those are few.
     """
 
     total_steps: int
@@ -48,9 +54,11 @@ class Schedule:
     phase: Callable[[int], Phase]
     pull: Callable[[int], float]
     visits: Callable[[int], bool]
+    visits_every_step: bool = False
+    stops_by: Literal["snapshots", "epochs"] = "snapshots"
 
     def at(self, step: int) -> Position:
-        """The position of step 0 ≤ step < total_steps; its cycle is the number of the snapshot that comes next.
+        """Return the position of step 0 ≤ step < total_steps; its cycle is the number of the snapshot that comes next.
 
         Raises IndexError outside.
         """
@@ -72,7 +80,7 @@ class Schedule:
 
 
 def steps_per_epoch(images: int, batch_size: int, devices: int = 1) -> int:
-    """Optimizer steps of one pass over `images` training images.
+    """Return the number of optimizer steps of one pass over `images` training images.
 
     The short last batch is kept unless it leaves a device with a single image, whose variance BatchNorm cannot take.
     """
@@ -84,9 +92,11 @@ def steps_per_epoch(images: int, batch_size: int, devices: int = 1) -> int:
 def build_schedule(
     method: Training, steps_per_epoch: int, back_offs: int = 0, start_kind: StartKind = "underfit"
 ) -> Schedule:
-    """The schedule of a resolved method.
+    """Build the schedule of a resolved method.
 
-    back_offs: how often the high rate was divided by BACK_OFF; start_kind: what `auto` found the start to be.
+    back_offs: how often the high rate was divided by BACK_OFF.
+    start_kind: the kind of start that `auto` found.
+
     Raises ValueError for more than MAX_CYCLES snapshots, and where an `auto` is left.
     """
     scale = BACK_OFF**-back_offs
@@ -100,12 +110,12 @@ def build_schedule(
 
 
 def shifted(position: Position, steps: int, epochs: int) -> Position:
-    """The same place of a schedule that began after so many steps and epochs of another."""
+    """Return `position` in a schedule that begins `steps` steps and `epochs` epochs after another one."""
     return replace(position, step=position.step + steps, epoch=position.epoch + epochs)
 
 
 def number(value: float | str) -> float:
-    """A resolved number. Raises ValueError where an `auto` is left."""
+    """Return a resolved number. Raises ValueError where an `auto` is left."""
     if isinstance(value, str):
         raise ValueError("the method is not resolved: an `auto` is left")
     return value
@@ -152,6 +162,7 @@ def _swa(method: Swa, steps_per_epoch: int, scale: float) -> Schedule:
     # One step more than it takes: the step after the annealing is the first at `lr`.
     annealing = PhaseRate(number(method.anneal_from) * scale, lr, begin + 1, steps_per_epoch, shape=method.anneal)
     snapshots = _every(method, begin, total, steps_per_epoch)
+    visited = frozenset(snapshots)
 
     def phase(step: int) -> Phase:
         return "high" if step < begin else "low"
@@ -163,7 +174,7 @@ def _swa(method: Swa, steps_per_epoch: int, scale: float) -> Schedule:
         lambda step: annealing.at(step) if step < begin else lr,
         phase,
         _pull(method, number(method.pull), phase, total),
-        lambda step: step + 1 in frozenset(snapshots),
+        lambda step: step + 1 in visited,
     )
 
 
@@ -188,8 +199,12 @@ def _decaying(method: Ema | Lawa | Plain, steps_per_epoch: int, scale: float) ->
         snapshots = _published(method.epochs, total, steps_per_epoch)
     visited = frozenset(snapshots)
 
+    # Once, from the first fall on: a sawtooth, which returns to its peak, does not change the phase twice an epoch.
+    falls = (step for step in range(warmup_steps, total) if method.shape != "constant" and decay.at(step) < lr)
+    first_low = next(falls, total)
+
     def phase(step: int) -> Phase:
-        return "low" if step >= warmup_steps and decay.at(step) < lr else "high"
+        return "high" if step < first_low else "low"
 
     return Schedule(
         total,
@@ -199,6 +214,8 @@ def _decaying(method: Ema | Lawa | Plain, steps_per_epoch: int, scale: float) ->
         phase,
         _pull(method, number(method.pull), phase, total),
         lambda step: isinstance(method, Ema) or step + 1 in visited,
+        visits_every_step=isinstance(method, Ema),
+        stops_by="snapshots" if isinstance(method, Lawa) else "epochs",
     )
 
 
@@ -238,7 +255,7 @@ def _hold_decay(method: AutoMethod, steps_per_epoch: int, scale: float, start_ki
 
 
 def _every(method: Swa | Lawa, begin: int, total: int, steps_per_epoch: int) -> tuple[int, ...]:
-    """The counts of steps after which a snapshot is taken: every so many epochs or steps from `begin` on, and at the end."""
+    """Return the counts of steps after which a snapshot is taken: at the method's spacing from `begin` on, and at the end."""
     every = max(1.0, float(method.snapshot_steps or method.snapshot_epochs * steps_per_epoch))
     if total - begin > every * MAX_CYCLES:
         raise ValueError(
@@ -250,7 +267,7 @@ def _every(method: Swa | Lawa, begin: int, total: int, steps_per_epoch: int) -> 
 
 
 def _published(epochs: float, total: int, steps_per_epoch: int) -> tuple[int, ...]:
-    """The same for a method that averages steps: a few, evenly, at ends of epochs."""
+    """Return the same for a method that averages steps: at most PUBLISHED snapshots, evenly, at ends of epochs."""
     count = max(1, min(PUBLISHED, int(epochs)))
     marks = {ceil(epochs * n / count) * steps_per_epoch for n in range(1, count)}
     return tuple(sorted({mark for mark in marks if mark < total} | {total}))

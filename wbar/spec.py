@@ -19,10 +19,10 @@ from wbar.recipe import Recipe
 
 @dataclass(frozen=True)
 class Network:
-    """A network that can be built: its catalog name, and what the tensors of a checkpoint decide.
+    """A network that can be built: its catalog name, and the sizes that a checkpoint's tensors decide.
 
-    image_size: pixels per side, only where the weights are tied to one (position tables); projection: 1 × 1 convolutions on
-    the shortcuts of a CIFAR ResNet.
+    image_size: pixels per side, only where the weights are tied to one (position tables).
+    projection: whether the shortcuts of a CIFAR ResNet are 1 × 1 convolutions.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Network:
 
     @property
     def classes(self) -> int:
-        """How many classes the outputs tell apart: a single output is a sigmoid between two."""
+        """The number of classes that the outputs tell apart: a single output is a sigmoid between two."""
         return 2 if self.num_classes == 1 else self.num_classes
 
 
@@ -44,8 +44,10 @@ class _Frozen(BaseModel):
 class StoredWeights(_Frozen):
     """One network's weights in the blob store.
 
-    id: the checkpoint or snapshot they belong to. sha256: of the bytes as they were uploaded. blob: the same tensors as
-    safetensors, which is what training reads. prefix: what the uploaded names have before the network's own (`module.`).
+    id: the checkpoint or snapshot that they belong to.
+    sha256: of the bytes as they were uploaded.
+    blob: the same tensors as safetensors, which is the file that training reads.
+    prefix: the part of the uploaded names before the network's own (`module.`).
     """
 
     id: str
@@ -56,7 +58,11 @@ class StoredWeights(_Frozen):
 
 
 class StoredDataset(_Frozen):
-    """One packed dataset in the blob store. sha256: of what was uploaded; blob: the packed file that training reads."""
+    """One packed dataset in the blob store.
+
+    sha256: of the upload.
+    blob: the packed file that training reads.
+    """
 
     id: str
     sha256: str
@@ -64,13 +70,17 @@ class StoredDataset(_Frozen):
 
 
 class JobSpec(_Frozen):
-    """What one job is asked to do, with no `auto` left in method and recipe.
+    """The work of one job, with no `auto` left in method and recipe.
 
-    network: what is trained: the start's, with as many outputs as a new head has. classes: the order of the outputs, where it
-    is not the dataset's. ingredients: the checkpoints of a soup, in its order. teachers: the networks of a distillation, one
-    checkpoint or a former job's snapshots. find_normalization: `recipe.normalize` was `auto`: it holds the dataset's own
-    statistics, and training finds out which ones the start was trained with. flatness, swag: what is measured when the
-    weights are there.
+    start: the weights that training starts from.
+    network: the network that is trained: the start's, with as many outputs as a new head has.
+    classes: the order of the outputs, where it is not the dataset's.
+    find_normalization: `recipe.normalize` was `auto`: it holds the dataset's own statistics, and training finds out
+        which ones the start was trained with.
+    flatness: whether flatness is measured when the weights are there.
+    swag: samples of the Bayesian average that is measured then; 0: none.
+    ingredients: the checkpoints of a soup, in its order.
+    teachers: the networks of a distillation, one checkpoint or a former job's snapshots.
     """
 
     start: StoredWeights
@@ -88,8 +98,11 @@ class JobSpec(_Frozen):
 
     @property
     def selects(self) -> bool:
-        """Whether held-out images decide about the result. One half of them is then the selection split, and every number
-        that is reported is from the other half."""
+        """Whether held-out images decide about the result.
+
+        One half of them is then the selection split, and every number that is reported is from the other half, the
+        report split.
+        """
         method = self.method
         if isinstance(method, Soup):
             return method.average == "greedy"
@@ -102,17 +115,17 @@ class JobSpec(_Frozen):
         return ARCHITECTURES[self.network.name].reproducible
 
     def blobs(self) -> list[str]:
-        """The blobs that training reads, each once."""
+        """Return the blobs that training reads, each once."""
         weights = (self.start, *self.ingredients, *self.teachers)
         return list(dict.fromkeys([*(one.blob for one in weights), self.dataset.blob]))
 
     def needs(self) -> list[str]:
-        """The ids of what must not be deleted before the job has ended, each once: checkpoints, the dataset, a former job."""
+        """Return the ids of all that must stay until the job has ended, each once: checkpoints, dataset, former job."""
         teacher = [self.recipe.distillation.teacher] if self.recipe.distillation else []
         return list(dict.fromkeys([self.start.id, self.dataset.id, *(one.id for one in self.ingredients), *teacher]))
 
     def run_digest(self) -> str:
-        """The sha256 of everything the weights are a function of, on the same hardware and thread count.
+        """Return the sha256 of everything that the weights are a function of, on the same hardware and thread count.
 
         Checkpoints are named by their content: ids differ between two runs of the same work.
         """
@@ -134,5 +147,5 @@ class JobSpec(_Frozen):
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values, equal bytes."""
+    """Return JSON with sorted keys and no spaces: equal values, equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

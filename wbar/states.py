@@ -1,4 +1,4 @@
-"""The states and the only allowed transitions, as one table. Nothing else in wbar decides what may follow what."""
+"""The states of jobs and uploads, and the allowed transitions between a job's states, as one table."""
 
 from typing import Literal, get_args
 
@@ -21,5 +21,5 @@ TERMINAL: frozenset[JobStatus] = frozenset(status for status, after in TRANSITIO
 
 
 def sources(target: JobStatus) -> tuple[JobStatus, ...]:
-    """Every state from which `target` may be entered (what a compare-and-set has to ask for)."""
+    """Return every state from which `target` may be entered: the condition of a compare-and-set."""
     return tuple(status for status, after in TRANSITIONS.items() if target in after)

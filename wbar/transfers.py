@@ -1,4 +1,4 @@
-"""Bytes up and down: streamed, digests sent along and verified, downloads that go on where they stopped."""
+"""Uploads and downloads: streamed, digests sent along and verified, downloads that go on after an interruption."""
 
 import base64
 import hashlib
@@ -20,11 +20,13 @@ Step = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def chunks(path: Path, step: Step | None) -> Iterator[bytes]:
+    """Yield a file in pieces of CHUNK bytes; step: called after each with the bytes done and the bytes in all."""
     total, done = path.stat().st_size, 0
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
@@ -35,6 +37,7 @@ def chunks(path: Path, step: Step | None) -> Iterator[bytes]:
 
 
 def upload_headers(path: Path, idempotency_key: str | None) -> dict[str, str]:
+    """Return the headers of an upload: its length, its sha256 (RFC 9530), and the idempotency key."""
     digest = base64.b64encode(bytes.fromhex(sha256_of(path))).decode()
     headers = {
         "Content-Type": "application/octet-stream",
@@ -46,26 +49,30 @@ def upload_headers(path: Path, idempotency_key: str | None) -> dict[str, str]:
 
 @contextmanager
 def as_archive(path: Path) -> Iterator[Path]:
-    """The file itself; of a folder, a tar whose bytes depend on names and contents alone."""
+    """Yield the file itself or, for a folder, a temporary tar whose bytes depend on names and contents alone."""
     if not path.is_dir():
         yield path
         return
     with tempfile.NamedTemporaryFile(suffix=".tar") as file:
         with tarfile.open(fileobj=file, mode="w") as archive:
-            for found in sorted(path.rglob("*")):
-                entry = tarfile.TarInfo(found.relative_to(path).as_posix())
-                if found.is_file() and not found.is_symlink():
-                    entry.size = found.stat().st_size
-                    with open(found, "rb") as content:
+            for child in sorted(path.rglob("*")):
+                entry = tarfile.TarInfo(child.relative_to(path).as_posix())
+                if child.is_file() and not child.is_symlink():
+                    entry.size = child.stat().st_size
+                    with open(child, "rb") as content:
                         archive.addfile(entry, content)
         file.flush()
         yield Path(file.name)
 
 
 def download(client: "Client", path: str, target: Path, step: Step | None) -> Path:
-    """Into `<target>.part` with a range where a part is there already, then verified and renamed.
+    """Download to `target`: first to `<target>.part`, which is continued with a range where it exists, then verified
+    and renamed.
 
-    Raises DigestMismatch (the part is thrown away), Unreachable (it is kept for the next try), or the service's refusal.
+    step: called after each piece with the bytes done and the bytes in all.
+
+    Raises DigestMismatch (the part is deleted), Unreachable (the part is kept for the next try), or the service's
+    refusal.
     """
     part, mark = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.part.etag")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -78,12 +85,12 @@ def download(client: "Client", path: str, target: Path, step: Step | None) -> Pa
         # The part is as long as the content or longer: cheaper to begin again than to guess.
         part.unlink()
         etag = _receive(client, path, {}, part, mark, step)
-    expected, found = etag.strip('"'), sha256_of(part)
+    expected, received = etag.strip('"'), sha256_of(part)
     mark.unlink(missing_ok=True)
-    if found != expected:
+    if received != expected:
         part.unlink()
         raise DigestMismatch(
-            f"the download has sha-256 {found}, the service says {expected}: it was thrown away, try again"
+            f"the download has sha-256 {received}, the service says {expected}: it was thrown away, try again"
         )
     os.replace(part, target)
     return target

@@ -27,7 +27,7 @@ WarmUp = Literal["gradual", "constant"]
 
 @dataclass(frozen=True)
 class Position:
-    """Where one optimizer step stands. Counters start at 1, except `step` and `step_in_epoch` (0: the first step)."""
+    """The place of one optimizer step in a schedule. Counters start at 1, `step` and `step_in_epoch` at 0."""
 
     step: int
     cycle: int
@@ -41,10 +41,13 @@ class Position:
 
 @dataclass(frozen=True)
 class CyclicSchedule:
-    """n cycles of `high_epochs` from `high_lr` and `low_epochs` at `low_lr`. Rates: per optimizer step.
+    """n cycles of `high_epochs` from `high_lr` and `low_epochs` at `low_lr`. Rates are per optimizer step.
 
-    high_epochs, low_epochs: may be fractions of an epoch, rounded to whole steps (at least one); low_epochs may be 0.
-    shape, gamma, milestones: the decay inside the high phase; warmup_steps, warmup: its beginning (see the module).
+    high_epochs: length in epochs, may be a fraction; rounded to whole steps, at least one.
+    low_epochs: the same; 0: no low phase.
+    shape, gamma, milestones: the decay inside the high phase (see the module).
+    warmup_steps, warmup: the beginning of the high phase (see the module).
+
     Raises ValueError, naming the field, on numbers that make no schedule.
     """
 
@@ -83,27 +86,31 @@ class CyclicSchedule:
     def in_steps(
         cls, cycles: int, high_lr: float, low_lr: float, high_steps: int, low_steps: int, **shape: Any
     ) -> "CyclicSchedule":
-        """The same with phases counted in optimizer steps: an epoch is one step."""
+        """Make a schedule whose phases are counted in optimizer steps: an epoch is one step."""
         return cls(cycles, high_lr, low_lr, high_steps, low_steps, steps_per_epoch=1, **shape)
 
     @property
     def high_steps(self) -> int:
+        """Optimizer steps of one high phase."""
         return max(1, round(self.high_epochs * self.steps_per_epoch))
 
     @property
     def low_steps(self) -> int:
+        """Optimizer steps of one low phase; 0 without one."""
         return max(1, round(self.low_epochs * self.steps_per_epoch)) if self.low_epochs else 0
 
     @property
     def steps_per_cycle(self) -> int:
+        """Optimizer steps of one cycle."""
         return self.high_steps + self.low_steps
 
     @property
     def total_steps(self) -> int:
+        """Optimizer steps of all cycles."""
         return self.cycles * self.steps_per_cycle
 
     def at(self, step: int) -> Position:
-        """The position of optimizer step `step`, 0 ≤ step < total_steps. Raises IndexError outside."""
+        """Return the position of optimizer step `step`, 0 ≤ step < total_steps. Raises IndexError outside."""
         if not 0 <= step < self.total_steps:
             raise IndexError(f"step {step} lies outside the schedule of {self.total_steps} steps")
         cycle, within = divmod(step, self.steps_per_cycle)
@@ -154,7 +161,7 @@ class PhaseRate:
     foot: float | None = None
 
     def at(self, step: int) -> float:
-        """The rate of step 0 ≤ step < steps."""
+        """Return the rate of step 0 ≤ step < steps."""
         if step < self.warmup_steps:
             foot = self.low if self.foot is None else self.foot
             share = (step + 1) / self.warmup_steps if self.warmup == "gradual" else 0.0

@@ -49,7 +49,7 @@ TEMPLATE = go.layout.Template(
 
 
 @dataclass(frozen=True)
-class Arm:
+class Comparison:
     """One network's numbers beside a curve: its name, accuracy (fraction of one) and loss (nats), either None if unknown."""
 
     name: str
@@ -75,11 +75,15 @@ def schedule_figure(
     log: bool = False,
     title: str = "Learning rate",
 ) -> go.Figure:
-    """The rate of every step, its phases shaded, and the steps after which a snapshot is taken.
+    """Draw the rate of every step, its phases shaded, and the steps after which a snapshot is taken.
 
-    steps: numbers of optimizer steps; rates: one for each. phases: each step's phase ("high" and "low" have colours of
-    their own), or nothing. snapshots: numbers of steps, of those in `steps`. log: a logarithmic rate axis. Raises
-    ValueError if lengths differ.
+    steps: numbers of optimizer steps.
+    rates: one for each step.
+    phases: each step's phase ("high" and "low" have colours of their own), or nothing.
+    snapshots: numbers of steps, of those in `steps`.
+    log: a logarithmic rate axis.
+
+    Raises ValueError if lengths differ.
     """
     _same_length(steps=steps, rates=rates)
     figure = _figure(title, 1)
@@ -103,11 +107,17 @@ def curve_figure(
     accuracy: Sequence[float] | None = None,
     loss: Sequence[float] | None = None,
     *,
-    arms: Sequence[Arm] = (),
+    comparisons: Sequence[Comparison] = (),
     title: str = "The more snapshots averaged",
 ) -> go.Figure:
-    """Held-out accuracy and loss of the mean of the first n snapshots, with a horizontal line for each arm (start, last
-    snapshot, ensemble, …). Raises ValueError if lengths differ or neither is given."""
+    """Draw held-out accuracy and loss of the mean of the first n snapshots, and a horizontal line for each comparison.
+
+    counts: the numbers n.
+    accuracy, loss: one for each n, as a fraction of one and in nats.
+    comparisons: start, last snapshot, ensemble, …
+
+    Raises ValueError if lengths differ or neither accuracy nor loss is given.
+    """
     panels = _panels(accuracy=accuracy, loss=loss)
     figure = _figure(title, len(panels))
     for row, (kind, values) in enumerate(panels.items(), start=1):
@@ -117,14 +127,14 @@ def curve_figure(
             showlegend=row == 1, line={"color": BLUE, "width": 3}, marker={"size": 8}, row=row, col=1,
         )  # fmt: skip
         _held_out_axis(figure, row, kind)
-        for number, arm in enumerate(arms):
-            level = getattr(arm, kind)
+        for number, comparison in enumerate(comparisons):
+            level = getattr(comparison, kind)
             if level is not None:
                 # A trace and not a shape: it has a name in the legend and widens the axis.
                 figure.add_scatter(
-                    x=[min(counts), max(counts)], y=[level, level], name=arm.name, legendgroup=arm.name, mode="lines",
-                    showlegend=row == 1 or getattr(arm, next(iter(panels))) is None, line=_style(number + 1),
-                    row=row, col=1,
+                    x=[min(counts), max(counts)], y=[level, level], name=comparison.name, mode="lines",
+                    legendgroup=comparison.name, line=_style(number + 1), row=row, col=1,
+                    showlegend=row == 1 or getattr(comparison, next(iter(panels))) is None,
                 )  # fmt: skip
     # Whole numbers: there is nothing between two snapshots.
     figure.update_xaxes(tickformat="d", **({"dtick": 1} if max(counts) - min(counts) <= 12 else {}))
@@ -141,10 +151,15 @@ def interpolation_figure(
     axis: str | None = None,
     title: str = "From the start to the average",
 ) -> go.Figure:
-    """Loss and accuracy against α, one line for each name ("train", "held-out"), with marks at α = 0 and 1.
+    """Draw loss and accuracy against α, one line for each name ("train", "held-out"), with marks at α = 0 and 1.
 
-    ends: what lies at α = 0 and 1; None: no ends, as on a line around one point. axis: what α is called instead.
-    A name has the same colour in both panels. Raises ValueError if lengths differ or nothing is given.
+    alphas: positions between the ends.
+    losses, accuracies: by name, one value for each α, in nats and as fractions of one. A name has the same colour in
+        both.
+    ends: the names of the points at α = 0 and 1; None: no ends, as on a line around one point.
+    axis: the title of the α axis, in place of the usual one.
+
+    Raises ValueError if lengths differ or nothing is given.
     """
     panels = _panels(loss=losses or None, accuracy=accuracies or None)
     figure = _figure(title, len(panels))
@@ -180,10 +195,13 @@ def surface_figure(
     equal: bool = True,
     title: str = "Loss surface",
 ) -> go.Figure:
-    """Contours of values[row][column] at (xs[column], ys[row]), with named points on them.
+    """Draw contours of values[row][column] at (xs[column], ys[row]), with named points on them.
 
-    log: contours of log₁₀ of the values, which shows a basin whose walls are a thousand times its floor; values at or below
-    0 are left out. equal: one unit is as long on both axes. Raises ValueError if lengths differ.
+    log: contours of log₁₀ of the values, which shows a basin whose walls are a thousand times its floor; values at or
+        below 0 are left out.
+    equal: one unit is as long on both axes.
+
+    Raises ValueError if lengths differ.
     """
     if len(values) != len(ys) or any(len(row) != len(xs) for row in values):
         shape = f"{len(values)} rows of {sorted({len(row) for row in values})}"
@@ -220,7 +238,7 @@ def series_figure(
     distance_to_mean: Sequence[float] | None = None,
     title: str = "Training",
 ) -> go.Figure:
-    """Loss, learning rate and ‖w̄ − w‖ over the steps, in rows that share the step axis; what is None has no row.
+    """Draw loss, learning rate and ‖w̄ − w‖ over the steps, in rows that share the step axis; None has no row.
 
     Raises ValueError if lengths differ or all are None.
     """
@@ -245,8 +263,12 @@ def distances_figure(
     relative_to: Mapping[str, float] | None = None,
     title: str = "Distance from the start",
 ) -> go.Figure:
-    """One bar for each layer or tensor, in the order given from the top. relative_to: norms to divide by (‖w₀‖ of each
-    layer), which compares layers of different sizes. Raises ValueError for a layer that it does not name."""
+    """Draw one bar for each layer or tensor, in the order given from the top.
+
+    relative_to: norms to divide by (‖w₀‖ of each layer), which compares layers of different sizes.
+
+    Raises ValueError for a layer that `relative_to` does not name.
+    """
     missing = sorted(distances.keys() - relative_to.keys()) if relative_to is not None else []
     if missing:
         raise ValueError(f"relative_to does not name {missing}")

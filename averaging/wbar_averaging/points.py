@@ -1,7 +1,7 @@
-"""A point in weight space: what its weights are, and how a model is put there and back.
+"""A point in weight space: its weights, and how a model is put there and back.
 
-*Weights* are all floating-point tensors of a state dict but BatchNorm's running statistics; a tensor shared under several
-names counts once, under the first of them in alphabetical order.
+*Weights* are all floating-point tensors of a state dict but BatchNorm's running statistics; a tensor shared under
+several names counts once, under the first of them in alphabetical order.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +18,12 @@ LISTED = 20  # differences named in an error
 
 
 def tensors_of(source: Source) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by state-dict name, detached and not copied; every name of a shared tensor."""
+    """Return parameters and persistent buffers by state-dict name, detached and not copied; every name of a shared tensor."""
     return {name: tensor.detach() for name, tensor in named_tensors(source).items() if isinstance(tensor, Tensor)}
 
 
 def first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """For every name, the alphabetically first name of the very same memory: itself, unless the tensor is shared."""
+    """Return for every name the alphabetically first name of the same memory: itself, unless the tensor is shared."""
     first: dict[tuple[object, ...], str] = {}
     out = {}
     for name in sorted(tensors):
@@ -35,19 +35,19 @@ def first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def is_weight(name: str, tensor: Tensor) -> bool:
-    """Whether it is a weight: floating-point, and no running statistic of BatchNorm."""
+    """Return whether the tensor is a weight: floating-point, and no running statistic of BatchNorm."""
     return tensor.is_floating_point() and name.rpartition(".")[2] not in ("running_mean", "running_var")
 
 
 def weights_of(source: Source) -> dict[str, Tensor]:
-    """The weights by name, in the source's order, shared ones once. Nothing is copied."""
+    """Return the weights by name, in the source's order, shared ones once. Nothing is copied."""
     tensors = tensors_of(source)
     first = first_names(tensors)
     return {name: tensor for name, tensor in tensors.items() if first[name] == name and is_weight(name, tensor)}
 
 
 def check_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor], whose: tuple[str, str]) -> None:
-    """Raises ValueError naming each tensor that only one of them has, or that has two shapes, and both shapes."""
+    """Raise ValueError naming each tensor that is in one of them only, or that has two shapes, and both shapes."""
 
     def shown(tensors: Mapping[str, Tensor], name: str) -> str:
         return str(tuple(tensors[name].shape)) if name in tensors else "missing"
@@ -70,7 +70,7 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """In eval mode inside; afterwards weights, buffers and modes are as before, whatever happened. Costs one copy of them."""
+    """Put the model in eval mode for the block; afterwards weights, buffers and modes are as before. Costs one copy of them."""
     modes = [(module, module.training) for module in model.modules()]
     slots = [
         (table, key, tensor)
@@ -94,7 +94,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 def check_recompute(model: nn.Module, recompute: Recompute | None) -> None:
-    """Raises ValueError for a model with BatchNorm statistics and no way to recompute them at a new point."""
+    """Raise ValueError for a model with BatchNorm statistics and no `recompute` for them at a new point."""
     if recompute is None:
         for name, module in model.named_modules():
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
@@ -105,6 +105,8 @@ def check_recompute(model: nn.Module, recompute: Recompute | None) -> None:
 
 
 def random_normal(shapes: Mapping[str, torch.Size], generator: torch.Generator | None) -> dict[str, Tensor]:
-    """Standard normal numbers, drawn on the CPU in float32 in the names' alphabetical order: the same for every device,
-    dtype and order of the tensors."""
+    """Draw standard normal numbers on the CPU in float32, in the names' alphabetical order.
+
+    They are the same for every device, dtype and order of the tensors.
+    """
     return {name: torch.randn(shapes[name], generator=generator, dtype=torch.float32) for name in sorted(shapes)}

@@ -24,12 +24,12 @@ class CyclicScheduleLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
-        """The rate of each group for the step `last_epoch`, or of the schedule's last step after its end."""
+        """Return the rate of each group for the step `last_epoch`, or of the schedule's last step after its end."""
         rate = self.schedule.at(min(self.last_epoch, self.schedule.total_steps - 1)).lr
         return [rate * base / self.base_lrs[0] for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps taken, which is all the state there is."""
+        """Return the number of steps taken, which is all the state there is."""
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Who holds and who refers to which blob: the rows behind `wbar_store.blobs`, and the only SQL about them."""
+"""The holds and references of blobs: the rows behind `wbar_store.blobs`, and the only SQL about them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +12,16 @@ ABANDONED = 3600.0  # a hold older than this belongs to a process that died
 
 
 class BlobReferences:
+    """The rows that say which blobs are held, referred to, or marked for deletion."""
+
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def hold(self, sha256: str, size: int) -> bool:
-        """Keep the content from being collected; False while it is being deleted."""
+        """Keep the content from being collected; False while it is being deleted.
+
+        size: of the content, in bytes.
+        """
         with self.database.write() as connection:
             held = connection.execute(
                 upsert(connection, blobs)
@@ -31,28 +36,30 @@ class BlobReferences:
         return held is not None
 
     def release(self, sha256: str) -> None:
+        """Give up one hold on the content."""
         with self.database.write() as connection:
             connection.execute(update(blobs).where(blobs.c.sha256 == sha256).values(holds=blobs.c.holds - 1))
 
     def mark_free(self, candidates: list[str] | None) -> None:
-        """Mark every blob (or those of `candidates`) that no row refers to and nobody holds: nobody can hold it from now on."""
+        """Mark every blob (or those of `candidates`) without a reference and a hold; a marked blob cannot be held again."""
         with self.database.write() as connection:
             stale = clock(connection) - ABANDONED
             free = and_(~_referenced(), or_(blobs.c.holds <= 0, blobs.c.touched_at < literal(stale)))
-            chosen = select(blobs.c.sha256).where(free)
+            unreferenced = select(blobs.c.sha256).where(free)
             if candidates is not None:
-                chosen = chosen.where(blobs.c.sha256.in_(candidates))
+                unreferenced = unreferenced.where(blobs.c.sha256.in_(candidates))
             # Locked first, decided again under the lock: a hold that committed in between must be seen.
-            locked = list(connection.execute(chosen.with_for_update()).scalars())
+            locked = list(connection.execute(unreferenced.with_for_update()).scalars())
             connection.execute(update(blobs).where(blobs.c.sha256.in_(locked), free).values(deleting=True))
 
     def marked(self) -> list[str]:
+        """Return the digests of the blobs that are marked for deletion."""
         with self.database.read() as connection:
             return list(connection.execute(select(blobs.c.sha256).where(blobs.c.deleting)).scalars())
 
     @contextmanager
     def forgetting(self, sha256: str) -> Iterator[bool]:
-        """Delete a marked blob's row, whose lock is kept for the block; False if another one has it already."""
+        """Delete a marked blob's row, whose lock is kept for the block; yields False if another process deleted it."""
         with self.database.write() as connection:
             yield connection.execute(delete(blobs).where(blobs.c.sha256 == sha256, blobs.c.deleting)).rowcount == 1
 

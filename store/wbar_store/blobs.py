@@ -2,9 +2,9 @@
 
 Writing: `receive` streams and hashes; `keep` gives the content its name under a hold. The caller then commits the row
 that refers to it and releases the hold, so that a deletion that runs beside it never takes the bytes away. Deleting: a
-blob goes when no row refers to it and nobody holds it; it is marked first, so that nobody can start to hold it. Its file is
-deleted inside the transaction that deletes its row: the one place where a transaction spans other I/O, since its lock is what
-makes whoever brings the content back wait.
+blob goes when it has no reference and no hold; it is marked first, so that no new hold can begin. Its file is
+deleted inside the transaction that deletes its row: the one place where a transaction spans other I/O, since its lock makes a
+writer that brings the content back wait.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ CHUNK = 1024 * 1024
 
 @dataclass(frozen=True)
 class Received:
-    """Bytes under a temporary name, not yet content of anything."""
+    """Received bytes under a temporary name, which no row refers to yet."""
 
     temporary: str
     sha256: str
@@ -37,7 +37,7 @@ class Received:
 
 
 class Upload:
-    """Bytes on their way in: `write` as they come, then `finish`, or `abort` and nothing is left."""
+    """An upload in progress: `write` the bytes as they come, then `finish`, or `abort` and nothing is left."""
 
     def __init__(self, blobs: "Blobs") -> None:
         self._blobs = blobs
@@ -47,15 +47,18 @@ class Upload:
         self.bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
         self._hash.update(data)
         self._writer.write(data)
         self.bytes += len(data)
 
     def finish(self) -> Received:
+        """Close the object and return its temporary name, digest and size."""
         self._writer.close()
         return Received(self._name, self._hash.hexdigest(), self.bytes)
 
     def abort(self) -> None:
+        """Delete what was written."""
         # A writer that is closed makes its object visible under the temporary name; it is deleted right after.
         try:
             self._writer.close()
@@ -64,7 +67,7 @@ class Upload:
 
 
 class Blobs:
-    """A local folder or an S3 bucket, with a table that says who holds and who refers to what."""
+    """A local folder or an S3 bucket, with a table of the holds and references of its blobs."""
 
     def __init__(self, url: str, database: Database) -> None:
         self.references = BlobReferences(database)
@@ -81,10 +84,11 @@ class Blobs:
     # Writing.
 
     def receive(self) -> Upload:
+        """Begin an upload."""
         return Upload(self)
 
     def put_file(self, path: Path) -> Received:
-        """Stream a local file in."""
+        """Stream a local file into the store, under a temporary name."""
         upload = self.receive()
         try:
             with open(path, "rb") as file:
@@ -96,6 +100,7 @@ class Blobs:
         return upload.finish()
 
     def discard(self, temporary: str) -> None:
+        """Delete the object of this name, if it is there."""
         try:
             obstore.delete(self.store, temporary)
         except FileNotFoundError:
@@ -115,7 +120,7 @@ class Blobs:
         for _ in range(600):
             if self.references.hold(received.sha256, received.bytes):
                 return
-            # The same content is being deleted this moment; it takes milliseconds, and a dead deleter is finished for.
+            # The same content is being deleted: that takes milliseconds. If the deleter died, its work is finished here.
             time.sleep(0.02)
             self.finish_deletions()
         raise TimeoutError(f"blob {received.sha256} has been in deletion for too long")
@@ -134,22 +139,24 @@ class Blobs:
 
     @staticmethod
     def path(sha256: str) -> str:
+        """Return the name under which the store keeps this content."""
         return f"sha256/{sha256[:2]}/{sha256}"
 
     def size(self, sha256: str) -> int:
+        """Return the size of a blob in bytes."""
         return self.described(sha256)[0]
 
     def described(self, sha256: str) -> tuple[int, datetime]:
-        """How many bytes it has, and when it was last stored: equal content that comes again replaces it."""
+        """Return a blob's size in bytes, and when it was last stored: equal content that comes again replaces it."""
         head = obstore.head(self.store, self.path(sha256))
         return int(head["size"]), head["last_modified"]
 
     def chunks(self, sha256: str, begin: int, end: int) -> Iterator[bytes]:
-        """The bytes [begin, end) in pieces of about a megabyte."""
+        """Yield the bytes [begin, end) in pieces of about a megabyte."""
         if begin >= end:
             return
-        found = obstore.get(self.store, self.path(sha256), options={"range": (begin, end)})
-        for chunk in found.stream(min_chunk_size=CHUNK):
+        response = obstore.get(self.store, self.path(sha256), options={"range": (begin, end)})
+        for chunk in response.stream(min_chunk_size=CHUNK):
             yield bytes(chunk)
 
     def fetch(self, sha256: str, path: Path) -> None:
@@ -163,7 +170,7 @@ class Blobs:
         os.replace(temporary, path)
 
     def check(self) -> None:
-        """Raises OSError or an obstore error if the store cannot be reached and written."""
+        """Write and delete a small object. Raises OSError or an obstore error if the store does not allow it."""
         name = f"tmp/{secrets.token_hex(16)}"
         obstore.put(self.store, name, b"wbar")
         obstore.delete(self.store, name)
@@ -171,22 +178,22 @@ class Blobs:
     # Deleting.
 
     def collect(self, candidates: list[str] | None = None) -> int:
-        """Delete every blob (or those of `candidates`) that no row refers to and nobody holds. Returns how many."""
+        """Delete every blob (or those of `candidates`) without a reference and a hold. Returns how many."""
         self.references.mark_free(candidates)
         return self.finish_deletions()
 
     def finish_deletions(self) -> int:
-        """Delete what is marked; one finisher wins each blob. Returns how many were this one's."""
+        """Delete the marked blobs. Returns how many this call deleted: of several at once, one deletes each blob."""
         finished = 0
         for sha256 in self.references.marked():
-            with self.references.forgetting(sha256) as mine:
-                if mine:
+            with self.references.forgetting(sha256) as deleted_here:
+                if deleted_here:
                     self.discard(self.path(sha256))
-            finished += mine
+            finished += deleted_here
         return finished
 
     def sweep_temporaries(self, older_than: timedelta = timedelta(days=1)) -> int:
-        """Delete what died halfway in."""
+        """Delete the temporary objects of uploads that were never finished. Returns how many."""
         limit = datetime.now(UTC) - older_than
         old = [
             entry["path"]

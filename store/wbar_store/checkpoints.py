@@ -16,7 +16,7 @@ from wbar_store.uploads import UploadRecord, UploadRepository
 
 
 class GivenNetwork(BaseModel):
-    """What the upload said of itself; None: to be read off the tensors."""
+    """The architecture and number of classes that the upload named; None: to be read off the tensors."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -25,7 +25,12 @@ class GivenNetwork(BaseModel):
 
 
 class CheckpointRecord(UploadRecord):
-    """sha256: of the uploaded bytes. weights, the blob of the same tensors as safetensors, and facts: once it is ready."""
+    """A row of `checkpoints`.
+
+    sha256: of the uploaded bytes.
+    weights: the blob of the same tensors as safetensors, once it is ready.
+    facts: about the tensors, once it is ready.
+    """
 
     bytes: int
     sha256: str
@@ -35,10 +40,11 @@ class CheckpointRecord(UploadRecord):
 
     @property
     def blobs(self) -> list[str]:
+        """The blobs that the row keeps alive."""
         return [blob for blob in (self.content, self.weights) if blob]
 
     def stored(self) -> StoredWeights:
-        """What a JobSpec says of it. Only of a ready one."""
+        """Return the checkpoint as a JobSpec names it. Only of a ready one."""
         assert self.facts is not None
         assert self.weights is not None
         return StoredWeights(
@@ -46,6 +52,7 @@ class CheckpointRecord(UploadRecord):
         )
 
     def to_api(self) -> Checkpoint:
+        """Return the checkpoint as the API sends it."""
         facts = self.facts
         architecture = None
         if facts is not None:
@@ -73,12 +80,14 @@ class CheckpointRecord(UploadRecord):
 
 
 class Checkpoints(UploadRepository[CheckpointRecord]):
+    """The checkpoints of all tenants."""
+
     table, noun, record = checkpoints, "checkpoint", CheckpointRecord
     blob_columns = (checkpoints.c.content, checkpoints.c.weights)
     job_column = jobs.c.checkpoint
 
     def create(self, tenant: Tenant, name: str, received: Received, given: GivenNetwork) -> CheckpointRecord:
-        """The caller holds the blob meanwhile and notifies once it is committed."""
+        """Insert a checkpoint to be validated. The caller holds the blob meanwhile, and notifies once the row is committed."""
         values = {
             "id": new_id("ckpt"),
             "tenant": tenant.name,
@@ -97,8 +106,8 @@ class Checkpoints(UploadRepository[CheckpointRecord]):
             )
 
     def accept(self, claim: Claim, facts: CheckpointFacts, weights: str) -> bool:
-        """It is ready. weights: the blob of its tensors as safetensors.
+        """Make the checkpoint `ready`. False if the claim is stale.
 
-        False where this attempt is no longer the one that may validate.
+        weights: the blob of its tensors as safetensors.
         """
         return self._write(claim, status="ready", weights=weights, facts=asdict(facts))

@@ -48,7 +48,7 @@ class _Block(threading.local):
 
 
 class Database:
-    """An engine with two ways in: `read()` and `write()`. Both join the block that is open on the thread, if there is one."""
+    """An engine with transactions for reading and for writing; both join the block that the thread has open, if any."""
 
     def __init__(self, url: str) -> None:
         if url.startswith("postgresql://"):
@@ -59,7 +59,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One view of the database for everything in the block."""
+        """Open a block whose reads all see one state of the database."""
         if self._block.connection is not None:
             yield self._block.connection
             return
@@ -68,10 +68,10 @@ class Database:
 
     @contextmanager
     def read_at_once(self) -> Iterator[bool]:
-        """A block of `read()` for one thread that must not wait, such as an event loop's; False, and no block, where the
-        database is not in a file.
+        """Open a block of `read()` for a thread that must not wait, such as an event loop's.
 
-        Each statement is a transaction of its own, and raises OperationalError instead of waiting for a lock.
+        Yields False, and opens no block, where the database is not in a file. Each statement is a transaction of its own,
+        and raises OperationalError instead of waiting for a lock.
         """
         if self._at_once_connection is None:
             yield False
@@ -86,10 +86,12 @@ class Database:
 
     @contextmanager
     def write(self, durable: bool = True) -> Iterator[Connection]:
-        """A transaction, committed at the end of the outermost block, rolled back by an exception.
+        """Open a transaction, committed at the end of the outermost block, rolled back by an exception.
 
-        durable=False: a power cut may undo it (not a killed process); for heartbeats, which come twice a second. Only
-        SQLite makes a difference: it would sync the disk for each. Raises RuntimeError inside a block of `read()`.
+        durable: if false, a power cut may undo it (a killed process does not); for heartbeats, which come twice a
+            second. Only SQLite makes a difference: it would sync the disk for each.
+
+        Raises RuntimeError inside a block of `read()`.
         """
         if self._block.connection is not None:
             if not self._block.writes:
@@ -113,6 +115,7 @@ class Database:
             self._block.connection = None
 
     def dispose(self) -> None:
+        """Close all connections."""
         self.engine.dispose()
         if self._at_once is not None:
             if (connection := self.__dict__.pop("_at_once_connection", None)) is not None:
@@ -121,13 +124,13 @@ class Database:
 
 
 def _postgresql(url: str) -> Engine:
-    # A server that vanishes without a word must not hold a heartbeat for ever.
+    # A server that vanishes must not hold a heartbeat for ever.
     vanished = {"connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
     return create_engine(url, pool_pre_ping=True, pool_size=8, connect_args=vanished)
 
 
 def _sqlite(url: str, waiting: float = 30, connections: int = 40) -> Engine:
-    """waiting: seconds for a lock, and for one of the connections."""
+    """Make an engine on a SQLite file. waiting: seconds for a lock, and for one of the connections."""
     connect = {"timeout": waiting, "isolation_level": None, "check_same_thread": False}
     engine = create_engine(
         url, poolclass=QueuePool, pool_size=min(8, connections), max_overflow=max(0, connections - 8),
@@ -159,16 +162,16 @@ def _sqlite(url: str, waiting: float = 30, connections: int = 40) -> Engine:
 
 @dataclass(frozen=True)
 class Tenant:
-    """The one place where rows are filtered by whom they belong to."""
+    """An owner of rows, and the one place where rows are filtered by their owner."""
 
     name: str
 
     def select(self, table: Table) -> Select[Any]:
-        """All rows of `table` that are this tenant's."""
+        """Select all rows of `table` that are this tenant's."""
         return select(table).where(table.c.tenant == self.name)
 
     def row(self, connection: Connection, table: Table, object_id: str, lock: bool = False) -> Row[Any] | None:
-        """The row of this id if it is this tenant's; locked until the transaction ends where that must not race."""
+        """Return the row of this id if it is this tenant's; lock: hold it until the transaction ends."""
         return connection.execute(_one_row(table, lock), {"of_tenant": self.name, "of_id": object_id}).first()
 
 
@@ -180,11 +183,12 @@ def _one_row(table: Table, lock: bool) -> Select[Any]:
 
 
 def clock(connection: Connection) -> float:
+    """Return the database's time, in seconds since 1970."""
     return float(connection.execute(select(now())).scalar_one())
 
 
 def upsert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
-    """An insert that can say what happens on a conflict, in the dialect of the connection."""
+    """Return an insert that can say what happens on a conflict, in the dialect of the connection."""
     return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
@@ -193,7 +197,7 @@ def rfc3339(seconds: float) -> str: ...
 @overload
 def rfc3339(seconds: None) -> None: ...
 def rfc3339(seconds: float | None) -> str | None:
-    """UTC, with microseconds and a Z."""
+    """Format seconds since 1970 in UTC, with microseconds and a Z."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -14,7 +14,7 @@ from wbar_store.uploads import UploadRecord, UploadRepository
 
 
 class DatasetOptions(BaseModel):
-    """How a source is to be packed."""
+    """How a source is packed."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -22,10 +22,11 @@ class DatasetOptions(BaseModel):
 
 
 class DatasetSummary(BaseModel):
-    """What a worker found in it.
+    """What a worker read off the images of a dataset.
 
-    image: in pixels, the median where there are many sizes. mean, std: per channel of the training split, for pixels in
-    [0, 1]. held_out: the indices of the training images that were set aside, where there was no `val`.
+    image: in pixels, the median where there are many sizes.
+    mean, std: per channel of the training split, for pixels in [0, 1].
+    held_out: indices of the images of `train/` that were held out, where there was no `val/`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,7 +42,12 @@ class DatasetSummary(BaseModel):
 
 
 class DatasetRecord(UploadRecord):
-    """content: the uploaded archive until it is packed. packed, summary: once it is ready."""
+    """A row of `datasets`.
+
+    content: the uploaded archive, until it is packed.
+    packed: the blob of the packed file, once it is ready.
+    summary: of its images, once it is ready.
+    """
 
     task: Task
     source: str | None
@@ -53,16 +59,17 @@ class DatasetRecord(UploadRecord):
 
     @property
     def blobs(self) -> list[str]:
+        """The blobs that the row keeps alive."""
         return [blob for blob in (self.content, self.packed) if blob]
 
     def stored(self) -> StoredDataset:
-        """What a JobSpec says of it. Only of a ready one."""
+        """Return the dataset as a JobSpec names it. Only of a ready one."""
         assert self.sha256 is not None
         assert self.packed is not None
         return StoredDataset(id=self.id, sha256=self.sha256, blob=self.packed)
 
     def facts(self) -> DatasetFacts:
-        """What a job's options are resolved by. Only of a ready one."""
+        """Return the facts that a job's options are resolved from. Only of a ready dataset."""
         assert self.summary is not None
         return DatasetFacts(
             task=self.task,
@@ -76,25 +83,28 @@ class DatasetRecord(UploadRecord):
         )
 
     def to_api(self) -> Dataset:
-        found = self.summary
+        """Return the dataset as the API sends it."""
+        summary = self.summary
         return Dataset(
             id=self.id,
             name=self.name,
             status=self.status,
             task=self.task,
             source=self.source,
-            classes=found.classes if found else None,
-            splits=found.splits if found else None,
-            image=found.image if found else None,
+            classes=summary.classes if summary else None,
+            splits=summary.splits if summary else None,
+            image=summary.image if summary else None,
             bytes=self.bytes,
             sha256=self.sha256,
-            warnings=found.warnings if found else [],
+            warnings=summary.warnings if summary else [],
             error=self.error,
             created_at=rfc3339(self.created_at),
         )
 
 
 class Datasets(UploadRepository[DatasetRecord]):
+    """The datasets of all tenants."""
+
     table, noun, record = datasets, "dataset", DatasetRecord
     blob_columns = (datasets.c.content, datasets.c.packed)
     job_column = jobs.c.dataset
@@ -102,7 +112,10 @@ class Datasets(UploadRepository[DatasetRecord]):
     def create(
         self, tenant: Tenant, name: str, task: Task, given: Received | str, options: DatasetOptions | None = None
     ) -> DatasetRecord:
-        """given: an uploaded archive, whose blob the caller holds meanwhile, or a source by name."""
+        """Insert a dataset to be packed; the caller notifies once the row is committed.
+
+        given: an uploaded archive, whose blob the caller holds meanwhile, or a source by name.
+        """
         received = given if isinstance(given, Received) else None
         values = {
             "id": new_id("ds"),
@@ -122,16 +135,19 @@ class Datasets(UploadRepository[DatasetRecord]):
             return self.record.of(connection.execute(insert(datasets).values(**values).returning(*datasets.c)).one())
 
     def summary_for(self, tenant: Tenant, job_id: str) -> DatasetSummary | None:
-        """What a job's dataset held, also where it was deleted since: the row stays for the jobs that name it."""
-        found = select(datasets.c.summary).join(jobs, jobs.c.dataset == datasets.c.id)
+        """Return the summary of a job's dataset, also of one deleted since: its row stays for the jobs that name it."""
+        query = select(datasets.c.summary).join(jobs, jobs.c.dataset == datasets.c.id)
         with self.database.read() as connection:
-            summary = connection.execute(found.where(jobs.c.id == job_id, jobs.c.tenant == tenant.name)).scalar()
+            summary = connection.execute(query.where(jobs.c.id == job_id, jobs.c.tenant == tenant.name)).scalar()
         return None if summary is None else DatasetSummary.model_validate(summary)
 
     def accept(self, claim: Claim, packed: str, size: int, sha256: str, summary: DatasetSummary) -> bool:
-        """It is ready; the archive need not be kept. packed: the blob; size, sha256: of what was given.
+        """Make the dataset `ready`; the archive need not be kept. False if the claim is stale.
 
-        False where this attempt is no longer the one that may validate.
+        packed: the blob of the packed file.
+        size, sha256: of the archive or source, in bytes.
         """
-        found = summary.model_dump(mode="json")
-        return self._write(claim, status="ready", packed=packed, content=None, bytes=size, sha256=sha256, summary=found)
+        document = summary.model_dump(mode="json")
+        return self._write(
+            claim, status="ready", packed=packed, content=None, bytes=size, sha256=sha256, summary=document
+        )

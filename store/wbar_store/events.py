@@ -21,7 +21,7 @@ LAST = 2**31 - 1
 
 @dataclass(frozen=True)
 class EventRecord:
-    """data: what the type of event carries, as JSON."""
+    """One event of a job. data: its content as JSON, by the type of the event."""
 
     job: str
     seq: int
@@ -30,6 +30,7 @@ class EventRecord:
     created_at: float
 
     def to_api(self) -> Event:
+        """Return the event as the API sends it."""
         return Event(
             id=event_id(self.job, self.seq),
             type=self.type,
@@ -39,8 +40,10 @@ class EventRecord:
 
 
 class Events(PartRepository):
+    """The events of all jobs."""
+
     def append(self, job_id: str, kind: EventType, data: Mapping[str, object]) -> int:
-        """Add one event; returns its sequence number. For the other repositories, in the transaction of what it tells."""
+        """Add one event; returns its number. Other repositories call it in the transaction of the change that it reports."""
         raised = update(jobs).where(jobs.c.id == job_id).values(last_event=jobs.c.last_event + 1)
         with self.database.write() as connection:
             seq = int(connection.execute(raised.returning(jobs.c.last_event)).scalar_one())
@@ -48,7 +51,7 @@ class Events(PartRepository):
         return seq
 
     def after(self, tenant: Tenant, job_id: str, seq: int, limit: int) -> list[EventRecord]:
-        """Up to `limit` events later than `seq`, oldest first. Raises NotFound."""
+        """Return up to `limit` events later than `seq`, oldest first. Raises NotFound."""
         rows = _of(job_id, ()).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
         with self.database.read() as connection:
             self._check(connection, tenant, job_id)
@@ -57,15 +60,18 @@ class Events(PartRepository):
     def page(
         self, tenant: Tenant, job_id: str, request: PageRequest, types: Sequence[EventType] = ()
     ) -> RecordPage[EventRecord]:
-        """A page by sequence; types: keep these only. Raises NotFound, ValidationFailed for an `after` of another job."""
+        """Return a page by sequence. Raises NotFound, and ValidationFailed for an `after` of another job.
+
+        types: keep events of these types only; all if empty.
+        """
         ascending, rows = request.order == "asc", _of(job_id, types)
         with self.database.read() as connection:
             self._check(connection, tenant, job_id)
             seq = sequence(job_id, request.after) if request.after else 0 if ascending else LAST
             rows = rows.where(events.c.seq > seq if ascending else events.c.seq < seq)
             rows = rows.order_by(events.c.seq if ascending else events.c.seq.desc()).limit(request.limit + 1)
-            found = _records(connection, rows)
-        return RecordPage(found[: request.limit], len(found) > request.limit)
+            records = _records(connection, rows)
+        return RecordPage(records[: request.limit], len(records) > request.limit)
 
 
 def _records(connection: Connection, rows: Select[Any]) -> list[EventRecord]:
@@ -78,12 +84,12 @@ def _of(job_id: str, types: Sequence[EventType]) -> Select[Any]:
 
 
 def event_id(job_id: str, seq: int) -> str:
-    """Sorts as the sequence does, and names the event beyond its job."""
+    """Return the id of an event, which sorts as the sequence does and is unique among all jobs."""
     return f"evt_{job_id.removeprefix('job_')}{seq:08d}"
 
 
 def sequence(job_id: str, event: str) -> int:
-    """The sequence number inside an event id of this job. Raises ValidationFailed if it is not one."""
+    """Return the sequence number inside an event id of this job. Raises ValidationFailed if it is not one."""
     prefix = f"evt_{job_id.removeprefix('job_')}"
     digits = event.removeprefix(prefix)
     if not (event.startswith(prefix) and digits.isascii() and digits.isdigit() and len(digits) == 8):

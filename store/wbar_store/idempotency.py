@@ -9,32 +9,34 @@ from wbar_store.database import Database, Tenant, now, upsert
 from wbar_store.tables import idempotency
 
 KEPT = 24 * 3600.0
-AT_WORK = 300.0  # a first request that has not answered after this died on the way
+AT_WORK = 300.0  # seconds after which a first request without an answer counts as dead
 
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """What the first request was answered with; body: its JSON, as it was sent."""
+    """The answer to the first request. body: its JSON, as it was sent."""
 
     status: int
     body: str
 
 
 class Idempotency:
+    """The idempotency keys of all tenants, with the answers to their first requests."""
+
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def begin(self, tenant: Tenant, key: str, fingerprint: str) -> StoredAnswer | None:
-        """The first answer if there was one; None if this request is the first and must `finish`.
+        """Return the first answer if there was one; None if this request is the first and must `finish`.
 
         Raises IdempotencyKeyReused for another body, IdempotencyKeyInProgress while the first is still at work.
         """
-        mine = _of(tenant, key)
+        same_key = _of(tenant, key)
         outdated = (idempotency.c.created_at < now() - KEPT) | (
             idempotency.c.status.is_(None) & (idempotency.c.created_at < now() - AT_WORK)
         )
         with self.database.write() as connection:
-            connection.execute(delete(idempotency).where(mine, outdated))
+            connection.execute(delete(idempotency).where(same_key, outdated))
             first = connection.execute(
                 upsert(connection, idempotency)
                 .values(tenant=tenant.name, key=key, fingerprint=fingerprint, created_at=now())
@@ -43,7 +45,7 @@ class Idempotency:
             ).first()
             if first is not None:
                 return None
-            row = connection.execute(select(idempotency).where(mine)).one()
+            row = connection.execute(select(idempotency).where(same_key)).one()
         if row.fingerprint != fingerprint:
             raise IdempotencyKeyReused(f"the Idempotency-Key {key!r} was used with another request body")
         if row.status is None:
@@ -51,16 +53,18 @@ class Idempotency:
         return StoredAnswer(row.status, row.body)
 
     def finish(self, tenant: Tenant, key: str, answer: StoredAnswer) -> None:
+        """Store the answer to the first request."""
         with self.database.write() as connection:
             values = {"status": answer.status, "body": answer.body}
             connection.execute(update(idempotency).where(_of(tenant, key)).values(**values))
 
     def forget(self, tenant: Tenant, key: str) -> None:
-        """The first request failed: the key is free again."""
+        """Free the key again, after the first request failed."""
         with self.database.write() as connection:
             connection.execute(delete(idempotency).where(_of(tenant, key), idempotency.c.status.is_(None)))
 
     def sweep(self) -> None:
+        """Delete the keys that are older than a day."""
         with self.database.write() as connection:
             connection.execute(delete(idempotency).where(idempotency.c.created_at < now() - KEPT))
 

@@ -15,7 +15,7 @@ _last = 0
 
 
 def new_id(kind: Kind) -> str:
-    """For example `job_0mk3q8v1zr5d2a7x9c4tq`. Strictly growing within a process, by clock between processes."""
+    """Return a new id, for example `job_0mk3q8v1zr5d2a7x9c4tq`: growing within a process, by clock between processes."""
     global _last
     with _lock:
         _last = max(_last + 1, time.time_ns() // 1000)
@@ -28,6 +28,6 @@ def new_id(kind: Kind) -> str:
 
 
 def kind_of(object_id: str) -> Kind | None:
-    """What an id names, by its prefix; None for what was never an id here."""
+    """Return the kind of object that an id names, by its prefix; None for an unknown prefix."""
     prefix = object_id.partition("_")[0]
     return next((kind for kind in get_args(Kind) if kind == prefix), None)

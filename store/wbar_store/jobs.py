@@ -27,7 +27,7 @@ NOTIFY_AGAIN = 5.0  # a queued row that a worker was notified of so long ago, wi
 
 @dataclass(frozen=True)
 class Filters:
-    """What a list of jobs keeps. metadata: pairs that all must be there."""
+    """The conditions on a list of jobs. metadata: pairs that a job must all have."""
 
     status: JobStatus | None = None
     checkpoint: str | None = None
@@ -44,7 +44,11 @@ class ResultBlobs:
 
 
 class JobRecord(Record):
-    """weights, weights_pytorch, report: blobs, once it has succeeded. state: the blob of the latest resumable state."""
+    """A row of `jobs`.
+
+    weights, weights_pytorch, report: blobs, once it has succeeded.
+    state: the blob of the latest resumable state.
+    """
 
     tenant: str
     name: str | None
@@ -66,17 +70,21 @@ class JobRecord(Record):
 
     @property
     def claim(self) -> Claim:
+        """The claim of the job's latest attempt."""
         return Claim(self.id, self.attempts)
 
     @property
     def owner(self) -> Tenant:
+        """The tenant that the job belongs to."""
         return Tenant(self.tenant)
 
     @property
     def blobs(self) -> list[str]:
+        """The blobs that the row keeps alive."""
         return [blob for blob in (self.weights, self.weights_pytorch, self.report, self.state) if blob]
 
     def to_api(self) -> Job:
+        """Return the job as the API sends it."""
         return Job.of(
             self.spec,
             id=self.id,
@@ -94,6 +102,8 @@ class JobRecord(Record):
 
 
 class Jobs(Repository[JobRecord]):
+    """The jobs of all tenants."""
+
     table, noun, record = jobs, "job", JobRecord
 
     def __init__(self, database: Database, events: Events) -> None:
@@ -103,7 +113,7 @@ class Jobs(Repository[JobRecord]):
     # What the API does.
 
     def create(self, tenant: Tenant, spec: JobSpec, name: str | None, metadata: Mapping[str, str]) -> JobRecord:
-        """A queued job; the caller notifies once it is committed."""
+        """Insert a queued job; the caller notifies once it is committed."""
         job_id = new_id("job")
         values = {
             "id": job_id,
@@ -129,15 +139,16 @@ class Jobs(Repository[JobRecord]):
         return self.record.of(row)
 
     def status(self, tenant: Tenant, job_id: str) -> JobStatus:
-        """Raises NotFound."""
-        found = tenant.select(jobs).where(jobs.c.id == job_id).with_only_columns(jobs.c.status)
+        """Return the status of a job. Raises NotFound."""
+        query = tenant.select(jobs).where(jobs.c.id == job_id).with_only_columns(jobs.c.status)
         with self.database.read() as connection:
-            status: JobStatus | None = connection.execute(found).scalar()
+            status: JobStatus | None = connection.execute(query).scalar()
         if status is None:
             raise NotFound(f"there is no job {job_id[:64]!r}")
         return status
 
     def filtered(self, tenant: Tenant, request: PageRequest, filters: Filters) -> RecordPage[JobRecord]:
+        """Return a page of the tenant's jobs that meet the conditions."""
         rows = tenant.select(jobs)
         if filters.status is not None:
             rows = rows.where(jobs.c.status == filters.status)
@@ -150,71 +161,75 @@ class Jobs(Repository[JobRecord]):
             return self._page(connection, rows, request)
 
     def cancel(self, tenant: Tenant, job_id: str) -> JobRecord:
-        """End the job now; its attempt learns it with the next heartbeat. Idempotent; 409 once it ended otherwise."""
+        """End the job now; its attempt learns it with the next heartbeat. Raises InvalidTransition once it ended otherwise."""
         with self.database.write():
-            found = self.get(tenant, job_id, lock=True)
-            if found.status != "cancelled" and not self._move(job_id, "cancelled"):
-                raise InvalidTransition(f"{job_id} is {found.status} and cannot be cancelled")
+            job = self.get(tenant, job_id, lock=True)
+            if job.status != "cancelled" and not self._move(job_id, "cancelled"):
+                raise InvalidTransition(f"{job_id} is {job.status} and cannot be cancelled")
             return self.get(tenant, job_id)
 
     def pause(self, tenant: Tenant, job_id: str) -> JobRecord:
-        """Ask a running job to stop at the next step with its exact position saved; it becomes `paused` when it has."""
+        """Ask a running job to stop at the next step with its exact position saved; it becomes `paused` when it has.
+
+        Raises InvalidTransition for a job that neither runs nor is paused.
+        """
         with self.database.write() as connection:
-            found = self.get(tenant, job_id, lock=True)
-            if found.status not in ("running", "paused"):
-                raise InvalidTransition(f"{job_id} is {found.status}: only a running job can be paused")
-            if found.status == "running":
+            job = self.get(tenant, job_id, lock=True)
+            if job.status not in ("running", "paused"):
+                raise InvalidTransition(f"{job_id} is {job.status}: only a running job can be paused")
+            if job.status == "running":
                 connection.execute(update(jobs).where(jobs.c.id == job_id).values(stop="pause"))
-        return found
+        return job
 
     def resume(self, tenant: Tenant, job_id: str) -> JobRecord:
-        """Queue a paused job again; it goes on from where it stopped, to the same bits."""
+        """Queue a paused job again; it goes on from where it stopped, to the same bits. Raises InvalidTransition."""
         with self.database.write():
-            found = self.get(tenant, job_id, lock=True)
-            if found.status != "paused":
-                raise InvalidTransition(f"{job_id} is {found.status}: only a paused job can be resumed")
+            job = self.get(tenant, job_id, lock=True)
+            if job.status != "paused":
+                raise InvalidTransition(f"{job_id} is {job.status}: only a paused job can be resumed")
             self._move(job_id, "queued", notified_at=None)
             return self.get(tenant, job_id)
 
     def remove(self, tenant: Tenant, job_id: str) -> list[str]:
-        """Delete an ended job with its events, metrics and snapshots; returns the blobs to collect."""
+        """Delete an ended job with its events, metrics and snapshots; returns the blobs to collect.
+
+        Raises InvalidTransition for a job that has not ended, InUse for the teacher of one.
+        """
         with self.database.write() as connection:
-            found = self.get(tenant, job_id, lock=True)
-            if found.status not in TERMINAL:
-                raise InvalidTransition(
-                    f"{job_id} is {found.status}: only an ended job can be deleted; cancel it first"
-                )
-            pupils = select(jobs.c.id).join(job_inputs, job_inputs.c.job == jobs.c.id)
-            pupils = pupils.where(job_inputs.c.input == job_id, jobs.c.status.not_in(TERMINAL)).limit(1)
-            pupil = connection.execute(pupils).scalar()
-            if pupil is not None:
-                raise InUse(f"{job_id} is the teacher of {pupil}: cancel that job or wait for it")
+            job = self.get(tenant, job_id, lock=True)
+            if job.status not in TERMINAL:
+                raise InvalidTransition(f"{job_id} is {job.status}: only an ended job can be deleted; cancel it first")
+            students = select(jobs.c.id).join(job_inputs, job_inputs.c.job == jobs.c.id)
+            students = students.where(job_inputs.c.input == job_id, jobs.c.status.not_in(TERMINAL)).limit(1)
+            student = connection.execute(students).scalar()
+            if student is not None:
+                raise InUse(f"{job_id} is the teacher of {student}: cancel that job or wait for it")
             held = list(connection.execute(select(snapshots.c.sha256).where(snapshots.c.job == job_id)).scalars())
             connection.execute(delete(jobs).where(jobs.c.id == job_id))
             for table, column in ((checkpoints, jobs.c.checkpoint), (datasets, jobs.c.dataset)):
                 # A deleted checkpoint or dataset was kept, hidden, only for the jobs that name it.
                 named = select(column)
                 connection.execute(delete(table).where(table.c.status == "deleted", table.c.id.not_in(named)))
-        return [*found.blobs, *held]
+        return [*job.blobs, *held]
 
     def images_per_second(self, tenant: Tenant, checkpoint: str) -> float | None:
-        """How fast the last job on this checkpoint trained."""
+        """Return how fast the last job on this checkpoint trained; None if none has."""
         last = tenant.select(jobs).where(jobs.c.checkpoint == checkpoint, jobs.c.status == "succeeded")
         last = last.with_only_columns(jobs.c.progress).order_by(jobs.c.id.desc()).limit(10)
         with self.database.read() as connection:
-            ended = [Progress.model_validate(found) for found in connection.execute(last).scalars() if found]
+            ended = [Progress.model_validate(progress) for progress in connection.execute(last).scalars() if progress]
         return next((one.images_per_second for one in ended if one.images_per_second), None)  # a soup trains nothing
 
     # What a worker does. Every write but the claim carries the claim.
 
     def spec(self, job_id: str) -> JobSpec | None:
-        """What a worker that was notified looks at before it claims."""
+        """Return a job's spec, which a notified worker reads before it claims; None if the job was deleted."""
         with self.database.read() as connection:
-            found = connection.execute(select(jobs.c.spec).where(jobs.c.id == job_id)).scalar()
-        return None if found is None else JobSpec.model_validate(found)
+            spec = connection.execute(select(jobs.c.spec).where(jobs.c.id == job_id)).scalar()
+        return None if spec is None else JobSpec.model_validate(spec)
 
     def claim(self, job_id: str, lease_seconds: float) -> JobRecord | None:
-        """Take a queued job: it runs, its attempt number is raised, its lease is set. None if it is not queued."""
+        """Claim a queued job: it runs, its attempt number is raised, its lease is set. None if it is not queued."""
         with self.database.write() as connection:
             row = connection.execute(
                 update(jobs)
@@ -237,7 +252,10 @@ class Jobs(Repository[JobRecord]):
     def heartbeat(
         self, claim: Claim, lease_seconds: float, progress: Progress | None, event: bool = False
     ) -> Literal["pause", "gone"] | None:
-        """Carry progress out, renew the lease, bring a reason to stop in: None, `pause`, or `gone` (the fence is stale)."""
+        """Write the progress, renew the lease, and return `pause`, `gone` (the fence is stale), or None to keep going.
+
+        event: whether the progress is an event too.
+        """
         values: dict[str, object] = {"lease_until": now() + lease_seconds}
         if progress is not None:
             values["progress"] = progress.model_dump()
@@ -250,10 +268,11 @@ class Jobs(Repository[JobRecord]):
         return "pause" if row.stop else None
 
     def log(self, claim: Claim, level: str, message: str) -> bool:
+        """Append a `log` event. False if the fence is stale."""
         return self._tell(claim, "log", {"level": level, "message": message})
 
     def averaged(self, claim: Claim, n: int, score: Score) -> bool:
-        """A point of the curve, as a `metrics` event."""
+        """Append a point of the curve, as a `metrics` event. False if the fence is stale."""
         return self._tell(claim, "metrics", {"n": n, **score.model_dump()})
 
     def _tell(self, claim: Claim, kind: Literal["log", "metrics"], data: Mapping[str, object]) -> bool:
@@ -264,14 +283,14 @@ class Jobs(Repository[JobRecord]):
         return True
 
     def got_further(self, claim: Claim) -> None:
-        """The attempt saved a state on its host: earlier losses are forgiven."""
+        """Reset the count of lost attempts: the attempt saved a state on its host."""
         with self.database.write(durable=False) as connection:
             connection.execute(of_running(claim).values(lost_attempts=0))
 
     def save_state(self, claim: Claim, sha256: str, step: int) -> str | None:
         """Point to the latest resumable state, whose blob the caller holds meanwhile; returns the blob it replaces.
 
-        Getting further forgives earlier losses.
+        The count of lost attempts is reset.
         """
         with self.database.write() as connection:
             old = connection.execute(select(jobs.c.state).where(jobs.c.id == claim.id)).scalar()
@@ -281,7 +300,7 @@ class Jobs(Repository[JobRecord]):
         return old if moved and old != sha256 else None
 
     def succeed(self, claim: Claim, result: JobResult, blobs: ResultBlobs, progress: Progress | None) -> bool:
-        """The caller holds the blobs meanwhile."""
+        """End the job with its result, whose blobs the caller holds meanwhile. False if the fence is stale."""
         values: dict[str, object] = {
             "weights": blobs.weights,
             "weights_pytorch": blobs.pytorch,
@@ -293,14 +312,18 @@ class Jobs(Repository[JobRecord]):
         return self._move(claim.id, "succeeded", claim, **values)
 
     def fail(self, claim: Claim, fault: Fault) -> bool:
+        """End the job with a fault. False if the fence is stale."""
         return self._move(claim.id, "failed", claim, error=fault.model_dump(mode="json"))
 
     def yield_back(self, claim: Claim, target: Literal["paused", "queued"]) -> bool:
-        """A stopped attempt gives the job back with its state saved: `paused` as asked, or `queued` when draining."""
+        """Give a stopped job back with its state saved: `paused` as asked, or `queued` when draining."""
         return self._move(claim.id, target, claim, notified_at=None)
 
     def lose(self, claim: Claim, why: str) -> JobStatus | None:
-        """An attempt died. Queue the job again, or fail it after MAX_LOST in a row; None if the fence is stale."""
+        """Queue the job again after its attempt died, or fail it after MAX_LOST in a row.
+
+        Returns the new status; None if the fence is stale.
+        """
         with self.database.write() as connection:
             row = connection.execute(of_running(claim).values(attempts=claim.attempt).returning(*jobs.c)).first()
             if row is None:
@@ -320,7 +343,7 @@ class Jobs(Repository[JobRecord]):
         return "failed"
 
     def drop_state(self, job_id: str) -> str | None:
-        """Let go of an ended job's resumable state; returns the blob to collect."""
+        """Drop an ended job's resumable state; returns the blob to collect."""
         ended = select(jobs.c.state).where(jobs.c.id == job_id, jobs.c.status.in_(TERMINAL))
         with self.database.write() as connection:
             state = connection.execute(ended).scalar()
@@ -329,7 +352,7 @@ class Jobs(Repository[JobRecord]):
         return state
 
     def has_ended(self, job_id: str) -> bool:
-        """Whether the job is in a terminal state, or deleted."""
+        """Return whether the job is in a terminal state, or deleted."""
         with self.database.read() as connection:
             status = connection.execute(select(jobs.c.status).where(jobs.c.id == job_id)).scalar()
         return status is None or status in TERMINAL
@@ -337,44 +360,44 @@ class Jobs(Repository[JobRecord]):
     # What the sweeper and `wbar up` do.
 
     def expired(self) -> list[Claim]:
-        """The claims of running jobs whose lease has run out."""
-        found = select(jobs.c.id, jobs.c.attempts).where(jobs.c.status == "running", jobs.c.lease_until < now())
+        """Return the claims of running jobs whose lease has run out."""
+        query = select(jobs.c.id, jobs.c.attempts).where(jobs.c.status == "running", jobs.c.lease_until < now())
         with self.database.read() as connection:
-            return [Claim(row.id, row.attempts) for row in connection.execute(found)]
+            return [Claim(row.id, row.attempts) for row in connection.execute(query)]
 
     def expire_leases(self) -> None:
-        """Every running job's worker is known to be gone: the sweeper need not wait for the leases."""
+        """End every lease: the workers of all running jobs are known to be gone."""
         with self.database.write() as connection:
             connection.execute(update(jobs).where(jobs.c.status == "running").values(lease_until=0.0))
 
     def unfinished(self) -> int:
-        """How many jobs are queued or running."""
-        found = select(func.count()).where(jobs.c.status.in_(("queued", "running")))
+        """Return how many jobs are queued or running."""
+        query = select(func.count()).where(jobs.c.status.in_(("queued", "running")))
         with self.database.read() as connection:
-            return int(connection.execute(found).scalar_one())
+            return int(connection.execute(query).scalar_one())
 
     def overdue(self, broker_is_empty: bool) -> list[str]:
-        """Queued jobs that nobody was notified of, or whose message is gone."""
+        """Return the queued jobs of which no worker was notified, or whose message is gone."""
         lost = (jobs.c.notified_at < now() - NOTIFY_AGAIN) if broker_is_empty else false()
-        found = select(jobs.c.id).where(jobs.c.status == "queued", or_(jobs.c.notified_at.is_(None), lost))
+        query = select(jobs.c.id).where(jobs.c.status == "queued", or_(jobs.c.notified_at.is_(None), lost))
         with self.database.read() as connection:
-            return list(connection.execute(found.order_by(jobs.c.id).limit(1000)).scalars())
+            return list(connection.execute(query.order_by(jobs.c.id).limit(1000)).scalars())
 
     def notified(self, job_id: str) -> None:
-        """A worker was told of it."""
+        """Record that a worker was notified of the job."""
         with self.database.write() as connection:
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(notified_at=now()))
 
     def ended_with_state(self) -> list[str]:
-        """Ended jobs that still hold a resumable state: they ended while no worker was there to let it go."""
-        found = select(jobs.c.id).where(jobs.c.status.in_(TERMINAL), jobs.c.state.is_not(None))
+        """Return the ended jobs that still have a resumable state: they ended while no worker was there to drop it."""
+        query = select(jobs.c.id).where(jobs.c.status.in_(TERMINAL), jobs.c.state.is_not(None))
         with self.database.read() as connection:
-            return list(connection.execute(found).scalars())
+            return list(connection.execute(query).scalars())
 
     # The one place where a status changes.
 
     def _move(self, job_id: str, target: JobStatus, claim: Claim | None = None, **values: object) -> bool:
-        """Compare-and-set along the table of wbar.states, with its event. False if the row is elsewhere by now."""
+        """Change the status along the table of wbar.states, with its event. False if the row has moved on."""
         statement = update(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(sources(target)))
         if claim is not None:
             statement = statement.where(jobs.c.attempts == claim.attempt)

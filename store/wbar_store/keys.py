@@ -1,4 +1,4 @@
-"""API keys: shown once, stored as their sha256, each the way into one tenant."""
+"""API keys: shown once, stored as their sha256, each for one tenant."""
 
 import hashlib
 import secrets
@@ -13,6 +13,8 @@ DEFAULT_TENANT = Tenant("default")
 
 
 class Keys:
+    """The API keys of all tenants."""
+
     def __init__(self, database: Database) -> None:
         self.database = database
 
@@ -25,10 +27,10 @@ class Keys:
         return key
 
     def tenant_of(self, key: str) -> Tenant | None:
-        """Whose key it is; None for a key that was never given out."""
+        """Return the tenant that a key belongs to; None for an unknown key."""
         with self.database.read() as connection:
-            found = connection.execute(select(api_keys.c.tenant).where(api_keys.c.sha256 == _digest(key))).scalar()
-        return Tenant(found) if found is not None else None
+            name = connection.execute(select(api_keys.c.tenant).where(api_keys.c.sha256 == _digest(key))).scalar()
+        return Tenant(name) if name is not None else None
 
 
 def _digest(key: str) -> str:

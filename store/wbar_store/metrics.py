@@ -12,15 +12,17 @@ from wbar_store.tables import metrics
 
 
 class Metrics(PartRepository):
+    """The training series of all jobs."""
+
     def all(self, tenant: Tenant, job_id: str) -> list[MetricsPoint]:
-        """In the order of the steps. Raises NotFound."""
-        found = select(metrics.c.point).where(metrics.c.job == job_id).order_by(metrics.c.step)
+        """Return a job's points, in the order of the steps. Raises NotFound."""
+        query = select(metrics.c.point).where(metrics.c.job == job_id).order_by(metrics.c.step)
         with self.database.read() as connection:
             self._check(connection, tenant, job_id)
-            return [MetricsPoint.model_validate(point) for point in connection.execute(found).scalars()]
+            return [MetricsPoint.model_validate(point) for point in connection.execute(query).scalars()]
 
     def add(self, claim: Claim, points: Sequence[MetricsPoint]) -> bool:
-        """A step that was reported before keeps its first report (they are equal). False if the fence is stale."""
+        """Add points; a step that was reported before keeps its first report (they are equal). False if the fence is stale."""
         rows = [{"job": claim.id, "step": point.step, "point": point.model_dump()} for point in points]
         with self.database.write(durable=False) as connection:
             if not holds(connection, claim):

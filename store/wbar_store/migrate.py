@@ -34,6 +34,6 @@ def new_revision(database: Database, message: str) -> None:
 
 
 def difference(database: Database) -> list[object]:
-    """What `wbar_store.tables` says and the database does not; empty when they agree."""
+    """Return the differences between `wbar_store.tables` and the database; empty when they agree."""
     with database.read() as connection:
         return list(compare_metadata(MigrationContext.configure(connection), metadata))

@@ -10,7 +10,7 @@ QUEUES = {RUN_JOB: "train", INGEST: "ingest"}
 
 
 class Notifier:
-    """`notify` returns whether the broker took the message; where it did not, the sweeper notifies again."""
+    """Sends notifications, and reports whether the broker took them; after a failure the sweeper notifies again."""
 
     def __init__(self, broker_url: str) -> None:
         self._celery = OwnCelery(broker_url, set_as_current=False)
@@ -21,6 +21,7 @@ class Notifier:
         )
 
     def notify(self, task: str, object_id: str) -> bool:
+        """Notify a worker of an object; False if the broker did not take the message. task: RUN_JOB or INGEST."""
         try:
             self._celery.send_task(task, args=[object_id], queue=QUEUES[task], retry=False, ignore_result=True)
         except self._broker_errors():
@@ -28,13 +29,13 @@ class Notifier:
         return True
 
     def waiting(self, queue: str) -> int:
-        """Messages that no worker has taken yet. Raises if the broker does not answer."""
+        """Return how many messages no worker has taken yet. Raises if the broker does not answer."""
         with self._celery.connection_for_read() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
             return int(connection.default_channel.queue_declare(queue, passive=False).message_count)
 
     def check(self) -> None:
-        """Raises if the broker does not answer."""
+        """Raise if the broker does not answer."""
         with self._celery.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
 

@@ -15,7 +15,7 @@ class PartRepository:
 
     @staticmethod
     def _check(connection: Connection, tenant: Tenant, job_id: str) -> None:
-        """Raises NotFound for a job that is not there, or another tenant's."""
+        """Raise NotFound for a job that is not there, or another tenant's."""
         if (
             connection.execute(tenant.select(jobs).where(jobs.c.id == job_id).with_only_columns(jobs.c.id)).first()
             is None

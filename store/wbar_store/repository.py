@@ -1,6 +1,6 @@
-"""What all repositories of a tenant's objects share: typed frozen records out, `get` and `page` by tenant.
+"""The base of all repositories of tenants' objects: typed frozen records out, `get` and `page` by tenant.
 
-A record is one row as plain typed values; `to_api` makes of it what a user is sent, and is the only place that does.
+A record is one row as plain typed values; its `to_api` is the only place where a row becomes an answer.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from wbar_store.database import Database, Tenant
 
 
 class Record(BaseModel):
-    """One row. Its fields are columns by name; columns that no field names stay behind."""
+    """One row. Its fields are columns by name; columns without a field are left out."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -23,6 +23,7 @@ class Record(BaseModel):
 
     @classmethod
     def of(cls, row: Row[Any]) -> Self:
+        """Return the record of a row."""
         return cls.model_validate(dict(row._mapping))
 
 
@@ -32,7 +33,12 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class PageRequest:
-    """limit: how many; after: the id that the page before ended with; order: by creation."""
+    """The page that is asked for.
+
+    limit: how many records.
+    after: the id that the page before ended with.
+    order: by creation.
+    """
 
     limit: int = 20
     after: str | None = None
@@ -41,6 +47,8 @@ class PageRequest:
 
 @dataclass(frozen=True)
 class RecordPage(Generic[Item]):
+    """One page of records, and whether there are more."""
+
     records: Sequence[Item]
     has_more: bool
 
@@ -56,7 +64,10 @@ class Repository(Generic[AnyRecord]):
         self.database = database
 
     def get(self, tenant: Tenant, object_id: str, lock: bool = False) -> AnyRecord:
-        """The record; lock: nobody changes it until the block of `write()` ends. Raises NotFound, also for another tenant's."""
+        """Return one record. Raises NotFound, also for another tenant's.
+
+        lock: keep others from changing it until the block of `write()` ends.
+        """
         with self.database.write() if lock else self.database.read() as connection:
             row = tenant.row(connection, self.table, object_id, lock)
         if row is None:
@@ -64,14 +75,15 @@ class Repository(Generic[AnyRecord]):
         return self.record.of(row)
 
     def page(self, tenant: Tenant, request: PageRequest) -> RecordPage[AnyRecord]:
+        """Return one page of the tenant's records."""
         with self.database.read() as connection:
             return self._page(connection, tenant.select(self.table), request)
 
     def _page(self, connection: Connection, rows: Select[Any], request: PageRequest) -> RecordPage[AnyRecord]:
-        """Keyset pages: `id` is the key, so the cost of a page does not grow with its depth."""
+        """Return a page by keyset: `id` is the key, so the cost of a page does not grow with its depth."""
         key, ascending = self.table.c.id, request.order == "asc"
         if request.after is not None:
             rows = rows.where(key > request.after if ascending else key < request.after)
         rows = rows.order_by(key if ascending else key.desc()).limit(request.limit + 1)
-        found = connection.execute(rows).all()
-        return RecordPage([self.record.of(row) for row in found[: request.limit]], len(found) > request.limit)
+        selected = connection.execute(rows).all()
+        return RecordPage([self.record.of(row) for row in selected[: request.limit]], len(selected) > request.limit)

@@ -1,4 +1,4 @@
-"""Where the three things stand that every process of the service shares: database, broker, blobs."""
+"""The settings that every process of the service shares: the addresses of database, broker and blobs."""
 
 from pathlib import Path
 

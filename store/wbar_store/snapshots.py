@@ -16,7 +16,7 @@ from wbar_store.tables import snapshots
 
 
 class SnapshotRecord(Record):
-    """sha256: of the weights' file, which is also its blob."""
+    """A row of `snapshots`. sha256: of the weights' file, which is also its blob."""
 
     job: str
     n: int
@@ -27,6 +27,7 @@ class SnapshotRecord(Record):
     created_at: float
 
     def to_api(self) -> Snapshot:
+        """Return the snapshot as the API sends it."""
         return Snapshot(
             id=self.id,
             job=self.job,
@@ -40,46 +41,50 @@ class SnapshotRecord(Record):
 
 
 class Snapshots(PartRepository):
+    """The snapshots of all jobs."""
+
     def __init__(self, database: Database, events: Events) -> None:
         super().__init__(database)
         self._events = events
 
     def all(self, tenant: Tenant, job_id: str) -> list[SnapshotRecord]:
-        """In the order of n. Raises NotFound."""
+        """Return a job's snapshots, in the order of n. Raises NotFound."""
         return list(self._page(tenant, job_id, 0, None).records)
 
     def get(self, tenant: Tenant, job_id: str, n: int) -> SnapshotRecord:
-        """Raises NotFound for a job or an n that is not there."""
-        found = {one.n: one for one in self.all(tenant, job_id)}
-        if n not in found:
-            raise NotFound(f"{job_id} has no snapshot {n}; it has {sorted(found) or 'none yet'}")
-        return found[n]
+        """Return snapshot n of a job. Raises NotFound."""
+        by_n = {one.n: one for one in self.all(tenant, job_id)}
+        if n not in by_n:
+            raise NotFound(f"{job_id} has no snapshot {n}; it has {sorted(by_n) or 'none yet'}")
+        return by_n[n]
 
     def page(self, tenant: Tenant, job_id: str, request: PageRequest) -> RecordPage[SnapshotRecord]:
-        """In the order of n whatever `order` says. Raises NotFound."""
-        known = select(snapshots.c.n).where(snapshots.c.job == job_id, snapshots.c.id == request.after)
+        """Return a page in the order of n, whatever `order` is. Raises NotFound."""
+        last_shown = select(snapshots.c.n).where(snapshots.c.job == job_id, snapshots.c.id == request.after)
         with self.database.read() as connection:
-            begin = connection.execute(select(func.coalesce(known.scalar_subquery(), 0))).scalar_one()
+            begin = connection.execute(select(func.coalesce(last_shown.scalar_subquery(), 0))).scalar_one()
             return self._page(tenant, job_id, begin, request.limit)
 
     def _page(self, tenant: Tenant, job_id: str, begin: int, limit: int | None) -> RecordPage[SnapshotRecord]:
         rows = select(snapshots).where(snapshots.c.job == job_id, snapshots.c.n > begin).order_by(snapshots.c.n)
         with self.database.read() as connection:
             self._check(connection, tenant, job_id)
-            found = connection.execute(rows if limit is None else rows.limit(limit + 1)).all()
-        return RecordPage([SnapshotRecord.of(row) for row in found[:limit]], limit is not None and len(found) > limit)
+            selected = connection.execute(rows if limit is None else rows.limit(limit + 1)).all()
+        return RecordPage(
+            [SnapshotRecord.of(row) for row in selected[:limit]], limit is not None and len(selected) > limit
+        )
 
     def recorded(self, claim: Claim) -> dict[int, str]:
-        """The digests of what earlier attempts recorded, by n."""
+        """Return the digests that earlier attempts recorded, by n."""
         rows = select(snapshots.c.n, snapshots.c.sha256).where(snapshots.c.job == claim.id)
         with self.database.read() as connection:
             return {row.n: row.sha256 for row in connection.execute(rows)}
 
     def add(self, claim: Claim, n: int, step: int, score: Score, received: Received) -> bool:
-        """Record w_n, with its event; the caller holds the blob meanwhile. False if the same was recorded before or the fence
-        is stale.
+        """Record w_n, with its event; the caller holds the blob meanwhile.
 
-        A job that had to start over (its state was another version's) replaces what it recorded.
+        A job that had to start over (its state was another version's) replaces the snapshots that it recorded before.
+        False if the same was recorded before or the fence is stale.
         """
         values = {
             "n": n,

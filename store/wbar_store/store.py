@@ -22,6 +22,8 @@ from wbar_store.workers import Workers
 
 
 class Store:
+    """The database, the blob store, the notifier, and one repository for each resource."""
+
     def __init__(self, database: Database, blobs: Blobs, notifier: Notifier) -> None:
         self.database, self.blobs, self.notifier = database, blobs, notifier
         self.checkpoints = Checkpoints(database)
@@ -36,13 +38,14 @@ class Store:
 
     @classmethod
     def open(cls, settings: StoreSettings) -> "Store":
+        """Open the store that the settings name."""
         database = Database(settings.database_url)
         return cls(database, Blobs(settings.blobs_url, database), Notifier(settings.broker_url))
 
     def notify(self, object_id: str) -> None:
-        """Tell a worker of a job to run, or of an upload to validate, whose row is committed.
+        """Notify a worker of a job to run, or of an upload to validate, whose row is committed.
 
-        Whatever fails here, the sweeper notifies again.
+        After a failure here, the sweeper notifies again. Raises ValueError for an id of another kind.
         """
         with suppress(DBAPIError):
             match kind_of(object_id):
@@ -59,7 +62,7 @@ class Store:
                     raise ValueError(f"{object_id!r} names no job, checkpoint or dataset")
 
     def check(self) -> None:
-        """Raises if the database does not answer."""
+        """Raise if the database does not answer."""
         with self.database.read() as connection:
             connection.execute(select(1))
 

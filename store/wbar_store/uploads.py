@@ -16,11 +16,11 @@ from wbar_store.repository import Record, Repository
 from wbar_store.tables import job_inputs, jobs
 
 MAX_ATTEMPTS = 3
-LEASE = 15.0  # a validation that was not renewed for so many seconds belongs to a worker that died
+LEASE = 15.0  # seconds after which a validation that was not renewed belongs to a worker that died
 
 
 class UploadRecord(Record):
-    """content: the uploaded bytes, as long as they are kept."""
+    """A row of `checkpoints` or `datasets`. content: the uploaded bytes, as long as they are kept."""
 
     name: str
     status: UploadStatus
@@ -31,6 +31,7 @@ class UploadRecord(Record):
 
     @property
     def claim(self) -> Claim:
+        """The claim of the upload's latest attempt."""
         return Claim(self.id, self.attempts)
 
     @property
@@ -43,16 +44,16 @@ AnyUpload = TypeVar("AnyUpload", bound=UploadRecord)
 
 
 class UploadRepository(Repository[AnyUpload]):
-    """Subclasses also say which columns name blobs, and which column of a job names the object."""
+    """The uploads of all tenants. Subclasses also name the columns of blobs, and the column of a job that names the object."""
 
     blob_columns: ClassVar[tuple[Column[Any], ...]]
     job_column: ClassVar[Column[Any]]
 
     def remove(self, tenant: Tenant, object_id: str) -> list[str]:
-        """Delete the row; returns the blobs to collect. Raises InUse while a job that has not ended needs it.
+        """Delete the row; returns the blobs to collect.
 
         Ended jobs keep their results: where one names the object, the row stays, hidden from its tenant (the status
-        `deleted` is never sent).
+        `deleted` is never sent). Raises InUse while a job that has not ended needs it.
         """
         table = self.table
         with self.database.write() as connection:
@@ -73,7 +74,7 @@ class UploadRepository(Repository[AnyUpload]):
     # What a worker does.
 
     def claim(self, object_id: str) -> AnyUpload | None:
-        """The record with its attempt raised and leased, or None where there is nothing to validate or somebody does."""
+        """Claim an upload: its attempt is raised and leased. None if it is validated, or another worker has the lease."""
         table = self.table
         with self.database.write() as connection:
             row = connection.execute(
@@ -90,19 +91,22 @@ class UploadRepository(Repository[AnyUpload]):
         return None if row is None else self.record.of(row)
 
     def renew(self, claim: Claim) -> bool:
-        """Keep the sweeper patient; False when the object was deleted or validated by another attempt."""
+        """Renew the lease; False when the object was deleted or validated by another attempt."""
         return self._write(claim, lease_until=now() + LEASE)
 
     def release(self, claim: Claim) -> None:
-        """Let go of a validation that failed, so that the next attempt need not wait for the lease."""
+        """End the lease of a validation that failed, so that the next attempt need not wait for it."""
         self._write(claim, lease_until=None)
 
     def reject(self, claim: Claim, fault: Fault) -> bool:
-        """False where this attempt is no longer the one that may validate; as of every verdict."""
+        """Make the upload `rejected`. False if the claim is stale."""
         return self._write(claim, status="rejected", error=fault.model_dump(mode="json"), content=None)
 
     def give_up(self, object_id: str, attempt: int | None = None) -> bool:
-        """Reject what killed every attempt to read it; `attempt`: by the last of them itself, else once it is silent."""
+        """Reject an upload that ended the process of every attempt to read it. False if attempts are left.
+
+        attempt: of the last attempt, which gives up itself; None: give up once the lease has run out.
+        """
         table = self.table
         fault = Fault(
             code=IngestFailed.code,
@@ -122,15 +126,15 @@ class UploadRepository(Repository[AnyUpload]):
     # What the sweeper does.
 
     def overdue(self, broker_is_empty: bool) -> list[str]:
-        """Objects that nobody seems to be validating: never notified, or silent for too long with their message gone."""
+        """Return the objects that no worker seems to validate: never notified, or silent with their message gone."""
         table = self.table
         lost = and_(table.c.notified_at < now() - LEASE, self._silent()) if broker_is_empty else false()
-        found = select(table.c.id).where(table.c.status == "processing", or_(table.c.notified_at.is_(None), lost))
+        query = select(table.c.id).where(table.c.status == "processing", or_(table.c.notified_at.is_(None), lost))
         with self.database.read() as connection:
-            return list(connection.execute(found).scalars())
+            return list(connection.execute(query).scalars())
 
     def notified(self, object_id: str) -> None:
-        """A worker was told of it."""
+        """Record that a worker was notified of the object."""
         with self.database.write() as connection:
             connection.execute(update(self.table).where(self.table.c.id == object_id).values(notified_at=now()))
 
@@ -139,9 +143,9 @@ class UploadRepository(Repository[AnyUpload]):
 
     def _write(self, claim: Claim, **values: object) -> bool:
         with self.database.write() as connection:
-            return connection.execute(self._mine(claim).values(**values)).rowcount == 1
+            return connection.execute(self._of_claim(claim).values(**values)).rowcount == 1
 
-    def _mine(self, claim: Claim) -> Update:
+    def _of_claim(self, claim: Claim) -> Update:
         table = self.table
         return update(table).where(
             table.c.id == claim.id, table.c.status == "processing", table.c.attempts == claim.attempt

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("plotly")
 
 from wbar_averaging import figures
-from wbar_averaging.figures import Arm, Point
+from wbar_averaging.figures import Comparison, Point
 
 STEPS = list(range(12))
 PHASES = (["high"] * 4 + ["low"] * 2) * 2
@@ -19,8 +19,12 @@ ALPHAS = [-1.0, 0.0, 0.5, 1.0, 2.0]
 
 
 def curve() -> Any:
-    arms = [Arm("start", 0.9, 0.5), Arm("last snapshot", 0.91, 0.45), Arm("ensemble", None, 0.4)]
-    return figures.curve_figure([1, 2, 3], [0.91, 0.92, 0.93], [0.45, 0.42, 0.41], arms=arms)
+    comparisons = [
+        Comparison("start", 0.9, 0.5),
+        Comparison("last snapshot", 0.91, 0.45),
+        Comparison("ensemble", None, 0.4),
+    ]
+    return figures.curve_figure([1, 2, 3], [0.91, 0.92, 0.93], [0.45, 0.42, 0.41], comparisons=comparisons)
 
 
 def interpolation() -> Any:

@@ -185,7 +185,7 @@ def test_the_parts_by_themselves(shell: Shell, broker: Broker, tmp_path: Path) -
             60, "the workers",
         )  # fmt: skip
         assert not any(map(ended, parts)), log.read_text()
-        # Judged by a process of the ingest worker's, which the sweeper or the API told of it.
+        # Validated by a process of the ingest worker's, which the sweeper or the API notified.
         assert shell.wbar("datasets", "add", "builtin:digits").startswith("ds_")
         assert not any(map(ended, parts)), log.read_text()
     finally:

@@ -194,14 +194,14 @@ def test_a_former_job_teaches_and_is_kept_as_long_as_it_does(service: Service, r
         costs = [http.post("/v1/jobs", json=one).json()["estimate"] for one in (long, long | {"recipe": {}})]
         assert costs[0]["steps"] == costs[1]["steps"]
         assert costs[0]["seconds"] == pytest.approx(costs[1]["seconds"] * 5 / 3, rel=0.05)  # two more forward passes
-        pupil = client.jobs.create(**body)
+        student = client.jobs.create(**body)
         refused = http.delete(f"/v1/jobs/{teacher.id}")
         assert (refused.status_code, refused.json()["code"]) == (409, "in_use")
-        assert pupil.id is not None
-        assert pupil.id in refused.json()["detail"]
-        finished(client, pupil)
+        assert student.id is not None
+        assert student.id in refused.json()["detail"]
+        finished(client, student)
         assert http.delete(f"/v1/jobs/{teacher.id}").status_code == 200
-        assert http.delete(f"/v1/jobs/{pupil.id}").status_code == 200
+        assert http.delete(f"/v1/jobs/{student.id}").status_code == 200
 
 
 def test_two_processes_share_a_batch(service: Service, ready: tuple[str, str]) -> None:

@@ -5,7 +5,7 @@
     python -m wbar_training a.pth images/ --with b=b.pth --set method.type=soup \
         --set 'method.checkpoints=["ckpt_start", "ckpt_b"]'
 
-What has been done in the output folder is not done again: an interrupted job goes on, to the same bits.
+An interrupted job goes on from the state in its output folder, to the same bits.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """0: done, the result is printed as JSON; 1: the job failed; 2: the options make no job."""
+    """Run the command. Returns 0: done, the result is printed as JSON; 1: the job failed; 2: the options make no job."""
     parser = _parser()
     asked = parser.parse_args()
     try:
@@ -105,7 +105,7 @@ def main() -> int:
 
 
 def _options(job: Path | None, assignments: list[str]) -> JobOptions:
-    """Raises ValueError, naming the field and what is wrong with it."""
+    """Make the options from the JSON file and the assignments. Raises ValueError, naming the field and its mistake."""
     document: dict[str, Any] = json.loads(job.read_text()) if job else {}
     for assignment in assignments:
         field, equals, value = assignment.partition("=")

@@ -1,4 +1,4 @@
-"""What is measured when training is over: the snapshots as a Gaussian (SWAG), and the loss around the start and w̄.
+"""Measurements after training: the snapshots as a Gaussian (SWAG), and the loss around the start and w̄.
 
 Everything is read from the files that the job made, so that a resumed attempt measures the same.
 """
@@ -48,7 +48,10 @@ T = TypeVar("T")
 
 
 def attempted(reporter: Reporter, what: str, measure: Callable[[], T]) -> T | None:
-    """What `measure` finds; None, said in the job's log, where it cannot be measured: the weights are there already."""
+    """Return the result of `measure`, or None where it raises Diverged or ValueError: the weights are there already.
+
+    what: the name of the measurement in the job's log, which then says why it failed.
+    """
     try:
         return measure()
     except (Diverged, ValueError) as error:
@@ -57,7 +60,7 @@ def attempted(reporter: Reporter, what: str, measure: Callable[[], T]) -> T | No
 
 
 def flatness_images(setup: Setup) -> int:
-    """About how many images `measure_flatness` sends through the network, gradients counted as the meter does."""
+    """Return about how many images `measure_flatness` sends through the network, gradients counted as the meter does."""
     images = min(IMAGES, len(setup.data.train))
     points = len(ALPHAS) + 2 * len(POSITIONS) + SIDE * SIDE
     held_out = len(ALPHAS) * min(2 * IMAGES, len(setup.data.report))
@@ -65,7 +68,13 @@ def flatness_images(setup: Setup) -> int:
 
 
 def bayesian_score(setup: Setup, snapshots: Sequence[Mapping[str, Tensor]], samples: int) -> Score:
-    """The Bayesian average of `samples` weights drawn from the snapshots' Gaussian, BatchNorm recomputed for each."""
+    """Score the Bayesian average of weights drawn from the snapshots' Gaussian, BatchNorm recomputed for each.
+
+    snapshots: whole state dicts of the network.
+    samples: how many weights are drawn.
+
+    Source: Maddox et al. 2019, algorithm 1.
+    """
     swag = SWAG(setup.evaluator.probe, rank=min(RANK, len(snapshots)))
     for snapshot in snapshots:
         swag.update(snapshot)
@@ -83,10 +92,13 @@ def bayesian_score(setup: Setup, snapshots: Sequence[Mapping[str, Tensor]], samp
 def measure_flatness(
     setup: Setup, last: Mapping[str, Tensor], averaged: Mapping[str, Tensor], epochs: Sequence[Epoch]
 ) -> Flatness:
-    """Distances, sharpness, curvature, and the loss between and around the start, the last snapshot and w̄.
+    """Measure distances, sharpness, curvature, and the loss between and around the start, the last snapshot and w̄.
 
-    last, averaged: whole state dicts of the network. Raises Diverged or ValueError where the loss is not finite at one of
-    the comparisons; where it is not at a point between or around them, that point is null.
+    last, averaged: whole state dicts of the network.
+    epochs: the distances that training recorded.
+
+    Raises Diverged or ValueError where the loss is not finite at one of the comparisons; where it is not at a point
+    between or around them, that point is null.
     """
     points = {"start": setup.start(), "last": last, "averaged": averaged}
     start, end = points["start"], points["averaged"]
@@ -107,17 +119,17 @@ def measure_flatness(
 
 
 class _Around:
-    """The probe network put at one point after another, and what the loss is there."""
+    """The probe network, put at one point after another to evaluate the loss there."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.probe, self.seed = setup, setup.evaluator.probe, setup.plan.seed
-        chosen = permutation(len(setup.data.train), self.seed, "flatness")[:IMAGES]
-        images = setup.data.train.images[chosen.to(setup.data.train.images.device)].cpu()
-        self.split = Split(images, setup.data.train.labels[chosen].cpu())
+        drawn = permutation(len(setup.data.train), self.seed, "flatness")[:IMAGES]
+        images = setup.data.train.images[drawn.to(setup.data.train.images.device)].cpu()
+        self.split = Split(images, setup.data.train.labels[drawn].cpu())
         held_out = permutation(len(setup.data.report), self.seed, "flatness-val")[: 2 * IMAGES]
         self.val = Split(setup.data.report.images[held_out], setup.data.report.labels[held_out])
         self._lost = False
-        self._losses = [self._loss_on(part) for part in even_slices(len(chosen), BATCH)]
+        self._losses = [self._loss_on(part) for part in even_slices(len(drawn), BATCH)]
 
     def _loss_on(self, part: slice) -> "_BatchLoss":
         inputs = self.setup.data.prepare.plain(self.split.images[part])
@@ -129,15 +141,15 @@ class _Around:
 
     def eigenvalue(self, tensors: Mapping[str, Tensor]) -> Eigenvalue:
         self.probe.load_state_dict(tensors)
-        found = top_eigenvalue(
+        top = top_eigenvalue(
             self.probe, self._losses, seed=self.seed, tolerance=HESSIAN_TOLERANCE, max_steps=HESSIAN_STEPS
         )
-        relative = found.residual / abs(found.value) if found.value else found.residual
-        return Eigenvalue(value=found.value, residual=relative, converged=found.converged)
+        relative = top.residual / abs(top.value) if top.value else top.residual
+        return Eigenvalue(value=top.value, residual=relative, converged=top.converged)
 
     def between(self, start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> Interpolation:
-        found = interpolate(self.probe, start, end, self._both, ALPHAS, self._recompute)
-        return Interpolation(alphas=found.positions, **{name: _finite(values) for name, values in found.values.items()})
+        path = interpolate(self.probe, start, end, self._both, ALPHAS, self._recompute)
+        return Interpolation(alphas=path.positions, **{name: _finite(values) for name, values in path.values.items()})
 
     def line(self, centres: Mapping[str, Mapping[str, Tensor]]) -> Line:
         losses = {}
@@ -157,12 +169,12 @@ class _Around:
             PlanePoint(name=name, x=x, y=y) for name, (x, y) in ((n, through.coordinates(t)) for n, t in points.items())
         ]
         if max(mark.y for mark in marks) < 1e-3 * max(mark.x for mark in marks):
-            return None  # of rounding only
+            return None  # the plane would be spanned by rounding errors
         xs, ys = (_frame([getattr(mark, axis) for mark in marks]) for axis in ("x", "y"))
-        found = surface(
+        losses = surface(
             self.probe, through.origin, through.x_direction, through.y_direction, self._train, xs, ys, self._recompute
         )
-        return Plane(xs=xs, ys=ys, loss=[_finite(row) for row in found.values["train_loss"]], points=marks)
+        return Plane(xs=xs, ys=ys, loss=[_finite(row) for row in losses.values["train_loss"]], points=marks)
 
     def _recompute(self, model: nn.Module) -> None:
         self._lost = False
@@ -211,7 +223,7 @@ def _epoch_point(epoch: Epoch) -> EpochPoint:
 
 
 def _frame(values: Sequence[float]) -> list[float]:
-    """SIDE points that begin and end a third of the span outside the values."""
+    """Return SIDE points that begin and end a third of the span outside the values."""
     low, high = min(values), max(values)
     margin = (high - low) / 3
     step = (high - low + 2 * margin) / (SIDE - 1)

@@ -1,4 +1,4 @@
-"""What the mean is made of: everything, the last few, what helps (greedy), or the best range of segments (window).
+"""The members of the mean: all visits, the last few, those that help (greedy), or the best range of segments (window).
 
     greedy   w_n enters if  L(mean with w_n) ≤ L(mean)  on the selection split                     (Wortsman et al. 2022)
     window   the steps are cut into S segments with means m_s of n_s weights each; of all ranges [a, b] of segments the
@@ -28,27 +28,30 @@ SelectionLosses = Callable[[Mean], Tensor]
 
 
 class Average(ABC):
-    """Takes the weights that the schedule visits, and says at the end what the mean of the job is."""
+    """Takes the weights that the schedule visits, and makes the mean of the job from them at the end."""
 
     @abstractmethod
     def visit(self, model: nn.Module, snapshot: int) -> None:
-        """Take the weights in; snapshot: the number of the one that is due or comes next."""
+        """Take the weights in.
+
+        snapshot: the number of the snapshot that is due or comes next.
+        """
 
     def select(self, losses_of: SelectionLosses) -> None:  # noqa: B027  # most averages have nothing to select at a snapshot
-        """A snapshot has been visited: select what depends on the selection split."""
+        """Select by the losses on the selection split, after a snapshot has been visited."""
 
     @property
     def candidates(self) -> int:
-        """How many means are evaluated on the selection split, at snapshots and at the end: the estimate counts them."""
+        """The number of means evaluated on the selection split, at snapshots and at the end: the estimate counts them."""
         return 0
 
     @property
     @abstractmethod
     def so_far(self) -> Mean:
-        """The mean of what was visited: what pulls, and what the curve shows. Undefined before the first visit."""
+        """The mean of all visits: the pull and the curve use it. Undefined before the first visit."""
 
-    def finish(self, losses_of: SelectionLosses, log: Callable[[str], None]) -> tuple[Mean, Selection | None]:  # noqa: ARG002  # for those that select
-        """The mean of the job, and what was selected for it."""
+    def finish(self, losses_of: SelectionLosses, log: Callable[[str], None]) -> tuple[Mean, Selection | None]:  # noqa: ARG002  # arguments of averages that select
+        """Return the mean of the job, and the selection that made it."""
         return self.so_far, None
 
     @abstractmethod
@@ -67,7 +70,7 @@ class UniformAverage(Average):
     def so_far(self) -> Mean:
         return self._mean
 
-    def visit(self, model: nn.Module, snapshot: int) -> None:  # noqa: ARG002  # of whatever number
+    def visit(self, model: nn.Module, snapshot: int) -> None:  # noqa: ARG002  # the number does not matter
         self._mean.update(model)
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,8 +119,10 @@ class GreedyAverage(Average):
 class WindowAverage(Average):
     """The best range of segments.
 
-    segments: how many. first, last_from: the first segment that a range may begin with, and the first that it may end with,
-    both from 0. segment_of: the segment of what is visited before snapshot n.
+    segments: their number.
+    first: the first segment that a range may begin with, from 0.
+    last_from: the first segment that a range may end with, from 0.
+    segment_of: the segment of a visit before snapshot n.
     """
 
     def __init__(
@@ -148,7 +153,7 @@ class WindowAverage(Average):
         return merged
 
     def _ranges(self) -> Iterator[tuple[int, int]]:
-        """(begin, end), both included. Where training ended early, what there is may be all that can be selected from."""
+        """Yield (begin, end), both included; where training ended early, one range may be all there is."""
         last = len(self._means) - 1
         first, earliest = min(self._first, last), min(self._last_from, last)
         for begin in range(first, last + 1):
@@ -190,15 +195,18 @@ def _within_one_error(losses: Tensor, lowest: Tensor) -> bool:
 
 
 def make_average(method: Training, schedule: Schedule, model: nn.Module) -> Average:
-    """The average of a method; model: fixes names and shapes, and is the start if the start is to be counted."""
+    """Make the average of a method.
+
+    model: fixes names and shapes; it is the start if the start is to be counted.
+    """
     if isinstance(method, Ema):
-        # Every step: in float32, and not looked through for NaN, which the loss would show.
+        # Every step: in float32, and not searched for NaN, which the loss would show.
         return UniformAverage(ExponentialMean(model, method.decay, method.decay_warmup, check_finite=False))
     if isinstance(method, Lawa | Plain):
         return UniformAverage(WindowMean(model, method.window if isinstance(method, Lawa) else 1))
     count = len(schedule.snapshots)
     if isinstance(method, AutoMethod):
-        # The first sixth is on its way out of the start's basin; a range that ends in the first half has not settled.
+        # In the first sixth the weights leave the start's basin; a range that ends in the first half has not settled.
         return WindowAverage(model, count, 1, ceil(count / 2) - 1, lambda snapshot: snapshot - 1)
     assert isinstance(method, CyclicSwa | Swa)
     if method.average == "greedy":
@@ -213,14 +221,14 @@ def make_average(method: Training, schedule: Schedule, model: nn.Module) -> Aver
 
 
 def mean_of(model: nn.Module) -> RunningMean:
-    """The mean of what the model holds alone."""
+    """Return the mean of one point, the model's weights."""
     mean = _empty(model)
     mean.update(model)
     return mean
 
 
 def points_in(mean: Mean) -> int:
-    """How many points are averaged in a mean: of a window only those that it still holds."""
+    """Return how many points are averaged in a mean: of a window only those that it still holds."""
     return min(mean.n, mean.window) if isinstance(mean, WindowMean) else mean.n
 
 

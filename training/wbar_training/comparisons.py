@@ -1,4 +1,4 @@
-"""The end of a job: what is delivered, and the comparison with everything else, on the report split."""
+"""The end of a job: the weights that are delivered, and their comparison with everything else, on the report split."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +29,8 @@ def conclude(
 ) -> Outcome:
     """Finish the average, write the weights, and compare them.
 
-    snapshots: the files of all of them, in order. epochs: what the trajectory recorded, where flatness was asked for.
+    snapshots: the files of all of them, in order.
+    epochs: the distances that the trajectory recorded, where flatness was asked for.
     control: trains and evaluates the control, where it was asked for.
     """
     evaluator, spec = setup.evaluator, setup.spec
@@ -71,7 +72,7 @@ def conclude(
 
 
 def _guarded(setup: Setup, mean: Mean, selection: Selection | None, reporter: Reporter) -> Selection | None:
-    """What was selected, with what `guard` says of it; the start is in the files where it is delivered."""
+    """Return the selection with the choice of `guard`; the start is in the files where it is delivered."""
     if not getattr(setup.spec.method, "guard", False):
         return selection
     delivered: Delivered = decisions.guard(setup, mean, reporter)
@@ -98,6 +99,6 @@ def _losses(results: Results) -> Tensor:
 
 
 def add_to_ensemble(results: Results, outputs: Outputs) -> None:
-    """Count a network's outputs into the ensemble's mean."""
+    """Add a network's outputs to the ensemble's sum."""
     total = results.probabilities
     results.probabilities = outputs.probabilities.double() + (0 if total is None else total)

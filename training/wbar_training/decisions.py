@@ -1,5 +1,6 @@
-"""What a job decides by looking at its images: the kind of start, whether the high rate was too high, when to stop, what to
-deliver. Training images answer about the start and the rate, the selection split about the rest.
+"""The decisions that a job takes by its images: the kind of start, the high rate, when to stop, what to deliver.
+
+Training images answer about the start and the rate, the selection split about the rest.
 """
 
 from dataclasses import replace
@@ -18,20 +19,30 @@ MAX_BACK_OFFS = 2
 
 
 def kind_of_start(method: AutoMethod, training_loss: float, held_out_loss: float) -> StartKind:
-    """By the loss on training images, augmented as they are trained on, over the loss on held-out ones."""
+    """Return the kind of start, by the ratio of its losses.
+
+    training_loss: on training images, augmented as they are trained on, in nats.
+    held_out_loss: on held-out images, in nats.
+    """
     if training_loss < method.memorised.ratio * held_out_loss:
         return "memorised"
     return "settled" if training_loss < method.settled.ratio * held_out_loss else "underfit"
 
 
 def has_forgotten(results: resume.Results, chance: float) -> bool:
-    """Whether the first snapshot knows less than half of what the start knew of its training images beyond chance."""
+    """Return whether the first snapshot lost more than half of the start's accuracy beyond chance on training images.
+
+    chance: the accuracy of a guess.
+    """
     start, snapshot = results.start_train_accuracy, results.first_snapshot_train_accuracy
     return start is not None and snapshot is not None and start > chance and snapshot < chance + (start - chance) / 2
 
 
 def out_of_patience(results: resume.Results, loss: float, patience: int) -> bool:
-    """Take in the latest loss of w̄; whether `patience` in a row were not below the lowest before them."""
+    """Record the latest loss of w̄; return whether `patience` losses in a row were not below the lowest before them.
+
+    loss: on the selection split, in nats.
+    """
     better = results.best is None or loss < results.best
     results.best = loss if results.best is None else min(loss, results.best)
     results.waited = 0 if better else results.waited + 1
@@ -45,8 +56,13 @@ def control_of(
     schedule: Schedule,
     normalization: NormalizationProbe | None = None,
 ) -> tuple[JobSpec, Workspace]:
-    """The control: a cosine fine-tune of as many steps from the same start, with what BatchNorm tracks (or the start's, if
-    frozen), in a folder of its own that goes on from what lies there. normalization: what was found for the job."""
+    """Return the control: a cosine fine-tune of equal length from the same start, in a folder of its own.
+
+    BatchNorm statistics are those that training tracks (or the start's, if frozen). A state in the folder is gone on
+    from.
+
+    normalization: the one that was found for the job.
+    """
     scratch = workspace.scratch / "control"
     scratch.mkdir(exist_ok=True)
     rate = number(method.control_lr)
@@ -64,7 +80,7 @@ def control_of(
 
 
 def guard(setup: Setup, mean: Mean, reporter: Reporter) -> Delivered:
-    """What to deliver: the start, if w̄ is worse than it on the selection split."""
+    """Return what to deliver: the start, if w̄ is worse than it on the selection split."""
     evaluator = setup.evaluator
     assert setup.data.selection is not None
     evaluator.probe.load_state_dict(setup.start())

@@ -1,4 +1,4 @@
-"""How well weights do on held-out images: accuracy, negative log-likelihood and calibration."""
+"""Scores of weights on held-out images: accuracy, negative log-likelihood and calibration."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ EVALUATION_BATCH = 256  # larger ones are slower on a CPU (they leave its caches
 
 
 def forward_batch(image_size: tuple[int, int]) -> int:
-    """Images in a BatchNorm batch: a function of the image size alone, so that the hardware never changes a result."""
+    """Return the images of a BatchNorm batch, by the image size alone, so that the hardware never changes a result."""
     return max(128, min(2048, PIXELS_PER_BATCH // (image_size[0] * image_size[1])))
 
 
 def even_slices(count: int, most: int) -> Iterator[slice]:
-    """range(count) in the fewest slices of at most `most`, as equal as possible: no tiny last batch."""
+    """Yield range(count) in the fewest slices of at most `most`, as equal as possible: no tiny last batch."""
     parts = -(-count // most)
     for part in range(parts):
         yield slice(count * part // parts, count * (part + 1) // parts)
@@ -32,7 +32,11 @@ def even_slices(count: int, most: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Outputs:
-    """probabilities: (N, classes) float32; losses: (N,) float64, −log p of the label; on the CPU."""
+    """The outputs of a network on N images, on the CPU.
+
+    probabilities: (N, classes) float32.
+    losses: (N,) float64, −log p of the label, in nats.
+    """
 
     probabilities: Tensor
     losses: Tensor
@@ -47,10 +51,13 @@ def predict(
     autocast: torch.dtype | None,
     tick: Callable[[int], None],
 ) -> Outputs:
-    """Softmax outputs and per-image losses of all images, in eval mode; `tick(images)` after every batch.
+    """Return the softmax outputs and per-image losses of all images, in eval mode.
 
-    labels: (N,) or (N, outputs). inputs_of: the normalized inputs of a slice of the images, which is batch number so-and-so
-    (from 0). image_size: (height, width), which the batch size depends on.
+    labels: (N,) int64 classes, or (N, outputs) of 0 and 1.
+    inputs_of: makes the normalized inputs of a slice of the images, which is the batch of the given number (from 0).
+    image_size: (height, width) in pixels, which the batch size depends on.
+    autocast: the dtype of convolutions and products; None: float32.
+    tick: called after every batch with its number of images.
     """
     was_training = model.training
     model.eval()
@@ -74,7 +81,10 @@ def predict(
 
 
 def _outputs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities, float32, and the loss of each image: −log p of its class, or of several labels their mean −log p."""
+    """Return the probabilities, float32, and the loss of each image, float64.
+
+    The loss is −log p of the image's class; of several labels, their mean −log p.
+    """
     if labels.dim() == 1:
         logs = torch.log_softmax(class_logits(logits), dim=1)
         return logs.exp().float(), -logs.gather(1, labels[:, None]).squeeze(1)
@@ -83,9 +93,12 @@ def _outputs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def score(probabilities: Tensor, labels: Tensor, losses: Tensor | None = None) -> Score:
-    """Accuracy, mean NLL and ECE; the losses follow from the probabilities where they are not given.
+    """Return accuracy, mean NLL in nats and ECE; the losses follow from the probabilities where they are not given.
 
-    Of several labels: the share of right answers, and the average precision of each class that some image has.
+    probabilities: (N, classes).
+    labels: (N,) int64 classes, or (N, classes) of 0 and 1; then accuracy is the share of right answers, and the average
+        precision of each class that an image has is added.
+    losses: (N,) float64.
     """
     if labels.dim() > 1:
         return _score_of_labels(probabilities, labels, losses)
@@ -105,26 +118,30 @@ def _score_of_labels(probabilities: Tensor, labels: Tensor, losses: Tensor | Non
 
     p, y = probabilities.double(), labels.double()
     if losses is None:
-        # As for classes: nothing is infinite that was rounded to 0.
+        # As for classes: a probability that was rounded to 0 must not make the loss infinite.
         losses = -(y * p.clamp_min(1e-300).log() + (1 - y) * (1 - p).clamp_min(1e-300).log()).mean(dim=1)
     by_class = [
         float(average_precision_score(y[:, k].numpy(), p[:, k].numpy())) if bool(y[:, k].any()) else None
         for k in range(y.shape[1])
     ]
-    known = [value for value in by_class if value is not None]
+    precisions = [value for value in by_class if value is not None]
     correct = (p > 0.5) == (y > 0.5)
     confidence = torch.maximum(p, 1 - p)
     return Score(
         accuracy=correct.double().mean().item(),
         loss=losses.mean().item(),
         ece=calibration_error(confidence.flatten(), correct.flatten()),
-        map=sum(known) / len(known) if known else None,
+        map=sum(precisions) / len(precisions) if precisions else None,
         average_precision=by_class,
     )
 
 
 def calibration_error(confidence: Tensor, correct: Tensor) -> float:
-    """Expected calibration error over 15 equal bins of confidence (Guo et al. 2017, equation 3)."""
+    """Return the expected calibration error over 15 equal bins of confidence (Guo et al. 2017, equation 3).
+
+    confidence: (N,) in [0, 1].
+    correct: (N,) bool.
+    """
     bins = (confidence.double() * BINS).ceil().sub(1).clamp(0, BINS - 1).long()
     gaps = torch.zeros(BINS, dtype=torch.float64)
     gaps.index_add_(0, bins, confidence.double() - correct.double())
@@ -132,7 +149,7 @@ def calibration_error(confidence: Tensor, correct: Tensor) -> float:
 
 
 def verdict(averaged: Tensor, start: Tensor) -> Verdict:
-    """The paired per-image losses compared: `better` below −2 standard errors of the mean difference, `worse` above +2."""
+    """Compare paired losses, (N,): `better` below −2 standard errors of the mean difference, `worse` above +2, else `same`."""
     difference = averaged.double() - start.double()
     mean = difference.mean().item()
     error = difference.std(unbiased=True).item() / sqrt(len(difference)) if len(difference) > 1 else 0.0

@@ -21,14 +21,21 @@ from wbar_training.evaluate import Outputs, even_slices, forward_batch, predict,
 from wbar_training.plan import Plan
 
 BATCH_NORM_IMAGES = 2048
-SELECTION_BATCH_NORM_IMAGES = 1024  # for each candidate of a selection: half the cost, and 512 were seen to do
+SELECTION_BATCH_NORM_IMAGES = 1024  # for each candidate of a selection: half the cost; 512 were enough in measurements
 
-Tick = Callable[[StepPhase, int], None]  # so many more images have been through the network, in this phase
+Tick = Callable[
+    [StepPhase, int], None
+]  # called with the phase and the number of images that have been through the network
 
 
 @dataclass(frozen=True)
 class StartEvaluation:
-    """The start on the report split: as it came, and with recomputed BatchNorm statistics. outputs: as it came."""
+    """The start on the report split.
+
+    as_it_came: its score with the uploaded BatchNorm statistics.
+    recomputed: its score with recomputed ones.
+    outputs: as it came.
+    """
 
     as_it_came: Score
     recomputed: Score
@@ -36,10 +43,11 @@ class StartEvaluation:
 
 
 class Evaluator:
-    """Evaluates weights on a network of its own, the probe, or in the network that they are in.
+    """Evaluates weights on a network of its own, the probe, or in the network that holds them.
 
-    network: copied for the probe. file_dtype: the dtype that the file will have for a tensor, by its name; what is evaluated
-    is what is sent. tick: told after every batch; may raise to end the attempt.
+    network: copied for the probe.
+    file_dtype: the dtype of a tensor in the file, by its name: weights are evaluated as they are delivered.
+    tick: called after every batch; may raise to end the attempt.
     """
 
     def __init__(
@@ -52,7 +60,7 @@ class Evaluator:
     ) -> None:
         self.plan, self.data, self.probe = plan, data, copy.deepcopy(network)
         self.tick, self._file_dtype = tick, file_dtype
-        self.where = "for the start"  # what is being evaluated, for error messages
+        self.where = "for the start"  # names the evaluated weights in error messages
         has_statistics = plan.recomputes_batch_norm and has_batch_norm(network)
         # Images of one BatchNorm recompute; 0 where nothing is recomputed.
         self.recomputed_images = min(BATCH_NORM_IMAGES, len(data.train)) if has_statistics else 0
@@ -60,11 +68,11 @@ class Evaluator:
     # Evaluating what a network holds.
 
     def predict(self, model: nn.Module, split: Split | None = None) -> Outputs:
-        """Outputs on a split, by default the report split, in eval mode. Raises Diverged if a loss is not finite."""
+        """Return outputs on a split, by default the report split, in eval mode. Raises Diverged if a loss is not finite."""
         return self._checked(self.outputs(model, self.data.report if split is None else split))
 
     def outputs(self, model: nn.Module, split: Split) -> Outputs:
-        """The same, whatever the losses are."""
+        """Return the same for any losses, finite or not."""
         return predict(
             model,
             split.labels,
@@ -75,12 +83,15 @@ class Evaluator:
         )
 
     def score(self, outputs: Outputs, split: Split | None = None) -> Score:
-        """The score of outputs on a split, by default the report split."""
+        """Return the score of outputs on a split, by default the report split."""
         labels = (self.data.report if split is None else split).labels
         return score(outputs.probabilities, labels, outputs.losses)
 
     def train_score(self, model: nn.Module) -> Score:
-        """On the training images that BatchNorm is recomputed from, augmented as they are trained on, in eval mode."""
+        """Return the score on the training images that BatchNorm is recomputed from, in eval mode.
+
+        They are augmented as they are trained on. Raises Diverged if a loss is not finite.
+        """
         drawn = permutation(len(self.data.train), self.plan.seed, "batchnorm")[:BATCH_NORM_IMAGES]
         labels = self.data.train.labels[drawn]
         outputs = predict(
@@ -95,7 +106,7 @@ class Evaluator:
         return score(outputs.probabilities, labels, outputs.losses)
 
     def evaluate_start(self, model: nn.Module, split: Split | None = None) -> StartEvaluation:
-        """The start, which `model` must hold, as it came and with recomputed BatchNorm statistics."""
+        """Evaluate the start, which `model` must hold, as it came and with recomputed BatchNorm statistics."""
         outputs = self.predict(model, split)
         plain = recomputed = self.score(outputs, split)
         if self.recomputed_images:
@@ -107,13 +118,13 @@ class Evaluator:
     # Evaluating a mean, in the probe.
 
     def predict_mean(self, mean: Mean, split: Split | None = None) -> Outputs:
-        """A mean's outputs as its file will give them; the probe holds it afterwards."""
+        """Return a mean's outputs as its file will give them; the probe holds it afterwards."""
         mean.copy_to(self.probe)
         self.recompute_for_file(self.probe)
         return self.predict(self.probe, split)
 
     def selection_losses(self, mean: Mean) -> Tensor:
-        """A mean's losses on the selection split, (N,) float64, BatchNorm recomputed for it from fewer images."""
+        """Return a mean's losses on the selection split, (N,) float64; BatchNorm is recomputed from fewer images."""
         assert self.data.selection is not None
         mean.copy_to(self.probe)
         self.recompute_for_file(self.probe, SELECTION_BATCH_NORM_IMAGES)
@@ -122,13 +133,15 @@ class Evaluator:
     # BatchNorm.
 
     def recompute_for_file(self, model: nn.Module, images: int = BATCH_NORM_IMAGES) -> None:
-        """Recompute BatchNorm statistics for the weights as the file will have them, and round them as the file does."""
+        """Recompute BatchNorm statistics for the weights as rounded in the file, and round the statistics alike."""
         self._round_as_file(model)
         self.recompute(model, images)
         self._round_as_file(model)
 
     def recompute(self, model: nn.Module, images: int = BATCH_NORM_IMAGES) -> None:
-        """BatchNorm statistics over the same augmented training images for all weights: they depend on the seed alone.
+        """Recompute BatchNorm statistics over augmented training images, which depend on the seed alone.
+
+        images: how many, at most.
 
         Raises Diverged if they cannot be computed.
         """
@@ -136,17 +149,17 @@ class Evaluator:
             return
 
         def forward(module: nn.Module, chunk: tuple[int, Tensor]) -> None:
-            index, chosen = chunk
-            inputs = self.data.feed.inputs(Request(chosen, "batchnorm-augment", index))
-            torch.manual_seed(key(self.plan.seed, "batchnorm-forward", index))  # whatever else a network may draw
+            index, images_of_batch = chunk
+            inputs = self.data.feed.inputs(Request(images_of_batch, "batchnorm-augment", index))
+            torch.manual_seed(key(self.plan.seed, "batchnorm-forward", index))  # for the draws of the network itself
             autocast = self.plan.autocast
             with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
                 module(inputs)
-            self.tick("batchnorm", len(chosen))
+            self.tick("batchnorm", len(images_of_batch))
 
         drawn = permutation(len(self.data.train), self.plan.seed, "batchnorm")[:images]
         ranks = Ranks.here()
-        # Every rank has its share of the batches; what they find is pooled.
+        # Every rank has its share of the batches; their moments are pooled.
         most_at_once = min(forward_batch(self.plan.image_size), -(-len(drawn) // ranks.size))
         slices = list(enumerate(even_slices(len(drawn), most_at_once)))
         try:

@@ -16,7 +16,10 @@ from wbar_training.workspace import Workspace
 def prepare_weights(
     path: Path, workspace: Workspace, name: str = "start", architecture: str | None = None
 ) -> StoredWeights:
-    """Validate a checkpoint file and put its tensors where a job reads them; `name` becomes its id, `ckpt_name`.
+    """Validate a checkpoint file and put its tensors where a job reads them.
+
+    name: becomes the checkpoint's id, `ckpt_name`.
+    architecture: its catalog name; None: detected.
 
     Raises Rejected, saying what is wrong with the file.
     """
@@ -46,7 +49,7 @@ def prepare_dataset(source: str, workspace: Workspace, multilabel: bool = False)
 
 
 def facts_of(packed: Packed, source: str | None, multilabel: bool = False) -> DatasetFacts:
-    """What a job's options are resolved by, of a packed dataset."""
+    """Return the facts of a packed dataset, which a job's options are resolved from."""
     return DatasetFacts(
         task="multilabel" if multilabel else "classification",
         classes=tuple(packed.classes),
@@ -67,7 +70,9 @@ def prepare_job(
     workspace: Workspace,
     others: dict[str, StoredWeights] | None = None,
 ) -> JobSpec:
-    """The spec of a job on prepared files. others: by id, the checkpoints that a soup or a distillation names.
+    """Return the spec of a job on prepared files.
+
+    others: by id, the checkpoints that a soup or a distillation names.
 
     Raises Refused, saying which option does not fit; KeyError for an id that is not among the others.
     """

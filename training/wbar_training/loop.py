@@ -1,4 +1,4 @@
-"""One job, top to bottom: train along the schedule, average what it visits, compare with everything else.
+"""One job, top to bottom: train along the schedule, average the visited weights, compare with everything else.
 
     for every step of the schedule:                        (wbar.schedule: rates, phases, snapshot steps, visits, pull)
         w ← optimizer step on  L(w) + λ‖w̄ − w‖²          (step)
@@ -6,7 +6,7 @@
                                                              w̄ ← w̄ + (w_n − w̄)/n)
         where a snapshot is due:    w_n is kept and evaluated; BatchNorm statistics of w̄ recomputed, and w̄ evaluated:
                                     a point of the curve   (evaluator)
-    the last w̄, or what the method selects of it, is the result, compared with everything else   (comparisons)
+    the last w̄, or the mean that the method selects, is the result, compared with everything else   (comparisons)
 
 Every number is a function of the inputs and the step, so a job that is interrupted anywhere and goes on from its last
 saved state ends in the same bits.
@@ -42,13 +42,13 @@ from wbar_training.soup import SoupJob
 from wbar_training.step import Stepper
 from wbar_training.workspace import Workspace
 
-# How often the host waits for the device, to tell where the job is (it decides about no number).
+# How often the host waits for the device, to report the progress (it changes no result).
 HEARTBEAT_SECONDS = 0.4
 
 
 @safe_path.for_children()
 def run(spec: JobSpec, workspace: Workspace, reporter: Reporter) -> Outcome:
-    """Do the job, or what is left of it, and give back the weights and the comparison.
+    """Do the job, or its remaining part, and return the weights and the comparison.
 
     Raises StopRequested when the reporter asks for it, JobError when the job cannot go on.
     """
@@ -87,8 +87,8 @@ class TrainingJob:
         self.plan, self.model, self.evaluator = self.setup.plan, self.setup.model, self.setup.evaluator
         self.results = state.results if state else resume.Results()
         if self.normalization is not None:
-            found = self.normalization.normalization
-            self.setup.normalize_by(found.mean, found.std)
+            statistics = self.normalization.normalization
+            self.setup.normalize_by(statistics.mean, statistics.std)
         self.stepper = self._stepper()
         # w̄ as the pull sees it, in the parameters' dtype: w_0 until the first snapshot.
         self.anchor = [p.detach().clone() for p in self.stepper.parameters]
@@ -107,7 +107,7 @@ class TrainingJob:
     # The method, top to bottom.
 
     def run(self) -> Outcome:
-        """See `run`."""
+        """Train, average and compare; see `run` of the module."""
         self._heartbeat("loading", None)
         if self.results.start is None:
             self._evaluate_start()
@@ -158,28 +158,28 @@ class TrainingJob:
             self.reporter.log("warning", warning)
 
     def _train_step(self, position: Position) -> None:
-        inputs, chosen = self.batches.next()
-        labels = self.setup.data.train.labels[chosen].to(self.setup.device, non_blocking=True)
+        inputs, indices = self.batches.next()
+        labels = self.setup.data.train.labels[indices].to(self.setup.device, non_blocking=True)
         inputs, target = mix(self.plan.recipe, inputs, labels, self.plan.seed, position.step)
         pull = self.schedule.pull(position.step - self.results.discarded_steps)
         logged = position.ends_phase or (position.step + 1) % self.meter.every == 0
         result = self.stepper.take(inputs, target, position.step, position.lr, pull, self.anchor, logged)
-        self.meter.add(position, result, len(chosen))
-        self.estimate.trained(len(chosen))
+        self.meter.add(position, result, len(indices))
+        self.estimate.trained(len(indices))
         if result.norm is not None and result.distance is not None:
             distance = result.distance.item()
             point = self.meter.point(position, result.norm.item(), distance, pull_loss(distance, pull))
             self.reporter.metrics([point])
 
     def _visit(self, position: Position) -> None:
-        if not isinstance(self.method, Ema):  # whose every step is a visit: there the snapshots are looked through
+        if not isinstance(self.method, Ema):  # its every step is a visit: there the snapshots are checked
             self.meter.check()
             self._check_finite(position)
         self.ranks.share_buffers(self.model)
         self.average.visit(self.model, position.cycle)
 
     def _take_snapshot(self, position: Position) -> None:
-        """The snapshot, what the average selects by it, and w̄ so far: BatchNorm, evaluation."""
+        """Write and evaluate the snapshot, let the average select, and evaluate w̄ so far."""
         self.meter.check()
         self.ranks.share_buffers(self.model)
         self._check_finite(position)
@@ -220,9 +220,9 @@ class TrainingJob:
 
     @property
     def normalization(self) -> NormalizationProbe | None:
-        """What the start was found to be trained with, once it was evaluated and where that was asked for."""
-        found = self.results.normalization
-        return None if found is None else NormalizationProbe.model_validate(found)
+        """The normalization that the start was found to be trained with, once it was evaluated and if that was asked for."""
+        stored = self.results.normalization
+        return None if stored is None else NormalizationProbe.model_validate(stored)
 
     def _control(self) -> Score:
         spec, workspace = decisions.control_of(
@@ -231,10 +231,10 @@ class TrainingJob:
         reporter = ControlReporter(self.reporter, self.estimate)
         return TrainingJob(spec, workspace, reporter, self.setup.data).run().result.metrics.averaged
 
-    # Looking at held-out and training images on the way: stopping early, backing off.
+    # Decisions by held-out and training images between the steps: stopping early, backing off.
 
     def _should_stop_early(self, position: Position) -> bool:
-        """Whether w̄ has not improved on the selection split for as long as the recipe waits."""
+        """Return whether w̄ has not improved on the selection split for as long as the recipe waits."""
         patience = self.plan.recipe.early_stopping
         if patience is None or self.step >= self.total_steps or self.step == self.results.discarded_steps:
             return False
@@ -247,7 +247,7 @@ class TrainingJob:
         return decisions.out_of_patience(self.results, loss, patience)
 
     def _mean_so_far(self) -> Mean:
-        """w̄, also between the snapshots of a plain fine-tune, where it is w."""
+        """Return w̄, also between the snapshots of a plain fine-tune, where it is w."""
         return mean_of(self.model) if isinstance(self.method, Plain) else self.average.so_far
 
     def _stop_early(self, position: Position) -> None:
@@ -265,7 +265,7 @@ class TrainingJob:
         self.results.stopped_at = self.total_steps = self.step
 
     def _backed_off(self, position: Position) -> bool:
-        """Start again from w_0 with a third of the high rate, if the first snapshot has forgotten its training images."""
+        """Start again from w_0 at a third of the high rate, if the first snapshot has forgotten its training images."""
         results = self.results
         if position.cycle > 1 or not self.method.back_off or results.back_offs >= decisions.MAX_BACK_OFFS:
             return False
@@ -296,7 +296,7 @@ class TrainingJob:
         return True
 
     def _check_finite(self, position: Position) -> None:
-        """The last step before a snapshot may have broken the weights without a loss that would have shown it."""
+        """Raise Diverged if a weight is not finite: the last step may break one without a loss that shows it."""
         # Buffers too: running variances overflow before the weights do.
         if all(bool(torch.isfinite(t).all()) for t in self.model.state_dict().values()):
             return
@@ -306,7 +306,7 @@ class TrainingJob:
             "snapshots made before are kept"
         )
 
-    # The pieces, as they are at the start, after a back-off, and after a resume.
+    # Parts that are made at the start, after a back-off, and after a resume.
 
     def _stepper(self) -> Stepper:
         teachers = (
@@ -315,7 +315,7 @@ class TrainingJob:
         return Stepper(self.model, self.plan, self.setup.loss(), self.setup.device, teachers)
 
     def _plan_schedule(self) -> None:
-        """The schedule from w_0, as it is known: a back-off or the kind of start change it before its first snapshot."""
+        """Make the schedule from w_0; a back-off or the kind of start changes it before its first snapshot."""
         results = self.results
         per_epoch = steps_per_epoch(len(self.setup.data.train), self.plan.batch_size, self.ranks.size)
         self.schedule: Schedule = build_schedule(self.method, per_epoch, results.back_offs, results.start_kind)
@@ -327,7 +327,7 @@ class TrainingJob:
         return ProgressEstimate(cost, self.schedule, step - self.results.discarded_steps, begun=step > 0)
 
     def _new_trajectory(self) -> Trajectory | None:
-        """The distances from the weights that the model holds, where the job asked for them."""
+        """Begin to record distances from the weights that the model holds, where the job asked for them."""
         if not self.spec.flatness:
             return None
         return Trajectory({name: p.detach().clone() for name, p in self.model.named_parameters()})
@@ -346,7 +346,7 @@ class TrainingJob:
         )
 
     def _positions(self) -> Iterator[Position]:
-        """From here to the end of the schedule."""
+        """Return the positions from here to the end of the schedule."""
         return (self._position(step) for step in range(self.step, self.total_steps))
 
     def _go_on_training(self) -> None:
@@ -354,7 +354,7 @@ class TrainingJob:
         self.meter.pause()
 
     def _rate_field(self, phase: str) -> str:
-        """The option that says the rate of a phase."""
+        """Return the name of the option that sets the rate of a phase."""
         return f"method.{phase}.lr" if isinstance(self.method, CyclicSwa) else "method.lr"
 
     # Saving and going on.
@@ -389,7 +389,10 @@ class TrainingJob:
         self.reporter.log("info", f"went on from step {self.step} of {self.total_steps}")
 
     def _save(self, durable: bool) -> None:
-        """durable: at a phase's end, meant for the blob store; in between, for this host only."""
+        """Write a resumable state.
+
+        durable: at a phase's end, meant for the blob store; in between, for this host only.
+        """
         path = self.states.save(self._state() if self.ranks.leads else None, durable)
         if path is not None:
             self.reporter.saved(str(path), self.step, durable)
@@ -408,7 +411,7 @@ class TrainingJob:
             trajectory=self.trajectory.state_dict() if self.trajectory else None,
         )
 
-    # Telling.
+    # Reporting.
 
     def _evaluated(self, phase: StepPhase, images: int) -> None:
         self.estimate.evaluated(images * self.ranks.size)  # the others' share was done meanwhile

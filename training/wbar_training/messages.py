@@ -1,6 +1,6 @@
-"""What the process of an attempt and its worker say to each other: small frozen values with a tag, as JSON.
+"""The messages between the process of an attempt and its worker: small frozen values with a tag, as JSON.
 
-JSON, and no pickles: what arrives is parsed and validated, whoever wrote it. Torch-free, since the worker imports it.
+JSON, and no pickles: every message is parsed and validated. Torch-free, since the worker imports it.
 """
 
 from typing import Annotated, Literal
@@ -15,12 +15,12 @@ LogLevel = Literal["info", "warning", "error"]
 
 
 class _Message(BaseModel):
-    # Losses of a run that fell apart may be infinite, and must arrive as they are.
+    # Losses of a run that diverged may be infinite, and must arrive as they are.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class ProgressMade(_Message):
-    """Where the job is; the answer to it is a `Stop`, or silence."""
+    """How far the job is; the answer to it is a `Stop`, or silence."""
 
     type: Literal["progress"] = "progress"
     progress: Progress
@@ -34,7 +34,7 @@ class MetricsRecorded(_Message):
 
 
 class SnapshotTaken(_Message):
-    """Snapshot n lies at `path`; said again by an attempt that goes on from a state after it."""
+    """Snapshot n lies at `path`; sent again by an attempt that goes on from a state after it."""
 
     type: Literal["snapshot"] = "snapshot"
     n: int
@@ -61,13 +61,15 @@ class StateSaved(_Message):
 
 
 class LogLine(_Message):
+    """An entry for the job's log."""
+
     type: Literal["log"] = "log"
     level: LogLevel
     message: str
 
 
 class Succeeded(_Message):
-    """The attempt's last word: the result, and the two files of the averaged weights."""
+    """The attempt's last message: the result, and the two files of the averaged weights."""
 
     type: Literal["succeeded"] = "succeeded"
     result: JobResult
@@ -83,7 +85,7 @@ class Stopped(_Message):
 
 
 class Failed(_Message):
-    """The job cannot be done: trying again would fail the same way."""
+    """The job cannot be done: another attempt would fail alike."""
 
     type: Literal["failed"] = "failed"
     code: str
@@ -91,7 +93,7 @@ class Failed(_Message):
 
 
 class Crashed(_Message):
-    """Something unforeseen ended the attempt: the worker decides whether to try again."""
+    """An unforeseen error ended the attempt: the worker decides whether to try again."""
 
     type: Literal["crashed"] = "crashed"
     why: str

@@ -13,14 +13,15 @@ from wbar.jobs import MetricsPoint
 from wbar_averaging import Position
 from wbar_training.step import StepResult
 
-POINTS = 1000  # about so many points in a job's metrics series, whatever its length
+POINTS = 1000  # about how many points a job's metrics series has, whatever its length
 
 
 class Meter:
     """Sums losses on the device without waiting for it, and reads them at every point and heartbeat.
 
-    total_steps: of the job, which say how many steps a point spans. rate_field: the option to lower when the loss diverges,
-    by phase. scaled: float16, where a gradient may overflow without harm.
+    total_steps: of the job; the number of steps that a point spans follows from it.
+    rate_field: the option to lower when the loss diverges, by phase.
+    scaled: whether the precision is float16, where a gradient may overflow without harm.
     """
 
     def __init__(self, total_steps: int, rate_field: Callable[[str], str], scaled: bool = False) -> None:
@@ -35,6 +36,7 @@ class Meter:
         self.images_per_second: float | None = None
 
     def add(self, position: Position, result: StepResult, images: int) -> None:
+        """Record one step's result, without waiting for the device. images: of the step's batch."""
         self._pending.append((position, result.loss, result.correct, images))
         self._images += images
 
@@ -67,11 +69,18 @@ class Meter:
         )
 
     def pause(self) -> None:
-        """Time spent on other things than training steps does not count into images/s."""
+        """Begin the measurement of images/s anew, after work that was not training steps."""
         self._images, self._since = 0, time.monotonic()
 
     def point(self, position: Position, grad_norm: float, distance: float, pull_loss: float) -> MetricsPoint:
-        """The metrics point that ends at `position`: the mean loss since the one before."""
+        """Return the metrics point that ends at `position`: the mean loss since the one before.
+
+        grad_norm: of the training loss's gradient.
+        distance: ‖w − w̄‖.
+        pull_loss: λ‖w̄ − w‖².
+
+        Raises Diverged if one of them is not finite.
+        """
         self.check()
         overflowed = self.scaled and not math.isfinite(
             grad_norm

@@ -17,7 +17,7 @@ OPTIMIZERS: dict[str, type[Any]] = {
 
 
 def decayed(model: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay acts on: weights of convolutions and linear maps.
+    """Return the names of the parameters that weight decay acts on: weights of convolutions and linear maps.
 
     Biases, normalization's γ and β, class tokens and position tables are left alone (He et al. 2019, "no bias decay").
     """
@@ -32,24 +32,25 @@ def decayed(model: nn.Module) -> set[str]:
 
 
 def make_optimizer(model: nn.Module, plan: Plan) -> torch.optim.Optimizer:
-    """A fresh optimizer over two groups, decayed and not; the loop sets the rate at every step.
+    """Make a fresh optimizer over two groups, decayed and not; the loop sets the rate at every step.
 
-    Frozen parameters are in none. Fused kernels where torch has one for the device; RMSProp runs on lists of tensors.
+    Frozen parameters are in neither group. Fused kernels where torch has one for the device; RMSProp runs on lists of
+    tensors.
     """
-    chosen = plan.recipe.optimizer
+    options = plan.recipe.optimizer
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    decay = decayed(model) if chosen.no_bias_decay else set(parameters)
+    decay = decayed(model) if options.no_bias_decay else set(parameters)
     groups = [
         {"params": [p for name, p in parameters.items() if name in decay], "weight_decay": plan.weight_decay},
         {"params": [p for name, p in parameters.items() if name not in decay], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     rest: dict[str, dict[str, Any]] = {
-        "sgd": {"momentum": chosen.momentum, "nesterov": chosen.nesterov and chosen.momentum > 0, "fused": True},
-        "adam": {"betas": chosen.betas, "fused": True},
-        "adamw": {"betas": chosen.betas, "fused": True},
-        "rmsprop": {"alpha": chosen.alpha, "momentum": chosen.momentum, "foreach": True},
+        "sgd": {"momentum": options.momentum, "nesterov": options.nesterov and options.momentum > 0, "fused": True},
+        "adam": {"betas": options.betas, "fused": True},
+        "adamw": {"betas": options.betas, "fused": True},
+        "rmsprop": {"alpha": options.alpha, "momentum": options.momentum, "foreach": True},
         "adagrad": {"fused": True} if next(iter(parameters.values())).device.type == "cpu" else {"foreach": True},
     }
-    made: torch.optim.Optimizer = OPTIMIZERS[chosen.name](groups, lr=1.0, **rest[chosen.name])
+    made: torch.optim.Optimizer = OPTIMIZERS[options.name](groups, lr=1.0, **rest[options.name])
     return made

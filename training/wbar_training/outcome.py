@@ -1,4 +1,4 @@
-"""What a run gives back: the result, and the two files of the averaged weights."""
+"""The outcome of a run: the result, and the two files of the averaged weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,11 @@ from wbar.results import JobResult
 
 @dataclass(frozen=True)
 class Outcome:
-    """weights: safetensors, the file that `result.weights` describes; pytorch: the same tensors as torch.save writes them."""
+    """The outcome of a run.
+
+    weights: safetensors, the file that `result.weights` describes.
+    pytorch: the same tensors as torch.save writes them.
+    """
 
     result: JobResult
     weights: Path

@@ -9,7 +9,11 @@ from wbar.recipe import Augment, BatchNorm, Normalization, Recipe
 
 @dataclass(frozen=True)
 class Plan:
-    """A resolved recipe and the seed. image_size: (height, width); mean, std: per channel, for pixels in [0, 1]."""
+    """A resolved recipe and the seed.
+
+    image_size: (height, width) in pixels.
+    mean, std: one number per channel, for pixels in [0, 1].
+    """
 
     recipe: Recipe
     weight_decay: float
@@ -21,7 +25,7 @@ class Plan:
 
     @classmethod
     def of(cls, recipe: Recipe, seed: int) -> "Plan":
-        """Raises ValueError where an `auto` is left."""
+        """Make the plan of a resolved recipe. Raises ValueError where an `auto` is left."""
         optimizer = recipe.optimizer
         if optimizer.weight_decay == "auto" or optimizer.name == "auto":
             raise ValueError("the optimizer is not resolved: an `auto` is left")
@@ -45,22 +49,25 @@ class Plan:
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """What convolutions and products are computed in, where it is not float32."""
+        """The dtype of convolutions and products, where it is not float32."""
         return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.recipe.precision)
 
     @property
     def augment(self) -> Augment:
+        """The recipe's augmentation."""
         return self.recipe.augment
 
     @property
     def batch_norm(self) -> BatchNorm:
+        """The source of w̄'s BatchNorm statistics."""
         return self.recipe.batch_norm
 
     @property
     def recomputes_batch_norm(self) -> bool:
-        """Else the means' statistics are the means of what was tracked (`track`), or the start's (`frozen`)."""
+        """Whether statistics are recomputed; else they are means of the tracked ones (`track`) or the start's (`frozen`)."""
         return self.batch_norm in ("recompute", "consistent")
 
     @property
     def grad_clip_norm(self) -> float | None:
+        """The norm to which gradients are clipped; None: no clipping."""
         return self.recipe.grad_clip_norm

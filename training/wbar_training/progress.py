@@ -1,4 +1,4 @@
-"""How far a job is and how long it still takes, from the images that each part of it sends through the network.
+"""The progress of a job and its remaining time, from the images that each part of it sends through the network.
 
 A training image costs about three forward passes: one forward, twice that backward.
 """
@@ -22,8 +22,11 @@ TRAINING = 3.0
 
 @dataclass(frozen=True)
 class Cost:
-    """All the work of a job in forward passes of one image: before, in and after its training, and each snapshot.
+    """All the work of a job in forward passes of one image.
 
+    before, after: of the work before and after training.
+    training: of one step.
+    per_snapshot: of one snapshot.
     other_steps: optimizer steps beside the schedule's: of the control, and of attempts that were backed off from.
     """
 
@@ -35,7 +38,7 @@ class Cost:
 
     @classmethod
     def of(cls, setup: Setup, schedule: Schedule, average: Average, discarded_steps: int) -> "Cost":
-        """What a schedule costs on this job's images."""
+        """Return the cost of a schedule on this job's images."""
         spec, evaluator, data = setup.spec, setup.evaluator, setup.data
         recompute, held_out = evaluator.recomputed_images, len(data.report)
         images = min(len(data.train), schedule.steps_per_epoch * setup.plan.batch_size)
@@ -54,7 +57,11 @@ class Cost:
 
 
 class ProgressEstimate:
-    """Fraction done and time left. steps: of the schedule that are taken already; begun: whether the start is evaluated."""
+    """The fraction done and the time left.
+
+    steps: of the schedule that are taken already.
+    begun: whether the start is evaluated.
+    """
 
     def __init__(self, cost: Cost, schedule: Schedule, steps: int, begun: bool) -> None:
         snapshots = schedule.snapshots
@@ -67,19 +74,20 @@ class ProgressEstimate:
         self._began, self._initial = time.monotonic(), self.done
 
     def trained(self, images: int) -> None:
-        """So many images have been trained on."""
+        """Count `images` images that were trained on."""
         self.done += TRAINING * images
 
     def evaluated(self, images: int) -> None:
-        """So many images have been through the network once."""
+        """Count `images` images that were through the network once."""
         self.done += images
 
     @property
     def fraction(self) -> float:
+        """The share of the work that is done, in [0, 1]."""
         return min(1.0, self.done / self.total)
 
     def progress(self, phase: StepPhase, position: Position | None, meter: Meter | None, step: int) -> Progress:
-        """What is told; step: optimizer steps taken in all."""
+        """Return the progress to report. step: optimizer steps taken in all."""
         elapsed, worked = time.monotonic() - self._began, self.done - self._initial
         left = max(0.0, self.total - self.done)
         return Progress(
@@ -98,10 +106,10 @@ class ProgressEstimate:
 
 
 class ControlReporter:
-    """The reporter of the control, which trains after the job's own training: its progress goes on where the job's stands.
+    """The reporter of the control, which trains after the job: its progress goes on where the job's stands.
 
-    Its snapshots and metrics are its own and are told to nobody. Its states stay on this host: elsewhere the control begins
-    again, and ends in the same bits.
+    Its snapshots, metrics and log are not reported. Its states stay on this host: elsewhere the control begins again,
+    and ends in the same bits.
     """
 
     def __init__(self, reporter: Reporter, estimate: ProgressEstimate) -> None:

@@ -1,6 +1,6 @@
-"""Where the story of a job goes while it runs. Only the heartbeat brings an answer back: a reason to stop.
+"""The reports of a job while it runs. Only the heartbeat has an answer: a reason to stop.
 
-`Reporter` is the interface that the loop speaks to; `MessageReporter` turns it into messages for another process, and
+`Reporter` is the interface that the loop uses; `MessageReporter` turns its calls into messages for another process, and
 `deliver` hands those messages to a reporter there.
 """
 
@@ -23,7 +23,7 @@ from wbar_training.messages import (
 
 
 class StopRequested(Exception):
-    """The reporter asked to stop (cancel, pause, drain); unless the job was cancelled, a resumable state lies on disk."""
+    """Raised when the reporter asks to stop (cancel, pause, drain); unless it was a cancel, a resumable state lies on disk."""
 
     def __init__(self, reason: StopReason) -> None:
         super().__init__(reason)
@@ -31,18 +31,29 @@ class StopRequested(Exception):
 
 
 class Reporter(Protocol):
-    """What the loop tells. `heartbeat` answers with a reason to stop, or None to keep going."""
+    """The interface for what a job reports while it runs."""
 
-    def heartbeat(self, progress: Progress) -> StopReason | None: ...
-    def metrics(self, points: list[MetricsPoint]) -> None: ...
-    def snapshot(self, n: int, step: int, path: str, score: Score) -> None: ...
-    def averaged(self, n: int, score: Score) -> None: ...
-    def saved(self, path: str, step: int, durable: bool) -> None: ...
-    def log(self, level: LogLevel, message: str) -> None: ...
+    def heartbeat(self, progress: Progress) -> StopReason | None:
+        """Report the progress; returns a reason to stop, or None to keep going."""
+
+    def metrics(self, points: list[MetricsPoint]) -> None:
+        """Report new points of the training series, oldest first."""
+
+    def snapshot(self, n: int, step: int, path: str, score: Score) -> None:
+        """Report snapshot n, taken after `step` steps, whose file lies at `path`."""
+
+    def averaged(self, n: int, score: Score) -> None:
+        """Report point n of the curve: the score of the mean of n points."""
+
+    def saved(self, path: str, step: int, durable: bool) -> None:
+        """Report a resumable state at `path`. durable: written at a phase's end, meant for the blob store."""
+
+    def log(self, level: LogLevel, message: str) -> None:
+        """Report an entry for the job's log."""
 
 
 class MessageReporter:
-    """A reporter that says everything as messages. send: carries one away, and answers progress with a reason to stop."""
+    """A reporter that sends messages. send: sends one, and answers progress with a reason to stop."""
 
     def __init__(self, send: Callable[[Report], StopReason | None]) -> None:
         self._send = send
@@ -76,7 +87,7 @@ class MessageReporter:
 
 
 def deliver(message: Report, reporter: Reporter) -> StopReason | None:
-    """Tell `reporter` what a message says; its answer to progress."""
+    """Hand a message to `reporter`; returns its answer to progress."""
     match message:
         case ProgressMade():
             return reporter.heartbeat(message.progress)

@@ -1,4 +1,4 @@
-"""The files a job gives back: the uploaded names and dtypes, and metadata enough to use the weights without asking.
+"""The files of a job's result: the uploaded names and dtypes, and metadata enough to use the weights without asking.
 
 Nothing in a file differs between two runs of the same work: no ids, no times, sorted headers.
 """
@@ -23,9 +23,9 @@ from wbar_training.workspace import Workspace
 
 
 class ResultWriter:
-    """Writes tensors under the uploaded names and dtypes, with the metadata of the contract; and reads such files again.
+    """Writes tensors under the uploaded names and dtypes, with the contract's metadata, and reads such files again.
 
-    Tensors go in and come out under the network's own names: what the uploaded names have before them is put there.
+    Tensors go in and come out under the network's own names: the prefix of the uploaded names is added in the file.
     """
 
     def __init__(self, spec: JobSpec, workspace: Workspace, plan: Plan, output_names: list[str]) -> None:
@@ -46,22 +46,23 @@ class ResultWriter:
         self.normalize_by(plan.mean, plan.std)
 
     def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Say in the metadata that inputs are normalized by these statistics, one number per channel."""
+        """Set the normalization in the metadata: one mean and standard deviation per channel, for pixels in [0, 1]."""
         self._metadata["wbar.normalize"] = canonical({"mean": list(mean), "std": list(std)})
 
     def start(self) -> dict[str, Tensor]:
-        """The uploaded tensors, in their own dtypes."""
+        """Return the uploaded tensors, in their own dtypes."""
         return {name.removeprefix(self._prefix): tensor for name, tensor in self._uploaded.items()}
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """The uploaded dtype of the network's tensor `name`; None if it was not uploaded."""
+        """Return the uploaded dtype of the network's tensor `name`; None if it was not uploaded."""
         tensor = self._uploaded.get(self._prefix + name)
         return None if tensor is None else tensor.dtype
 
     def write(self, path: Path, tensors: Mapping[str, Tensor], snapshots: int, n: int | None = None) -> None:
-        """One safetensors file. snapshots: how many points are averaged in it; n: of a snapshot, its number.
+        """Write one safetensors file; uploaded tensors beyond the network's (auxiliary heads) are written unchanged.
 
-        What the upload had beyond the network's tensors (auxiliary heads) is written unchanged.
+        snapshots: how many points are averaged in it.
+        n: of a snapshot, its number.
         """
         out = {}
         for name, uploaded in self._uploaded.items():
@@ -73,7 +74,7 @@ class ResultWriter:
         write_safetensors(path, out, metadata)
 
     def write_result(self, tensors: Mapping[str, Tensor], snapshots: int) -> tuple[Path, Path]:
-        """Both files that the job gives back, safetensors and PyTorch's, there when any rank goes on."""
+        """Write both files of the result, safetensors and PyTorch's; they are there when any rank goes on."""
         weights = self._scratch / "averaged.safetensors"
         pytorch = weights.with_suffix(".pth")
         ranks = Ranks.here()
@@ -84,9 +85,9 @@ class ResultWriter:
         return weights, pytorch
 
     def read(self, path: Path, prefix: str | None = None) -> dict[str, Tensor]:
-        """A file's tensors as a whole state dict of the network, float32, on the CPU.
+        """Return a file's tensors as a whole state dict of the network, float32, on the CPU.
 
-        prefix: what the file's names have before the network's own; by default what the start's have.
+        prefix: the part of the file's names before the network's own; by default the start's.
         """
         prefix = self._prefix if prefix is None else prefix
         tensors = {name.removeprefix(prefix): tensor for name, tensor in read_tensors(path).items()}
@@ -95,7 +96,7 @@ class ResultWriter:
 
 
 def weights_file(path: Path) -> WeightsFile:
-    """What a result says of its file."""
+    """Return the size and the sha256 of a file, as a result names it."""
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return WeightsFile(bytes=path.stat().st_size, sha256=sha256)

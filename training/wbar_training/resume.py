@@ -15,12 +15,12 @@ from wbar_training.state_files import all_of, path_of, step_of
 
 
 class OtherState(Exception):
-    """The state is of no use to this work; the message says why."""
+    """Raised for a state that is of no use to this work; the message says why."""
 
 
 @dataclass
 class Results:
-    """What the evaluations found so far; grows by one point with every snapshot."""
+    """The evaluations so far; grows by one point with every snapshot."""
 
     normalization: dict[str, Any] | None = None  # a NormalizationProbe, where one was asked for
     start: dict[str, float] | None = None
@@ -29,11 +29,9 @@ class Results:
     probabilities: Tensor | None = None  # (held-out images, classes) float64, the sum over the ensemble's members
     snapshots: list[dict[str, float]] = field(default_factory=list)
     averaged: list[dict[str, float]] = field(default_factory=list)  # the curve: point n is the mean of n points
-    start_train_accuracy: float | None = (
-        None  # on training images as they are trained on; what a back-off compares with
-    )
+    start_train_accuracy: float | None = None  # on augmented training images; a back-off compares with it
     first_snapshot_train_accuracy: float | None = None
-    start_kind: StartKind = "underfit"  # what `auto` found the start to be
+    start_kind: StartKind = "underfit"  # the kind that `auto` found
     back_offs: int = 0
     best: float | None = None  # of early stopping: the lowest loss of w̄, and how often it was not lower since
     waited: int = 0
@@ -44,7 +42,10 @@ class Results:
 
 @dataclass
 class State:
-    """step: optimizer steps taken. The rest is what those steps left behind; no generator (see `wbar_training.draws`)."""
+    """The state of a job after `step` optimizer steps.
+
+    No generator is part of it (see `wbar_training.draws`).
+    """
 
     step: int
     model: dict[str, Tensor]
@@ -59,7 +60,7 @@ class State:
 
 
 class StateKeeper:
-    """When to save and what to keep: the latest state, and the latest of a phase's end until a later one is written."""
+    """Decides when to save, and keeps the latest state, and that of the latest phase end until a later one is written."""
 
     def __init__(self, scratch: Path, every_seconds: float) -> None:
         self._scratch, self._every = scratch, every_seconds
@@ -72,7 +73,7 @@ class StateKeeper:
         return time.monotonic() - self._saved_at >= self._every
 
     def saved(self, step: int) -> bool:
-        """Whether a durable state of just this step was written."""
+        """Return whether a durable state of just this step was written."""
         return self._durable is not None and step_of(self._durable) == step
 
     def save(self, state: "State | None", durable: bool) -> Path | None:
@@ -102,7 +103,7 @@ def save(scratch: Path, state: State, keep: Path | None = None) -> Path:
 
 
 def load(path: Path, run: str, device: torch.device) -> State:
-    """The state in `path`. Raises OtherState if it cannot be read, or belongs to other work or another wbar."""
+    """Return the state in `path`. Raises OtherState if it cannot be read, or belongs to other work or another wbar."""
     try:
         document = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:

@@ -13,7 +13,7 @@ VARIABLE = "PYTHONSAFEPATH"
 
 @contextmanager
 def for_children() -> Iterator[None]:
-    """Until the end of the block (or of the function that it decorates), processes are started with a safe path."""
+    """Start processes with a safe path until the end of the block, or of the function that it decorates."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = "1"
     try:

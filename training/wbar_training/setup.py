@@ -1,4 +1,4 @@
-"""What every job works with: the plan, the images, the network on its device, and who writes and evaluates weights."""
+"""The parts that every job works with: the plan, the images, the network on its device, the writer and the evaluator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from wbar_training.workspace import Workspace
 
 @dataclass(frozen=True)
 class Setup:
-    """The pieces of one job. model: holds w, the start's at first; whatever is evaluated beside it goes into the probe."""
+    """The parts of one job. model: holds w, the start's at first; other weights are evaluated in the evaluator's probe."""
 
     spec: JobSpec
     plan: Plan
@@ -31,28 +31,28 @@ class Setup:
     evaluator: Evaluator
 
     def start(self) -> dict[str, Tensor]:
-        """The start as a whole state dict of the network: the checkpoint's tensors, and what is started afresh."""
+        """Return the start as a whole state dict of the network: the checkpoint's tensors and the fresh layers."""
         network = prepared(self.spec.network, self.writer.start(), self.plan.recipe, self.plan.seed)
         return {name: tensor.to(self.device) for name, tensor in network.state_dict().items()}
 
     def read(self, path: Path, prefix: str | None = None) -> dict[str, Tensor]:
-        """A weights file as a whole state dict of the network, on its device; see `ResultWriter.read`."""
+        """Return a weights file as a whole state dict of the network, on its device; see `ResultWriter.read`."""
         return {name: tensor.to(self.device) for name, tensor in self.writer.read(path, prefix).items()}
 
     def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Feed the network with, and say in its files, other statistics than the plan's."""
+        """Replace the plan's normalization, in the network's inputs and in the files."""
         self.data.prepare.normalize_by(mean, std)
         self.writer.normalize_by(mean, std)
 
     def loss(self) -> Loss:
-        """What training minimizes."""
+        """Return the training loss."""
         labels, network = self.data.train.labels, self.spec.network
         classes = network.classes if labels.dim() == 1 else network.num_classes
         counts = torch.bincount(labels, minlength=classes) if labels.dim() == 1 else labels.sum(dim=0)
         return Loss(self.plan.recipe, classes, counts, self.device)
 
     def train_mode(self) -> None:
-        """The model as it trains: with `frozen`, BatchNorm goes on with the statistics that it has."""
+        """Put the model in train mode; with `frozen`, BatchNorm keeps the statistics that it has."""
         self.model.train()
         if self.plan.batch_norm == "frozen":
             for module in self.model.modules():
@@ -61,9 +61,12 @@ class Setup:
 
 
 def set_up(spec: JobSpec, workspace: Workspace, tick: Tick, data: JobData | None = None) -> Setup:
-    """The pieces of a job. tick: told after every batch that is evaluated; data: of another setup of the same job.
+    """Make the parts of a job.
 
-    Raises PrecisionUnsupported for a precision that the device has not, and what loading the start raises.
+    tick: called after every batch that is evaluated.
+    data: of another setup of the same job.
+
+    Raises PrecisionUnsupported for a precision that the device does not have, and the errors of loading the start.
     """
     plan, device = Plan.of(spec.recipe, spec.seed), torch.device(workspace.device)
     data = data or JobData(spec, workspace, plan, device)
@@ -78,7 +81,10 @@ def set_up(spec: JobSpec, workspace: Workspace, tick: Tick, data: JobData | None
 
 
 def make_deterministic(spec: JobSpec, device: str, threads: int | None) -> None:
-    """One thread instead of two changes the bits: the count is part of the state. GPU kernels are the repeatable ones."""
+    """Set the thread count, which decides the bits on a CPU, and choose repeatable GPU kernels.
+
+    threads: None leaves the count as it is.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     if device.startswith("cuda"):

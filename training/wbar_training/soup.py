@@ -31,7 +31,9 @@ from wbar_training.workspace import Workspace
 class Ingredient:
     """One checkpoint by itself, with its own BatchNorm statistics.
 
-    outputs: on the report split; selection_loss: on the selection split, where there is one.
+    weight: its weight in the mean.
+    outputs: on the report split.
+    selection_loss: on the selection split, where there is one; in nats.
     """
 
     weights: StoredWeights
@@ -42,7 +44,7 @@ class Ingredient:
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a soup became. selection: of greedy."""
+    """A soup: its mean and its ingredients. selection: the choice of greedy."""
 
     mean: RunningMean
     ingredients: list[Ingredient]
@@ -136,7 +138,7 @@ class SoupJob:
         return Ingredient(weights, weight, outputs, selected_by.losses.mean().item())
 
     def _ensemble(self, ingredients: list[Ingredient]) -> Score:
-        """The mean of the members' outputs, weighted as their weights are."""
+        """Score the mean of the members' outputs, weighted as their weights are."""
         total = sum(one.weight for one in ingredients)
         probabilities = sum((one.weight * one.outputs.probabilities.double() for one in ingredients), torch.zeros(()))
         return score(probabilities / total, self.data.report.labels)
@@ -147,9 +149,9 @@ class SoupJob:
     def _tensors(self, weights: StoredWeights) -> dict[str, Tensor]:
         return self.setup.read(self.workspace.input(weights.blob), weights.prefix)
 
-    def _point(self, n: int, found: Score) -> CurvePoint:
-        self.reporter.averaged(n, found)
-        return CurvePoint(n=n, accuracy=found.accuracy, loss=found.loss)
+    def _point(self, n: int, score_of_mean: Score) -> CurvePoint:
+        self.reporter.averaged(n, score_of_mean)
+        return CurvePoint(n=n, accuracy=score_of_mean.accuracy, loss=score_of_mean.loss)
 
     def _evaluated(self, phase: StepPhase, images: int) -> None:
         self._images += images

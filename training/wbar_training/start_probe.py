@@ -1,6 +1,6 @@
-"""What the start was trained with, as far as its outputs on training images tell: the normalization, the order of the classes.
+"""The normalization and the class order of the start, as far as its outputs on training images tell.
 
-A checkpoint does not say either. Wrong ones cost accuracy without a word, or look like a start near chance.
+A checkpoint does not say either. Wrong ones cost accuracy without an error, or look like a start near chance.
 """
 
 from collections.abc import Iterator
@@ -20,9 +20,10 @@ ERRORS = 2.0  # standard errors that another normalization must be better by
 
 
 def find_normalization(setup: Setup, reporter: Reporter) -> NormalizationProbe:
-    """The normalization whose loss is lowest, the dataset's own among near ties; it is in use afterwards.
+    """Set and return the normalization whose loss is lowest, the dataset's own among near ties.
 
-    The loss is the start's on training images without augmentation, the difference to the dataset's own paired by image.
+    The loss is the start's on training images without augmentation, the difference to the dataset's own paired by
+    image.
     """
     split, losses = _training_images(setup), dict[NormalizationName, Tensor]()
     statistics = dict(_candidates(setup))
@@ -44,7 +45,7 @@ def find_normalization(setup: Setup, reporter: Reporter) -> NormalizationProbe:
 
 
 def near_chance(setup: Setup, start: Score) -> str | None:
-    """A warning for a start that seems to be read wrongly: its accuracy on held-out images is near that of a guess.
+    """Return a warning for a start whose accuracy on held-out images is near that of a guess; None for other starts.
 
     Where another order of the classes explains it, the warning proposes that order.
     """
@@ -61,7 +62,7 @@ def near_chance(setup: Setup, start: Score) -> str | None:
 
 
 def _better_order(setup: Setup) -> tuple[list[str], float] | None:
-    """The order of the classes under which the start is right most often, and how often; None where none explains it."""
+    """Return the class order with the most right answers, and their share; None where no order explains the start."""
     from scipy.optimize import linear_sum_assignment  # half a second to import, and only a start near chance needs it
 
     classes, names = setup.spec.network.classes, setup.data.output_names

@@ -25,9 +25,12 @@ from wbar_training.plan import Plan
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss and right answers of the batch, on the device, and where it was asked for the norms.
+    """The result of one step, on the device.
 
-    norm: of the training loss's gradient, before pull and clip. distance: ‖w − w̄‖ of the w that the gradient belongs to.
+    loss: of the batch, a scalar, in nats.
+    correct: right answers of the batch, a scalar.
+    norm: of the training loss's gradient, before pull and clip; where it was asked for.
+    distance: ‖w − w̄‖ of the w that the gradient belongs to; where it was asked for.
     """
 
     loss: Tensor
@@ -37,7 +40,7 @@ class StepResult:
 
 
 class Stepper:
-    """Moves one network. forward: what is called on the inputs, `model` itself or something around it."""
+    """Moves one network. forward: the module called on the inputs, `model` itself or a wrapper of it."""
 
     def __init__(
         self, model: nn.Module, plan: Plan, loss: Loss, device: torch.device, teachers: Teachers | None
@@ -51,7 +54,7 @@ class Stepper:
         self.renew()
 
     def _wrapped(self, model: nn.Module) -> nn.Module:
-        """What is called in training: the network, joined with the other ranks', compiled where that was asked for."""
+        """Return the module called in training: the network, joined with the other ranks', compiled where asked for."""
         if self.ranks.size > 1:
             model = DistributedDataParallel(
                 model, device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None
@@ -59,31 +62,39 @@ class Stepper:
         return torch.compile(model) if self.plan.recipe.compile else model  # type: ignore[return-value]
 
     def renew(self) -> None:
-        """A fresh optimizer, as at the start of the job."""
+        """Make a fresh optimizer, as at the start of the job."""
         self.optimizer = make_optimizer(self.model, self.plan)
-        # The same number, one pass over the weights less; not where clipping must see the whole gradient.
+        # Folding gives the same number with one pass less over the weights; not where clipping must see the whole gradient.
         self._folds = self.plan.grad_clip_norm is None and can_fold_pull(self.optimizer)
         self._folded = 0.0
 
     def take(
         self, inputs: Tensor, target: Target, step: int, lr: float, pull: float, anchor: Sequence[Tensor], logged: bool
     ) -> StepResult:
-        """One step on one batch at the rate lr, with a pull of strength λ toward `anchor`."""
+        """Take one step on one batch.
+
+        inputs: (B, C, H, W), normalized.
+        step: its number, which the network's own random draws depend on.
+        lr: the learning rate.
+        pull: the strength λ of the pull.
+        anchor: w̄ as the pull sees it, one tensor per parameter.
+        logged: whether the norms are computed.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(2, device=self.device)
         images = len(inputs)
         target = self.loss.normed(target)
-        # By the whole batch, so that every rank makes as many forwards: SyncBatchNorm waits for the others in each. A part
-        # of one image has no variance.
+        # By the whole batch, so that every rank makes the same number of forward passes: SyncBatchNorm waits for the others
+        # in each. A part of one image has no variance.
         count = max(1, min(self.plan.recipe.accumulate, images // self.ranks.size // 2))
         share = self.ranks.share(images)
         inputs, target = inputs[share], target.part(share)
         parts = [slice(len(inputs) * n // count, len(inputs) * (n + 1) // count) for n in range(count)]
-        for index, chosen in enumerate(parts):
+        for index, part in enumerate(parts):
             place = self.ranks.rank * len(parts) + index
             torch.manual_seed(key(self.plan.seed, f"forward/{place}" if place else "forward", step))
             with self._joined(index + 1 == len(parts)):
-                sums += self._backward(inputs[chosen], target.part(chosen), images)
+                sums += self._backward(inputs[part], target.part(part), images)
         loss, right = self.ranks.summed(sums)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) if logged else None
@@ -98,13 +109,13 @@ class Stepper:
         return StepResult(loss, right, norm, to_mean)
 
     def _joined(self, last: bool) -> AbstractContextManager[None]:
-        """The ranks' gradients are averaged once, after the last part."""
+        """Average the ranks' gradients once, after the last part."""
         if last or not isinstance(self.forward, DistributedDataParallel):
             return nullcontext()
         return self.forward.no_sync()
 
     def _backward(self, inputs: Tensor, target: Target, images: int) -> Tensor:
-        """The part's share of loss and right answers, (2,); its gradient is added to what is there."""
+        """Return the part's share of loss and right answers, (2,); its gradient is added to the parameters'."""
         if self.loss.penalty:
             inputs = inputs.detach().requires_grad_(True)
         if self.teachers is not None:

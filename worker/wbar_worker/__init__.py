@@ -1,1 +1,1 @@
-"""Celery workers: claim a job, run its training in a fresh process, publish what happens. No torch in the worker itself."""
+"""Celery workers: claim a job, run its training in a fresh process, publish its messages. No torch in the worker itself."""

@@ -14,6 +14,7 @@ from wbar_worker.sweep import Sweeper
 
 
 def main(kind: str) -> None:
+    """Run a process of this kind (train, ingest, sweep) until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
     settings = WorkerSettings()
     if kind == "sweep":

@@ -28,12 +28,13 @@ SEEN_SECONDS = 3.0
 
 
 def configured(settings: WorkerSettings) -> OwnCelery:
+    """Return the Celery application on the broker that the settings name."""
     app = OwnCelery(settings.broker_url)
     app.conf.update(
         task_ignore_result=True,
         task_acks_late=False,
         worker_prefetch_multiplier=1,
-        worker_disable_prefetch=True,  # a message a busy worker sits on is a job an idle one does not get
+        worker_disable_prefetch=True,  # a message that a busy worker has prefetched is a job that an idle one does not get
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
@@ -110,7 +111,7 @@ def _register_train(app: OwnCelery, runner: Runner, slots: int, gpus: int, setti
 
 
 class _Presence(threading.Thread):
-    """Tells the store that this worker lives, for `/readyz` and for what `precision: auto` means."""
+    """Tells the store that this worker lives, for `/readyz` and for the meaning of `precision: auto`."""
 
     def __init__(self, store: Store, worker: WorkerRecord) -> None:
         super().__init__(name="presence", daemon=True)

@@ -15,7 +15,7 @@ from wbar_worker.processes import ControlChannel
 
 
 def run_attempt(request: AttemptRequest, channel: ControlChannel) -> None:
-    """Run the job until it ends, stops or fails; the last message says which."""
+    """Run the job until it ends, stops or fails; the last message says which of these happened."""
     _choose_devices(request.gpus)
 
     def tell(message: Report) -> StopReason | None:
@@ -37,6 +37,7 @@ def run_attempt(request: AttemptRequest, channel: ControlChannel) -> None:
 
 
 def first_line(error: Exception) -> str:
+    """Return an exception's type and the first line of its message, at most 300 characters of it."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
 
 
@@ -45,9 +46,9 @@ def _choose_devices(gpus: Sequence[int]) -> None:
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = allowed.split(",") if allowed else None
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[gpu] if names else str(gpu) for gpu in gpus)
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS asks for to be deterministic
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic only with it
 
 
 def probe(_request: ProbeRequest, channel: ControlChannel) -> None:
-    """What the worker must know of this machine."""
+    """Send the number of GPUs that torch sees, and its version."""
     channel.send(Machine(gpus=torch.cuda.device_count(), torch=str(torch.__version__)))

@@ -1,6 +1,7 @@
-"""What a worker asks of its children, and what they answer: frozen values both ways. Torch-free.
+"""The requests of a worker to its children, and their answers: frozen values both ways. Torch-free.
 
-The messages of an attempt are those of `wbar_training.messages`; here are the requests, and the answers of the other children.
+The messages of an attempt are those of `wbar_training.messages`; here are the requests, and the answers of the other
+children.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from wbar_worker.processes import Entry
 
 @dataclass(frozen=True)
 class AttemptRequest:
-    """One attempt at a job. gpus: the only devices that its process may see, by their place among the worker's own."""
+    """The request to run one attempt. gpus: the only devices that its process may see, by index among the worker's."""
 
     spec: JobSpec
     workspace: Workspace
@@ -28,13 +29,17 @@ class AttemptRequest:
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """What is this machine? Asked of a child, since the worker does not import torch."""
+    """The request to describe this machine. A child answers it, since the worker does not import torch."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a child that reads an upload. memory: bytes of heap; seconds: of wall time, and of processor time per core;
-    archive_bytes, archive_files: what an archive may unpack to."""
+    """The limits of a child that reads an upload.
+
+    memory: bytes of heap.
+    seconds: of wall time, and of processor time per core.
+    archive_bytes, archive_files: the most that an archive may unpack to.
+    """
 
     memory: int
     seconds: float
@@ -44,7 +49,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class CheckpointUpload:
-    """Read the file at `path`, write its tensors to `out`. architecture, num_classes: as the upload named them."""
+    """The request to read the file at `path` and write its tensors to `out`.
+
+    architecture, num_classes: as the upload named them.
+    """
 
     path: Path
     out: Path
@@ -55,7 +63,7 @@ class CheckpointUpload:
 
 @dataclass(frozen=True)
 class DatasetUpload:
-    """Pack the archive or folder at `source`, or the built-in set of that name, to `out`."""
+    """The request to pack the archive or folder at `source`, or the built-in set of that name, to `out`."""
 
     source: Path | str
     out: Path
@@ -69,7 +77,11 @@ class _Message(BaseModel):
 
 
 class Machine(_Message):
-    """gpus: how many torch sees; torch: its version."""
+    """The answer to a ProbeRequest.
+
+    gpus: how many torch sees.
+    torch: its version.
+    """
 
     type: Literal["machine"] = "machine"
     gpus: int
@@ -84,7 +96,7 @@ class CheckpointFound(_Message):
 
 
 class DatasetPacked(_Message):
-    """A dataset whose every image was decoded; packed at `out`. images: how many, by split."""
+    """A dataset whose every image was decoded; packed at `out`. images: their number, by split."""
 
     type: Literal["dataset"] = "dataset"
     classes: list[str]
@@ -100,7 +112,7 @@ class DatasetPacked(_Message):
 
 
 class UploadRejected(_Message):
-    """It is not what it should be, and trying again would find the same."""
+    """An upload that cannot be used; another attempt would end the same."""
 
     type: Literal["rejected"] = "rejected"
     fault: Fault
@@ -117,7 +129,7 @@ VALIDATE_DATASET: Entry[DatasetUpload] = Entry("wbar_worker.validate", "validate
 
 
 def warm_up() -> Machine:
-    """Start the forkserver (seconds: it imports torch) and learn what devices there are."""
+    """Start the forkserver (seconds: it imports torch) and return what devices there are. Raises RuntimeError if it fails."""
     child = processes.start(PROBE, ProbeRequest())
     try:
         return child.receive(MACHINE)

@@ -1,6 +1,6 @@
-"""The one conversation of a job that returns: progress out, lease renewed, a reason to stop back in.
+"""The heartbeat of a job: progress out, lease renewed, a reason to stop back in.
 
-heartbeat(claim, progress) → keep going | stop(reason), every half second, on a thread of its own
+heartbeat(claim, progress) → keep going | stop(reason)        every half second, on a thread of its own
 """
 
 import logging
@@ -23,10 +23,12 @@ URGENCY: dict[StopReason | None, int] = {None: 0, "pause": 1, "drain": 2, "cance
 
 
 class Heartbeat(threading.Thread):
-    """Beats for one attempt, from its claim to its end: also while files are fetched and stored, so that a slow store never
-    costs the lease.
+    """Beats for one attempt, from its claim to its end.
 
-    progress: the latest that the attempt told. asked: the most urgent reason to stop that the attempt was told.
+    It goes on while files are fetched and stored, so that a slow store never costs the lease.
+
+    progress: the latest that the attempt reported.
+    asked: the most urgent reason to stop that was passed on to the attempt.
     """
 
     def __init__(
@@ -47,22 +49,24 @@ class Heartbeat(threading.Thread):
         self.asked: StopReason | None = None
 
     def watch(self, child: Child) -> None:
-        """From now on pass reasons to stop on to this child, and end it if it falls silent: counted from here, however long
-        the fetch before took."""
+        """Pass reasons to stop on to this child from now on, and end it if it falls silent.
+
+        Silence is counted from here, however long the fetch before took.
+        """
         with self._watching:
             self._child, self._heard_at = child, self._clock()
 
     def unwatch(self) -> None:
-        """The child has ended, or is about to be: nothing is sent through its pipe any more."""
+        """Send nothing more through the child's pipe: it has ended, or is about to be ended."""
         with self._watching:
             self._child = None
 
     def heard(self) -> None:
-        """The child said something."""
+        """Note that the child sent a message, so that it does not count as silent."""
         self._heard_at = self._clock()
 
     def took(self, progress: Progress) -> None:
-        """The attempt told its progress; a new phase and the first step are passed on at once."""
+        """Take the attempt's progress; a new phase and the first step are passed on at once."""
         old, self.progress = self.progress, progress
         if old is None or old.phase != progress.phase or (old.step == 0) != (progress.step == 0):
             self._news.set()
@@ -96,13 +100,14 @@ class Heartbeat(threading.Thread):
             if URGENCY[reason] > URGENCY[self.asked] and reason is not None:
                 self.asked, self._asked_at = reason, now
                 child.send(Stop(reason=reason))
-            # A pause waits for the next training step, as long as the attempt says that it is at work.
+            # A pause waits for the next training step, as long as the attempt sends messages.
             overdue = self.asked in ("drain", "cancel") and now - self._asked_at > self._settings.drain_seconds
             if overdue or now - self._heard_at > self._settings.stall_seconds:
                 log.warning("%s: the training process does not answer and is ended", self._claim.id)
                 child.process.kill()
 
     def stop(self) -> None:
+        """End the thread, and wait for it."""
         self._done.set()
         self._news.set()
         self.join()

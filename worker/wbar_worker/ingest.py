@@ -88,12 +88,12 @@ class Ingester:
         given = record.given
         upload = CheckpointUpload(path, out, given.architecture, given.num_classes, self.limits)
         child = processes.start(VALIDATE_CHECKPOINT, upload)
-        found = self._accepted(repository, record, self._verdict(repository, record.claim, child), CheckpointFound)
-        if found is None:
+        accepted = self._accepted(repository, record, self._verdict(repository, record.claim, child), CheckpointFound)
+        if accepted is None:
             return
         received = self.store.blobs.put_file(out)
         with self.store.blobs.keep(received):
-            repository.accept(record.claim, found.facts, received.sha256)
+            repository.accept(record.claim, accepted.facts, received.sha256)
 
     def _validate_dataset(self, record: DatasetRecord, scratch: Path) -> None:
         repository = self.store.datasets
@@ -105,8 +105,8 @@ class Ingester:
             return
         upload = DatasetUpload(source, out, record.task == "multilabel", record.options.max_train_images, self.limits)
         child = processes.start(VALIDATE_DATASET, upload)
-        found = self._accepted(repository, record, self._verdict(repository, record.claim, child), DatasetPacked)
-        if found is None:
+        accepted = self._accepted(repository, record, self._verdict(repository, record.claim, child), DatasetPacked)
+        if accepted is None:
             return
         received = self.store.blobs.put_file(out)
         # Of the archive where there is one, so that it can be compared; of the packed images for folders and built-in sets.
@@ -114,11 +114,11 @@ class Ingester:
         size = record.bytes if record.bytes is not None else archive.stat().st_size if archive else received.bytes
         sha256 = record.sha256 or (_digest(archive) if archive else received.sha256)
         with self.store.blobs.keep(received):
-            repository.accept(record.claim, received.sha256, size, sha256, _summary(found))
+            repository.accept(record.claim, received.sha256, size, sha256, _summary(accepted))
         self._collect(record)
 
     def _source(self, record: DatasetRecord, target: Path) -> Path | str:
-        """What the child packs: an archive or a folder, or the name of a built-in set. Raises SourceUnavailable."""
+        """Return what the child packs: an archive or folder, or a built-in set's name. Raises SourceUnavailable."""
         if record.content is not None:
             self.store.blobs.fetch(record.content, target)
             return target
@@ -133,7 +133,7 @@ class Ingester:
             ) from error
 
     def _verdict(self, repository: UploadRepository[AnyUpload], claim: Claim, child: Child) -> Verdict | None:
-        """The child's answer; None when the object was deleted or validated by another attempt meanwhile."""
+        """Return the child's answer; None when the object was deleted or validated by another attempt meanwhile."""
         deadline = time.monotonic() + self.settings.ingest_seconds
         try:
             while not child.pipe.poll(RENEW_SECONDS):
@@ -157,7 +157,7 @@ class Ingester:
         verdict: Verdict | None,
         wanted: type[Accepted],
     ) -> Accepted | None:
-        """What was found, where it is good; else the verdict is carried out here."""
+        """Return the verdict if it accepts the upload; carry any other verdict out, and return None."""
         match verdict:
             case None:
                 return None
@@ -210,21 +210,21 @@ def _renewed(repository: UploadRepository[AnyUpload], claim: Claim) -> Iterator[
         thread.join()
 
 
-def _summary(found: DatasetPacked) -> DatasetSummary:
+def _summary(packed: DatasetPacked) -> DatasetSummary:
     return DatasetSummary(
-        classes=found.classes,
-        splits={split: Split(images=count) for split, count in found.images.items()},
-        image=ImageShape(channels=found.channels, height=found.height, width=found.width),
-        many_sizes=found.many_sizes,
-        mean=found.mean,
-        std=found.std,
-        held_out=found.held_out,
-        warnings=found.warnings,
+        classes=packed.classes,
+        splits={split: Split(images=count) for split, count in packed.images.items()},
+        image=ImageShape(channels=packed.channels, height=packed.height, width=packed.width),
+        many_sizes=packed.many_sizes,
+        mean=packed.mean,
+        std=packed.std,
+        held_out=packed.held_out,
+        warnings=packed.warnings,
     )
 
 
 def _fetch_source(source: str, target: Path) -> Path:
-    """A folder is read where it is; an archive of an allowed file or S3 location is copied here first."""
+    """Return a folder or archive of an allowed file location as it is; copy one from S3 to `target` first."""
     parsed = urlparse(source)
     if parsed.scheme == "file":
         local = Path(unquote(parsed.path))

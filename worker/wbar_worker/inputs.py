@@ -1,4 +1,4 @@
-"""What an attempt finds in its workspace when it starts: its inputs, and the state and snapshots of earlier attempts."""
+"""The contents of an attempt's workspace when it starts: its inputs, and the state and snapshots of earlier attempts."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +12,13 @@ from wbar_training.workspace import Workspace
 def fetch_inputs(store: Store, job: JobRecord, workspace: Workspace) -> Workspace:
     """Fetch everything that the job reads; returns the workspace with the state to go on from.
 
-    What an earlier attempt on this host fetched is there: whole, or not at all.
+    Files that an earlier attempt on this host fetched are there: whole, or not at all.
     """
     workspace.scratch.mkdir(parents=True, exist_ok=True)
     for blob in job.spec.blobs():
         _fetch(store, blob, workspace.input(blob))
     if job.spec.swag or job.spec.flatness:
-        # What an earlier attempt made on another host, and the end of the job reads again.
+        # An earlier attempt made them on another host, and the end of the job reads them again.
         for snapshot in store.snapshots.all(job.owner, job.id):
             _fetch(store, snapshot.sha256, workspace.snapshot(snapshot.n))
     return replace(workspace, resume=_state(store, job, workspace))
@@ -30,7 +30,7 @@ def _fetch(store: Store, blob: str, path: Path) -> None:
 
 
 def _state(store: Store, job: JobRecord, workspace: Workspace) -> Path | None:
-    """The furthest resumable state: this host's own, or the last phase end's from the blob store."""
+    """Return the furthest resumable state: the one on this host, or the last phase end's from the blob store."""
     local = latest(workspace.scratch)
     if job.state is None or job.state_step is None:
         return local

@@ -1,4 +1,4 @@
-"""A short outage of the database or the blob store must not cost an attempt."""
+"""Retries through a short outage of the database or the blob store, which must not cost an attempt."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ OUTAGE_SECONDS = 120.0
 
 
 def retry_while_unavailable(write: Callable[[], T]) -> T:
-    """Write to the store; while it is away, try again. Raises what the last try raised."""
+    """Write to the store; while it is away, try again for OUTAGE_SECONDS. Raises the error of the last try."""
     deadline = time.monotonic() + OUTAGE_SECONDS
     while True:
         try:

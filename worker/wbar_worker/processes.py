@@ -1,9 +1,8 @@
 """Fresh processes from a forkserver that has imported torch: milliseconds to start, and memory that really comes back.
 
 The worker owns the database and the lease; a child has one pipe to it and ends when that pipe closes, so a killed worker
-leaves nothing running. What a child is asked for is handed to it as it starts; after that both sides speak in small messages
-as JSON. Nothing that a child sends is unpickled, since some of them read what strangers uploaded. The worker itself never
-imports torch.
+leaves nothing running. A child gets its request as it starts; after that both sides exchange small messages as JSON. Nothing
+that a child sends is unpickled, since some children read uploads of strangers. The worker itself never imports torch.
 """
 
 import multiprocessing
@@ -34,7 +33,7 @@ Message = TypeVar("Message")
 class Entry(Generic[Request]):
     """A function that runs in a child, `function(request: Request, channel: ControlChannel) -> None`.
 
-    By name: the worker must not import its module, which loads torch.
+    It is named, not referred to: the worker must not import its module, which loads torch.
     """
 
     module: str
@@ -49,24 +48,25 @@ class Child:
     pipe: Connection
 
     def send(self, message: BaseModel) -> None:
+        """Send a message; a child that has ended does not get it."""
         try:
             self.pipe.send_bytes(message.model_dump_json().encode())
         except (OSError, ValueError):
             return  # it has ended; its exit is noticed where its messages are read
 
     def receive(self, messages: TypeAdapter[Message]) -> Message:
-        """The next message. Raises EOFError or OSError when the child is gone, ValueError for what is no such message."""
+        """Return the next message. Raises EOFError or OSError when the child is gone, ValueError for anything else."""
         return messages.validate_json(self.pipe.recv_bytes(MAX_MESSAGE))
 
     def end(self) -> None:
-        """Make sure it is gone: politely has been tried by whoever calls this."""
+        """Kill the child if it still runs, and close its pipe. It should have been asked to stop before."""
         if self.process.is_alive():
             self.process.kill()
         self.process.join()
         self.pipe.close()
 
     def exit_reason(self) -> str:
-        """Why it ended, for a person."""
+        """Return a sentence about why the child ended."""
         self.process.join(5)
         code = self.process.exitcode
         if code is not None and code < 0:
@@ -77,26 +77,25 @@ class Child:
 
 
 def _context() -> ForkServerContext:
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(_PRELOAD)
-    return found
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
 
 
 def start(entry: Entry[Request], request: Request) -> Child:
     """Run `entry` in a fresh process. The first start of a worker takes seconds: the forkserver imports torch."""
-    mine, theirs = _context().Pipe(duplex=True)
-    process = _context().Process(target=_main, args=(entry, request, theirs), daemon=False)
+    worker_end, child_end = _context().Pipe(duplex=True)
+    process = _context().Process(target=_main, args=(entry, request, child_end), daemon=False)
     process.start()
-    theirs.close()
-    return Child(process, mine)
+    child_end.close()
+    return Child(process, worker_end)
 
 
 # In the child.
 
 
 class ControlChannel:
-    """The child's end of the pipe: sends what it has to say, remembers whether it was asked to stop, and ends this process
-    when the worker is gone."""
+    """The child's end of the pipe: sends messages, remembers a request to stop, and ends this process with the worker."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -104,6 +103,7 @@ class ControlChannel:
         threading.Thread(target=self._listen, name="control", daemon=True).start()
 
     def send(self, message: BaseModel) -> None:
+        """Send a message to the worker."""
         self._pipe.send_bytes(message.model_dump_json().encode())
 
     def _listen(self) -> None:
@@ -111,7 +111,7 @@ class ControlChannel:
             try:
                 self.stop_requested = Stop.model_validate_json(self._pipe.recv_bytes()).reason
             except (EOFError, OSError):
-                os._exit(ORPHANED)  # nobody would take the result, and a successor may be at work already
+                os._exit(ORPHANED)  # there is no receiver for the result, and a successor may be at work already
 
 
 def _main(entry: Entry[Request], request: Request, pipe: Connection) -> None:
@@ -123,7 +123,11 @@ def _main(entry: Entry[Request], request: Request, pipe: Connection) -> None:
 
 
 def confine(memory: int, seconds: float) -> None:
-    """Limits for a process that reads what strangers sent: heap, processor time, and no core dumps."""
+    """Limit a process that reads uploads, and forbid core dumps.
+
+    memory: bytes of heap.
+    seconds: of processor time, per core.
+    """
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     cpu = int(seconds) * max(1, os.cpu_count() or 1)
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 5))

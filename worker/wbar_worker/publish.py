@@ -1,4 +1,4 @@
-"""What an attempt says is written to the store: metrics, snapshots and states as they come, the result at the end.
+"""An attempt's messages are written to the store: metrics, snapshots and states as they come, the result at the end.
 
 Every write carries the claim, and changes nothing once another attempt or a cancel has moved the job on.
 """
@@ -27,7 +27,7 @@ class Publisher:
         self._store, self._job, self._claim, self._heartbeat = store, job, job.claim, heartbeat
 
     def heartbeat(self, progress: Progress) -> None:
-        """Carried out, and answered, by the heartbeat's own thread."""
+        """Hand the progress to the heartbeat, whose own thread stores it and answers."""
         self._heartbeat.took(progress)
 
     def metrics(self, points: list[MetricsPoint]) -> None:
@@ -63,15 +63,15 @@ class Publisher:
         blobs = self._store.blobs
         weights, pytorch = blobs.put_file(Path(ending.weights)), blobs.put_file(Path(ending.pytorch))
         report = self._report(ending.result, Path(ending.weights).with_name("report.html"))
-        told = self._heartbeat.progress
-        progress = told.model_copy(update={"fraction": 1.0, "eta_seconds": 0.0}) if told else None
+        reported = self._heartbeat.progress
+        progress = reported.model_copy(update={"fraction": 1.0, "eta_seconds": 0.0}) if reported else None
         files = ResultBlobs(weights.sha256, pytorch.sha256, report.sha256 if report else None)
         with blobs.keep(weights), blobs.keep(pytorch), blobs.keep(report) if report else nullcontext():
             self._store.jobs.succeed(self._claim, ending.result, files, progress)
         self.forget_state()
 
     def _report(self, result: JobResult, path: Path) -> Received | None:
-        """The page; a job that made its weights does not fail for want of it, and says so in its log."""
+        """Draw and store the report; None, and an entry in the job's log, where that fails: the weights are there already."""
         job = self._job
         try:
             points = self._store.metrics.all(job.owner, job.id)
@@ -85,7 +85,7 @@ class Publisher:
         return self._store.blobs.put_file(path)
 
     def forget_state(self) -> None:
-        """An ended job never resumes: its state need not be kept."""
+        """Drop the resumable state of a job that has ended."""
         released = self._store.jobs.drop_state(self._job.id)
         if released:
             self._store.blobs.collect([released])

@@ -1,4 +1,4 @@
-"""A job's report: one HTML page that needs nothing else: the comparisons, the curve, the schedule and the loss around w̄.
+"""A job's report: one self-contained HTML page with the comparisons, the curve, the schedule and the loss around w̄.
 
 Drawn by the worker when the job has succeeded, from its spec, its result and its training series, and kept as a blob.
 """
@@ -30,7 +30,7 @@ tr.averaged td { font-weight: 600 } pre { white-space: pre-wrap; overflow-wrap: 
 
 @dataclass(frozen=True)
 class Report:
-    """What is drawn. points: the training series, in the order of its steps."""
+    """The contents of a report. points: the training series, in the order of its steps."""
 
     job_id: str
     name: str | None
@@ -39,7 +39,7 @@ class Report:
     points: Sequence[MetricsPoint]
 
     def write(self, path: Path) -> None:
-        """Write the page."""
+        """Write the page to `path`."""
         from plotly.offline import get_plotlyjs  # here, since a worker that draws no report needs none of it
 
         title = escape(self.name or self.job_id)
@@ -82,7 +82,7 @@ def _curve(result: JobResult) -> Iterator[str]:
 
     # w̄ is the curve itself, and the recomputed start is too close to the start to be told apart.
     lines = [
-        figures.Arm(Comparisons.label(name), score.accuracy, score.loss)
+        figures.Comparison(Comparisons.label(name), score.accuracy, score.loss)
         for name, score in result.metrics.named().items()
         if name not in ("averaged", "start_recomputed")
     ]
@@ -92,7 +92,7 @@ def _curve(result: JobResult) -> Iterator[str]:
             [point.n for point in result.curve],
             [point.accuracy for point in result.curve],
             [point.loss for point in result.curve],
-            arms=lines,
+            comparisons=lines,
         )
     )
 
@@ -114,17 +114,17 @@ def _training(points: Sequence[MetricsPoint]) -> Iterator[str]:
     )
 
 
-def _flatness(found: Flatness) -> Iterator[str]:
+def _flatness(flatness: Flatness) -> Iterator[str]:
     from wbar_averaging import figures
 
     yield "<h2>How flat it is</h2>"
     yield (
-        f"<p>‖w̄ − w₀‖ = {found.distance:.4g}. Losses below are means over {found.images} training images without "
+        f"<p>‖w̄ − w₀‖ = {flatness.distance:.4g}. Losses below are means over {flatness.images} training images without "
         "augmentation; BatchNorm statistics are recomputed at every point of a line or plane, and held fixed for "
         "sharpness and curvature.</p>"
     )
-    yield _flatness_table(found)
-    between = found.interpolation
+    yield _flatness_table(flatness)
+    between = flatness.interpolation
     yield _html(
         figures.interpolation_figure(
             between.alphas,
@@ -134,24 +134,24 @@ def _flatness(found: Flatness) -> Iterator[str]:
     )
     yield _html(
         figures.interpolation_figure(
-            found.line.positions,
-            {Comparisons.label(name): _gaps(values) for name, values in found.line.loss.items()},
+            flatness.line.positions,
+            {Comparisons.label(name): _gaps(values) for name, values in flatness.line.loss.items()},
             ends=None,
             axis="distance along a random, filter-normalized direction",
             title="The loss around each of them",
         )
     )
-    if found.plane is not None:
-        marks = [figures.Point(point.x, point.y, point.name) for point in found.plane.points]
+    if flatness.plane is not None:
+        marks = [figures.Point(point.x, point.y, point.name) for point in flatness.plane.points]
         title = "The training loss on the plane through start, last snapshot and w̄"
-        losses = [_gaps(row) for row in found.plane.loss]
-        yield _html(figures.surface_figure(found.plane.xs, found.plane.ys, losses, marks, log=True, title=title))
-    yield _html(figures.distances_figure(found.distance_by_layer, relative_to=found.length_by_layer))
-    if found.epochs:
+        losses = [_gaps(row) for row in flatness.plane.loss]
+        yield _html(figures.surface_figure(flatness.plane.xs, flatness.plane.ys, losses, marks, log=True, title=title))
+    yield _html(figures.distances_figure(flatness.distance_by_layer, relative_to=flatness.length_by_layer))
+    if flatness.epochs:
         rows = "".join(
             f"<tr><td>{epoch.epoch}</td><td>{epoch.distance:.4g}</td><td>{epoch.distance_from_start:.4g}</td>"
             f"<td>{_quantiles(epoch.update_norms)}</td></tr>"
-            for epoch in found.epochs
+            for epoch in flatness.epochs
         )
         head = (
             "<tr><th>epoch</th><th>‖w<sub>end</sub> − w<sub>begin</sub>‖</th><th>‖w − w₀‖ at its end</th>"
@@ -164,10 +164,10 @@ def _quantiles(norms: list[float] | None) -> str:
     return " · ".join(f"{norm:.3g}" for norm in norms) if norms else "–"
 
 
-def _flatness_table(found: Flatness) -> str:
+def _flatness_table(flatness: Flatness) -> str:
     rows = ""
-    for name, percent in found.sharpness.items():
-        top = found.top_eigenvalue[name]
+    for name, percent in flatness.sharpness.items():
+        top = flatness.top_eigenvalue[name]
         doubt = "" if top.converged else f" (residual {top.residual:.2g}: not converged)"
         rows += f"<tr><td>{Comparisons.label(name)}</td><td>{percent:.3g} %</td><td>{top.value:.4g}{doubt}</td></tr>"
     head = "<tr><th></th><th>ε-sharpness (ε = 0.001)</th><th>top Hessian eigenvalue</th></tr>"
@@ -179,7 +179,7 @@ def _number(value: float | None) -> str:
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:
-    """Points without a finite value are gaps in a plot."""
+    """Replace values that are not finite by NaN, which a plot leaves out."""
     return [math.nan if value is None else value for value in values]
 
 

@@ -1,4 +1,4 @@
-"""One job on one slot: claim the row, run an attempt in a fresh process, carry what it says to the store, and settle it."""
+"""One job on one slot: claim the row, run an attempt in a fresh process, store its messages, and settle how it ended."""
 
 import logging
 import shutil
@@ -31,12 +31,16 @@ class Runner:
         self.store, self.settings, self.draining = store, settings, draining
 
     def devices(self, job_id: str) -> int:
-        """How many devices the job asks for."""
+        """Return how many devices the job asks for."""
         spec = self.store.jobs.spec(job_id)
         return 1 if spec is None else spec.recipe.devices
 
     def run(self, job_id: str, gpus: Sequence[int], threads: int) -> None:
-        """Claim and run the job; returns when this attempt is settled. A message for a job that is not queued does nothing."""
+        """Claim and run the job; returns when this attempt is settled. A job that is not queued is left alone.
+
+        gpus: the devices of the attempt, by index among the worker's; empty: the CPU.
+        threads: CPU threads of the attempt.
+        """
         if self.draining.is_set():
             return  # the row stays queued; the sweeper notifies again
         job = self.store.jobs.claim(job_id, self.settings.lease_seconds)
@@ -78,9 +82,9 @@ class Runner:
             child.end()
 
     def _settle(self, job: JobRecord, ending: Ending, heartbeat: Heartbeat, publisher: Publisher) -> bool:
-        """Write how the attempt ended; whether its scratch folder has served its purpose.
+        """Write how the attempt ended; returns whether its scratch folder can be deleted.
 
-        It has not where the fence was stale: a successor may use the folder.
+        It cannot where the fence was stale: a successor may use the folder.
         """
         match ending:
             case Succeeded():
@@ -119,7 +123,7 @@ class Runner:
 
 
 def _listen(child: Child, heartbeat: Heartbeat, publisher: Publisher) -> Ending:
-    """Carry messages until the attempt says how it ended, or ends without a word."""
+    """Carry messages to the publisher until the attempt reports its end, or its process ends."""
     while True:
         try:
             message = child.receive(FromAttempt)

@@ -1,4 +1,4 @@
-"""What a worker process may be told, beyond where the store is."""
+"""The settings of a worker process, beside the addresses of the store."""
 
 import os
 from functools import cached_property
@@ -20,10 +20,10 @@ class WorkerSettings(StoreSettings):
     loaders: int = Field(
         2, ge=0, description="DataLoader workers per job, where images are cropped or changed one by one."
     )
-    lease_seconds: float = Field(20.0, gt=0, description="A job whose worker is silent for so long is queued again.")
-    save_every_seconds: float = Field(60.0, ge=0, description="At most so long between resumable states.")
+    lease_seconds: float = Field(20.0, gt=0, description="A job whose worker is silent for longer is queued again.")
+    save_every_seconds: float = Field(60.0, ge=0, description="The longest time between resumable states.")
     drain_seconds: float = Field(30.0, gt=0, description="How long a stopping worker waits for states to be saved.")
-    stall_seconds: float = Field(1800.0, gt=0, description="A training process that says nothing for so long is ended.")
+    stall_seconds: float = Field(1800.0, gt=0, description="A training process that is silent for longer is ended.")
     sweep_seconds: float = Field(2.0, gt=0, description="Time between two looks of the sweeper.")
     ingest_slots: int = Field(2, ge=1, description="Uploads validated at a time.")
     ingest_seconds: float = Field(3600.0, gt=0, description="Time limit for validating one upload.")
@@ -33,4 +33,5 @@ class WorkerSettings(StoreSettings):
 
     @cached_property
     def cpus(self) -> int:
+        """The number of CPUs that this process may use."""
         return len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""The sweeper: finds what nobody looks after any more, and notifies again. Safe to run in several processes."""
+"""The sweeper finds jobs and uploads without a worker, and notifies again. Safe to run in several processes."""
 
 import logging
 import shutil
@@ -17,6 +17,8 @@ ABANDONED_SECONDS = 24 * 3600.0
 
 
 class Sweeper:
+    """Looks for lost work, and tidies up what ended jobs left behind."""
+
     def __init__(self, store: Store, settings: WorkerSettings) -> None:
         self.store, self.settings = store, settings
         self._housekept = 0.0
@@ -33,6 +35,7 @@ class Sweeper:
             stop.wait(self.settings.sweep_seconds)
 
     def look(self) -> None:
+        """Look once: re-queue expired leases, notify again of waiting rows, and now and then tidy up."""
         for claim in self.store.jobs.expired():
             moved = self.store.jobs.lose(claim, "its worker fell silent (killed, or cut off)")
             log.warning("%s: attempt %d lost its lease, now %s", claim.id, claim.attempt, moved)
@@ -62,7 +65,7 @@ class Sweeper:
                 shutil.rmtree(path, ignore_errors=True)  # of an ingest whose worker was killed
 
     def _tidy_scratch(self, folder: Path) -> None:
-        """Working files of jobs that have ended, for instance cancelled while their worker was away."""
+        """Delete working files of jobs that have ended, for instance cancelled while their worker was away."""
         for path in folder.glob("job_*"):
             if self.store.jobs.has_ended(path.name):
                 shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The child's side of an ingest: read what a stranger uploaded, under limits, and say what it is (`wbar_training.uploads`)."""
+"""The child's side of an ingest: read an upload under limits, and send the verdict (`wbar_training.uploads`)."""
 
 import logging
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from wbar_worker.processes import ControlChannel, confine
 
 
 def validate_checkpoint(upload: CheckpointUpload, channel: ControlChannel) -> None:
+    """Validate a checkpoint within the limits, and send the verdict."""
     confine(upload.limits.memory, upload.limits.seconds)
 
     def read() -> CheckpointFound:
@@ -32,6 +33,7 @@ def validate_checkpoint(upload: CheckpointUpload, channel: ControlChannel) -> No
 
 
 def validate_dataset(upload: DatasetUpload, channel: ControlChannel) -> None:
+    """Pack a dataset within the limits, and send the verdict."""
     confine(upload.limits.memory, upload.limits.seconds)
     limits = dataset_archives.Limits(bytes=upload.limits.archive_bytes, files=upload.limits.archive_files)
 

@@ -22,9 +22,10 @@ POLICIES = ("rand_augment", "trivial_augment")
 
 
 class Preparer:
-    """uint8 images (B, C, H, W) become normalized float32 inputs in channels_last, repeated to the network's channels.
+    """Turns uint8 images (B, C, H, W) into normalized float32 inputs in channels_last, with the network's channels.
 
-    mean, std: per channel of the network, for pixels in [0, 1]. axes: of the PCA noise, see `colour.principal_axes`.
+    mean, std: one number per channel of the network, for pixels in [0, 1].
+    axes: of the PCA noise, see `colour.principal_axes`.
     """
 
     def __init__(
@@ -36,16 +37,16 @@ class Preparer:
         self.normalize_by(mean, std)
 
     def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """From now on by other statistics, one number per channel of the network."""
+        """Use another mean and standard deviation from now on, one number per channel of the network."""
         self._mean = (torch.tensor(mean, dtype=torch.float64) * 255).float().to(self.device).view(1, -1, 1, 1)
         self._inverse = (1 / (torch.tensor(std, dtype=torch.float64) * 255)).float().to(self.device).view(1, -1, 1, 1)
 
     def plain(self, images: Tensor) -> Tensor:
-        """Held-out images: normalized only."""
+        """Normalize held-out images, without augmentation."""
         return self._normalize(images.to(self.device, non_blocking=True))
 
     def augmented(self, images: Tensor, purpose: str, index: int) -> Tensor:
-        """Training images, augmented by draws that depend on (seed, purpose, index) alone.
+        """Augment and normalize training images, by draws that depend on (seed, purpose, index) alone.
 
         Images that were cropped or changed one by one already (`wbar_training.data.feed`) go to `finished`.
         """
@@ -58,7 +59,7 @@ class Preparer:
         return self._normalize(pad_crop(images, draws, flip))
 
     def finished(self, images: Tensor, purpose: str, index: int) -> Tensor:
-        """Images that have been through everything that is done one by one: what is left is done to the batch."""
+        """Finish images that were cropped or changed one by one: colour, where the recipe has it, and normalization."""
         images = images.to(self.device, non_blocking=True)
         return self._coloured(images, generator(self.seed, f"{purpose}/colour", index))
 
@@ -79,9 +80,10 @@ class Preparer:
 
 
 def pad_crop(images: Tensor, draws: torch.Generator, flip: bool) -> Tensor:
-    """Zero-pad by an eighth of the side, crop back at a random place, mirror with probability ½: He et al. 2016.
+    """Zero-pad by an eighth of the side, crop back at a random place, mirror with probability ½ (He et al. 2016).
 
     images: (B, C, H, W) uint8. The pad is 4 pixels at 32 × 32, and at least 1.
+    flip: whether images are mirrored.
     """
     batch, _, height, width = images.shape
     pad_y, pad_x = max(1, height // 8), max(1, width // 8)

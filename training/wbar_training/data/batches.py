@@ -12,7 +12,7 @@ from wbar_training.plan import Plan
 
 
 class Batches:
-    """Batch after batch for the positions that it was started with."""
+    """Makes the batches of the positions that it was started with, one after another."""
 
     def __init__(self, feed: Feed, plan: Plan) -> None:
         self._feed, self._plan = feed, plan
@@ -20,11 +20,11 @@ class Batches:
         self._stream: Iterator[tuple[Tensor, Tensor]] = iter(())
 
     def start(self, positions: Iterable[Position]) -> None:
-        """Go on with the batches of these positions; what was being prepared for others is dropped."""
+        """Go on with the batches of these positions; batches prepared for others are dropped."""
         self._stream = self._feed.stream(self._requests(positions))
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """The next batch: inputs (B, C, H, W) on the device, and the indices (B,) of its training images."""
+        """Return the next batch: inputs (B, C, H, W) on the device, and the indices (B,) of its training images."""
         return next(self._stream)
 
     def _requests(self, positions: Iterable[Position]) -> Iterator[Request]:

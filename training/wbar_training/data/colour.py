@@ -20,7 +20,7 @@ SAMPLED = 2048  # images that the covariance is computed from
 
 
 def jitter(images: Tensor, draws: torch.Generator) -> Tensor:
-    """images: (B, C, H, W) float32 in 0…255; clipped to that range."""
+    """Change brightness and, of colour images, saturation and hue. images: (B, C, H, W) float32 in 0…255, clipped to it."""
     factors = torch.empty(3, len(images)).uniform_(*RANGE, generator=draws).to(images.device)
     brightness, saturation, hue = factors.view(3, -1, 1, 1, 1)
     if images.shape[1] == 3:
@@ -32,7 +32,7 @@ def jitter(images: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def _turns(angles: Tensor) -> Tensor:
-    """(B, 3, 3): RGB to YIQ, chroma turned by the angle, and back."""
+    """Return (B, 3, 3): RGB to YIQ, chroma turned by the angle, and back."""
     to = torch.tensor(TO_YIQ, dtype=torch.float64)
     cos, sin = angles.double().cpu().cos(), angles.double().cpu().sin()
     turn = torch.zeros(len(angles), 3, 3, dtype=torch.float64)
@@ -43,9 +43,12 @@ def _turns(angles: Tensor) -> Tensor:
 
 
 def principal_axes(images: Tensor) -> Tensor:
-    """(C, C): the principal axes of the pixels' colours as columns, each times its eigenvalue. images: (N, C, H, W) uint8."""
-    chosen = images[:: max(1, len(images) // SAMPLED)][:SAMPLED].cpu()
-    pixels = chosen.transpose(0, 1).flatten(1).double() / 255
+    """Return the principal axes of the pixels' colours as columns, each times its eigenvalue, (C, C) float32.
+
+    images: (N, C, H, W) uint8.
+    """
+    sample = images[:: max(1, len(images) // SAMPLED)][:SAMPLED].cpu()
+    pixels = sample.transpose(0, 1).flatten(1).double() / 255
     pixels = pixels[:, :: max(1, pixels.shape[1] // 2**22)]
     values, vectors = torch.linalg.eigh(torch.cov(pixels).reshape(len(pixels), len(pixels)))
     axes: Tensor = vectors * values
@@ -53,7 +56,11 @@ def principal_axes(images: Tensor) -> Tensor:
 
 
 def pca_noise(images: Tensor, axes: Tensor, draws: torch.Generator) -> Tensor:
-    """images: (B, C, H, W) float32 in 0…255, returned clipped to it."""
+    """Add noise along the colours' principal axes.
+
+    images: (B, C, H, W) float32 in 0…255, returned clipped to it.
+    axes: (C, C), see `principal_axes`.
+    """
     strengths = torch.randn(len(images), images.shape[1], generator=draws) * NOISE
     shift = 255 * strengths.to(axes.device) @ axes.T
     return (images + shift[:, :, None, None]).clamp_(0, 255)

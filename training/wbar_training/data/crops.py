@@ -17,7 +17,7 @@ HELD_OUT = 256 / 224  # the short side that held-out images are resized to befor
 
 
 def boxes(batch: int, height: int, width: int, draws: torch.Generator) -> Tensor:
-    """(B, 4) float64: top, left, height and width of a box inside height × width for each image; whole pixels."""
+    """Return a box inside height × width for each image, (B, 4) float64: top, left, height and width in whole pixels."""
     area = height * width * torch.empty(batch, TRIES, dtype=torch.float64).uniform_(*AREA, generator=draws)
     low, high = (log(side) for side in ASPECT)
     aspect = torch.empty(batch, TRIES, dtype=torch.float64).uniform_(low, high, generator=draws).exp()
@@ -44,9 +44,9 @@ def _centred(height: int, width: int) -> tuple[float, float]:
 
 
 def resized_crop(images: Tensor, draws: torch.Generator, flip: bool) -> Tensor:
-    """Random boxes of a batch of one size, resized bilinearly to that size: (B, C, H, W) uint8 to float32 in 0…255.
+    """Resize random boxes of a batch bilinearly to the batch's size: (B, C, H, W) uint8 to float32 in 0…255.
 
-    A box is never larger than what it becomes, so there is nothing to antialias.
+    A box is never larger than its result, so there is nothing to antialias.
     """
     batch, _, height, width = images.shape
     top, left, tall, wide = boxes(batch, height, width, draws).unbind(dim=1)
@@ -69,6 +69,6 @@ def resized_crop(images: Tensor, draws: torch.Generator, flip: bool) -> Tensor:
 
 
 def _places(begin: Tensor, length: Tensor, count: int) -> Tensor:
-    """Where `count` pixels of the result lie in the source: the centres of equal parts of the box, (B, count)."""
+    """Return where `count` pixels of the result lie in the source: the centres of equal parts of the box, (B, count)."""
     centres = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     return begin[:, None] + length[:, None] * centres

@@ -1,7 +1,8 @@
-"""From indices of training images to inputs: a gather and one pass over the batch where images have one size; where each
-image is handled by itself (a JPEG's random box, a policy's operations), DataLoader workers do it ahead of the training.
+"""From indices of training images to inputs.
 
-Every draw is a function of (seed, purpose, index, place in the batch): the number of workers changes nothing.
+Where images have one size, a batch is one gather and one pass; where each image is handled by itself (a JPEG's random
+box, a policy's operations), DataLoader workers do it ahead of the training. Every draw is a function of (seed, purpose,
+index, place in the batch): the number of workers changes nothing.
 """
 
 import os
@@ -26,7 +27,11 @@ from wbar_training.draws import key
 
 @dataclass(frozen=True)
 class Request:
-    """A batch: which images, and what its draws are for."""
+    """A batch to make.
+
+    chosen: (B,) int64, the indices of its training images.
+    purpose, index: name its random draws.
+    """
 
     chosen: Tensor
     purpose: str
@@ -34,7 +39,7 @@ class Request:
 
 
 class Feed:
-    """The training images of a job. loaders: DataLoader workers for what is done one by one; 0: in this process."""
+    """The training images of a job. loaders: DataLoader workers for images that are handled one by one; 0: this process."""
 
     def __init__(self, split: Split, prepare: Preparer, encoded: Encoded | None, loaders: int) -> None:
         self.split, self.prepare, self.loaders = split, prepare, loaders
@@ -44,7 +49,7 @@ class Feed:
         self._single = OneByOne(split.images, encoded, augment, prepare.seed, size) if single else None
 
     def inputs(self, request: Request) -> Tensor:
-        """The inputs of one batch, made here and now."""
+        """Make the inputs of one batch, (B, C, H, W), in this process."""
         if self._single is None:
             images = self.split.images[request.chosen.to(self.split.images.device)]
             return self.prepare.augmented(images, request.purpose, request.index)
@@ -52,7 +57,7 @@ class Feed:
         return self.prepare.finished(images, request.purpose, request.index)
 
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and indices of batch after batch, the next ones made while the last is trained on."""
+        """Yield inputs and indices of batch after batch, the next ones made while the last is trained on."""
         if self._single is None or self.loaders == 0:
             yield from ((self.inputs(request), request.chosen) for request in requests)
             return
@@ -63,7 +68,7 @@ class Feed:
                 asked.append(request)
                 yield _ones(request)
 
-        # forkserver: this process has threads, which a fork would copy half-way through what they do.
+        # forkserver: this process has threads, which a fork would copy in the middle of their work.
         loader: DataLoader[Tensor] = DataLoader(
             self._single,
             batch_sampler=batches(),  # any iterable of lists
@@ -78,7 +83,7 @@ class Feed:
 
 
 def _end_with_parent(_worker: int) -> None:
-    """A rank ends without a farewell, and an attempt may be killed: its loaders end with it.
+    """End a loader with its parent, which may be a rank that exits at once or an attempt that is killed.
 
     torch's own watch looks at the process that forked the loader: the forkserver, which waits for the loader to end.
     """
@@ -93,6 +98,8 @@ def _end_with_parent(_worker: int) -> None:
 
 
 class One(NamedTuple):
+    """One image's index, and the seed of its draws."""
+
     image: int
     seed: int
 
@@ -104,7 +111,7 @@ def _ones(request: Request) -> list[One]:
 
 
 class OneByOne(Dataset[Tensor]):
-    """Image after image, decoded or gathered, cropped and changed: (C, H, W) uint8."""
+    """The images, decoded or gathered, cropped and changed one at a time: (C, H, W) uint8."""
 
     def __init__(
         self, images: Tensor, encoded: Encoded | None, augment: Augment, seed: int, size: tuple[int, int]

@@ -1,4 +1,4 @@
-"""The images of one job on its device: to train on, to report on, and to select by where something is selected."""
+"""The images of one job on its device: the training, report and selection splits."""
 
 import torch
 
@@ -15,10 +15,11 @@ from wbar_training.workspace import Workspace
 
 
 class JobData:
-    """The three splits, how their pixels become inputs, and the names of the outputs.
+    """The three splits, the conversion of their pixels to inputs, and the names of the outputs.
 
-    train: what is trained on, and what BatchNorm statistics are recomputed from. report: the held-out images that every
-    number of the result is from. selection: those that something is chosen by; None where nothing is.
+    train: trained on; BatchNorm statistics are recomputed from it too.
+    report: the held-out images that every number of the result is from.
+    selection: the held-out images that selections are made on; None where there are none.
     """
 
     def __init__(self, spec: JobSpec, workspace: Workspace, plan: Plan, device: torch.device) -> None:
@@ -43,6 +44,7 @@ class JobData:
 
     @property
     def held_out(self) -> HeldOut:
+        """The sizes of the held-out splits."""
         return HeldOut(selection=len(self.selection) if self.selection else 0, report=len(self.report))
 
     @property
@@ -56,7 +58,7 @@ class JobData:
 
 
 def _halves(held_out: Split, seed: int) -> tuple[Split, Split]:
-    """The half to report on and the half to select by, drawn with the job's seed."""
+    """Split the held-out images into the report split and the selection split, drawn with the job's seed."""
     half = len(held_out) // 2
     if half == 0:
         raise Diverged("a method that selects by held-out images needs two of them or more")
@@ -69,5 +71,5 @@ def _halves(held_out: Split, seed: int) -> tuple[Split, Split]:
 
 
 def _output_names(classes: list[str], num_classes: int) -> list[str]:
-    """One name per output: outputs that the dataset has no class for are called by their index."""
+    """Return one name per output: an output without a class of the dataset is named by its index."""
     return classes + [str(index) for index in range(len(classes), num_classes)]

@@ -1,7 +1,7 @@
 """Two images in one: mixup blends them, CutMix puts a box of one into the other; the loss weighs both labels.
 
 mixup    x̃ = λx + (1 − λ)x′,  λ ~ Beta(α, α), one per batch                       (Zhang et al. 2018, equation 1)
-CutMix   a box of (1 − λ) of the area from x′, at a uniform centre; λ is then what is left of x   (Yun et al. 2019)
+CutMix   a box of (1 − λ) of the area from x′, at a uniform centre; λ is then the share left of x   (Yun et al. 2019)
 """
 
 import torch
@@ -13,7 +13,11 @@ from wbar_training.losses import Target
 
 
 def mix(recipe: Recipe, inputs: Tensor, labels: Tensor, seed: int, step: int) -> tuple[Tensor, Target]:
-    """The batch of a step as the recipe mixes it; inputs: (B, C, H, W) normalized. Draws depend on (seed, step) alone."""
+    """Mix a step's batch as the recipe says; draws depend on (seed, step) alone.
+
+    inputs: (B, C, H, W), normalized.
+    labels: (B,) int64, or (B, outputs) of 0 and 1.
+    """
     if recipe.mixup is None and recipe.cutmix is None:
         return inputs, Target(labels)
     draws = generator(seed, "mix", step)
@@ -48,6 +52,6 @@ def _paste(inputs: Tensor, others: Tensor, share: float, draws: torch.Generator)
 
 
 def _span(length: int, side: float, centre: float) -> tuple[int, int]:
-    """A stretch of side·length around a place in it, cut off at the edges."""
+    """Return begin and end of a range of side·length pixels around a centre, cut off at the edges."""
     middle, half = int(centre * length), int(side * length) // 2
     return max(0, middle - half), min(length, middle + half)

@@ -1,8 +1,8 @@
-"""A packed dataset becomes two splits, each one uint8 tensor of images of one size and one tensor of labels.
+"""The two splits of a packed dataset, each one uint8 tensor of images of one size and one tensor of labels.
 
-The packed file (see `wbar_training.uploads.dataset_archives`) is a safetensors file that holds, per split, either `images`
-(N, C, H, W) or, where the images have many sizes, their encoded files end to end in `encoded` with `offsets`; and `labels`. The
-file's metadata names classes, statistics and shape.
+The packed file (see `wbar_training.uploads.dataset_archives`) is a safetensors file that holds, per split, either
+`images` (N, C, H, W) or, where the images have many sizes, their encoded files end to end in `encoded` with `offsets`;
+and `labels`. The file's metadata names classes, statistics and shape.
 """
 
 import io
@@ -27,7 +27,11 @@ IN_MEMORY = 4 * 1024**3  # a split larger than this lives in a file that the sys
 
 @dataclass(frozen=True)
 class Split:
-    """images: (N, C, H, W) uint8; labels: (N,) int64, outputs of the network, or (N, outputs) uint8, 0 and 1 for each."""
+    """The images and labels of one split.
+
+    images: (N, C, H, W) uint8.
+    labels: (N,) int64, outputs of the network, or (N, outputs) uint8, 0 and 1 for each.
+    """
 
     images: Tensor
     labels: Tensor
@@ -38,21 +42,30 @@ class Split:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A split whose images have many sizes: their files end to end, file i from offsets[i] to offsets[i + 1]."""
+    """A split whose images have many sizes: their encoded files end to end.
+
+    data: uint8; file i goes from offsets[i] to offsets[i + 1].
+    channels: 1 or 3, to decode to.
+    """
 
     data: Tensor
     offsets: Tensor
     channels: int
 
     def decoded(self, index: int) -> Tensor:
-        """Image `index` at its own size, (channels, H, W) uint8."""
+        """Return image `index` at its own size, (channels, H, W) uint8."""
         begin, end = self.offsets[index : index + 2].tolist()
         return decode(self.data[begin:end].numpy().tobytes(), self.channels)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What a packed file says of itself."""
+    """The metadata of a packed file.
+
+    height, width: in pixels, the median where there are many sizes.
+    mean, std: one number per channel of the training split, for pixels in [0, 1].
+    images: their number, by split.
+    """
 
     classes: list[str]
     channels: int
@@ -67,6 +80,7 @@ class Packed:
 
     @classmethod
     def read(cls, path: Path) -> "Packed":
+        """Read the metadata of a packed file."""
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata()
         values: dict[str, Any] = json.loads(metadata["wbar.dataset"])
@@ -74,7 +88,7 @@ class Packed:
 
 
 def load_encoded(path: Path, split: str) -> Encoded | None:
-    """The split's files, where its images have many sizes."""
+    """Return the encoded files of a split whose images have many sizes; None for other splits."""
     with safe_open(path, framework="pt") as file:
         if f"{split}.encoded" not in set(file.keys()):
             return None
@@ -85,11 +99,13 @@ def load_encoded(path: Path, split: str) -> Encoded | None:
 def load_split(
     path: Path, split: str, image_size: tuple[int, int], order: list[int] | None, centre: bool = False, outputs: int = 0
 ) -> Split:
-    """One split at the job's image size (bilinear with antialias where it differs from the stored one).
+    """Load one split at the job's image size (bilinear with antialias where it differs from the stored one).
 
-    order: for each class of the dataset, the network's output index; None: the same order. centre: the short side to 8/7
-    of the size, then the centre (256 and 224 pixels, say); else both sides to the size. outputs: of the network, where an
-    image has several labels.
+    image_size: (height, width) in pixels.
+    order: for each class of the dataset, the network's output index; None: the same order.
+    centre: resize the short side to 8/7 of the size, then cut the centre out (256 and 224 pixels, say); else both sides
+        to the size.
+    outputs: of the network, where an image has several labels.
     """
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
@@ -115,13 +131,13 @@ def _allocate(shape: tuple[int, ...]) -> Tensor:
     size = int(np.prod(shape, dtype=np.int64))
     if size <= IN_MEMORY:
         return torch.empty(shape, dtype=torch.uint8)
-    # The name goes at once, so that the space returns however the process ends.
+    # The name is deleted at once, so that the space is freed however the process ends.
     with tempfile.NamedTemporaryFile(prefix="wbar-images-") as file:
         return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
 
 
 def _fitted(images: Tensor, size: tuple[int, int], centre: bool) -> Tensor:
-    """(…, C, H, W) uint8 at `size`."""
+    """Resize images (…, C, H, W) uint8 to `size`."""
     if not centre:
         squashed: Tensor = transforms.resize(images, list(size), antialias=True)
         return squashed
@@ -147,13 +163,14 @@ def _decoded(encoded: Encoded, size: tuple[int, int], centre: bool) -> Tensor:
 
 
 def decode(data: bytes, channels: int) -> Tensor:
-    """One encoded image as a (channels, H, W) uint8 tensor. Raises what Pillow raises for a broken one."""
+    """Decode one image to a (channels, H, W) uint8 tensor. Raises Pillow's error for a broken one."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         pixels = np.array(_eight_bit(image, channels))
     return torch.from_numpy(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1).copy())
 
 
 def is_grey(image: Image.Image) -> bool:
+    """Return whether an image has no colours, by its mode."""
     return image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 
 

@@ -1,11 +1,11 @@
-"""One job on several devices: `torch.distributed.run` starts a process for each, DistributedDataParallel joins their gradients.
+"""One job on several devices: `torch.distributed.run` starts a process for each, DDP joins their gradients.
 
     rank r of R trains on images r·B/R … (r + 1)·B/R of every batch: together the batch that one device would have had
-    ‖ every rank follows the same schedule and keeps the same w̄; BatchNorm's moments and held-out outputs are gathered
-    ‖ rank 0 alone writes files and reports: its messages go to the process that started the ranks
+    every rank follows the same schedule and keeps the same w̄; BatchNorm's moments and held-out outputs are gathered
+    rank 0 alone writes files and reports: its messages go to the process that started the ranks
 
-Whatever one rank decides by the clock or by what it is told, rank 0 decides, and the others learn it at the same step.
-A rank that dies takes the others with it: the attempt ends, and goes on from the last saved state.
+Decisions by the clock or by a message are taken by rank 0, and the others learn them at the same step. A rank that dies
+takes the others with it: the attempt ends, and goes on from the last saved state.
 """
 
 import os
@@ -35,7 +35,11 @@ RunJob = Callable[[JobSpec, Workspace, Reporter], Outcome]
 
 
 class RankOrder(BaseModel):
-    """What a rank's process is told to do. entry: `module:function`, a RunJob; address, key: of the host's listener."""
+    """The order to a rank's process.
+
+    entry: `module:function`, a RunJob.
+    address, key: of the host's listener.
+    """
 
     spec: JobSpec
     workspace: Workspace
@@ -45,10 +49,12 @@ class RankOrder(BaseModel):
 
 
 def run_on_ranks(spec: JobSpec, workspace: Workspace, reporter: Reporter, entry: str) -> Outcome:
-    """Run `entry` ("module:function", a RunJob) on `spec.recipe.devices` ranks and give back what rank 0 gave.
+    """Run `entry` on `spec.recipe.devices` ranks and return rank 0's outcome.
 
-    Raises what rank 0 raised (StopRequested, JobError); RuntimeError naming the rank if a process died; DevicesUnavailable
-    if there are fewer GPUs.
+    entry: `module:function`, a RunJob.
+
+    Raises rank 0's StopRequested or JobError; RuntimeError naming the rank if a process died; DevicesUnavailable if
+    there are fewer GPUs.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -71,7 +77,7 @@ def run_on_ranks(spec: JobSpec, workspace: Workspace, reporter: Reporter, entry:
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
             local_addr="127.0.0.1",
-            max_restarts=0,  # what goes on after a death is the job's next attempt, from its saved state
+            max_restarts=0,  # after a death the job's next attempt goes on from its saved state
             monitor_interval=0.1,
             run_id="wbar",
         )
@@ -87,12 +93,12 @@ def run_on_ranks(spec: JobSpec, workspace: Workspace, reporter: Reporter, entry:
 
 
 class _Host:
-    """Hands rank 0's messages to the reporter, and holds a connection to every rank, which ends with this process."""
+    """Hands rank 0's messages to the reporter, and keeps a connection to every rank, which ends with this process."""
 
     def __init__(self, listener: Listener, reporter: Reporter) -> None:
         self._listener, self._reporter = listener, reporter
         self.address = listener.address
-        self.ending: Ending | None = None  # rank 0's last word
+        self.ending: Ending | None = None  # rank 0's last message
         self.failure: Failed | None = None  # of a rank other than 0
         self._connections: list[Connection] = []
         threading.Thread(target=self._accept, name="ranks", daemon=True).start()
@@ -109,7 +115,7 @@ class _Host:
                 threading.Thread(target=self._serve, args=(connection, rank), name=f"rank-{rank}", daemon=True).start()
 
     def _serve(self, connection: Connection, rank: int) -> None:
-        """Rank 0 reports all the time; another rank only what it failed with. Each message is answered."""
+        """Answer a rank's messages: rank 0 reports all the time, another rank only its failure."""
         try:
             while True:
                 message = FromAttempt.validate_json(connection.recv_bytes())
@@ -176,8 +182,8 @@ def _run_rank(order: RankOrder) -> NoReturn:
     if rank == 0 or isinstance(ending, Failed):
         send(ending)
     if rank > 0 and not isinstance(ending, Succeeded):
-        time.sleep(GRACE_SECONDS)  # rank 0 may be writing what must not be lost; it is ended with it
-    # A rank that stops in the middle leaves others that wait for it: its exit status has them ended.
+        time.sleep(GRACE_SECONDS)  # rank 0 may be writing a state that must not be lost; torch ends all ranks together
+    # A rank that stops in the middle leaves others that wait for it: its exit status ends them.
     os._exit(0 if isinstance(ending, Succeeded) else 1)
 
 
@@ -195,7 +201,7 @@ def _die_with(lifeline: Connection) -> None:
     try:
         lifeline.recv_bytes()
     except (EOFError, OSError):
-        os._exit(70)  # the process that started the ranks is gone: nobody would take the result
+        os._exit(70)  # the process that started the ranks is gone, and no other takes the result
 
 
 if __name__ == "__main__":

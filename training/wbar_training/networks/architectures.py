@@ -1,7 +1,7 @@
-"""A catalog name becomes a module, and a checkpoint's tensors become its weights.
+"""The module of a catalog name, with a checkpoint's tensors as its weights.
 
-Networks are first built as shapes only (their tensors on torch's meta device), so that comparing a checkpoint with one of
-them costs milliseconds, and a job builds its network without initializing weights that are replaced at once.
+Networks are first built as shapes only (their tensors on torch's meta device), so that comparing a checkpoint with one
+of them costs milliseconds, and a job builds its network without initializing weights that are replaced at once.
 """
 
 from collections import OrderedDict
@@ -33,8 +33,9 @@ MNASNET_WIDTHS = {"mnasnet0_5": 0.5, "mnasnet0_75": 0.75, "mnasnet1_0": 1.0, "mn
 class PlainMNASNet(models.MNASNet):  # type: ignore[misc]  # torchvision has no types
     """torchvision's MNASNet, whose `load_state_dict` takes a plain dict of tensors, too.
 
-    torchvision's own insists on the version of the class in the `_metadata` that `state_dict()` attaches to its answer, and
-    no safetensors file has that. The version is 2 wherever the shapes are the network's: version 1 had another stem.
+    torchvision's own insists on the version of the class in the `_metadata` that `state_dict()` attaches to its answer,
+    and no safetensors file has that. The version is 2 wherever the shapes are the network's: version 1 had another
+    stem.
     """
 
     def _load_from_state_dict(
@@ -49,7 +50,7 @@ def names() -> list[str]:
 
 
 class _OnMeta(TorchFunctionMode):
-    """Parameters and buffers come into being without memory; small computations (arange, tensor) stay real."""
+    """Creates parameters and buffers without memory; small computations (arange, tensor) stay real."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -125,14 +126,16 @@ def load(network: Network, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, di
 
 
 def as_torch_saves(network: Network, tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
-    """Return what `torch.save` should write, so that torchvision's own class loads it.
+    """Return the mapping that `torch.save` should write, so that torchvision's own class loads it.
 
-    tensors: under the uploaded names, which begin with `prefix`. They are returned as they are, but for MNASNet, which asks
-    for the versions of its classes: those are attached as `state_dict()` does it.
+    tensors: under the uploaded names, which begin with `prefix`.
+
+    They are returned as they are, but for MNASNet, which asks for the versions of its classes: those are attached as
+    `state_dict()` does it.
     """
     if network.name not in MNASNET_WIDTHS:
         return tensors
-    own: Any = build(network).state_dict()
+    built: Any = build(network).state_dict()
     state: Any = OrderedDict(tensors)
-    state._metadata = {f"{prefix}{path}".rstrip("."): dict(versions) for path, versions in own._metadata.items()}
+    state._metadata = {f"{prefix}{path}".rstrip("."): dict(versions) for path, versions in built._metadata.items()}
     return state  # type: ignore[no-any-return]  # an OrderedDict, with an attribute that no type knows

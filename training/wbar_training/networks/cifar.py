@@ -32,6 +32,8 @@ class PadShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
+    """The residual block of a CIFAR ResNet: two 3 × 3 convolutions, each with BatchNorm (He et al. 2016)."""
+
     def __init__(self, inputs: int, outputs: int, stride: int, projection: bool) -> None:
         super().__init__()
         self.conv1, self.bn1 = _conv3x3(inputs, outputs, stride), nn.BatchNorm2d(outputs)
@@ -76,6 +78,8 @@ class CifarResNet(nn.Module):
 
 
 class PreActBottleneck(nn.Module):
+    """The pre-activation bottleneck: 1 × 1, 3 × 3 and 1 × 1 convolutions, each after BatchNorm and ReLU (He et al. 2016b)."""
+
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__()
         outputs = planes * 4
@@ -121,6 +125,8 @@ class CifarPreResNet(nn.Module):
 
 
 class WideBlock(nn.Module):
+    """The wide residual block: two 3 × 3 convolutions, each after BatchNorm and ReLU (Zagoruyko & Komodakis 2016)."""
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.bn1, self.conv1 = nn.BatchNorm2d(inputs), _conv3x3(inputs, outputs, stride)

@@ -1,11 +1,11 @@
-"""The start as a recipe wants it: some layers begin afresh, some are frozen, the dropout rate is another one.
+"""The start with a recipe's changes: layers that begin afresh, layers that are frozen, another dropout rate.
 
     Kaiming   N(0, √(2/n_in))            (He et al. 2015, equation 10)
     Xavier    N(0, √(2/(n_in + n_out)))  (Glorot & Bengio 2010, equation 12)
     normal    N(0, 1/√n_in)
 
 Biases are 0; normalization layers begin as the identity, and where a whole residual block is fresh its last BatchNorm's γ
-is 0, so that the block begins as its shortcut (Goyal et al. 2017, section 5.1). The blocks known for that are those of He et
+is 0, so that the block begins as its shortcut (Goyal et al. 2017, section 5.1). These blocks are those of He et
 al. 2016, which end with a BatchNorm: in torchvision's ResNet, ResNeXt and Wide ResNet, and in the CIFAR ResNets. Blocks of
 other families (the pre-activation and wide CIFAR networks, whose blocks end with a convolution, and RegNet, MobileNet,
 EfficientNet, …) begin as their layers do; `recipe.zero_gamma` changes nothing there.
@@ -29,12 +29,13 @@ RESIDUAL_BLOCKS = ("BasicBlock", "Bottleneck")  # class names, of torchvision's 
 
 
 def prepared(network: Network, tensors: Mapping[str, Tensor], recipe: Recipe, seed: int) -> nn.Module:
-    """Build the network with the checkpoint's tensors and what the recipe changes of them, float32, on the CPU.
+    """Build the network with the checkpoint's tensors and the recipe's changes, float32, on the CPU.
 
-    tensors: the checkpoint's, under the network's own names. seed: the job's; fresh weights follow from it and their names.
+    tensors: the checkpoint's, under the network's own names.
+    seed: the job's; fresh weights follow from it and their names.
 
-    Raises NothingMatches where a pattern of `freeze` or `reset` names no parameter, nothing is left to train, or `dropout`
-    is set and the network has no dropout layer.
+    Raises NothingMatches where a pattern of `freeze` or `reset` names no parameter, nothing is left to train, or
+    `dropout` is set and the network has no dropout layer.
     """
     fresh = head_of(network) if recipe.head == "reset" else set[str]()
     names = [name for name, _ in build(network).named_parameters()]
@@ -58,19 +59,21 @@ def prepared(network: Network, tensors: Mapping[str, Tensor], recipe: Recipe, se
 
 def head_of(network: Network) -> set[str]:
     """Return the names of the parameters whose shapes follow the number of classes."""
-    own, wider = (shapes_of(replace(network, num_classes=n)) for n in (10, 11))
-    return {name for name in own if own[name] != wider[name]}
+    plain, wider = (shapes_of(replace(network, num_classes=n)) for n in (10, 11))
+    return {name for name in plain if plain[name] != wider[name]}
 
 
 def _matching(names: Sequence[str], patterns: Iterable[str], field: str) -> set[str]:
-    chosen = set()
+    matches = set()
     for pattern in patterns:
         matched = {name for name in names if fnmatchcase(name, pattern)}
         if not matched:
-            some = ", ".join(names[:LISTED])
-            raise NothingMatches(f"recipe.{field} {pattern!r} names no parameter; the network's begin with: {some}")
-        chosen |= matched
-    return chosen
+            first_names = ", ".join(names[:LISTED])
+            raise NothingMatches(
+                f"recipe.{field} {pattern!r} names no parameter; the network's begin with: {first_names}"
+            )
+        matches |= matched
+    return matches
 
 
 def _own_initialization(network: Network, seed: int) -> dict[str, Tensor]:
@@ -80,7 +83,7 @@ def _own_initialization(network: Network, seed: int) -> dict[str, Tensor]:
 
 
 def _initialize(model: nn.Module, network: Network, fresh: set[str], recipe: Recipe, seed: int) -> None:
-    own = _own_initialization(network, seed)
+    initial = _own_initialization(network, seed)
     for path, module in model.named_modules():
         drawn = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
         for name, parameter in module.named_parameters(recurse=False):
@@ -92,7 +95,9 @@ def _initialize(model: nn.Module, network: Network, fresh: set[str], recipe: Rec
             elif name == "bias":
                 parameter.data.zero_()
             else:
-                parameter.data.copy_(own[whole])  # γ, a layer's scale, a class token: what the architecture begins with
+                parameter.data.copy_(
+                    initial[whole]
+                )  # γ, a layer's scale, a class token: as the architecture initializes it
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{path}.weight" in fresh:
             module.reset_running_stats()
     if recipe.zero_gamma:
@@ -115,7 +120,7 @@ def _draw(weight: Tensor, how: str, seed: int, name: str) -> None:
 
 
 def _last_norm(block: nn.Module) -> nn.modules.batchnorm._BatchNorm | None:
-    """The BatchNorm that ends a block of RESIDUAL_BLOCKS; None for other modules."""
+    """Return the BatchNorm that ends a block of RESIDUAL_BLOCKS; None for other modules."""
     if type(block).__name__ not in RESIDUAL_BLOCKS:
         return None
     norms = [m for name, m in block.named_children() if name.startswith("bn")]

@@ -86,7 +86,7 @@ def signatures() -> dict[str, str]:
 
 
 def _plain_networks() -> dict[str, Network]:
-    """Every network of the catalog with 10 classes, and the CIFAR ResNets with 1×1 shortcuts as well."""
+    """Return every network of the catalog with 10 classes, and the CIFAR ResNets with 1×1 shortcuts as well."""
     plain = {name: Network(name, 10) for name in names()}
     with_projection = {
         name + PROJECTION: Network(name, 10, projection=True) for name in CIFAR if name.startswith("resnet")
@@ -95,7 +95,7 @@ def _plain_networks() -> dict[str, Network]:
 
 
 def _read_off(name: str, shapes: Shapes, num_classes: int | None) -> Network:
-    """Classes, channels and image size from the tensors where they are there; the defaults where they are not."""
+    """Read classes, channels and image size off the tensors where they are there; the defaults where they are not."""
     plain = shapes_of(Network(name, 10))
     wider = shapes_of(Network(name, 11))
     heads = [shapes[key] for key in plain if plain[key] != wider[key] and key in shapes and shapes[key]]
@@ -120,7 +120,7 @@ def _image_size(name: str, shapes: Shapes) -> int | None:
         return None
     side = round((positions[1] - 1) ** 0.5)
     size = side * stem[3]
-    # A strange table is left to `compare`, which says what was expected.
+    # A table of another shape is left to `compare`, which names the expected one.
     return size if side > 0 and side * side == positions[1] - 1 and size <= 4096 else None
 
 
@@ -196,15 +196,15 @@ def nearest(shapes: Shapes, most: int = NEAREST) -> list[tuple[Network, Differen
     pairs = {(key, shape) for key, shape in shapes.items() if not key.endswith(COUNTER)}
     scores: dict[str, float] = {}
     for label, network in _plain_networks().items():
-        own = {(key, shape) for key, shape in shapes_of(network).items() if not key.endswith(COUNTER)}
-        scores[label] = len(pairs & own) / len(pairs | own)
+        pairs_of_network = {(key, shape) for key, shape in shapes_of(network).items() if not key.endswith(COUNTER)}
+        scores[label] = len(pairs & pairs_of_network) / len(pairs | pairs_of_network)
     ranked = sorted((label for label in scores if scores[label]), key=lambda label: (-scores[label], label))
     fitted = [_read_off(label.removesuffix(PROJECTION), shapes, None) for label in ranked[:most]]
     return [(network, compare(shapes, shapes_of(network))) for network in dict.fromkeys(fitted)]
 
 
 def _unknown(shapes: Shapes) -> UnknownArchitecture:
-    """The error for tensors that no network of the catalog has: the nearest ones, and what differs from each."""
+    """Return the error for tensors that no network of the catalog has: the nearest ones, and their differences."""
     wrapper = _wrapper(shapes)
     candidates = nearest({name.removeprefix(wrapper): shape for name, shape in shapes.items()})
     message = f"no architecture of this service has these {len(shapes)} tensors (first: {sorted(shapes)[:3]}). "
@@ -230,7 +230,7 @@ def _likeness(name: str, difference: Difference) -> str:
 
 
 def _wrapper(tensor_names: Collection[str]) -> str:
-    """What every name begins with up to its first dot, `backbone.` for instance; empty where they differ."""
+    """Return the beginning that all names share up to the first dot, `backbone.` for instance; empty where they differ."""
     beginnings = {name.partition(".")[0] for name in tensor_names if "." in name}
     return f"{beginnings.pop()}." if len(beginnings) == 1 and all("." in name for name in tensor_names) else ""
 

@@ -1,4 +1,4 @@
-"""The teachers of a distillation: one network, or the members of a former job's ensemble, whose softened outputs are averaged.
+"""The teachers of a distillation: one network, or the members of a former job's ensemble, their outputs averaged.
 
 p_T = mean over the members of softmax(z / T), or of σ(z / T) where an image has several labels
 """
@@ -19,7 +19,7 @@ from wbar_training.workspace import Workspace
 
 
 class Teachers:
-    """In eval mode, without gradients, in the precision of the training. They see the student's inputs, as it sees them."""
+    """The networks of the teachers, in eval mode, without gradients, in the precision of the training."""
 
     def __init__(
         self, members: Sequence[StoredWeights], workspace: Workspace, plan: Plan, device: torch.device
@@ -35,7 +35,10 @@ class Teachers:
 
     @torch.no_grad()
     def taught(self, inputs: Tensor, target: Target) -> Target:
-        """The target with the mean of the members' softened probabilities, (B, outputs) float32."""
+        """Return the target with the mean of the members' softened probabilities, (B, outputs) float32.
+
+        inputs: (B, C, H, W), the same as the student's.
+        """
         with torch.autocast(inputs.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             outputs = [model(inputs).float() / self._temperature for model in self._models]
         probabilities = [class_logits(z).softmax(dim=1) if target.labels.dim() == 1 else z.sigmoid() for z in outputs]

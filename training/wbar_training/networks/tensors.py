@@ -7,6 +7,6 @@ from torch import Tensor
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, by name, in their own dtype, on the CPU."""
+    """Return all tensors of a safetensors file, by name, in their own dtype, on the CPU."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a safetensors handle is no dict

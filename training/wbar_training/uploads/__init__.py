@@ -1,1 +1,1 @@
-"""Reading what strangers sent: checkpoint files and dataset archives. The training loop never imports this room."""
+"""Reading uploads: checkpoint files and dataset archives. The training loop never imports this room."""

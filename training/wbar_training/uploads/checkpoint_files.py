@@ -1,4 +1,4 @@
-"""An uploaded file becomes a checked state dict: nothing but tensors is unpickled, and nothing is believed unchecked.
+"""Checked state dicts of uploaded files: nothing but tensors is unpickled, and every claim of a file is checked.
 
 safetensors headers are checked by `averaging.read_header`; PyTorch files go through `torch.load(weights_only=True)` and
 nothing else, after their zip directory was checked. There is no second try with less care.
@@ -55,10 +55,12 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int
 
 @dataclass(frozen=True)
 class ValidCheckpoint:
-    """What a checkpoint turned out to hold.
+    """The facts about a valid checkpoint.
 
-    parameters: numbers in the network's parameters, buffers not counted; tensors: in the file. prefix: what the uploaded
-    names have before the network's own. ambiguous_with: see `wbar.checkpoints.NetworkArchitecture`.
+    parameters: how many numbers the network's parameters have, buffers not counted.
+    tensors: how many tensors the file has.
+    prefix: the part of the uploaded names before the network's own.
+    ambiguous_with: see `wbar.checkpoints.NetworkArchitecture`.
     """
 
     format: Literal["safetensors", "pytorch"]
@@ -73,10 +75,10 @@ class ValidCheckpoint:
 def validate(path: Path, architecture: str | None, num_classes: int | None, out: Path) -> ValidCheckpoint:
     """Read the file, find its state dict, name its network, and write the tensors to `out` as safetensors.
 
-    architecture, num_classes: as the uploader gave them; None leaves them to the tensors. An architecture that was given
-    is not ambiguous.
+    architecture, num_classes: as the uploader gave them; None leaves them to the tensors. A given architecture is not
+        ambiguous.
 
-    Raises a class of wbar.errors.Rejected that says what is wrong with it.
+    Raises a class of wbar.errors.Rejected that says what is wrong with the file.
     """
     kind, tensors = read(path)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTERS)}
@@ -162,7 +164,7 @@ def _check_zip(path: Path) -> None:
 def _load_pytorch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            # torch warns of unusual pickle protocols; what matters is whether it can be read, and that is said below.
+            # torch warns of unusual pickle protocols; an error follows below if the file cannot be read.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -181,7 +183,7 @@ def _load_pytorch(path: Path) -> Any:
 
 
 def _asks_for_objects(path: Path) -> bool:
-    """Whether a bare pickle names anything to import or call. Reads opcodes only; nothing is executed."""
+    """Return whether a bare pickle names anything to import or call. Reads opcodes only; nothing is executed."""
     if zipfile.is_zipfile(path):
         return False
     asks = False
@@ -190,7 +192,7 @@ def _asks_for_objects(path: Path) -> bool:
             for opcode, _, _ in pickletools.genops(file):
                 asks = asks or opcode.name in OBJECT_OPCODES
         except Exception:
-            return asks  # cut off or damaged: what was read so far counts
+            return asks  # cut off or damaged: the opcodes before that count
     return asks
 
 
@@ -199,13 +201,16 @@ def _line(error: BaseException) -> str:
 
 
 def _reason(text: str) -> str:
-    """The line of torch's long message that names the culprit."""
+    """Return the line of torch's long message that names the cause."""
     lines = [line.strip() for line in text.splitlines() if "Unsupported" in line or "WeightsUnpickler error" in line]
     return (lines[-1] if lines else text.splitlines()[0]).removeprefix("WeightsUnpickler error: ")[:300]
 
 
 def state_dict_of(loaded: Any) -> dict[str, Tensor]:
-    """Return the flat mapping of names to tensors inside what torch.load gave: itself, or under one of the usual keys."""
+    """Return the flat state dict in an object of torch.load: the object itself, or under one of the usual keys.
+
+    Raises NotAStateDict if there is none.
+    """
     tensors_or_reason = find_state_dict(loaded)
     if isinstance(tensors_or_reason, str):
         raise NotAStateDict(tensors_or_reason)
@@ -213,9 +218,10 @@ def state_dict_of(loaded: Any) -> dict[str, Tensor]:
 
 
 def common_prefix(tensors: Mapping[str, Tensor]) -> str:
-    """Return what wrappers put before every name, in any order.
+    """Return the prefix that wrappers put before every name, in any order.
 
-    They are `module.` (DataParallel), `_orig_mod.` (torch.compile), `model.` and `net.` (the attribute of a training class).
+    They are `module.` (DataParallel), `_orig_mod.` (torch.compile), `model.` and `net.` (the attribute of a training
+    class).
     """
     prefix = ""
     while True:

@@ -1,8 +1,8 @@
-"""An archive, a folder or a built-in name becomes one packed dataset file, after every image in it was decoded once.
+"""Packed dataset files of archives, folders and built-in sets, after every image was decoded once.
 
-Expected layout: `train/<class>/*.{jpg,jpeg,png,webp}` and `val/<class>/…`, also below one common folder; for images with
-several labels `train/…`, `val/…` and `labels.csv`. Where there is
-no `val/`, a stratified 20 % of `train/` is held out with a fixed seed, and the indices are stored with the dataset.
+Expected layout: `train/<class>/*.{jpg,jpeg,png,webp}` and `val/<class>/…`, also below one common folder; for images
+with several labels `train/…`, `val/…` and `labels.csv`. Where there is no `val/`, a stratified 20 % of `train/` is held
+out with a fixed seed, and the indices are stored with the dataset.
 """
 
 import gzip
@@ -49,7 +49,7 @@ HELD_OUT, HELD_OUT_SEED = 0.2, 0
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may unpack to."""
+    """The most that an archive may unpack to: bytes, files, and pixels of one image."""
 
     bytes: int = 20 * 1024**3
     files: int = 2_000_000
@@ -58,7 +58,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Item:
-    """One image file of the archive, still encoded. label: its class; of several labels, its path in `labels.csv`."""
+    """One image file of the archive, still encoded.
+
+    label: its class; of several labels, its path in `labels.csv`.
+    """
 
     split: str
     label: str
@@ -67,7 +70,7 @@ class Item:
 
 
 def pack_archive(path: Path, out: Path, limits: Limits, multilabel: bool = False) -> Packed:
-    """zip, tar, tar.gz or tar.zst (the content decides) to a packed file. Raises a class of wbar.errors.Rejected.
+    """Pack a zip, tar, tar.gz or tar.zst (the content decides). Raises a class of wbar.errors.Rejected.
 
     multilabel: the labels are those of `labels.csv` (see `wbar_training.uploads.label_table`), not the folders' names.
     """
@@ -75,7 +78,7 @@ def pack_archive(path: Path, out: Path, limits: Limits, multilabel: bool = False
 
 
 def pack_folder(folder: Path, out: Path, limits: Limits, multilabel: bool = False) -> Packed:
-    """The same from a folder on disk; links are not followed."""
+    """Pack a folder alike; it may hold no links."""
     return _pack(_files(folder, limits), out, limits, multilabel)
 
 
@@ -87,14 +90,19 @@ def _pack(members: Iterator[tuple[str, bytes]], out: Path, limits: Limits, multi
 
 
 def pack_builtin(name: str, out: Path, max_train_images: int | None) -> Packed:
-    """`digits` (scikit-learn's 1,797 scans) or `fashion-mnist` (official test set as `val`) to a packed file."""
+    """Pack `digits` (scikit-learn's 1,797 scans) or `fashion-mnist` (official test set as `val`).
+
+    max_train_images: keep this many training images, stratified; None: all.
+
+    Raises UnknownSource, or SourceUnavailable where the images are not there.
+    """
     if name not in BUILTINS:
         raise UnknownSource(f"builtin:{name} does not exist; there are {', '.join(f'builtin:{n}' for n in BUILTINS)}")
     if name == "digits":
         images, labels = digits()
         held_out = stratified(labels.tolist(), HELD_OUT, HELD_OUT_SEED)
-        chosen = set(held_out)
-        kept = [index for index in range(len(labels)) if index not in chosen]
+        held_out_set = set(held_out)
+        kept = [index for index in range(len(labels)) if index not in held_out_set]
         splits = {"train": (images[kept], labels[kept]), "val": (images[held_out], labels[held_out])}
     else:
         splits = {"train": fashion("train"), "val": fashion("t10k")}
@@ -108,7 +116,7 @@ def pack_builtin(name: str, out: Path, max_train_images: int | None) -> Packed:
     return write_packed(out, tensors, list(BUILTINS[name].classes), splits["train"][0], None, [])
 
 
-# Reading what was given.
+# Reading the source.
 
 
 def _members(path: Path, limits: Limits) -> Iterator[tuple[str, bytes]]:
@@ -210,7 +218,7 @@ def _files(folder: Path, limits: Limits) -> Iterator[tuple[str, bytes]]:
 
 
 def _relevant(members: Iterator[tuple[str, bytes]], depth: int) -> Iterator[Item]:
-    """Images below <split>/<class>/ (depth 2) or <split>/ (1); hidden files and system folders are passed over."""
+    """Yield the images below <split>/<class>/ (depth 2) or <split>/ (1); hidden files and system folders are skipped."""
     for name, data in members:
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if any(part.startswith((".", "__MACOSX")) for part in parts):
@@ -237,8 +245,8 @@ def _pack_items(items: Iterator[Item], out: Path, limits: Limits, table: LabelTa
     val = [item for item in kept if item.split == "val"]
     if not val:
         held_out = stratified(["" if table else item.label for item in train], HELD_OUT, HELD_OUT_SEED)
-        chosen = set(held_out)
-        val, train = [train[i] for i in held_out], [item for i, item in enumerate(train) if i not in chosen]
+        held_out_set = set(held_out)
+        val, train = [train[i] for i in held_out], [item for i, item in enumerate(train) if i not in held_out_set]
         warnings.append(
             f"there is no val/: {len(val)} of the images in train/ were held out (20 % of each class, fixed seed). The "
             "start may have been trained on them, which flatters it in the comparison"
@@ -246,25 +254,25 @@ def _pack_items(items: Iterator[Item], out: Path, limits: Limits, table: LabelTa
     height, width = _common_shape(shapes)
     uniform = len(set(shapes)) == 1
     tensors: dict[str, Tensor] = {}
-    for split, chosen_items in (("train", train), ("val", val)):
-        names = [item.label for item in chosen_items]
+    for split, items_of_split in (("train", train), ("val", val)):
+        names = [item.label for item in items_of_split]
         tensors[f"{split}.labels"] = (
             table.labels(names) if table else torch.tensor([classes.index(name) for name in names])
         )
         if uniform:
-            tensors[f"{split}.images"] = torch.stack([decode(item.data, channels) for item in chosen_items])
+            tensors[f"{split}.images"] = torch.stack([decode(item.data, channels) for item in items_of_split])
         else:
             tensors[f"{split}.encoded"] = torch.frombuffer(
-                bytearray(b"".join(item.data for item in chosen_items)), dtype=torch.uint8
+                bytearray(b"".join(item.data for item in items_of_split)), dtype=torch.uint8
             )
-            tensors[f"{split}.offsets"] = torch.tensor([0, *np.cumsum([len(item.data) for item in chosen_items])])
+            tensors[f"{split}.offsets"] = torch.tensor([0, *np.cumsum([len(item.data) for item in items_of_split])])
     sample = [decode(item.data, channels) for item in train[:: max(1, len(train) // 2000)]] if not uniform else None
     pixels = tensors["train.images"] if sample is None else torch.cat([s.reshape(channels, -1) for s in sample], dim=1)
     return write_packed(out, tensors, classes, pixels, held_out, warnings, (channels, height, width))
 
 
 def _classes(items: list[Item], table: LabelTable | None) -> list[str]:
-    """The names of the classes, once all is found to be in order."""
+    """Return the names of the classes, after checking them."""
     if table is None:
         classes = sorted({item.label for item in items if item.split == "train"})
         _check_classes(items, classes)
@@ -294,7 +302,7 @@ def _check_classes(items: list[Item], classes: list[str]) -> None:
 
 
 def _inspect(items: list[Item], limits: Limits) -> tuple[list[tuple[int, int]], bool]:
-    """Height and width of every image, and whether all are grey. Raises BrokenImage naming the first broken one."""
+    """Return height and width of every image, and whether all are grey. Raises BrokenImage naming the first broken one."""
     shapes, grey = [], True
     for item in items:
         try:
@@ -319,16 +327,16 @@ def _common_shape(shapes: list[tuple[int, int]]) -> tuple[int, int]:
 
 
 def stratified(labels: Sequence[int | str], fraction: float, seed: int) -> list[int]:
-    """Sorted indices of `fraction` of every class, at least one of each, drawn with a fixed seed (Python's generator)."""
+    """Draw `fraction` of every class, at least one image of each, with a fixed seed. Returns sorted indices."""
     by_label: dict[int | str, list[int]] = {}
     for index, label in enumerate(labels):
         by_label.setdefault(label, []).append(index)
-    chosen: list[int] = []
+    drawn: list[int] = []
     draws = random.Random(seed)
     for label in sorted(by_label, key=str):
         members = by_label[label]
-        chosen += draws.sample(members, min(len(members) - 1, max(1, round(fraction * len(members)))))
-    return sorted(chosen)
+        drawn += draws.sample(members, min(len(members) - 1, max(1, round(fraction * len(members)))))
+    return sorted(drawn)
 
 
 def write_packed(
@@ -340,7 +348,12 @@ def write_packed(
     warnings: list[str],
     shape: tuple[int, int, int] | None = None,
 ) -> Packed:
-    """pixels: (N, C, H, W) or (C, pixels) uint8 of the training split, for the statistics."""
+    """Write a packed file, and return its metadata.
+
+    tensors: by name, as the file holds them.
+    pixels: (N, C, H, W) or (C, pixels) uint8 of the training split, for the statistics.
+    shape: channels, height and width; None: those of `pixels`.
+    """
     channels, height, width = shape or tuple(pixels.shape[1:])
     by_channel = pixels if pixels.dim() == 2 else pixels.transpose(0, 1).flatten(1)
     mean, std = [], []

@@ -1,4 +1,4 @@
-"""`labels.csv`: which of several labels each image has.
+"""`labels.csv`: the labels of each image, where it may have several.
 
 Either one column per class, 0 or 1:      or the names of an image's labels, separated by `|`, `;` or spaces:
 
@@ -33,7 +33,7 @@ class LabelTable:
         self._rows: dict[str, list[int]] = {}
 
     def taken_from(self, members: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-        """The other members."""
+        """Yield the other members, and keep `labels.csv`."""
         for name, data in members:
             path = PurePosixPath(name.replace("\\", "/"))
             if path.name == NAME and len(path.parts) <= 2 and not path.parts[0].startswith((".", "__MACOSX")):
@@ -42,7 +42,7 @@ class LabelTable:
                 yield name, data
 
     def read(self) -> None:
-        """Parse. Raises InvalidArchive with the line, TooFewClasses."""
+        """Parse the table. Raises InvalidArchive with the line, and TooFewClasses."""
         if self._data is None:
             raise InvalidArchive(
                 f"there is no {NAME}: a multilabel archive is train/*.jpg, val/*.jpg and {NAME} with the columns `image` and "
@@ -59,14 +59,14 @@ class LabelTable:
             )
         named = header[1:] == ["labels"]
         body = [(number, line) for number, line in enumerate(lines[1:], start=2) if any(cell.strip() for cell in line)]
-        found = {number: _names(line) for number, line in body} if named else {}
-        self.classes = sorted({name for names in found.values() for name in names}) if named else header[1:]
+        labels_of = {number: _names(line) for number, line in body} if named else {}
+        self.classes = sorted({name for names in labels_of.values() for name in names}) if named else header[1:]
         if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
             raise TooFewClasses(
                 f"{NAME} names {len(set(self.classes))} different classes in {len(self.classes)}: two or more"
             )
         for number, line in body:
-            values = [int(name in found[number]) for name in self.classes] if named else self._numbers(number, line)
+            values = [int(name in labels_of[number]) for name in self.classes] if named else self._numbers(number, line)
             name = line[0].strip()
             if name in self._rows:
                 raise InvalidArchive(f"{NAME}, line {number}: {name!r} is there twice")
@@ -81,14 +81,17 @@ class LabelTable:
         return [int(cell) for cell in cells]
 
     def labels(self, names: list[str]) -> Tensor:
-        """(images, classes) uint8 for paths from `train/` or `val/` on. Raises InvalidArchive naming what is missing."""
+        """Return the labels of these images, (images, classes) uint8. Raises InvalidArchive naming missing ones.
+
+        names: paths from `train/` or `val/` on.
+        """
         missing = [name for name in names if name not in self._rows]
         if missing:
             raise InvalidArchive(f"{NAME} has no line for {len(missing)} images, the first {missing[0]!r}")
         return torch.tensor([self._rows[name] for name in names], dtype=torch.uint8).reshape(-1, len(self.classes))
 
     def check_used(self, names: set[str]) -> None:
-        """Every line has its image."""
+        """Raise InvalidArchive if a line has no image. names: paths from `train/` or `val/` on."""
         unused = [name for name in self._rows if name not in names]
         if unused:
             raise InvalidArchive(f"{NAME} names {len(unused)} images that are not there, the first {unused[0]!r}")
