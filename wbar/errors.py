@@ -303,6 +303,12 @@ class OutOfMemory(JobError):
     code = "out_of_memory"
 
 
+class HeldOutTooSmall(JobError):
+    """There are too few held-out images to select by some of them and report on the others."""
+
+    code = "held_out_too_small"
+
+
 class NothingMatches(JobError):
     """Raised when an option names parameters or layers that the network does not have."""
 

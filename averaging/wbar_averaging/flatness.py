@@ -122,6 +122,11 @@ class Trajectory:
         self.epochs.append(epoch)
         return epoch
 
+    def end_last_epoch(self) -> None:
+        """Close an epoch that was begun, where training ended within one."""
+        if self._norms:
+            self.end_epoch()
+
     def state_dict(self) -> dict[str, object]:
         """What `load_state_dict` needs beside the current weights: plain numbers, and the weights that the epoch began with."""
         return {

@@ -60,7 +60,7 @@ def bowl(centre: float):
 
 
 def test_greedy_lets_in_what_does_not_raise_the_loss() -> None:
-    average = GreedyAverage(model(0))
+    average = GreedyAverage(model(0), 4)
     for n, value in enumerate([4.0, 10.0, 2.0, 3.0], start=1):
         average.visit(model(value), n)
         average.select(bowl(3.0))

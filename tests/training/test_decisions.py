@@ -30,8 +30,7 @@ def test_the_kinds_of_start(training: float, expected: str) -> None:
     ("start", "found", "expected"), [(1.0, 0.54, True), (1.0, 0.56, False), (0.3, 0.19, True), (0.1, 0.05, False)]
 )
 def test_half_of_what_it_knew_beyond_chance(start: float, found: float, expected: bool) -> None:
-    results = Results(start_train_accuracy=start, first_snapshot_train_accuracy=found)
-    assert decisions.has_forgotten(results, chance=0.1) == expected
+    assert decisions.has_forgotten(start, found, chance=0.1) == expected
 
 
 def test_patience_counts_snapshots_that_were_not_better() -> None:
@@ -110,6 +109,7 @@ def test_methods_that_take_few_snapshots_look_once_an_epoch(tmp_path: Path, meth
     told = Recorder()
     outcome = run(make_job(tmp_path, still, recipe_early_stopping=2), told)
     assert told.points[-1].step == 3 * 7
+    assert told.states[-1] == (3 * 7, True), "what follows may take long, and begins from here"
     assert any("for 2 epochs" in line for line in told.logs)
     assert outcome.result.finished_early
     assert outcome.result.curve[-1].loss == outcome.result.metrics.averaged.loss

@@ -30,3 +30,17 @@ def test_the_training_score_is_of_images_augmented_as_in_training(tmp_path: Path
             logs = class_logits(setup.model(inputs)).double().log_softmax(1)
             losses.append(-logs.gather(1, train.labels[drawn[part]][:, None]))
     assert found.loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("batch_norm", "settles"), [("track", True), ("recompute", True), ("frozen", False)])
+def test_a_back_off_looks_at_recomputed_statistics_whatever_the_recipe_makes_of_them(
+    tmp_path: Path, batch_norm: str, settles: bool
+) -> None:
+    job = make_job(tmp_path, recipe_batch_norm=batch_norm)
+    setup = set_up(job.spec, job.workspace, lambda *_: None)
+    for module in setup.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.fill_(30.0)  # statistics that lag far behind
+    lagging = setup.evaluator.train_score(setup.model).loss
+    settled = setup.evaluator.settled_train_score(setup.model).loss
+    assert (settled != pytest.approx(lagging, rel=1e-3)) == settles

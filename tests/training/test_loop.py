@@ -242,16 +242,21 @@ def test_names_dtypes_and_metadata_come_back_as_uploaded(tmp_path: Path) -> None
     assert metadata["wbar.snapshots"] == "2"
 
 
-def test_a_state_of_another_version_is_put_aside_and_the_job_starts_over(tmp_path: Path) -> None:
+def test_states_that_cannot_be_used_are_put_aside_one_after_the_other(tmp_path: Path) -> None:
     whole = run(make_job(tmp_path / "whole"), Recorder()).weights.read_bytes()
     job = make_job(tmp_path / "broken", save_every_seconds=0.0)
     with pytest.raises(KilledHere):
         run(job, Recorder(die_at=9))
-    state = state_files.latest(job.scratch)
-    assert state is not None
-    state.write_bytes(b"of another version")
+    older, latest = state_files.all_of(job.scratch)
+    latest.write_bytes(b"half a state")
+    with pytest.raises(KilledHere):
+        run(job.changed(resume=latest), told := Recorder(die_at=10))
+    assert any("an older state is tried" in line for line in told.logs)
+    assert f"info: went on from step {state_files.step_of(older)} of 28" in told.logs
+    for state in state_files.all_of(job.scratch):
+        state.write_bytes(b"of another version")
     told = Recorder()
-    assert run(job.changed(resume=state), told).weights.read_bytes() == whole
+    assert run(job.changed(resume=state_files.latest(job.scratch)), told).weights.read_bytes() == whole
     assert any("starts over" in line for line in told.logs)
 
 

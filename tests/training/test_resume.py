@@ -52,6 +52,11 @@ VARIANTS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
         STRAIGHT | {"type": "auto", "memorised": {"lr": 0.1, "pull": 0.1, "ratio": 10}},
         {},
     ),
+    "the start counts": (METHOD.model_dump() | {"include_start": True}, {}),
+    "early stopping by epochs, and a control": (
+        STRAIGHT | {"type": "ema", "final_lr": 0.005, "epochs": 8, "control": True},
+        {"early_stopping": 1},
+    ),
     "control": (STRAIGHT | {"type": "swa", "anneal_from": 0.1, "epochs": 2, "control": True}, {}),
 }
 

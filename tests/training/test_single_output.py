@@ -73,3 +73,9 @@ def test_it_learns_and_its_numbers_are_what_the_file_gives(tmp_path: Path) -> No
         averaged.loss, rel=1e-5
     )
     assert ((logits > 0) == (val.labels > 0)).double().mean().item() == pytest.approx(averaged.accuracy)
+    # Read the wrong way round it is a start near chance, or below, and the other order explains it.
+    again = binary_job(tmp_path / "again")
+    again.start.write_bytes(outcome.weights.read_bytes())
+    told = Recorder()
+    run(again.changed(classes=("two", "one")), told)
+    assert any("give `classes` as ['one', 'two']" in line for line in told.logs)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wbar.errors import Diverged
+from wbar.errors import Diverged, JobError
 from wbar.results import Eigenvalue, EpochPoint, Flatness, Interpolation, Line, Plane, PlanePoint, Score
 from wbar_averaging import (
     SWAG,
@@ -48,14 +48,16 @@ T = TypeVar("T")
 
 
 def attempted(reporter: Reporter, what: str, measure: Callable[[], T]) -> T | None:
-    """Return the result of `measure`, or None where it raises Diverged or ValueError: the weights are there already.
+    """Return the result of `measure`, or None where it cannot be had: the weights are there already.
+
+    Whatever says that the job cannot do it (JobError, out of memory, ValueError) is caught; a request to stop is not.
 
     what: the name of the measurement in the job's log, which then says why it failed.
     """
     try:
         return measure()
-    except (Diverged, ValueError) as error:
-        reporter.log("warning", f"{what} could not be measured: {error}")
+    except (JobError, ValueError, torch.OutOfMemoryError) as error:
+        reporter.log("warning", f"{what} could not be measured: {str(error).splitlines()[0]}")
         return None
 
 
@@ -155,9 +157,8 @@ class _Around:
         losses = {}
         for name, centre in centres.items():
             direction = filter_normalized_direction(centre, self.seed)
-            losses[name] = line(self.probe, centre, direction, self._train, POSITIONS, self._recompute).values[
-                "train_loss"
-            ]
+            along = line(self.probe, centre, direction, self._train, POSITIONS, self._recompute)
+            losses[name] = _finite(along.values["train_loss"])
         return Line(positions=list(POSITIONS), loss=losses)
 
     def plane(self, points: Mapping[str, Mapping[str, Tensor]]) -> Plane | None:

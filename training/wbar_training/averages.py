@@ -83,10 +83,15 @@ class UniformAverage(Average):
 class GreedyAverage(Average):
     """A snapshot enters if the mean's loss does not rise; the first always does."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, snapshots: int) -> None:
         self._model, self._mean, self._candidate = model, _empty(model), _empty(model)
+        self._snapshots = snapshots
         self._kept, self._best = list[int](), float("inf")
         self._latest = 0
+
+    @property
+    def candidates(self) -> int:
+        return self._snapshots
 
     @property
     def so_far(self) -> RunningMean:
@@ -210,7 +215,7 @@ def make_average(method: Training, schedule: Schedule, model: nn.Module) -> Aver
         return WindowAverage(model, count, 1, ceil(count / 2) - 1, lambda snapshot: snapshot - 1)
     assert isinstance(method, CyclicSwa | Swa)
     if method.average == "greedy":
-        return GreedyAverage(model)
+        return GreedyAverage(model, count)
     if method.average == "window":
         segments = min(SEGMENTS, count)
         return WindowAverage(model, segments, 0, 0, lambda snapshot: (snapshot - 1) * segments // count)

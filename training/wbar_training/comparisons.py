@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from wbar.method import AutoMethod
 from wbar.results import Comparisons, CurvePoint, Delivered, JobResult, Score, Selection
 from wbar_averaging import Epoch
 from wbar_training import decisions
@@ -63,6 +64,8 @@ def conclude(
         ],
         verdict=verdict(outputs.losses, _losses(results)),
         finished_early=results.stopped_at is not None,
+        back_offs=results.back_offs,
+        start_kind=results.start_kind if isinstance(spec.method, AutoMethod) else None,
         held_out=setup.data.held_out,
         selection=selection,
         normalization=results.normalization,
@@ -73,19 +76,23 @@ def conclude(
 
 def _guarded(setup: Setup, mean: Mean, selection: Selection | None, reporter: Reporter) -> Selection | None:
     """Return the selection with the choice of `guard`; the start is in the files where it is delivered."""
+    if selection is None and setup.spec.selects:
+        selection = Selection(delivered="averaged")  # early stopping alone: it looked at the selection split
     if not getattr(setup.spec.method, "guard", False):
         return selection
     delivered: Delivered = decisions.guard(setup, mean, reporter)
     if delivered == "start":
-        setup.writer.write_result(setup.start(), 0)
+        recipe = setup.plan.recipe
+        fresh = recipe.head == "reset" or bool(recipe.reset)
+        # The uploaded tensors as they are: float64 does not survive the network, which is float32.
+        setup.writer.write_result(setup.start() if fresh else setup.writer.start(), 0)
     return (selection or Selection(delivered=delivered)).model_copy(update={"delivered": delivered})
 
 
 def _ensemble(setup: Setup, results: Results) -> Score:
     assert results.probabilities is not None
-    members = len(
-        results.averaged
-    )  # the points of the mean are the ensemble's members: the start too, if it is included
+    # The points of the curve are the ensemble's members: the start too, if it is included.
+    members = len(results.averaged)
     return score(results.probabilities / members, setup.data.report.labels)
 
 

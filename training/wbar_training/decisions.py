@@ -1,6 +1,6 @@
 """The decisions that a job takes by its images: the kind of start, the high rate, when to stop, what to deliver.
 
-Training images answer about the start and the rate, the selection split about the rest.
+Training images answer about the rate, the selection split about when to stop and what to deliver, both about the start.
 """
 
 from dataclasses import replace
@@ -29,13 +29,12 @@ def kind_of_start(method: AutoMethod, training_loss: float, held_out_loss: float
     return "settled" if training_loss < method.settled.ratio * held_out_loss else "underfit"
 
 
-def has_forgotten(results: resume.Results, chance: float) -> bool:
+def has_forgotten(start: float | None, snapshot: float, chance: float) -> bool:
     """Return whether the first snapshot lost more than half of the start's accuracy beyond chance on training images.
 
-    chance: the accuracy of a guess.
+    start, snapshot: accuracies on training images. chance: the accuracy of a guess.
     """
-    start, snapshot = results.start_train_accuracy, results.first_snapshot_train_accuracy
-    return start is not None and snapshot is not None and start > chance and snapshot < chance + (start - chance) / 2
+    return start is not None and start > chance and snapshot < chance + (start - chance) / 2
 
 
 def out_of_patience(results: resume.Results, loss: float, patience: int) -> bool:
@@ -56,7 +55,7 @@ def control_of(
     schedule: Schedule,
     normalization: NormalizationProbe | None = None,
 ) -> tuple[JobSpec, Workspace]:
-    """Return the control: a cosine fine-tune of equal length from the same start, in a folder of its own.
+    """Return the control: a cosine fine-tune of as many steps as the job planned, from the same start, in a folder of its own.
 
     BatchNorm statistics are those that training tracks (or the start's, if frozen). A state in the folder is gone on
     from.
@@ -85,7 +84,7 @@ def guard(setup: Setup, mean: Mean, reporter: Reporter) -> Delivered:
     assert setup.data.selection is not None
     evaluator.probe.load_state_dict(setup.start())
     start = evaluator.predict(evaluator.probe, setup.data.selection).losses.mean().item()
-    averaged = evaluator.selection_losses(mean).mean().item()
+    averaged = evaluator.predict_mean(mean, setup.data.selection).losses.mean().item()
     if averaged <= start:
         return "averaged"
     reporter.log(

@@ -60,7 +60,8 @@ class Evaluator:
     ) -> None:
         self.plan, self.data, self.probe = plan, data, copy.deepcopy(network)
         self.tick, self._file_dtype = tick, file_dtype
-        self.where = "for the start"  # names the evaluated weights in error messages
+        # For error messages: which weights are evaluated, and what to do about them.
+        self.where, self.advice = "of the start", "check the checkpoint and recipe.normalize"
         has_statistics = plan.recomputes_batch_norm and has_batch_norm(network)
         # Images of one BatchNorm recompute; 0 where nothing is recomputed.
         self.recomputed_images = min(BATCH_NORM_IMAGES, len(data.train)) if has_statistics else 0
@@ -105,14 +106,26 @@ class Evaluator:
         self._checked(outputs)
         return score(outputs.probabilities, labels, outputs.losses)
 
-    def evaluate_start(self, model: nn.Module, split: Split | None = None) -> StartEvaluation:
+    def settled_train_score(self, model: nn.Module) -> Score:
+        """Return the score on training images with recomputed BatchNorm statistics, whatever the recipe makes of them.
+
+        At a high rate the tracked statistics lag behind and say little about the weights. The start's stay, if frozen.
+        """
+        self.probe.load_state_dict(model.state_dict())
+        self._round_as_file(self.probe)
+        if self.plan.batch_norm != "frozen" and has_batch_norm(self.probe):
+            self._recompute(self.probe, BATCH_NORM_IMAGES)
+            self._round_as_file(self.probe)
+        return self.train_score(self.probe)
+
+    def evaluate_start(self, model: nn.Module) -> StartEvaluation:
         """Evaluate the start, which `model` must hold, as it came and with recomputed BatchNorm statistics."""
-        outputs = self.predict(model, split)
-        plain = recomputed = self.score(outputs, split)
+        outputs = self.predict(model)
+        plain = recomputed = self.score(outputs)
         if self.recomputed_images:
             self.probe.load_state_dict(model.state_dict())
             self.recompute(self.probe)
-            recomputed = self.score(self.predict(self.probe, split), split)
+            recomputed = self.score(self.predict(self.probe))
         return StartEvaluation(plain, recomputed, outputs)
 
     # Evaluating a mean, in the probe.
@@ -145,9 +158,10 @@ class Evaluator:
 
         Raises Diverged if they cannot be computed.
         """
-        if not self.plan.recomputes_batch_norm:
-            return
+        if self.plan.recomputes_batch_norm:
+            self._recompute(model, images)
 
+    def _recompute(self, model: nn.Module, images: int) -> None:
         def forward(module: nn.Module, chunk: tuple[int, Tensor]) -> None:
             index, images_of_batch = chunk
             inputs = self.data.feed.inputs(Request(images_of_batch, "batchnorm-augment", index))
@@ -181,6 +195,4 @@ class Evaluator:
     def _checked(self, outputs: Outputs) -> Outputs:
         if bool(torch.isfinite(outputs.losses).all()):
             return outputs
-        raise Diverged(
-            f"the loss on held-out images {self.where} is not finite: lower method.high.lr, or check the start"
-        )
+        raise Diverged(f"the loss {self.where} is not finite: {self.advice}")

@@ -14,17 +14,18 @@ saved state ends in the same bits.
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from wbar.errors import CompileFailed, Diverged, OutOfMemory
 from wbar.jobs import StepPhase
-from wbar.method import AutoMethod, CyclicSwa, Ema, Plain, Soup, Training
+from wbar.method import AutoMethod, CyclicSwa, Plain, Soup, Training
 from wbar.results import NormalizationProbe, Score
 from wbar.schedule import BACK_OFF, Schedule, build_schedule, shifted, steps_per_epoch
 from wbar.spec import JobSpec
 from wbar_averaging import Position, Trajectory, pull_loss
-from wbar_training import decisions, resume, safe_path, start_probe
+from wbar_training import decisions, resume, safe_path, start_probe, state_files
 from wbar_training.averages import Average, Mean, make_average, mean_of
 from wbar_training.comparisons import add_to_ensemble, conclude
 from wbar_training.data.batches import Batches
@@ -117,6 +118,7 @@ class TrainingJob:
         while self.step < self.total_steps:
             position = self.position = self._position(self.step)
             self.evaluator.where = f"after step {position.step + 1}"
+            self.evaluator.advice = f"lower {self._rate_field(position.phase)}"
             self._train_step(position)
             self.step += 1
             self._follow(position)
@@ -124,11 +126,11 @@ class TrainingJob:
                 self._visit(position)
             if position.ends_cycle and not self._backed_off(position):
                 self._take_snapshot(position)
-            if self._should_stop_early(position):
-                self._stop_early(position)
-            if position.ends_phase or self.states.due:
-                self._save(durable=position.ends_phase)
-            if self.step == first_step + 1 or position.ends_phase or self._heartbeat_due():
+            stopped = self._should_stop_early(position) and self._stop_early(position)
+            durable = position.ends_phase or stopped
+            if durable or self.states.due:
+                self._save(durable)
+            if self.step == first_step + 1 or durable or self._heartbeat_due():
                 self.meter.check()
                 self._heartbeat(position.phase, position, can_stop=True)
         return self._conclude()
@@ -172,7 +174,7 @@ class TrainingJob:
             self.reporter.metrics([point])
 
     def _visit(self, position: Position) -> None:
-        if not isinstance(self.method, Ema):  # its every step is a visit: there the snapshots are checked
+        if not self.schedule.visits_every_step:  # there the snapshots are checked
             self.meter.check()
             self._check_finite(position)
         self.ranks.share_buffers(self.model)
@@ -190,6 +192,7 @@ class TrainingJob:
         self.results.snapshots.append(score.model_dump())
         if self.ranks.leads:
             self.setup.writer.write(path, self.model.state_dict(), snapshots=1, n=n)
+        self.results.snapshot_steps.append(self.step)
         self.reporter.snapshot(n, self.step, str(path), score)
         self.average.select(self.evaluator.selection_losses)
         self._refresh_anchor()
@@ -207,7 +210,9 @@ class TrainingJob:
             anchor.copy_(mean[name])
 
     def _conclude(self) -> Outcome:
-        self._heartbeat("report", None)
+        self._heartbeat("report", self.position)
+        if self.trajectory is not None:
+            self.trajectory.end_last_epoch()
         return conclude(
             self.setup,
             self.reporter,
@@ -228,6 +233,8 @@ class TrainingJob:
         spec, workspace = decisions.control_of(
             self.spec, self.workspace, self.method, self.schedule, self.normalization
         )
+        # The thread count is part of the bits, and a job that went on has another than this host's setting may be.
+        workspace = replace(workspace, threads=torch.get_num_threads() * self.ranks.size)
         reporter = ControlReporter(self.reporter, self.estimate)
         return TrainingJob(spec, workspace, reporter, self.setup.data).run().result.metrics.averaged
 
@@ -238,10 +245,10 @@ class TrainingJob:
         patience = self.plan.recipe.early_stopping
         if patience is None or self.step >= self.total_steps or self.step == self.results.discarded_steps:
             return False
-        by_epochs = isinstance(self.method, Ema | Plain)
         ends_epoch = position.step_in_epoch + 1 == self.schedule.steps_per_epoch
-        if not (ends_epoch if by_epochs else position.ends_cycle):
+        if not (ends_epoch if self.schedule.stops_by == "epochs" else position.ends_cycle):
             return False
+        self.ranks.share_buffers(self.model)
         loss = self.evaluator.selection_losses(self._mean_so_far()).mean().item()
         self._go_on_training()
         return decisions.out_of_patience(self.results, loss, patience)
@@ -250,19 +257,22 @@ class TrainingJob:
         """Return w̄, also between the snapshots of a plain fine-tune, where it is w."""
         return mean_of(self.model) if isinstance(self.method, Plain) else self.average.so_far
 
-    def _stop_early(self, position: Position) -> None:
+    def _stop_early(self, position: Position) -> bool:
+        """End the training here, with a last snapshot; False if the job backs off instead."""
         if not position.ends_cycle:
-            if not isinstance(self.method, Ema):  # it has visited every step
+            if self._backed_off(position):
+                return False
+            if not self.schedule.visits_every_step:
                 self._visit(position)
             self._take_snapshot(position)
-        looks = "epochs" if isinstance(self.method, Ema | Plain) else "snapshots"
         self.reporter.log(
             "info",
             f"early stopping: the loss of the mean has not been below {self.results.best:.5f} for "
-            f"{self.plan.recipe.early_stopping} {looks}; {self.step - self.results.discarded_steps} of "
+            f"{self.plan.recipe.early_stopping} {self.schedule.stops_by}; {self.step - self.results.discarded_steps} of "
             f"{self.schedule.total_steps} steps are taken",
         )
         self.results.stopped_at = self.total_steps = self.step
+        return True
 
     def _backed_off(self, position: Position) -> bool:
         """Start again from w_0 at a third of the high rate, if the first snapshot has forgotten its training images."""
@@ -272,20 +282,18 @@ class TrainingJob:
         self.meter.check()
         self.ranks.share_buffers(self.model)
         self._check_finite(position)
-        # With recomputed statistics: at a high rate the tracked ones lag behind and say little about the weights.
-        self.evaluator.probe.load_state_dict(self.model.state_dict())
-        self.evaluator.recompute_for_file(self.evaluator.probe)
-        results.first_snapshot_train_accuracy = self.evaluator.train_score(self.evaluator.probe).accuracy
-        if not decisions.has_forgotten(results, self.setup.data.chance):
+        accuracy = self.evaluator.settled_train_score(self.model).accuracy
+        if not decisions.has_forgotten(results.start_train_accuracy, accuracy, self.setup.data.chance):
             return False
         self.reporter.log(
             "warning",
-            f"the first snapshot has an accuracy of {results.first_snapshot_train_accuracy:.1%} on its training images, the "
+            f"the first snapshot has an accuracy of {accuracy:.1%} on its training images, the "
             f"start had {results.start_train_accuracy:.1%}: the high rate is divided by {BACK_OFF:g} and the job starts again "
             f"from the start (back-off {results.back_offs + 1} of {decisions.MAX_BACK_OFFS})",
         )
         results.back_offs += 1
         results.discarded_steps, results.discarded_epochs = self.step, position.epoch
+        results.best, results.waited = None, 0
         self.model.load_state_dict(self.setup.start())
         self.stepper.renew()
         self._plan_schedule()
@@ -301,7 +309,7 @@ class TrainingJob:
         if all(bool(torch.isfinite(t).all()) for t in self.model.state_dict().values()):
             return
         raise Diverged(
-            f"the weights were NaN or infinite at the end of cycle {position.cycle} (step {position.step + 1}, "
+            f"the weights were NaN or infinite in cycle {position.cycle} (step {position.step + 1}, "
             f"{position.phase} phase, learning rate {position.lr:g}): lower {self._rate_field('high')} or method.pull; "
             "snapshots made before are kept"
         )
@@ -360,15 +368,16 @@ class TrainingJob:
     # Saving and going on.
 
     def _load_state(self) -> resume.State | None:
+        """Load the state that the workspace names, or an older one where it is of no use; None: the job starts over."""
         path = self.workspace.resume
-        if path is None:
-            return None
-        try:
-            return resume.load(path, self.spec.run_digest(), torch.device("cpu"))
-        except resume.OtherState as error:
-            self.reporter.log("warning", f"{error}: the job starts over")
-            path.unlink(missing_ok=True)  # or the next attempt would try it again
-            return None
+        while path is not None:
+            try:
+                return resume.load(path, self.spec.run_digest())
+            except resume.OtherState as error:
+                path.unlink(missing_ok=True)  # or the next attempt would try it again
+                path = state_files.latest(path.parent)
+                self.reporter.log("warning", f"{error}: {'an older state is tried' if path else 'the job starts over'}")
+        return None
 
     def _restore(self, state: resume.State) -> None:
         self.model.load_state_dict(state.model)
@@ -380,11 +389,13 @@ class TrainingJob:
             self.trajectory.load_state_dict(state.trajectory, dict(self.model.named_parameters()))
         for anchor, saved in zip(self.anchor, state.anchor, strict=True):
             anchor.copy_(saved)
+        if self.trajectory is not None and state.trajectory is None:
+            self.reporter.log("warning", f"flatness: distances and update norms begin at step {state.step}")
         for n, score in enumerate(self.results.snapshots, start=1):
             # Announced again: the attempt before may have died between writing the file and handing it over.
             path = self.workspace.snapshot(n)
             if path.exists():
-                step = self.results.discarded_steps + self.schedule.snapshots[n - 1]
+                step = self.results.snapshot_steps[n - 1]
                 self.reporter.snapshot(n, step, str(path), Score.model_validate(score))
         self.reporter.log("info", f"went on from step {self.step} of {self.total_steps}")
 

@@ -15,8 +15,8 @@ LogLevel = Literal["info", "warning", "error"]
 
 
 class _Message(BaseModel):
-    # Losses of a run that diverged may be infinite, and must arrive as they are.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    # Every number is finite: JSON has no others. A loss that is not ends the job, or is null where it is a point of a plot.
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ProgressMade(_Message):

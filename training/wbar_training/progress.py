@@ -7,11 +7,14 @@ import time
 from dataclasses import dataclass
 
 from wbar.jobs import MetricsPoint, Progress, StepPhase
+from wbar.method import AutoMethod
 from wbar.results import Score
 from wbar.schedule import Schedule
 from wbar_averaging import Position
+from wbar_training import start_probe
 from wbar_training.analysis import flatness_images
 from wbar_training.averages import Average
+from wbar_training.evaluator import BATCH_NORM_IMAGES, SELECTION_BATCH_NORM_IMAGES
 from wbar_training.messages import LogLevel, StopReason
 from wbar_training.meter import Meter
 from wbar_training.reporter import Reporter
@@ -40,17 +43,28 @@ class Cost:
     def of(cls, setup: Setup, schedule: Schedule, average: Average, discarded_steps: int) -> "Cost":
         """Return the cost of a schedule on this job's images."""
         spec, evaluator, data = setup.spec, setup.evaluator, setup.data
-        recompute, held_out = evaluator.recomputed_images, len(data.report)
+        recompute, held_out, selection = evaluator.recomputed_images, len(data.report), data.held_out.selection
+        train_score, method = min(BATCH_NORM_IMAGES, len(data.train)), spec.method
+        look = selection + min(recompute, SELECTION_BATCH_NORM_IMAGES)  # one mean on the selection split
         images = min(len(data.train), schedule.steps_per_epoch * setup.plan.batch_size)
         training = TRAINING * images / schedule.steps_per_epoch
-        after = float(recompute + spec.swag * (recompute + held_out))
+        before = held_out + (held_out + recompute if recompute else 0) + train_score
+        before += 4 * min(start_probe.IMAGES, len(data.train)) if spec.find_normalization else 0
+        before += selection if isinstance(method, AutoMethod) else 0
+        before += recompute + train_score if getattr(method, "back_off", False) else 0  # at the first snapshot
+        after = float(held_out + recompute + spec.swag * (recompute + held_out))
         after += flatness_images(setup) if spec.flatness else 0
-        after += average.candidates * (recompute + held_out)
-        control = schedule.total_steps if getattr(spec.method, "control", False) else 0
+        after += average.candidates * look
+        after += 2 * selection + recompute if getattr(method, "guard", False) else 0
+        per_snapshot = 2.0 * held_out + recompute
+        if setup.plan.recipe.early_stopping is not None:
+            epochs = schedule.total_steps / schedule.steps_per_epoch
+            per_snapshot += look * (epochs / len(schedule.snapshots) if schedule.stops_by == "epochs" else 1)
+        control = schedule.total_steps if getattr(method, "control", False) else 0
         return cls(
-            before=held_out + (held_out + recompute if recompute else 0),
+            before=before,
             training=training,
-            per_snapshot=2 * held_out + recompute,
+            per_snapshot=per_snapshot,
             after=after + training * control,
             other_steps=control + discarded_steps,
         )
@@ -86,7 +100,7 @@ class ProgressEstimate:
         """The share of the work that is done, in [0, 1]."""
         return min(1.0, self.done / self.total)
 
-    def progress(self, phase: StepPhase, position: Position | None, meter: Meter | None, step: int) -> Progress:
+    def progress(self, phase: StepPhase, position: Position | None, meter: Meter, step: int) -> Progress:
         """Return the progress to report. step: optimizer steps taken in all."""
         elapsed, worked = time.monotonic() - self._began, self.done - self._initial
         left = max(0.0, self.total - self.done)
@@ -98,10 +112,10 @@ class ProgressEstimate:
             step=step,
             total_steps=self.total_steps,
             fraction=round(self.fraction, 4),
-            images_per_second=round(meter.images_per_second, 1) if meter and meter.images_per_second else None,
+            images_per_second=round(meter.images_per_second, 1) if meter.images_per_second else None,
             eta_seconds=round(left * elapsed / worked, 1) if worked > 0 and elapsed > 0.2 else None,
             learning_rate=position.lr if position else None,
-            loss=meter.loss if meter else None,
+            loss=meter.loss,
         )
 
 

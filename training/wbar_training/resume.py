@@ -28,9 +28,9 @@ class Results:
     start_losses: Tensor | None = None  # (held-out images,) float64
     probabilities: Tensor | None = None  # (held-out images, classes) float64, the sum over the ensemble's members
     snapshots: list[dict[str, float]] = field(default_factory=list)
-    averaged: list[dict[str, float]] = field(default_factory=list)  # the curve: point n is the mean of n points
+    snapshot_steps: list[int] = field(default_factory=list)  # the counts of steps after which they were taken
+    averaged: list[dict[str, float]] = field(default_factory=list)  # the curve
     start_train_accuracy: float | None = None  # on augmented training images; a back-off compares with it
-    first_snapshot_train_accuracy: float | None = None
     start_kind: StartKind = "underfit"  # the kind that `auto` found
     back_offs: int = 0
     best: float | None = None  # of early stopping: the lowest loss of w̄, and how often it was not lower since
@@ -102,10 +102,10 @@ def save(scratch: Path, state: State, keep: Path | None = None) -> Path:
     return path
 
 
-def load(path: Path, run: str, device: torch.device) -> State:
+def load(path: Path, run: str) -> State:
     """Return the state in `path`. Raises OtherState if it cannot be read, or belongs to other work or another wbar."""
     try:
-        document = torch.load(path, map_location=device, weights_only=True)
+        document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # A damaged file surfaces as almost any exception; all mean that this state cannot be used.
         raise OtherState(f"{path.name} cannot be read ({type(error).__name__})") from error

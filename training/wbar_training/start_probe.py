@@ -16,6 +16,8 @@ from wbar_training.reporter import Reporter
 from wbar_training.setup import Setup
 
 IMAGES = 512
+NEAR = 0.06  # of the accuracy beyond chance that a start can have: below it, it is near chance
+EXPLAINED = 0.5  # of the same: above it, an order of the classes explains such a start
 ERRORS = 2.0  # standard errors that another normalization must be better by
 
 
@@ -30,13 +32,11 @@ def find_normalization(setup: Setup, reporter: Reporter) -> NormalizationProbe:
     for name, (mean, std) in statistics.items():
         setup.data.prepare.normalize_by(mean, std)
         losses[name] = setup.evaluator.outputs(setup.model, split).losses
-    chosen: NormalizationName = "dataset"
-    for name, values in losses.items():
-        if _is_better(values, losses[chosen]) and _is_better(values, losses["dataset"]):
-            chosen = name
+    means = {name: values.mean().item() for name, values in losses.items()}
+    better = [name for name, values in losses.items() if _is_better(values, losses["dataset"])]
+    chosen: NormalizationName = min(better, key=lambda name: means[name], default="dataset")
     mean, std = statistics[chosen]
     setup.normalize_by(mean, std)
-    means = {name: values.mean().item() for name, values in losses.items()}
     shown = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
     reporter.log("info", f"normalize auto: the start's loss on training images is {shown}: it is given {chosen}")
     finite = {name: value for name, value in means.items() if value == value and abs(value) != float("inf")}
@@ -51,7 +51,7 @@ def near_chance(setup: Setup, start: Score) -> str | None:
     """
     chance, recipe = setup.data.chance, setup.plan.recipe
     several_labels = setup.data.report.labels.dim() > 1
-    if several_labels or start.accuracy >= 1.5 * chance or recipe.head == "reset" or recipe.reset:
+    if several_labels or start.accuracy >= chance + NEAR * (1 - chance) or recipe.head == "reset" or recipe.reset:
         return None
     warning = f"the start's accuracy on held-out images is {start.accuracy:.1%}, near chance ({chance:.1%}): "
     order = _better_order(setup)
@@ -72,7 +72,7 @@ def _better_order(setup: Setup) -> tuple[list[str], float] | None:
     counts.index_put_((split.labels.cpu(), predicted), torch.ones_like(predicted), accumulate=True)
     labels, outputs = linear_sum_assignment(-counts.numpy())
     accuracy = counts[labels, outputs].sum().item() / len(predicted)
-    if accuracy < max(3 * setup.data.chance, 0.5 * (1 + setup.data.chance)):
+    if accuracy < setup.data.chance + EXPLAINED * (1 - setup.data.chance):
         return None
     return [names[label] for _, label in sorted(zip(outputs.tolist(), labels.tolist(), strict=True))], accuracy
 
@@ -93,8 +93,10 @@ def _training_images(setup: Setup) -> Split:
 
 
 def _is_better(losses: Tensor, than: Tensor) -> bool:
-    difference = losses - than
-    if not bool(torch.isfinite(difference).all()) or len(difference) < 2:
+    if not bool(torch.isfinite(losses).all()) or len(losses) < 2:
         return False
+    if not bool(torch.isfinite(than).all()):
+        return True
+    difference = losses - than
     error = difference.std(unbiased=True).item() / len(difference) ** 0.5
     return bool(difference.mean().item() < -ERRORS * error)

@@ -2,7 +2,7 @@
 
 import torch
 
-from wbar.errors import Diverged
+from wbar.errors import HeldOutTooSmall
 from wbar.results import HeldOut
 from wbar.spec import JobSpec
 from wbar_training.data.augment import RESIZED, Preparer
@@ -61,7 +61,7 @@ def _halves(held_out: Split, seed: int) -> tuple[Split, Split]:
     """Split the held-out images into the report split and the selection split, drawn with the job's seed."""
     half = len(held_out) // 2
     if half == 0:
-        raise Diverged("a method that selects by held-out images needs two of them or more")
+        raise HeldOutTooSmall("a job that selects by held-out images needs two of them or more, and there is one")
     order = permutation(len(held_out), seed, "held-out")
     report, selection = order[half:].sort().values, order[:half].sort().values
     return (
