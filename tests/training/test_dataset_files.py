@@ -36,13 +36,13 @@ def png(index: int, size: tuple[int, int] | None = None, mode: str = "L") -> byt
 
 
 def files(train: int = 4, val: int = 2, classes: str = "012") -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
+    members: dict[str, bytes] = {}
     for label in classes:
         chosen = np.flatnonzero(DIGITS.target == int(label))[: train + val]
         for position, index in enumerate(chosen):
             split = "train" if position < train else "val"
-            found[f"{split}/{label}/{index}.png"] = png(int(index))
-    return found
+            members[f"{split}/{label}/{index}.png"] = png(int(index))
+    return members
 
 
 def write_zip(path: Path, content: dict[str, bytes]) -> Path:
