@@ -31,7 +31,7 @@ COPY --from=build-api /opt/wbar /opt/wbar
 # By number, so that an orchestrator can see that it is not root.
 USER 10001
 WORKDIR /home/wbar
-# Inside a container the loopback address reaches nobody.
+# Inside a container the loopback address is reached from inside only.
 ENV WBAR_HOST=0.0.0.0
 EXPOSE 8000
 CMD ["wbar", "serve"]

@@ -1,4 +1,4 @@
-"""The whole path, as a user would walk it: train or bring a checkpoint, upload, submit, watch, download, check, compare."""
+"""The whole path of a user: train or bring a checkpoint, upload, submit, watch, download, check, compare."""
 
 import argparse
 import json

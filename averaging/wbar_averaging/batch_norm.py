@@ -39,7 +39,7 @@ ROUGH_ABOVE = 2**17
 
 @dataclass(frozen=True)
 class Recomputed:
-    """What `recompute_batch_norm` did.
+    """The result of `recompute_batch_norm`.
 
     layers: how many have new statistics; 0 for a model without BatchNorm, of which no batch was read. images: how many
     were read on this rank. passes: over the batches (1, or more with `consistent`). change: the largest relative change

@@ -128,7 +128,7 @@ class Trajectory:
             self.end_epoch()
 
     def state_dict(self) -> dict[str, object]:
-        """What `load_state_dict` needs beside the current weights: plain numbers, and the weights that the epoch began with."""
+        """Return the state beside the current weights: plain numbers, and the weights that the epoch began with."""
         return {
             "norms": [float(norm) for norm in self._norms],
             "epochs": [vars(epoch) for epoch in self.epochs],
@@ -157,7 +157,7 @@ def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Sharpness:
-    """What `sharpness` measured.
+    """The result of `sharpness`.
 
     percent: 100·(highest − loss)/(1 + loss), the metric; never below 0. loss: at the weights themselves. highest: the
     largest loss seen in the box of `epsilon`. steps: gradients taken.
@@ -223,7 +223,7 @@ def _climb(
 
 @dataclass(frozen=True)
 class TopEigenvalue:
-    """What `top_eigenvalue` found.
+    """The result of `top_eigenvalue`.
 
     value: λ = vᵀHv for a unit v. residual: ‖Hv − λv‖; some eigenvalue is no further from λ. steps: products Hv taken.
     converged: whether the residual fell below the tolerance within the steps allowed.

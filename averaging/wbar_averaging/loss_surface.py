@@ -62,7 +62,7 @@ def interpolate(
     alphas: Sequence[float] = ALPHAS,
     recompute: Recompute | None = None,
 ) -> Line:
-    """What `evaluate` returns along the straight line through a (α = 0) and b (α = 1), both of which are hit exactly.
+    """Evaluate along the straight line through a (α = 0) and b (α = 1), both of which are hit exactly.
 
     a, b: whole state dicts (or modules) of this model's architecture. Weights are interpolated in float64 and rounded once;
     integer tensors and BatchNorm statistics, until `recompute` replaces them, are those of the nearer end. Raises
@@ -113,7 +113,7 @@ def line(
     positions: Sequence[float],
     recompute: Recompute | None = None,
 ) -> Line:
-    """What `evaluate` returns at centre + x·direction for x in `positions` (in units of the direction's length).
+    """Evaluate at centre + x·direction for x in `positions` (in units of the direction's length).
 
     centre: a whole state dict of this architecture, or a module (the model itself as well). direction: by weight name;
     a weight that it does not name stays. Raises as `interpolate`.
@@ -132,7 +132,7 @@ def surface(
     ys: Sequence[float],
     recompute: Recompute | None = None,
 ) -> Surface:
-    """What `evaluate` returns at centre + x·x_direction + y·y_direction for every x in `xs` and y in `ys`.
+    """Evaluate at centre + x·x_direction + y·y_direction for every x in `xs` and y in `ys`.
 
     At x = y = 0 the weights are the centre's, exactly. Costs len(xs)·len(ys) evaluations (and recomputations). For a
     plane through three points: `surface(model, plane.origin, plane.x_direction, plane.y_direction, …)`. Arguments and

@@ -2,7 +2,7 @@
 
 A checkpoint `model` is `model.safetensors`, or `model.safetensors.index.json` with the shards that it names. Readers take the
 single file where there is one (`from_pretrained` does), else the index; so one rename decides which checkpoint is read, and
-everything else happens before it, and can be undone, or after it, to files that nobody reads any more.
+everything else happens before it, and can be undone, or after it, to files that are read no more.
 """
 
 import os

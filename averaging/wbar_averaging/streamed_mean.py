@@ -36,7 +36,7 @@ class NotFinite(ValueError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is averaged: checkpoints, and their tensors numbered as in the first one, with the mean's dtypes and shapes."""
+    """The inputs of a mean: checkpoints, and their tensors numbered as in the first one, with the mean's dtypes and shapes."""
 
     checkpoints: list[Checkpoint]
     names: list[str]

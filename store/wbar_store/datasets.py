@@ -22,7 +22,7 @@ class DatasetOptions(BaseModel):
 
 
 class DatasetSummary(BaseModel):
-    """What a worker read off the images of a dataset.
+    """The facts that a worker read off the images of a dataset.
 
     image: in pixels, the median where there are many sizes.
     mean, std: per channel of the training split, for pixels in [0, 1].

@@ -37,14 +37,14 @@ def test_torch_is_not_loaded(statement: str) -> None:
 
 
 def test_the_command_line_imports_no_other_room() -> None:
-    found = modules_after("import wbar.cli")
-    assert not {name.split(".")[0] for name in found} & {f"wbar_{room}" for room in ROOMS}
-    assert not {"sqlalchemy", "fastapi", "celery"} & found
+    loaded = modules_after("import wbar.cli")
+    assert not {name.split(".")[0] for name in loaded} & {f"wbar_{room}" for room in ROOMS}
+    assert not {"sqlalchemy", "fastapi", "celery"} & loaded
 
 
 def test_averaging_and_training_need_only_their_own_libraries() -> None:
-    found = modules_after("import wbar_training.loop, wbar_averaging.batch_norm")
-    assert not {"sqlalchemy", "fastapi", "celery", "httpx", "redis", "obstore"} & found
+    loaded = modules_after("import wbar_training.loop, wbar_averaging.batch_norm")
+    assert not {"sqlalchemy", "fastapi", "celery", "httpx", "redis", "obstore"} & loaded
 
 
 def test_the_arrows_hold() -> None:
@@ -86,13 +86,13 @@ MAY_START_UNSAFE = {
 
 
 def test_python_starts_python_with_a_safe_path() -> None:
-    found = {
+    unsafe = {
         path.relative_to(ROOT).as_posix()
         for folder in (*PACKAGES, "demo", "benchmarks", "tests")
         for path in (ROOT / folder).rglob("*.py")
         if UNSAFE_START.search(path.read_text())
     }
-    assert found == MAY_START_UNSAFE
+    assert unsafe == MAY_START_UNSAFE
 
 
 def test_no_module_is_called_utils_and_every_one_opens_with_its_idea() -> None:

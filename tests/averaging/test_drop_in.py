@@ -20,7 +20,7 @@ def network(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
 
 
-def walk(model: nn.Module, steps: int) -> None:
+def take_steps(model: nn.Module, steps: int) -> None:
     for step in range(steps):
         with torch.no_grad():
             for p in model.parameters():
@@ -43,7 +43,7 @@ def test_averages_like_torch(use_buffers: bool, functions: Callable[[], dict[str
     ours = AveragedModel(model, use_buffers=use_buffers, **functions())  # type: ignore[arg-type]  # one of several signatures
     torchs = swa_utils.AveragedModel(model, use_buffers=use_buffers, **functions())  # type: ignore[arg-type]  # the same
     for _ in range(5):
-        walk(model, 1)
+        take_steps(model, 1)
         ours.update_parameters(model)
         torchs.update_parameters(model)
     assert isinstance(ours, swa_utils.AveragedModel)
@@ -137,7 +137,7 @@ def test_a_state_goes_over_from_torch_and_on() -> None:
     model = network()
     ours, theirs, whole = AveragedModel(model), swa_utils.AveragedModel(model), AveragedModel(model)
     for step in range(6):
-        walk(model, 1)
+        take_steps(model, 1)
         whole.update_parameters(model)
         if step < 3:
             theirs.update_parameters(model)
@@ -312,7 +312,7 @@ def test_a_wrapper_around_the_source_or_the_average_makes_no_difference(
     model = network()
     of_bare, of_wrapped = (AveragedModel(each, use_buffers=use_buffers) for each in (model, wrap(model)))
     for source in (model, wrap(model), nn.DataParallel(wrap(model))):
-        walk(model, 1)
+        take_steps(model, 1)
         of_bare.update_parameters(source)
         of_wrapped.update_parameters(source)
     for bare, wrapped in zip(
@@ -348,11 +348,11 @@ def test_a_pickle_of_the_default_average_can_be_read_and_updated() -> None:
     model = network()
     averaged = AveragedModel(model, device="cpu")
     for _ in range(3):
-        walk(model, 1)
+        take_steps(model, 1)
         averaged.update_parameters(model)
     again = pickle.loads(pickle.dumps(averaged))
     assert all(map(torch.equal, again.state_dict().values(), averaged.state_dict().values()))
-    walk(model, 1)
+    take_steps(model, 1)
     for each in (again, averaged):
         each.update_parameters(model)
     for one, other in zip(again.state_dict().values(), averaged.state_dict().values(), strict=True):

@@ -37,8 +37,8 @@ def test_problems_are_raised_as_the_class_of_their_code(service: Service, tmp_pa
             client.checkpoints.create(write_start(tmp_path), architecture="resnet18")
     with service.client(key="wrong") as stranger, pytest.raises(Unauthorized):
         stranger.jobs.list()
-    with Client("http://127.0.0.1:9", "x") as nobody, pytest.raises(Unreachable, match="wbar up"):
-        nobody.jobs.list()
+    with Client("http://127.0.0.1:9", "x") as client, pytest.raises(Unreachable, match="wbar up"):
+        client.jobs.list()
 
 
 def test_a_folder_of_images_is_uploaded_as_it_lies(service: Service, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Environment:
             "CELERY_CONFIG_MODULE": "celeryconfig",
             "CELERY_LOADER": "loader",
             "CELERY_RESULT_BACKEND": "django-db",
-            "CELERY_BROKER_URL": "redis://127.0.0.1:9/0",  # nobody listens on the discard port
+            "CELERY_BROKER_URL": "redis://127.0.0.1:9/0",  # nothing listens on the discard port
             "OMP_NUM_THREADS": "1",
             **more,
         }

@@ -1,4 +1,4 @@
-"""What training starts keeps off the current folder, even where nobody started Python with a safe path."""
+"""What training starts keeps off the current folder, even where Python was not started with a safe path."""
 
 import inspect
 import os

@@ -29,7 +29,7 @@ def ready(service: Service, tmp_path_factory: pytest.TempPathFactory) -> tuple[s
 
 def wait_rejected(client: Client, object_id: str) -> dict:
     kind = client.checkpoints if object_id.startswith("ckpt_") else client.datasets
-    wait_until(lambda: kind.get(object_id).status != "processing", 60, "the judgement")
+    wait_until(lambda: kind.get(object_id).status != "processing", 60, "the verdict")
     return kind.get(object_id).model_dump()
 
 

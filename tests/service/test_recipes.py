@@ -242,7 +242,7 @@ def test_several_labels_and_a_new_head(service: Service, ready: tuple[str, str],
         without = http.post("/v1/datasets?task=multilabel", json={"source": "builtin:digits"})
         assert (without.status_code, without.json()["code"]) == (422, "task_unsupported")
         bad = client.datasets.create(write_archive(tmp_path), task="multilabel", wait=False)
-        wait_until(lambda: client.datasets.get(bad.id).status == "rejected", 60, "the judgement")
+        wait_until(lambda: client.datasets.get(bad.id).status == "rejected", 60, "the verdict")
         error = client.datasets.get(bad.id).error
         assert error is not None
         assert "labels.csv" in error.message

@@ -1,4 +1,4 @@
-"""Content keeps its name, is shared, and goes when nobody refers to it: also when writers and deleters race."""
+"""Content keeps its name, is shared, and goes when no row refers to it: also when writers and deleters race."""
 
 import hashlib
 import threading

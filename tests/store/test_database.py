@@ -35,8 +35,8 @@ def test_reading_then_writing_never_fails_locked(database: Database) -> None:
     def raise_by_one() -> None:
         for _ in range(25):
             with database.write() as connection:
-                found = connection.execute(select(workers.c.slots).with_for_update()).scalar_one()
-                connection.execute(update(workers).values(slots=found + 1))
+                slots = connection.execute(select(workers.c.slots).with_for_update()).scalar_one()
+                connection.execute(update(workers).values(slots=slots + 1))
 
     threads = [threading.Thread(target=raise_by_one) for _ in range(4)]
     for thread in threads:

@@ -212,8 +212,8 @@ def test_lists_page_by_key_and_filter(store: Store) -> None:
     store.jobs.cancel(MINE, made[0])
 
     def ids(request: PageRequest, **filters: Any) -> tuple[list[str], bool]:
-        found = store.jobs.filtered(MINE, request, Filters(**filters))
-        return [job.id for job in found.records], found.has_more
+        page = store.jobs.filtered(MINE, request, Filters(**filters))
+        return [job.id for job in page.records], page.has_more
 
     assert ids(PageRequest(limit=3, order="asc")) == (made[:3], True)
     assert ids(PageRequest(limit=10, order="asc", after=made[2])) == (made[3:], False)

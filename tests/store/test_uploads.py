@@ -47,11 +47,11 @@ def test_a_checkpoint_becomes_what_was_found_in_it(uploads: Checkpoints, uploade
     claimed = uploads.claim(uploaded)
     assert claimed is not None
     assert uploads.accept(claimed.claim, FACTS, WEIGHTS)
-    found = uploads.get(MINE, uploaded)
-    assert found.stored() == StoredWeights(
+    record = uploads.get(MINE, uploaded)
+    assert record.stored() == StoredWeights(
         id=uploaded, sha256="a" * 64, blob="b" * 64, prefix="module.", network=Network("resnet20", 10)
     )
-    sent = found.to_api()
+    sent = record.to_api()
     assert (sent.status, sent.parameters, sent.format) == ("ready", 10, "safetensors")
     assert sent.architecture is not None
     assert (sent.architecture.name, sent.architecture.source) == ("resnet20", "detected")
@@ -71,10 +71,10 @@ def test_a_dataset_becomes_what_was_found_in_it(database: Database) -> None:
         warnings=["w"],
     )  # fmt: skip
     assert sets.accept(claimed.claim, "p" * 64, 100, "c" * 64, summary)
-    found = sets.get(MINE, made.id)
-    assert found.summary == summary
-    assert (found.stored().blob, found.blobs, found.bytes) == ("p" * 64, ["p" * 64], 100)
-    assert found.to_api().warnings == ["w"]
+    record = sets.get(MINE, made.id)
+    assert record.summary == summary
+    assert (record.stored().blob, record.blobs, record.bytes) == ("p" * 64, ["p" * 64], 100)
+    assert record.to_api().warnings == ["w"]
 
 
 def test_another_tenants_uploads_do_not_exist(uploads: Checkpoints, uploaded: str) -> None:

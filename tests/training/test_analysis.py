@@ -21,20 +21,20 @@ def test_flatness_and_swag_describe_the_job_and_leave_its_weights_alone(tmp_path
     assert plain.result.metrics.swag is None
     assert outcome.result.metrics.swag is not None
     assert outcome.result.metrics.swag.loss != outcome.result.metrics.averaged.loss
-    found = outcome.result.flatness
-    assert found is not None
+    flatness = outcome.result.flatness
+    assert flatness is not None
     start, averaged = read_tensors(job.start), read_tensors(outcome.weights)
-    assert found.distance == pytest.approx(distances(start, averaged).total, rel=1e-6)
-    assert [epoch.epoch for epoch in found.epochs] == [1, 2, 3, 4]
-    assert all(epoch.distance > 0 and epoch.distance_from_start > 0 and epoch.update_norms for epoch in found.epochs)
-    assert set(found.sharpness) == set(found.top_eigenvalue) == {"start", "last", "averaged"}
-    between = found.interpolation
+    assert flatness.distance == pytest.approx(distances(start, averaged).total, rel=1e-6)
+    assert [epoch.epoch for epoch in flatness.epochs] == [1, 2, 3, 4]
+    assert all(epoch.distance > 0 and epoch.distance_from_start > 0 and epoch.update_norms for epoch in flatness.epochs)
+    assert set(flatness.sharpness) == set(flatness.top_eigenvalue) == {"start", "last", "averaged"}
+    between = flatness.interpolation
     at_end = between.alphas.index(1.0)
     assert between.val_loss[at_end] == pytest.approx(outcome.result.metrics.averaged.loss, rel=1e-3)
-    middle = found.line.positions.index(0.0)
-    assert found.line.loss["averaged"][middle] == pytest.approx(between.train_loss[at_end], rel=1e-6)
-    assert found.plane is not None
-    assert {point.name for point in found.plane.points} == {"start", "last", "averaged"}
+    middle = flatness.line.positions.index(0.0)
+    assert flatness.line.loss["averaged"][middle] == pytest.approx(between.train_loss[at_end], rel=1e-6)
+    assert flatness.plane is not None
+    assert {point.name for point in flatness.plane.points} == {"start", "last", "averaged"}
 
 
 def test_an_interrupted_job_measures_the_same(tmp_path: Path) -> None:

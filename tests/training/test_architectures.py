@@ -15,10 +15,10 @@ def test_the_catalog_names_what_can_be_built() -> None:
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_the_smallest_image_passes_in_training_mode(name: str) -> None:
-    known = ARCHITECTURES[name]
-    image_size = known.size if name.startswith("vit_") else None
+    architecture = ARCHITECTURES[name]
+    image_size = architecture.size if name.startswith("vit_") else None
     model = build(Network(name, 7, image_size=image_size)).to_empty(device="meta").train()
-    side = known.size if known.fixed_size else known.min_size
+    side = architecture.size if architecture.fixed_size else architecture.min_size
     assert model(torch.empty(2, 3, side, side, device="meta")).shape == (2, 7)
 
 

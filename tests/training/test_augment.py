@@ -23,8 +23,8 @@ def one_by_one(images: torch.Tensor, draws: torch.Generator, flip: bool) -> torc
 def test_equals_one_image_at_a_time() -> None:
     images = torch.randint(0, 256, (9, 3, 16, 12), dtype=torch.uint8)
     for flip in (False, True):
-        found = pad_crop(images, generator(0, "x", 1), flip)
-        assert torch.equal(found, one_by_one(images, generator(0, "x", 1), flip))
+        inputs = pad_crop(images, generator(0, "x", 1), flip)
+        assert torch.equal(inputs, one_by_one(images, generator(0, "x", 1), flip))
 
 
 def test_draws_depend_on_seed_purpose_and_index_alone() -> None:
@@ -39,7 +39,7 @@ def test_draws_depend_on_seed_purpose_and_index_alone() -> None:
 
 def test_grey_images_are_repeated_and_normalized_in_channels_last() -> None:
     images = torch.full((2, 1, 4, 4), 255, dtype=torch.uint8)
-    found = Preparer((0.5, 0.5, 0.5), (0.25, 0.5, 1.0), "none", 0, torch.device("cpu")).plain(images)
-    assert found.shape == (2, 3, 4, 4)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found[0, :, 0, 0], torch.tensor([2.0, 1.0, 0.5]))
+    inputs = Preparer((0.5, 0.5, 0.5), (0.25, 0.5, 1.0), "none", 0, torch.device("cpu")).plain(images)
+    assert inputs.shape == (2, 3, 4, 4)
+    assert inputs.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(inputs[0, :, 0, 0], torch.tensor([2.0, 1.0, 0.5]))

@@ -45,8 +45,8 @@ def test_an_ema_forgets_its_beginning_by_its_warm_up() -> None:
     for t, value in enumerate(values[1:], start=1):
         d = min(0.9, (1 + t) / (10 + t))
         expected = d * expected + (1 - d) * value
-    found = weight(averaged(values, type="ema", decay=0.9, final_lr=0.1).so_far)
-    assert found == pytest.approx(expected, rel=1e-6)
+    actual = weight(averaged(values, type="ema", decay=0.9, final_lr=0.1).so_far)
+    assert actual == pytest.approx(expected, rel=1e-6)
 
 
 def bowl(centre: float):

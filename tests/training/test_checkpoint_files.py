@@ -42,18 +42,18 @@ def test_nested_and_prefixed_checkpoints_are_understood(tmp_path: Path, wrapping
     state = resnet().state_dict()
     path, out = tmp_path / "c.pth", tmp_path / "out.safetensors"
     torch.save(WRAPPINGS[wrapping](dict(state)), path, _use_new_zipfile_serialization=zipped)
-    found = validate(path, None, None, out)
-    assert (found.format, found.network.name, found.source) == ("pytorch", "resnet20", "detected")
-    assert found.parameters == sum(p.numel() for p in resnet().parameters())
+    checkpoint = validate(path, None, None, out)
+    assert (checkpoint.format, checkpoint.network.name, checkpoint.source) == ("pytorch", "resnet20", "detected")
+    assert checkpoint.parameters == sum(p.numel() for p in resnet().parameters())
     written = load_file(out)
-    assert {name.removeprefix(found.prefix) for name in written} == set(state)
-    assert all(torch.equal(written[found.prefix + name], tensor) for name, tensor in state.items())
+    assert {name.removeprefix(checkpoint.prefix) for name in written} == set(state)
+    assert all(torch.equal(written[checkpoint.prefix + name], tensor) for name, tensor in state.items())
 
 
 def test_safetensors_with_given_architecture_and_channels(tmp_path: Path) -> None:
     save_file(dict(resnet(channels=1).state_dict()), tmp_path / "c")
-    found = validate(tmp_path / "c", "resnet20", None, tmp_path / "out")
-    assert (found.format, found.source, found.network.channels) == ("safetensors", "given", 1)
+    checkpoint = validate(tmp_path / "c", "resnet20", None, tmp_path / "out")
+    assert (checkpoint.format, checkpoint.source, checkpoint.network.channels) == ("safetensors", "given", 1)
 
 
 def test_prefixes_are_stripped_only_where_every_name_has_them() -> None:

@@ -36,13 +36,13 @@ def png(index: int, size: tuple[int, int] | None = None, mode: str = "L") -> byt
 
 
 def files(train: int = 4, val: int = 2, classes: str = "012") -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
+    members: dict[str, bytes] = {}
     for label in classes:
         chosen = np.flatnonzero(DIGITS.target == int(label))[: train + val]
         for position, index in enumerate(chosen):
             split = "train" if position < train else "val"
-            found[f"{split}/{label}/{index}.png"] = png(int(index))
-    return found
+            members[f"{split}/{label}/{index}.png"] = png(int(index))
+    return members
 
 
 def write_zip(path: Path, content: dict[str, bytes]) -> Path:
@@ -97,9 +97,9 @@ def test_without_val_a_fifth_of_every_class_is_held_out_and_said(tmp_path: Path)
     first = pack_archive(path, tmp_path / "1", Limits())
     second = pack_archive(path, tmp_path / "2", Limits())
     assert first.images == {"train": 24, "val": 6}
-    assert first.result.held_out == second.result.held_out
-    assert first.result.held_out is not None
-    assert len(first.result.held_out) == 6
+    assert first.held_out == second.held_out
+    assert first.held_out is not None
+    assert len(first.held_out) == 6
     assert "may have been trained on them" in first.warnings[0]
     assert load_split(tmp_path / "1", "val", (8, 8), None).labels.tolist() == [0, 0, 1, 1, 2, 2]
 

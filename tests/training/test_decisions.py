@@ -27,10 +27,10 @@ def test_the_kinds_of_start(training: float, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "found", "expected"), [(1.0, 0.54, True), (1.0, 0.56, False), (0.3, 0.19, True), (0.1, 0.05, False)]
+    ("start", "snapshot", "expected"), [(1.0, 0.54, True), (1.0, 0.56, False), (0.3, 0.19, True), (0.1, 0.05, False)]
 )
-def test_half_of_what_it_knew_beyond_chance(start: float, found: float, expected: bool) -> None:
-    assert decisions.has_forgotten(start, found, chance=0.1) == expected
+def test_half_of_what_it_knew_beyond_chance(start: float, snapshot: float, expected: bool) -> None:
+    assert decisions.has_forgotten(start, snapshot, chance=0.1) == expected
 
 
 def test_patience_counts_snapshots_that_were_not_better() -> None:

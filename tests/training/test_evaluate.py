@@ -10,10 +10,10 @@ from wbar_training.evaluate import calibration_error, even_slices, score, verdic
 
 def test_score_by_hand() -> None:
     probabilities = torch.tensor([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1]])
-    found = score(probabilities, torch.tensor([0, 0, 0]))
-    assert found.accuracy == pytest.approx(2 / 3)
-    assert found.loss == pytest.approx(-(math.log(0.7) + math.log(0.4) + math.log(0.9)) / 3, rel=1e-6)
-    assert found.ece == pytest.approx((0.3 + 0.6 + 0.1) / 3, rel=1e-6)
+    scores = score(probabilities, torch.tensor([0, 0, 0]))
+    assert scores.accuracy == pytest.approx(2 / 3)
+    assert scores.loss == pytest.approx(-(math.log(0.7) + math.log(0.4) + math.log(0.9)) / 3, rel=1e-6)
+    assert scores.ece == pytest.approx((0.3 + 0.6 + 0.1) / 3, rel=1e-6)
 
 
 def test_calibration_error_of_one_bin_is_the_gap_of_its_means() -> None:

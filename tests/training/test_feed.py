@@ -22,8 +22,8 @@ from wbar_training.uploads.dataset_archives import Limits, pack_folder
 
 
 def test_boxes_lie_inside_and_have_the_areas_and_aspects_of_the_paper() -> None:
-    found = crops.boxes(4000, 60, 80, generator(0, "test"))
-    top, left, tall, wide = found.unbind(1)
+    boxes = crops.boxes(4000, 60, 80, generator(0, "test"))
+    top, left, tall, wide = boxes.unbind(1)
     assert bool((top >= 0).all() and (left >= 0).all() and (top + tall <= 60).all() and (left + wide <= 80).all())
     share, aspect = tall * wide / 4800, wide / tall
     assert 0.07 < share.min() < 0.1
@@ -31,15 +31,17 @@ def test_boxes_lie_inside_and_have_the_areas_and_aspects_of_the_paper() -> None:
     assert aspect.min() > 0.70
     assert aspect.max() < 1.40
     torch.manual_seed(0)  # torchvision's, from its own generator: large boxes that do not fit are drawn again
-    theirs = [v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(8), [torch.empty(3, 60, 80)]) for _ in range(3000)]
-    expected = sum(box["height"] * box["width"] for box in theirs) / 4800 / len(theirs)
+    torchvision_boxes = [
+        v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(8), [torch.empty(3, 60, 80)]) for _ in range(3000)
+    ]
+    expected = sum(box["height"] * box["width"] for box in torchvision_boxes) / 4800 / len(torchvision_boxes)
     assert share.mean() == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.parametrize(("height", "width", "expected"), [(10, 1000, (10, 13)), (1000, 9, (12, 9))])
 def test_where_no_box_fits_the_largest_centred_one_is_taken(height: int, width: int, expected: tuple[int, int]) -> None:
-    found = crops.boxes(5, height, width, generator(0, "test"))
-    assert {tuple(box) for box in found[:, 2:].long().tolist()} == {expected}
+    boxes = crops.boxes(5, height, width, generator(0, "test"))
+    assert {tuple(box) for box in boxes[:, 2:].long().tolist()} == {expected}
 
 
 def test_a_resized_crop_of_everything_is_the_image_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,14 +22,14 @@ def start(network: Network = RESNET) -> dict[str, torch.Tensor]:
 def test_a_new_head_has_the_outputs_asked_for_and_the_rest_stays() -> None:
     tensors = start()
     model = prepared(Network("resnet18", 3), tensors, Recipe(head="reset"), seed=1)
-    found = model.state_dict()
-    assert found["fc.weight"].shape == (3, 512)
-    assert torch.equal(found["fc.bias"], torch.zeros(3))
-    assert all(torch.equal(found[name], tensors[name]) for name in found if not name.startswith("fc."))
+    state = model.state_dict()
+    assert state["fc.weight"].shape == (3, 512)
+    assert torch.equal(state["fc.bias"], torch.zeros(3))
+    assert all(torch.equal(state[name], tensors[name]) for name in state if not name.startswith("fc."))
     again = prepared(Network("resnet18", 3), tensors, Recipe(head="reset"), seed=1).state_dict()
-    assert torch.equal(found["fc.weight"], again["fc.weight"])
+    assert torch.equal(state["fc.weight"], again["fc.weight"])
     other = prepared(Network("resnet18", 3), tensors, Recipe(head="reset"), seed=2).state_dict()
-    assert not torch.equal(found["fc.weight"], other["fc.weight"])
+    assert not torch.equal(state["fc.weight"], other["fc.weight"])
 
 
 @pytest.mark.parametrize(
@@ -116,22 +116,25 @@ def test_one_step_of_every_optimizer_is_torchs_plain_one(name: str) -> None:
         "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1, foreach=False),
     }[name]
     torch.manual_seed(0)
-    mine, theirs = torch.nn.Conv2d(2, 3, 3), torch.nn.Conv2d(2, 3, 3)
-    theirs.load_state_dict(mine.state_dict())
+    layer, reference_layer = torch.nn.Conv2d(2, 3, 3), torch.nn.Conv2d(2, 3, 3)
+    reference_layer.load_state_dict(layer.state_dict())
     recipe = resolved(optimizer=Optimizer(name=name, weight_decay=0.01))
-    ours = make_optimizer(mine, Plan.of(recipe, 0))
+    ours = make_optimizer(layer, Plan.of(recipe, 0))
     reference = plain(
-        [{"params": [theirs.weight], "weight_decay": 0.01}, {"params": [theirs.bias], "weight_decay": 0.0}]
+        [
+            {"params": [reference_layer.weight], "weight_decay": 0.01},
+            {"params": [reference_layer.bias], "weight_decay": 0.0},
+        ]
     )
     for _ in range(3):
-        for module, optimizer in ((mine, ours), (theirs, reference)):
+        for module, optimizer in ((layer, ours), (reference_layer, reference)):
             optimizer.zero_grad()
             module(torch.ones(1, 2, 5, 5)).square().mean().backward()
             for group in optimizer.param_groups:
                 group["lr"] = 0.01
             optimizer.step()
-    torch.testing.assert_close(mine.weight, theirs.weight)
-    torch.testing.assert_close(mine.bias, theirs.bias)
+    torch.testing.assert_close(layer.weight, reference_layer.weight)
+    torch.testing.assert_close(layer.bias, reference_layer.bias)
 
 
 def test_biases_decay_only_where_it_is_asked_for() -> None:

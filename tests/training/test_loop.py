@@ -67,9 +67,9 @@ def test_steps_equal_a_plain_loop_with_autograd_for_the_pull(tmp_path: Path) -> 
     run(job, told)
     expected = plain_loop(job)
     for n, want in enumerate(expected, start=1):
-        found = load_file(told.snapshots[n])
+        written = load_file(told.snapshots[n])
         for name, value in want.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(written[name], value, rtol=1e-3, atol=1e-4)
 
 
 def plain_loop(job) -> list[dict[str, torch.Tensor]]:
@@ -232,8 +232,8 @@ def test_names_dtypes_and_metadata_come_back_as_uploaded(tmp_path: Path) -> None
     del start["module.bn1.num_batches_tracked"]
     write_safetensors(job.start, start, {})
     outcome = run(job.changed(prefix="module."), Recorder())
-    found = load_file(outcome.weights)
-    assert {name: tensor.dtype for name, tensor in found.items()} == {name: t.dtype for name, t in start.items()}
+    written = load_file(outcome.weights)
+    assert {name: tensor.dtype for name, tensor in written.items()} == {name: t.dtype for name, t in start.items()}
     with safe_open(outcome.weights, framework="pt") as file:
         metadata = file.metadata()
     assert metadata["wbar.architecture"] == "resnet20"

@@ -25,9 +25,9 @@ def value(recipe: Recipe, logits: torch.Tensor, target: Target, counts: torch.Te
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5, 3.0, 1.0]])
 def test_cross_entropy_is_torchs_smoothed_and_weighted(smoothing: float, weights: list[float] | None) -> None:
     logits, labels = batch()
-    found = value(Recipe(label_smoothing=smoothing, class_weights=weights), logits, Target(labels))
+    actual = value(Recipe(label_smoothing=smoothing, class_weights=weights), logits, Target(labels))
     given = None if weights is None else torch.tensor(weights)
-    torch.testing.assert_close(found, F.cross_entropy(logits, labels, weight=given, label_smoothing=smoothing))
+    torch.testing.assert_close(actual, F.cross_entropy(logits, labels, weight=given, label_smoothing=smoothing))
 
 
 def test_balanced_weights_are_images_over_classes_times_their_count() -> None:
@@ -50,17 +50,17 @@ def test_the_parts_of_a_batch_add_up_to_the_whole() -> None:
 def test_several_labels_are_binary_cross_entropies() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(6, 4), torch.randint(2, (6, 4), dtype=torch.uint8)
-    found = value(Recipe(label_smoothing=0.2), logits, Target(labels))
+    actual = value(Recipe(label_smoothing=0.2), logits, Target(labels))
     p, y = logits.sigmoid(), labels * 0.8 + 0.1
     expected = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_mixed_labels_weigh_both_losses_and_both_answers() -> None:
     logits, labels = batch()
     other = labels.roll(1)
-    found = value(Recipe(), logits, Target(labels, other, 0.7))
-    torch.testing.assert_close(found, 0.7 * F.cross_entropy(logits, labels) + 0.3 * F.cross_entropy(logits, other))
+    actual = value(Recipe(), logits, Target(labels, other, 0.7))
+    torch.testing.assert_close(actual, 0.7 * F.cross_entropy(logits, labels) + 0.3 * F.cross_entropy(logits, other))
     right = (logits.argmax(1) == labels).float() * 0.7 + (logits.argmax(1) == other).float() * 0.3
     torch.testing.assert_close(correct(logits, Target(labels, other, 0.7)), right.sum())
 
@@ -70,9 +70,9 @@ def test_distillation_is_hintons() -> None:
     teacher = torch.randn(12, 5)
     recipe = Recipe(distillation=Distillation(teacher="ckpt_x", temperature=3.0, weight=0.25))
     soft = (teacher / 3).softmax(1)
-    found = value(recipe, logits, Target(labels, soft=soft))
+    actual = value(recipe, logits, Target(labels, soft=soft))
     divergence = (soft * (soft.log() - (logits / 3).log_softmax(1))).sum(1).mean()
-    torch.testing.assert_close(found, 0.75 * F.cross_entropy(logits, labels) + 0.25 * 9 * divergence)
+    torch.testing.assert_close(actual, 0.75 * F.cross_entropy(logits, labels) + 0.25 * 9 * divergence)
     same = value(recipe, teacher, Target(labels, soft=soft))
     torch.testing.assert_close(same, 0.75 * F.cross_entropy(teacher, labels))  # nothing to learn from oneself
 
@@ -83,15 +83,15 @@ def test_the_gradient_penalty_is_the_mean_squared_norm_of_each_images_gradient()
     inputs, labels = torch.randn(6, 7, dtype=torch.float64), torch.randint(5, (6,))
     given = inputs.clone().requires_grad_(True)
     loss = Loss(Recipe(gradient_penalty=0.5), 5, None, CPU)
-    found = loss.with_penalty(layer(given), loss.normed(Target(labels)), 6, given)
+    actual = loss.with_penalty(layer(given), loss.normed(Target(labels)), 6, given)
     norms = []
     for x, y in zip(inputs, labels, strict=True):
         one = x.clone().requires_grad_(True)
         (gradient,) = torch.autograd.grad(F.cross_entropy(layer(one)[None].float(), y[None]), one)
         norms.append(gradient.square().sum())
     expected = F.cross_entropy(layer(inputs).float(), labels) + 0.5 * torch.stack(norms).mean()
-    torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=1e-6)
-    found.backward()
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=1e-5, atol=1e-6)
+    actual.backward()
     assert layer.weight.grad is not None  # the penalty has a gradient of its own
 
 

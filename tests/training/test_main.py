@@ -35,9 +35,9 @@ def test_a_method_from_flags(starts: tuple[Path, Path], tmp_path: Path) -> None:
     method = ["--set", "method.type=ema", "--set", "method.epochs=2"]
     done = wbar_training(starts[0], "builtin:digits", *method, *FEW, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert (tmp_path / found["weights"]).exists()
-    assert found["result"]["metrics"]["averaged"]["loss"] == found["result"]["curve"][-1]["loss"]
+    printed = json.loads(done.stdout)
+    assert (tmp_path / printed["weights"]).exists()
+    assert printed["result"]["metrics"]["averaged"]["loss"] == printed["result"]["curve"][-1]["loss"]
     assert (tmp_path / "wbar-run" / "metrics.jsonl").read_text().count("\n") == 6
 
 

@@ -100,13 +100,13 @@ def test_a_job_learns_them_and_reports_average_precision(tmp_path: Path) -> None
 def test_the_score_of_labels_follows_its_definitions() -> None:
     p = torch.tensor([[0.9, 0.2, 0.5], [0.4, 0.6, 0.1], [0.8, 0.7, 0.3]])
     y = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=torch.uint8)
-    found = score(p, y)
-    assert found.accuracy == pytest.approx(7 / 9)
+    scores = score(p, y)
+    assert scores.accuracy == pytest.approx(7 / 9)
     # Ranked for class 0: 0.9 right, 0.8 wrong, 0.4 right: (1 + 2/3)/2. Class 1: 0.7, 0.6 right: 1. Class 2: none has it.
-    assert found.average_precision == [pytest.approx(5 / 6), pytest.approx(1.0), None]
-    assert found.map == pytest.approx((5 / 6 + 1) / 2)
+    assert scores.average_precision == [pytest.approx(5 / 6), pytest.approx(1.0), None]
+    assert scores.map == pytest.approx((5 / 6 + 1) / 2)
     expected = -(torch.where(y > 0, p, 1 - p).double().log()).mean().item()
-    assert found.loss == pytest.approx(expected)
+    assert scores.loss == pytest.approx(expected)
 
 
 def test_a_folder_is_read_the_same(tmp_path: Path) -> None:

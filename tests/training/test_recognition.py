@@ -145,12 +145,12 @@ def test_relatives_are_of_networks_that_can_be_built(name: str) -> None:
 )
 def test_timms_relatives_are_in_the_table(relative: str, name: str) -> None:
     timm = pytest.importorskip("timm", reason="timm's own networks are compared where it is installed")
-    theirs, ours = timm.create_model(relative, num_classes=10).eval(), initialized(Network(name, 10)).eval()
-    theirs.load_state_dict(ours.state_dict())
+    relatives_network, ours = timm.create_model(relative, num_classes=10).eval(), initialized(Network(name, 10)).eval()
+    relatives_network.load_state_dict(ours.state_dict())
     assert f"timm's {relative}" in NEAR_RELATIVES[name]
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        assert not torch.allclose(theirs(images), ours(images), rtol=0.01)
+        assert not torch.allclose(relatives_network(images), ours(images), rtol=0.01)
 
 
 def test_torchvisions_own_relatives_are_in_the_table() -> None:

@@ -86,11 +86,11 @@ def test_a_greedy_soup_leaves_out_what_would_spoil_it(tmp_path: Path) -> None:
 def test_flatness_of_a_soup_whose_ingredients_have_a_prefix_that_the_start_has_not(tmp_path: Path) -> None:
     job = soup_job(tmp_path)
     assert job.spec.start.prefix == ""
-    found = run(job.changed(flatness=True), Recorder()).result.flatness
-    assert found is not None
-    assert found.epochs == []
+    flatness = run(job.changed(flatness=True), Recorder()).result.flatness
+    assert flatness is not None
+    assert flatness.epochs == []
     # Three neighbours: none of them is another network than it was.
-    assert found.sharpness["last"] == pytest.approx(found.sharpness["start"], rel=0.5)
+    assert flatness.sharpness["last"] == pytest.approx(flatness.sharpness["start"], rel=0.5)
 
 
 def test_the_digest_of_a_soup_knows_contents_and_no_ids(tmp_path: Path) -> None:

@@ -37,10 +37,10 @@ def test_imagenets_statistics_are_found_and_used(tmp_path: Path, trained: bytes)
     assert set(probe.losses) == {"dataset", "imagenet", "half", "none"}
     assert min(probe.losses, key=lambda name: probe.losses[name]) == "imagenet"
     assert any("normalize auto" in line and "imagenet" in line for line in told.logs)
-    known = run(from_trained(tmp_path / "known", trained, recipe_normalize=IMAGENET), Recorder())
-    assert outcome.result.metrics == known.result.metrics
-    found, expected = load_file(outcome.weights), load_file(known.weights)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    given = run(from_trained(tmp_path / "given", trained, recipe_normalize=IMAGENET), Recorder())
+    assert outcome.result.metrics == given.result.metrics
+    actual, expected = load_file(outcome.weights), load_file(given.weights)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_the_datasets_own_statistics_win_ties(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ def rates(**method: object) -> list[float]:
 
 
 def test_swa_anneals_and_then_stays() -> None:
-    found = rows(type="swa", epochs=4, anneal_epochs=1, anneal_from=1.6, anneal="linear", pull=0.5)
-    assert found == [
+    places = rows(type="swa", epochs=4, anneal_epochs=1, anneal_from=1.6, anneal="linear", pull=0.5)
+    assert places == [
         (1.6, "high", 1, 1, False, False, 0.5),
         (1.2, "high", 1, 1, False, False, 0.5),
         (0.8, "low", 1, 2, False, False, 0.5),
@@ -49,14 +49,14 @@ def test_swa_anneals_and_then_stays() -> None:
     ],
 )
 def test_snapshots_come_every_so_often_and_at_the_end(spacing: dict[str, object], marks: list[int]) -> None:
-    found = rows(4, type="lawa", epochs=3, final_lr=0.1, **spacing)
-    assert [step + 1 for step, place in enumerate(found) if place[4]] == marks
+    places = rows(4, type="lawa", epochs=3, final_lr=0.1, **spacing)
+    assert [step + 1 for step, place in enumerate(places) if place[4]] == marks
 
 
 def test_every_step_of_an_ema_is_a_visit_and_six_snapshots_are_kept() -> None:
-    found = rows(1, type="ema", epochs=13, final_lr=0.1)
-    assert all(place[5] for place in found)
-    assert [step + 1 for step, place in enumerate(found) if place[4]] == [3, 5, 7, 9, 11, 13]
+    places = rows(1, type="ema", epochs=13, final_lr=0.1)
+    assert all(place[5] for place in places)
+    assert [step + 1 for step, place in enumerate(places) if place[4]] == [3, 5, 7, 9, 11, 13]
 
 
 def test_the_shapes_of_a_plain_fine_tune() -> None:
@@ -94,15 +94,15 @@ def test_a_high_phase_may_warm_up_and_fall() -> None:
 
 
 def test_auto_holds_then_falls_to_a_tenth() -> None:
-    found = rows(
+    places = rows(
         4, type="auto", epochs=2, memorised={"ratio": 0.2, "lr": 1.6, "pull": 0.1}, segments=4, visit_epochs=0.25
     )
     fall = [0.8 * (0.1 + 0.9 * (1 + cos(pi * u / 3)) / 2) for u in range(4)]
-    assert [place[0] for place in found] == pytest.approx([0.8] * 4 + fall, abs=1e-6)
-    assert [place[1] for place in found] == ["high"] * 4 + ["low"] * 4
-    assert [place[2] for place in found] == [1, 1, 2, 2, 3, 3, 4, 4]
-    assert all(place[5] for place in found)
-    assert {place[6] for place in found} == {0.0}
+    assert [place[0] for place in places] == pytest.approx([0.8] * 4 + fall, abs=1e-6)
+    assert [place[1] for place in places] == ["high"] * 4 + ["low"] * 4
+    assert [place[2] for place in places] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert all(place[5] for place in places)
+    assert {place[6] for place in places} == {0.0}
 
 
 def test_auto_moves_a_memorised_start_faster_and_pulls_while_the_rate_falls() -> None:
@@ -116,8 +116,8 @@ def test_auto_moves_a_memorised_start_faster_and_pulls_while_the_rate_falls() ->
 
 def test_a_back_off_divides_the_high_rate_alone() -> None:
     method = METHODS.validate_python({"high": {"lr": 0.9}, "low": {"lr": 0.2}, "pull": 0.0, "control_lr": 1.0})
-    found = [build_schedule(method, 1, back_offs).at(step).lr for back_offs in (1, 2) for step in (0, 1)]
-    assert found == pytest.approx([0.3, 0.2, 0.1, 0.1])  # never a low rate above the high one
+    rates = [build_schedule(method, 1, back_offs).at(step).lr for back_offs in (1, 2) for step in (0, 1)]
+    assert rates == pytest.approx([0.3, 0.2, 0.1, 0.1])  # never a low rate above the high one
 
 
 @pytest.mark.parametrize(

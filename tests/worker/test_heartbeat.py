@@ -130,7 +130,7 @@ def test_a_child_that_does_not_drain_in_time_is_ended(
     beat.check("drain")
     beat.unwatch()
     clock.now += settings.drain_seconds + 1
-    beat.check("drain")  # its end was seen meanwhile: nobody is there to be ended
+    beat.check("drain")  # its end was seen meanwhile: there is no process to end
     beat.watch(child)
     beat.check("drain")
     child.process.join(30)

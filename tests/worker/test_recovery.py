@@ -28,11 +28,11 @@ def step_of(client: Client, job_id: str) -> int:
 
 def training_processes(worker: int) -> list[int]:
     """Processes below the worker that run an attempt: the forkserver's children."""
-    found = []
+    process_ids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (children := _parent(int(entry.name))) and _parent(children) == worker:
-            found.append(int(entry.name))
-    return found
+            process_ids.append(int(entry.name))
+    return process_ids
 
 
 def _parent(pid: int) -> int | None:

@@ -29,11 +29,11 @@ from wbar_training.draws import key
 class Request:
     """A batch to make.
 
-    chosen: (B,) int64, the indices of its training images.
+    images: (B,) int64, the indices of its training images.
     purpose, index: name its random draws.
     """
 
-    chosen: Tensor
+    images: Tensor
     purpose: str
     index: int
 
@@ -51,7 +51,7 @@ class Feed:
     def inputs(self, request: Request) -> Tensor:
         """Make the inputs of one batch, (B, C, H, W), in this process."""
         if self._single is None:
-            images = self.split.images[request.chosen.to(self.split.images.device)]
+            images = self.split.images[request.images.to(self.split.images.device)]
             return self.prepare.augmented(images, request.purpose, request.index)
         images = torch.stack([self._single[one] for one in _ones(request)])
         return self.prepare.finished(images, request.purpose, request.index)
@@ -59,7 +59,7 @@ class Feed:
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs and indices of batch after batch, the next ones made while the last is trained on."""
         if self._single is None or self.loaders == 0:
-            yield from ((self.inputs(request), request.chosen) for request in requests)
+            yield from ((self.inputs(request), request.images) for request in requests)
             return
         asked: list[Request] = []
 
@@ -79,7 +79,7 @@ class Feed:
         )
         for images in loader:
             request = asked.pop(0)
-            yield self.prepare.finished(images, request.purpose, request.index), request.chosen
+            yield self.prepare.finished(images, request.purpose, request.index), request.images
 
 
 def _end_with_parent(_worker: int) -> None:
@@ -107,7 +107,7 @@ class One(NamedTuple):
 def _ones(request: Request) -> list[One]:
     # The key needs the job's seed, which OneByOne adds.
     purpose = f"{request.purpose}/{request.index}"
-    return [One(image, key(0, purpose, place)) for place, image in enumerate(request.chosen.tolist())]
+    return [One(image, key(0, purpose, place)) for place, image in enumerate(request.images.tolist())]
 
 
 class OneByOne(Dataset[Tensor]):
