@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import cache, cached_property
 from typing import Any, overload
 
+from pydantic_core import from_json
 from sqlalchemy import Connection, Double, Engine, Row, Select, Table, bindparam, create_engine, event, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
@@ -126,7 +127,7 @@ class Database:
 def _postgresql(url: str) -> Engine:
     # A server that vanishes must not hold a heartbeat for ever.
     vanished = {"connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
-    return create_engine(url, pool_pre_ping=True, pool_size=8, connect_args=vanished)
+    return create_engine(url, pool_pre_ping=True, pool_size=8, connect_args=vanished, json_deserializer=from_json)
 
 
 def _sqlite(url: str, waiting: float = 30, connections: int = 40) -> Engine:
@@ -134,7 +135,7 @@ def _sqlite(url: str, waiting: float = 30, connections: int = 40) -> Engine:
     connect = {"timeout": waiting, "isolation_level": None, "check_same_thread": False}
     engine = create_engine(
         url, poolclass=QueuePool, pool_size=min(8, connections), max_overflow=max(0, connections - 8),
-        pool_timeout=waiting, connect_args=connect,
+        pool_timeout=waiting, connect_args=connect, json_deserializer=from_json,  # four times as fast as json.loads
     )  # fmt: skip
 
     @event.listens_for(engine, "connect")
