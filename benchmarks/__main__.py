@@ -13,7 +13,7 @@ from types import FrameType
 import torch
 from rich.console import Console
 
-from benchmarks import api_memory, api_speed, first_step, import_time, training_speed, upload
+from benchmarks import api_memory, api_requests, api_speed, first_step, import_time, training_speed, upload
 from benchmarks.running import THREADS, machine_seconds
 from benchmarks.table import Findings, Row, markdown, show
 
@@ -21,6 +21,7 @@ MEASURES: dict[str, Callable[[bool], Findings]] = {
     "import": import_time.measure,
     "memory": api_memory.measure,
     "requests": api_speed.measure,
+    "held": api_requests.measure,
     "upload": upload.measure,
     "first-step": first_step.measure,
     "training": training_speed.measure,

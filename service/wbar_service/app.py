@@ -1,7 +1,9 @@
 """The application: routes, problems, documentation. `create_app()` is also what uvicorn's factory calls."""
 
+import ctypes
 import logging
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -19,6 +21,8 @@ from wbar_service.datasets import routes as dataset_routes
 from wbar_service.jobs import routes as job_routes
 from wbar_service.settings import ServiceSettings
 from wbar_store.store import Store
+
+M_ARENA_MAX = -8  # glibc's, from malloc.h
 
 DESCRIPTION = """Send a trained image network, get back one of the same size that generalizes better.
 
@@ -63,6 +67,8 @@ def serve(settings: ServiceSettings) -> None:
     """Run the API until SIGTERM or SIGINT."""
     import uvicorn
 
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(M_ARENA_MAX, 2)  # one arena per thread keeps what each thread once needed
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     config = uvicorn.Config(
         create_app(settings),

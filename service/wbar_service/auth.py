@@ -42,10 +42,15 @@ class RememberedKeys:
         return tenant
 
 
-async def store_of(request: Request) -> Store:
-    """The store of this process. Not a plain function: those cost a change of thread."""
+def store_of(request: Request) -> Store:
+    """The store of this process."""
     store: Store = request.app.state.store
     return store
+
+
+async def _store(request: Request) -> Store:
+    # A dependency that is a plain function costs a change of thread.
+    return store_of(request)
 
 
 class BearerKey(SecurityBase):
@@ -67,5 +72,5 @@ class BearerKey(SecurityBase):
         return tenant
 
 
-StoreOf = Annotated[Store, Depends(store_of)]
+StoreOf = Annotated[Store, Depends(_store)]
 TenantOf = Annotated[Tenant, Depends(BearerKey())]

@@ -1,7 +1,7 @@
 """Every answer that is not what was asked for is an RFC 9457 problem; every answer carries a request id."""
 
 import logging
-import uuid
+import random
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -184,7 +184,7 @@ class SmallJson:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"]) if scope["type"] == "http" else {}
+        headers = dict(scope["headers"]) if scope["type"] == "http" and scope["method"] != "GET" else {}
         if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
             await self.app(scope, receive, send)
             return
@@ -218,7 +218,7 @@ class RequestId:
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         usable = 0 < len(given) <= 200 and given.isprintable() and given.isascii()
-        request_id = given if usable else uuid.uuid4().hex
+        request_id = given if usable else f"{random.getrandbits(128):032x}"  # they only have to differ
         scope["wbar.request_id"] = request_id
 
         async def tagged(message: Message) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any, overload
 
+from pydantic_core import from_json
 from sqlalchemy import Connection, Double, Engine, Row, Select, Table, bindparam, create_engine, event, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.sql.functions import FunctionElement
 
 
@@ -54,7 +55,7 @@ class Database:
         if url.startswith("postgresql://"):
             url = url.replace("postgresql://", "postgresql+psycopg://", 1)
         self.engine = _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
-        self._at_once = _sqlite(url, waiting=0, connections=1) if url.startswith("sqlite") else None
+        self._at_once = _sqlite_at_once(url) if url.startswith("sqlite") else None
         self._block = _Block()
 
     @contextmanager
@@ -82,7 +83,7 @@ class Database:
     @cached_property
     def _at_once_connection(self) -> Connection | None:
         # It stays open: getting one for each row takes as long as reading the row.
-        return self._at_once.connect().execution_options(isolation_level="AUTOCOMMIT") if self._at_once else None
+        return self._at_once.connect() if self._at_once else None
 
     @contextmanager
     def write(self, durable: bool = True) -> Iterator[Connection]:
@@ -126,28 +127,20 @@ class Database:
 def _postgresql(url: str) -> Engine:
     # A server that vanishes must not hold a heartbeat for ever.
     vanished = {"connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
-    return create_engine(url, pool_pre_ping=True, pool_size=8, connect_args=vanished)
+    return create_engine(url, pool_pre_ping=True, pool_size=8, connect_args=vanished, json_deserializer=from_json)
 
 
-def _sqlite(url: str, waiting: float = 30, connections: int = 40) -> Engine:
-    """Make an engine on a SQLite file. waiting: seconds for a lock, and for one of the connections."""
-    connect = {"timeout": waiting, "isolation_level": None, "check_same_thread": False}
+def _sqlite(url: str) -> Engine:
     engine = create_engine(
-        url, poolclass=QueuePool, pool_size=min(8, connections), max_overflow=max(0, connections - 8),
-        pool_timeout=waiting, connect_args=connect,
+        url, poolclass=QueuePool, pool_size=8, max_overflow=32, connect_args=_sqlite_connect(waiting=30),
+        json_deserializer=from_json,  # four times as fast as json.loads
     )  # fmt: skip
-
-    @event.listens_for(engine, "connect")
-    def _prepare(connection: Any, _record: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA foreign_keys=ON")
+    event.listen(engine, "connect", _prepare)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        if options.get("isolation_level") == "AUTOCOMMIT":
-            return
         # A plain BEGIN that reads first and writes later fails "locked" under contention; IMMEDIATE waits.
+        options = connection.get_execution_options()
         writes = options.get(_WRITES, False)
         if writes:
             # FULL: a committed row survives a power cut, as its blob does.
@@ -158,6 +151,25 @@ def _sqlite(url: str, waiting: float = 30, connections: int = 40) -> Engine:
         driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _sqlite_at_once(url: str) -> Engine:
+    engine = create_engine(
+        url, poolclass=StaticPool, connect_args=_sqlite_connect(waiting=0), json_deserializer=from_json,
+        isolation_level="AUTOCOMMIT",
+    )  # fmt: skip
+    event.listen(engine, "connect", _prepare)
+    return engine
+
+
+def _sqlite_connect(waiting: float) -> dict[str, Any]:
+    """Have transactions begin where we say so, not where the driver would. waiting: seconds for a lock."""
+    return {"timeout": waiting, "isolation_level": None, "check_same_thread": False}
+
+
+def _prepare(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA foreign_keys=ON")
 
 
 @dataclass(frozen=True)
@@ -198,6 +210,9 @@ def rfc3339(seconds: float) -> str: ...
 def rfc3339(seconds: None) -> None: ...
 def rfc3339(seconds: float | None) -> str | None:
     """Format seconds since 1970 in UTC, with microseconds and a Z."""
-    if seconds is None:
-        return None
+    return None if seconds is None else _formatted(seconds)
+
+
+@lru_cache(maxsize=4096)  # a client that polls asks for the same few times again and again
+def _formatted(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -4,10 +4,13 @@ import base64
 import hashlib
 import io
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
+from statistics import median
 
+import jsonschema
 import pytest
 import torch
 
@@ -444,6 +447,38 @@ def test_architectures_are_listed_with_their_sizes(service: Service) -> None:
     assert {item["name"] for item in found["data"]} == set(ARCHITECTURES)
     entry = next(item for item in found["data"] if item["name"] == "resnet20")
     assert (entry["size"], entry["optimizer"], entry["peak_lr"]) == (32, "sgd", 0.1)
+
+
+def test_small_answers_do_not_wait_for_an_acknowledgement(service: Service) -> None:
+    # The service listens on an inherited socket, as under `wbar up`. Without TCP_NODELAY an answer takes 40 ms.
+    waits = []
+    with service.http() as http:
+        for _ in range(20):
+            began = time.perf_counter()
+            assert http.get("/healthz").status_code == 200
+            waits.append(time.perf_counter() - began)
+    assert median(waits) < 0.02
+
+
+def test_answers_are_as_the_schema_says(service: Service, ready: tuple[str, str]) -> None:
+    with service.client() as client, service.http() as http:
+        made = client.jobs.create(checkpoint=ready[0], dataset=ready[1], method={"type": "cyclic_swa", "cycles": 1})
+        assert made.id is not None
+        client.jobs.wait(made.id)
+        schema = http.get("/openapi.json").json()
+        job = {"job_id": made.id, "checkpoint_id": ready[0], "dataset_id": ready[1]}
+        asked = []
+        for path, operations in schema["paths"].items():
+            content = operations.get("get", {}).get("responses", {}).get("200", {}).get("content", {})
+            if "application/json" in content:
+                answer = http.get(path.format(**job))
+                assert answer.status_code == 200, path
+                written = content["application/json"]["schema"]
+                jsonschema.validate(answer.json(), {**written, "components": schema["components"]})
+                asked.append(path)
+    assert {"/v1/jobs", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/metrics", "/v1/checkpoints/{checkpoint_id}"} <= set(
+        asked
+    )
 
 
 def test_health_readiness_and_documentation(service: Service) -> None:

@@ -11,8 +11,8 @@ from sqlalchemy.exc import OperationalError
 
 from tests.conftest import Service, wait_until
 from wbar_service.reading import read
-from wbar_store import keys
 from wbar_store.database import Database
+from wbar_store.keys import Keys
 from wbar_store.migrate import upgrade
 from wbar_store.tables import api_keys
 
@@ -25,8 +25,7 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "wbar.db"
     database = Database(f"sqlite:///{path}")
     upgrade(database)
-    with database.write() as connection:
-        keys.create(connection, "tests", key=KEY)
+    Keys(database).create("tests", key=KEY)
     database.dispose()
     return path
 
@@ -48,22 +47,24 @@ def owner(path: Path) -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
-def test_a_reader_does_not_wait_for_a_writer(database: Database) -> None:
-    with database.write():
-        assert database.at_once is not None
-        assert keys.tenant_of(database.at_once, KEY) is not None
+def test_a_reader_does_not_wait_for_a_writer(database: Database, path: Path) -> None:
+    writer = Database(f"sqlite:///{path}")
+    with writer.write(), database.read_at_once() as possible:
+        assert possible
+        assert Keys(database).tenant_of(KEY) is not None
+    writer.dispose()
 
 
 def test_where_a_reader_would_wait_it_is_refused(database: Database, owner: sqlite3.Connection) -> None:
-    with pytest.raises(OperationalError, match="locked"):
-        keys.tenant_of(database.at_once, KEY)  # type: ignore[arg-type]  # it is refused when it is opened
+    with pytest.raises(OperationalError, match="locked"), database.read_at_once():
+        pass
 
 
 def test_a_thread_waits_in_place_of_the_loop(database: Database, owner: sqlite3.Connection) -> None:
     happened = []
 
     async def ask() -> None:
-        tenant = await read(database, lambda connection: keys.tenant_of(connection, KEY))
+        tenant = await read(database, lambda: Keys(database).tenant_of(KEY))
         happened.append(f"answered for {tenant and tenant.name}")
 
     async def poll() -> None:
@@ -78,8 +79,7 @@ def test_a_thread_waits_in_place_of_the_loop(database: Database, owner: sqlite3.
 
 
 def test_a_revoked_key_is_refused_soon(service: Service) -> None:
-    with service.database.write() as connection:
-        key = keys.create(connection, "to be revoked")
+    key = Keys(service.database).create("to be revoked")
     with service.http(key) as http:
         assert http.get("/v1/jobs").status_code == 200
         with service.database.write() as connection:
