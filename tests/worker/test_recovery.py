@@ -126,7 +126,7 @@ def test_a_job_that_kills_every_attempt_fails_with_a_clear_error(breakable: Serv
     breakable.environment["WBAR_SAVE_EVERY_SECONDS"] = "1000"
     breakable.start()
     with breakable.client() as client:
-        job = client.jobs.create(**upload(client, tmp_path), method={**LONG, "high": {"lr": 0.02, "epochs": 500}})
+        job = client.jobs.create(**upload(client, tmp_path), method={**LONG, "high": {"lr": 0.02, "epochs": 100}})
         for attempt in (1, 2, 3):
             wait_until(
                 lambda attempt=attempt: (

@@ -73,6 +73,7 @@ def predict(
         probabilities.append(batch_probabilities)
         losses.append(batch_losses)
         tick(len(inputs))
+    ranks.settle(len(labels), sum(map(len, losses)), tick)
     model.train(was_training)
     shares = ranks.gathered((probabilities, losses))
     return Outputs(

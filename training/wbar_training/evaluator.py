@@ -176,15 +176,17 @@ class Evaluator:
         # Every rank has its share of the batches; their moments are pooled.
         most_at_once = min(forward_batch(self.plan.image_size), -(-len(drawn) // ranks.size))
         slices = list(enumerate(even_slices(len(drawn), most_at_once)))
+        own = [(index, drawn[part]) for index, part in slices[ranks.share(len(slices))]]
         try:
             recompute_batch_norm(
                 model,
-                [(index, drawn[part]) for index, part in slices[ranks.share(len(slices))]],
+                own,
                 forward,
                 consistent=self.plan.batch_norm == "consistent",
             )
         except ValueError as error:
             raise Diverged(f"BatchNorm statistics could not be computed {self.where}: {error}") from error
+        ranks.settle(len(drawn), sum(len(chunk) for _, chunk in own), lambda images: self.tick("batchnorm", images))
 
     def _round_as_file(self, model: nn.Module) -> None:
         for name, tensor in model.state_dict().items():

@@ -3,6 +3,7 @@
 Decisions by the clock or by a message are taken by rank 0, and the others learn them at the same step.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,6 +35,14 @@ class Ranks:
     def share(self, count: int) -> slice:
         """Return this rank's part of `count` items."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def settle(self, images: int, own: int, tick: Callable[[int], None]) -> None:
+        """Count what this rank's share of a work fell short of (or exceeded) an even one: few batches are shared unevenly.
+
+        images: of the whole work. own: of them, those that this rank has counted by `tick`.
+        """
+        if self.size > 1 and images // self.size != own:
+            tick(images // self.size - own)
 
     def from_leader(self, value: T) -> T:
         """Return rank 0's value, on every rank."""
