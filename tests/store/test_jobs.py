@@ -128,6 +128,15 @@ def test_a_pause_survives_the_death_of_the_attempt(store: Store) -> None:
     assert status(store, job) == "paused"
 
 
+def test_a_pause_survives_a_drain(store: Store) -> None:
+    job = submit(store)
+    store.jobs.claim(job, 60)
+    store.jobs.pause(MINE, job)
+    assert store.jobs.yield_back(Claim(job, 1), "queued")
+    assert status(store, job) == "paused"
+    assert not store.jobs.yield_back(Claim(job, 1), "queued"), "it is this attempt's no more"
+
+
 def test_getting_further_forgives_lost_attempts(store: Store) -> None:
     job = submit(store)
     for attempt in range(1, 3 * MAX_LOST):
