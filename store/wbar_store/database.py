@@ -16,7 +16,8 @@ from typing import Any, overload
 from pydantic_core import from_json
 from sqlalchemy import Connection, Double, Engine, Row, Select, Table, bindparam, create_engine, event, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.sql.functions import FunctionElement
@@ -38,6 +39,9 @@ def _now_sqlite(_element: Any, _compiler: Any, **_: Any) -> str:
 def _now_postgresql(_element: Any, _compiler: Any, **_: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
 
+
+# What a database that is away, or has no connection free, raises. Any other DBAPIError is about what was asked of it.
+UNAVAILABLE = (OperationalError, InterfaceError, NoConnectionFree)
 
 _WRITES, _DURABLE = "wbar_writes", "wbar_durable"
 

@@ -2,11 +2,12 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import String, delete, insert, select, update
+from sqlalchemy import Connection, String, delete, event, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tests.store.rows import insert_inputs, spec
@@ -197,3 +198,16 @@ def test_an_idempotency_key_answers_once(database: Database) -> None:
     assert store.begin(tenant, "k", "another print") is None
     store.forget(tenant, "k")
     assert store.begin(tenant, "k", "print") is None
+
+
+def test_an_idempotency_key_that_is_freed_meanwhile_is_in_progress(database: Database) -> None:
+    tenant, store = Tenant("default"), Idempotency(database)
+    store.begin(tenant, "k", "print")
+
+    @event.listens_for(database.engine, "before_cursor_execute")
+    def free_the_key(connection: Connection, cursor: Any, statement: str, *_: object) -> None:
+        if statement.startswith("SELECT"):  # between the insert that found the key and the look at its row
+            cursor.execute("DELETE FROM idempotency")
+
+    with pytest.raises(IdempotencyKeyInProgress, match="try again"):
+        store.begin(tenant, "k", "print")
