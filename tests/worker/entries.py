@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from wbar_training.messages import Crashed, Stopped, StopReason
 from wbar_worker.processes import ControlChannel, Entry
@@ -38,6 +39,12 @@ def send_from_threads(count: int, channel: ControlChannel) -> None:
         thread.join()
 
 
+def answer_nonsense(_request: object, channel: ControlChannel) -> None:
+    """Send what is no message, and live on."""
+    channel._pipe.send_bytes(b"nonsense")
+    threading.Event().wait()
+
+
 def die(number: signal.Signals, _channel: ControlChannel) -> None:
     os.kill(os.getpid(), number)
 
@@ -55,4 +62,5 @@ class _Touch:
 WAIT_FOR_STOP: Entry[None] = Entry("tests.worker.entries", "wait_for_stop")
 SEND_A_PICKLE: Entry[Path] = Entry("tests.worker.entries", "send_a_pickle")
 SEND_FROM_THREADS: Entry[int] = Entry("tests.worker.entries", "send_from_threads")
+ANSWER_NONSENSE: Entry[Any] = Entry("tests.worker.entries", "answer_nonsense")
 DIE: Entry[signal.Signals] = Entry("tests.worker.entries", "die")

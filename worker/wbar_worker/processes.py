@@ -76,6 +76,11 @@ class Child:
         return f"its process ended with exit code {code}"
 
 
+def first_line(error: Exception) -> str:
+    """Return an exception's type and the first line of its message, at most 300 characters of it."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+
+
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
