@@ -1,6 +1,6 @@
 """The states of jobs and uploads, and the allowed transitions between a job's states, as one table."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 JobStatus = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 UploadStatus = Literal["processing", "ready", "rejected"]
@@ -16,7 +16,6 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     "cancelled": frozenset(),
 }
 
-STATUSES: tuple[JobStatus, ...] = get_args(JobStatus)
 TERMINAL: frozenset[JobStatus] = frozenset(status for status, after in TRANSITIONS.items() if not after)
 
 

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -102,6 +103,11 @@ def install(app: FastAPI) -> None:
             return await unforeseen(request, error)
         log.error("the database is away: %s", (str(error.orig).splitlines() or [""])[0])
         return as_response(Unavailable("the database does not answer: try again"), {"Retry-After": "5"})
+
+    @app.exception_handler(NoConnectionFree)
+    async def busy(_request: Request, error: NoConnectionFree) -> JSONResponse:
+        log.error("no connection to the database was free: %s", str(error).splitlines()[0])
+        return as_response(Unavailable("all connections to the database are in use: try again"), {"Retry-After": "5"})
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:

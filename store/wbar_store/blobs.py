@@ -8,21 +8,25 @@ writer that brings the content back wait.
 """
 
 import hashlib
+import logging
 import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from wbar_store.blob_references import BlobReferences
 from wbar_store.database import Database
+
+log = logging.getLogger("wbar.store")
 
 CHUNK = 1024 * 1024
 
@@ -108,13 +112,27 @@ class Blobs:
 
     @contextmanager
     def keep(self, received: Received) -> Iterator[str]:
-        """Give the content its name and hold it while the block commits the row that refers to it."""
-        self._hold(received)
+        """Give the content its name and hold it while the block commits the row that refers to it.
+
+        Nothing is left under the temporary name, also where that fails.
+        """
+        with self._discarded_on_failure(received):
+            self._hold(received)
         try:
-            self._place(received)
+            with self._discarded_on_failure(received):
+                self._place(received)
             yield received.sha256
         finally:
             self.references.release(received.sha256)
+
+    @contextmanager
+    def _discarded_on_failure(self, received: Received) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError, BaseError):  # the first error matters; the sweeper deletes what is left
+                self.discard(received.temporary)
+            raise
 
     def _hold(self, received: Received) -> None:
         for _ in range(600):
@@ -183,13 +201,20 @@ class Blobs:
         return self.finish_deletions()
 
     def finish_deletions(self) -> int:
-        """Delete the marked blobs. Returns how many this call deleted: of several at once, one deletes each blob."""
+        """Delete the marked blobs. Returns how many this call deleted: of several at once, one deletes each blob.
+
+        One that cannot be deleted stays marked, and is tried again by the next call.
+        """
         finished = 0
         for sha256 in self.references.marked():
-            with self.references.forgetting(sha256) as deleted_here:
-                if deleted_here:
-                    self.discard(self.path(sha256))
-            finished += deleted_here
+            try:
+                with self.references.forgetting(sha256) as deleted_here:
+                    if deleted_here:
+                        self.discard(self.path(sha256))
+            except (OSError, BaseError) as error:
+                log.error("blob %s could not be deleted (%s: %s)", sha256, type(error).__name__, error)
+            else:
+                finished += deleted_here
         return finished
 
     def sweep_temporaries(self, older_than: timedelta = timedelta(days=1)) -> int:

@@ -16,6 +16,8 @@ from typing import Any, overload
 from pydantic_core import from_json
 from sqlalchemy import Connection, Double, Engine, Row, Select, Table, bindparam, create_engine, event, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.sql.functions import FunctionElement
@@ -37,6 +39,9 @@ def _now_sqlite(_element: Any, _compiler: Any, **_: Any) -> str:
 def _now_postgresql(_element: Any, _compiler: Any, **_: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
 
+
+# What a database that is away, or has no connection free, raises. Any other DBAPIError is about what was asked of it.
+UNAVAILABLE = (OperationalError, InterfaceError, NoConnectionFree)
 
 _WRITES, _DURABLE = "wbar_writes", "wbar_durable"
 
@@ -108,6 +113,30 @@ class Database:
             yield connection
 
     @contextmanager
+    def migrating(self) -> Iterator[Connection]:
+        """Open a transaction for migrations, which may make a table anew.
+
+        SQLite changes most of a table by copying it and dropping the old one, and the drop would delete, by ON DELETE
+        CASCADE, every row that refers to it. So foreign keys are off until the transaction ends, and checked before it does.
+
+        Raises IntegrityError if a row refers to one that is not there; nothing is changed then.
+        """
+        with self.engine.connect().execution_options(**{_WRITES: True, _DURABLE: True}) as connection:
+            driver = connection.connection.dbapi_connection
+            assert driver is not None
+            sqlite_file = connection.dialect.name == "sqlite"
+            if sqlite_file:
+                driver.execute("PRAGMA foreign_keys=OFF")  # before BEGIN: inside a transaction it does nothing
+            try:
+                with connection.begin(), self._opened(connection, writes=True):
+                    yield connection
+                    if sqlite_file:
+                        _check_foreign_keys(connection)
+            finally:
+                if sqlite_file:
+                    driver.execute("PRAGMA foreign_keys=ON")
+
+    @contextmanager
     def _opened(self, connection: Connection, writes: bool) -> Iterator[None]:
         self._block.connection, self._block.writes = connection, writes
         try:
@@ -122,6 +151,14 @@ class Database:
             if (connection := self.__dict__.pop("_at_once_connection", None)) is not None:
                 connection.close()
             self._at_once.dispose()
+
+
+def _check_foreign_keys(connection: Connection) -> None:
+    wrong = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    if wrong:
+        table, _, parent, _ = wrong[0]
+        message = f"{len(wrong)} rows refer to rows that do not exist, the first of them in {table} to {parent}"
+        raise IntegrityError("PRAGMA foreign_key_check", None, ValueError(message))
 
 
 def _postgresql(url: str) -> Engine:

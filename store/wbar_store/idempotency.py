@@ -45,7 +45,11 @@ class Idempotency:
             ).first()
             if first is not None:
                 return None
-            row = connection.execute(select(idempotency).where(same_key)).one()
+            row = connection.execute(select(idempotency).where(same_key)).first()
+        if row is None:  # the first request failed just now, and freed the key
+            raise IdempotencyKeyInProgress(
+                f"the first request with the Idempotency-Key {key!r} has just failed: try again"
+            )
         if row.fingerprint != fingerprint:
             raise IdempotencyKeyReused(f"the Idempotency-Key {key!r} was used with another request body")
         if row.status is None:

@@ -316,8 +316,15 @@ class Jobs(Repository[JobRecord]):
         return self._move(claim.id, "failed", claim, error=fault.model_dump(mode="json"))
 
     def yield_back(self, claim: Claim, target: Literal["paused", "queued"]) -> bool:
-        """Give a stopped job back with its state saved: `paused` as asked, or `queued` when draining."""
-        return self._move(claim.id, target, claim, notified_at=None)
+        """Give a stopped job back with its state saved: `paused` as asked, or `queued` when draining.
+
+        A pause that was asked for meanwhile is kept: the job is then `paused` in both cases. False if the fence is stale.
+        """
+        with self.database.write() as connection:
+            row = connection.execute(of_running(claim).values(attempts=claim.attempt).returning(jobs.c.stop)).first()
+            if row is None:
+                return False
+            return self._move(claim.id, "paused" if row.stop == "pause" else target, claim, notified_at=None)
 
     def lose(self, claim: Claim, why: str) -> JobStatus | None:
         """Queue the job again after its attempt died, or fail it after MAX_LOST in a row.

@@ -21,7 +21,7 @@ def _config(connection: Connection) -> Config:
 
 def upgrade(database: Database) -> None:
     """Run the migrations that are missing; on PostgreSQL under a lock, so that two starts do not race."""
-    with database.write() as connection:
+    with database.migrating() as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(797226)")
         command.upgrade(_config(connection), "head")

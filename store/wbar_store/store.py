@@ -7,7 +7,7 @@ from sqlalchemy.exc import DBAPIError
 
 from wbar_store.blobs import Blobs
 from wbar_store.checkpoints import Checkpoints
-from wbar_store.database import Database
+from wbar_store.database import UNAVAILABLE, Database
 from wbar_store.datasets import Datasets
 from wbar_store.events import Events
 from wbar_store.idempotency import Idempotency
@@ -47,7 +47,7 @@ class Store:
 
         After a failure here, the sweeper notifies again. Raises ValueError for an id of another kind.
         """
-        with suppress(DBAPIError):
+        with suppress(DBAPIError, *UNAVAILABLE):
             match kind_of(object_id):
                 case "job":
                     if self.notifier.notify(RUN_JOB, object_id):

@@ -58,8 +58,8 @@ checkpoints = Table(
     Column("status", String(16), nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", _SHA, nullable=False),
-    Column("content", _SHA),  # the uploaded bytes; null once rejected
-    Column("weights", _SHA),  # the same tensors as safetensors, which is what jobs read
+    Column("content", _SHA, index=True),  # the uploaded bytes; null once rejected
+    Column("weights", _SHA, index=True),  # the same tensors as safetensors, which is what jobs read
     Column("given", _JSON, nullable=False),  # architecture and num_classes as the upload named them
     Column("facts", _JSON),  # what the tensors turned out to be, a wbar.checkpoints.CheckpointFacts
     Column("error", _JSON),
@@ -83,8 +83,8 @@ datasets = Table(
     Column("options", _JSON, nullable=False),
     Column("bytes", BigInteger),
     Column("sha256", _SHA),
-    Column("content", _SHA),  # the uploaded archive until it is packed; null afterwards
-    Column("packed", _SHA),
+    Column("content", _SHA, index=True),  # the uploaded archive until it is packed; null afterwards
+    Column("packed", _SHA, index=True),
     Column("summary", _JSON),  # classes, image, splits, mean, std, held_out, warnings
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),
@@ -108,16 +108,16 @@ jobs = Table(
     Column("metadata", _JSON, nullable=False),
     Column("progress", _JSON),
     Column("result", _JSON),
-    Column("weights", _SHA),
-    Column("weights_pytorch", _SHA),
-    Column("report", _SHA),
+    Column("weights", _SHA, index=True),
+    Column("weights_pytorch", _SHA, index=True),
+    Column("report", _SHA, index=True),
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),  # the fence: raised by every claim, carried by every later write
     Column("lost_attempts", Integer, nullable=False),  # attempts in a row that died without getting further
     Column("lease_until", Double),
     Column("notified_at", Double),
     Column("stop", String(16)),  # pause, asked for and not yet answered
-    Column("state", _SHA),  # the last phase end's resumable state
+    Column("state", _SHA, index=True),  # the last phase end's resumable state
     Column("state_step", Integer),
     Column("last_event", Integer, nullable=False),
     Column("created_at", Double, nullable=False),
@@ -174,7 +174,7 @@ snapshots = Table(
     Column("step", Integer, nullable=False),
     Column("metrics", _JSON, nullable=False),
     Column("bytes", BigInteger, nullable=False),
-    Column("sha256", _SHA, nullable=False),
+    Column("sha256", _SHA, nullable=False, index=True),
     Column("created_at", Double, nullable=False),
     UniqueConstraint("job", "n"),
 )
@@ -200,7 +200,7 @@ workers = Table(
     Column("seen_at", Double, nullable=False),
 )
 
-# Every column that keeps a blob alive. A blob that none of them names is deleted.
+# Every column that keeps a blob alive, each with an index. A blob that none of them names is deleted.
 REFERENCES = (
     checkpoints.c.content,
     checkpoints.c.weights,

@@ -98,6 +98,14 @@ class UploadRepository(Repository[AnyUpload]):
         """End the lease of a validation that failed, so that the next attempt need not wait for it."""
         self._write(claim, lease_until=None)
 
+    def hand_back(self, claim: Claim) -> None:
+        """End the lease of a validation that an outage interrupted: the attempt does not count.
+
+        The sweeper notifies again once the lease would have run out. Only the claim's owner may call this, and writes
+        nothing more with the claim: the next attempt gets the same number.
+        """
+        self._write(claim, lease_until=None, attempts=claim.attempt - 1, notified_at=now())
+
     def reject(self, claim: Claim, fault: Fault) -> bool:
         """Make the upload `rejected`. False if the claim is stale."""
         return self._write(claim, status="rejected", error=fault.model_dump(mode="json"), content=None)

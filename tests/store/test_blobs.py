@@ -84,6 +84,34 @@ def test_held_content_is_not_collected(blobs: Blobs, tmp_path: Path) -> None:
     assert blobs.collect() == 1
 
 
+def test_a_blob_that_cannot_be_deleted_keeps_no_other_from_it(
+    blobs: Blobs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    received = [receive(blobs, data) for data in (b"1", b"2", b"3")]
+    for number, one in enumerate(received):
+        refer(blobs, one, str(number))
+        forget(blobs, str(number))
+    stuck = tmp_path / "blobs" / blobs.path(received[1].sha256)
+    stuck.unlink()
+    stuck.mkdir()  # a folder is not deleted like a file
+    assert blobs.collect() == 2
+    assert received[1].sha256 in caplog.text
+    refer(blobs, receive(blobs, b"1"), "again")
+    stuck.rmdir()
+    assert blobs.collect() == 1, "it is tried again"
+
+
+def test_content_that_could_not_be_kept_leaves_nothing(blobs: Blobs, tmp_path: Path) -> None:
+    received = receive(blobs, b"lost")
+    target = tmp_path / "blobs" / blobs.path(received.sha256)
+    target.mkdir(parents=True)
+    with pytest.raises(Exception, match="directory"), blobs.keep(received):
+        raise AssertionError("it has no place")
+    assert files(tmp_path) == []
+    target.rmdir()
+    refer(blobs, receive(blobs, b"lost"), "a")
+
+
 def test_a_deletion_that_died_halfway_is_finished_before_the_content_comes_back(blobs: Blobs, tmp_path: Path) -> None:
     received = receive(blobs, b"again")
     refer(blobs, received, "a")

@@ -1,17 +1,35 @@
 """Migrations say what the tables say; writers wait for each other; ids sort."""
 
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, update
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, String, delete, event, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
+from tests.store.rows import insert_inputs, spec
 from wbar.errors import IdempotencyKeyInProgress, IdempotencyKeyReused
 from wbar_store.database import Database, Tenant, clock, now, rfc3339
+from wbar_store.events import Events
 from wbar_store.idempotency import Idempotency, StoredAnswer
 from wbar_store.ids import kind_of, new_id
+from wbar_store.jobs import Jobs
 from wbar_store.keys import Keys
 from wbar_store.migrate import difference, upgrade
-from wbar_store.tables import idempotency, metadata, workers
+from wbar_store.tables import (
+    REFERENCES,
+    datasets,
+    events,
+    idempotency,
+    job_inputs,
+    job_metadata,
+    jobs,
+    metadata,
+    workers,
+)
 from wbar_store.workers import WorkerRecord, Workers
 
 
@@ -19,6 +37,43 @@ def test_migrations_lead_to_the_tables(database: Database) -> None:
     assert difference(database) == []
     upgrade(database)
     assert difference(database) == []
+
+
+def test_a_table_is_made_anew_without_losing_what_refers_to_it(database: Database) -> None:
+    insert_inputs(database)
+    job = Jobs(database, Events(database)).create(Tenant("default"), spec(), None, {"team": "vision"}).id
+    with (
+        database.migrating() as connection,
+        Operations(MigrationContext.configure(connection)).batch_alter_table("jobs") as table,
+    ):
+        table.alter_column("name", existing_type=String(256), type_=String(512))  # SQLite: a copy, and the old one goes
+    with database.read() as connection:
+        for parts in (events, job_inputs, job_metadata):
+            assert connection.execute(select(parts.c.job)).scalars().first() == job, parts.name
+    with database.write() as connection, pytest.raises(IntegrityError):
+        connection.execute(update(jobs).values(dataset="ds_2"))
+
+
+def test_a_migration_that_breaks_a_reference_changes_nothing(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'wbar.db'}")
+    upgrade(database)
+    insert_inputs(database)
+    Jobs(database, Events(database)).create(Tenant("default"), spec(), None, {})
+    with (
+        pytest.raises(
+            IntegrityError, match="1 rows refer to rows that do not exist, the first of them in jobs to datasets"
+        ),
+        database.migrating() as connection,
+    ):
+        connection.execute(delete(datasets))
+    with database.read() as connection:
+        assert connection.execute(select(datasets.c.id)).scalars().all() == ["ds_1"]
+    database.dispose()
+
+
+def test_every_reference_to_a_blob_has_an_index() -> None:
+    indexed = {index.columns.values()[0] for table in metadata.tables.values() for index in table.indexes}
+    assert set(REFERENCES) <= indexed
 
 
 def test_every_object_belongs_to_a_tenant() -> None:
@@ -143,3 +198,16 @@ def test_an_idempotency_key_answers_once(database: Database) -> None:
     assert store.begin(tenant, "k", "another print") is None
     store.forget(tenant, "k")
     assert store.begin(tenant, "k", "print") is None
+
+
+def test_an_idempotency_key_that_is_freed_meanwhile_is_in_progress(database: Database) -> None:
+    tenant, store = Tenant("default"), Idempotency(database)
+    store.begin(tenant, "k", "print")
+
+    @event.listens_for(database.engine, "before_cursor_execute")
+    def free_the_key(connection: Connection, cursor: Any, statement: str, *_: object) -> None:
+        if statement.startswith("SELECT"):  # between the insert that found the key and the look at its row
+            cursor.execute("DELETE FROM idempotency")
+
+    with pytest.raises(IdempotencyKeyInProgress, match="try again"):
+        store.begin(tenant, "k", "print")

@@ -12,7 +12,7 @@ from wbar.checkpoints import Fault
 from wbar.errors import InUse, InvalidTransition, NotFound, ValidationFailed
 from wbar.method import Soup
 from wbar.recipe import Distillation, Recipe
-from wbar.states import STATUSES, TERMINAL, TRANSITIONS
+from wbar.states import TERMINAL, TRANSITIONS
 from wbar_store.blobs import Blobs, Received
 from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant, now
@@ -128,6 +128,15 @@ def test_a_pause_survives_the_death_of_the_attempt(store: Store) -> None:
     assert status(store, job) == "paused"
 
 
+def test_a_pause_survives_a_drain(store: Store) -> None:
+    job = submit(store)
+    store.jobs.claim(job, 60)
+    store.jobs.pause(MINE, job)
+    assert store.jobs.yield_back(Claim(job, 1), "queued")
+    assert status(store, job) == "paused"
+    assert not store.jobs.yield_back(Claim(job, 1), "queued"), "it is this attempt's no more"
+
+
 def test_getting_further_forgives_lost_attempts(store: Store) -> None:
     job = submit(store)
     for attempt in range(1, 3 * MAX_LOST):
@@ -178,8 +187,8 @@ def test_pause_and_resume(store: Store) -> None:
     assert store.jobs.overdue(broker_is_empty=False) == [job]
 
 
-@pytest.mark.parametrize("source", STATUSES)
-@pytest.mark.parametrize("target", STATUSES)
+@pytest.mark.parametrize("source", TRANSITIONS)
+@pytest.mark.parametrize("target", TRANSITIONS)
 def test_every_transition_outside_the_table_is_refused(store: Store, source: Any, target: Any) -> None:
     job = submit(store)
     with store.database.write() as connection:

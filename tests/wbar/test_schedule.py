@@ -5,8 +5,10 @@ from math import cos, pi
 import pytest
 from pydantic import ValidationError
 
+from wbar import method
 from wbar.method import METHODS
 from wbar.schedule import build_schedule, shifted, steps_per_epoch
+from wbar_averaging import cyclic_lr
 
 PLAIN = {"lr": 0.8, "control_lr": 1.0, "pull": 0.0}
 
@@ -221,6 +223,10 @@ def test_phases_may_be_fractions_of_an_epoch() -> None:
 def test_what_no_schedule_can_do_is_refused(method: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         METHODS.validate_python(method)
+
+
+def test_a_job_knows_the_shapes_that_there_are_formulas_for() -> None:
+    assert method.Shape == cyclic_lr.Shape, "wbar.method may not import it"
 
 
 def test_a_last_batch_that_leaves_a_device_one_image_is_not_counted() -> None:

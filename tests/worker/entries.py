@@ -2,8 +2,10 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from wbar_training.messages import Crashed, Stopped, StopReason
 from wbar_worker.processes import ControlChannel, Entry
@@ -23,6 +25,26 @@ def send_a_pickle(witness: Path, channel: ControlChannel) -> None:
     channel._pipe.send(_Touch(witness))
 
 
+def send_from_threads(count: int, channel: ControlChannel) -> None:
+    """Send many messages, longer than what a pipe takes at once, from four threads at the same time."""
+
+    def send(thread: int) -> None:
+        for _ in range(count):
+            channel.send(Crashed(why=str(thread) * 40_000))
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def answer_nonsense(_request: object, channel: ControlChannel) -> None:
+    """Send what is no message, and live on."""
+    channel._pipe.send_bytes(b"nonsense")
+    threading.Event().wait()
+
+
 def die(number: signal.Signals, _channel: ControlChannel) -> None:
     os.kill(os.getpid(), number)
 
@@ -39,4 +61,6 @@ class _Touch:
 
 WAIT_FOR_STOP: Entry[None] = Entry("tests.worker.entries", "wait_for_stop")
 SEND_A_PICKLE: Entry[Path] = Entry("tests.worker.entries", "send_a_pickle")
+SEND_FROM_THREADS: Entry[int] = Entry("tests.worker.entries", "send_from_threads")
+ANSWER_NONSENSE: Entry[Any] = Entry("tests.worker.entries", "answer_nonsense")
 DIE: Entry[signal.Signals] = Entry("tests.worker.entries", "die")

@@ -153,6 +153,19 @@ def test_progress_goes_out_and_a_pause_comes_in(
     assert store.jobs.get(MINE, job.id).progress == PROGRESS
 
 
+def test_a_drain_is_not_hidden_by_a_pause(store: Store, settings: WorkerSettings, job: JobRecord, child: Child) -> None:
+    store.jobs.pause(MINE, job.id)
+    draining = threading.Event()
+    draining.set()
+    beat = Heartbeat(store, settings, job.claim, draining)
+    beat.watch(child)
+    beat.start()
+    try:
+        assert child.receive(FromAttempt) == Stopped(reason="drain")
+    finally:
+        beat.stop()
+
+
 def test_a_stale_fence_is_a_cancel(store: Store, settings: WorkerSettings, job: JobRecord, child: Child) -> None:
     store.jobs.cancel(MINE, job.id)
     beat = Heartbeat(store, settings, job.claim, threading.Event())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tests.worker.entries import DIE, SEND_A_PICKLE, WAIT_FOR_STOP
+from tests.worker.entries import DIE, SEND_A_PICKLE, SEND_FROM_THREADS, WAIT_FOR_STOP
 from wbar_training.messages import Crashed, FromAttempt, Stop, Stopped
 from wbar_worker import processes
 from wbar_worker.children import VERDICTS, warm_up
@@ -24,6 +24,17 @@ def test_messages_go_both_ways_and_name_their_kind() -> None:
     finally:
         child.end()
     child.send(Stop(reason="cancel"))  # to one that has ended: nothing happens
+
+
+def test_messages_of_several_threads_arrive_whole() -> None:
+    child = processes.start(SEND_FROM_THREADS, 50)
+    try:
+        for _ in range(4 * 50):
+            message = child.receive(FromAttempt)
+            assert isinstance(message, Crashed)
+            assert (len(message.why), len(set(message.why))) == (40_000, 1)
+    finally:
+        child.end()
 
 
 def test_what_a_child_sends_is_never_unpickled(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from wbar_training.loop import run
 from wbar_training.messages import Crashed, Failed, Report, Stopped, StopReason, Succeeded
 from wbar_training.reporter import MessageReporter, StopRequested
 from wbar_worker.children import AttemptRequest, Machine, ProbeRequest
-from wbar_worker.processes import ControlChannel
+from wbar_worker.processes import ControlChannel, first_line
 
 
 def run_attempt(request: AttemptRequest, channel: ControlChannel) -> None:
@@ -34,11 +34,6 @@ def run_attempt(request: AttemptRequest, channel: ControlChannel) -> None:
         channel.send(Crashed(why=first_line(error)))
     else:
         channel.send(Succeeded(result=outcome.result, weights=str(outcome.weights), pytorch=str(outcome.pytorch)))
-
-
-def first_line(error: Exception) -> str:
-    """Return an exception's type and the first line of its message, at most 300 characters of it."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
 
 
 def _choose_devices(gpus: Sequence[int]) -> None:

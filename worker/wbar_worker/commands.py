@@ -21,7 +21,7 @@ def worker(
 
 @app.command()
 def sweep() -> None:
-    """Notify again of jobs whose worker or broker was lost, and tidy up. One is enough; several do no harm."""
+    """Notify again of jobs whose worker or broker was lost, and tidy up the scratch of this host: one per host that trains."""
     _become("sweep")
 
 

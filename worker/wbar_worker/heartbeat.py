@@ -88,7 +88,7 @@ class Heartbeat(threading.Thread):
             else:
                 sent = progress or sent
                 event_at = self._clock() if is_event else event_at
-                reason = "cancel" if answer == "gone" else answer or reason
+                reason = max("cancel" if answer == "gone" else answer, reason, key=URGENCY.__getitem__)
             self.check(reason)
 
     def check(self, reason: StopReason | None) -> None:

@@ -38,7 +38,8 @@ from wbar_worker.children import (
     UploadRejected,
     Verdict,
 )
-from wbar_worker.processes import Child
+from wbar_worker.outages import is_outage, retry_while_unavailable
+from wbar_worker.processes import Child, first_line
 from wbar_worker.settings import WorkerSettings
 
 log = logging.getLogger("wbar.worker")
@@ -73,12 +74,25 @@ class Ingester:
         if record is None:
             return
         scratch = self.settings.scratch / "ingest" / f"{record.id}-{record.attempts}"
-        scratch.mkdir(parents=True, exist_ok=True)
+        failure: Exception | None = None
         try:
+            scratch.mkdir(parents=True, exist_ok=True)
             with _renewed(repository, record.claim):
                 validate(record, scratch)
+        except Exception as error:
+            failure = error
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)  # before another attempt may begin
+        if failure is not None:
+            self._failed(repository, record, failure)
+
+    def _failed(self, repository: UploadRepository[AnyUpload], record: AnyUpload, error: Exception) -> None:
+        """Settle an attempt whose failure is not the upload's: it counts only if it will be the same next time."""
+        log.error("%s: attempt %d failed", record.id, record.attempts, exc_info=error)
+        if is_outage(error):
+            retry_while_unavailable(lambda: repository.hand_back(record.claim))
+        else:
+            self._give_back(repository, record, first_line(error))
 
     def _validate_checkpoint(self, record: CheckpointRecord, scratch: Path) -> None:
         repository = self.store.checkpoints

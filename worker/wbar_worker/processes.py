@@ -76,6 +76,11 @@ class Child:
         return f"its process ended with exit code {code}"
 
 
+def first_line(error: Exception) -> str:
+    """Return an exception's type and the first line of its message, at most 300 characters of it."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+
+
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
@@ -98,13 +103,15 @@ class ControlChannel:
     """The child's end of the pipe: sends messages, remembers a request to stop, and ends this process with the worker."""
 
     def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+        self._pipe, self._sending = pipe, threading.Lock()
         self.stop_requested: StopReason | None = None
         threading.Thread(target=self._listen, name="control", daemon=True).start()
 
     def send(self, message: BaseModel) -> None:
-        """Send a message to the worker."""
-        self._pipe.send_bytes(message.model_dump_json().encode())
+        """Send a message to the worker, from any thread."""
+        data = message.model_dump_json().encode()
+        with self._sending:  # a longer message is written in two parts, and another one must not come between them
+            self._pipe.send_bytes(data)
 
     def _listen(self) -> None:
         while True:

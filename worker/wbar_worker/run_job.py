@@ -17,7 +17,7 @@ from wbar_worker.children import RUN_ATTEMPT, AttemptRequest
 from wbar_worker.heartbeat import Heartbeat
 from wbar_worker.inputs import fetch_inputs
 from wbar_worker.outages import retry_while_unavailable
-from wbar_worker.processes import Child
+from wbar_worker.processes import Child, first_line
 from wbar_worker.publish import Publisher
 from wbar_worker.settings import WorkerSettings
 
@@ -61,22 +61,26 @@ class Runner:
             save_every_seconds=self.settings.save_every_seconds,
             loaders=self.settings.loaders,
         )
-        try:
-            workspace = fetch_inputs(self.store, job, workspace)
-        except Exception as error:
-            log.exception("%s could not be prepared", job.id)
-            self._lose(job, f"its files could not be fetched ({type(error).__name__}: {str(error)[:200]})")
-            return
-        child = processes.start(RUN_ATTEMPT, AttemptRequest(job.spec, workspace, tuple(gpus)))
-        heartbeat.watch(child)
         publisher = Publisher(self.store, job, heartbeat)
         try:
-            ending = _listen(child, heartbeat, publisher)
-            heartbeat.unwatch()
-            child.end()
+            workspace = retry_while_unavailable(partial(fetch_inputs, self.store, job, workspace))
+            ending = self._train(AttemptRequest(job.spec, workspace, tuple(gpus)), heartbeat, publisher)
             # The heartbeat goes on while the results are stored, which may take longer than a lease.
-            if retry_while_unavailable(lambda: self._settle(job, ending, heartbeat, publisher)):
-                shutil.rmtree(workspace.scratch, ignore_errors=True)
+            is_over = retry_while_unavailable(lambda: self._settle(job, ending, heartbeat, publisher))
+        except Exception as error:
+            # The worker's part failed: a file that is missing, a message that does not validate, a write that is refused.
+            log.exception("%s: attempt %d failed", job.id, job.attempts)
+            why = first_line(error)
+            is_over = retry_while_unavailable(lambda: self._settle_ended(job, why, heartbeat, publisher))
+        if is_over:
+            shutil.rmtree(workspace.scratch, ignore_errors=True)
+
+    def _train(self, request: AttemptRequest, heartbeat: Heartbeat, publisher: Publisher) -> Ending:
+        """Run the attempt in a fresh process, which has ended when this returns."""
+        child = processes.start(RUN_ATTEMPT, request)
+        try:
+            heartbeat.watch(child)
+            return _listen(child, heartbeat, publisher)
         finally:
             heartbeat.unwatch()
             child.end()

@@ -9,7 +9,6 @@ from wbar.checkpoints import CheckpointFacts, Fault
 from wbar.errors import ContentTooLarge, Rejected
 from wbar_training.messages import Crashed
 from wbar_training.uploads import checkpoint_files, dataset_archives
-from wbar_worker.attempt import first_line
 from wbar_worker.children import (
     CheckpointFound,
     CheckpointUpload,
@@ -18,7 +17,7 @@ from wbar_worker.children import (
     UploadRejected,
     Verdict,
 )
-from wbar_worker.processes import ControlChannel, confine
+from wbar_worker.processes import ControlChannel, confine, first_line
 
 
 def validate_checkpoint(upload: CheckpointUpload, channel: ControlChannel) -> None:

@@ -12,8 +12,8 @@ from wbar.jobs import Deleted
 from wbar.lists import Page
 from wbar_service.answers import answer
 from wbar_service.auth import StoreOf, TenantOf
-from wbar_service.creating import IdempotencyKey, fingerprint, once
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
+from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import Paging, page_of
 from wbar_service.problems import responses
 from wbar_service.reading import read
@@ -63,16 +63,13 @@ async def create_checkpoint(
     received, filename = await receive(request, store.blobs, request.app.state.settings.max_checkpoint_bytes)
     given = GivenNetwork(architecture=architecture, num_classes=num_classes)
 
-    def create() -> Checkpoint:
+    def create() -> CheckpointRecord:
         shown = name or filename or "checkpoint"
-        with store.blobs.keep(received):
-            created = store.checkpoints.create(tenant, shown[:256], received, given)
-        store.notify(created.id)
-        return created.to_api()
+        return store.checkpoints.create(tenant, shown[:256], received, given)
 
     print_ = fingerprint("checkpoint", name, given.model_dump(), received.sha256)
     try:
-        return await run_sync(once, store, tenant, idempotency_key, print_, create)
+        return await run_sync(once, store, tenant, idempotency_key, print_, create, received)
     finally:
         await run_sync(store.blobs.discard, received.temporary)  # a replay or a refusal left it under its first name
 

@@ -16,16 +16,13 @@ from wbar.jobs import Deleted
 from wbar.lists import Page
 from wbar_service.answers import answer
 from wbar_service.auth import StoreOf, TenantOf
-from wbar_service.creating import IdempotencyKey, fingerprint, once
+from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import Paging, page_of
 from wbar_service.problems import responses
 from wbar_service.reading import read
 from wbar_service.receiving import receive
 from wbar_service.schema import reference
-from wbar_store.blobs import Received
-from wbar_store.database import Tenant
 from wbar_store.datasets import DatasetOptions, DatasetRecord
-from wbar_store.store import Store
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], responses=responses(401))
 
@@ -76,29 +73,20 @@ async def create_dataset(
     if request.headers.get("content-type", "").split(";")[0].strip() == "application/json":
         source = await _source(request, task)
         print_ = fingerprint("dataset", name, task, source.model_dump())
+        options = DatasetOptions(max_train_images=source.max_train_images)
         return await run_sync(
-            once, store, tenant, idempotency_key, print_, lambda: _create(store, tenant, name, task, source)
-        )
+            once, store, tenant, idempotency_key, print_,
+            lambda: store.datasets.create(tenant, (name or source.source)[:256], task, source.source, options),
+        )  # fmt: skip
     received, filename = await receive(request, store.blobs, request.app.state.settings.max_dataset_bytes)
     try:
         print_ = fingerprint("dataset", name, task, received.sha256)
         return await run_sync(
             once, store, tenant, idempotency_key, print_,
-            lambda: _create(store, tenant, name or filename, task, received),
+            lambda: store.datasets.create(tenant, (name or filename or "dataset")[:256], task, received), received,
         )  # fmt: skip
     finally:
         await run_sync(store.blobs.discard, received.temporary)
-
-
-def _create(store: Store, tenant: Tenant, name: str | None, task: Task, given: Received | DatasetSource) -> Dataset:
-    if isinstance(given, Received):
-        with store.blobs.keep(given):
-            created = store.datasets.create(tenant, (name or "dataset")[:256], task, given)
-    else:
-        options = DatasetOptions(max_train_images=given.max_train_images)
-        created = store.datasets.create(tenant, (name or given.source)[:256], task, given.source, options)
-    store.notify(created.id)
-    return created.to_api()
 
 
 async def _source(request: Request, task: str) -> DatasetSource:

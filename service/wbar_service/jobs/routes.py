@@ -14,8 +14,8 @@ from wbar.lists import Page
 from wbar.states import TERMINAL, JobStatus
 from wbar_service.answers import answer
 from wbar_service.auth import StoreOf, TenantOf, store_of
-from wbar_service.creating import IdempotencyKey, fingerprint, once
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
+from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.jobs.creating import dry_run, gpu_at_hand, make_spec
 from wbar_service.jobs.stream import job_events
 from wbar_service.paging import Paging, page_of
@@ -46,12 +46,8 @@ def create_job(body: JobRequest, store: StoreOf, tenant: TenantOf, idempotency_k
             job = dry_run(store, tenant, body, make_spec(store, tenant, body, gpu))
         return Response(job.model_dump_json(), media_type="application/json")
 
-    def create() -> Job:
-        with store.database.write():
-            spec = make_spec(store, tenant, body, gpu)
-            created = store.jobs.create(tenant, spec, body.name, body.metadata)
-        store.notify(created.id)
-        return created.to_api()
+    def create() -> JobRecord:
+        return store.jobs.create(tenant, make_spec(store, tenant, body, gpu), body.name, body.metadata)
 
     return once(store, tenant, idempotency_key, fingerprint("job", body.model_dump(mode="json")), create)
 

@@ -52,6 +52,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_checkpoints")),
     )
     with op.batch_alter_table("checkpoints", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_checkpoints_content"), ["content"], unique=False)
+        batch_op.create_index(batch_op.f("ix_checkpoints_weights"), ["weights"], unique=False)
         batch_op.create_index(batch_op.f("ix_checkpoints_status"), ["status"], unique=False)
         batch_op.create_index(batch_op.f("ix_checkpoints_tenant_id"), ["tenant", "id"], unique=False)
 
@@ -77,6 +79,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_datasets")),
     )
     with op.batch_alter_table("datasets", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_datasets_content"), ["content"], unique=False)
+        batch_op.create_index(batch_op.f("ix_datasets_packed"), ["packed"], unique=False)
         batch_op.create_index(batch_op.f("ix_datasets_status"), ["status"], unique=False)
         batch_op.create_index(batch_op.f("ix_datasets_tenant_id"), ["tenant", "id"], unique=False)
 
@@ -131,6 +135,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_jobs_report"), ["report"], unique=False)
+        batch_op.create_index(batch_op.f("ix_jobs_state"), ["state"], unique=False)
+        batch_op.create_index(batch_op.f("ix_jobs_weights"), ["weights"], unique=False)
+        batch_op.create_index(batch_op.f("ix_jobs_weights_pytorch"), ["weights_pytorch"], unique=False)
         batch_op.create_index(batch_op.f("ix_jobs_checkpoint"), ["checkpoint"], unique=False)
         batch_op.create_index(batch_op.f("ix_jobs_dataset"), ["dataset"], unique=False)
         batch_op.create_index(batch_op.f("ix_jobs_status_lease_until"), ["status", "lease_until"], unique=False)
@@ -189,9 +197,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_snapshots")),
         sa.UniqueConstraint("job", "n", name=op.f("uq_snapshots_job")),
     )
+    with op.batch_alter_table("snapshots", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_snapshots_sha256"), ["sha256"], unique=False)
 
 
 def downgrade() -> None:
+    with op.batch_alter_table("snapshots", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_snapshots_sha256"))
+
     op.drop_table("snapshots")
     op.drop_table("metrics")
     with op.batch_alter_table("job_metadata", schema=None) as batch_op:
@@ -204,6 +217,10 @@ def downgrade() -> None:
     op.drop_table("job_inputs")
     op.drop_table("events")
     with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_jobs_weights_pytorch"))
+        batch_op.drop_index(batch_op.f("ix_jobs_weights"))
+        batch_op.drop_index(batch_op.f("ix_jobs_state"))
+        batch_op.drop_index(batch_op.f("ix_jobs_report"))
         batch_op.drop_index(batch_op.f("ix_jobs_tenant_id"))
         batch_op.drop_index(batch_op.f("ix_jobs_status_lease_until"))
         batch_op.drop_index(batch_op.f("ix_jobs_dataset"))
@@ -213,11 +230,15 @@ def downgrade() -> None:
     op.drop_table("workers")
     op.drop_table("idempotency")
     with op.batch_alter_table("datasets", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_datasets_packed"))
+        batch_op.drop_index(batch_op.f("ix_datasets_content"))
         batch_op.drop_index(batch_op.f("ix_datasets_tenant_id"))
         batch_op.drop_index(batch_op.f("ix_datasets_status"))
 
     op.drop_table("datasets")
     with op.batch_alter_table("checkpoints", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_checkpoints_weights"))
+        batch_op.drop_index(batch_op.f("ix_checkpoints_content"))
         batch_op.drop_index(batch_op.f("ix_checkpoints_tenant_id"))
         batch_op.drop_index(batch_op.f("ix_checkpoints_status"))
 
