@@ -33,7 +33,8 @@ class Created(Protocol):
     """A record of what was created."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Its id, which workers are notified of."""
 
     def to_api(self) -> BaseModel:
         """Return it as the API sends it."""
