@@ -14,7 +14,19 @@ from functools import cache, cached_property, lru_cache
 from typing import Any, overload
 
 from pydantic_core import from_json
-from sqlalchemy import Connection, Double, Engine, Row, Select, Table, bindparam, create_engine, event, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    Engine,
+    Row,
+    Select,
+    Table,
+    bindparam,
+    create_engine,
+    event,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
@@ -221,14 +233,24 @@ class Tenant:
 
     def row(self, connection: Connection, table: Table, object_id: str, lock: bool = False) -> Row[Any] | None:
         """Return the row of this id if it is this tenant's; lock: hold it until the transaction ends."""
-        return connection.execute(_one_row(table, lock), {"of_tenant": self.name, "of_id": object_id}).first()
+        return self.first(connection, _one_row(table, lock), object_id)
+
+    def first(self, connection: Connection, statement: Select[Any], object_id: str) -> Row[Any] | None:
+        """Return the row that a statement of `one_row` finds among this tenant's."""
+        return connection.execute(statement, {"of_tenant": self.name, "of_id": object_id}).first()
+
+
+def one_row(table: Table, *columns: ColumnElement[Any]) -> Select[Any]:
+    """Select these columns of one row, by the tenant and the id that `Tenant.first` gives it.
+
+    Such a statement is worth keeping: building one of thirty columns takes longer than running it.
+    """
+    return select(*columns).where(table.c.tenant == bindparam("of_tenant"), table.c.id == bindparam("of_id"))
 
 
 @cache
 def _one_row(table: Table, lock: bool) -> Select[Any]:
-    # Built once: building a statement of thirty columns takes longer than running it.
-    row = select(table).where(table.c.tenant == bindparam("of_tenant"), table.c.id == bindparam("of_id"))
-    return row.with_for_update() if lock else row
+    return one_row(table, *table.c).with_for_update() if lock else one_row(table, *table.c)
 
 
 def clock(connection: Connection) -> float:

@@ -5,13 +5,15 @@ A record is one row as plain typed values; its `to_api` is the only place where 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Connection, Row, Select, Table
+from pydantic_core import from_json
+from sqlalchemy import JSON, Column, Connection, Row, Select, Table, Text, cast
 
 from wbar.errors import NotFound
-from wbar_store.database import Database, Tenant
+from wbar_store.database import Database, Tenant, one_row
 
 
 class Record(BaseModel):
@@ -27,6 +29,7 @@ class Record(BaseModel):
         return cls.model_validate(dict(row._mapping))
 
 
+Stored = tuple[Any, ...]
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 Item = TypeVar("Item")
 
@@ -73,6 +76,34 @@ class Repository(Generic[AnyRecord]):
         if row is None:
             raise NotFound(f"there is no {self.noun} {object_id[:64]!r}")
         return self.record.of(row)
+
+    def stored(self, tenant: Tenant, object_id: str) -> Stored:
+        """Return what the columns of one record hold, JSON as text: equal rows give equal tuples. Raises NotFound.
+
+        It costs a third of `get`, and says whether what was made of the row before is still what it says.
+        """
+        with self.database.read() as connection:
+            row = tenant.first(connection, self._select_stored, object_id)
+        if row is None:
+            raise NotFound(f"there is no {self.noun} {object_id[:64]!r}")
+        return tuple(row)
+
+    def of_stored(self, stored: Stored) -> AnyRecord:
+        """Return the record of what `stored` returned."""
+        values = {
+            column.name: from_json(value) if isinstance(column.type, JSON) and value is not None else value
+            for column, value in zip(self._record_columns, stored, strict=True)
+        }
+        return self.record.model_validate(values)
+
+    @cached_property
+    def _record_columns(self) -> list[Column[Any]]:
+        return [column for column in self.table.c if column.name in self.record.model_fields]
+
+    @cached_property
+    def _select_stored(self) -> Select[Any]:
+        columns = [cast(column, Text) if isinstance(column.type, JSON) else column for column in self._record_columns]
+        return one_row(self.table, *columns)
 
     def page(self, tenant: Tenant, request: PageRequest) -> RecordPage[AnyRecord]:
         """Return one page of the tenant's records."""

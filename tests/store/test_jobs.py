@@ -202,7 +202,7 @@ def test_another_tenants_job_and_its_parts_do_not_exist(store: Store) -> None:
     store.jobs.claim(job, 60)
     store.snapshots.add(Claim(job, 1), 1, 10, SCORE, snapshot("1"))
     assert store.jobs.page(OTHER, PageRequest()).records == []
-    for ask in (store.jobs.get, store.jobs.cancel, store.jobs.pause, store.jobs.resume, store.jobs.remove,
+    for ask in (store.jobs.get, store.jobs.stored, store.jobs.cancel, store.jobs.pause, store.jobs.resume, store.jobs.remove,
                 store.snapshots.all, store.metrics.all):  # fmt: skip
         with pytest.raises(NotFound):
             ask(OTHER, job)
@@ -214,6 +214,20 @@ def test_another_tenants_job_and_its_parts_do_not_exist(store: Store) -> None:
         store.snapshots.page(OTHER, job, PageRequest())
     with pytest.raises(NotFound):
         store.snapshots.get(OTHER, job, 1)
+
+
+def test_what_a_row_holds_is_the_record_and_changes_with_it(store: Store) -> None:
+    job = submit(store, metadata={"team": "vision"})
+    queued = store.jobs.stored(MINE, job)
+    assert queued == store.jobs.stored(MINE, job)
+    assert hash(queued) == hash(store.jobs.stored(MINE, job)), "JSON is text, on every database"
+    assert store.jobs.of_stored(queued) == store.jobs.get(MINE, job)
+    store.jobs.claim(job, 60)
+    running = store.jobs.stored(MINE, job)
+    assert running != queued
+    store.jobs.heartbeat(Claim(job, 1), 60, PROGRESS)
+    assert store.jobs.stored(MINE, job) not in (queued, running)
+    assert store.jobs.of_stored(store.jobs.stored(MINE, job)) == store.jobs.get(MINE, job)
 
 
 def test_lists_page_by_key_and_filter(store: Store) -> None:

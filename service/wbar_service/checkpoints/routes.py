@@ -10,13 +10,12 @@ from wbar.checkpoints import Checkpoint
 from wbar.errors import CheckpointNotReady, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
-from wbar_service.answers import answer
+from wbar_service.answers import answer, polled
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import Paging, page_of
 from wbar_service.problems import responses
-from wbar_service.reading import read
 from wbar_service.receiving import receive
 from wbar_store.checkpoints import CheckpointRecord, GivenNetwork
 
@@ -83,7 +82,7 @@ def list_checkpoints(store: StoreOf, tenant: TenantOf, page: Paging) -> Response
 @router.get("/{checkpoint_id}", response_model=Checkpoint, responses=responses(404))
 async def get_checkpoint(checkpoint_id: str, store: StoreOf, tenant: TenantOf) -> Response:
     """The checkpoint, and what became of it: poll until `status` is `ready` or `rejected`."""
-    return answer(await read(store.database, lambda: store.checkpoints.get(tenant, checkpoint_id).to_api()))
+    return await polled(store.checkpoints, tenant, checkpoint_id)
 
 
 @router.delete("/{checkpoint_id}", response_model=Deleted, responses=responses(404, 409))

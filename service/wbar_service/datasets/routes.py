@@ -14,12 +14,11 @@ from wbar.datasets import Dataset, DatasetSource, Task
 from wbar.errors import BadRequest, TaskUnsupported, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
-from wbar_service.answers import answer
+from wbar_service.answers import answer, polled
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import Paging, page_of
 from wbar_service.problems import responses
-from wbar_service.reading import read
 from wbar_service.receiving import receive
 from wbar_service.schema import reference
 from wbar_store.datasets import DatasetOptions, DatasetRecord
@@ -144,7 +143,7 @@ def list_datasets(store: StoreOf, tenant: TenantOf, page: Paging) -> Response:
 @router.get("/{dataset_id}", response_model=Dataset, responses=responses(404))
 async def get_dataset(dataset_id: str, store: StoreOf, tenant: TenantOf) -> Response:
     """The dataset, and what became of it: poll until `status` is `ready` or `rejected`."""
-    return answer(await read(store.database, lambda: store.datasets.get(tenant, dataset_id).to_api()))
+    return await polled(store.datasets, tenant, dataset_id)
 
 
 @router.delete("/{dataset_id}", response_model=Deleted, responses=responses(404, 409))

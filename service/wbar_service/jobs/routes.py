@@ -12,7 +12,7 @@ from wbar.errors import JobNotFinished, NoWeights
 from wbar.jobs import Deleted, Event, EventType, Job, JobRequest, MetricsPoint, Snapshot
 from wbar.lists import Page
 from wbar.states import TERMINAL, JobStatus
-from wbar_service.answers import answer
+from wbar_service.answers import answer, polled
 from wbar_service.auth import StoreOf, TenantOf, store_of
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
@@ -20,7 +20,6 @@ from wbar_service.jobs.creating import dry_run, gpu_at_hand, make_spec
 from wbar_service.jobs.stream import job_events
 from wbar_service.paging import Paging, page_of
 from wbar_service.problems import responses
-from wbar_service.reading import read
 from wbar_store.events import EventRecord, sequence
 from wbar_store.jobs import Filters, JobRecord
 from wbar_store.repository import PageRequest
@@ -73,8 +72,8 @@ def list_jobs(
 @router.get("/{job_id}", response_model=Job, responses=responses(404))
 async def get_job(job_id: str, request: Request, tenant: TenantOf) -> Response:
     """The job as it is now: status, progress, and once it has succeeded the result."""
-    store = store_of(request)  # what is polled most has one dependency less
-    return answer(await read(store.database, lambda: store.jobs.get(tenant, job_id).to_api()))
+    # What is polled most has one dependency less than the others.
+    return await polled(store_of(request).jobs, tenant, job_id)
 
 
 @router.post("/{job_id}/cancel", response_model=Job, responses=responses(404, 409))
