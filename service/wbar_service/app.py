@@ -33,6 +33,7 @@ DESCRIPTION = """Send a trained image network, get back one of the same size tha
 
 
 def create_app(settings: ServiceSettings | None = None) -> FastAPI:
+    """Return the API on its store; settings: by default those of the environment."""
     settings = settings or ServiceSettings()
 
     @asynccontextmanager
@@ -79,8 +80,8 @@ def serve(settings: ServiceSettings) -> None:
         timeout_graceful_shutdown=5,
         timeout_keep_alive=30,
     )
-    # uvicorn's own `fd` opens what was inherited as a Unix socket: nobody then sets TCP_NODELAY, and each small answer waits
-    # for the client's delayed acknowledgement, 40 ms.
+    # uvicorn's own `fd` opens an inherited socket as a Unix socket, for which no TCP_NODELAY is set, and each small answer
+    # waits for the client's delayed acknowledgement, 40 ms.
     inherited = None if settings.fd is None else [socket.socket(fileno=settings.fd)]
     server = uvicorn.Server(config)
     with suppress(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""What can be fine-tuned."""
+"""The architectures that can be fine-tuned."""
 
 from dataclasses import asdict
 from typing import Literal
@@ -14,6 +14,8 @@ router = APIRouter(prefix="/v1/architectures", tags=["architectures"], responses
 
 
 class ArchitectureEntry(BaseModel):
+    """One network that can be fine-tuned. Sizes are sides of square images in pixels."""
+
     id: str
     object: Literal["architecture"] = "architecture"
     name: str
@@ -27,6 +29,8 @@ class ArchitectureEntry(BaseModel):
 
 
 class Architectures(BaseModel):
+    """All of them, in one page."""
+
     object: Literal["list"] = "list"
     data: list[ArchitectureEntry]
     has_more: Literal[False] = False

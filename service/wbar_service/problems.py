@@ -57,6 +57,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def as_response(problem: Refused, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return the answer of a refusal, as `application/problem+json` (RFC 9457)."""
     body: dict[str, Any] = {
         "type": f"urn:wbar:problem:{problem.code}",
         "title": problem.title,
@@ -73,7 +74,7 @@ def as_response(problem: Refused, headers: dict[str, str] | None = None) -> JSON
 
 
 def install(app: FastAPI) -> None:
-    """Handlers for our own refusals, the framework's, and what nobody foresaw."""
+    """Handlers for our own refusals, the framework's, and for every other exception."""
 
     @app.exception_handler(Refused)
     async def refused(_request: Request, error: Refused) -> JSONResponse:

@@ -19,7 +19,7 @@ Found = TypeVar("Found")
 
 
 async def read(database: Database, query: Callable[[], Found]) -> Found:
-    """What `query` returns: it makes one statement, which finds a row by its key."""
+    """Return the result of `query`, which makes one statement that finds a row by its key."""
     # What stands in the way of it, if it is not another's lock, stands in the way of the thread too and is raised there.
     with suppress(OperationalError), database.read_at_once() as possible:
         if possible:

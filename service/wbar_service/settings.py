@@ -1,4 +1,4 @@
-"""What the API process may be told, beyond where the store is."""
+"""The settings of the API process, beside those of the store."""
 
 from pydantic import Field
 

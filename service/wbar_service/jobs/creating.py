@@ -16,7 +16,7 @@ from wbar_store.uploads import UploadRecord
 
 
 def make_spec(store: Store, tenant: Tenant, request: JobRequest, gpu: bool) -> JobSpec:
-    """What the job is asked to do, with every `auto` replaced.
+    """Return the spec of the job, with every `auto` replaced.
 
     gpu: whether a live worker has one. Call it in the block that creates the job: checkpoints, dataset and a former job stay
     locked, so that none is deleted before the job exists. Raises NotFound, CheckpointNotReady, DatasetNotReady and what

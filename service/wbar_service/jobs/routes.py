@@ -194,7 +194,7 @@ def get_job_snapshot_weights(job_id: str, n: int, request: Request, store: Store
     },
 )
 def get_job_report(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
-    """What the job did and found, as a page that needs nothing else: the comparisons, the curve, the schedule, the flatness."""
+    """The job and its result as a page that needs nothing else: the comparisons, the curve, the schedule, the flatness."""
     job = store.jobs.get(tenant, job_id)
     if job.report is None:
         _no_result(job, "a report")
