@@ -14,6 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+LEAST_RANGE = 0.01  # of an accuracy axis
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 SKY, YELLOW, BLACK, GREY = "#56B4E9", "#E69F00", "#000000", "#666666"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, BLACK)
@@ -127,6 +128,12 @@ def curve_figure(
             showlegend=row == 1, line={"color": BLUE, "width": 3}, marker={"size": 8}, row=row, col=1,
         )  # fmt: skip
         _held_out_axis(figure, row, kind)
+        levels = [level for level in (getattr(one, kind) for one in comparisons) if level is not None]
+        low, high = min([*values, *levels]), max([*values, *levels])
+        if kind == "accuracy" and high - low < LEAST_RANGE:
+            # Where all are (nearly) equal, plotly's own range goes from 0 to 150 %.
+            middle = (low + high) / 2
+            figure.update_yaxes(range=[middle - LEAST_RANGE / 2, middle + LEAST_RANGE / 2], row=row, col=1)
         for number, comparison in enumerate(comparisons):
             level = getattr(comparison, kind)
             if level is not None:

@@ -114,3 +114,10 @@ def test_numbers_that_do_not_fit_are_refused(make: Callable[[], object], message
 def test_figures_need_no_torch() -> None:
     code = "import sys, wbar_averaging.figures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+def test_an_accuracy_axis_of_equal_values_shows_the_percent_around_them() -> None:
+    figure = figures.curve_figure(
+        [1, 2], [0.98, 0.98], comparisons=[figures.Comparison("start", accuracy=0.98, loss=None)]
+    )
+    assert list(figure.layout.yaxis.range) == pytest.approx([0.975, 0.985])
