@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATASET ?= builtin:digits
 
-.PHONY: demo test models lint bench up clean
+.PHONY: demo test models clients lint bench up clean
 
 # One stamp per set of extras: reinstalled only when pyproject.toml changes.
 $(VENV)/.embedded: pyproject.toml
@@ -25,6 +25,15 @@ test: $(VENV)/.test ## the whole suite, with real servers
 
 models: $(VENV)/.test ## every architecture from upload to download, those that `make test` leaves out included
 	$(BIN)/python -m pytest tests/training/test_every_architecture.py -m "models or not models"
+
+# openapi-python-client's upper bounds hold the command line's libraries back: it has an environment of its own.
+$(VENV)/clients/bin/openapi-python-client: | $(VENV)/.test
+	$(PYTHON) -m venv $(VENV)/clients
+	$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check 'openapi-python-client>=0.29'
+
+clients: $(VENV)/clients/bin/openapi-python-client ## four generators make clients of the schema: two of Python's, and with node and Java two more
+	WBAR_TEST_OPENAPI_PYTHON_CLIENT=$(abspath $(VENV))/clients/bin/python $(BIN)/python -m pytest tests/clients
+	$(BIN)/python -m tests.clients
 
 lint: $(VENV)/.test ## style, types, and the arrows between the rooms
 	$(BIN)/ruff check .

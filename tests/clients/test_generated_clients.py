@@ -1,5 +1,6 @@
 """The schema generates Python clients that do upload → job → poll → download. Other languages: `python -m tests.clients`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,13 +11,16 @@ from tests.conftest import Service
 
 
 def test_openapi_python_client(service: Service, tmp_path: Path) -> None:
-    pytest.importorskip("openapi_python_client", reason="the extra `clients` brings it")
+    # Its upper bounds hold the command line's libraries back, so it lives in an environment of its own.
+    python = os.environ.get("WBAR_TEST_OPENAPI_PYTHON_CLIENT")
+    if python is None:
+        pytest.skip("WBAR_TEST_OPENAPI_PYTHON_CLIENT names no Python that has the generator (`make clients` makes one)")
     settings = tmp_path / "settings.yml"
     settings.write_text(
         "project_name_override: wbar_generated\npackage_name_override: wbar_generated\npost_hooks: []\n"
     )
     schema = str(write_schema(service, tmp_path))
-    command = [sys.executable, "-P", "-m", "openapi_python_client", "generate", "--fail-on-warning", "--meta", "none"]
+    command = [python, "-P", "-m", "openapi_python_client", "generate", "--fail-on-warning", "--meta", "none"]
     generate([*command, "--path", schema, "--config", str(settings), "--output-path", "wbar_generated"], tmp_path)
     run_flow([sys.executable, "-P", str(FLOWS / "openapi_python_client.py")], service, tmp_path, tmp_path)
 
