@@ -1,1 +1,1 @@
-"""The HTTP face: takes checkpoints, datasets and jobs, tells their state, hands out weights. Imports no torch."""
+"""The HTTP interface: takes checkpoints, datasets and jobs, tells their state, hands out weights. Imports no torch."""
