@@ -16,7 +16,7 @@ from wbar_store.repository import Repository, Stored
 
 
 def answer(body: Any, status: int = 200) -> Response:
-    """A JSON answer. A number that is not finite becomes null: JSON has no other word for it."""
+    """Return a JSON answer. A number that is not finite becomes null: JSON has no word for it."""
     return Response(to_json(body, inf_nan_mode="null"), status, media_type="application/json")
 
 

@@ -1,4 +1,4 @@
-"""The application: routes, problems, documentation. `create_app()` is also what uvicorn's factory calls."""
+"""The application is put together here: settings, store, routes, problems and the OpenAPI schema."""
 
 import ctypes
 import logging

@@ -40,6 +40,6 @@ class Architectures(BaseModel):
 
 @router.get("", response_model=Architectures)
 def list_architectures(_tenant: TenantOf) -> Architectures:
-    """Every architecture, in one page."""
-    data = [ArchitectureEntry(id=known.name, **asdict(known)) for known in ARCHITECTURES.values()]
+    """List every architecture, in one page."""
+    data = [ArchitectureEntry(id=one.name, **asdict(one)) for one in ARCHITECTURES.values()]
     return Architectures(data=data, first_id=data[0].id, last_id=data[-1].id)

@@ -1,4 +1,4 @@
-"""Who is asking: a bearer key names a tenant, and every route gets the store and that tenant, nothing else."""
+"""Authentication: a bearer key names a tenant, and every route gets the store and that tenant, nothing else."""
 
 import hashlib
 import time
@@ -18,8 +18,10 @@ MOST_REMEMBERED = 4096
 
 
 class RememberedKeys:
-    """The tenants of API keys. A key that was found is not looked up again for a second, so that a client that polls costs
-    one transaction a request; a revoked key is refused at most that second later. Used by the event loop's thread alone.
+    """The tenants of the API keys that were used within the last second.
+
+    A client that polls then costs one transaction a request instead of two; a revoked key is refused at most a second later.
+    Only the event loop's thread uses it.
     """
 
     def __init__(self, store: Store) -> None:
@@ -27,7 +29,7 @@ class RememberedKeys:
         self._remembered: dict[bytes, tuple[Tenant, float]] = {}  # by digest: no key stays in memory as it is
 
     async def tenant_of(self, key: str) -> Tenant | None:
-        """Whose key it is; None for one that was never given out, which is looked up each time."""
+        """Return the tenant that a key belongs to; None for an unknown key, which is looked up each time."""
         digest = hashlib.sha256(key.encode()).digest()
         tenant, until = self._remembered.get(digest, (None, 0.0))
         if time.monotonic() < until:
@@ -43,7 +45,7 @@ class RememberedKeys:
 
 
 def store_of(request: Request) -> Store:
-    """The store of this process."""
+    """Return the store of this process."""
     store: Store = request.app.state.store
     return store
 
@@ -54,14 +56,14 @@ async def _store(request: Request) -> Store:
 
 
 class BearerKey(SecurityBase):
-    """The dependency that names the tenant, and the scheme that the OpenAPI schema shows for it."""
+    """The dependency that finds the tenant of a request, and the security scheme that the OpenAPI schema shows for it."""
 
     def __init__(self) -> None:
         self.model = HTTPBearer(description="The API key; `wbar up` writes it to the client's configuration.")
         self.scheme_name = "HTTPBearer"
 
     async def __call__(self, request: Request) -> Tenant:
-        """The tenant whose key the request carries. Raises Unauthorized (401)."""
+        """Return the tenant whose key the request carries. Raises Unauthorized (401)."""
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise Unauthorized("send the API key as `Authorization: Bearer <key>`")

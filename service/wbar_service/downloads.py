@@ -44,7 +44,12 @@ def blob_response(
     media_type: str = "application/octet-stream",
     inline: bool = False,
 ) -> Response:
-    """Answer GET or HEAD for one blob. Raises RangeNotSatisfiable (416)."""
+    """Answer GET or HEAD for one blob. Raises RangeNotSatisfiable (416).
+
+    sha256: of the blob, which is also its name.
+    filename: for Content-Disposition.
+    inline: whether a browser shows it instead of saving it.
+    """
     size, stored = blobs.described(sha256)
     stored = stored.replace(microsecond=0)  # as exact as the header says it
     etag = f'"{sha256}"'
@@ -78,7 +83,7 @@ def blob_response(
 
 
 def _has_it(request: Request, etag: str, stored: datetime) -> bool:
-    """Whether the client holds these bytes. A date counts only where no tag is sent (RFC 9110, 13.2.2)."""
+    """Return whether the client holds these bytes. A date counts only where no tag is sent (RFC 9110, 13.2.2)."""
     header = request.headers.get("if-none-match")
     if header is None:
         since = _date(request.headers.get("if-modified-since"))
@@ -89,7 +94,7 @@ def _has_it(request: Request, etag: str, stored: datetime) -> bool:
 
 
 def _date(header: str | None) -> datetime | None:
-    """The date of a header, or None for one that is not a date, which a server ignores."""
+    """Return the date of a header, or None for one that is not a date, which a server ignores."""
     try:
         date = parsedate_to_datetime(header or "")
     except (ValueError, OverflowError):
@@ -103,11 +108,11 @@ def _fresh(if_range: str | None, etag: str, last_modified: str) -> bool:
 
 
 def _parse(header: str, size: int) -> tuple[int, int] | None:
-    """[begin, end) of a single byte range; None for what a server should ignore (other units, several ranges)."""
-    found = re.fullmatch(r"bytes=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", header.strip())
-    if found is None or found.groups() == ("", ""):
+    """Return [begin, end) of a single byte range; None for what a server should ignore (other units, several ranges)."""
+    match = re.fullmatch(r"bytes=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", header.strip())
+    if match is None or match.groups() == ("", ""):
         return None
-    first, last = found.groups()
+    first, last = match.groups()
     if first == "":
         begin, end = max(0, size - int(last)), size
     else:

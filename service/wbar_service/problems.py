@@ -39,7 +39,7 @@ class ProblemError(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457, `application/problem+json`."""
+    """Why a request was refused (RFC 9457, `application/problem+json`)."""
 
     type: str
     title: str
@@ -50,7 +50,7 @@ class Problem(BaseModel):
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI entries for these problems."""
+    """Return the OpenAPI entries for the problems with these statuses."""
     names = {401: "No valid API key", 404: "No such object", 409: "The object's state does not allow this",
              413: "Too large", 416: "The range lies outside the content", 422: "The request does not fit"}  # fmt: skip
     return {status: {"model": Problem, "description": names[status]} for status in statuses}
@@ -143,7 +143,7 @@ def _validation(error: RequestValidationError) -> Refused:
 
 
 def _without_branches(errors: list[dict[str, str]]) -> list[dict[str, str]]:
-    """A value that fits no branch of a union fails once per branch: one entry per place, the deepest place speaks."""
+    """Merge the errors of one place (a value fails once for each branch of a union) and leave out the places above others."""
     merged: dict[str, dict[str, str]] = {}
     above: set[str] = set()
     for item in errors:
@@ -167,7 +167,7 @@ def _detail(failure: dict[str, Any]) -> str:
 
 
 def _pointer(path: list[Any], body: Any, missing: bool) -> str:
-    """The JSON pointer of an error, found by walking the body itself.
+    """Return the JSON pointer of an error, by walking the body itself.
 
     pydantic puts the branches of unions into its paths ("float", "Normalization"); they are no places in the body.
     """

@@ -1,4 +1,4 @@
-"""Short reads of routes that clients poll: without a change of thread where the database allows it.
+"""Short reads for routes that clients poll, without a change of thread where the database allows it.
 
 Handing a read to a thread and waiting for it costs more than the read of a row by its key. SQLite in WAL mode answers such a
 read without waiting for anybody: readers do not wait for writers. So it is done in the event loop, on a connection of its

@@ -16,13 +16,13 @@ BUFFER = 1024 * 1024
 
 
 def announced_sha256(request: Request) -> str | None:
-    """The sha-256 of Repr-Digest or Content-Digest (RFC 9530) in hex, or None. Raises BadRequest if it is malformed."""
+    """Return the sha-256 of Repr-Digest or Content-Digest (RFC 9530) in hex, or None. Raises BadRequest if it is malformed."""
     for name in ("repr-digest", "content-digest"):
-        found = re.search(r"(?:^|,)\s*sha-256=:([^:]*):", request.headers.get(name, ""))
-        if found is None:
+        match = re.search(r"(?:^|,)\s*sha-256=:([^:]*):", request.headers.get(name, ""))
+        if match is None:
             continue
         try:
-            digest = base64.b64decode(found.group(1), validate=True)
+            digest = base64.b64decode(match.group(1), validate=True)
         except binascii.Error:
             raise BadRequest(f"{name} is not base64: sha-256=:<base64>:") from None
         if len(digest) != 32:
@@ -32,7 +32,7 @@ def announced_sha256(request: Request) -> str | None:
 
 
 async def receive(request: Request, blobs: Blobs, limit: int) -> tuple[Received, str | None]:
-    """The body (or the multipart field `file`) under a temporary name, and the file name if one was sent.
+    """Store the body (or the multipart field `file`) under a temporary name; return it, and the file name if one was sent.
 
     Raises TooLarge, DigestMismatch or BadRequest; then nothing is left behind.
     """

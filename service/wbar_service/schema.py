@@ -22,13 +22,13 @@ UNUSED = ("HTTPValidationError", "ValidationError")  # the framework's own, whic
 
 
 def operation_id(route: APIRoute) -> str:
-    """The route's function as generated code calls it: `create_checkpoint` becomes `createCheckpoint`."""
+    """Return a route's name as generated code says it: `create_checkpoint` becomes `createCheckpoint`."""
     first, *others = route.name.split("_")
     return first + "".join(word.capitalize() for word in others)
 
 
 def reference(model: type[BaseModel]) -> dict[str, str]:
-    """A reference to the schema of a model that `document` was given."""
+    """Return a reference to the schema of a model that `document` was given."""
     return {"$ref": REF + model.__name__}
 
 
@@ -58,7 +58,7 @@ def document(app: FastAPI, *models: type[BaseModel]) -> None:
 
 
 def _with_plain_names(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with `Page_Job_`, which the framework makes of a generic model's parameters, called by its title, JobPage."""
+    """Return the schema with `Page_Job_`, the framework's name for a generic model, replaced by its title, `JobPage`."""
     text = json.dumps(schema)
     for name, component in schema["components"]["schemas"].items():
         if name.endswith("_"):
@@ -93,7 +93,7 @@ def _operations(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _nodes(node: Any) -> Iterator[dict[str, Any]]:
-    """The node and every object inside it, but for examples, which are data and no schemas."""
+    """Yield the node and every object inside it, but for examples, which are data and no schemas."""
     if isinstance(node, dict):
         yield node
         for name, child in node.items():
@@ -105,7 +105,7 @@ def _nodes(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _without_null(node: dict[str, Any]) -> None:
-    """No query or header can be null: a parameter that may be left out is just not required."""
+    """Drop null from a parameter: no query or header can be null, one that may be left out is just not required."""
     choices = [choice for choice in node.get("anyOf", []) if choice != {"type": "null"}]
     if len(choices) == 1:
         del node["anyOf"]
@@ -144,7 +144,7 @@ def _add_discriminator(node: dict[str, Any], components: dict[str, Any]) -> None
 
 
 def _sent_by_clients(schema: dict[str, Any]) -> set[str]:
-    """The components that request bodies consist of."""
+    """Return the names of the components that request bodies consist of."""
     bodies = [operation["requestBody"] for operation in _operations(schema) if "requestBody" in operation]
     names, fresh = set[str](), _references(bodies)
     while fresh:

@@ -8,7 +8,7 @@ GIB = 1024**3
 
 
 class ServiceSettings(StoreSettings):
-    """Read from `WBAR_…` environment variables."""
+    """The address, the limits of uploads, and the places that datasets may be named in; from `WBAR_…` variables."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, lt=65536)

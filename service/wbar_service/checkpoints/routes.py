@@ -75,13 +75,13 @@ async def create_checkpoint(
 
 @router.get("", response_model=Page[Checkpoint], responses=responses(422))
 def list_checkpoints(store: StoreOf, tenant: TenantOf, page: Paging) -> Response:
-    """The checkpoints, newest first."""
+    """List the checkpoints, newest first."""
     return answer(page_of(store.checkpoints.page(tenant, page), CheckpointRecord.to_api))
 
 
 @router.get("/{checkpoint_id}", response_model=Checkpoint, responses=responses(404))
 async def get_checkpoint(checkpoint_id: str, store: StoreOf, tenant: TenantOf) -> Response:
-    """The checkpoint, and what became of it: poll until `status` is `ready` or `rejected`."""
+    """Return a checkpoint. Poll until its `status` is `ready` or `rejected`."""
     return await polled(store.checkpoints, tenant, checkpoint_id)
 
 
@@ -99,9 +99,11 @@ def delete_checkpoint(checkpoint_id: str, store: StoreOf, tenant: TenantOf) -> D
     responses={**OPENAPI_RESPONSES, **responses(404, 409, 416)},
 )
 def get_checkpoint_content(checkpoint_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
-    """The bytes as they were uploaded; only of a checkpoint that is `ready`."""
-    found = store.checkpoints.get(tenant, checkpoint_id)
-    if found.status != "ready" or found.content is None:
-        raise CheckpointNotReady(f"{checkpoint_id} is {found.status}: only the bytes of a ready checkpoint are kept")
-    extension = "pth" if found.facts and found.facts.format == "pytorch" else "safetensors"
-    return blob_response(request, store.blobs, found.content, f"{checkpoint_id}.{extension}")
+    """Download the bytes as they were uploaded; 409 unless the checkpoint is `ready`."""
+    checkpoint = store.checkpoints.get(tenant, checkpoint_id)
+    if checkpoint.status != "ready" or checkpoint.content is None:
+        raise CheckpointNotReady(
+            f"{checkpoint_id} is {checkpoint.status}: only the bytes of a ready checkpoint are kept"
+        )
+    extension = "pth" if checkpoint.facts and checkpoint.facts.format == "pytorch" else "safetensors"
+    return blob_response(request, store.blobs, checkpoint.content, f"{checkpoint_id}.{extension}")

@@ -95,17 +95,17 @@ async def _source(request: Request, task: str) -> DatasetSource:
     try:
         source = DatasetSource.model_validate_json(body)
     except ValidationError as error:
-        found = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
-        raise RequestValidationError(found, body=_json(body)) from None
+        failures = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
+        raise RequestValidationError(failures, body=_json(body)) from None
     kind, _, rest = source.source.partition(":")
     if kind == "builtin" and task != "classification":
         raise TaskUnsupported(f"{source.source} has one label per image: leave task={task} out")
     if kind == "builtin":
         if rest not in BUILTINS:
-            known = ", ".join(f"builtin:{known}" for known in BUILTINS)
+            names = ", ".join(f"builtin:{name}" for name in BUILTINS)
             raise ValidationFailed(
-                f"{source.source!r} does not exist; there are {known}",
-                [{"pointer": "/source", "detail": f"one of {known}"}],
+                f"{source.source!r} does not exist; there are {names}",
+                [{"pointer": "/source", "detail": f"one of {names}"}],
             )
     elif not _allowed(source.source, request.app.state.settings.sources):
         raise ValidationFailed(
@@ -136,13 +136,13 @@ def _allowed(source: str, roots: list[str]) -> bool:
 
 @router.get("", response_model=Page[Dataset], responses=responses(422))
 def list_datasets(store: StoreOf, tenant: TenantOf, page: Paging) -> Response:
-    """The datasets, newest first."""
+    """List the datasets, newest first."""
     return answer(page_of(store.datasets.page(tenant, page), DatasetRecord.to_api))
 
 
 @router.get("/{dataset_id}", response_model=Dataset, responses=responses(404))
 async def get_dataset(dataset_id: str, store: StoreOf, tenant: TenantOf) -> Response:
-    """The dataset, and what became of it: poll until `status` is `ready` or `rejected`."""
+    """Return a dataset. Poll until its `status` is `ready` or `rejected`."""
     return await polled(store.datasets, tenant, dataset_id)
 
 

@@ -39,7 +39,7 @@ def make_spec(store: Store, tenant: Tenant, request: JobRequest, gpu: bool) -> J
 
 
 def dry_run(store: Store, tenant: Tenant, request: JobRequest, spec: JobSpec) -> Job:
-    """The job as it would be, with an estimate and no id."""
+    """Return the job as it would be, with an estimate and no id."""
     facts = store.datasets.get(tenant, spec.dataset.id).facts()
     steps = planned_steps(spec, facts)
     images = steps * facts.train_images / planned_steps_per_epoch(facts, spec.recipe)
@@ -53,12 +53,12 @@ def dry_run(store: Store, tenant: Tenant, request: JobRequest, spec: JobSpec) ->
 
 
 def gpu_at_hand(store: Store) -> bool:
-    """Whether a live training worker has a GPU: what `precision: auto` depends on."""
+    """Return whether a live training worker has a GPU: `precision: auto` depends on it."""
     return any(worker.queue == "train" and worker.device == "cuda" for worker in store.workers.live())
 
 
 def _locked_checkpoints(store: Store, tenant: Tenant, request: JobRequest) -> Mapping[str, CheckpointRecord]:
-    """Every checkpoint that the request names, by id."""
+    """Return every checkpoint that the request names, by id; they stay locked until the block ends."""
     names = {request.checkpoint}
     if isinstance(request.method, Soup):
         names |= set(request.method.checkpoints)
@@ -69,7 +69,7 @@ def _locked_checkpoints(store: Store, tenant: Tenant, request: JobRequest) -> Ma
 
 
 def _weights(record: CheckpointRecord) -> StoredWeights:
-    """Raises CheckpointNotReady."""
+    """Return the weights of a checkpoint. Raises CheckpointNotReady."""
     if record.status != "ready":
         raise CheckpointNotReady(_not_ready(record))
     return record.stored()
@@ -83,7 +83,11 @@ def _not_ready(record: UploadRecord) -> str:
 
 @dataclass(frozen=True)
 class _Teacher:
-    """members: one checkpoint, or a former job's snapshots in order. classes: of its outputs, where they are known."""
+    """The networks whose outputs are learned from.
+
+    members: one checkpoint, or a former job's snapshots in order.
+    classes: of its outputs in their order; empty where they have no names.
+    """
 
     id: str
     members: tuple[StoredWeights, ...]
@@ -91,7 +95,10 @@ class _Teacher:
 
 
 def _teacher(store: Store, tenant: Tenant, teacher: str, checkpoints: Mapping[str, CheckpointRecord]) -> _Teacher:
-    """Raises NotFound, CheckpointNotReady, ValidationFailed for a former job that left no snapshots."""
+    """Return the teacher that a recipe names.
+
+    Raises NotFound, CheckpointNotReady, and ValidationFailed for a former job that left no snapshots.
+    """
     if kind_of(teacher) == "ckpt":
         return _Teacher(teacher, (_weights(checkpoints[teacher]),), [])
     job = store.jobs.get(tenant, teacher, lock=True)
@@ -111,9 +118,9 @@ def _teacher(store: Store, tenant: Tenant, teacher: str, checkpoints: Mapping[st
 
 
 def _check_order(teacher: _Teacher, names: list[str], outputs: int) -> None:
-    """Raises CheckpointsDiffer (422) where an output of the teacher means another class than the student's.
+    """Raise CheckpointsDiffer (422) where an output of the teacher means another class than the student's.
 
-    names: the student's classes in the order of its outputs, as far as they are known.
+    names: the student's classes in the order of its outputs, where they are given or in the dataset.
     """
     if len(teacher.classes) == len(names) == outputs and teacher.classes != names:
         first = next(i for i, (a, b) in enumerate(zip(teacher.classes, names, strict=True)) if a != b)
@@ -124,5 +131,6 @@ def _check_order(teacher: _Teacher, names: list[str], outputs: int) -> None:
 
 
 def _cost(spec: JobSpec) -> float:
-    """A training image beside a plain one's forward and backward pass (3): a teacher's forward passes, a second backward."""
+    """Return the cost of a training image over that of a plain forward and backward pass: a teacher adds its forward passes, a
+    gradient penalty a second backward pass (a backward pass counts as two forward passes)."""
     return ((6.0 if spec.recipe.gradient_penalty else 3.0) + len(spec.teachers)) / 3.0

@@ -60,7 +60,7 @@ def list_jobs(
     status: JobStatus | None = None,
     checkpoint: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
-    """The jobs, newest first; `?metadata[team]=vision` keeps those with that tag."""
+    """List the jobs, newest first; `?metadata[team]=vision` keeps those with that tag."""
     tags = tuple(
         (name[len("metadata[") : -1], value)
         for name, value in request.query_params.multi_items()
@@ -71,14 +71,14 @@ def list_jobs(
 
 @router.get("/{job_id}", response_model=Job, responses=responses(404))
 async def get_job(job_id: str, request: Request, tenant: TenantOf) -> Response:
-    """The job as it is now: status, progress, and once it has succeeded the result."""
+    """Return the job as it is now: status, progress, and once it has succeeded the result."""
     # What is polled most has one dependency less than the others.
     return await polled(store_of(request).jobs, tenant, job_id)
 
 
 @router.post("/{job_id}/cancel", response_model=Job, responses=responses(404, 409))
 def cancel_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Job:
-    """End the job now; what it made so far stays downloadable. Idempotent."""
+    """End the job now; what it made so far stays downloadable. A cancelled job may be cancelled again."""
     return store.jobs.cancel(tenant, job_id).to_api()
 
 
@@ -127,7 +127,7 @@ def list_job_events(
     order: Literal["asc", "desc"] = "asc",
     type: Annotated[list[EventType] | None, Query(description="Keep these types only (list, not stream).")] = None,
 ) -> Page[Event] | EventSourceResponse:
-    """The job's event log, oldest first; as Server-Sent Events it ends after the terminal `status`."""
+    """Return the job's event log, oldest first; as Server-Sent Events it ends after the terminal `status`."""
     request = PageRequest(limit, last_event_id or after, order)
     if "text/event-stream" in accept:
         store.jobs.status(tenant, job_id)  # NotFound comes before the stream
@@ -152,7 +152,7 @@ def get_job_metrics(
     tenant: TenantOf,
     format: Literal["json", "csv"] = "json",
 ) -> Response:
-    """Step, rate, loss, pull, gradient norm and distance to w̄, at about a thousand steps of the job."""
+    """Return the training series: rate, loss, pull, gradient norm and distance to w̄ at about a thousand steps of the job."""
     points = [point.model_dump() for point in store.metrics.all(tenant, job_id)]
     if format == "json":
         return JSONResponse({"object": "list", "data": points, "has_more": False, "first_id": None, "last_id": None})
@@ -165,7 +165,7 @@ def get_job_metrics(
 
 @router.get("/{job_id}/snapshots", response_model=Page[Snapshot], responses=responses(404))
 def list_job_snapshots(job_id: str, store: StoreOf, tenant: TenantOf, page: Paging) -> Page[Snapshot]:
-    """The w_n of the cycles that have ended, in the order of n whatever `order` says."""
+    """List the snapshots of the cycles that have ended, in the order of n whatever `order` says."""
     return page_of(store.snapshots.page(tenant, job_id, page), SnapshotRecord.to_api)
 
 
@@ -176,9 +176,9 @@ def list_job_snapshots(job_id: str, store: StoreOf, tenant: TenantOf, page: Pagi
     responses={**OPENAPI_RESPONSES, **responses(404, 416)},
 )
 def get_job_snapshot_weights(job_id: str, n: int, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
-    """w_n as a safetensors file, while the job runs and after it ended however it did."""
-    found = store.snapshots.get(tenant, job_id, n)
-    return blob_response(request, store.blobs, found.sha256, f"{job_id}-snapshot-{n}.safetensors")
+    """Download one snapshot as a safetensors file, while the job runs and after it has ended in any way."""
+    snapshot = store.snapshots.get(tenant, job_id, n)
+    return blob_response(request, store.blobs, snapshot.sha256, f"{job_id}-snapshot-{n}.safetensors")
 
 
 @router.head("/{job_id}/report", response_class=Response, include_in_schema=False)
@@ -217,7 +217,7 @@ def get_job_weights(
     tenant: TenantOf,
     format: Literal["safetensors", "pytorch"] = "safetensors",
 ) -> Response:
-    """w̄ with recomputed BatchNorm statistics, under the uploaded names; `pytorch` is a flat state_dict."""
+    """Download w̄ with recomputed BatchNorm statistics, under the uploaded names; `pytorch` is a flat state_dict."""
     job = store.jobs.get(tenant, job_id)
     if job.weights is None or job.weights_pytorch is None:
         _no_result(job, "averaged weights")

@@ -19,7 +19,7 @@ BATCH = 500
 
 
 async def job_events(store: Store, tenant: Tenant, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
-    """Every event later than `after`; ends once the terminal status was sent, or the job was deleted."""
+    """Yield every event later than `after`; end once the terminal status was sent, or the job was deleted."""
 
     def fetch(seq: int) -> tuple[list[EventRecord], bool]:
         with suppress(NotFound):
@@ -29,8 +29,8 @@ async def job_events(store: Store, tenant: Tenant, job_id: str, after: int) -> A
         return [], True
 
     while True:
-        found, ended = await run_sync(fetch, after)
-        for event in found:
+        batch, ended = await run_sync(fetch, after)
+        for event in batch:
             sent = event.to_api()
             # As ASCII: readers that split lines as Unicode does must find one line.
             data = json.dumps(sent.model_dump(mode="json"), separators=(",", ":"))
@@ -38,7 +38,7 @@ async def job_events(store: Store, tenant: Tenant, job_id: str, after: int) -> A
             after = event.seq
             if event.type == "status" and event.data["status"] in TERMINAL:
                 return
-        if ended and len(found) < BATCH:
+        if ended and len(batch) < BATCH:
             return
-        if not found:
+        if not batch:
             await anyio.sleep(POLL_SECONDS)
