@@ -40,6 +40,9 @@ class JobOptions(RequestModel):
     )
 
 
+Id = Annotated[str, Field(max_length=64)]
+
+
 class JobRequest(JobOptions):
     """A request to create a job. Only `checkpoint` and `dataset` are required."""
 
@@ -99,8 +102,8 @@ class JobRequest(JobOptions):
         },
     )
 
-    checkpoint: str
-    dataset: str
+    checkpoint: Id
+    dataset: Id
     name: str | None = Field(None, max_length=256)
     metadata: dict[Annotated[str, Field(min_length=1, max_length=64)], Label] = Field(
         default_factory=dict, max_length=16

@@ -141,8 +141,6 @@ class CyclicSwa(_Trained):
         high, low = self.high.lr, self.low.lr
         if high != "auto" and low != "auto" and low > high:
             raise ValueError(f"low.lr {low:g} is above high.lr {high:g}: the low phase settles at the lower rate")
-        if self.pull_in == "low" and self.low.epochs == 0:
-            raise ValueError('pull_in is "low" and low.epochs 0: there is no low phase to pull in')
         if self.include_start and self.average != "uniform":
             raise ValueError("include_start goes with average uniform: greedy and window choose among the snapshots")
         return self
@@ -174,8 +172,9 @@ class _Sloped(_Straight, Slope):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         _check_warmup(self.warmup_epochs, self.epochs, "epochs")
-        if self.pull_in == "low" and self.shape == "constant":
-            raise ValueError('pull_in is "low" and shape "constant": the rate never falls, so that nothing would pull')
+        lr, final = self.lr, self.final_lr
+        if lr != "auto" and final != "auto" and final > lr:
+            raise ValueError(f"final_lr {final:g} is above lr {lr:g}: the rate falls from lr to final_lr")
         return self
 
 

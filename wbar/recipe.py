@@ -24,6 +24,7 @@ BatchNorm = Literal["auto", "recompute", "consistent", "frozen", "track"]
 OptimizerName = Literal["auto", "sgd", "adam", "adamw", "rmsprop", "adagrad"]
 Pixels = Annotated[int, Field(ge=4, le=4096)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+ClassWeight = Annotated[float, Field(ge=1e-6, le=1e6)]  # what sums and ratios in float32 can bear
 Pattern = Annotated[str, Field(min_length=1, max_length=256)]
 MAX_CLASSES = 100_000
 
@@ -154,7 +155,8 @@ class Recipe(RequestModel):
     )
     compile: Annotated[bool, TRAINING] = Field(False, description="torch.compile for the training steps.")
     class_weights: Annotated[
-        Literal["balanced"] | Annotated[list[Positive], Field(max_length=MAX_CLASSES, fail_fast=True)] | None, TRAINING
+        Literal["balanced"] | Annotated[list[ClassWeight], Field(max_length=MAX_CLASSES, fail_fast=True)] | None,
+        TRAINING,
     ] = Field(
         None,
         description="Weights in the loss, one per output in the checkpoint's order; `balanced`: images / (classes · "

@@ -62,6 +62,11 @@ def resolve_job(
     for teacher in teachers:
         _check_teacher(teacher, network, recipe)
     if not isinstance(method, Soup):
+        if facts.train_images < 2 * recipe.devices:
+            raise ValidationFailed(
+                f"recipe.devices is {recipe.devices} and there are {facts.train_images} training images: each device needs two "
+                "of every batch"
+            )
         _check_schedule(method, options.swag, planned_steps_per_epoch(facts, recipe))
     elif options.swag:
         raise ValidationFailed(
@@ -187,6 +192,12 @@ def _check_schedule(method: Training, swag: int, steps: int) -> None:
         raise ValidationFailed(
             f"method: {schedule.total_steps / steps:g} passes over the training images are at most {MAX_EPOCHS}: "
             "take fewer cycles or epochs"
+        )
+    lowest = (schedule.phase(step) == "low" for step in range(schedule.total_steps))
+    if method.pull_in == "low" and method.pull and not any(lowest):
+        raise ValidationFailed(
+            f'method: pull_in is "low" and the rate never falls, so that the pull of {method.pull:g} would never act: '
+            'give pull_in "all" or "late", or pull 0'
         )
     if swag and len(schedule.snapshots) < 2:
         raise ValidationFailed(

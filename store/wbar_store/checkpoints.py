@@ -82,7 +82,7 @@ class CheckpointRecord(UploadRecord):
 class Checkpoints(UploadRepository[CheckpointRecord]):
     """The checkpoints of all tenants."""
 
-    table, noun, record = checkpoints, "checkpoint", CheckpointRecord
+    table, kind, noun, record = checkpoints, "ckpt", "checkpoint", CheckpointRecord
     blob_columns = (checkpoints.c.content, checkpoints.c.weights)
     job_column = jobs.c.checkpoint
 

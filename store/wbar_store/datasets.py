@@ -105,7 +105,7 @@ class DatasetRecord(UploadRecord):
 class Datasets(UploadRepository[DatasetRecord]):
     """The datasets of all tenants."""
 
-    table, noun, record = datasets, "dataset", DatasetRecord
+    table, kind, noun, record = datasets, "ds", "dataset", DatasetRecord
     blob_columns = (datasets.c.content, datasets.c.packed)
     job_column = jobs.c.dataset
 

@@ -104,7 +104,7 @@ class JobRecord(Record):
 class Jobs(Repository[JobRecord]):
     """The jobs of all tenants."""
 
-    table, noun, record = jobs, "job", JobRecord
+    table, kind, noun, record = jobs, "job", "job", JobRecord
 
     def __init__(self, database: Database, events: Events) -> None:
         super().__init__(database)

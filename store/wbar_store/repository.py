@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json
 from sqlalchemy import JSON, Column, Connection, Row, Select, Table, Text, cast
 
-from wbar.errors import NotFound
+from wbar.errors import NotFound, ValidationFailed
 from wbar_store.database import Database, Tenant, one_row
+from wbar_store.ids import Kind, kind_of
 
 
 class Record(BaseModel):
@@ -57,9 +58,13 @@ class RecordPage(Generic[Item]):
 
 
 class Repository(Generic[AnyRecord]):
-    """The rows of one table, by tenant. Subclasses name the table, the record, and the noun of its errors."""
+    """The rows of one table, by tenant.
+
+    Subclasses name the table, the record, the kind of its ids and the noun of its errors.
+    """
 
     table: ClassVar[Table]
+    kind: ClassVar[Kind]
     noun: ClassVar[str]
     record: type[AnyRecord]
 
@@ -114,6 +119,10 @@ class Repository(Generic[AnyRecord]):
         """Return a page by keyset: `id` is the key, so the cost of a page does not grow with its depth."""
         key, ascending = self.table.c.id, request.order == "asc"
         if request.after is not None:
+            if kind_of(request.after) != self.kind:
+                raise ValidationFailed(
+                    f"`after` is {request.after!r}, which is no id of a {self.noun}: give a page's `last_id`"
+                )
             rows = rows.where(key > request.after if ascending else key < request.after)
         rows = rows.order_by(key if ascending else key.desc()).limit(request.limit + 1)
         selected = connection.execute(rows).all()

@@ -2,14 +2,14 @@
 
 from sqlalchemy import func, select
 
-from wbar.errors import NotFound
+from wbar.errors import NotFound, ValidationFailed
 from wbar.jobs import Snapshot
 from wbar.results import Score
 from wbar_store.blobs import Received
 from wbar_store.claims import Claim, holds
 from wbar_store.database import Database, Tenant, now, rfc3339, upsert
 from wbar_store.events import Events
-from wbar_store.ids import new_id
+from wbar_store.ids import kind_of, new_id
 from wbar_store.parts import PartRepository
 from wbar_store.repository import PageRequest, Record, RecordPage
 from wbar_store.tables import snapshots
@@ -59,7 +59,11 @@ class Snapshots(PartRepository):
         return by_n[n]
 
     def page(self, tenant: Tenant, job_id: str, request: PageRequest) -> RecordPage[SnapshotRecord]:
-        """Return a page in the order of n, whatever `order` is. Raises NotFound."""
+        """Return a page in the order of n, whatever `order` is. Raises NotFound, ValidationFailed."""
+        if request.after is not None and kind_of(request.after) != "snap":
+            raise ValidationFailed(
+                f"`after` is {request.after!r}, which is no id of a snapshot: give a page's `last_id`"
+            )
         last_shown = select(snapshots.c.n).where(snapshots.c.job == job_id, snapshots.c.id == request.after)
         with self.database.read() as connection:
             begin = connection.execute(select(func.coalesce(last_shown.scalar_subquery(), 0))).scalar_one()

@@ -46,6 +46,10 @@ def finished(client: Client, job: Job) -> Job:
         ({"method": {"average": "greedy", "include_start": True}}, "include_start goes with average uniform"),
         ({"method": {"type": "auto", "memorised": {"ratio": 20}}}, "/method/memorised/ratio"),
         ({"recipe": {"mixup": 0}}, "/recipe/mixup"),
+        ({"recipe": {"class_weights": [1e-300] * 10}}, "/recipe/class_weights"),
+        ({"recipe": {"devices": 64, "batch_size": 128}}, "there are 120 training images"),
+        ({"method": {"low": {"epochs": 0}, "pull_in": "low"}}, "would never act"),
+        ({"method": {"type": "none", "lr": 0.1, "final_lr": 0.2}}, "final_lr 0.2 is above lr 0.1"),
         ({"recipe": {"augment": "blur"}}, "/recipe/augment"),
         ({"recipe": {"precision": "tf32"}}, "which GPUs have"),
         ({"recipe": {"class_weights": [1, 2]}}, "2 numbers and the network 10 outputs"),
@@ -83,6 +87,23 @@ def test_what_makes_no_job_is_said(
             answer = http.post("/v1/jobs", json={"checkpoint": ready[0], "dataset": ready[1], "dry_run": dry, **change})
             assert answer.status_code in (404, 422)
     assert said in json.dumps(answer.json(), ensure_ascii=False), answer.json()
+
+
+@pytest.mark.parametrize("field", ["checkpoint", "dataset"])
+def test_half_a_character_is_no_id(service: Service, ready: tuple[str, str], field: str) -> None:
+    body = {"checkpoint": ready[0], "dataset": ready[1]} | {field: "\ud800"}
+    with service.http() as http:
+        answer = http.post("/v1/jobs", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == f"/{field}"
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs?after=ckpt_1", "/v1/datasets?after=job_1", "/v1/checkpoints?after=x"])
+def test_a_page_begins_after_an_id_of_its_own_kind(service: Service, path: str) -> None:
+    with service.http() as http:
+        answer = http.get(path)
+    assert answer.status_code == 422
+    assert "which is no id of a" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(

@@ -40,3 +40,7 @@ def test_even_slices_cover_everything_once_without_a_tiny_last_one(count: int, m
     assert sum(lengths) == count
     assert max(lengths) <= most
     assert max(lengths) - min(lengths) <= 1
+
+
+def test_one_image_tells_nothing() -> None:
+    assert verdict(torch.tensor([0.1]), torch.tensor([5.0])) == "same"

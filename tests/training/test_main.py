@@ -59,6 +59,16 @@ def test_a_job_from_json_with_a_field_over_it(starts: tuple[Path, Path], tmp_pat
         (["--set", "method.cycles=many"], 2, "method.cyclic_swa.cycles"),
         (["--set", "recipe.colour=1"], 2, "recipe.colour"),
         (["--set", "nonsense"], 2, "an equals sign and a value are expected"),
+        (["--set", "method=5", "--set", "method.type=ema"], 2, "method is 5 already"),
+        (["--threads", "-1"], 2, "--threads"),
+        (["--device", "quantum"], 2, "--device"),
+        (["--with", "x"], 1, "an equals sign and a file are expected"),
+        (
+            ["--set", "method.type=soup", "--set", 'method.checkpoints=["ckpt_a", "ckpt_b"]'],
+            1,
+            "no checkpoint 'ckpt_a'",
+        ),
+        (["-o", "/dev/null/x"], 1, "/dev/null/x"),
         (["--architecture", "resnet32"], 1, "architecture_mismatch"),
         (["--set", "recipe.normalize.mean=[0.5, 0.5, 0.5]", "--set", "recipe.normalize.std=[1, 1, 1]"], 1, "channels"),
     ],
@@ -68,5 +78,5 @@ def test_what_is_wrong_is_said_in_a_line(
 ) -> None:
     done = wbar_training(starts[0], "builtin:digits", *arguments, cwd=tmp_path)
     assert done.returncode == status
-    assert said in done.stderr.replace("\n", " ")
+    assert said in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr

@@ -215,8 +215,7 @@ def test_phases_may_be_fractions_of_an_epoch() -> None:
     ("method", "said"),
     [
         ({"high": {"lr": 0.1}, "low": {"lr": 0.2}}, "low.lr 0.2 is above high.lr 0.1"),
-        ({"low": {"epochs": 0}, "pull_in": "low"}, "there is no low phase to pull in"),
-        ({"type": "none", "shape": "constant", "pull_in": "low"}, "the rate never falls"),
+        ({"type": "none", "lr": 0.1, "final_lr": 0.2}, "final_lr 0.2 is above lr 0.1"),
         ({"high": {"epochs": 0}}, "greater than 0"),
     ],
 )

@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from wbar.errors import WbarError
+from wbar.errors import ValidationFailed, WbarError
 from wbar.jobs import JobOptions, MetricsPoint, Progress
 from wbar.results import Score
 from wbar_training.local import prepare_dataset, prepare_job, prepare_weights
@@ -81,9 +82,16 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--architecture", help="catalog name; default: detected from the tensors")
     parser.add_argument("--multilabel", action="store_true", help="the labels are those of the dataset's labels.csv")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU; part of what decides the bits")
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    parser.add_argument("--device", default="cpu", choices=devices, help="cuda where torch sees a GPU")
+    parser.add_argument("--threads", type=_positive, help="of torch on the CPU; part of what decides the bits")
     return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def main() -> int:
@@ -99,6 +107,9 @@ def main() -> int:
     except WbarError as error:
         console.print(f"{error.code}: {error.detail}", style="red", markup=False)
         return 1
+    except OSError as error:
+        console.print(f"{error.filename or ''}: {error.strerror or error}", style="red", markup=False)
+        return 1
     json.dump({"weights": str(outcome.weights), "result": outcome.result.model_dump(mode="json")}, sys.stdout, indent=2)
     print()
     return 0
@@ -106,7 +117,9 @@ def main() -> int:
 
 def _options(job: Path | None, assignments: list[str]) -> JobOptions:
     """Make the options from the JSON file and the assignments. Raises ValueError, naming the field and its mistake."""
-    document: dict[str, Any] = json.loads(job.read_text()) if job else {}
+    document: Any = json.loads(job.read_text()) if job else {}
+    if not isinstance(document, dict):
+        raise ValueError(f"--job {job}: an object is expected, not {str(document)[:60]}")
     for assignment in assignments:
         field, equals, value = assignment.partition("=")
         if not equals:
@@ -117,11 +130,13 @@ def _options(job: Path | None, assignments: list[str]) -> JobOptions:
         place = document
         for name in path:
             place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"--set {assignment}: {name} is {place!r} already, which has no fields")
         place[last] = _value(value)
     try:
         return JobOptions.model_validate(document)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        lines = [f"{'.'.join(map(str, one['loc'])) or 'the job'}: {one['msg']}" for one in error.errors()]
         raise ValueError("; ".join(lines)) from None
 
 
@@ -139,7 +154,11 @@ def _run(asked: argparse.Namespace, options: JobOptions) -> Outcome:
     start = prepare_weights(asked.checkpoint, workspace, architecture=asked.architecture)
     others = {}
     for pair in asked.others:
-        name, _, path = pair.partition("=")
+        name, equals, path = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValidationFailed(
+                f"--with {pair}: a name of letters and digits, an equals sign and a file are expected"
+            )
         others[f"ckpt_{name}"] = prepare_weights(Path(path), workspace, name, asked.architecture)
     dataset, facts = prepare_dataset(asked.dataset, workspace, asked.multilabel)
     spec = prepare_job(options, start, dataset, facts, workspace, others)

@@ -195,8 +195,10 @@ class WindowAverage(Average):
 
 def _within_one_error(losses: Tensor, lowest: Tensor) -> bool:
     difference = losses - lowest
-    error = difference.std(unbiased=True).item() / len(difference) ** 0.5 if len(difference) > 1 else 0.0
-    return difference.mean().item() <= error
+    if len(difference) < 2:
+        return True  # one image cannot tell them apart
+    error: float = difference.std(unbiased=True).item() / len(difference) ** 0.5
+    return bool(difference.mean().item() <= error)
 
 
 def make_average(method: Training, schedule: Schedule, model: nn.Module) -> Average:

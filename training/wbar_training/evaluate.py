@@ -150,10 +150,14 @@ def calibration_error(confidence: Tensor, correct: Tensor) -> float:
 
 
 def verdict(averaged: Tensor, start: Tensor) -> Verdict:
-    """Compare paired losses, (N,): `better` below −2 standard errors of the mean difference, `worse` above +2, else `same`."""
+    """Compare paired losses, (N,): `better` below −2 standard errors of the mean difference, `worse` above +2, else `same`.
+
+    A single image has no standard error, and tells nothing.
+    """
     difference = averaged.double() - start.double()
-    mean = difference.mean().item()
-    error = difference.std(unbiased=True).item() / sqrt(len(difference)) if len(difference) > 1 else 0.0
+    if len(difference) < 2:
+        return "same"
+    mean, error = difference.mean().item(), difference.std(unbiased=True).item() / sqrt(len(difference))
     if mean < -2 * error:
         return "better"
     return "worse" if mean > 2 * error else "same"

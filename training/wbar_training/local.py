@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from wbar.datasets import DatasetFacts, ImageShape
+from wbar.errors import NotFound
 from wbar.jobs import JobOptions
 from wbar.resolve import resolve_job
 from wbar.spec import JobSpec, StoredDataset, StoredWeights
@@ -74,11 +75,15 @@ def prepare_job(
 
     others: by id, the checkpoints that a soup or a distillation names.
 
-    Raises Refused, saying which option does not fit; KeyError for an id that is not among the others.
+    Raises Refused, saying which option does not fit; NotFound for an id that is not among the others.
     """
     by_id = {start.id: start} | (others or {})
-    ingredients = [by_id[one] for one in getattr(options.method, "checkpoints", [])]
     distillation = options.recipe.distillation
+    named = [*getattr(options.method, "checkpoints", []), *([distillation.teacher] if distillation else [])]
+    unknown = [name for name in named if name not in by_id]
+    if unknown:
+        raise NotFound(f"there is no checkpoint {unknown[0]!r} here: the files are {', '.join(sorted(by_id))}")
+    ingredients = [by_id[name] for name in getattr(options.method, "checkpoints", [])]
     teachers = [by_id[distillation.teacher]] if distillation else []
     return resolve_job(options, start, dataset, facts, workspace.device.startswith("cuda"), ingredients, teachers)
 
