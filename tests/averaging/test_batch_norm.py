@@ -271,7 +271,7 @@ class OwnStatistics(nn.BatchNorm2d):
 def test_subclasses_with_a_forward_of_their_own_and_patched_layers_are_measured_and_kept() -> None:
     model = nn.Sequential(OwnStatistics(3), nn.BatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True))
     patched = model[1].forward
-    model[1].forward = lambda x: patched(x) + 1  # type: ignore[method-assign]
+    model[1].forward = lambda x: patched(x) + 1  # type: ignore[method-assign]  # patched on purpose
     mine, instance = model[1].forward, model[2].running_mean.clone()
     images = torch.randn(12, 3, 4, 4) + 5
     recompute_batch_norm(model, [images])
