@@ -1,6 +1,6 @@
 """How to get to an average: rates and phases, when to take snapshots, the pull toward w̄, and what the mean is made of.
 
-auto         hold a high rate, let it fall, the range of segments whose mean is best on held-out images
+auto         the control's walk, and of all that lies on it and back to the start the weights that held-out images choose
 cyclic_swa   n cycles of a high and a low phase, the mean of the snapshots at their ends
 swa          a constant rate after annealing, the mean of a snapshot per epoch   (Izmailov et al. 2018)
 ema          the exponential mean of every step                                   (Polyak & Juditsky 1992)
@@ -31,6 +31,7 @@ EpochsOrNone = Annotated[int | float, BeforeValidator(_whole), Field(ge=0, le=MA
 Shape = Literal["constant", "linear", "cosine", "exponential", "step", "sawtooth"]
 Average = Literal["uniform", "greedy", "window"]
 StartKind = Literal["memorised", "settled", "underfit"]
+SelectBy = Literal["loss", "accuracy", "brier"]
 MAX_CYCLES = 1000
 
 
@@ -228,57 +229,72 @@ class Plain(_Sloped):
     type: Literal["none"]
 
 
-class Regime(RequestModel):
-    """The rate and the pull that `auto` uses for a start whose training loss is below `ratio` × its held-out loss."""
+class Memorised(RequestModel):
+    """What `auto` does with a memorised start, whose gradients are almost zero."""
 
     ratio: float = Field(
-        ge=0, le=10, description="The gate: training loss (augmented as in training) over held-out loss."
+        0.25,
+        ge=0,
+        le=10,
+        description="The gate: a start is memorised whose training loss (augmented as in training) is below this share of "
+        "its held-out loss.",
     )
-    lr: Auto | Rate = Field("auto", description="The high rate; `auto`: see the method.")
+    hold: float = Field(0.5, ge=0, lt=1, description="The share of the steps at the high rate, before it falls to 0.")
     pull: Strength = Field(0.0, description="λ while the rate falls.")
 
 
-class Memorised(Regime):
-    """The regime of a memorised start, whose gradients are almost zero."""
-
-    ratio: float = Field(0.25, ge=0, le=10, description="Training loss (augmented as in training) over held-out loss.")
-
-
-class Settled(Regime):
-    """The regime of a settled start, between a memorised and an underfit one."""
+class Settled(RequestModel):
+    """Where a settled start ends, and an underfit one begins; `auto` does the same with both."""
 
     ratio: float = Field(0.6, ge=0, le=10, description="As of `memorised`.")
 
 
 class AutoMethod(_Straight):
-    """One default for every start: hold a high rate for half of the epochs, let it fall along a cosine to a tenth, visit
-    the weights every quarter of an epoch, and return the mean over the longest range of segments that cannot be told from
-    the best one on the selection split (`hold-decay, window`).
+    """One default for every start: walk as the control does, along a cosine to 0, and choose among all that the walk and
+    the way back to the start contain.
 
-    How high depends on the start, by its training loss over its held-out loss: an underfit one, above both gates, is moved
-    with `lr` (by default the architecture's customary peak rate), a *memorised* one, whose gradients are almost zero, with
-    three times that rate, a *settled* one with half of it.
+    The candidates are the last iterate, which is the control's model; the mean of every range of segments; exponential
+    means of the whole walk; the greedy soup of the segments; the line from the start to the best of them; and the start
+    itself (`guard`). The selection split chooses, by `select_by`: of those that cannot be told from the best one the last
+    iterate first, then the longest mean.
+
+    The high rate is what the start bears (`probe_rate`). A *memorised* start is held there for half of the steps; a
+    settled and an underfit one walk as the control does from the beginning.
     """
 
     type: Literal["auto"]
-    hold: float = Field(0.5, ge=0, lt=1, description="The share of the steps at the high rate.")
-    low: float = Field(0.1, gt=0, le=1, description="Where the rate ends, as a share of the high rate.")
+    lr: Auto | Rate = Field(
+        "auto",
+        description="The highest rate. A number is taken as given. `auto`: the architecture's customary peak rate, times what "
+        "`probe_rate` finds.",
+    )
+    probe_rate: Auto | bool = Field(
+        "auto",
+        description="Whether the job multiplies `lr` by the highest factor of 3, 2 and 1 at which ten steps do not raise the "
+        "start's training loss above its held-out loss, and by ½ if none is. `auto`: where `lr` is not given.",
+    )
     visit_epochs: float = Field(
-        0.25, ge=1e-4, le=1000, description="Epochs between two visits, at which the weights enter a mean."
+        0.25,
+        ge=1e-4,
+        le=1000,
+        description="Epochs between two visits, at which the weights enter a mean; at least 24 visits are made, if there "
+        "are as many steps.",
     )
     segments: int = Field(
-        6,
+        8,
         ge=2,
         le=24,
         description="Number of segments that the steps are cut into; a candidate is the mean of consecutive ones.",
     )
+    select_by: SelectBy = Field(
+        "loss",
+        description="What the selection split compares, per image: the `loss`, the `accuracy`, or the `brier` score "
+        "Σ (p − y)².",
+    )
     memorised: Memorised = Field(default_factory=Memorised)
     settled: Settled = Field(default_factory=Settled)
-    average: Literal["window"] = "window"
-
-    def regime(self, kind: StartKind) -> Regime | None:
-        """Return the regime of a start of this kind; None for an underfit one, which `lr` and `pull` apply to."""
-        return {"memorised": self.memorised, "settled": self.settled}.get(kind)
+    guard: bool = Field(True, description="Whether the start itself is a candidate for `/weights`.")
+    average: Literal["chosen"] = "chosen"
 
 
 class Soup(RequestModel):

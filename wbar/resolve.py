@@ -17,7 +17,6 @@ from wbar.spec import JobSpec, Network, StoredDataset, StoredWeights
 
 Resolved = TypeVar("Resolved", bound=BaseModel)
 PULL = 5e-4
-MEMORISED, SETTLED = 3.0, 0.5  # × the rate of `auto`, for such starts: measured, see docs/results.md
 BASE_BATCH = 256  # the batch that a base_lr belongs to
 PEAK_RATES = {
     "sgd": 0.05,
@@ -150,8 +149,7 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) ->
     """Return the method with every `auto` replaced; `recipe` must be resolved already.
 
     Rates follow from the architecture's customary peak rate p × batch / 128 (linear scaling, Goyal et al. 2017):
-    cyclic_swa, swa, ema and lawa use p / 2, `none`, the control and `auto` use p; `auto` uses three times its
-    `lr` from a memorised start and half of it from a settled one.
+    cyclic_swa, swa, ema and lawa use p / 2, `none`, the control and `auto` use p, which `auto` then measures the start by.
     """
     if isinstance(method, Soup):
         return method
@@ -174,9 +172,8 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) ->
     if isinstance(method, Swa):
         update["anneal_from"] = peak if method.anneal_from == "auto" else method.anneal_from
     elif isinstance(method, AutoMethod):
-        for name, factor in (("memorised", MEMORISED), ("settled", SETTLED)):
-            regime = getattr(method, name)
-            update[name] = regime.model_copy(update={"lr": factor * rate if regime.lr == "auto" else regime.lr})
+        given = method.lr != "auto" or method.base_lr is not None
+        update["probe_rate"] = not given if method.probe_rate == "auto" else method.probe_rate
     elif method.final_lr == "auto":
         update["final_lr"] = rate / 10 if gentle else 0.0
     return _validated(method.model_copy(update=update), "method")

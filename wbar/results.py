@@ -31,6 +31,16 @@ class Score(BaseModel):
     average_precision: list[float | None] | None = Field(
         None, description="By class, in the order of the outputs; null for a class that no held-out image has."
     )
+    nll_calibrated: float | None = Field(
+        None,
+        description="The loss at `temperature`, in nats: what is left once confidence is set right (Guo et al. 2017). "
+        "Where there is no selection split, half of the report split at the temperature of the other half, and vice versa.",
+    )
+    temperature: float | None = Field(
+        None,
+        description="T of softmax(z/T), fitted on the selection split, else on the report split. Not applied to the weights, "
+        "nor to `loss` and `ece`. Null in the curve.",
+    )
 
 
 class CurvePoint(BaseModel):
@@ -161,12 +171,25 @@ class HeldOut(BaseModel):
     report: int = Field(description="Images of the report split, which every number of the result is from.")
 
 
-class Candidate(BaseModel):
-    """The mean of the segments first to last (from 1), and its loss on the selection split."""
+CandidateKind = Literal["range", "last", "exponential", "soup"]
 
-    first: int
+
+class Candidate(BaseModel):
+    """One mean that could have been chosen, with its loss on the selection split."""
+
+    kind: CandidateKind = Field(
+        "range",
+        description="`range`: the mean of the segments first to last; `last`: the last weights, as the control has them; "
+        "`exponential`: an exponential mean of the walk; `soup`: the greedy soup of some segments from first to last.",
+    )
+    first: int = Field(description="The first segment that its points are from; they are counted from 1.")
     last: int
-    loss: float
+    alpha: float = Field(1.0, description="Its place on the line from the start, which is at 0, to the mean, at 1.")
+    loss: float = Field(description="Mean loss in nats, when it was evaluated last.")
+    images: int | None = Field(
+        None,
+        description="Images of the selection split that the loss is from: candidates that fell behind saw fewer. Null: all.",
+    )
 
 
 class Selection(BaseModel):
@@ -177,12 +200,24 @@ class Selection(BaseModel):
     )
     kept: list[int] | list[str] | None = Field(
         None,
-        description="The members of the mean: numbers of snapshots (`greedy`) or segments (`window`), or checkpoint ids in "
-        "the order in which a soup took them in; null where only `guard` chose.",
+        description="The members of the mean: numbers of snapshots (`greedy`) or segments (`window`, `auto`), or checkpoint "
+        "ids in the order in which a soup took them in; null where only `guard` chose, and for the last weights and an "
+        "exponential mean.",
     )
     of: int | None = Field(None, description="How many snapshots, segments or checkpoints there were to choose from.")
     loss: float | None = Field(None, description="Of the mean that was kept, on the selection split.")
-    candidates: list[Candidate] | None = Field(None, description="Of `window`: every range of segments that was tried.")
+    chosen: Candidate | None = Field(None, description="Of `auto`: what w̄ is.")
+    assumed: bool = Field(
+        False,
+        description="Of `auto`: the selection split is too small to tell candidates apart, so w̄ is the mean of the last third "
+        "of the walk, and was not chosen.",
+    )
+    optimism: float | None = Field(
+        None,
+        description="How much less w̄ gains over the start on the report split than on the selection split, which it was "
+        "chosen by: mean loss in nats, above 0 where the choice flattered itself.",
+    )
+    candidates: list[Candidate] | None = Field(None, description="Of `window` and `auto`: every mean that was tried.")
 
 
 NormalizationName = Literal["dataset", "imagenet", "half", "none"]
@@ -200,6 +235,23 @@ class NormalizationProbe(BaseModel):
     normalization: Normalization
 
 
+class TriedRate(BaseModel):
+    """A rate that the start was moved with for ten steps. loss: then, on training images, in nats; null: not finite."""
+
+    factor: float
+    lr: float
+    loss: float | None
+
+
+class RateProbe(BaseModel):
+    """The rate that `auto` found the start to bear: its training loss may rise to its held-out loss, and hardly further."""
+
+    factor: float = Field(description="`lr` over the rate that the method names.")
+    lr: float
+    held_out_loss: float = Field(description="Of the start, on the selection split, in nats.")
+    tried: list[TriedRate]
+
+
 class JobResult(BaseModel):
     """The result of a job: made by training, stored as one document, sent as it is."""
 
@@ -212,6 +264,9 @@ class JobResult(BaseModel):
         0, description="How often the high rate was divided by 3, because the start was forgotten at it."
     )
     start_kind: StartKind | None = Field(None, description="What method `auto` found the start to be.")
+    rate_probe: RateProbe | None = Field(
+        None, description="How `auto` came to its high rate, where it was to find one."
+    )
     held_out: HeldOut
     selection: Selection | None = Field(None, description="Null where nothing was selected by held-out images.")
     normalization: NormalizationProbe | None = Field(None, description="Where `recipe.normalize` was `auto`.")

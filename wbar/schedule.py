@@ -5,7 +5,7 @@ mean, and how strongly it pulls. Resuming restores one integer. Torch-free: the 
     swa          \\anneal|constant …             snapshots at a fixed spacing once the annealing is over
     ema, lawa,   one decay (cosine by default)    every step, the last L snapshots,
     none                                          the last weights
-    auto         hold … | fall along a cosine     every quarter of an epoch, in segments
+    auto         fall along a cosine to 0         every quarter of an epoch, in segments; a memorised start: after a hold
 
 Phases: *high* is the high phase of a cycle, the hold of `auto`, the annealing of `swa`, and a warm-up with the peak after it;
 *low* is the low phase of a cycle, the constant rate of `swa` after its annealing, and wherever else the rate has begun to fall.
@@ -14,7 +14,7 @@ Phases: *high* is the high phase of a cycle, the hold of `auto`, the annealing o
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil, cos, pi
+from math import ceil
 from typing import Literal
 
 from wbar.method import (
@@ -33,6 +33,7 @@ from wbar_averaging.cyclic_lr import CyclicSchedule, Phase, PhaseRate, Position
 
 BACK_OFF = 3.0  # what the high rate is divided by when the first snapshot is far below the start
 PUBLISHED = 6  # snapshots of a method that averages steps
+VISITS = 24  # of `auto`, at least
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,16 @@ def steps_per_epoch(images: int, batch_size: int, devices: int = 1) -> int:
 
 
 def build_schedule(
-    method: Training, steps_per_epoch: int, back_offs: int = 0, start_kind: StartKind = "underfit"
+    method: Training,
+    steps_per_epoch: int,
+    back_offs: int = 0,
+    start_kind: StartKind = "underfit",
+    rate_factor: float = 1.0,
 ) -> Schedule:
     """Build the schedule of a resolved method.
 
     back_offs: how often the high rate was divided by BACK_OFF.
-    start_kind: the kind of start that `auto` found.
+    start_kind, rate_factor: what `auto` found the start to be, and to bear.
 
     Raises ValueError for more than MAX_CYCLES snapshots, and where an `auto` is left.
     """
@@ -103,7 +108,7 @@ def build_schedule(
     if isinstance(method, CyclicSwa):
         return _cyclic(method, steps_per_epoch, scale)
     if isinstance(method, AutoMethod):
-        return _hold_decay(method, steps_per_epoch, scale, start_kind)
+        return _auto(method, steps_per_epoch, scale * rate_factor, start_kind)
     if isinstance(method, Swa):
         return _swa(method, steps_per_epoch, scale)
     return _decaying(method, steps_per_epoch, scale)
@@ -219,28 +224,26 @@ def _decaying(method: Ema | Lawa | Plain, steps_per_epoch: int, scale: float) ->
     )
 
 
-def _hold_decay(method: AutoMethod, steps_per_epoch: int, scale: float, start_kind: StartKind) -> Schedule:
-    total = _steps(method.epochs, steps_per_epoch)
-    regime = method.regime(start_kind)
-    high = number(regime.lr if regime else method.lr) * scale
-    held = round(method.hold * total)
+def _auto(method: AutoMethod, steps_per_epoch: int, scale: float, start_kind: StartKind) -> Schedule:
+    total, lr = _steps(method.epochs, steps_per_epoch), number(method.lr) * scale
+    memorised = method.memorised if start_kind == "memorised" else None
+    held = round(memorised.hold * total) if memorised else 0
+    # Without a hold it is the cosine of `none`, to the bit: the last weights are the control's.
+    falling = PhaseRate(lr, 0.0, total - held, steps_per_epoch, shape="cosine")
     segments = min(method.segments, total)
     snapshots = tuple(total * n // segments for n in range(1, segments + 1))
-    every = max(1, round(method.visit_epochs * steps_per_epoch))
+    every = max(1, min(round(method.visit_epochs * steps_per_epoch), total // VISITS))
 
     def rate(step: int) -> float:
-        if step < held:
-            return high
-        u = (step - held) / max(1, total - 1 - held)
-        return high * (method.low + (1 - method.low) * (1 + cos(pi * u)) / 2)
+        return lr if step < held else falling.at(step - held)
 
     def phase(step: int) -> Phase:
-        return "high" if step < held else "low"
+        return "high" if step <= held else "low"
 
     usual = _pull(method, number(method.pull), phase, total)
 
     def pull(step: int) -> float:
-        return regime.pull if regime and regime.pull and step >= held else usual(step)
+        return memorised.pull if memorised and memorised.pull and phase(step) == "low" else usual(step)
 
     # Every segment has a visit at its end, so that none is empty.
     return Schedule(

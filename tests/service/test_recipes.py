@@ -60,7 +60,6 @@ def finished(client: Client, job: Job) -> Job:
         # What only the resolved numbers show.
         ({"recipe": {"accumulate": 33}}, "leaves parts of a single image"),
         ({"recipe": {"optimizer": {"momentum": 0}}}, "set nesterov to false"),
-        ({"method": {"type": "auto", "lr": 50}}, "/method/memorised/lr"),
         ({"method": {"high": {"base_lr": 100}}, "recipe": {"batch_size": 1024}}, "/method/high/lr"),
         (
             {"method": {"type": "swa", "epochs": 1000, "snapshot_steps": 1}},
@@ -128,7 +127,7 @@ def test_a_soup_refuses_what_is_about_training_and_names_it(
     [
         (
             {"type": "auto"},
-            {"lr": 0.00625, "memorised": {"lr": 0.01875}, "settled": {"lr": 0.003125}, "control_lr": 0.00625},
+            {"lr": 0.00625, "probe_rate": True, "guard": True, "control_lr": 0.00625},
         ),
         ({"type": "swa"}, {"lr": 0.003125, "anneal_from": 0.00625}),
         ({"type": "ema"}, {"lr": 0.003125, "final_lr": 0.0003125}),
@@ -162,21 +161,23 @@ def test_auto_with_control_and_guard_reports_on_images_it_did_not_choose_by(
         assert (result.held_out.selection, result.held_out.report) == (30, 30)
         assert result.metrics.control is not None
         assert result.selection is not None
-        assert result.selection.of == 6
-        assert result.selection.candidates is not None
-        assert len(result.selection.candidates) == 14
-        assert result.selection.delivered in ("averaged", "start")
+        assert result.selection.of == 8
+        assert result.selection.assumed, "30 images cannot choose"
+        assert result.selection.loss is not None
+        assert result.selection.optimism is not None
+        assert result.rate_probe is not None
+        assert result.metrics.averaged.temperature is not None
         assert job.progress is not None
-        assert job.progress.step == job.progress.total_steps == 2 * 3 * 15
+        assert job.progress.step == job.progress.total_steps
         page = http.get(f"/v1/jobs/{job.id}/report").text
         assert Comparisons.label("control") in page
         assert "selected on 30 held-out images; every number is from the other 30" in page
-        assert len(http.get(f"/v1/jobs/{job.id}/snapshots").json()["data"]) == 6
+        assert len(http.get(f"/v1/jobs/{job.id}/snapshots").json()["data"]) == 8
         points = http.get(f"/v1/jobs/{job.id}/metrics").json()["data"]
         assert all(0 <= point["accuracy"] <= 1 for point in points)
         logs = [event.data["message"] for event in client.jobs.events(job.id) if event.type == "log"]
         assert any("the high rate is" in line for line in logs)
-        assert any("standard error" in line for line in logs)
+        assert any("assumed, not chosen" in line for line in logs)
 
 
 def test_the_guard_gives_the_start_back(service: Service, ready: tuple[str, str], tmp_path: Path) -> None:

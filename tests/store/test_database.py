@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, String, delete, event, insert, select, update
+from sqlalchemy import Connection, String, delete, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from tests.store.rows import insert_inputs, spec
 from wbar.errors import IdempotencyKeyInProgress, IdempotencyKeyReused
+from wbar.method import METHODS, AutoMethod
 from wbar_store.database import Database, Tenant, clock, now, rfc3339
 from wbar_store.events import Events
 from wbar_store.idempotency import Idempotency, StoredAnswer
@@ -52,6 +53,27 @@ def test_a_table_is_made_anew_without_losing_what_refers_to_it(database: Databas
             assert connection.execute(select(parts.c.job)).scalars().first() == job, parts.name
     with database.write() as connection, pytest.raises(IntegrityError):
         connection.execute(update(jobs).values(dataset="ds_2"))
+
+
+def test_jobs_that_chose_by_windows_stay_readable(database: Database) -> None:
+    insert_inputs(database)
+    repository = Jobs(database, Events(database))
+    auto = METHODS.validate_python({"type": "auto", "epochs": 3, "lr": 0.1, "control_lr": 0.2})
+    job, other = (repository.create(Tenant("default"), spec(**one), None, {}).id for one in ({"method": auto}, {}))
+    with database.write() as connection:
+        stored = connection.execute(select(jobs.c.spec).where(jobs.c.id == job)).scalar_one()
+        regime = {"ratio": 0.25, "lr": 0.3, "pull": 0.1}
+        old = {"type": "auto", "epochs": 3, "lr": 0.1, "control_lr": 0.2, "hold": 0.5, "low": 0.1, "guard": False}
+        old |= {"segments": 6, "memorised": regime, "settled": regime | {"ratio": 0.5}, "average": "window"}
+        connection.execute(update(jobs).where(jobs.c.id == job).values(spec=stored | {"method": old}))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    upgrade(database)
+    found = repository.get(Tenant("default"), job).spec.method
+    assert isinstance(found, AutoMethod)
+    assert (found.epochs, found.segments, found.lr, found.control_lr, found.guard) == (3, 6, 0.1, 0.2, False)
+    assert (found.memorised.ratio, found.memorised.pull, found.settled.ratio) == (0.25, 0.1, 0.5)
+    assert found.probe_rate is False
+    assert repository.get(Tenant("default"), other).spec == spec()
 
 
 def test_a_migration_that_breaks_a_reference_changes_nothing(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.training.judges import Valley, weight
 from wbar.method import METHODS
 from wbar.schedule import build_schedule
-from wbar_training.averages import GreedyAverage, WindowAverage, make_average
+from wbar_training.averages.making import make_average
+from wbar_training.averages.selecting import GreedyAverage, WindowAverage
 
 RESOLVED = {"lr": 0.1, "control_lr": 0.1}
 
@@ -15,10 +17,6 @@ def model(value: float) -> nn.Module:
     layer = nn.Linear(1, 1, bias=False)
     nn.init.constant_(layer.weight, value)
     return layer
-
-
-def weight(mean) -> float:
-    return mean.mean(torch.float64)["weight"].item()
 
 
 def averaged(values: list[float], **method: object):
@@ -49,37 +47,33 @@ def test_an_ema_forgets_its_beginning_by_its_warm_up() -> None:
     assert actual == pytest.approx(expected, rel=1e-6)
 
 
-def bowl(centre: float):
+def bowl(centre: float) -> Valley:
     """Losses of two images, lowest where the mean is at the centre."""
-
-    def loss(mean) -> torch.Tensor:
-        away = (weight(mean) - centre) ** 2
-        return torch.tensor([away, away], dtype=torch.float64)
-
-    return loss
+    return Valley(lambda value: torch.full((2,), (value - centre) ** 2, dtype=torch.float64))
 
 
 def test_greedy_lets_in_what_does_not_raise_the_loss() -> None:
-    average = GreedyAverage(model(0), 4)
+    average, judge = GreedyAverage(model(0), 4), bowl(3.0)
     for n, value in enumerate([4.0, 10.0, 2.0, 3.0], start=1):
         average.visit(model(value), n)
-        average.select(bowl(3.0))
-    mean, selection = average.finish(bowl(3.0), lambda _: None)
-    assert selection is not None
-    assert selection.kept == [1, 3, 4]  # 4; not 7; 3; still 3, which does not rise
-    assert weight(mean) == 3.0
+        average.select(judge)
+    finished = average.finish(judge)
+    assert finished.selection is not None
+    assert finished.selection.kept == [1, 3, 4]  # 4; not 7; 3; still 3, which does not rise
+    assert (weight(finished.mean), finished.points) == (3.0, 3)
 
 
 def test_a_window_is_the_mean_of_consecutive_segments_by_their_counts() -> None:
-    average = WindowAverage(model(0), 3, 0, 0, lambda snapshot: snapshot - 1)
+    average = WindowAverage(model(0), 3, lambda snapshot: snapshot - 1)
     for snapshot, values in ((1, [9.0]), (2, [1.0, 2.0, 3.0]), (3, [6.0])):
         for value in values:
             average.visit(model(value), snapshot)
     assert weight(average.so_far) == pytest.approx(21 / 5)
-    mean, selection = average.finish(bowl(3.0), lambda _: None)  # 2 and 3: (1 + 2 + 3 + 6) / 4
+    finished = average.finish(bowl(3.0))  # 2 and 3: (1 + 2 + 3 + 6) / 4
+    selection = finished.selection
     assert selection is not None
     assert (selection.kept, selection.of) == ([2, 3], 3)
-    assert weight(mean) == 3.0
+    assert (weight(finished.mean), finished.points) == (3.0, 4)
     assert selection.candidates is not None
     tried = {(c.first, c.last): c.loss for c in selection.candidates}
     assert tried == {
@@ -93,37 +87,26 @@ def test_a_window_is_the_mean_of_consecutive_segments_by_their_counts() -> None:
 
 
 def test_the_longest_range_within_one_standard_error_wins() -> None:
-    average = WindowAverage(model(0), 3, 0, 0, lambda snapshot: snapshot - 1)
+    average = WindowAverage(model(0), 3, lambda snapshot: snapshot - 1)
     for snapshot in (1, 2, 3):
-        average.visit(model(float(snapshot)), snapshot)
-    # Per image: the lowest mean is segment 2's; the mean of all cannot be told from it, segment 1 can.
+        average.visit(model({1: 1.0, 2: 2.0, 3: 3.3}[snapshot]), snapshot)
+    # Per image: the lowest mean is segment 2's; the mean of all (2.1) cannot be told from it, segment 1 can.
     losses = {
         1.0: [3.0, 3.1, 2.9, 3.0],
         2.0: [1.0, 1.0, 1.0, 1.0],
         1.5: [2.0, 2.0, 2.1, 2.0],
-        3.0: [2.0, 2.0, 2.0, 2.1],
+        2.1: [1.4, 0.7, 1.3, 0.8],
     }
-    whole = {"losses": [1.4, 0.7, 1.3, 0.8]}
 
-    def loss(mean) -> torch.Tensor:
-        value, n = weight(mean), mean.n
-        return torch.tensor(whole["losses"] if n == 3 else losses.get(value, [2.0, 2.0, 2.0, 2.1]), dtype=torch.float64)
+    def judge() -> Valley:
+        return Valley(
+            lambda value: torch.tensor(losses.get(round(value, 6), [2.0, 2.0, 2.0, 2.1]), dtype=torch.float64)
+        )
 
-    _, selection = average.finish(loss, lambda _: None)
+    selection = average.finish(judge()).selection
     assert selection is not None
     assert selection.kept == [1, 2, 3]
-    whole["losses"] = [1.4, 1.3, 1.3, 1.4]  # now it can
-    _, selection = average.finish(loss, lambda _: None)
+    losses[2.1] = [1.4, 1.3, 1.3, 1.4]  # now it can
+    selection = average.finish(judge()).selection
     assert selection is not None
     assert selection.kept == [2]
-
-
-def test_the_ranges_of_auto_leave_out_the_first_segment_and_the_unsettled_half() -> None:
-    average = averaged([float(n) for n in range(12)], type="auto", memorised={"ratio": 0.2, "lr": 0.2})
-    _, selection = average.finish(bowl(0.0), lambda _: None)
-    assert selection is not None
-    assert selection.candidates is not None
-    assert {(c.first, c.last) for c in selection.candidates} == {
-        (a, b) for a in range(2, 7) for b in range(max(a, 3), 7)
-    }
-    assert average.candidates == len(selection.candidates) == 14

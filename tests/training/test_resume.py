@@ -44,12 +44,11 @@ VARIANTS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "lawa": (STRAIGHT | {"type": "lawa", "final_lr": 0.005, "window": 2, "snapshot_steps": 5}, {}),
     "none, stepwise": (STRAIGHT | {"type": "none", "final_lr": 0.0, "shape": "step", "warmup_epochs": 1}, {}),
     "auto": (
-        STRAIGHT
-        | {"type": "auto", "memorised": {"ratio": 0, "lr": 0.1}, "settled": {"ratio": 0, "lr": 0.1}, "guard": True},
+        STRAIGHT | {"type": "auto", "memorised": {"ratio": 0}, "settled": {"ratio": 0}, "control": True},
         {},
     ),
     "auto from a memorised start": (
-        STRAIGHT | {"type": "auto", "memorised": {"lr": 0.1, "pull": 0.1, "ratio": 10}},
+        STRAIGHT | {"type": "auto", "memorised": {"pull": 0.1, "ratio": 10}, "probe_rate": True, "select_by": "brier"},
         {},
     ),
     "the start counts": (METHOD.model_dump() | {"include_start": True}, {}),

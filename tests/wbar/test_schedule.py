@@ -95,25 +95,42 @@ def test_a_high_phase_may_warm_up_and_fall() -> None:
     assert [schedule.at(step).lr for step in range(6, 12)] == pytest.approx(one)
 
 
-def test_auto_holds_then_falls_to_a_tenth() -> None:
-    places = rows(
-        4, type="auto", epochs=2, memorised={"ratio": 0.2, "lr": 1.6, "pull": 0.1}, segments=4, visit_epochs=0.25
-    )
-    fall = [0.8 * (0.1 + 0.9 * (1 + cos(pi * u / 3)) / 2) for u in range(4)]
-    assert [place[0] for place in places] == pytest.approx([0.8] * 4 + fall, abs=1e-6)
-    assert [place[1] for place in places] == ["high"] * 4 + ["low"] * 4
+def test_auto_walks_as_the_control_does() -> None:
+    places = rows(4, type="auto", epochs=2, segments=4, visit_epochs=0.25)
+    fall = [0.8 * (1 + cos(pi * u / 8)) / 2 for u in range(8)]
+    assert [place[0] for place in places] == pytest.approx(fall, abs=1e-6)
+    assert [place[1] for place in places] == ["high"] + ["low"] * 7
     assert [place[2] for place in places] == [1, 1, 2, 2, 3, 3, 4, 4]
     assert all(place[5] for place in places)
     assert {place[6] for place in places} == {0.0}
-
-
-def test_auto_moves_a_memorised_start_faster_and_pulls_while_the_rate_falls() -> None:
-    method = METHODS.validate_python(
-        PLAIN | {"type": "auto", "epochs": 2, "memorised": {"ratio": 0.2, "lr": 1.6, "pull": 0.1}}
+    auto, control = (
+        build_schedule(METHODS.validate_python(PLAIN | one | {"epochs": 7, "lr": 0.3, "control_lr": 0.3}), 13)
+        for one in ({"type": "auto"}, {"type": "none", "final_lr": 0.0})
     )
-    schedule = build_schedule(method, 4, start_kind="memorised")
-    assert schedule.at(0).lr == 1.6
-    assert [schedule.pull(step) for step in range(8)] == [0.0] * 4 + [0.1] * 4
+    assert [auto.rate(step) for step in range(7 * 13)] == [control.rate(step) for step in range(7 * 13)]
+
+
+def test_auto_moves_a_memorised_start_faster_holds_and_pulls_while_the_rate_falls() -> None:
+    method = METHODS.validate_python(PLAIN | {"type": "auto", "epochs": 2, "memorised": {"ratio": 0.2, "pull": 0.1}})
+    schedule = build_schedule(method, 4, start_kind="memorised", rate_factor=2.0)
+    fall = [1.6 * (1 + cos(pi * u / 4)) / 2 for u in range(4)]
+    assert [schedule.rate(step) for step in range(8)] == pytest.approx([1.6] * 4 + fall)
+    assert [schedule.pull(step) for step in range(8)] == [0.0] * 5 + [
+        0.1
+    ] * 3  # the first of the fall is at the high rate
+
+
+def test_auto_visits_at_least_24_times_if_there_are_as_many_steps() -> None:
+    def visits(epochs: int, per_epoch: int, **options: object) -> int:
+        method = METHODS.validate_python(PLAIN | {"type": "auto", "epochs": epochs} | options)
+        schedule = build_schedule(method, per_epoch)
+        assert all(schedule.visits(mark - 1) for mark in schedule.snapshots)
+        return sum(map(schedule.visits, range(schedule.total_steps)))
+
+    assert visits(12, 20) == 48
+    assert visits(12, 20, visit_epochs=3) >= 24
+    assert visits(3, 20) >= 24
+    assert visits(2, 5) == 10
 
 
 def test_a_back_off_divides_the_high_rate_alone() -> None:

@@ -77,18 +77,27 @@ def bayesian_score(setup: Setup, snapshots: Sequence[Mapping[str, Tensor]], samp
 
     Source: Maddox et al. 2019, algorithm 1.
     """
-    swag = SWAG(setup.evaluator.probe, rank=min(RANK, len(snapshots)))
+    swag, evaluator = SWAG(setup.evaluator.probe, rank=min(RANK, len(snapshots))), setup.evaluator
     for snapshot in snapshots:
         swag.update(snapshot)
+
+    def both_splits(model: nn.Module) -> Tensor:
+        outputs = evaluator.predict_held_out(model)
+        parts = [outputs.report, *([outputs.selection] if outputs.selection else [])]
+        return torch.cat([part.probabilities for part in parts])
+
     probabilities = bayesian_average(
-        setup.evaluator.probe,
+        evaluator.probe,
         swag,
-        lambda model: setup.evaluator.predict(model).probabilities,
+        both_splits,
         samples=samples,
         seed=key(setup.plan.seed, "swag", 0),
-        recompute=setup.evaluator.recompute,
+        recompute=evaluator.recompute,
     )
-    return score(probabilities, setup.data.report.labels)
+    images = len(setup.data.report)
+    report, selection = probabilities[:images], probabilities[images:]
+    plain = score(report, setup.data.report.labels)
+    return evaluator.calibrated(plain, report, selection if setup.data.selection else None)
 
 
 def measure_flatness(

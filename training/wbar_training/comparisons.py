@@ -5,13 +5,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from wbar.method import AutoMethod
+from wbar.method import AutoMethod, SelectBy
 from wbar.results import Comparisons, CurvePoint, Delivered, JobResult, Score, Selection
 from wbar_averaging import Epoch
 from wbar_training import decisions
 from wbar_training.analysis import attempted, bayesian_score, measure_flatness
-from wbar_training.averages import Average, Mean, points_in
-from wbar_training.evaluate import Outputs, score, verdict
+from wbar_training.averages.average import Average, Judged
+from wbar_training.averages.choice import Limits
+from wbar_training.evaluate import HeldOutOutputs, Outputs, score, verdict
+from wbar_training.judge import SelectionJudge, per_image
 from wbar_training.outcome import Outcome
 from wbar_training.reporter import Reporter
 from wbar_training.result_writer import weights_file
@@ -24,34 +26,38 @@ def conclude(
     reporter: Reporter,
     results: Results,
     average: Average,
+    limits: Limits,
     snapshots: Sequence[Path],
     epochs: Sequence[Epoch] | None,
     control: Callable[[], Score] | None,
 ) -> Outcome:
     """Finish the average, write the weights, and compare them.
 
+    limits: what the choice of the average may cost.
     snapshots: the files of all of them, in order.
     epochs: the distances that the trajectory recorded, where flatness was asked for.
     control: trains and evaluates the control, where it was asked for.
     """
     evaluator, spec = setup.evaluator, setup.spec
-    mean, selection = average.finish(evaluator.selection_losses, lambda message: reporter.log("info", message))
-    outputs = evaluator.predict_mean(mean)
-    weights, pytorch = setup.writer.write_result(evaluator.probe.state_dict(), points_in(mean))
+    finished = average.finish(SelectionJudge(setup, reporter, limits))
+    evaluator.hold(finished.mean, recompute=not finished.own_statistics)
+    outputs = evaluator.predict_held_out(evaluator.probe)
+    averaged = evaluator.calibrated_score(outputs)
+    weights, pytorch = setup.writer.write_result(evaluator.probe.state_dict(), finished.points, averaged.temperature)
     swag = flatness = None
     if spec.swag:
         points = [setup.read(path) for path in snapshots]
         swag = attempted(reporter, "SWAG", lambda: bayesian_score(setup, points, spec.swag))
     if epochs is not None:
-        last, averaged = setup.read(snapshots[-1]), setup.read(weights)
-        flatness = attempted(reporter, "the flatness", lambda: measure_flatness(setup, last, averaged, epochs))
+        last, written = setup.read(snapshots[-1]), setup.read(weights)
+        flatness = attempted(reporter, "the flatness", lambda: measure_flatness(setup, last, written, epochs))
     # After what reads the file, since the start may be put there.
-    selection = _guarded(setup, mean, selection, reporter)
+    selection = _selection(setup, finished.selection, outputs, results, reporter)
     metrics = Comparisons(
         start=_score(results.start),
         start_recomputed=_score(results.start_recomputed),
         last=_score(results.snapshots[-1]),
-        averaged=evaluator.score(outputs),
+        averaged=averaged,
         ensemble=_ensemble(setup, results),
         swag=swag,
         control=attempted(reporter, "the control", control) if control else None,
@@ -62,10 +68,11 @@ def conclude(
         curve=[
             CurvePoint(n=n, accuracy=p["accuracy"], loss=p["loss"]) for n, p in enumerate(results.averaged, start=1)
         ],
-        verdict=verdict(outputs.losses, _losses(results)),
+        verdict=verdict(outputs.report.losses, _start_losses(results)),
         finished_early=results.stopped_at is not None,
         back_offs=results.back_offs,
         start_kind=results.start_kind if isinstance(spec.method, AutoMethod) else None,
+        rate_probe=results.rate_probe,
         held_out=setup.data.held_out,
         selection=selection,
         normalization=results.normalization,
@@ -74,38 +81,62 @@ def conclude(
     return Outcome(result, weights, pytorch)
 
 
-def _guarded(setup: Setup, mean: Mean, selection: Selection | None, reporter: Reporter) -> Selection | None:
-    """Return the selection with the choice of `guard`; the start is in the files where it is delivered."""
-    if selection is None and setup.spec.selects:
-        selection = Selection(delivered="averaged")  # early stopping alone: it looked at the selection split
-    if not getattr(setup.spec.method, "guard", False):
+def _selection(
+    setup: Setup, made: Selection | None, outputs: HeldOutOutputs, results: Results, reporter: Reporter
+) -> Selection | None:
+    """Return the selection with the choice of `guard` and its optimism; the start is in the files where it is delivered.
+
+    made: by the average. outputs: of w̄.
+    """
+    if outputs.selection is None:
+        return made
+    assert setup.data.selection is not None
+    assert results.start_selection is not None
+    labels, start = setup.data.selection.labels, results.start_selection
+    # Of early stopping alone there is none: it looked at the selection split.
+    selection = made or Selection(delivered="averaged")
+    gain_there = (outputs.selection.losses - start.losses).mean().item()
+    gain = (outputs.report.losses - _start_losses(results)).mean().item()
+    loss = outputs.selection.losses.mean().item() if selection.loss is None else selection.loss
+    selection = selection.model_copy(update={"loss": loss, "optimism": gain - gain_there})
+    if not getattr(setup.spec.method, "guard", False) or selection.assumed:
         return selection
-    delivered: Delivered = decisions.guard(setup, mean, reporter)
+    by: SelectBy = getattr(setup.spec.method, "select_by", "loss")
+    judged = [Judged(per_image(one, labels, by), one.losses.mean().item()) for one in (start, outputs.selection)]
+    delivered: Delivered = decisions.guard(judged[0], judged[1], reporter)
     if delivered == "start":
         recipe = setup.plan.recipe
         fresh = recipe.head == "reset" or bool(recipe.reset)
         # The uploaded tensors as they are: float64 does not survive the network, which is float32.
-        setup.writer.write_result(setup.start() if fresh else setup.writer.start(), 0)
-    return (selection or Selection(delivered=delivered)).model_copy(update={"delivered": delivered})
+        tensors = setup.start() if fresh else setup.writer.start()
+        setup.writer.write_result(tensors, 0, _score(results.start).temperature)
+    return selection.model_copy(update={"delivered": delivered})
 
 
 def _ensemble(setup: Setup, results: Results) -> Score:
     assert results.probabilities is not None
     # The points of the curve are the ensemble's members: the start too, if it is included.
-    members = len(results.averaged)
-    return score(results.probabilities / members, setup.data.report.labels)
+    members, selection = len(results.averaged), results.selection_probabilities
+    report = results.probabilities / members
+    plain = score(report, setup.data.report.labels)
+    return setup.evaluator.calibrated(plain, report, None if selection is None else selection / members)
 
 
 def _score(stored: dict[str, float] | None) -> Score:
     return Score.model_validate(stored)
 
 
-def _losses(results: Results) -> Tensor:
+def _start_losses(results: Results) -> Tensor:
     assert results.start_losses is not None
     return results.start_losses
 
 
-def add_to_ensemble(results: Results, outputs: Outputs) -> None:
-    """Add a network's outputs to the ensemble's sum."""
-    total = results.probabilities
-    results.probabilities = outputs.probabilities.double() + (0 if total is None else total)
+def add_to_ensemble(results: Results, outputs: HeldOutOutputs) -> None:
+    """Add a network's outputs to the ensemble's sums."""
+    results.probabilities = _sum(results.probabilities, outputs.report)
+    if outputs.selection is not None:
+        results.selection_probabilities = _sum(results.selection_probabilities, outputs.selection)
+
+
+def _sum(total: Tensor | None, outputs: Outputs) -> Tensor:
+    return outputs.probabilities.double() + (0 if total is None else total)

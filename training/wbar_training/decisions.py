@@ -7,12 +7,11 @@ from dataclasses import replace
 
 from wbar.method import AutoMethod, Plain, StartKind, Training
 from wbar.results import Delivered, NormalizationProbe
-from wbar.schedule import Schedule, number
+from wbar.schedule import Schedule, build_schedule, number
 from wbar.spec import JobSpec
 from wbar_training import resume, state_files
-from wbar_training.averages import Mean
+from wbar_training.averages.average import Judged
 from wbar_training.reporter import Reporter
-from wbar_training.setup import Setup
 from wbar_training.workspace import Workspace
 
 MAX_BACK_OFFS = 2
@@ -48,6 +47,12 @@ def out_of_patience(results: resume.Results, loss: float, patience: int) -> bool
     return results.waited >= patience
 
 
+def _plain(method: Training, schedule: Schedule) -> Plain:
+    """Return the control's method: a cosine from its peak rate to 0, of as many steps."""
+    rate, epochs = number(method.control_lr), schedule.total_steps / schedule.steps_per_epoch
+    return Plain(type="none", epochs=epochs, lr=rate, control_lr=rate, final_lr=0.0, back_off=False)
+
+
 def control_of(
     spec: JobSpec,
     workspace: Workspace,
@@ -64,9 +69,7 @@ def control_of(
     """
     scratch = workspace.scratch / "control"
     scratch.mkdir(exist_ok=True)
-    rate = number(method.control_lr)
-    epochs = schedule.total_steps / schedule.steps_per_epoch
-    plain = Plain(type="none", epochs=epochs, lr=rate, control_lr=rate, final_lr=0.0, back_off=False)
+    plain = _plain(method, schedule)
     kept = spec.recipe.batch_norm in ("frozen", "track")
     changes: dict[str, object] = {"early_stopping": None} | ({} if kept else {"batch_norm": "track"})
     if normalization is not None:
@@ -78,18 +81,21 @@ def control_of(
     return control, replace(workspace, scratch=scratch, inputs=inputs, resume=state_files.latest(scratch))
 
 
-def guard(setup: Setup, mean: Mean, reporter: Reporter) -> Delivered:
+def walked_as_control(method: Training, schedule: Schedule, results: resume.Results) -> bool:
+    """Return whether the control's training is this job's, so that its model is the last iterate, to the bit."""
+    if not isinstance(method, AutoMethod) or results.back_offs or results.stopped_at is not None:
+        return False
+    total, control = schedule.total_steps, build_schedule(_plain(method, schedule), schedule.steps_per_epoch)
+    return all(schedule.rate(step) == control.rate(step) and schedule.pull(step) == 0 for step in range(total))
+
+
+def guard(start: Judged, averaged: Judged, reporter: Reporter) -> Delivered:
     """Return what to deliver: the start, if w̄ is worse than it on the selection split."""
-    evaluator = setup.evaluator
-    assert setup.data.selection is not None
-    evaluator.probe.load_state_dict(setup.start())
-    start = evaluator.predict(evaluator.probe, setup.data.selection).losses.mean().item()
-    averaged = evaluator.predict_mean(mean, setup.data.selection).losses.mean().item()
-    if averaged <= start:
+    if averaged.values.mean() <= start.values.mean():
         return "averaged"
     reporter.log(
         "warning",
-        f"guard: the averaged weights' loss is {averaged:.5f} on the selection split and the start's is {start:.5f}: the "
-        "weights to download are the start's",
+        f"guard: the averaged weights' loss is {averaged.loss:.5f} on the selection split and the start's is {start.loss:.5f}: "
+        "the weights to download are the start's",
     )
     return "start"

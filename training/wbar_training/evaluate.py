@@ -42,6 +42,14 @@ class Outputs:
     losses: Tensor
 
 
+@dataclass(frozen=True)
+class HeldOutOutputs:
+    """The outputs on both held-out splits; `selection` is None where nothing is selected."""
+
+    report: Outputs
+    selection: Outputs | None
+
+
 @torch.no_grad()
 def predict(
     model: nn.Module,

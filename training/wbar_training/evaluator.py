@@ -11,17 +11,18 @@ from wbar.errors import Diverged
 from wbar.jobs import StepPhase
 from wbar.results import Score
 from wbar_averaging import has_batch_norm, recompute_batch_norm
-from wbar_training.averages import Mean
+from wbar_training.averages.average import Mean
+from wbar_training.averages.choice import SELECTION_BATCH_NORM_IMAGES
+from wbar_training.calibration import calibrated
 from wbar_training.data.feed import Request
 from wbar_training.data.job_data import JobData
 from wbar_training.data.packed import Split
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.draws import key, permutation
-from wbar_training.evaluate import Outputs, even_slices, forward_batch, predict, score
+from wbar_training.evaluate import HeldOutOutputs, Outputs, even_slices, forward_batch, predict, score
 from wbar_training.plan import Plan
 
 BATCH_NORM_IMAGES = 2048
-SELECTION_BATCH_NORM_IMAGES = 1024  # for each candidate of a selection: half the cost; 512 were enough in measurements
 
 Tick = Callable[
     [StepPhase, int], None
@@ -30,7 +31,7 @@ Tick = Callable[
 
 @dataclass(frozen=True)
 class StartEvaluation:
-    """The start on the report split.
+    """The start on the held-out images.
 
     as_it_came: its score with the uploaded BatchNorm statistics.
     recomputed: its score with recomputed ones.
@@ -39,7 +40,7 @@ class StartEvaluation:
 
     as_it_came: Score
     recomputed: Score
-    outputs: Outputs
+    outputs: HeldOutOutputs
 
 
 class Evaluator:
@@ -72,6 +73,11 @@ class Evaluator:
         """Return outputs on a split, by default the report split, in eval mode. Raises Diverged if a loss is not finite."""
         return self._checked(self.outputs(model, self.data.report if split is None else split))
 
+    def predict_held_out(self, model: nn.Module) -> HeldOutOutputs:
+        """Return outputs on both held-out splits, in eval mode. Raises Diverged if a loss is not finite."""
+        selection = self.data.selection
+        return HeldOutOutputs(self.predict(model), None if selection is None else self.predict(model, selection))
+
     def outputs(self, model: nn.Module, split: Split) -> Outputs:
         """Return the same for any losses, finite or not."""
         return predict(
@@ -88,12 +94,27 @@ class Evaluator:
         labels = (self.data.report if split is None else split).labels
         return score(outputs.probabilities, labels, outputs.losses)
 
-    def train_score(self, model: nn.Module) -> Score:
+    def calibrated_score(self, outputs: HeldOutOutputs) -> Score:
+        """Return the score on the report split, with the temperature that the selection split gives."""
+        report, selection = outputs.report, outputs.selection
+        return self.calibrated(
+            self.score(report), report.probabilities, None if selection is None else selection.probabilities
+        )
+
+    def calibrated(self, plain: Score, report: Tensor, selection: Tensor | None) -> Score:
+        """Return a score with its temperature. report, selection: the probabilities on the splits, (images, classes)."""
+        fitted_on = None
+        if selection is not None:
+            assert self.data.selection is not None
+            fitted_on = (selection, self.data.selection.labels)
+        return calibrated(plain, report, self.data.report.labels, fitted_on)
+
+    def train_score(self, model: nn.Module, images: int = BATCH_NORM_IMAGES) -> Score:
         """Return the score on the training images that BatchNorm is recomputed from, in eval mode.
 
-        They are augmented as they are trained on. Raises Diverged if a loss is not finite.
+        They are augmented as they are trained on. images: how many, at most. Raises Diverged if a loss is not finite.
         """
-        drawn = permutation(len(self.data.train), self.plan.seed, "batchnorm")[:BATCH_NORM_IMAGES]
+        drawn = permutation(len(self.data.train), self.plan.seed, "batchnorm")[:images]
         labels = self.data.train.labels[drawn]
         outputs = predict(
             model,
@@ -101,12 +122,12 @@ class Evaluator:
             lambda chunk, index: self.data.feed.inputs(Request(drawn[chunk], "train-score", index)),
             self.data.train.images.shape[-2:],
             self.plan.autocast,
-            lambda images: self.tick("evaluate", images),
+            lambda seen: self.tick("evaluate", seen),
         )
         self._checked(outputs)
         return score(outputs.probabilities, labels, outputs.losses)
 
-    def settled_train_score(self, model: nn.Module) -> Score:
+    def settled_train_score(self, model: nn.Module, images: int = BATCH_NORM_IMAGES) -> Score:
         """Return the score on training images with recomputed BatchNorm statistics, whatever the recipe makes of them.
 
         At a high rate the tracked statistics lag behind and say little about the weights. The start's stay, if frozen.
@@ -114,33 +135,43 @@ class Evaluator:
         self.probe.load_state_dict(model.state_dict())
         self._round_as_file(self.probe)
         if self.plan.batch_norm != "frozen" and has_batch_norm(self.probe):
-            self._recompute(self.probe, BATCH_NORM_IMAGES)
+            self._recompute(self.probe, images)
             self._round_as_file(self.probe)
-        return self.train_score(self.probe)
+        return self.train_score(self.probe, images)
 
     def evaluate_start(self, model: nn.Module) -> StartEvaluation:
         """Evaluate the start, which `model` must hold, as it came and with recomputed BatchNorm statistics."""
-        outputs = self.predict(model)
-        plain = recomputed = self.score(outputs)
+        outputs = self.predict_held_out(model)
+        plain = recomputed = self.calibrated_score(outputs)
         if self.recomputed_images:
             self.probe.load_state_dict(model.state_dict())
             self.recompute(self.probe)
-            recomputed = self.score(self.predict(self.probe))
+            recomputed = self.calibrated_score(self.predict_held_out(self.probe))
         return StartEvaluation(plain, recomputed, outputs)
 
     # Evaluating a mean, in the probe.
 
+    def hold(self, mean: Mean, recompute: bool = True, images: int = BATCH_NORM_IMAGES) -> None:
+        """Put a mean into the probe as its file will hold it.
+
+        recompute: whether BatchNorm statistics are recomputed, from at most `images` training images; else they are the
+            mean's.
+        """
+        mean.copy_to(self.probe)
+        if recompute:
+            self.recompute_for_file(self.probe, images)
+        else:
+            self._round_as_file(self.probe)
+
     def predict_mean(self, mean: Mean, split: Split | None = None) -> Outputs:
         """Return a mean's outputs as its file will give them; the probe holds it afterwards."""
-        mean.copy_to(self.probe)
-        self.recompute_for_file(self.probe)
+        self.hold(mean)
         return self.predict(self.probe, split)
 
     def selection_losses(self, mean: Mean) -> Tensor:
         """Return a mean's losses on the selection split, (N,) float64; BatchNorm is recomputed from fewer images."""
         assert self.data.selection is not None
-        mean.copy_to(self.probe)
-        self.recompute_for_file(self.probe, SELECTION_BATCH_NORM_IMAGES)
+        self.hold(mean, images=SELECTION_BATCH_NORM_IMAGES)
         return self.predict(self.probe, self.data.selection).losses
 
     # BatchNorm.

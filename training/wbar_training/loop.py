@@ -22,21 +22,24 @@ from wbar.errors import CompileFailed, Diverged, OutOfMemory
 from wbar.jobs import StepPhase
 from wbar.method import AutoMethod, CyclicSwa, Plain, Soup, Training
 from wbar.results import NormalizationProbe, Score
-from wbar.schedule import BACK_OFF, Schedule, build_schedule, shifted, steps_per_epoch
+from wbar.schedule import BACK_OFF, Schedule, build_schedule, number, shifted, steps_per_epoch
 from wbar.spec import JobSpec
 from wbar_averaging import Position, Trajectory, pull_loss
 from wbar_training import decisions, resume, safe_path, start_probe, state_files
-from wbar_training.averages import Average, Mean, make_average, mean_of
+from wbar_training.averages.average import Average, Mean, mean_of
+from wbar_training.averages.making import make_average
 from wbar_training.comparisons import add_to_ensemble, conclude
 from wbar_training.data.batches import Batches
 from wbar_training.data.job_data import JobData
 from wbar_training.data.mixing import mix
 from wbar_training.distributed.launch import run_on_ranks
 from wbar_training.distributed.ranks import HEARTBEAT_STEPS, Ranks
+from wbar_training.judge import SelectionJudge, limits_of
 from wbar_training.meter import Meter
 from wbar_training.networks.teachers import Teachers
 from wbar_training.outcome import Outcome
 from wbar_training.progress import ControlReporter, Cost, ProgressEstimate
+from wbar_training.rate_probe import RateProber
 from wbar_training.reporter import Reporter, StopRequested
 from wbar_training.setup import make_deterministic, set_up
 from wbar_training.soup import SoupJob
@@ -96,7 +99,7 @@ class TrainingJob:
         self.step = 0
         self.position: Position | None = None
         self._plan_schedule()
-        self.estimate = self._estimate(state.step if state else 0)
+        self.estimate = self._estimate(state.step if state else 0, begun=state is not None)
         self.meter = Meter(self.schedule.total_steps, self._rate_field, self.stepper.scaler.is_enabled())
         self.trajectory = self._new_trajectory()
         self.batches = Batches(self.setup.data.feed, self.plan)
@@ -112,6 +115,7 @@ class TrainingJob:
         self._heartbeat("loading", None)
         if self.results.start is None:
             self._evaluate_start()
+            self.estimate = self._estimate(0, begun=True)  # again: the kind of start may have changed the schedule
         self._go_on_training()
         self.batches.start(self._positions())
         first_step = self.step
@@ -141,16 +145,10 @@ class TrainingJob:
         start = self.evaluator.evaluate_start(self.model)
         training = self.evaluator.train_score(self.model)
         results = self.results
-        results.start_losses, results.start_train_accuracy = start.outputs.losses, training.accuracy
+        results.start_losses, results.start_train_accuracy = start.outputs.report.losses, training.accuracy
+        results.start_selection = start.outputs.selection
         if isinstance(self.method, AutoMethod):
-            held_out = self.evaluator.predict(self.model, self.setup.data.selection).losses.mean().item()
-            results.start_kind = decisions.kind_of_start(self.method, training.loss, held_out)
-            self._plan_schedule()
-            self.reporter.log(
-                "info",
-                f"auto: the start's loss is {training.loss:.4f} on augmented training images and {held_out:.4f} on held-out "
-                f"ones: it is {results.start_kind}, and the high rate is {self.schedule.at(0).lr:g}",
-            )
+            self._know_start(self.method, training.loss)
         results.start, results.start_recomputed = start.as_it_came.model_dump(), start.recomputed.model_dump()
         if isinstance(self.method, CyclicSwa) and self.method.include_start:
             add_to_ensemble(results, start.outputs)
@@ -158,6 +156,25 @@ class TrainingJob:
         warning = start_probe.near_chance(self.setup, start.as_it_came)
         if warning is not None:
             self.reporter.log("warning", warning)
+
+    def _know_start(self, method: AutoMethod, training_loss: float) -> None:
+        """Find out what `auto` asks of the start: its kind, and the rate that it bears. training_loss: in nats."""
+        results = self.results
+        assert results.start_selection is not None
+        held_out = results.start_selection.losses.mean().item()
+        results.start_kind = decisions.kind_of_start(method, training_loss, held_out)
+        if method.probe_rate:
+            prober = RateProber(self.setup, self.stepper, self.schedule, number(method.lr))
+            probe = prober.find(held_out)
+            results.rate_probe = probe.model_dump()
+            losses = ", ".join(f"{one.loss} at {one.lr:g}" for one in probe.tried)
+            self.reporter.log("info", f"auto: after ten steps the start's training loss is {losses}")
+        self._plan_schedule()
+        self.reporter.log(
+            "info",
+            f"auto: the start's loss is {training_loss:.4f} on augmented training images and {held_out:.4f} on held-out "
+            f"ones: it is {results.start_kind}, and the high rate is {self.schedule.at(0).lr:g}",
+        )
 
     def _train_step(self, position: Position) -> None:
         inputs, indices = self.batches.next()
@@ -186,15 +203,15 @@ class TrainingJob:
         self.ranks.share_buffers(self.model)
         self._check_finite(position)
         n, path = position.cycle, self.workspace.snapshot(position.cycle)
-        outputs = self.evaluator.predict(self.model)
+        outputs = self.evaluator.predict_held_out(self.model)
         add_to_ensemble(self.results, outputs)
-        score = self.evaluator.score(outputs)
+        score = self.evaluator.calibrated_score(outputs)
         self.results.snapshots.append(score.model_dump())
         if self.ranks.leads:
-            self.setup.writer.write(path, self.model.state_dict(), snapshots=1, n=n)
+            self.setup.writer.write(path, self.model.state_dict(), 1, n, score.temperature)
         self.results.snapshot_steps.append(self.step)
         self.reporter.snapshot(n, self.step, str(path), score)
-        self.average.select(self.evaluator.selection_losses)
+        self.average.select(SelectionJudge(self.setup, self.reporter, self.limits))
         self._refresh_anchor()
         self._add_to_curve(self.evaluator.score(self.evaluator.predict_mean(self.average.so_far)))
         self._go_on_training()
@@ -218,6 +235,7 @@ class TrainingJob:
             self.reporter,
             self.results,
             self.average,
+            self.limits,
             [self.workspace.snapshot(n) for n in range(1, len(self.results.snapshots) + 1)],
             self.trajectory.epochs if self.trajectory else None,
             self._control if self.method.control else None,
@@ -230,6 +248,11 @@ class TrainingJob:
         return None if stored is None else NormalizationProbe.model_validate(stored)
 
     def _control(self) -> Score:
+        if decisions.walked_as_control(self.method, self.schedule, self.results):
+            self.reporter.log(
+                "info", "control: the walk was the control's, and its last iterate is the control's model"
+            )
+            return Score.model_validate(self.results.snapshots[-1])
         spec, workspace = decisions.control_of(
             self.spec, self.workspace, self.method, self.schedule, self.normalization
         )
@@ -298,7 +321,7 @@ class TrainingJob:
         self.stepper.renew()
         self._plan_schedule()
         self.batches.start(self._positions())
-        self.estimate = self._estimate(self.step)
+        self.estimate = self._estimate(self.step, begun=True)
         self.trajectory = self._new_trajectory()
         self._go_on_training()
         return True
@@ -326,13 +349,16 @@ class TrainingJob:
         """Make the schedule from w_0; a back-off or the kind of start changes it before its first snapshot."""
         results = self.results
         per_epoch = steps_per_epoch(len(self.setup.data.train), self.plan.batch_size, self.ranks.size)
-        self.schedule: Schedule = build_schedule(self.method, per_epoch, results.back_offs, results.start_kind)
+        factor = 1.0 if results.rate_probe is None else results.rate_probe["factor"]
+        self.schedule: Schedule = build_schedule(self.method, per_epoch, results.back_offs, results.start_kind, factor)
         self.average: Average = make_average(self.method, self.schedule, self.model)
+        self.limits = limits_of(self.setup, self.schedule)
         self.total_steps = results.stopped_at or results.discarded_steps + self.schedule.total_steps
 
-    def _estimate(self, step: int) -> ProgressEstimate:
-        cost = Cost.of(self.setup, self.schedule, self.average, self.results.discarded_steps)
-        return ProgressEstimate(cost, self.schedule, step - self.results.discarded_steps, begun=step > 0)
+    def _estimate(self, step: int, begun: bool) -> ProgressEstimate:
+        repeats = not decisions.walked_as_control(self.method, self.schedule, self.results)
+        cost = Cost.of(self.setup, self.schedule, self.average, self.results.discarded_steps, self.limits, repeats)
+        return ProgressEstimate(cost, self.schedule, step - self.results.discarded_steps, begun)
 
     def _new_trajectory(self) -> Trajectory | None:
         """Begin to record distances from the weights that the model holds, where the job asked for them."""

@@ -7,20 +7,20 @@ import time
 from dataclasses import dataclass
 
 from wbar.jobs import MetricsPoint, Progress, StepPhase
-from wbar.method import AutoMethod
 from wbar.results import Score
 from wbar.schedule import Schedule
 from wbar_averaging import Position
 from wbar_training import start_probe
 from wbar_training.analysis import flatness_images
-from wbar_training.averages import Average
-from wbar_training.evaluator import BATCH_NORM_IMAGES, SELECTION_BATCH_NORM_IMAGES
+from wbar_training.averages.average import Average
+from wbar_training.averages.choice import Limits
+from wbar_training.evaluator import BATCH_NORM_IMAGES
+from wbar_training.judge import TRAINING
 from wbar_training.messages import LogLevel, StopReason
 from wbar_training.meter import Meter
+from wbar_training.rate_probe import FACTORS, IMAGES, STEPS
 from wbar_training.reporter import Reporter
 from wbar_training.setup import Setup
-
-TRAINING = 3.0
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,33 @@ class Cost:
     other_steps: int
 
     @classmethod
-    def of(cls, setup: Setup, schedule: Schedule, average: Average, discarded_steps: int) -> "Cost":
-        """Return the cost of a schedule on this job's images."""
+    def of(
+        cls, setup: Setup, schedule: Schedule, average: Average, discarded_steps: int, limits: Limits, repeats: bool
+    ) -> "Cost":
+        """Return the cost of a schedule on this job's images.
+
+        limits: what the choice of the average may cost.
+        repeats: whether a control takes as many steps again.
+        """
         spec, evaluator, data = setup.spec, setup.evaluator, setup.data
         recompute, held_out, selection = evaluator.recomputed_images, len(data.report), data.held_out.selection
         train_score, method = min(BATCH_NORM_IMAGES, len(data.train)), spec.method
-        look = selection + min(recompute, SELECTION_BATCH_NORM_IMAGES)  # one mean on the selection split
         images = min(len(data.train), schedule.steps_per_epoch * setup.plan.batch_size)
         training = TRAINING * images / schedule.steps_per_epoch
-        before = held_out + (held_out + recompute if recompute else 0) + train_score
+        both = held_out + selection
+        before = float(both + (both + recompute if recompute else 0) + train_score)
         before += 4 * min(start_probe.IMAGES, len(data.train)) if spec.find_normalization else 0
-        before += selection if isinstance(method, AutoMethod) else 0
+        if getattr(method, "probe_rate", False):
+            before += len(FACTORS) * (STEPS * training + 2 * min(IMAGES, len(data.train)))
         before += recompute + train_score if getattr(method, "back_off", False) else 0  # at the first snapshot
-        after = float(held_out + recompute + spec.swag * (recompute + held_out))
+        after = float(both + recompute + spec.swag * (recompute + both))
         after += flatness_images(setup) if spec.flatness else 0
-        after += average.candidates * look
-        after += 2 * selection + recompute if getattr(method, "guard", False) else 0
-        per_snapshot = 2.0 * held_out + recompute
+        after += average.selection_forwards(limits)
+        per_snapshot = float(both + held_out + recompute)
         if setup.plan.recipe.early_stopping is not None:
             epochs = schedule.total_steps / schedule.steps_per_epoch
-            per_snapshot += look * (epochs / len(schedule.snapshots) if schedule.stops_by == "epochs" else 1)
-        control = schedule.total_steps if getattr(method, "control", False) else 0
+            per_snapshot += limits.one_mean * (epochs / len(schedule.snapshots) if schedule.stops_by == "epochs" else 1)
+        control = schedule.total_steps if getattr(method, "control", False) and repeats else 0
         return cls(
             before=before,
             training=training,

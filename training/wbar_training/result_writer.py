@@ -58,11 +58,19 @@ class ResultWriter:
         tensor = self._uploaded.get(self._prefix + name)
         return None if tensor is None else tensor.dtype
 
-    def write(self, path: Path, tensors: Mapping[str, Tensor], snapshots: int, n: int | None = None) -> None:
+    def write(
+        self,
+        path: Path,
+        tensors: Mapping[str, Tensor],
+        snapshots: int,
+        n: int | None = None,
+        temperature: float | None = None,
+    ) -> None:
         """Write one safetensors file; uploaded tensors beyond the network's (auxiliary heads) are written unchanged.
 
         snapshots: how many points are averaged in it.
         n: of a snapshot, its number.
+        temperature: that its score has; it is metadata, and changes no tensor.
         """
         out = {}
         for name, uploaded in self._uploaded.items():
@@ -71,15 +79,19 @@ class ResultWriter:
         metadata = self._metadata | {"wbar.snapshots": str(snapshots)}
         if n is not None:
             metadata["wbar.snapshot"] = str(n)
+        if temperature is not None:
+            metadata["wbar.temperature"] = canonical(temperature)
         write_safetensors(path, out, metadata)
 
-    def write_result(self, tensors: Mapping[str, Tensor], snapshots: int) -> tuple[Path, Path]:
+    def write_result(
+        self, tensors: Mapping[str, Tensor], snapshots: int, temperature: float | None
+    ) -> tuple[Path, Path]:
         """Write both files of the result, safetensors and PyTorch's; they are there when any rank goes on."""
         weights = self._scratch / "averaged.safetensors"
         pytorch = weights.with_suffix(".pth")
         ranks = Ranks.here()
         if ranks.leads:
-            self.write(weights, tensors, snapshots)
+            self.write(weights, tensors, snapshots, temperature=temperature)
             torch.save(architectures.as_torch_saves(self._network, read_tensors(weights), self._prefix), pytorch)
         ranks.from_leader(None)
         return weights, pytorch

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wbar import __version__
 from wbar.method import StartKind
+from wbar_training.evaluate import Outputs
 from wbar_training.state_files import all_of, path_of, step_of
 
 
@@ -26,12 +27,16 @@ class Results:
     start: dict[str, float] | None = None
     start_recomputed: dict[str, float] | None = None
     start_losses: Tensor | None = None  # (held-out images,) float64
-    probabilities: Tensor | None = None  # (held-out images, classes) float64, the sum over the ensemble's members
+    start_selection: Outputs | None = None  # the start's on the selection split
+    # (images, classes) float64 on the report and the selection split: sums over the ensemble's members
+    probabilities: Tensor | None = None
+    selection_probabilities: Tensor | None = None
     snapshots: list[dict[str, float]] = field(default_factory=list)
     snapshot_steps: list[int] = field(default_factory=list)  # the counts of steps after which they were taken
     averaged: list[dict[str, float]] = field(default_factory=list)  # the curve
     start_train_accuracy: float | None = None  # on augmented training images; a back-off compares with it
     start_kind: StartKind = "underfit"  # the kind that `auto` found
+    rate_probe: dict[str, Any] | None = None  # a RateProbe, where `auto` was to find the rate
     back_offs: int = 0
     best: float | None = None  # of early stopping: the lowest loss of w̄, and how often it was not lower since
     waited: int = 0
@@ -90,7 +95,10 @@ def save(scratch: Path, state: State, keep: Path | None = None) -> Path:
     """Write the state, synced and renamed into place, and delete the older ones except `keep`."""
     path = path_of(scratch, state.step)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    document = {**vars(state), "results": vars(state.results), "version": __version__}
+    results = vars(state.results) | {
+        "start_selection": state.results.start_selection and vars(state.results.start_selection)
+    }
+    document = {**vars(state), "results": results, "version": __version__}
     with open(temporary, "wb") as file:
         torch.save(document, file)
         file.flush()
@@ -112,4 +120,6 @@ def load(path: Path, run: str) -> State:
     if document.pop("version") != __version__ or document["run"] != run:
         raise OtherState(f"{path.name} was written by another version of wbar or for another job")
     results: dict[str, Any] = document.pop("results")
-    return State(**document, results=Results(**results))
+    start_selection = results.pop("start_selection")
+    outputs = None if start_selection is None else Outputs(**start_selection)
+    return State(**document, results=Results(**results, start_selection=outputs))

@@ -19,7 +19,7 @@ from wbar.spec import JobSpec, StoredWeights
 from wbar_averaging import RunningMean
 from wbar_training import start_probe
 from wbar_training.analysis import attempted, flatness_images, measure_flatness
-from wbar_training.evaluate import Outputs, score, verdict
+from wbar_training.evaluate import HeldOutOutputs, score, verdict
 from wbar_training.outcome import Outcome
 from wbar_training.reporter import Reporter, StopRequested
 from wbar_training.result_writer import weights_file
@@ -32,13 +32,13 @@ class Ingredient:
     """One checkpoint by itself, with its own BatchNorm statistics.
 
     weight: its weight in the mean.
-    outputs: on the report split.
+    outputs: on the held-out images.
     selection_loss: on the selection split, where there is one; in nats.
     """
 
     weights: StoredWeights
     weight: float
-    outputs: Outputs
+    outputs: HeldOutOutputs
     selection_loss: float
 
 
@@ -79,8 +79,11 @@ class SoupJob:
         weights = self.method.weights or [1.0] * len(self.spec.ingredients)
         ingredients = [self._evaluate(*pair) for pair in zip(self.spec.ingredients, weights, strict=True)]
         mixture = self._greedy(ingredients) if self.method.average == "greedy" else self._uniform(ingredients)
-        averaged = self.evaluator.predict_mean(mixture.mean)
-        path, pytorch = self.setup.writer.write_result(self.evaluator.probe.state_dict(), mixture.mean.n)
+        self.evaluator.hold(mixture.mean)
+        outputs = self.evaluator.predict_held_out(self.evaluator.probe)
+        averaged = self.evaluator.calibrated_score(outputs)
+        weights_of_mean = self.evaluator.probe.state_dict()
+        path, pytorch = self.setup.writer.write_result(weights_of_mean, mixture.mean.n, averaged.temperature)
         flatness = None
         if self.spec.flatness:
             last, written = self._tensors(mixture.ingredients[-1].weights), self.setup.read(path)
@@ -90,12 +93,12 @@ class SoupJob:
             metrics=Comparisons(
                 start=start.as_it_came,
                 start_recomputed=start.recomputed,
-                last=self.evaluator.score(mixture.ingredients[-1].outputs),
-                averaged=self.evaluator.score(averaged),
+                last=self.evaluator.calibrated_score(mixture.ingredients[-1].outputs),
+                averaged=averaged,
                 ensemble=self._ensemble(mixture.ingredients),
             ),
             curve=mixture.curve,
-            verdict=verdict(averaged.losses, start.outputs.losses),
+            verdict=verdict(outputs.report.losses, start.outputs.report.losses),
             held_out=self.data.held_out,
             selection=mixture.selection,
             normalization=normalization,
@@ -130,18 +133,20 @@ class SoupJob:
     def _evaluate(self, weights: StoredWeights, weight: float) -> Ingredient:
         self.evaluator.where = f"of {weights.id}"
         self.evaluator.probe.load_state_dict(self._tensors(weights))
-        outputs = self.evaluator.predict(self.evaluator.probe)
-        selected_by = (
-            self.evaluator.predict(self.evaluator.probe, self.data.selection) if self.data.selection else outputs
-        )
+        outputs = self.evaluator.predict_held_out(self.evaluator.probe)
         self.evaluator.where = "of the mean"
-        return Ingredient(weights, weight, outputs, selected_by.losses.mean().item())
+        return Ingredient(weights, weight, outputs, (outputs.selection or outputs.report).losses.mean().item())
 
     def _ensemble(self, ingredients: list[Ingredient]) -> Score:
         """Score the mean of the members' outputs, weighted as their weights are."""
         total = sum(one.weight for one in ingredients)
-        probabilities = sum((one.weight * one.outputs.probabilities.double() for one in ingredients), torch.zeros(()))
-        return score(probabilities / total, self.data.report.labels)
+        members = [(one.weight / total, one.outputs) for one in ingredients]
+        report = sum((share * each.report.probabilities.double() for share, each in members), torch.zeros(()))
+        selection = None
+        if self.data.selection is not None:
+            chosen_by = [(share, each.selection) for share, each in members if each.selection is not None]
+            selection = sum((share * each.probabilities.double() for share, each in chosen_by), torch.zeros(()))
+        return self.evaluator.calibrated(score(report, self.data.report.labels), report, selection)
 
     def _empty(self) -> RunningMean:
         return RunningMean(self.setup.model, dtype=torch.float64)

@@ -1,0 +1,161 @@
+"""What `auto` chooses: every candidate beside its formula, and the rule beside valleys that are written out."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.training.judges import Valley, weight
+from wbar_training.averages.average import Finished
+from wbar_training.averages.choice import Limits
+from wbar_training.averages.walk import WalkAverage
+
+PLENTY = Limits(selection=400, recomputed=0, forwards=1e9)
+
+
+def walked(segments: list[list[float]], visits: int | None = None) -> WalkAverage:
+    """The average of a walk through these weights; the network stands at the last of them."""
+    layer = nn.Linear(1, 1, bias=False)
+    average = WalkAverage(layer, len(segments), visits or sum(map(len, segments)))
+    for snapshot, values in enumerate(segments, start=1):
+        for value in values:
+            nn.init.constant_(layer.weight, value)
+            average.visit(layer, snapshot)
+    return average
+
+
+def valley(centre: float, limits: Limits = PLENTY, start: float = 0.0) -> Valley:
+    """Losses without noise: of two means, the nearer one is better by many standard errors."""
+    noise = torch.linspace(-0.5, 0.5, limits.selection, dtype=torch.float64)
+    return Valley(lambda value: 1 + noise + (value - centre) ** 2 * (1 + 0.1 * noise), limits, start)
+
+
+def chosen(finished: Finished) -> tuple[str, int, int, float]:
+    assert finished.selection is not None
+    candidate = finished.selection.chosen
+    assert candidate is not None
+    return candidate.kind, candidate.first, candidate.last, candidate.alpha
+
+
+SEGMENTS = [[1.0, 2.0], [4.0, 6.0], [9.0, 7.0, 8.0], [13.0]]
+
+
+@pytest.mark.parametrize(
+    ("centre", "expected", "value", "points"),
+    [
+        (13.0, ("last", 4, 4, 1.0), 13.0, 1),
+        (5.0, ("range", 2, 2, 1.0), 5.0, 2),
+        (34 / 5, ("range", 2, 3, 1.0), 34 / 5, 5),
+        (3.25, ("range", 1, 2, 1.0), 3.25, 4),
+        (50 / 8, ("range", 1, 4, 1.0), 50 / 8, 8),
+        (-1.0, ("range", 1, 1, 0.25), 0.375, 2),
+    ],
+)
+def test_the_candidate_at_the_bottom_is_chosen(
+    centre: float, expected: tuple[str, int, int, float], value: float, points: int
+) -> None:
+    finished = walked(SEGMENTS).finish(valley(centre))
+    assert chosen(finished) == expected
+    assert weight(finished.mean) == pytest.approx(value, abs=1e-12)
+    assert finished.points == points
+    assert finished.own_statistics == (expected[0] == "last")
+
+
+def test_every_kind_of_candidate_is_tried() -> None:
+    judge = valley(7.0, start=5.0)
+    finished = walked(SEGMENTS).finish(judge)
+    assert finished.selection is not None
+    assert finished.selection.candidates is not None
+    spans = [(c.first, c.last) for c in finished.selection.candidates if c.kind == "range" and c.alpha == 1]
+    assert sorted(spans) == [(a, b) for a in range(1, 5) for b in range(a, 5)]
+    assert sum(c.kind == "exponential" for c in finished.selection.candidates if c.alpha == 1) == 3
+    assert {c.alpha for c in finished.selection.candidates} == {0.25, 0.5, 0.75, 1.0}
+    assert judge.with_own_statistics, "the last weights have the statistics that training tracked"
+    assert set(judge.with_own_statistics) == {13.0}
+
+
+def test_an_exponential_mean_forgets_by_its_horizon() -> None:
+    values = [float(n * n) for n in range(24)]
+    average = walked([values[:12], values[12:]])
+    for index, horizon in enumerate((8, 3, 1)):
+        expected = values[0]
+        for value in values[1:]:
+            expected += (value - expected) / horizon
+        assert weight(average._exponentials[index]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_point_on_the_line_is_between_start_and_mean() -> None:
+    # The start at 20, the nearest mean at 13: a quarter of the way from the start is 18.25.
+    finished = walked(SEGMENTS).finish(valley(18.25, start=20.0))
+    assert chosen(finished) == ("last", 4, 4, 0.25)
+    assert weight(finished.mean) == pytest.approx(18.25, abs=1e-12)
+    assert not finished.own_statistics, "statistics of other weights would be wrong here"
+
+
+def test_a_soup_is_of_segments_that_help_each_other() -> None:
+    finished = walked([[0.0], [10.0], [4.0], [20.0]]).finish(valley(2.0, start=-100.0))
+    assert chosen(finished) == ("soup", 1, 3, 1.0)
+    assert finished.selection is not None
+    assert finished.selection.kept == [1, 3]
+    assert weight(finished.mean) == 2.0
+
+
+def test_among_near_ties_the_last_iterate_comes_first_and_then_the_longest_mean() -> None:
+    noise = torch.linspace(-1, 1, 400, dtype=torch.float64)
+
+    def losses(value: float) -> Tensor:
+        # The mean of all is a little worse than that of segment 2, and the last weights too: by half an error.
+        away = {5.0: 0.0, 50 / 8: 0.5, 13.0: last_is_worse}.get(round(value, 9), 3.0)
+        error = noise.std().item() / 20
+        return 1 + away * error + (noise if value != 5.0 else 0 * noise)
+
+    last_is_worse = 0.5
+    assert chosen(walked(SEGMENTS).finish(Valley(losses, PLENTY)))[0] == "last"
+    last_is_worse = 3.0
+    assert chosen(walked(SEGMENTS).finish(Valley(losses, PLENTY)))[:3] == ("range", 1, 4)
+
+
+@pytest.mark.parametrize("forwards", [3_000, 10_000, 40_000, 200_000])
+@pytest.mark.parametrize("recomputed", [0, 600])
+@pytest.mark.parametrize("images", [64, 250, 3000])
+def test_a_choice_costs_what_was_planned_and_no_more_than_it_may(forwards: int, recomputed: int, images: int) -> None:
+    limits = Limits(images, recomputed, forwards)
+    average = walked([[float(n)] for n in range(8)])
+    judge = valley(4.3, limits)
+    finished = average.finish(judge)
+    assert judge.forwards <= average.selection_forwards(limits) <= forwards
+    assert finished.selection is not None
+    if not finished.selection.assumed:
+        assert finished.selection.candidates
+        assert all(64 <= (c.images or 0) <= images for c in finished.selection.candidates)
+
+
+@pytest.mark.parametrize("limits", [Limits(63, 0, 1e9), Limits(1000, 500, 100)])
+def test_what_cannot_be_told_is_assumed_and_said(limits: Limits) -> None:
+    judge = valley(0.0, limits)
+    finished = walked([[float(n)] for n in range(6)]).finish(judge)
+    assert finished.selection is not None
+    assert (finished.selection.assumed, finished.selection.kept) == (True, [5, 6])
+    assert weight(finished.mean) == 4.5
+    assert judge.forwards == 0
+    assert "assumed, not chosen" in judge.logs[0]
+
+
+def test_a_walk_that_was_saved_goes_on_to_the_same_choice() -> None:
+    whole, half, other = walked(SEGMENTS), walked(SEGMENTS[:2], visits=8), walked([[0.0]] * 4, visits=8)
+    other.load_state_dict(half.state_dict())
+    for snapshot, values in enumerate(SEGMENTS[2:], start=3):
+        for value in values:
+            nn.init.constant_(other._model.weight, value)  # type: ignore[arg-type]  # a Linear's own weight
+            other.visit(other._model, snapshot)
+    choices: list[Callable[[], WalkAverage]] = [lambda: whole, lambda: other]
+    for centre in (5.0, 13.0, 6.25):
+        results = [chosen(make().finish(valley(centre))) for make in choices]
+        assert results[0] == results[1]
+
+
+def test_a_walk_that_was_stopped_in_its_first_segment_has_a_choice_too() -> None:
+    average = WalkAverage(nn.Linear(1, 1, bias=False), 8, 48)
+    average.visit(average._model, 1)
+    assert average.finish(valley(0.0)).selection is not None

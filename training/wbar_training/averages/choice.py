@@ -1,0 +1,139 @@
+"""How a choice among many means is made from few images: what it may cost, who is evaluated on how much, and the rule.
+
+budget    SHARE of the training's work, in forward passes of one image; of a training step, an image counts three
+halving   every candidate is evaluated on the first images of the selection split, in an order that the seed fixes, with
+          BatchNorm recomputed from some training images; the better half goes on, with twice as many
+          (Jamieson & Talwalkar 2016); at the end the lines from the start to the best ones join in
+rule      of those whose paired difference to the lowest mean is within one standard error, the longest mean
+          (Breiman et al. 1984, section 3.4.3)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from torch import Tensor
+
+SHARE = 0.15
+LEAST = 64  # images of the selection split that an evaluation needs: fewer tell nothing
+SELECTION_BATCH_NORM_IMAGES = (
+    1024  # training images that statistics are recomputed from; 512 were enough in measurements
+)
+ENOUGH = 200  # images that the last round needs, if there are as many
+LAST_ROUNDS = ((4, 2), (3, 1), (2, 1), (1, 1))  # finalists, and how many of them with their line to the start
+ALPHAS = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a choice has to work with.
+
+    selection: images of the selection split.
+    recomputed: training images that BatchNorm statistics can be recomputed from; 0 where the network has none.
+    forwards: forward passes of one image that all evaluations together may take.
+    """
+
+    selection: int
+    recomputed: int
+    forwards: float
+
+    @property
+    def one_mean(self) -> int:
+        """Forward passes of one image that one mean takes, on the whole selection split."""
+        return self.selection + min(self.recomputed, SELECTION_BATCH_NORM_IMAGES)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What one evaluation takes.
+
+    images: of the selection split.
+    recomputed: training images that BatchNorm statistics are recomputed from.
+    """
+
+    images: int
+    recomputed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The evaluations of a choice.
+
+    entering: how many of the candidates take part, from the beginning of their order.
+    soups: means that the greedy soup tries beside them, in the first round.
+    rounds: of halving: how many are evaluated, and what each of them takes.
+    finalists, lines, final: the last round, with the lines from the start.
+    """
+
+    entering: int
+    soups: int
+    rounds: tuple[tuple[int, Effort], ...]
+    finalists: int
+    lines: int
+    final: Effort
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of one image that all of it takes."""
+        counts = [*self.rounds, (self.finalists + self.lines * len(ALPHAS), self.final)]
+        return sum(count * (effort.images + effort.recomputed) for count, effort in counts)
+
+
+def plan_choice(candidates: int, soups: int, limits: Limits) -> Plan | None:
+    """Return the plan that tries as many candidates as the budget pays for; None where it pays for none, or no image tells.
+
+    soups: what the greedy soup takes, once all candidates take part.
+    """
+    if limits.selection < LEAST:
+        return None
+    enough = min(limits.selection, ENOUGH)
+    for entering in range(candidates, 0, -1):
+        for finalists, lines in LAST_ROUNDS:
+            plan = _plan(entering, soups if entering == candidates else 0, finalists, lines, limits)
+            if plan.final.images >= enough and all(effort.images >= LEAST for _, effort in plan.rounds):
+                return plan
+    return None
+
+
+def _plan(entering: int, soups: int, finalists: int, lines: int, limits: Limits) -> Plan:
+    counts, staying = list[int](), entering
+    while staying > finalists:
+        counts.append(staying)
+        staying = max(finalists, staying // 2)
+    if counts:
+        counts[0] += soups
+    lines = min(lines, staying)
+    # The last round decides: it has half of the budget, and the others the other half.
+    for_last = limits.forwards / 2 if counts else limits.forwards
+    rounds = tuple((count, _effort((limits.forwards - for_last) / len(counts) / count, limits)) for count in counts)
+    final = _effort(for_last / (staying + lines * len(ALPHAS)), limits)
+    return Plan(entering, soups if counts else 0, rounds, staying, lines, final)
+
+
+def _effort(forwards: float, limits: Limits) -> Effort:
+    """Share the forward passes of one evaluation: a third for BatchNorm, and what one part cannot use for the other."""
+    most = min(SELECTION_BATCH_NORM_IMAGES, limits.recomputed)
+    recomputed = min(most, int(forwards / 3))
+    images = min(limits.selection, int(forwards) - recomputed)
+    return Effort(images, min(most, int(forwards) - images))
+
+
+def cannot_tell(values: Tensor, lowest: Tensor) -> bool:
+    """Return whether the paired difference of two candidates' values, (N,), is at most one standard error."""
+    difference = values - lowest
+    if len(difference) < 2:
+        return True  # one image cannot tell them apart
+    error: float = difference.std(unbiased=True).item() / sqrt(len(difference))
+    return bool(difference.mean().item() <= error)
+
+
+def preferred_near_tie(values: Sequence[Tensor], preferences: Sequence[float]) -> int:
+    """Return the index of the candidate that is preferred among those that cannot be told from the lowest one.
+
+    values: of each candidate, one per image of the selection split; lower is better.
+    preferences: of each candidate; of equally preferred ones, the lower one is taken.
+    """
+    means = [one.mean().item() for one in values]
+    lowest = values[min(range(len(values)), key=means.__getitem__)]
+    near = [index for index, one in enumerate(values) if cannot_tell(one, lowest)]
+    return max(near, key=lambda index: (preferences[index], -means[index]))

@@ -1,0 +1,245 @@
+"""What `auto` chooses from: everything on its walk, and the way back to the start.
+
+    last          w_T with the BatchNorm statistics that training tracked: the control's model
+    range         Σ n_s·m_s / Σ n_s over the segments [a, b], m_s the mean of the n_s visits in segment s
+    exponential   w̄ ← d·w̄ + (1 − d)·w at every visit, d = 1 − 1/h, for horizons h of a third, an eighth and a 24th of them
+    soup          segments by rising loss; one enters if the mean's loss does not rise      (Wortsman et al. 2022, recipe 1)
+    line          (1 − α)·w_0 + α·c, for the best candidates c                               (Wortsman et al. 2022, WiSE-FT)
+
+Kept are S + 3 copies of the network: the mean of a range is a merge of segment means, not of the weights in it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wbar.results import Candidate, CandidateKind, Selection
+from wbar_averaging import ExponentialMean, RunningMean
+from wbar_training.averages.average import Average, Finished, Judge, Judged, empty_like, mean_of, merged
+from wbar_training.averages.choice import ALPHAS, Effort, Limits, Plan, plan_choice, preferred_near_tie
+
+HORIZONS = (1 / 3, 1 / 8, 1 / 24)  # of an exponential mean, as shares of the visits
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """One mean that may be chosen.
+
+    first, last: the segments that its points are from, counted from 0.
+    points: how many weights are averaged in it.
+    make: makes it; it is not kept.
+    segments: those of a range or a soup.
+    alpha: its place on the line from the start, which is at 0.
+    """
+
+    kind: CandidateKind
+    first: int
+    last: int
+    points: int
+    make: Callable[[], RunningMean]
+    segments: tuple[int, ...] = ()
+    alpha: float = 1.0
+
+    @property
+    def own_statistics(self) -> bool:
+        """Whether BatchNorm's are those of training."""
+        return self.kind == "last" and self.alpha == 1.0
+
+    @property
+    def preference(self) -> float:
+        """Its place among near ties: the last iterate first, then the longest mean."""
+        return inf if self.own_statistics else self.points
+
+    def record(self, judged: Judged) -> Candidate:
+        """Return what the result says of it."""
+        return Candidate(
+            kind=self.kind,
+            first=self.first + 1,
+            last=self.last + 1,
+            alpha=self.alpha,
+            loss=judged.loss,
+            images=len(judged.values),
+        )
+
+
+class WalkAverage(Average):
+    """The choice among everything on the walk.
+
+    model: the network that walks; its weights are read when the walk has ended.
+    segments: how many the steps are cut into, one per snapshot.
+    visits: how many are planned.
+    """
+
+    def __init__(self, model: nn.Module, segments: int, visits: int) -> None:
+        self._model, self._segments = model, segments
+        self._means: list[RunningMean] = []
+        self._exponentials = [
+            ExponentialMean(
+                model, 1 - 1 / max(1.0, share * visits), warmup=False, dtype=torch.float64, compensated=False
+            )
+            for share in HORIZONS
+        ]
+
+    @property
+    def so_far(self) -> RunningMean:
+        return merged(self._model, self._means)
+
+    def visit(self, model: nn.Module, snapshot: int) -> None:
+        while len(self._means) < snapshot:
+            self._means.append(empty_like(self._model))
+        self._means[-1].update(model)
+        for mean in self._exponentials:
+            mean.update(model)
+
+    def selection_forwards(self, limits: Limits) -> int:
+        count = self._segments
+        plan = plan_choice(1 + count * (count + 1) // 2 + len(HORIZONS), count - 1, limits)
+        return plan.forwards if plan else 0
+
+    def finish(self, judge: Judge) -> Finished:
+        proposals = self._proposals()
+        plan = plan_choice(len(proposals), len(self._means) - 1, judge.limits)
+        if plan is None:
+            return self._assumed(judge)
+        tried = self._tried(proposals, plan, judge)
+        last_round = [one for one, judged in tried.items() if len(judged.values) == plan.final.images]
+        values = [tried[one].values for one in last_round]
+        chosen = last_round[preferred_near_tie(values, [one.preference for one in last_round])]
+        judge.log(
+            f"of {len(tried)} candidates it is the {_named(chosen)}: {tried[chosen].values.mean().item():.5f} on "
+            f"{plan.final.images} images of the selection split, within one standard error of the lowest, "
+            f"{min(one.mean().item() for one in values):.5f}"
+        )
+        selection = Selection(
+            delivered="averaged",
+            kept=self._kept(chosen),
+            of=len(self._means),
+            loss=tried[chosen].loss,
+            chosen=chosen.record(tried[chosen]),
+            candidates=[one.record(judged) for one, judged in tried.items()],
+        )
+        return Finished(chosen.make(), chosen.points, selection, chosen.own_statistics)
+
+    # Who is a candidate.
+
+    def _proposals(self) -> list[Proposal]:
+        """Return all but soups and lines, those that are most often the best first: a small budget pays for the first."""
+        count = len(self._means)
+        last = Proposal("last", count - 1, count - 1, 1, lambda: mean_of(self._model))
+        ranges = [self._range(begin, end) for begin in range(count) for end in range(begin, count)]
+        thirds = [begin for begin in (count * 2 // 3, count // 3, 0) if begin < count]
+        first = [last, *(self._range(begin, count - 1) for begin in dict.fromkeys(thirds))]
+        spans = {(one.first, one.last) for one in first[1:]}
+        others = [one for one in ranges if (one.first, one.last) not in spans]
+        others.sort(key=lambda one: (-one.last, one.first))
+        return [*first, *self._exponential_proposals(), *others]
+
+    def _range(self, begin: int, end: int) -> Proposal:
+        return self._of("range", tuple(range(begin, end + 1)))
+
+    def _of(self, kind: CandidateKind, segments: tuple[int, ...]) -> Proposal:
+        means = [self._means[segment] for segment in segments]
+        points = sum(mean.n for mean in means)
+        return Proposal(
+            kind, min(segments), max(segments), points, lambda: merged(self._model, means), segments=segments
+        )
+
+    def _exponential_proposals(self) -> Iterator[Proposal]:
+        for mean, share in zip(self._exponentials, HORIZONS, strict=True):
+            # Its weight lies on about as many points as its horizon has.
+            points = max(1, round(share * mean.n))
+
+            def make(mean: ExponentialMean = mean) -> RunningMean:
+                return mean_of(mean.mean(torch.float64), self._model)
+
+            yield Proposal("exponential", 0, len(self._means) - 1, points, make)
+
+    def _line(self, proposal: Proposal, alpha: float, start: Mapping[str, Tensor]) -> Proposal:
+        def make() -> RunningMean:
+            mean = empty_like(self._model)
+            mean.update(start, 1 - alpha)
+            mean.update(proposal.make().mean(torch.float64), alpha)
+            return mean
+
+        return replace(proposal, make=make, alpha=alpha)
+
+    # Evaluating them.
+
+    def _tried(self, proposals: Sequence[Proposal], plan: Plan, judge: Judge) -> dict[Proposal, Judged]:
+        """Return every candidate that was evaluated, with its latest evaluation."""
+        tried, staying = dict[Proposal, Judged](), list(proposals[: plan.entering])
+        for number, (_, effort) in enumerate(plan.rounds):
+            judged = {one: _judged(one, effort, judge) for one in staying}
+            if number == 0 and plan.soups:
+                judged |= self._soup(judged, effort, judge)
+            tried |= judged
+            following = [count for count, _ in plan.rounds[number + 1 :]] + [plan.finalists]
+            # The last iterate stays whatever its luck: it is preferred where nothing is clearly better.
+            staying = sorted(judged, key=lambda one: (not one.own_statistics, judged[one].values.mean().item()))
+            staying = staying[: following[0]]
+        final = {one: _judged(one, plan.final, judge) for one in staying}
+        best = sorted(final, key=lambda one: final[one].values.mean().item())[: plan.lines]
+        start = judge.start()
+        lines = [self._line(one, alpha, start) for one in best for alpha in ALPHAS]
+        return tried | final | {one: _judged(one, plan.final, judge) for one in lines}
+
+    def _soup(self, judged: Mapping[Proposal, Judged], effort: Effort, judge: Judge) -> dict[Proposal, Judged]:
+        """Return the greedy soup of the segments; nothing where it is one of the ranges."""
+        singles = [one for one in judged if one.kind == "range" and one.first == one.last]
+        singles.sort(key=lambda one: judged[one].values.mean().item())
+        kept, best = singles[0], judged[singles[0]]
+        for one in singles[1:]:
+            candidate = self._of("soup", tuple(sorted((*kept.segments, *one.segments))))
+            found = _judged(candidate, effort, judge)
+            if found.values.mean() <= best.values.mean():
+                kept, best = candidate, found
+        is_range = len(kept.segments) == kept.last - kept.first + 1
+        return {} if is_range else {kept: best}
+
+    def _kept(self, chosen: Proposal) -> list[int] | None:
+        return [segment + 1 for segment in chosen.segments] or None
+
+    def _assumed(self, judge: Judge) -> Finished:
+        count = len(self._means)
+        begin = count * 2 // 3
+        chosen = self._range(begin, count - 1)
+        judge.log(
+            f"{judge.limits.selection} images of the selection split, and this much training, cannot tell candidates apart: "
+            f"the mean of the last third of the walk is assumed, not chosen (segments {begin + 1} to {count} of {count})"
+        )
+        selection = Selection(delivered="averaged", kept=self._kept(chosen), of=count, assumed=True)
+        return Finished(chosen.make(), chosen.points, selection)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "means": [mean.state_dict() for mean in self._means],
+            "exponentials": [mean.state_dict() for mean in self._exponentials],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._means = []
+        for one in state["means"]:
+            self._means.append(empty_like(self._model))
+            self._means[-1].load_state_dict(one)
+        for mean, one in zip(self._exponentials, state["exponentials"], strict=True):
+            mean.load_state_dict(one)
+
+
+def _judged(proposal: Proposal, effort: Effort, judge: Judge) -> Judged:
+    return judge.values(proposal.make(), effort, proposal.own_statistics)
+
+
+def _named(proposal: Proposal) -> str:
+    segments = f"segments {proposal.first + 1} to {proposal.last + 1}"
+    names = {
+        "last": "last iterate",
+        "range": f"mean of {segments}",
+        "exponential": f"exponential mean over {proposal.points} visits",
+        "soup": "soup of segments " + ", ".join(str(segment + 1) for segment in proposal.segments),
+    }
+    line = "" if proposal.alpha == 1 else f", at {proposal.alpha:g} of the way from the start,"
+    return names[proposal.kind] + line

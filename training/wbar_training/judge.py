@@ -1,0 +1,85 @@
+"""The selection split as a judge of means: what an average asks when it selects, and what it may cost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wbar.method import SelectBy
+from wbar.schedule import Schedule
+from wbar_training.averages.average import Judged, Mean
+from wbar_training.averages.choice import SELECTION_BATCH_NORM_IMAGES, SHARE, Effort, Limits
+from wbar_training.data.packed import Split
+from wbar_training.draws import permutation
+from wbar_training.evaluate import Outputs
+from wbar_training.reporter import Reporter
+from wbar_training.setup import Setup
+
+TRAINING = 3.0  # forward passes that one image of a training step costs: its own, and two for the backward pass
+
+
+@dataclass(frozen=True)
+class SelectionJudge:
+    """The judge of one job. limits: from `limits_of`."""
+
+    setup: Setup
+    reporter: Reporter
+    limits: Limits
+
+    def losses(self, mean: Mean) -> Tensor:
+        """Return a mean's loss on each image, BatchNorm recomputed, (N,) float64."""
+        return self.setup.evaluator.selection_losses(mean)
+
+    def values(self, mean: Mean, effort: Effort, own_statistics: bool) -> Judged:
+        """Evaluate a mean on the first images of the selection split, in an order that the seed fixes."""
+        evaluator, split = self.setup.evaluator, self._first(effort.images)
+        evaluator.hold(mean, recompute=not own_statistics, images=effort.recomputed)
+        outputs = evaluator.predict(evaluator.probe, split)
+        by: SelectBy = getattr(self.setup.spec.method, "select_by", "loss")
+        return Judged(per_image(outputs, split.labels, by), outputs.losses.mean().item())
+
+    def start(self) -> Mapping[str, Tensor]:
+        """Return the start's whole state dict."""
+        return self.setup.start()
+
+    def log(self, message: str) -> None:
+        """Say something in the job's log."""
+        self.reporter.log("info", message)
+
+    def _first(self, images: int) -> Split:
+        selection = self.setup.data.selection
+        assert selection is not None
+        if images >= len(selection):
+            return selection
+        order = permutation(len(selection), self.setup.plan.seed, "selection")[:images].sort().values
+        return Split(selection.images[order], selection.labels[order])
+
+
+def limits_of(setup: Setup, schedule: Schedule) -> Limits:
+    """Return what a choice may cost in a job with this schedule."""
+    images = min(len(setup.data.train), schedule.steps_per_epoch * setup.plan.batch_size)
+    trained = images * schedule.total_steps / schedule.steps_per_epoch
+    return Limits(
+        selection=setup.data.held_out.selection,
+        recomputed=min(setup.evaluator.recomputed_images, SELECTION_BATCH_NORM_IMAGES),
+        forwards=SHARE * TRAINING * trained,
+    )
+
+
+def per_image(outputs: Outputs, labels: Tensor, by: SelectBy) -> Tensor:
+    """Return what is compared, one per image, (N,) float64; lower is better. Of several labels, their mean.
+
+    labels: (N,) int64 classes, or (N, classes) of 0 and 1.
+    by: `loss`, −log p of the label; `accuracy`, 1 where the answer is wrong; `brier`, Σ (p − y)² (Brier 1950).
+    """
+    if by == "loss":
+        return outputs.losses
+    p = outputs.probabilities.double()
+    if labels.dim() > 1:
+        y = labels.double()
+        return ((p > 0.5) != (y > 0.5)).double().mean(dim=1) if by == "accuracy" else (p - y).square().mean(dim=1)
+    if by == "accuracy":
+        return (p.argmax(dim=1) != labels).double()
+    return (p - F.one_hot(labels, p.shape[1]).to(torch.float64)).square().sum(dim=1)

@@ -1,0 +1,74 @@
+"""How high a rate a start bears: its training loss may rise to its held-out loss, and hardly further.
+
+    from w_0, for rising factors f:  w ← STEPS optimizer steps at f·lr;  L_f ← loss(w) on training images
+    the highest f with L_f ≤ TOLERANCE · (held-out loss of w_0), of 3, 2, 1; else ½
+
+Up to its held-out loss a network unlearns what it has memorised; beyond it, what it can. A memorised start, whose gradients
+are almost zero, bears a high rate, and one that is in balance only its customary one.
+"""
+
+from dataclasses import dataclass
+
+from wbar.errors import Diverged
+from wbar.results import RateProbe, TriedRate
+from wbar.schedule import Schedule
+from wbar_training.data.batches import Batches
+from wbar_training.data.mixing import mix
+from wbar_training.setup import Setup
+from wbar_training.step import Stepper
+
+STEPS = 10
+IMAGES = 256
+FACTORS = (1.0, 2.0, 3.0)
+LOWEST = 0.5
+TOLERANCE = 1.05  # of the held-out loss: the loss on a few images is not known better
+
+
+@dataclass(frozen=True)
+class RateProber:
+    """Tries rates on the network that is trained, and leaves it as it was.
+
+    schedule: whose first steps are taken, at constant rates.
+    lr: the customary rate.
+    """
+
+    setup: Setup
+    stepper: Stepper
+    schedule: Schedule
+    lr: float
+
+    def find(self, held_out_loss: float) -> RateProbe:
+        """Return the rate that the start bears. held_out_loss: of the start, in nats."""
+        chosen, tried = LOWEST, list[TriedRate]()
+        scaler = self.stepper.scaler.state_dict()
+        for factor in FACTORS:
+            loss = self._loss_after(factor * self.lr)
+            tried.append(TriedRate(factor=factor, lr=factor * self.lr, loss=loss))
+            if loss is None or loss > TOLERANCE * held_out_loss:
+                break
+            chosen = factor
+        self._reset()
+        if scaler:
+            self.stepper.scaler.load_state_dict(scaler)
+        return RateProbe(factor=chosen, lr=chosen * self.lr, held_out_loss=held_out_loss, tried=tried)
+
+    def _reset(self) -> None:
+        self.setup.model.load_state_dict(self.setup.start())
+        self.stepper.renew()
+
+    def _loss_after(self, lr: float) -> float | None:
+        """Return the loss on training images after STEPS steps from the start; None where it is not finite."""
+        self._reset()
+        self.setup.train_mode()
+        setup, batches = self.setup, Batches(self.setup.data.feed, self.setup.plan)
+        steps = min(STEPS, self.schedule.total_steps)
+        batches.start(self.schedule.at(step) for step in range(steps))
+        for step in range(steps):
+            inputs, indices = batches.next()
+            labels = setup.data.train.labels[indices].to(setup.device, non_blocking=True)
+            inputs, target = mix(setup.plan.recipe, inputs, labels, setup.plan.seed, step)
+            self.stepper.take(inputs, target, step, lr, 0.0, (), False)
+        try:
+            return setup.evaluator.settled_train_score(setup.model, IMAGES).loss
+        except Diverged:
+            return None
