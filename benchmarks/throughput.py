@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.bare_loop import augment, groups, train
-from benchmarks.gain import Silent
+from benchmarks.gain.arms import Silent
 from benchmarks.start import NETWORK, write_start
 from wbar.jobs import MetricsPoint
 from wbar.method import METHODS

@@ -270,8 +270,8 @@ class AutoMethod(_Straight):
     )
     probe_rate: Auto | bool = Field(
         "auto",
-        description="Whether the job multiplies `lr` by the highest factor of 3, 2 and 1 at which ten steps do not raise the "
-        "start's training loss above its held-out loss, and by ½ if none is. `auto`: where `lr` is not given.",
+        description="Whether the job multiplies `lr` by 2 or 3, if ten steps at that rate do not raise the start's training "
+        "loss above its held-out loss. `auto`: where `lr` is not given.",
     )
     visit_epochs: float = Field(
         0.25,

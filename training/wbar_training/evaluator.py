@@ -185,11 +185,11 @@ class Evaluator:
     def recompute(self, model: nn.Module, images: int = BATCH_NORM_IMAGES) -> None:
         """Recompute BatchNorm statistics over augmented training images, which depend on the seed alone.
 
-        images: how many, at most.
+        images: how many, at most; with 0 nothing is recomputed.
 
         Raises Diverged if they cannot be computed.
         """
-        if self.plan.recomputes_batch_norm:
+        if self.plan.recomputes_batch_norm and images:
             self._recompute(model, images)
 
     def _recompute(self, model: nn.Module, images: int) -> None:

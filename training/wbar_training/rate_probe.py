@@ -1,7 +1,7 @@
 """How high a rate a start bears: its training loss may rise to its held-out loss, and hardly further.
 
-    from w_0, for rising factors f:  w ← STEPS optimizer steps at f·lr;  L_f ← loss(w) on training images
-    the highest f with L_f ≤ TOLERANCE · (held-out loss of w_0), of 3, 2, 1; else ½
+    from w_0, for f = 2 and then 3:  w ← STEPS optimizer steps at f·lr;  L_f ← loss(w) on training images
+    the highest f with L_f ≤ TOLERANCE · (held-out loss of w_0); 1 if there is none
 
 Up to its held-out loss a network unlearns what it has memorised; beyond it, what it can. A memorised start, whose gradients
 are almost zero, bears a high rate, and one that is in balance only its customary one.
@@ -19,8 +19,7 @@ from wbar_training.step import Stepper
 
 STEPS = 10
 IMAGES = 256
-FACTORS = (1.0, 2.0, 3.0)
-LOWEST = 0.5
+FACTORS = (2.0, 3.0)
 TOLERANCE = 1.05  # of the held-out loss: the loss on a few images is not known better
 
 
@@ -39,7 +38,7 @@ class RateProber:
 
     def find(self, held_out_loss: float) -> RateProbe:
         """Return the rate that the start bears. held_out_loss: of the start, in nats."""
-        chosen, tried = LOWEST, list[TriedRate]()
+        chosen, tried = 1.0, list[TriedRate]()
         scaler = self.stepper.scaler.state_dict()
         for factor in FACTORS:
             loss = self._loss_after(factor * self.lr)

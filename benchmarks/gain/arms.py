@@ -1,0 +1,214 @@
+"""One block and seed: its start is trained, then every arm goes on from it, and all are scored on unseen images.
+
+    control      cosine from the customary peak rate to 0, BatchNorm as it was tracked
+    torch SWA    torch.optim.swa_utils as its documentation has it: constant rate, a snapshot per epoch, update_bn
+    cyclic       `cyclic_swa`, 1 + 1 epochs; and the ensemble of its snapshots, which is no single network
+    ema          `ema`
+    auto         `auto`: the weights that it delivers
+
+Every arm has the same extra epochs, optimizer, images and augmentation, and its own default rates. Its calibrated NLL is at
+the temperature that the job's held-out images give it.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
+
+from benchmarks.gain.blocks import Block
+from benchmarks.gain.images import Splits, splits
+from wbar.catalog import ARCHITECTURES, BATCH
+from wbar.jobs import JobOptions, MetricsPoint, Progress
+from wbar.resolve import resolve_job
+from wbar.results import JobResult, Score
+from wbar.spec import JobSpec, StoredDataset, StoredWeights
+from wbar_averaging import write_safetensors
+from wbar_training.calibration import calibrated
+from wbar_training.data.augment import Preparer
+from wbar_training.data.packed import Packed, Split, load_split
+from wbar_training.draws import permutation
+from wbar_training.evaluate import predict, score
+from wbar_training.local import facts_of
+from wbar_training.loop import run
+from wbar_training.messages import LogLevel, StopReason
+from wbar_training.networks.architectures import initialized, load
+from wbar_training.networks.tensors import read_tensors
+from wbar_training.optim import make_optimizer
+from wbar_training.plan import Plan
+from wbar_training.uploads.dataset_archives import write_packed
+from wbar_training.workspace import Workspace
+
+ARMS: dict[str, dict[str, Any]] = {
+    "control": {"type": "none"},
+    "cyclic": {},
+    "ema": {"type": "ema"},
+    "auto": {"type": "auto"},
+}
+ALL_ARMS = ("control", "torch SWA", "cyclic", "ema", "auto")
+ORDER = ("start", *ALL_ARMS, "ensemble")
+SINGLE = ORDER[:-1]  # networks of the start's size
+UNDERFIT_SNAPSHOT = 2  # of the six of a start's training: a third of it
+DIGITS = [str(label) for label in range(10)]
+
+
+class Silent:
+    """A reporter that keeps nothing."""
+
+    def heartbeat(self, progress: Progress) -> StopReason | None:  # noqa: ARG002  # the protocol's argument
+        return None
+
+    def metrics(self, points: list[MetricsPoint]) -> None: ...
+    def snapshot(self, n: int, step: int, path: str, score: Score) -> None: ...
+    def averaged(self, n: int, score: Score) -> None: ...
+    def saved(self, path: str, step: int, durable: bool) -> None: ...
+    def log(self, level: LogLevel, message: str) -> None: ...
+
+
+class Bench:
+    """A block and a seed. folder: for its files, which the caller removes."""
+
+    def __init__(self, block: Block, seed: int, folder: Path) -> None:
+        self.block, self.seed, self.folder = block, seed, folder
+        self.network, self.size = block.architecture, (block.side, block.side)
+        self.data, test = _packed(splits(block.images, block.size, block.held_out), folder)
+        self.packed = Packed.read(self.data)
+        self.held_out = load_split(self.data, "val", self.size, None)
+        self.unseen = load_split(test, "val", self.size, None)
+        self.checkpoint = folder / "start.safetensors"
+
+    @property
+    def augment(self) -> str:
+        if self.block.start == "memorised":
+            return "none"
+        return "pad_crop_flip" if self.block.flips else "pad_crop"
+
+    def job(self, method: dict[str, Any], checkpoint: Path, scratch: str) -> tuple[JobSpec, Workspace]:
+        """A job from a checkpoint, in a folder of its own."""
+        recipe = {
+            "image_size": self.block.side,
+            "normalize": {"mean": self.packed.mean, "std": self.packed.std},
+            "augment": self.augment,
+            "precision": "float32",
+        }
+        options = JobOptions.model_validate({"method": method, "recipe": recipe, "seed": self.seed})
+        folder = self.folder / scratch
+        folder.mkdir(exist_ok=True)
+        workspace = Workspace(folder, self.folder, threads=torch.get_num_threads(), save_every_seconds=1e9)
+        start = StoredWeights(id="start", sha256="", blob=checkpoint.stem, prefix="", network=self.network)
+        if checkpoint != workspace.input(start.blob):
+            shutil.copyfile(checkpoint, workspace.input(start.blob))
+        shutil.copyfile(self.data, workspace.input("jobs"))
+        dataset = StoredDataset(id="jobs", sha256="", blob="jobs")
+        return resolve_job(options, start, dataset, facts_of(self.packed, None), False), workspace
+
+    def make_start(self, epochs: int) -> None:
+        """A network trained from its initialization along a cosine; of an underfit one, the weights after a third."""
+        torch.manual_seed(1000 + self.seed)
+        fresh = self.folder / "fresh.safetensors"
+        write_safetensors(fresh, initialized(self.network).state_dict(), {})
+        method = {"type": "none", "epochs": epochs, "warmup_epochs": 1, "back_off": False}
+        spec, workspace = self.job(method, fresh, "start")
+        outcome = run(spec, workspace, Silent())
+        stopped = workspace.snapshot(UNDERFIT_SNAPSHOT)
+        shutil.copyfile(stopped if self.block.start == "underfit" else outcome.weights, self.checkpoint)
+
+    def start_score(self) -> dict[str, Any]:
+        return self._scored(self._network(self.checkpoint))
+
+    def arm(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Run an arm; yield its name and what was measured, and for the cyclic one the ensemble's."""
+        if name == "torch SWA":
+            yield name, self._torch_swa()
+            return
+        epochs = self.block.epochs
+        method = ARMS[name] | ({"epochs": epochs} if "type" in ARMS[name] else {"cycles": epochs // 2})
+        spec, workspace = self.job(method, self.checkpoint, f"arm-{name}")
+        outcome = run(spec, workspace, Silent())
+        yield name, self._scored(self._network(outcome.weights)) | _choice(outcome.result)
+        if name == "cyclic":
+            members = [self._network(path) for path in sorted(workspace.scratch.glob("snapshot-*.safetensors"))]
+            both = [
+                torch.stack([self._probabilities(member, split) for member in members]).double().mean(dim=0)
+                for split in (self.unseen, self.held_out)
+            ]
+            yield "ensemble", self._score(*both)
+
+    def _torch_swa(self) -> dict[str, Any]:
+        """Nothing of ours but the order of the images and their augmentation, which are every arm's."""
+        spec, _ = self.job({"type": "swa"}, self.checkpoint, "torch")
+        plan = Plan.of(spec.recipe, spec.seed)
+        train = load_split(self.data, "train", plan.image_size, None)
+        prepare = self._preparer(plan)
+        model = self._network(self.checkpoint).to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(model, plan)
+        peak = ARCHITECTURES[self.network.name].peak_lr * plan.batch_size / BATCH
+        for group in optimizer.param_groups:
+            group["lr"] = peak / 2
+        averaged, scheduler = AveragedModel(model), SWALR(optimizer, swa_lr=peak / 2, anneal_epochs=1)
+        step = 0
+        for epoch in range(1, self.block.epochs + 1):
+            for chosen in permutation(len(train), plan.seed, "order", epoch).split(plan.batch_size):
+                inputs = prepare.augmented(train.images[chosen], "augment", step)
+                optimizer.zero_grad()
+                F.cross_entropy(model(inputs), train.labels[chosen]).backward()
+                optimizer.step()
+                step += 1
+            scheduler.step()
+            averaged.update_parameters(model)
+        batches = permutation(len(train), plan.seed, "update_bn").split(plan.batch_size)
+        update_bn(
+            [prepare.augmented(train.images[chosen], "update_bn", i) for i, chosen in enumerate(batches)], averaged
+        )
+        return self._scored(averaged.module)
+
+    # Measuring.
+
+    def _network(self, weights: Path) -> nn.Module:
+        return load(self.network, read_tensors(weights))[0].train()
+
+    def _preparer(self, plan: Plan) -> Preparer:
+        return Preparer(plan.mean, plan.std, plan.augment, plan.seed, torch.device("cpu"))
+
+    def _probabilities(self, model: nn.Module, split: Split) -> Tensor:
+        spec, _ = self.job({"type": "none"}, self.checkpoint, "measure")
+        prepare = self._preparer(Plan.of(spec.recipe, spec.seed))
+        return predict(
+            model, split.labels, lambda chunk, _: prepare.plain(split.images[chunk]), self.size, None, lambda _: None
+        ).probabilities
+
+    def _scored(self, model: nn.Module) -> dict[str, Any]:
+        return self._score(self._probabilities(model, self.unseen), self._probabilities(model, self.held_out))
+
+    def _score(self, unseen: Tensor, held_out: Tensor) -> dict[str, Any]:
+        plain = score(unseen, self.unseen.labels)
+        found = calibrated(plain, unseen, self.unseen.labels, (held_out, self.held_out.labels))
+        return found.model_dump(include={"accuracy", "loss", "ece", "nll_calibrated", "temperature"})
+
+
+def _packed(parts: Splits, folder: Path) -> tuple[Path, Path]:
+    """Write the jobs' dataset (train, val), and the unseen images as `val` of a second file."""
+    tensors = {"train.images": parts.train.pixels, "train.labels": parts.train.labels}
+    paths = folder / "jobs.safetensors", folder / "unseen.safetensors"
+    for path, held in zip(paths, (parts.held_out, parts.unseen), strict=True):
+        both = tensors | {"val.images": held.pixels, "val.labels": held.labels}
+        write_packed(path, both, DIGITS, parts.train.pixels, None, [])
+    return paths
+
+
+def _choice(result: JobResult) -> dict[str, Any]:
+    """What `auto` found and chose; nothing of other arms."""
+    selection = result.selection
+    if selection is None:
+        return {}
+    found: dict[str, Any] = {"start_kind": result.start_kind, "delivered": selection.delivered}
+    found |= {"assumed": selection.assumed, "optimism": selection.optimism}
+    if result.rate_probe is not None:
+        found["rate_factor"] = result.rate_probe.factor
+    if selection.chosen is not None:
+        found["chosen"] = selection.chosen.model_dump(include={"kind", "first", "last", "alpha"})
+    return found
