@@ -68,24 +68,31 @@ def _detail(data: dict[str, object]) -> str:
 
 
 def comparison(job: Job) -> Table:
-    """Return a table of the comparisons, on held-out images."""
+    """Return a table of the comparisons, on held-out images: `calibrated` is the NLL at the temperature T."""
     assert job.result is not None
     table = Table(title=escape(f"{job.name or job.id}: held-out images"), title_justify="left")
     several = job.result.metrics.averaged.map is not None  # labels per image
-    for column in ("", "accuracy", "NLL", "ECE", *(["mAP"] if several else [])):
+    for column in ("", "accuracy", "NLL", "calibrated", "T", "ECE", *(["mAP"] if several else [])):
         table.add_column(column, justify="left" if not column else "right")
     for name, score in job.result.metrics.named().items():
-        precision = [f"{score.map:.4f}" if score.map is not None else "–"] if several else []
+        precision = [number(score.map, 4)] if several else []
         style = "bold" if name == "averaged" else ""
         table.add_row(
             Comparisons.label(name),
             f"{score.accuracy:.2%}",
             f"{score.loss:.4f}",
+            number(score.nll_calibrated, 4),
+            number(score.temperature, 2),
             f"{score.ece:.4f}",
             *precision,
             style=style,
         )
     return table
+
+
+def number(value: float | None, digits: int) -> str:
+    """Return a number as text, a dash for none."""
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def summary(result: JobResult) -> list[str]:

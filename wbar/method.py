@@ -117,8 +117,8 @@ class _Trained(RequestModel):
 class CyclicSwa(_Trained):
     """Cyclic stochastic weight averaging (Izmailov et al. 2018) with a proximal pull toward the running mean.
 
-    `auto` is static: high.lr = 0.5 × the architecture's customary peak rate × batch_size / 128, low.lr = high.lr / 10,
-    pull = 5e-4.
+    `auto` is high.lr = 0.5 × the architecture's customary peak rate × batch_size / 128, low.lr = high.lr / 10, pull = 5e-4;
+    where the average takes a selection split, `probe_rate` may raise the rates for the start.
     """
 
     type: Literal["cyclic_swa"] = "cyclic_swa"
@@ -132,8 +132,18 @@ class CyclicSwa(_Trained):
     average: Average = Field(
         "uniform",
         description="`uniform`: all snapshots. `greedy`: a snapshot enters only if the mean's held-out loss does not rise. "
-        "`window`: the longest range of segments whose mean is within one standard error of the lowest held-out loss. "
+        "`window`: the longest range of segments whose mean is within one standard error of the lowest held-out loss; or a "
+        "point on its line from the start, if that is lower by more than one. "
         "The last two choose on one half of the held-out images and report on the other.",
+    )
+    probe_rate: Auto | bool = Field(
+        "auto",
+        description="As of `auto`, for both rates: they are multiplied by 2 or 3 if the start bears it. It takes one half "
+        "of the held-out images. `auto`: where `high.lr` is not given and `average` takes them too.",
+    )
+    anneal_last: bool = Field(
+        False,
+        description="The low phase of the last cycle falls along a cosine to 0, so that the last snapshot has settled.",
     )
 
     @model_validator(mode="after")
@@ -144,6 +154,8 @@ class CyclicSwa(_Trained):
             raise ValueError(f"low.lr {low:g} is above high.lr {high:g}: the low phase settles at the lower rate")
         if self.include_start and self.average != "uniform":
             raise ValueError("include_start goes with average uniform: greedy and window choose among the snapshots")
+        if self.anneal_last and not self.low.epochs:
+            raise ValueError("anneal_last lets the last low phase fall, and low.epochs is 0: there is none")
         return self
 
 
@@ -255,8 +267,8 @@ class AutoMethod(_Straight):
 
     The candidates are the last iterate, which is the control's model; the mean of every range of segments; exponential
     means of the whole walk; the greedy soup of the segments; the line from the start to the best of them; and the start
-    itself (`guard`). The selection split chooses, by `select_by`: of those that cannot be told from the best one the last
-    iterate first, then the longest mean.
+    itself (`guard`). The selection split chooses, by `select_by`: the longest mean that cannot be told from the best one; of
+    fewer than 200 images, the one with the lowest mean rank over repeated halves of them.
 
     The high rate is what the start bears (`probe_rate`). A *memorised* start is held there for half of the steps; a
     settled and an underfit one walk as the control does from the beginning.

@@ -191,6 +191,18 @@ class Candidate(BaseModel):
         description="Images of the selection split that the loss is from: candidates that fell behind saw fewer. Null: all.",
     )
 
+    def in_words(self) -> str:
+        """Return what it is, as part of a sentence."""
+        segments = f"segment {self.last}" if self.first == self.last else f"segments {self.first} to {self.last}"
+        names = {
+            "range": f"the mean of {segments}",
+            "last": "the last iterate",
+            "exponential": "an exponential mean of the walk",
+            "soup": f"the greedy soup of some of {segments}",
+        }
+        line = "" if self.alpha == 1 else f", at {self.alpha:g} of the way from the start to it"
+        return names[self.kind] + line
+
 
 class Selection(BaseModel):
     """The choices that were made on the selection split."""
@@ -206,7 +218,7 @@ class Selection(BaseModel):
     )
     of: int | None = Field(None, description="How many snapshots, segments or checkpoints there were to choose from.")
     loss: float | None = Field(None, description="Of the mean that was kept, on the selection split.")
-    chosen: Candidate | None = Field(None, description="Of `auto`: what w̄ is.")
+    chosen: Candidate | None = Field(None, description="Of `window` and `auto`: what w̄ is.")
     assumed: bool = Field(
         False,
         description="Of `auto`: the selection split is too small to tell candidates apart, so w̄ is the mean of the last third "
@@ -277,13 +289,25 @@ class JobResult(BaseModel):
         selection, lines = self.selection, list[str]()
         if selection is None:
             return lines
-        if selection.kept is not None:
+        if selection.chosen is not None:
+            lines.append(f"w̄ is {selection.chosen.in_words()} ({selection.of} segments)")
+        elif selection.kept is not None:
             kept = ", ".join(str(one) for one in selection.kept)
             lines.append(f"in the mean: {kept}" + (f" (of {selection.of})" if selection.of is not None else ""))
+        if selection.assumed:
+            lines.append(
+                f"{self.held_out.selection} images of the selection split, after this much training, cannot tell candidates "
+                "apart: w̄ is the mean of the last third of the walk, which was assumed, not chosen"
+            )
         if self.held_out.selection:
             lines.append(
                 f"selected on {self.held_out.selection} held-out images; every number is from the other "
                 f"{self.held_out.report}"
+            )
+        if selection.optimism is not None and not selection.assumed:
+            lines.append(
+                f"optimism: w̄ gains {abs(selection.optimism):.4f} nats {'less' if selection.optimism > 0 else 'more'} over the "
+                "start on these than on those it was chosen by"
             )
         if selection.delivered == "start":
             lines.append("guard: the average is worse than the start there, so the weights to download are the start's")

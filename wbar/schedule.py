@@ -100,13 +100,13 @@ def build_schedule(
     """Build the schedule of a resolved method.
 
     back_offs: how often the high rate was divided by BACK_OFF.
-    start_kind, rate_factor: what `auto` found the start to be, and to bear.
+    start_kind, rate_factor: what the job found the start to be, and to bear.
 
     Raises ValueError for more than MAX_CYCLES snapshots, and where an `auto` is left.
     """
     scale = BACK_OFF**-back_offs
     if isinstance(method, CyclicSwa):
-        return _cyclic(method, steps_per_epoch, scale)
+        return _cyclic(method, steps_per_epoch, scale, rate_factor)
     if isinstance(method, AutoMethod):
         return _auto(method, steps_per_epoch, scale * rate_factor, start_kind)
     if isinstance(method, Swa):
@@ -130,8 +130,8 @@ def _steps(epochs: float, steps_per_epoch: int) -> int:
     return max(1, round(epochs * steps_per_epoch))
 
 
-def _cyclic(method: CyclicSwa, steps_per_epoch: int, scale: float) -> Schedule:
-    high, low = number(method.high.lr) * scale, number(method.low.lr)
+def _cyclic(method: CyclicSwa, steps_per_epoch: int, scale: float, rate_factor: float) -> Schedule:
+    high, low = number(method.high.lr) * rate_factor * scale, number(method.low.lr) * rate_factor
     schedule = CyclicSchedule(
         method.cycles,
         high,
@@ -146,6 +146,8 @@ def _cyclic(method: CyclicSwa, steps_per_epoch: int, scale: float) -> Schedule:
         milestones=tuple(method.high.milestones),
     )
     per_cycle = schedule.steps_per_cycle
+    last_low = schedule.total_steps - schedule.low_steps if method.anneal_last else schedule.total_steps
+    falling = PhaseRate(schedule.low_lr, 0.0, schedule.low_steps, steps_per_epoch, shape="cosine")
 
     def phase(step: int) -> Phase:
         return "high" if step % per_cycle < schedule.high_steps else "low"
@@ -154,7 +156,7 @@ def _cyclic(method: CyclicSwa, steps_per_epoch: int, scale: float) -> Schedule:
         schedule.total_steps,
         steps_per_epoch,
         tuple(per_cycle * n for n in range(1, method.cycles + 1)),
-        lambda step: schedule.at(step).lr,
+        lambda step: schedule.at(step).lr if step < last_low else falling.at(step - last_low),
         phase,
         _pull(method, number(method.pull), phase, schedule.total_steps),
         lambda step: (step + 1) % per_cycle == 0,

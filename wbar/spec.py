@@ -107,7 +107,7 @@ class JobSpec(_Frozen):
         if isinstance(method, Soup):
             return method.average == "greedy"
         chooses = getattr(method, "average", "uniform") != "uniform" or method.guard
-        return chooses or self.recipe.early_stopping is not None
+        return chooses or getattr(method, "probe_rate", False) is True or self.recipe.early_stopping is not None
 
     @property
     def reproducible(self) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wbar_training.averages.average import Judged, Mean
-from wbar_training.averages.choice import Effort, Limits
+from wbar_training.averages.choice import Effort, Limits, stratified_halves
 
 
 class Valley:
@@ -29,6 +29,9 @@ class Valley:
             self.with_own_statistics.append(weight(mean))
         values = self.losses_of(weight(mean))[: effort.images]
         return Judged(values, values.mean().item())
+
+    def halves(self, images: int) -> list[Tensor]:
+        return stratified_halves(torch.arange(images) % 3, torch.Generator().manual_seed(0))
 
     def start(self) -> Mapping[str, Tensor]:
         return {"weight": torch.full((1, 1), self.begin)}

@@ -75,7 +75,7 @@ def test_a_window_is_the_mean_of_consecutive_segments_by_their_counts() -> None:
     assert (selection.kept, selection.of) == ([2, 3], 3)
     assert (weight(finished.mean), finished.points) == (3.0, 4)
     assert selection.candidates is not None
-    tried = {(c.first, c.last): c.loss for c in selection.candidates}
+    tried = {(c.first, c.last): c.loss for c in selection.candidates if c.alpha == 1}
     assert tried == {
         (1, 1): 36.0,
         (1, 2): pytest.approx((15 / 4 - 3) ** 2),
@@ -110,3 +110,15 @@ def test_the_longest_range_within_one_standard_error_wins() -> None:
     selection = average.finish(judge()).selection
     assert selection is not None
     assert selection.kept == [2]
+
+
+@pytest.mark.parametrize(("centre", "alpha"), [(3.0, 1.0), (2.9, 1.0), (1.5, 0.5), (-1.0, 0.25)])
+def test_a_window_may_be_a_point_on_its_line_from_the_start(centre: float, alpha: float) -> None:
+    average = WindowAverage(model(0), 2, lambda snapshot: snapshot - 1)
+    for snapshot, value in ((1, 3.0), (2, 3.0)):
+        average.visit(model(value), snapshot)
+    finished = average.finish(bowl(centre))
+    assert finished.selection is not None
+    assert finished.selection.chosen is not None
+    assert (finished.selection.chosen.alpha, finished.selection.kept) == (alpha, [1, 2])
+    assert weight(finished.mean) == pytest.approx(3 * alpha)

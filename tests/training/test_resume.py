@@ -38,6 +38,10 @@ VARIANTS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     ),
     "greedy": (METHOD.model_dump() | {"average": "greedy", "cycles": 3}, {}),
     "window": (METHOD.model_dump() | {"average": "window", "cycles": 3}, {}),
+    "window at a rate that is found, falling at the end": (
+        METHOD.model_dump() | {"average": "window", "cycles": 2, "probe_rate": True, "anneal_last": True},
+        {},
+    ),
     "swa": (STRAIGHT | {"type": "swa", "anneal_epochs": 1, "anneal_from": 0.1, "snapshot_epochs": 0.5}, {}),
     "ema, pulled": (STRAIGHT | {"type": "ema", "final_lr": 0.005, "pull": 0.5, "pull_in": "late"}, {}),
     "ema": (STRAIGHT | {"type": "ema", "final_lr": 0.005}, {}),

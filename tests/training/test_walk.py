@@ -101,19 +101,34 @@ def test_a_soup_is_of_segments_that_help_each_other() -> None:
     assert weight(finished.mean) == 2.0
 
 
-def test_among_near_ties_the_last_iterate_comes_first_and_then_the_longest_mean() -> None:
+def test_among_near_ties_the_longest_mean_wins() -> None:
     noise = torch.linspace(-1, 1, 400, dtype=torch.float64)
+    away = {5.0: 0.0, 50 / 8: 0.5}  # the mean of all is worse than that of segment 2, by half an error
 
     def losses(value: float) -> Tensor:
-        # The mean of all is a little worse than that of segment 2, and the last weights too: by half an error.
-        away = {5.0: 0.0, 50 / 8: 0.5, 13.0: last_is_worse}.get(round(value, 9), 3.0)
         error = noise.std().item() / 20
-        return 1 + away * error + (noise if value != 5.0 else 0 * noise)
+        return 1 + away.get(round(value, 9), 3.0) * error + (noise if value != 5.0 else 0 * noise)
 
-    last_is_worse = 0.5
-    assert chosen(walked(SEGMENTS).finish(Valley(losses, PLENTY)))[0] == "last"
-    last_is_worse = 3.0
     assert chosen(walked(SEGMENTS).finish(Valley(losses, PLENTY)))[:3] == ("range", 1, 4)
+    away[50 / 8] = 1.5
+    assert chosen(walked(SEGMENTS).finish(Valley(losses, PLENTY)))[:3] == ("range", 2, 2)
+
+
+def test_of_few_images_the_lowest_mean_rank_decides() -> None:
+    few = Limits(selection=100, recomputed=0, forwards=1e9)
+
+    def losses(value: float) -> Tensor:
+        # Segment 2 has the lowest mean, by two images alone; segment 3 is a little better on all the others.
+        if value == 5.0:
+            return torch.cat([torch.full((2,), -50.0), torch.full((98,), 1.0)]).double()
+        return torch.full((100,), 0.9 if value == 8.0 else 2.0, dtype=torch.float64)
+
+    ranked = chosen(walked(SEGMENTS).finish(Valley(losses, few)))
+    assert ranked[:3] == ("range", 2, 2), "every half has one of the two, as the halves are even"
+    last = walked(SEGMENTS).finish(
+        Valley(lambda value: losses(value) + 60 * (torch.arange(100) == 1) * (value == 5.0), few)
+    )
+    assert chosen(last)[:3] == ("range", 3, 3), "now only half of the halves have the lucky one"
 
 
 @pytest.mark.parametrize("forwards", [3_000, 10_000, 40_000, 200_000])

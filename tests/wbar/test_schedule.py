@@ -95,6 +95,15 @@ def test_a_high_phase_may_warm_up_and_fall() -> None:
     assert [schedule.at(step).lr for step in range(6, 12)] == pytest.approx(one)
 
 
+def test_the_last_low_phase_may_fall_to_nothing() -> None:
+    cycles = {"cycles": 2, "high": {"lr": 0.8, "epochs": 0.5}, "low": {"lr": 0.2}, "pull": 0.0, "control_lr": 1.0}
+    schedule = build_schedule(METHODS.validate_python(cycles | {"anneal_last": True}), 4, rate_factor=2.0)
+    fall = [0.4 * (1 + cos(pi * u / 4)) / 2 for u in range(4)]
+    assert [schedule.rate(step) for step in range(12)] == pytest.approx([1.6] * 2 + [0.4] * 4 + [1.6] * 2 + fall)
+    with pytest.raises(ValidationError, match=r"low.epochs is 0"):
+        METHODS.validate_python(cycles | {"anneal_last": True, "low": {"lr": 0.2, "epochs": 0}})
+
+
 def test_auto_walks_as_the_control_does() -> None:
     places = rows(4, type="auto", epochs=2, segments=4, visit_epochs=0.25)
     fall = [0.8 * (1 + cos(pi * u / 8)) / 2 for u in range(8)]

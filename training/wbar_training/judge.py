@@ -10,9 +10,9 @@ from torch import Tensor
 from wbar.method import SelectBy
 from wbar.schedule import Schedule
 from wbar_training.averages.average import Judged, Mean
-from wbar_training.averages.choice import SELECTION_BATCH_NORM_IMAGES, SHARE, Effort, Limits
+from wbar_training.averages.choice import SELECTION_BATCH_NORM_IMAGES, SHARE, Effort, Limits, stratified_halves
 from wbar_training.data.packed import Split
-from wbar_training.draws import permutation
+from wbar_training.draws import generator, permutation
 from wbar_training.evaluate import Outputs
 from wbar_training.reporter import Reporter
 from wbar_training.setup import Setup
@@ -39,6 +39,10 @@ class SelectionJudge:
         outputs = evaluator.predict(evaluator.probe, split)
         by: SelectBy = getattr(self.setup.spec.method, "select_by", "loss")
         return Judged(per_image(outputs, split.labels, by), outputs.losses.mean().item())
+
+    def halves(self, images: int) -> list[Tensor]:
+        """Return the indices of stratified halves of the first images; the seed fixes them."""
+        return stratified_halves(self._first(images).labels, generator(self.setup.plan.seed, "selection-halves", 0))
 
     def start(self) -> Mapping[str, Tensor]:
         """Return the start's whole state dict."""

@@ -147,7 +147,7 @@ class TrainingJob:
         results = self.results
         results.start_losses, results.start_train_accuracy = start.outputs.report.losses, training.accuracy
         results.start_selection = start.outputs.selection
-        if isinstance(self.method, AutoMethod):
+        if isinstance(self.method, AutoMethod | CyclicSwa) and self.spec.selects:
             self._know_start(self.method, training.loss)
         results.start, results.start_recomputed = start.as_it_came.model_dump(), start.recomputed.model_dump()
         if isinstance(self.method, CyclicSwa) and self.method.include_start:
@@ -157,24 +157,24 @@ class TrainingJob:
         if warning is not None:
             self.reporter.log("warning", warning)
 
-    def _know_start(self, method: AutoMethod, training_loss: float) -> None:
-        """Find out what `auto` asks of the start: its kind, and the rate that it bears. training_loss: in nats."""
+    def _know_start(self, method: AutoMethod | CyclicSwa, training_loss: float) -> None:
+        """Find out what the method asks of the start: its kind, and the rate that it bears. training_loss: in nats."""
         results = self.results
         assert results.start_selection is not None
         held_out = results.start_selection.losses.mean().item()
-        results.start_kind = decisions.kind_of_start(method, training_loss, held_out)
-        if method.probe_rate:
-            prober = RateProber(self.setup, self.stepper, self.schedule, number(method.lr))
-            probe = prober.find(held_out)
-            results.rate_probe = probe.model_dump()
-            losses = ", ".join(f"{one.loss} at {one.lr:g}" for one in probe.tried)
-            self.reporter.log("info", f"auto: after ten steps the start's training loss is {losses}")
-        self._plan_schedule()
-        self.reporter.log(
-            "info",
-            f"auto: the start's loss is {training_loss:.4f} on augmented training images and {held_out:.4f} on held-out "
-            f"ones: it is {results.start_kind}, and the high rate is {self.schedule.at(0).lr:g}",
+        found = (
+            f"the start's loss is {training_loss:.4f} on augmented training images and {held_out:.4f} on held-out ones"
         )
+        if isinstance(method, AutoMethod):
+            results.start_kind = decisions.kind_of_start(method, training_loss, held_out)
+            found += f": it is {results.start_kind}"
+        if method.probe_rate:
+            customary = number(method.lr if isinstance(method, AutoMethod) else method.high.lr)
+            probe = RateProber(self.setup, self.stepper, self.schedule, customary).find(held_out)
+            results.rate_probe = probe.model_dump()
+            found += "".join(f"; {one.loss} after ten steps at {one.lr:g}" for one in probe.tried)
+        self._plan_schedule()
+        self.reporter.log("info", f"{method.type}: {found}; the high rate is {self.schedule.at(0).lr:g}")
 
     def _train_step(self, position: Position) -> None:
         inputs, indices = self.batches.next()

@@ -70,11 +70,19 @@ class Report:
 def _comparisons(metrics: Comparisons) -> str:
     rows = "".join(
         f"<tr{' class=averaged' if name == 'averaged' else ''}><td>{Comparisons.label(name)}</td>"
-        f"<td>{score.accuracy:.2%}</td><td>{score.loss:.4f}</td><td>{score.ece:.4f}</td></tr>"
+        f"<td>{score.accuracy:.2%}</td><td>{score.loss:.4f}</td><td>{_number(score.nll_calibrated, '.4f')}</td>"
+        f"<td>{_number(score.temperature, '.2f')}</td><td>{score.ece:.4f}</td></tr>"
         for name, score in metrics.named().items()
     )
-    head = "<tr><th>held-out images</th><th>accuracy</th><th>NLL (nats)</th><th>calibration error</th></tr>"
-    return f"<div class='wide'><table>{head}{rows}</table></div>"
+    head = (
+        "<tr><th>held-out images</th><th>accuracy</th><th>NLL (nats)</th><th>NLL, calibrated</th><th>temperature</th>"
+        "<th>calibration error</th></tr>"
+    )
+    note = (
+        "<p class='note'>Calibrated: the NLL once the outputs are divided by the temperature, which is fitted on other "
+        "held-out images. A loss that is lower before, and not after it, was won by less confidence.</p>"
+    )
+    return f"<div class='wide'><table>{head}{rows}</table></div>\n{note}"
 
 
 def _curve(result: JobResult) -> Iterator[str]:
@@ -174,8 +182,8 @@ def _flatness_table(flatness: Flatness) -> str:
     return f"<div class='wide'><table>{head}{rows}</table></div>"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+def _number(value: float | None, form: str = ".3g") -> str:
+    return "–" if value is None else f"{value:{form}}"
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:

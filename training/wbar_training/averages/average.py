@@ -44,6 +44,9 @@ class Judge(Protocol):
         own_statistics: BatchNorm's are those that the mean has, and not recomputed.
         """
 
+    def halves(self, images: int) -> list[Tensor]:
+        """Return the indices of stratified halves of the images that an evaluation on so many of them uses."""
+
     def start(self) -> Mapping[str, Tensor]:
         """Return the start's whole state dict."""
 
@@ -133,6 +136,14 @@ def merged(model: nn.Module, means: Iterable[RunningMean]) -> RunningMean:
     for one in means:
         mean.merge(one)
     return mean
+
+
+def on_line(model: nn.Module, start: Mapping[str, Tensor], mean: RunningMean, alpha: float) -> RunningMean:
+    """Return (1 − α)·start + α·mean; integer tensors are the mean's. model: fixes names and shapes."""
+    point = empty_like(model)
+    point.update(start, 1 - alpha)
+    point.update(mean.mean(torch.float64), alpha)
+    return point
 
 
 def empty_like(model: Source) -> RunningMean:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
+import torch
 from torch import Tensor
 
 SHARE = 0.15
@@ -19,7 +20,8 @@ LEAST = 64  # images of the selection split that an evaluation needs: fewer tell
 SELECTION_BATCH_NORM_IMAGES = (
     1024  # training images that statistics are recomputed from; 512 were enough in measurements
 )
-ENOUGH = 200  # images that the last round needs, if there are as many
+MANY = 200  # images that the last round needs, if there are as many
+HALVINGS = 10
 LAST_ROUNDS = ((4, 2), (3, 1), (2, 1), (1, 1))  # finalists, and how many of them with their line to the start
 ALPHAS = (0.25, 0.5, 0.75)
 
@@ -86,7 +88,7 @@ def plan_choice(candidates: int, soups: int, limits: Limits) -> Plan | None:
     """
     if limits.selection < LEAST:
         return None
-    enough = min(limits.selection, ENOUGH)
+    enough = min(limits.selection, MANY)
     for entering in range(candidates, 0, -1):
         for finalists, lines in LAST_ROUNDS:
             plan = _plan(entering, soups if entering == candidates else 0, finalists, lines, limits)
@@ -118,6 +120,30 @@ def _effort(forwards: float, limits: Limits) -> Effort:
     return Effort(images, min(most, int(forwards) - images))
 
 
+def stratified_halves(labels: Tensor, draws: torch.Generator) -> list[Tensor]:
+    """Return the indices of both halves of HALVINGS random halvings, which share the images of every class evenly.
+
+    labels: (N,) int64 classes; (N, classes) of 0 and 1 are not stratified.
+    """
+    halves = []
+    for _ in range(HALVINGS):
+        order = torch.randperm(len(labels), generator=draws)
+        if labels.dim() == 1:
+            order = order[labels[order].sort(stable=True).indices]  # class by class, at random within
+        halves += [order[0::2], order[1::2]]
+    return halves
+
+
+def mean_ranks(values: Sequence[Tensor], halves: Sequence[Tensor]) -> list[float]:
+    """Return the mean rank of each candidate over the halves, from 0 for the lowest mean.
+
+    values: of each candidate, one per image of the selection split; lower is better.
+    """
+    means = torch.stack([torch.stack([one[half].mean() for one in values]) for half in halves])
+    ranks: list[float] = means.argsort(dim=1).argsort(dim=1).double().mean(dim=0).tolist()
+    return ranks
+
+
 def cannot_tell(values: Tensor, lowest: Tensor) -> bool:
     """Return whether the paired difference of two candidates' values, (N,), is at most one standard error."""
     difference = values - lowest
@@ -127,13 +153,13 @@ def cannot_tell(values: Tensor, lowest: Tensor) -> bool:
     return bool(difference.mean().item() <= error)
 
 
-def preferred_near_tie(values: Sequence[Tensor], preferences: Sequence[float]) -> int:
-    """Return the index of the candidate that is preferred among those that cannot be told from the lowest one.
+def longest_near_tie(values: Sequence[Tensor], lengths: Sequence[float]) -> int:
+    """Return the index of the longest candidate that cannot be told from the lowest; of equally long ones, the lower.
 
     values: of each candidate, one per image of the selection split; lower is better.
-    preferences: of each candidate; of equally preferred ones, the lower one is taken.
+    lengths: of each candidate.
     """
     means = [one.mean().item() for one in values]
     lowest = values[min(range(len(values)), key=means.__getitem__)]
     near = [index for index, one in enumerate(values) if cannot_tell(one, lowest)]
-    return max(near, key=lambda index: (preferences[index], -means[index]))
+    return max(near, key=lambda index: (lengths[index], -means[index]))

@@ -3,7 +3,7 @@
     greedy   w_n enters if  L(mean with w_n) ≤ L(mean)  on the selection split                     (Wortsman et al. 2022)
     window   the snapshots are cut into S segments with means m_s of n_s weights each; of all ranges [a, b] of segments the
              mean Σ n_s·m_s / Σ n_s is tried. Of those within one standard error of the lowest loss on the selection split
-             the longest is kept
+             the longest is kept; then the line to it from the start is tried, (1 − α)·w_0 + α·w̄
 
 All ranges cost S copies of the network: the mean of a range is a merge of segment means, not of the weights in it.
 """
@@ -15,8 +15,8 @@ from torch import nn
 
 from wbar.results import Candidate, Selection
 from wbar_averaging import RunningMean
-from wbar_training.averages.average import Average, Finished, Judge, empty_like, merged
-from wbar_training.averages.choice import Limits, preferred_near_tie
+from wbar_training.averages.average import Average, Finished, Judge, empty_like, merged, on_line
+from wbar_training.averages.choice import ALPHAS, Limits, longest_near_tie
 
 
 class GreedyAverage(Average):
@@ -72,7 +72,7 @@ class WindowAverage(Average):
         self._means: list[RunningMean] = []
 
     def selection_forwards(self, limits: Limits) -> int:
-        return self._segments * (self._segments + 1) // 2 * limits.one_mean
+        return (self._segments * (self._segments + 1) // 2 + len(ALPHAS)) * limits.one_mean
 
     @property
     def so_far(self) -> RunningMean:
@@ -90,21 +90,33 @@ class WindowAverage(Average):
         count = len(self._means)
         ranges = [(begin, end) for begin in range(count) for end in range(begin, count)]
         losses = [judge.losses(self._range(*ends)) for ends in ranges]
-        chosen = preferred_near_tie(losses, [end - begin for begin, end in ranges])
-        (begin, end), loss = ranges[chosen], losses[chosen].mean().item()
+        begin, end = ranges[longest_near_tie(losses, [end - begin for begin, end in ranges])]
+        mean, start = self._range(begin, end), judge.start()
+        points = {1.0: mean} | {alpha: on_line(self._model, start, mean, alpha) for alpha in ALPHAS}
+        on_the_way = {alpha: judge.losses(point) for alpha, point in points.items() if alpha < 1}
+        line = {1.0: losses[ranges.index((begin, end))]} | on_the_way
+        # The mean itself is preferred: a point on the way must be better by more than an error.
+        alpha = list(line)[longest_near_tie(list(line.values()), [each == 1 for each in line])]
+        tried = [*zip(ranges, losses, [1.0] * len(ranges), strict=True)]
+        tried += [((begin, end), values, each) for each, values in on_the_way.items()]
         candidates = [
-            Candidate(first=a + 1, last=b + 1, loss=values.mean().item())
-            for (a, b), values in zip(ranges, losses, strict=True)
+            Candidate(first=a + 1, last=b + 1, alpha=each, loss=values.mean().item()) for (a, b), values, each in tried
         ]
+        loss = line[alpha].mean().item()
         judge.log(
             f"of {len(ranges)} ranges, segments {begin + 1} to {end + 1} of {count} are the longest within one "
-            f"standard error of the lowest loss on the selection split: {loss:.5f}, lowest "
-            f"{min(one.loss for one in candidates):.5f}"
+            f"standard error of the lowest loss on the selection split: {loss:.5f} at α = {alpha:g} of the way from the "
+            f"start, lowest {min(one.loss for one in candidates):.5f}"
         )
-        kept = list(range(begin + 1, end + 2))
-        selection = Selection(delivered="averaged", kept=kept, of=count, loss=loss, candidates=candidates)
-        mean = self._range(begin, end)
-        return Finished(mean, mean.n, selection)
+        selection = Selection(
+            delivered="averaged",
+            kept=list(range(begin + 1, end + 2)),
+            of=count,
+            loss=loss,
+            chosen=next(one for one in candidates if (one.first, one.last, one.alpha) == (begin + 1, end + 1, alpha)),
+            candidates=candidates,
+        )
+        return Finished(points[alpha], mean.n, selection)
 
     def state_dict(self) -> dict[str, Any]:
         return {"means": [mean.state_dict() for mean in self._means]}

@@ -11,7 +11,6 @@ Kept are S + 3 copies of the network: the mean of a range is a merge of segment 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Any
 
 import torch
@@ -19,8 +18,17 @@ from torch import Tensor, nn
 
 from wbar.results import Candidate, CandidateKind, Selection
 from wbar_averaging import ExponentialMean, RunningMean
-from wbar_training.averages.average import Average, Finished, Judge, Judged, empty_like, mean_of, merged
-from wbar_training.averages.choice import ALPHAS, Effort, Limits, Plan, plan_choice, preferred_near_tie
+from wbar_training.averages.average import Average, Finished, Judge, Judged, empty_like, mean_of, merged, on_line
+from wbar_training.averages.choice import (
+    ALPHAS,
+    MANY,
+    Effort,
+    Limits,
+    Plan,
+    longest_near_tie,
+    mean_ranks,
+    plan_choice,
+)
 
 HORIZONS = (1 / 3, 1 / 8, 1 / 24)  # of an exponential mean, as shares of the visits
 
@@ -48,11 +56,6 @@ class Proposal:
     def own_statistics(self) -> bool:
         """Whether BatchNorm's are those of training."""
         return self.kind == "last" and self.alpha == 1.0
-
-    @property
-    def preference(self) -> float:
-        """Its place among near ties: the last iterate first, then the longest mean."""
-        return inf if self.own_statistics else self.points
 
     def record(self, judged: Judged) -> Candidate:
         """Return what the result says of it."""
@@ -108,18 +111,24 @@ class WalkAverage(Average):
         tried = self._tried(proposals, plan, judge)
         last_round = [one for one, judged in tried.items() if len(judged.values) == plan.final.images]
         values = [tried[one].values for one in last_round]
-        chosen = last_round[preferred_near_tie(values, [one.preference for one in last_round])]
+        if plan.final.images < MANY:
+            ranks = mean_ranks(values, judge.halves(plan.final.images))
+            best, rule = ranks.index(min(ranks)), "the lowest mean rank over repeated halves"
+        else:
+            best = longest_near_tie(values, [one.points for one in last_round])
+            rule = "the longest mean within one standard error of the lowest"
+        chosen = last_round[best]
+        record = chosen.record(tried[chosen])
         judge.log(
-            f"of {len(tried)} candidates it is the {_named(chosen)}: {tried[chosen].values.mean().item():.5f} on "
-            f"{plan.final.images} images of the selection split, within one standard error of the lowest, "
-            f"{min(one.mean().item() for one in values):.5f}"
+            f"of {len(tried)} candidates it is {record.in_words()}: {values[best].mean().item():.5f} on {plan.final.images} "
+            f"images of the selection split, {rule} ({min(one.mean().item() for one in values):.5f})"
         )
         selection = Selection(
             delivered="averaged",
             kept=self._kept(chosen),
             of=len(self._means),
             loss=tried[chosen].loss,
-            chosen=chosen.record(tried[chosen]),
+            chosen=record,
             candidates=[one.record(judged) for one, judged in tried.items()],
         )
         return Finished(chosen.make(), chosen.points, selection, chosen.own_statistics)
@@ -160,10 +169,7 @@ class WalkAverage(Average):
 
     def _line(self, proposal: Proposal, alpha: float, start: Mapping[str, Tensor]) -> Proposal:
         def make() -> RunningMean:
-            mean = empty_like(self._model)
-            mean.update(start, 1 - alpha)
-            mean.update(proposal.make().mean(torch.float64), alpha)
-            return mean
+            return on_line(self._model, start, proposal.make(), alpha)
 
         return replace(proposal, make=make, alpha=alpha)
 
@@ -178,9 +184,7 @@ class WalkAverage(Average):
                 judged |= self._soup(judged, effort, judge)
             tried |= judged
             following = [count for count, _ in plan.rounds[number + 1 :]] + [plan.finalists]
-            # The last iterate stays whatever its luck: it is preferred where nothing is clearly better.
-            staying = sorted(judged, key=lambda one: (not one.own_statistics, judged[one].values.mean().item()))
-            staying = staying[: following[0]]
+            staying = sorted(judged, key=lambda one: judged[one].values.mean().item())[: following[0]]
         final = {one: _judged(one, plan.final, judge) for one in staying}
         best = sorted(final, key=lambda one: final[one].values.mean().item())[: plan.lines]
         start = judge.start()
@@ -231,15 +235,3 @@ class WalkAverage(Average):
 
 def _judged(proposal: Proposal, effort: Effort, judge: Judge) -> Judged:
     return judge.values(proposal.make(), effort, proposal.own_statistics)
-
-
-def _named(proposal: Proposal) -> str:
-    segments = f"segments {proposal.first + 1} to {proposal.last + 1}"
-    names = {
-        "last": "last iterate",
-        "range": f"mean of {segments}",
-        "exponential": f"exponential mean over {proposal.points} visits",
-        "soup": "soup of segments " + ", ".join(str(segment + 1) for segment in proposal.segments),
-    }
-    line = "" if proposal.alpha == 1 else f", at {proposal.alpha:g} of the way from the start,"
-    return names[proposal.kind] + line
