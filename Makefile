@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATASET ?= builtin:digits
 
-.PHONY: demo test models clients lint bench up clean
+.PHONY: demo test models clients lint bench bench-gain-quick up clean
 
 # One stamp per set of extras: reinstalled only when pyproject.toml changes.
 $(VENV)/.embedded: pyproject.toml
@@ -44,6 +44,10 @@ lint: $(VENV)/.test ## style, types, and the arrows between the rooms
 bench: $(VENV)/.test ## ratios against peers and limits, measured in one run
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.averaging
+
+bench-gain-quick: $(VENV)/.test ## what averaging gives in three blocks, as a guard against regressions (Fashion-MNIST must be there); minutes
+	rm -f $(VENV)/gain-quick.jsonl
+	$(BIN)/python -m benchmarks.gain --part quick --results $(VENV)/gain-quick.jsonl --starts $(VENV)/gain-starts
 
 up: $(VENV)/.embedded ## the service on this machine, until Ctrl-C
 	$(BIN)/wbar up

@@ -1,17 +1,20 @@
-"""`python -m benchmarks.plots gain.jsonl docs/plots`: the plots of the guide and of the results, as SVG.
+"""`python -m benchmarks.plots training.jsonl docs/plots`: the plots of the guide and of the results, as SVG.
 
 Needs `kaleido` and a Chromium (the extra `bench`), which draw plotly's figures without a window.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import plotly.graph_objects as go
 
-from benchmarks.gain import ORDER, SETS, read
+from benchmarks.gain.arms import ORDER, SINGLE
+from benchmarks.gain.blocks import PARTS, Block
+from benchmarks.gain.tables import Line, complete, paired, read
 from wbar.method import METHODS
 from wbar.schedule import build_schedule
 
@@ -50,31 +53,25 @@ def rates() -> go.Figure:
     return figure
 
 
-def losses(lines: list[dict[str, Any]], name: str) -> go.Figure:
-    """Mean NLL of every arm minus the start's, paired by seed, with one standard deviation; a bar per block."""
+def gains(lines: list[Line], blocks: Sequence[Block], measure: str, title: str) -> go.Figure:
+    """A row for each block, a mark for each arm: its mean minus the best of the other single networks', paired by seed."""
     figure = go.Figure()
-    mine = [line for line in lines if line["set"] == name]
-    for start in sorted({line["start"] for line in mine}):
-        for epochs in sorted({line["epochs"] for line in mine if line["epochs"]}):
-            starts = {x["seed"]: x["loss"] for x in mine if x["arm"] == "start" and x["start"] == start}
-            arms, heights, errors = [], [], []
-            for arm in ORDER[1:]:
-                found = [
-                    x["loss"] - starts[x["seed"]]
-                    for x in mine
-                    if (x["arm"], x["start"], x["epochs"]) == (arm, start, epochs)
-                ]
-                if found:
-                    arms.append(arm)
-                    heights.append(mean(found))
-                    errors.append(stdev(found) if len(found) > 1 else 0.0)
-            figure.add_trace(go.Bar(x=arms, y=heights, name=f"{start}, +{epochs} epochs", error_y={"array": errors}))
-    figure.update_layout(
-        title=f"{name}, {SETS[name].network.name}: NLL on unseen images, minus the start's",
-        yaxis_title="Δ NLL (nats; below 0 is better)",
-        barmode="group",
-        **LAYOUT,
-    )
+    done = [(block, found) for block in blocks if (found := complete(lines, block))]
+    sign = -1 if measure == "accuracy" else 1
+    for arm in ORDER:
+        places, errors = [], []
+        for _, found in done:
+            others = [one for one in SINGLE if one != "auto"]
+            best = min(others, key=lambda one: sign * mean(line[measure] for line in found[one]))
+            difference, error = paired(found[arm], found[best], measure)
+            places.append(difference)
+            errors.append(error)
+        marker = {"size": 12 if arm == "auto" else 8, "symbol": "diamond" if arm == "auto" else "circle"}
+        names = [block.name for block, _ in done]
+        bars = {"type": "data", "array": errors} if arm == "auto" else None
+        figure.add_trace(go.Scatter(x=places, y=names, mode="markers", name=arm, marker=marker, error_x=bars))
+    figure.update_layout(title=title, xaxis_title="difference to the best single network but auto", **LAYOUT)
+    figure.update_yaxes(autorange="reversed", automargin=True)
     return figure
 
 
@@ -86,8 +83,12 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     rates().write_image(options.out / "rates.svg", width=860, height=420)
     lines = read(options.results)
-    for name in SETS:
-        losses(lines, name).write_image(options.out / f"gain-{name}.svg", width=860, height=420)
+    for part, blocks in PARTS.items():
+        if part == "quick" or not any(complete(lines, block) for block in blocks):
+            continue
+        for measure, title in (("loss", "NLL on unseen images"), ("nll_calibrated", "NLL at the fitted temperature")):
+            figure = gains(lines, blocks, measure, f"{title}, {part}: left is better")
+            figure.write_image(options.out / f"gain-{part}-{measure.replace('_', '-')}.svg", width=1000, height=560)
     return 0
 
 

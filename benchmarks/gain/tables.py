@@ -22,7 +22,7 @@ def read(results: Path) -> list[Line]:
 
 def tables(lines: Sequence[Line], blocks: Sequence[Block]) -> Iterator[str]:
     """Yield the lines of a markdown page."""
-    done = [(block, found) for block in blocks if (found := _complete(lines, block))]
+    done = [(block, found) for block in blocks if (found := complete(lines, block))]
     yield from _goal(done)
     for block, found in done:
         yield f"\n### {block.name}, {len(found['auto'])} seeds\n"
@@ -35,7 +35,7 @@ def tables(lines: Sequence[Line], blocks: Sequence[Block]) -> Iterator[str]:
         yield _chosen(found["auto"])
 
 
-def _complete(lines: Sequence[Line], block: Block) -> dict[str, list[Line]] | None:
+def complete(lines: Sequence[Line], block: Block) -> dict[str, list[Line]] | None:
     """Return every arm's lines in the order of the seeds that have all arms; None where there is none."""
     own = [line for line in lines if line["block"] == block.name]
     by_arm = {arm: {line["seed"]: line for line in own if line["arm"] == arm} for arm in ORDER}
@@ -50,11 +50,11 @@ def _cells(rows: list[Line], auto: list[Line], arm: str) -> Iterator[str]:
         yield f"{mean(values):.{digits}f}{spread}"
     for name in ("accuracy", "loss", "nll_calibrated"):
         scale, digits = MEASURES[name]
-        difference, error = _paired(rows, auto, name)
+        difference, error = paired(rows, auto, name)
         yield "–" if arm == "auto" else f"{scale * difference:+.{digits}f} ± {scale * error:.{digits}f}"
 
 
-def _paired(rows: list[Line], others: list[Line], name: str) -> tuple[float, float]:
+def paired(rows: list[Line], others: list[Line], name: str) -> tuple[float, float]:
     """Return the mean difference, paired by seed, and its standard error; of one seed, 0."""
     differences = [row[name] - other[name] for row, other in zip(rows, others, strict=True)]
     return mean(differences), stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else 0.0
@@ -78,7 +78,7 @@ def _behind(found: dict[str, list[Line]], name: str, sign: int) -> tuple[float, 
     """Return by how many standard errors `auto` is behind the best other single network, and that in words."""
     others = [arm for arm in SINGLE if arm != "auto"]
     best = min(others, key=lambda arm: sign * mean(line[name] for line in found[arm]))
-    difference, error = _paired(found["auto"], found[best], name)
+    difference, error = paired(found["auto"], found[best], name)
     behind = sign * difference
     errors = 0.0 if behind <= 0 else behind / error if error else float("inf")
     scale, digits = MEASURES[name]
@@ -87,7 +87,7 @@ def _behind(found: dict[str, list[Line]], name: str, sign: int) -> tuple[float, 
 
 
 def _ahead(found: dict[str, list[Line]], arm: str) -> str:
-    difference, error = _paired(found["auto"], found[arm], "loss")
+    difference, error = paired(found["auto"], found[arm], "loss")
     clearly = " **clear**" if difference < -2 * error else ""
     return f"{difference:+.4f} ± {error:.4f}{clearly}"
 

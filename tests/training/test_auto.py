@@ -1,13 +1,20 @@
 """`auto` walks as the control does, at the rate that the start bears, and returns what the selection split chooses."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.training.jobs import Recorder, make_job, run
-from wbar.method import METHODS
+from wbar.method import METHODS, SelectBy
+from wbar_training.evaluate import Outputs
+from wbar_training.judge import SelectionJudge, per_image
+from wbar_training.loop import TrainingJob
 
 AUTO = {"type": "auto", "epochs": 2, "lr": 0.05, "control_lr": 0.05, "probe_rate": False}
 UNDERFIT = {"memorised": {"ratio": 0}, "settled": {"ratio": 0}}
@@ -49,3 +56,51 @@ def test_auto_finds_the_rate_that_the_start_bears_and_walks_from_the_start(tmp_p
     alone = run(make_job(tmp_path / "alone", METHODS.validate_python(same)), plain)
     assert [one.loss for one in told.points] == [one.loss for one in plain.points]
     assert probed.result.metrics.last == alone.result.metrics.last
+
+
+@pytest.mark.parametrize("epochs", [3, 8])
+def test_the_choice_costs_at_most_15_percent_of_the_training(tmp_path: Path, epochs: int) -> None:
+    method = METHODS.validate_python(AUTO | {"epochs": epochs, "memorised": {"ratio": 0}})
+    local = make_job(tmp_path, method, images=1200)
+    job = TrainingJob(local.spec, local.workspace, Recorder())
+    outcome = job.run()
+    assert outcome.result.selection is not None
+    assert outcome.result.selection.candidates, "it was made"
+    before = job.estimate.done
+    job.average.finish(SelectionJudge(job.setup, Recorder(), job.limits))
+    cost = job.estimate.done - before
+    assert 0 < cost <= job.average.selection_forwards(job.limits)
+    assert cost <= 0.15 * 3 * len(job.setup.data.train) * epochs
+
+
+@pytest.mark.parametrize("ruined", [False, True])
+def test_the_temperature_travels_beside_the_weights(tmp_path: Path, ruined: bool) -> None:
+    method = METHODS.validate_python(AUTO | {"memorised": {"ratio": 0}})
+    local = make_job(tmp_path, method, images=1200, recipe_label_smoothing=0.9 if ruined else 0.0)
+    if ruined:  # a start that is good, and a loss that teaches it to doubt: the guard delivers the start
+        shutil.copyfile(run(make_job(tmp_path / "start", method, images=1200), Recorder()).weights, local.start)
+    told = Recorder()
+    outcome = run(local, told)
+    result = outcome.result
+    assert result.selection is not None
+    assert result.selection.delivered == ("start" if ruined else "averaged")
+    of_file = result.metrics.start if ruined else result.metrics.averaged
+    with safe_open(outcome.weights, "pt") as file:
+        assert json.loads(file.metadata()["wbar.temperature"]) == of_file.temperature
+    with safe_open(told.snapshots[8], "pt") as file:
+        assert json.loads(file.metadata()["wbar.temperature"]) == result.metrics.last.temperature
+    for name, score in result.metrics.named().items():
+        assert score.temperature is not None, name
+        assert score.nll_calibrated is not None, name
+    assert result.selection.optimism is not None
+
+
+@pytest.mark.parametrize("by", ["loss", "accuracy", "brier"])
+def test_a_candidate_is_judged_by_what_was_asked_for(by: SelectBy) -> None:
+    outputs = Outputs(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]), torch.tensor([1.0, 2.0]).double())
+    labels = torch.tensor([0, 1])
+    expected = {"loss": [1.0, 2.0], "accuracy": [0.0, 1.0], "brier": [0.375, 0.01 + 0.64 + 0.49]}[by]
+    assert per_image(outputs, labels, by).tolist() == pytest.approx(expected)
+    several = torch.tensor([[1, 0, 0], [0, 1, 1]])
+    expected = {"loss": [1.0, 2.0], "accuracy": [1 / 3, 1 / 3], "brier": [0.125, (0.01 + 0.64 + 0.09) / 3]}[by]
+    assert per_image(outputs, several, by).tolist() == pytest.approx(expected)
