@@ -146,7 +146,9 @@ def submit(
     control: Annotated[
         bool, typer.Option(help="Also run a cosine fine-tune of equal length, to compare with.")
     ] = False,
-    guard: Annotated[bool, typer.Option(help="Give the start back if the average is worse than it.")] = False,
+    guard: Annotated[
+        bool | None, typer.Option(help="Give the start back if the average is worse than it (on in `auto`).")
+    ] = None,
     cycles: Annotated[int | None, typer.Option(help="Snapshots that enter the mean.")] = None,
     high_lr: Annotated[float | None, typer.Option()] = None,
     low_lr: Annotated[float | None, typer.Option()] = None,
@@ -169,7 +171,7 @@ def submit(
 ) -> None:
     """Create a job and print its id. What is not given is resolved by the service and shown in the job."""
     asked: dict[str, Any] = _given(type=method, epochs=epochs, lr=lr, average=average, cycles=cycles, pull=pull)
-    asked |= _given(include_start=include_start or None, control=control or None, guard=guard or None)
+    asked |= _given(include_start=include_start or None, control=control or None, guard=guard)
     asked |= {
         phase: values
         for phase, values in (

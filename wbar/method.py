@@ -242,7 +242,7 @@ class Plain(_Sloped):
 
 
 class Memorised(RequestModel):
-    """What `auto` does with a memorised start, whose gradients are almost zero."""
+    """The treatment of a memorised start, whose gradients are almost zero."""
 
     ratio: float = Field(
         0.25,
@@ -256,7 +256,7 @@ class Memorised(RequestModel):
 
 
 class Settled(RequestModel):
-    """Where a settled start ends, and an underfit one begins; `auto` does the same with both."""
+    """The border between a settled and an underfit start; `auto` does the same with both."""
 
     ratio: float = Field(0.6, ge=0, le=10, description="As of `memorised`.")
 

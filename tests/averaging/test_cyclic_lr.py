@@ -49,12 +49,12 @@ def test_a_step_outside_is_an_error(step: int) -> None:
 def test_numbers_that_make_no_schedule_are_refused(wrong: dict[str, float]) -> None:
     good = {"cycles": 1, "high_lr": 0.1, "low_lr": 0.1, "high_epochs": 1, "low_epochs": 1, "steps_per_epoch": 1}
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        CyclicSchedule(**{**good, **wrong})  # type: ignore[arg-type]
+        CyclicSchedule(**{**good, **wrong})  # type: ignore[arg-type]  # one field of many types
 
 
 def high_phase(**shape: object) -> list[float]:
     """Two epochs of four steps from 0.8 to 0.08."""
-    plan = CyclicSchedule(1, 0.8, 0.08, high_epochs=2, low_epochs=1, steps_per_epoch=4, **shape)  # type: ignore[arg-type]
+    plan = CyclicSchedule(1, 0.8, 0.08, high_epochs=2, low_epochs=1, steps_per_epoch=4, **shape)  # type: ignore[arg-type]  # any of them
     rates = [plan.at(step).lr for step in range(plan.total_steps)]
     assert rates[8:] == [0.08] * 4
     return rates[:8]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from tests.training.jobs import Recorder, make_job, run
 from wbar.method import METHODS, SelectBy
 from wbar_training.evaluate import Outputs
-from wbar_training.judge import SelectionJudge, per_image
 from wbar_training.loop import TrainingJob
+from wbar_training.selection_evaluator import SelectionEvaluator, per_image
 
 AUTO = {"type": "auto", "epochs": 2, "lr": 0.05, "control_lr": 0.05, "probe_rate": False}
 UNDERFIT = {"memorised": {"ratio": 0}, "settled": {"ratio": 0}}
@@ -67,7 +67,7 @@ def test_the_choice_costs_at_most_15_percent_of_the_training(tmp_path: Path, epo
     assert outcome.result.selection is not None
     assert outcome.result.selection.candidates, "it was made"
     before = job.estimate.done
-    job.average.finish(SelectionJudge(job.setup, Recorder(), job.limits))
+    job.average.finish(SelectionEvaluator(job.setup, Recorder(), job.limits))
     cost = job.estimate.done - before
     assert 0 < cost <= job.average.selection_forwards(job.limits)
     assert cost <= 0.15 * 3 * len(job.setup.data.train) * epochs
@@ -96,7 +96,7 @@ def test_the_temperature_travels_beside_the_weights(tmp_path: Path, ruined: bool
 
 
 @pytest.mark.parametrize("by", ["loss", "accuracy", "brier"])
-def test_a_candidate_is_judged_by_what_was_asked_for(by: SelectBy) -> None:
+def test_a_candidate_is_compared_by_what_was_asked_for(by: SelectBy) -> None:
     outputs = Outputs(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]), torch.tensor([1.0, 2.0]).double())
     labels = torch.tensor([0, 1])
     expected = {"loss": [1.0, 2.0], "accuracy": [0.0, 1.0], "brier": [0.375, 0.01 + 0.64 + 0.49]}[by]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.judges import Valley, weight
+from tests.training.valleys import Valley, weight
 from wbar.method import METHODS
 from wbar.schedule import build_schedule
 from wbar_training.averages.making import make_average
@@ -53,11 +53,11 @@ def bowl(centre: float) -> Valley:
 
 
 def test_greedy_lets_in_what_does_not_raise_the_loss() -> None:
-    average, judge = GreedyAverage(model(0), 4), bowl(3.0)
+    average, evaluator = GreedyAverage(model(0), 4), bowl(3.0)
     for n, value in enumerate([4.0, 10.0, 2.0, 3.0], start=1):
         average.visit(model(value), n)
-        average.select(judge)
-    finished = average.finish(judge)
+        average.select(evaluator)
+    finished = average.finish(evaluator)
     assert finished.selection is not None
     assert finished.selection.kept == [1, 3, 4]  # 4; not 7; 3; still 3, which does not rise
     assert (weight(finished.mean), finished.points) == (3.0, 3)
@@ -98,16 +98,16 @@ def test_the_longest_range_within_one_standard_error_wins() -> None:
         2.1: [1.4, 0.7, 1.3, 0.8],
     }
 
-    def judge() -> Valley:
+    def evaluator() -> Valley:
         return Valley(
             lambda value: torch.tensor(losses.get(round(value, 6), [2.0, 2.0, 2.0, 2.1]), dtype=torch.float64)
         )
 
-    selection = average.finish(judge()).selection
+    selection = average.finish(evaluator()).selection
     assert selection is not None
     assert selection.kept == [1, 2, 3]
     losses[2.1] = [1.4, 1.3, 1.3, 1.4]  # now it can
-    selection = average.finish(judge()).selection
+    selection = average.finish(evaluator()).selection
     assert selection is not None
     assert selection.kept == [2]
 

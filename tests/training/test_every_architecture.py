@@ -134,7 +134,7 @@ def test_upload_one_step_download(name: str, tmp_path: Path) -> None:
     writer = ResultWriter(spec_for(validated, recipe), workspace, Plan.of(recipe, 0), ["a", "b", "c"])
     start = writer.start()
     model = trained_one_step(validated.network, start, recipe)
-    weights, pytorch = writer.write_result(model.state_dict(), snapshots=1)
+    weights, pytorch = writer.write_result(model.state_dict(), snapshots=1, temperature=None)
 
     downloaded, user = load_file(weights), behind(validated.prefix, of_the_user(name))
     assert set(downloaded) == uploaded

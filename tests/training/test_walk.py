@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.judges import Valley, weight
+from tests.training.valleys import Valley, weight
 from wbar_training.averages.average import Finished
 from wbar_training.averages.choice import Limits
 from wbar_training.averages.walk import WalkAverage
@@ -63,16 +63,16 @@ def test_the_candidate_at_the_bottom_is_chosen(
 
 
 def test_every_kind_of_candidate_is_tried() -> None:
-    judge = valley(7.0, start=5.0)
-    finished = walked(SEGMENTS).finish(judge)
+    evaluator = valley(7.0, start=5.0)
+    finished = walked(SEGMENTS).finish(evaluator)
     assert finished.selection is not None
     assert finished.selection.candidates is not None
     spans = [(c.first, c.last) for c in finished.selection.candidates if c.kind == "range" and c.alpha == 1]
     assert sorted(spans) == [(a, b) for a in range(1, 5) for b in range(a, 5)]
     assert sum(c.kind == "exponential" for c in finished.selection.candidates if c.alpha == 1) == 3
     assert {c.alpha for c in finished.selection.candidates} == {0.25, 0.5, 0.75, 1.0}
-    assert judge.with_own_statistics, "the last weights have the statistics that training tracked"
-    assert set(judge.with_own_statistics) == {13.0}
+    assert evaluator.with_own_statistics, "the last weights have the statistics that training tracked"
+    assert set(evaluator.with_own_statistics) == {13.0}
 
 
 def test_an_exponential_mean_forgets_by_its_horizon() -> None:
@@ -137,9 +137,9 @@ def test_of_few_images_the_lowest_mean_rank_decides() -> None:
 def test_a_choice_costs_what_was_planned_and_no_more_than_it_may(forwards: int, recomputed: int, images: int) -> None:
     limits = Limits(images, recomputed, forwards)
     average = walked([[float(n)] for n in range(8)])
-    judge = valley(4.3, limits)
-    finished = average.finish(judge)
-    assert judge.forwards <= average.selection_forwards(limits) <= forwards
+    evaluator = valley(4.3, limits)
+    finished = average.finish(evaluator)
+    assert evaluator.forwards <= average.selection_forwards(limits) <= forwards
     assert finished.selection is not None
     if not finished.selection.assumed:
         assert finished.selection.candidates
@@ -148,13 +148,13 @@ def test_a_choice_costs_what_was_planned_and_no_more_than_it_may(forwards: int, 
 
 @pytest.mark.parametrize("limits", [Limits(63, 0, 1e9), Limits(1000, 500, 100)])
 def test_what_cannot_be_told_is_assumed_and_said(limits: Limits) -> None:
-    judge = valley(0.0, limits)
-    finished = walked([[float(n)] for n in range(6)]).finish(judge)
+    evaluator = valley(0.0, limits)
+    finished = walked([[float(n)] for n in range(6)]).finish(evaluator)
     assert finished.selection is not None
     assert (finished.selection.assumed, finished.selection.kept) == (True, [5, 6])
     assert weight(finished.mean) == 4.5
-    assert judge.forwards == 0
-    assert "assumed, not chosen" in judge.logs[0]
+    assert evaluator.forwards == 0
+    assert "assumed, not chosen" in evaluator.logs[0]
 
 
 def test_a_walk_that_was_saved_goes_on_to_the_same_choice() -> None:

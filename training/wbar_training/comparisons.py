@@ -10,14 +10,14 @@ from wbar.results import Comparisons, CurvePoint, Delivered, JobResult, Score, S
 from wbar_averaging import Epoch
 from wbar_training import decisions
 from wbar_training.analysis import attempted, bayesian_score, measure_flatness
-from wbar_training.averages.average import Average, Judged
+from wbar_training.averages.average import Average, Evaluated
 from wbar_training.averages.choice import Limits
 from wbar_training.evaluate import HeldOutOutputs, Outputs, score, verdict
-from wbar_training.judge import SelectionJudge, per_image
 from wbar_training.outcome import Outcome
 from wbar_training.reporter import Reporter
 from wbar_training.result_writer import weights_file
 from wbar_training.resume import Results
+from wbar_training.selection_evaluator import SelectionEvaluator, per_image
 from wbar_training.setup import Setup
 
 
@@ -39,7 +39,7 @@ def conclude(
     control: trains and evaluates the control, where it was asked for.
     """
     evaluator, spec = setup.evaluator, setup.spec
-    finished = average.finish(SelectionJudge(setup, reporter, limits))
+    finished = average.finish(SelectionEvaluator(setup, reporter, limits))
     evaluator.hold(finished.mean, recompute=not finished.own_statistics)
     outputs = evaluator.predict_held_out(evaluator.probe)
     averaged = evaluator.calibrated_score(outputs)
@@ -102,8 +102,8 @@ def _selection(
     if not getattr(setup.spec.method, "guard", False) or selection.assumed:
         return selection
     by: SelectBy = getattr(setup.spec.method, "select_by", "loss")
-    judged = [Judged(per_image(one, labels, by), one.losses.mean().item()) for one in (start, outputs.selection)]
-    delivered: Delivered = decisions.guard(judged[0], judged[1], reporter)
+    evaluated = [Evaluated(per_image(one, labels, by), one.losses.mean().item()) for one in (start, outputs.selection)]
+    delivered: Delivered = decisions.guard(evaluated[0], evaluated[1], reporter)
     if delivered == "start":
         recipe = setup.plan.recipe
         fresh = recipe.head == "reset" or bool(recipe.reset)

@@ -10,7 +10,7 @@ from wbar.results import Delivered, NormalizationProbe
 from wbar.schedule import Schedule, build_schedule, number
 from wbar.spec import JobSpec
 from wbar_training import resume, state_files
-from wbar_training.averages.average import Judged
+from wbar_training.averages.average import Evaluated
 from wbar_training.reporter import Reporter
 from wbar_training.workspace import Workspace
 
@@ -89,7 +89,7 @@ def walked_as_control(method: Training, schedule: Schedule, results: resume.Resu
     return all(schedule.rate(step) == control.rate(step) and schedule.pull(step) == 0 for step in range(total))
 
 
-def guard(start: Judged, averaged: Judged, reporter: Reporter) -> Delivered:
+def guard(start: Evaluated, averaged: Evaluated, reporter: Reporter) -> Delivered:
     """Return what to deliver: the start, if w̄ is worse than it on the selection split."""
     if averaged.values.mean() <= start.values.mean():
         return "averaged"

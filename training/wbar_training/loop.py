@@ -34,13 +34,13 @@ from wbar_training.data.job_data import JobData
 from wbar_training.data.mixing import mix
 from wbar_training.distributed.launch import run_on_ranks
 from wbar_training.distributed.ranks import HEARTBEAT_STEPS, Ranks
-from wbar_training.judge import SelectionJudge, limits_of
 from wbar_training.meter import Meter
 from wbar_training.networks.teachers import Teachers
 from wbar_training.outcome import Outcome
 from wbar_training.progress import ControlReporter, Cost, ProgressEstimate
 from wbar_training.rate_probe import RateProber
 from wbar_training.reporter import Reporter, StopRequested
+from wbar_training.selection_evaluator import SelectionEvaluator, limits_of
 from wbar_training.setup import make_deterministic, set_up
 from wbar_training.soup import SoupJob
 from wbar_training.step import Stepper
@@ -168,7 +168,7 @@ class TrainingJob:
         if isinstance(method, AutoMethod):
             results.start_kind = decisions.kind_of_start(method, training_loss, held_out)
             found += f": it is {results.start_kind}"
-        if method.probe_rate:
+        if method.probe_rate is True:
             customary = number(method.lr if isinstance(method, AutoMethod) else method.high.lr)
             probe = RateProber(self.setup, self.stepper, self.schedule, customary).find(held_out)
             results.rate_probe = probe.model_dump()
@@ -211,7 +211,7 @@ class TrainingJob:
             self.setup.writer.write(path, self.model.state_dict(), 1, n, score.temperature)
         self.results.snapshot_steps.append(self.step)
         self.reporter.snapshot(n, self.step, str(path), score)
-        self.average.select(SelectionJudge(self.setup, self.reporter, self.limits))
+        self.average.select(SelectionEvaluator(self.setup, self.reporter, self.limits))
         self._refresh_anchor()
         self._add_to_curve(self.evaluator.score(self.evaluator.predict_mean(self.average.so_far)))
         self._go_on_training()

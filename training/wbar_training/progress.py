@@ -15,11 +15,11 @@ from wbar_training.analysis import flatness_images
 from wbar_training.averages.average import Average
 from wbar_training.averages.choice import Limits
 from wbar_training.evaluator import BATCH_NORM_IMAGES
-from wbar_training.judge import TRAINING
 from wbar_training.messages import LogLevel, StopReason
 from wbar_training.meter import Meter
 from wbar_training.rate_probe import FACTORS, IMAGES, STEPS
 from wbar_training.reporter import Reporter
+from wbar_training.selection_evaluator import TRAINING
 from wbar_training.setup import Setup
 
 
@@ -56,7 +56,7 @@ class Cost:
         both = held_out + selection
         before = float(both + (both + recompute if recompute else 0) + train_score)
         before += 4 * min(start_probe.IMAGES, len(data.train)) if spec.find_normalization else 0
-        if getattr(method, "probe_rate", False):
+        if getattr(method, "probe_rate", False) is True:
             before += len(FACTORS) * (STEPS * training + 2 * min(IMAGES, len(data.train)))
         before += recompute + train_score if getattr(method, "back_off", False) else 0  # at the first snapshot
         after = float(both + recompute + spec.swag * (recompute + both))

@@ -17,7 +17,7 @@ Mean = RunningMean | ExponentialMean | WindowMean
 
 
 @dataclass(frozen=True)
-class Judged:
+class Evaluated:
     """An evaluation on images of the selection split.
 
     values: what `select_by` compares, one per image, float64; lower is better.
@@ -28,17 +28,17 @@ class Judged:
     loss: float
 
 
-class Judge(Protocol):
+class CandidateEvaluator(Protocol):
     """Evaluates means on the selection split, for averages that select."""
 
     @property
     def limits(self) -> Limits:
-        """What a choice has to work with."""
+        """The means of a choice: images, and forward passes."""
 
     def losses(self, mean: Mean) -> Tensor:
         """Return a mean's loss on each image, BatchNorm recomputed, (N,) float64."""
 
-    def values(self, mean: Mean, effort: Effort, own_statistics: bool) -> Judged:
+    def values(self, mean: Mean, effort: Effort, own_statistics: bool) -> Evaluated:
         """Evaluate a mean on `effort.images` images.
 
         own_statistics: BatchNorm's are those that the mean has, and not recomputed.
@@ -79,7 +79,7 @@ class Average(ABC):
         snapshot: the number of the snapshot that is due or comes next.
         """
 
-    def select(self, judge: Judge) -> None:  # noqa: B027  # most averages have nothing to select at a snapshot
+    def select(self, evaluator: CandidateEvaluator) -> None:  # noqa: B027  # most averages have nothing to select at a snapshot
         """Select by the losses on the selection split, after a snapshot has been visited."""
 
     def selection_forwards(self, limits: Limits) -> int:  # noqa: ARG002  # of averages that select
@@ -91,7 +91,7 @@ class Average(ABC):
     def so_far(self) -> Mean:
         """The mean of all visits: the pull and the curve use it. Undefined before the first visit."""
 
-    def finish(self, judge: Judge) -> Finished:  # noqa: ARG002  # of averages that select
+    def finish(self, evaluator: CandidateEvaluator) -> Finished:  # noqa: ARG002  # of averages that select
         """Return the mean of the job, and the selection that made it."""
         mean = self.so_far
         # Of a window only the points that it still holds.

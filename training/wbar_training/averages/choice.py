@@ -28,7 +28,7 @@ ALPHAS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class Limits:
-    """What a choice has to work with.
+    """The means of a choice: images, and forward passes.
 
     selection: images of the selection split.
     recomputed: training images that BatchNorm statistics can be recomputed from; 0 where the network has none.
@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Effort:
-    """What one evaluation takes.
+    """The work of one evaluation.
 
     images: of the selection split.
     recomputed: training images that BatchNorm statistics are recomputed from.

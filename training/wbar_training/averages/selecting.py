@@ -15,7 +15,7 @@ from torch import nn
 
 from wbar.results import Candidate, Selection
 from wbar_averaging import RunningMean
-from wbar_training.averages.average import Average, Finished, Judge, empty_like, merged, on_line
+from wbar_training.averages.average import Average, CandidateEvaluator, Finished, empty_like, merged, on_line
 from wbar_training.averages.choice import ALPHAS, Limits, longest_near_tie
 
 
@@ -41,14 +41,14 @@ class GreedyAverage(Average):
         self._candidate.update(model)
         self._latest = snapshot
 
-    def select(self, judge: Judge) -> None:
-        loss = judge.losses(self._candidate).mean().item()
+    def select(self, evaluator: CandidateEvaluator) -> None:
+        loss = evaluator.losses(self._candidate).mean().item()
         if loss <= self._best:
             self._mean, self._best = self._candidate, loss
             self._kept.append(self._latest)
 
-    def finish(self, judge: Judge) -> Finished:
-        judge.log(f"snapshots {', '.join(map(str, self._kept))} of {self._latest} are in the mean")
+    def finish(self, evaluator: CandidateEvaluator) -> Finished:
+        evaluator.log(f"snapshots {', '.join(map(str, self._kept))} of {self._latest} are in the mean")
         selection = Selection(delivered="averaged", kept=self._kept, of=self._latest, loss=self._best)
         return Finished(self._mean, self._mean.n, selection)
 
@@ -86,14 +86,14 @@ class WindowAverage(Average):
     def _range(self, begin: int, end: int) -> RunningMean:
         return merged(self._model, self._means[begin : end + 1])
 
-    def finish(self, judge: Judge) -> Finished:
+    def finish(self, evaluator: CandidateEvaluator) -> Finished:
         count = len(self._means)
         ranges = [(begin, end) for begin in range(count) for end in range(begin, count)]
-        losses = [judge.losses(self._range(*ends)) for ends in ranges]
+        losses = [evaluator.losses(self._range(*ends)) for ends in ranges]
         begin, end = ranges[longest_near_tie(losses, [end - begin for begin, end in ranges])]
-        mean, start = self._range(begin, end), judge.start()
+        mean, start = self._range(begin, end), evaluator.start()
         points = {1.0: mean} | {alpha: on_line(self._model, start, mean, alpha) for alpha in ALPHAS}
-        on_the_way = {alpha: judge.losses(point) for alpha, point in points.items() if alpha < 1}
+        on_the_way = {alpha: evaluator.losses(point) for alpha, point in points.items() if alpha < 1}
         line = {1.0: losses[ranges.index((begin, end))]} | on_the_way
         # The mean itself is preferred: a point on the way must be better by more than an error.
         alpha = list(line)[longest_near_tie(list(line.values()), [each == 1 for each in line])]
@@ -103,7 +103,7 @@ class WindowAverage(Average):
             Candidate(first=a + 1, last=b + 1, alpha=each, loss=values.mean().item()) for (a, b), values, each in tried
         ]
         loss = line[alpha].mean().item()
-        judge.log(
+        evaluator.log(
             f"of {len(ranges)} ranges, segments {begin + 1} to {end + 1} of {count} are the longest within one "
             f"standard error of the lowest loss on the selection split: {loss:.5f} at α = {alpha:g} of the way from the "
             f"start, lowest {min(one.loss for one in candidates):.5f}"

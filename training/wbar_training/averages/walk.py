@@ -18,7 +18,16 @@ from torch import Tensor, nn
 
 from wbar.results import Candidate, CandidateKind, Selection
 from wbar_averaging import ExponentialMean, RunningMean
-from wbar_training.averages.average import Average, Finished, Judge, Judged, empty_like, mean_of, merged, on_line
+from wbar_training.averages.average import (
+    Average,
+    CandidateEvaluator,
+    Evaluated,
+    Finished,
+    empty_like,
+    mean_of,
+    merged,
+    on_line,
+)
 from wbar_training.averages.choice import (
     ALPHAS,
     MANY,
@@ -57,15 +66,15 @@ class Proposal:
         """Whether BatchNorm's are those of training."""
         return self.kind == "last" and self.alpha == 1.0
 
-    def record(self, judged: Judged) -> Candidate:
+    def record(self, evaluated: Evaluated) -> Candidate:
         """Return what the result says of it."""
         return Candidate(
             kind=self.kind,
             first=self.first + 1,
             last=self.last + 1,
             alpha=self.alpha,
-            loss=judged.loss,
-            images=len(judged.values),
+            loss=evaluated.loss,
+            images=len(evaluated.values),
         )
 
 
@@ -103,23 +112,23 @@ class WalkAverage(Average):
         plan = plan_choice(1 + count * (count + 1) // 2 + len(HORIZONS), count - 1, limits)
         return plan.forwards if plan else 0
 
-    def finish(self, judge: Judge) -> Finished:
+    def finish(self, evaluator: CandidateEvaluator) -> Finished:
         proposals = self._proposals()
-        plan = plan_choice(len(proposals), len(self._means) - 1, judge.limits)
+        plan = plan_choice(len(proposals), len(self._means) - 1, evaluator.limits)
         if plan is None:
-            return self._assumed(judge)
-        tried = self._tried(proposals, plan, judge)
-        last_round = [one for one, judged in tried.items() if len(judged.values) == plan.final.images]
+            return self._assumed(evaluator)
+        tried = self._tried(proposals, plan, evaluator)
+        last_round = [one for one, evaluated in tried.items() if len(evaluated.values) == plan.final.images]
         values = [tried[one].values for one in last_round]
         if plan.final.images < MANY:
-            ranks = mean_ranks(values, judge.halves(plan.final.images))
+            ranks = mean_ranks(values, evaluator.halves(plan.final.images))
             best, rule = ranks.index(min(ranks)), "the lowest mean rank over repeated halves"
         else:
             best = longest_near_tie(values, [one.points for one in last_round])
             rule = "the longest mean within one standard error of the lowest"
         chosen = last_round[best]
         record = chosen.record(tried[chosen])
-        judge.log(
+        evaluator.log(
             f"of {len(tried)} candidates it is {record.in_words()}: {values[best].mean().item():.5f} on {plan.final.images} "
             f"images of the selection split, {rule} ({min(one.mean().item() for one in values):.5f})"
         )
@@ -129,7 +138,7 @@ class WalkAverage(Average):
             of=len(self._means),
             loss=tried[chosen].loss,
             chosen=record,
-            candidates=[one.record(judged) for one, judged in tried.items()],
+            candidates=[one.record(evaluated) for one, evaluated in tried.items()],
         )
         return Finished(chosen.make(), chosen.points, selection, chosen.own_statistics)
 
@@ -175,30 +184,34 @@ class WalkAverage(Average):
 
     # Evaluating them.
 
-    def _tried(self, proposals: Sequence[Proposal], plan: Plan, judge: Judge) -> dict[Proposal, Judged]:
+    def _tried(
+        self, proposals: Sequence[Proposal], plan: Plan, evaluator: CandidateEvaluator
+    ) -> dict[Proposal, Evaluated]:
         """Return every candidate that was evaluated, with its latest evaluation."""
-        tried, staying = dict[Proposal, Judged](), list(proposals[: plan.entering])
+        tried, staying = dict[Proposal, Evaluated](), list(proposals[: plan.entering])
         for number, (_, effort) in enumerate(plan.rounds):
-            judged = {one: _judged(one, effort, judge) for one in staying}
+            evaluated = {one: _evaluated_at(one, effort, evaluator) for one in staying}
             if number == 0 and plan.soups:
-                judged |= self._soup(judged, effort, judge)
-            tried |= judged
+                evaluated |= self._soup(evaluated, effort, evaluator)
+            tried |= evaluated
             following = [count for count, _ in plan.rounds[number + 1 :]] + [plan.finalists]
-            staying = sorted(judged, key=lambda one: judged[one].values.mean().item())[: following[0]]
-        final = {one: _judged(one, plan.final, judge) for one in staying}
+            staying = sorted(evaluated, key=lambda one: evaluated[one].values.mean().item())[: following[0]]
+        final = {one: _evaluated_at(one, plan.final, evaluator) for one in staying}
         best = sorted(final, key=lambda one: final[one].values.mean().item())[: plan.lines]
-        start = judge.start()
+        start = evaluator.start()
         lines = [self._line(one, alpha, start) for one in best for alpha in ALPHAS]
-        return tried | final | {one: _judged(one, plan.final, judge) for one in lines}
+        return tried | final | {one: _evaluated_at(one, plan.final, evaluator) for one in lines}
 
-    def _soup(self, judged: Mapping[Proposal, Judged], effort: Effort, judge: Judge) -> dict[Proposal, Judged]:
+    def _soup(
+        self, evaluated: Mapping[Proposal, Evaluated], effort: Effort, evaluator: CandidateEvaluator
+    ) -> dict[Proposal, Evaluated]:
         """Return the greedy soup of the segments; nothing where it is one of the ranges."""
-        singles = [one for one in judged if one.kind == "range" and one.first == one.last]
-        singles.sort(key=lambda one: judged[one].values.mean().item())
-        kept, best = singles[0], judged[singles[0]]
+        singles = [one for one in evaluated if one.kind == "range" and one.first == one.last]
+        singles.sort(key=lambda one: evaluated[one].values.mean().item())
+        kept, best = singles[0], evaluated[singles[0]]
         for one in singles[1:]:
             candidate = self._of("soup", tuple(sorted((*kept.segments, *one.segments))))
-            found = _judged(candidate, effort, judge)
+            found = _evaluated_at(candidate, effort, evaluator)
             if found.values.mean() <= best.values.mean():
                 kept, best = candidate, found
         is_range = len(kept.segments) == kept.last - kept.first + 1
@@ -207,13 +220,13 @@ class WalkAverage(Average):
     def _kept(self, chosen: Proposal) -> list[int] | None:
         return [segment + 1 for segment in chosen.segments] or None
 
-    def _assumed(self, judge: Judge) -> Finished:
+    def _assumed(self, evaluator: CandidateEvaluator) -> Finished:
         count = len(self._means)
         begin = count * 2 // 3
         chosen = self._range(begin, count - 1)
-        judge.log(
-            f"{judge.limits.selection} images of the selection split, and this much training, cannot tell candidates apart: "
-            f"the mean of the last third of the walk is assumed, not chosen (segments {begin + 1} to {count} of {count})"
+        evaluator.log(
+            f"{evaluator.limits.selection} images of the selection split, and this much training, cannot tell candidates "
+            f"apart: the mean of the last third of the walk is assumed, not chosen (segments {begin + 1} to {count} of {count})"
         )
         selection = Selection(delivered="averaged", kept=self._kept(chosen), of=count, assumed=True)
         return Finished(chosen.make(), chosen.points, selection)
@@ -233,5 +246,5 @@ class WalkAverage(Average):
             mean.load_state_dict(one)
 
 
-def _judged(proposal: Proposal, effort: Effort, judge: Judge) -> Judged:
-    return judge.values(proposal.make(), effort, proposal.own_statistics)
+def _evaluated_at(proposal: Proposal, effort: Effort, evaluator: CandidateEvaluator) -> Evaluated:
+    return evaluator.values(proposal.make(), effort, proposal.own_statistics)

@@ -1,16 +1,16 @@
-"""A judge of networks with one weight, whose losses are a written-out function of it."""
+"""A evaluator of networks with one weight, whose losses are a written-out function of it."""
 
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from wbar_training.averages.average import Judged, Mean
+from wbar_training.averages.average import Evaluated, Mean
 from wbar_training.averages.choice import Effort, Limits, stratified_halves
 
 
 class Valley:
-    """Judges by losses_of(weight), (N,), one loss per image of the selection split."""
+    """Evaluates by losses_of(weight), (N,), one loss per image of the selection split."""
 
     def __init__(self, losses_of: Callable[[float], Tensor], limits: Limits | None = None, start: float = 0.0) -> None:
         self.losses_of, self.begin = losses_of, start
@@ -23,12 +23,12 @@ class Valley:
         self.forwards += self.limits.one_mean
         return self.losses_of(weight(mean))
 
-    def values(self, mean: Mean, effort: Effort, own_statistics: bool) -> Judged:
+    def values(self, mean: Mean, effort: Effort, own_statistics: bool) -> Evaluated:
         self.forwards += effort.images + (0 if own_statistics else effort.recomputed)
         if own_statistics:
             self.with_own_statistics.append(weight(mean))
         values = self.losses_of(weight(mean))[: effort.images]
-        return Judged(values, values.mean().item())
+        return Evaluated(values, values.mean().item())
 
     def halves(self, images: int) -> list[Tensor]:
         return stratified_halves(torch.arange(images) % 3, torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The selection split as a judge of means: what an average asks when it selects, and what it may cost."""
+"""The selection split as a evaluator of means: what an average asks when it selects, and what it may cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wbar.method import SelectBy
 from wbar.schedule import Schedule
-from wbar_training.averages.average import Judged, Mean
+from wbar_training.averages.average import Evaluated, Mean
 from wbar_training.averages.choice import SELECTION_BATCH_NORM_IMAGES, SHARE, Effort, Limits, stratified_halves
 from wbar_training.data.packed import Split
 from wbar_training.draws import generator, permutation
@@ -21,8 +21,8 @@ TRAINING = 3.0  # forward passes that one image of a training step costs: its ow
 
 
 @dataclass(frozen=True)
-class SelectionJudge:
-    """The judge of one job. limits: from `limits_of`."""
+class SelectionEvaluator:
+    """The evaluator of one job. limits: from `limits_of`."""
 
     setup: Setup
     reporter: Reporter
@@ -32,13 +32,13 @@ class SelectionJudge:
         """Return a mean's loss on each image, BatchNorm recomputed, (N,) float64."""
         return self.setup.evaluator.selection_losses(mean)
 
-    def values(self, mean: Mean, effort: Effort, own_statistics: bool) -> Judged:
+    def values(self, mean: Mean, effort: Effort, own_statistics: bool) -> Evaluated:
         """Evaluate a mean on the first images of the selection split, in an order that the seed fixes."""
         evaluator, split = self.setup.evaluator, self._first(effort.images)
         evaluator.hold(mean, recompute=not own_statistics, images=effort.recomputed)
         outputs = evaluator.predict(evaluator.probe, split)
         by: SelectBy = getattr(self.setup.spec.method, "select_by", "loss")
-        return Judged(per_image(outputs, split.labels, by), outputs.losses.mean().item())
+        return Evaluated(per_image(outputs, split.labels, by), outputs.losses.mean().item())
 
     def halves(self, images: int) -> list[Tensor]:
         """Return the indices of stratified halves of the first images; the seed fixes them."""
