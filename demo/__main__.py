@@ -1,7 +1,12 @@
-"""The whole path of a user: train or bring a checkpoint, upload, submit, watch, download, check, compare."""
+"""The whole path of a user, with three seeds: bring a checkpoint, upload, submit, watch, download, check, compare.
+
+Each seed has a start of its own, a ResNet-20 whose training was stopped after a third. `auto` goes on from it, beside the
+cosine fine-tune that a user would have run otherwise; the table has their means and standard errors over the seeds.
+"""
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,17 +14,21 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.table import Table
 from safetensors import safe_open
 from torch import nn
 
 from demo.start import train_start
 from wbar import Client, config, display
 from wbar.jobs import Job
+from wbar.results import VERDICTS, Comparisons, JobResult
 from wbar.spec import Network
 from wbar_training.data.packed import load_split
 from wbar_training.networks.architectures import initialized
@@ -28,6 +37,8 @@ from wbar_training.uploads.dataset_archives import pack_builtin
 console = Console(highlight=False)
 # Fashion-MNIST has 60,000 training images: on two cores 10,000 of them keep the demo at a few minutes.
 SETTINGS = {"builtin:digits": (None, 30), "builtin:fashion-mnist": (10_000, 15)}
+METHOD = {"type": "auto", "control": True}
+SEEDS = 3
 
 
 def main() -> int:
@@ -39,42 +50,79 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where the service keeps its data")
     options = parser.parse_args()
     images, epochs = SETTINGS[options.dataset]
-    images = options.images or images
+    images, folder = options.images or images, options.folder
     began = time.monotonic()
-    start = _start(options.dataset, images, epochs, options.folder)
-    with service(options.folder) as environment:
+    starts = _starts(options.dataset, images, epochs, folder)
+    with service(folder) as environment:
         os.environ.update(environment)
         known = config.read()  # not WBAR_URL or WBAR_API_KEY: those are of the user's own service
         with Client(known.url, known.api_key) as client:
-            job, weights = _fine_tune(client, start, options.dataset, images, options.folder)
-    if job.result is None:
-        console.print(f"[red]the job ended as {job.status}[/red]: {job.error.message if job.error else ''}")
+            data = client.datasets.create(options.dataset, max_train_images=images)
+            splits = data.splits or {}
+            console.print(
+                f"[bold]3[/bold]  {data.id} is ready: {splits['train'].images:,} training and {splits['val'].images:,} "
+                "held-out images"
+            )
+            done = [_fine_tune(client, start, data.id, seed, folder) for seed, start in enumerate(starts)]
+    failed = [job for job, _, _ in done if job.result is None]
+    for job in failed:
+        console.print(f"[red]{job.id} ended as {job.status}[/red]: {job.error.message if job.error else ''}")
+    if failed:
         return 1
-    console.print(display.comparison(job))
-    for line in display.summary(job.result):
-        console.print(line, soft_wrap=True)
-    accuracy = evaluate_plainly(weights, options.dataset, options.folder)
-    console.print(
-        f"loaded into a plain torch module with nothing but the file's own metadata: accuracy {accuracy:.2%} on the "
-        f"held-out images (the job reports {job.result.metrics.averaged.accuracy:.2%})",
-        soft_wrap=True,
-    )
-    console.print(f"{time.monotonic() - began:.0f} s in all; weights in {weights}", soft_wrap=True)
+    results = [job.result for job, _, _ in done if job.result is not None]
+    console.print(_table(results))
+    for seed, (result, (_, weights, report)) in enumerate(zip(results, done, strict=True)):
+        accuracy = evaluate_plainly(weights, options.dataset, folder)
+        chosen = "; ".join(result.selection_in_words()[:1])
+        console.print(
+            f"seed {seed}: {chosen}; {VERDICTS[result.verdict]}. {weights} in a plain torch module, with nothing but its own "
+            f"metadata: {accuracy:.2%} of all held-out images; the report is {report}",
+            soft_wrap=True,
+        )
+    console.print(f"{time.monotonic() - began:.0f} s in all", soft_wrap=True)
     return 0
 
 
-def _start(dataset: str, images: int | None, epochs: int, folder: Path) -> Path:
+def _starts(dataset: str, images: int | None, epochs: int, folder: Path) -> list[Path]:
     console.print(
-        f"[bold]1[/bold]  a converged checkpoint: ResNet-20, {epochs} epochs on the training split of {dataset}"
+        f"[bold]1[/bold]  {SEEDS} checkpoints with something to win: ResNet-20 on the training split of {dataset}, stopped "
+        f"after a third of {epochs} epochs"
     )
     columns = (TextColumn("   {task.description}"), BarColumn(bar_width=24), TaskProgressColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("cached", total=1.0)
-        found = train_start(
-            dataset, images, epochs, folder, lambda done, text: bar.update(task, completed=done, description=text)
-        )
-        bar.update(task, completed=1.0)
+    found = []
+    for seed in range(SEEDS):
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("cached", total=1.0)
+            tell = partial(_tell, bar, task)
+            found.append(train_start(dataset, images, epochs, seed, folder, tell))
+            bar.update(task, completed=1.0)
     return found
+
+
+def _tell(bar: Progress, task: TaskID, done: float, text: str) -> None:
+    bar.update(task, completed=done, description=text)
+
+
+def _table(results: list[JobResult]) -> Table:
+    """The comparisons of all seeds: mean ± standard error of the mean."""
+    table = Table(title=f"held-out images, {len(results)} seeds, ± standard error", title_justify="left")
+    for column in ("", "accuracy %", "NLL", "NLL calibrated", "ECE"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
+    for name in results[0].metrics.named():
+        scores = [result.metrics.named()[name] for result in results]
+        table.add_row(
+            Comparisons.label(name),
+            _spread([100 * score.accuracy for score in scores], 2),
+            _spread([score.loss for score in scores], 4),
+            _spread([score.nll_calibrated or math.nan for score in scores], 4),
+            _spread([score.ece for score in scores], 4),
+            style="bold" if name == "averaged" else "",
+        )
+    return table
+
+
+def _spread(values: list[float], digits: int) -> str:
+    return f"{mean(values):.{digits}f} ± {stdev(values) / math.sqrt(len(values)):.{digits}f}"
 
 
 @contextmanager
@@ -105,34 +153,28 @@ def _wait_for(config: Path, process: "subprocess.Popen[bytes]", log: Path) -> No
         time.sleep(0.1)
 
 
-def _fine_tune(client: Client, start: Path, dataset: str, images: int | None, folder: Path) -> tuple[Job, Path]:
+def _fine_tune(client: Client, start: Path, dataset: str, seed: int, folder: Path) -> tuple[Job, Path, Path]:
+    """Upload a start, run the job to its end, download the weights and the report; return the job and both files."""
     with display.transfer(console) as bar:
         task = bar.add_task("   upload", total=None)
         checkpoint = client.checkpoints.create(
             start, step=lambda done, total: bar.update(task, completed=done, total=total)
         )
     assert checkpoint.architecture is not None
-    console.print(
-        f"[bold]3[/bold]  {checkpoint.id} is ready: {checkpoint.architecture.name}, sha-256 {checkpoint.sha256[:12]}…"
+    job = client.jobs.create(
+        checkpoint=checkpoint.id, dataset=dataset, name=f"demo, seed {seed}", method=METHOD, seed=seed
     )
-    data = client.datasets.create(dataset, max_train_images=images)
-    splits = data.splits or {}
-    console.print(
-        f"[bold]4[/bold]  {data.id} is ready: {splits['train'].images:,} training and {splits['val'].images:,} held-out images"
-    )
-    job = client.jobs.create(checkpoint=checkpoint.id, dataset=data.id, name=dataset)
     assert job.id is not None
-    method = job.method
     console.print(
-        f"[bold]5[/bold]  {job.id}: {method.cycles} cycles, high {method.high.lr} × {method.high.epochs}, "
-        f"low {method.low.lr} × {method.low.epochs}, pull {method.pull}, batch {job.recipe.batch_size}"
+        f"[bold]{4 + seed}[/bold]  seed {seed}: {checkpoint.id} is a {checkpoint.architecture.name}; {job.id}: auto, "
+        f"{job.method.epochs} epochs, rate {job.method.lr} or more, batch {job.recipe.batch_size}"
     )
     status = display.follow(client.jobs.events(job.id), console)
-    weights = folder / f"averaged-{dataset.removeprefix('builtin:')}.safetensors"
+    weights, report = folder / f"averaged-{seed}.safetensors", folder / f"report-{seed}.html"
     if status == "succeeded":
         client.jobs.download(job.id, weights)
-        console.print(f"[bold]6[/bold]  downloaded {weights}: digest verified")
-    return client.jobs.get(job.id), weights
+        report.write_bytes(client.request("GET", f"/v1/jobs/{job.id}/report").content)
+    return client.jobs.get(job.id), weights, report
 
 
 @torch.no_grad()
@@ -150,11 +192,11 @@ def evaluate_plainly(weights: Path, dataset: str, folder: Path) -> float:
     pack_builtin(dataset.removeprefix("builtin:"), data, None)
     held_out = load_split(data, "val", (height, width), None)
     data.unlink()
-    mean, std = (torch.tensor(normalize[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    centre, std = (torch.tensor(normalize[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
     correct = 0
     for chosen in torch.arange(len(held_out)).split(1000):
         pixels = held_out.images[chosen].float() / 255
-        logits = model((pixels.expand(-1, channels, -1, -1) - mean) / std)
+        logits = model((pixels.expand(-1, channels, -1, -1) - centre) / std)
         correct += int((logits.argmax(1) == held_out.labels[chosen]).sum())
     return correct / len(held_out)
 

@@ -1,7 +1,7 @@
-"""The checkpoint a user would come with: a ResNet-20 trained to convergence on the training split only.
+"""The checkpoint a user could come with: a ResNet-20 whose training was stopped after a third, on the training split only.
 
-Plain training, none of it averaged: SGD with Nesterov momentum, weight decay, pad-crop(-flip), the rate falling along a
-cosine to zero. The held-out images are never looked at.
+Plain training, none of it averaged: SGD with Nesterov momentum, weight decay, pad-crop(-flip), the first third of a cosine
+to zero. The held-out images are never looked at.
 """
 
 import math
@@ -24,31 +24,34 @@ from wbar_training.optim import make_optimizer
 from wbar_training.plan import Plan
 from wbar_training.uploads.dataset_archives import pack_builtin
 
-ARCHITECTURE, PEAK_LR, SEED = "resnet20", 0.1, 0
+ARCHITECTURE, PEAK_LR, STOPPED_AT = "resnet20", 0.1, 1 / 3
 
 
 def train_start(
-    dataset: str, images: int | None, epochs: int, folder: Path, tell: Callable[[float, str], None]
+    dataset: str, images: int | None, epochs: int, seed: int, folder: Path, tell: Callable[[float, str], None]
 ) -> Path:
-    """Train, or take from `folder` what an earlier run trained; the path of the safetensors file."""
-    out = folder / f"start-{dataset.removeprefix('builtin:')}-{images or 'all'}-{epochs}.safetensors"
+    """Train, or take from `folder` what an earlier run trained; the path of the safetensors file.
+
+    epochs: of the whole cosine, of which STOPPED_AT is walked.
+    """
+    out = folder / f"start-{dataset.removeprefix('builtin:')}-{images or 'all'}-{seed}.safetensors"
     if out.exists():
         return out
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "start-data.safetensors"
     packed = pack_builtin(dataset.removeprefix("builtin:"), data, images)
     split = load_split(data, "train", (packed.height, packed.width), None)
-    plan = _plan(packed, dataset)
-    torch.manual_seed(SEED)
+    plan = _plan(packed, dataset, seed)
+    torch.manual_seed(seed)
     model = initialized(Network(ARCHITECTURE, len(packed.classes))).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, plan)
-    prepare = Preparer(plan.mean, plan.std, plan.augment, SEED, torch.device("cpu"))
+    prepare = Preparer(plan.mean, plan.std, plan.augment, seed, torch.device("cpu"))
     per_epoch = -(-len(split) // plan.batch_size)
-    steps, step = epochs * per_epoch, 0
-    for epoch in range(epochs):
+    steps, step, walked = epochs * per_epoch, 0, round(epochs * STOPPED_AT)
+    for epoch in range(walked):
         correct = 0
-        for chosen in permutation(len(split), SEED, "start-order", epoch).split(plan.batch_size):
-            torch.manual_seed(key(SEED, "start", step))
+        for chosen in permutation(len(split), seed, "start-order", epoch).split(plan.batch_size):
+            torch.manual_seed(key(seed, "start", step))
             labels = split.labels[chosen]
             logits = model(prepare.augmented(split.images[chosen], "start-augment", step))
             optimizer.zero_grad(set_to_none=True)
@@ -58,13 +61,16 @@ def train_start(
             optimizer.step()
             correct += int((logits.argmax(1) == labels).sum())
             step += 1
-        tell((epoch + 1) / epochs, f"epoch {epoch + 1}/{epochs}, training accuracy {correct / len(split):.2%}")
+        tell(
+            (epoch + 1) / walked,
+            f"seed {seed}, epoch {epoch + 1} of {epochs}, training accuracy {correct / len(split):.2%}",
+        )
     write_safetensors(out, model.state_dict(), {"demo": str(asdict(packed)["classes"])})
     data.unlink()
     return out
 
 
-def _plan(packed: Packed, dataset: str) -> Plan:
+def _plan(packed: Packed, dataset: str, seed: int) -> Plan:
     channels = 3
     return Plan.of(
         Recipe(
@@ -76,5 +82,5 @@ def _plan(packed: Packed, dataset: str) -> Plan:
             precision="float32",
             batch_norm="track",
         ),
-        SEED,
+        seed,
     )

@@ -254,6 +254,11 @@ class TriedRate(BaseModel):
     lr: float
     loss: float | None
 
+    def in_words(self) -> str:
+        """Return what was found, as part of a sentence."""
+        loss = "not finite" if self.loss is None else f"{self.loss:.4f}"
+        return f"{loss} after ten steps at {self.lr:g}"
+
 
 class RateProbe(BaseModel):
     """The rate that `auto` found the start to bear: its training loss may rise to its held-out loss, and hardly further."""

@@ -172,7 +172,7 @@ class TrainingJob:
             customary = number(method.lr if isinstance(method, AutoMethod) else method.high.lr)
             probe = RateProber(self.setup, self.stepper, self.schedule, customary).find(held_out)
             results.rate_probe = probe.model_dump()
-            found += "".join(f"; {one.loss} after ten steps at {one.lr:g}" for one in probe.tried)
+            found += "".join(f"; {one.in_words()}" for one in probe.tried)
         self._plan_schedule()
         self.reporter.log("info", f"{method.type}: {found}; the high rate is {self.schedule.at(0).lr:g}")
 
