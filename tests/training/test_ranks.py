@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.training.jobs import METHOD, LocalJob, Recorder, make_job, run
 from wbar.errors import Diverged
-from wbar.method import HighPhase, LowPhase
+from wbar.method import METHODS, HighPhase, LowPhase
 from wbar.spec import JobSpec, Network
 from wbar_averaging import write_safetensors
 from wbar_training import state_files
@@ -75,6 +75,19 @@ def test_every_rank_ends_with_the_same_statistics(tmp_path: Path) -> None:
     evaluator = set_up(alone.spec, alone.workspace, lambda *_: None).evaluator
     assert evaluator.score(evaluator.predict(model)).loss == pytest.approx(outcome.result.metrics.last.loss, rel=1e-6)
     assert told.progress[-1].fraction == pytest.approx(1.0, abs=0.05)
+
+
+def test_every_rank_finds_the_same_rate_and_makes_the_same_choice(tmp_path: Path) -> None:
+    told = Recorder()
+    auto = METHODS.validate_python({"type": "auto", "epochs": 4, "lr": 0.05, "control_lr": 0.05, "probe_rate": True})
+    job = make_job(tmp_path, auto, images=1200, recipe_devices=2, recipe_batch_size=64)
+    outcome = run_on_ranks(
+        job.spec, replace(job.workspace, threads=2), told, "tests.training.test_ranks:compare_statistics"
+    )
+    assert told.logs[-1] == "info: equal on 2 ranks: True"
+    assert outcome.result.rate_probe is not None
+    assert outcome.result.selection is not None
+    assert outcome.result.selection.candidates
 
 
 def test_a_pause_goes_on_at_the_same_world_size(tmp_path: Path) -> None:
