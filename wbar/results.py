@@ -265,7 +265,9 @@ class RateProbe(BaseModel):
 
     factor: float = Field(description="`lr` over the rate that the method names.")
     lr: float
-    held_out_loss: float = Field(description="Of the start, on the selection split, in nats.")
+    held_out_loss: float = Field(
+        description="Of the start on the selection split, in nats; with recomputed BatchNorm statistics where that is lower."
+    )
     tried: list[TriedRate]
 
 

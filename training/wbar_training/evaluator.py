@@ -35,12 +35,19 @@ class StartEvaluation:
 
     as_it_came: its score with the uploaded BatchNorm statistics.
     recomputed: its score with recomputed ones.
-    outputs: as it came.
+    outputs, recomputed_outputs: likewise.
     """
 
     as_it_came: Score
     recomputed: Score
     outputs: HeldOutOutputs
+    recomputed_outputs: HeldOutOutputs
+
+    @property
+    def selection_loss(self) -> float:
+        """The lower loss on the selection split, in nats; statistics that lag behind the weights are not the weights' fault."""
+        splits = (self.outputs.selection, self.recomputed_outputs.selection)
+        return min(one.losses.mean().item() for one in splits if one is not None)
 
 
 class Evaluator:
@@ -141,13 +148,14 @@ class Evaluator:
 
     def evaluate_start(self, model: nn.Module) -> StartEvaluation:
         """Evaluate the start, which `model` must hold, as it came and with recomputed BatchNorm statistics."""
-        outputs = self.predict_held_out(model)
+        outputs = again = self.predict_held_out(model)
         plain = recomputed = self.calibrated_score(outputs)
         if self.recomputed_images:
             self.probe.load_state_dict(model.state_dict())
             self.recompute(self.probe)
-            recomputed = self.calibrated_score(self.predict_held_out(self.probe))
-        return StartEvaluation(plain, recomputed, outputs)
+            again = self.predict_held_out(self.probe)
+            recomputed = self.calibrated_score(again)
+        return StartEvaluation(plain, recomputed, outputs, again)
 
     # Evaluating a mean, in the probe.
 

@@ -34,6 +34,7 @@ from wbar_training.data.job_data import JobData
 from wbar_training.data.mixing import mix
 from wbar_training.distributed.launch import run_on_ranks
 from wbar_training.distributed.ranks import HEARTBEAT_STEPS, Ranks
+from wbar_training.evaluator import StartEvaluation
 from wbar_training.meter import Meter
 from wbar_training.networks.teachers import Teachers
 from wbar_training.outcome import Outcome
@@ -148,7 +149,7 @@ class TrainingJob:
         results.start_losses, results.start_train_accuracy = start.outputs.report.losses, training.accuracy
         results.start_selection = start.outputs.selection
         if isinstance(self.method, AutoMethod | CyclicSwa) and self.spec.selects:
-            self._know_start(self.method, training.loss)
+            self._know_start(self.method, training.loss, start)
         results.start, results.start_recomputed = start.as_it_came.model_dump(), start.recomputed.model_dump()
         if isinstance(self.method, CyclicSwa) and self.method.include_start:
             add_to_ensemble(results, start.outputs)
@@ -157,11 +158,11 @@ class TrainingJob:
         if warning is not None:
             self.reporter.log("warning", warning)
 
-    def _know_start(self, method: AutoMethod | CyclicSwa, training_loss: float) -> None:
+    def _know_start(self, method: AutoMethod | CyclicSwa, training_loss: float, start: StartEvaluation) -> None:
         """Find out what the method asks of the start: its kind, and the rate that it bears. training_loss: in nats."""
         results = self.results
-        assert results.start_selection is not None
-        held_out = results.start_selection.losses.mean().item()
+        assert start.outputs.selection is not None
+        held_out = start.outputs.selection.losses.mean().item()
         found = (
             f"the start's loss is {training_loss:.4f} on augmented training images and {held_out:.4f} on held-out ones"
         )
@@ -170,7 +171,7 @@ class TrainingJob:
             found += f": it is {results.start_kind}"
         if method.probe_rate is True:
             customary = number(method.lr if isinstance(method, AutoMethod) else method.high.lr)
-            probe = RateProber(self.setup, self.stepper, self.schedule, customary).find(held_out)
+            probe = RateProber(self.setup, self.stepper, self.schedule, customary).find(start.selection_loss)
             results.rate_probe = probe.model_dump()
             found += "".join(f"; {one.in_words()}" for one in probe.tried)
         self._plan_schedule()
