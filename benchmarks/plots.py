@@ -15,17 +15,18 @@ import plotly.graph_objects as go
 from benchmarks.gain.arms import ORDER, SINGLE
 from benchmarks.gain.blocks import PARTS, Block
 from benchmarks.gain.tables import Line, complete, paired, read
-from wbar.method import METHODS
+from wbar.method import METHODS, StartKind
 from wbar.schedule import build_schedule
 
 STEPS_PER_EPOCH = 40
 PEAK = 0.1
 METHODS_DRAWN: dict[str, dict[str, Any]] = {
-    "auto": {"type": "auto", "lr": PEAK},
+    "auto, none, the control": {"type": "auto", "lr": PEAK},
+    "auto, memorised start": {"type": "auto", "lr": PEAK},
     "cyclic_swa": {"high": {"lr": PEAK / 2}, "low": {"lr": PEAK / 20}, "pull": 0},
     "swa, annealed": {"type": "swa", "lr": PEAK / 2, "anneal_epochs": 2, "anneal_from": PEAK},
     "ema, lawa": {"type": "ema", "lr": PEAK / 2, "final_lr": PEAK / 20},
-    "none, the control": {"type": "none", "lr": PEAK, "final_lr": 0.0, "warmup_epochs": 1},
+    "none, warmed up": {"type": "none", "lr": PEAK, "final_lr": 0.0, "warmup_epochs": 1},
 }
 LAYOUT = {"template": "plotly_white", "font": {"size": 13}, "margin": {"l": 60, "r": 20, "t": 40, "b": 50}}
 
@@ -34,7 +35,9 @@ def rates() -> go.Figure:
     """The rate of every method over twelve epochs; dots where a snapshot is taken."""
     figure = go.Figure()
     for name, fields in METHODS_DRAWN.items():
-        schedule = build_schedule(METHODS.validate_python(fields | {"control_lr": PEAK}), STEPS_PER_EPOCH)
+        method = METHODS.validate_python(fields | {"control_lr": PEAK})
+        kind: StartKind = "memorised" if "memorised" in name else "underfit"
+        schedule = build_schedule(method, STEPS_PER_EPOCH, start_kind=kind)
         places = [schedule.at(step) for step in range(schedule.total_steps)]
         epochs = [(place.step + 1) / STEPS_PER_EPOCH for place in places]
         line = go.Scatter(x=epochs, y=[place.lr for place in places], name=name, mode="lines")
