@@ -48,6 +48,7 @@ class Proposal:
 
     first, last: the segments that its points are from, counted from 0.
     points: how many weights are averaged in it.
+    length: among near ties the longest is taken; of an exponential mean the points that most of its weight is on.
     make: makes it; it is not kept.
     segments: those of a range or a soup.
     alpha: its place on the line from the start, which is at 0.
@@ -57,6 +58,7 @@ class Proposal:
     first: int
     last: int
     points: int
+    length: float
     make: Callable[[], RunningMean]
     segments: tuple[int, ...] = ()
     alpha: float = 1.0
@@ -124,7 +126,7 @@ class WalkAverage(Average):
             ranks = mean_ranks(values, evaluator.halves(plan.final.images))
             best, rule = ranks.index(min(ranks)), "the lowest mean rank over repeated halves"
         else:
-            best = longest_near_tie(values, [one.points for one in last_round])
+            best = longest_near_tie(values, [one.length for one in last_round])
             rule = "the longest mean within one standard error of the lowest"
         chosen = last_round[best]
         record = chosen.record(tried[chosen])
@@ -147,7 +149,7 @@ class WalkAverage(Average):
     def _proposals(self) -> list[Proposal]:
         """Return all but soups and lines, those that are most often the best first: a small budget pays for the first."""
         count = len(self._means)
-        last = Proposal("last", count - 1, count - 1, 1, lambda: mean_of(self._model))
+        last = Proposal("last", count - 1, count - 1, 1, 1, lambda: mean_of(self._model))
         ranges = [self._range(begin, end) for begin in range(count) for end in range(begin, count)]
         thirds = [begin for begin in (count * 2 // 3, count // 3, 0) if begin < count]
         first = [last, *(self._range(begin, count - 1) for begin in dict.fromkeys(thirds))]
@@ -163,18 +165,16 @@ class WalkAverage(Average):
         means = [self._means[segment] for segment in segments]
         points = sum(mean.n for mean in means)
         return Proposal(
-            kind, min(segments), max(segments), points, lambda: merged(self._model, means), segments=segments
+            kind, min(segments), max(segments), points, points, lambda: merged(self._model, means), segments
         )
 
     def _exponential_proposals(self) -> Iterator[Proposal]:
         for mean, share in zip(self._exponentials, HORIZONS, strict=True):
-            # Its weight lies on about as many points as its horizon has.
-            points = max(1, round(share * mean.n))
 
             def make(mean: ExponentialMean = mean) -> RunningMean:
                 return mean_of(mean.mean(torch.float64), self._model)
 
-            yield Proposal("exponential", 0, len(self._means) - 1, points, make)
+            yield Proposal("exponential", 0, len(self._means) - 1, mean.n, share * mean.n, make)
 
     def _line(self, proposal: Proposal, alpha: float, start: Mapping[str, Tensor]) -> Proposal:
         def make() -> RunningMean:
