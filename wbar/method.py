@@ -139,7 +139,7 @@ class CyclicSwa(_Trained):
     probe_rate: Auto | bool = Field(
         "auto",
         description="As of `auto`, for both rates: they are multiplied by 2 or 3 if the start bears it. It takes one half "
-        "of the held-out images. `auto`: where `high.lr` is not given and `average` takes them too.",
+        "of the held-out images. `auto`: where neither rate is given and `average` takes them too.",
     )
     anneal_last: bool = Field(
         False,
@@ -283,7 +283,7 @@ class AutoMethod(_Straight):
     probe_rate: Auto | bool = Field(
         "auto",
         description="Whether the job multiplies `lr` by 2 or 3, if ten steps at that rate do not raise the start's training "
-        "loss above its held-out loss. `auto`: where `lr` is not given.",
+        "loss above 1.05 × its held-out loss; not with fresh layers. `auto`: where `lr` is not given.",
     )
     visit_epochs: float = Field(
         0.25,

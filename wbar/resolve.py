@@ -164,7 +164,7 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) ->
             "high": method.high.model_copy(update={"lr": high, "base_lr": None}),
             "low": method.low.model_copy(update={"lr": low, "base_lr": None}),
             "pull": PULL if method.pull == "auto" else method.pull,
-            "probe_rate": _probes(method, method.high, method.average != "uniform"),
+            "probe_rate": _probes(method, (method.high, method.low), method.average != "uniform"),
         }
         return _validated(method.model_copy(update=update), "method")
     gentle = isinstance(method, Swa | Ema | Lawa)
@@ -173,7 +173,7 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) ->
     if isinstance(method, Swa):
         update["anneal_from"] = peak if method.anneal_from == "auto" else method.anneal_from
     elif isinstance(method, AutoMethod):
-        update["probe_rate"] = _probes(method, method, True)
+        update["probe_rate"] = _probes(method, (method,), True)
     elif method.final_lr == "auto":
         update["final_lr"] = rate / 10 if gentle else 0.0
     return _validated(method.model_copy(update=update), "method")
@@ -262,11 +262,11 @@ def _rate(given: Phase | Straight, default: float, batch: int) -> float:
     return default if given.lr == "auto" else given.lr
 
 
-def _probes(method: CyclicSwa | AutoMethod, given: Phase | Straight, selects: bool) -> bool:
+def _probes(method: CyclicSwa | AutoMethod, rates: Sequence[Phase | Straight], selects: bool) -> bool:
     """Return whether the job looks for the rate that the start bears. selects: whether it has a selection split anyway."""
     if method.probe_rate != "auto":
         return method.probe_rate
-    return selects and given.lr == "auto" and given.base_lr is None
+    return selects and all(each.lr == "auto" and each.base_lr is None for each in rates)
 
 
 def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetFacts) -> list[str] | None:

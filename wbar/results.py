@@ -179,7 +179,8 @@ class Candidate(BaseModel):
 
     kind: CandidateKind = Field(
         "range",
-        description="`range`: the mean of the segments first to last; `last`: the last weights, as the control has them; "
+        description="`range`: the mean of the segments first to last; `last`: the last weights, with "
+        "the BatchNorm statistics that training tracked; "
         "`exponential`: an exponential mean of the walk; `soup`: the greedy soup of some segments from first to last.",
     )
     first: int = Field(description="The first segment that its points are from; they are counted from 1.")
@@ -261,7 +262,7 @@ class TriedRate(BaseModel):
 
 
 class RateProbe(BaseModel):
-    """The rate that `auto` found the start to bear: its training loss may rise to its held-out loss, and hardly further."""
+    """The rate that the start was found to bear: its training loss may rise to 1.05 × its held-out loss, and no further."""
 
     factor: float = Field(description="`lr` over the rate that the method names.")
     lr: float
@@ -284,7 +285,7 @@ class JobResult(BaseModel):
     )
     start_kind: StartKind | None = Field(None, description="What method `auto` found the start to be.")
     rate_probe: RateProbe | None = Field(
-        None, description="How `auto` came to its high rate, where it was to find one."
+        None, description="How the job came to its high rate, where it was to find one."
     )
     held_out: HeldOut
     selection: Selection | None = Field(None, description="Null where nothing was selected by held-out images.")

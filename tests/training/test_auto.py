@@ -95,6 +95,25 @@ def test_the_temperature_travels_beside_the_weights(tmp_path: Path, ruined: bool
     assert result.selection.optimism is not None
 
 
+def test_the_guard_stands_where_the_choice_is_assumed(tmp_path: Path) -> None:
+    method = METHODS.validate_python(AUTO | {"memorised": {"ratio": 0}})
+    local = make_job(tmp_path, method, images=400, recipe_label_smoothing=0.9)
+    shutil.copyfile(run(make_job(tmp_path / "start", method, images=1200), Recorder()).weights, local.start)
+    result = run(local, Recorder()).result
+    assert result.selection is not None
+    assert result.selection.assumed
+    assert result.selection.delivered == "start"
+    assert result.verdict == "worse"
+
+
+def test_a_rate_is_not_looked_for_with_fresh_layers(tmp_path: Path) -> None:
+    method = METHODS.validate_python(AUTO | {"probe_rate": True})
+    told = Recorder()
+    result = run(make_job(tmp_path, method, recipe_head="reset"), told).result
+    assert result.rate_probe is None
+    assert told.points[0].lr == 0.05
+
+
 @pytest.mark.parametrize("by", ["loss", "accuracy", "brier"])
 def test_a_candidate_is_compared_by_what_was_asked_for(by: SelectBy) -> None:
     outputs = Outputs(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]), torch.tensor([1.0, 2.0]).double())

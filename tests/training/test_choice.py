@@ -45,6 +45,7 @@ def test_halves_are_even_in_every_class() -> None:
 def test_mean_ranks() -> None:
     halves = [torch.tensor([0, 1]), torch.tensor([2, 3])]
     assert mean_ranks([values(1, 1, 9, 9), values(2, 2, 2, 2), values(3, 3, 3, 3)], halves) == [1.0, 0.5, 1.5]
+    assert mean_ranks([values(1, 1, 1, 1)] * 5, halves) == [2.0] * 5, "equal ones share their ranks"
 
 
 @pytest.mark.parametrize("forwards", [100, 2_000, 5_000, 20_000, 1e6, 1e9])

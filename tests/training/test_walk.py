@@ -1,12 +1,14 @@
 """What `auto` chooses: every candidate beside its formula, and the rule beside valleys that are written out."""
 
 from collections.abc import Callable
+from math import isfinite
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.training.valleys import Valley, weight
+from wbar.errors import Diverged
 from wbar_training.averages.average import Finished
 from wbar_training.averages.choice import Limits
 from wbar_training.averages.walk import WalkAverage
@@ -129,6 +131,26 @@ def test_of_few_images_the_lowest_mean_rank_decides() -> None:
         Valley(lambda value: losses(value) + 60 * (torch.arange(100) == 1) * (value == 5.0), few)
     )
     assert chosen(last)[:3] == ("range", 3, 3), "now only half of the halves have the lucky one"
+
+
+def test_a_candidate_that_is_not_finite_is_left_out() -> None:
+    def losses(value: float) -> Tensor:
+        return torch.full((400,), float("nan") if value == 5.0 else abs(value - 5.0), dtype=torch.float64)
+
+    finished = walked(SEGMENTS).finish(Valley(losses, PLENTY))
+    assert finished.selection is not None
+    assert finished.selection.candidates is not None
+    assert all(isfinite(one.loss) for one in finished.selection.candidates)
+    assert chosen(finished)[:3] != ("range", 2, 2)
+    with pytest.raises(Diverged, match="no mean of the walk"):
+        walked(SEGMENTS).finish(Valley(lambda _: torch.full((400,), float("inf")), PLENTY))
+
+
+def test_of_equal_means_the_longest_is_taken_whatever_the_rule() -> None:
+    for images in (100, 400):
+        limits = Limits(images, 0, 1e9)
+        finished = walked(SEGMENTS).finish(Valley(lambda _, n=images: torch.ones(n, dtype=torch.float64), limits))
+        assert chosen(finished)[:3] == ("range", 1, 4)
 
 
 @pytest.mark.parametrize("forwards", [3_000, 10_000, 40_000, 200_000])

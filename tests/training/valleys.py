@@ -23,11 +23,13 @@ class Valley:
         self.forwards += self.limits.one_mean
         return self.losses_of(weight(mean))
 
-    def values(self, mean: Mean, effort: Effort, own_statistics: bool) -> Evaluated:
+    def values(self, mean: Mean, effort: Effort, own_statistics: bool) -> Evaluated | None:
         self.forwards += effort.images + (0 if own_statistics else effort.recomputed)
         if own_statistics:
             self.with_own_statistics.append(weight(mean))
         values = self.losses_of(weight(mean))[: effort.images]
+        if not bool(torch.isfinite(values).all()):
+            return None
         return Evaluated(values, values.mean().item())
 
     def halves(self, images: int) -> list[Tensor]:

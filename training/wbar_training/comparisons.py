@@ -99,7 +99,7 @@ def _selection(
     gain = (outputs.report.losses - _start_losses(results)).mean().item()
     loss = outputs.selection.losses.mean().item() if selection.loss is None else selection.loss
     selection = selection.model_copy(update={"loss": loss, "optimism": gain - gain_there})
-    if not getattr(setup.spec.method, "guard", False) or selection.assumed:
+    if not getattr(setup.spec.method, "guard", False):
         return selection
     by: SelectBy = getattr(setup.spec.method, "select_by", "loss")
     evaluated = [Evaluated(per_image(one, labels, by), one.losses.mean().item()) for one in (start, outputs.selection)]

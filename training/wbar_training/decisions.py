@@ -95,7 +95,7 @@ def guard(start: Evaluated, averaged: Evaluated, reporter: Reporter) -> Delivere
         return "averaged"
     reporter.log(
         "warning",
-        f"guard: the averaged weights' loss is {averaged.loss:.5f} on the selection split and the start's is {start.loss:.5f}: "
-        "the weights to download are the start's",
+        f"guard: on the selection split the averaged weights have {averaged.values.mean().item():.5f} and the start "
+        f"{start.values.mean().item():.5f} (lower is better): the weights to download are the start's",
     )
     return "start"

@@ -34,7 +34,7 @@ def even_slices(count: int, most: int) -> Iterator[slice]:
 class Outputs:
     """The outputs of a network on N images, on the CPU.
 
-    probabilities: (N, classes) float32.
+    probabilities: (N, classes) float32; of several labels float64.
     losses: (N,) float64, −log p of the label, in nats.
     """
 
@@ -98,7 +98,7 @@ def _outputs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logs = torch.log_softmax(class_logits(logits), dim=1)
         return logs.exp().float(), -logs.gather(1, labels[:, None]).squeeze(1)
     losses = F.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none").mean(dim=1)
-    return logits.sigmoid().float(), losses
+    return logits.sigmoid(), losses  # float64: 1 − p must not round away
 
 
 def score(probabilities: Tensor, labels: Tensor, losses: Tensor | None = None) -> Score:

@@ -139,12 +139,20 @@ class Evaluator:
 
         At a high rate the tracked statistics lag behind and say little about the weights. The start's stay, if frozen.
         """
+        self._settle(model, images)
+        return self.train_score(self.probe, images)
+
+    def settled_loss(self, model: nn.Module, split: Split) -> float:
+        """Return the mean loss on a split with recomputed BatchNorm statistics, as `settled_train_score` has them; in nats."""
+        self._settle(model, BATCH_NORM_IMAGES)
+        return self.predict(self.probe, split).losses.mean().item()
+
+    def _settle(self, model: nn.Module, images: int) -> None:
         self.probe.load_state_dict(model.state_dict())
         self._round_as_file(self.probe)
         if self.plan.batch_norm != "frozen" and has_batch_norm(self.probe):
-            self._recompute(self.probe, images)
+            self._recompute(self.probe, images, self.plan.batch_norm == "consistent")
             self._round_as_file(self.probe)
-        return self.train_score(self.probe, images)
 
     def evaluate_start(self, model: nn.Module) -> StartEvaluation:
         """Evaluate the start, which `model` must hold, as it came and with recomputed BatchNorm statistics."""
@@ -159,15 +167,16 @@ class Evaluator:
 
     # Evaluating a mean, in the probe.
 
-    def hold(self, mean: Mean, recompute: bool = True, images: int = BATCH_NORM_IMAGES) -> None:
+    def hold(self, mean: Mean, recompute: bool = True, images: int = BATCH_NORM_IMAGES, once: bool = False) -> None:
         """Put a mean into the probe as its file will hold it.
 
         recompute: whether BatchNorm statistics are recomputed, from at most `images` training images; else they are the
             mean's.
+        once: see `recompute`.
         """
         mean.copy_to(self.probe)
         if recompute:
-            self.recompute_for_file(self.probe, images)
+            self.recompute_for_file(self.probe, images, once)
         else:
             self._round_as_file(self.probe)
 
@@ -184,23 +193,24 @@ class Evaluator:
 
     # BatchNorm.
 
-    def recompute_for_file(self, model: nn.Module, images: int = BATCH_NORM_IMAGES) -> None:
+    def recompute_for_file(self, model: nn.Module, images: int = BATCH_NORM_IMAGES, once: bool = False) -> None:
         """Recompute BatchNorm statistics for the weights as rounded in the file, and round the statistics alike."""
         self._round_as_file(model)
-        self.recompute(model, images)
+        self.recompute(model, images, once)
         self._round_as_file(model)
 
-    def recompute(self, model: nn.Module, images: int = BATCH_NORM_IMAGES) -> None:
+    def recompute(self, model: nn.Module, images: int = BATCH_NORM_IMAGES, once: bool = False) -> None:
         """Recompute BatchNorm statistics over augmented training images, which depend on the seed alone.
 
         images: how many, at most; with 0 nothing is recomputed.
+        once: in one pass over them, also where the recipe asks for statistics in agreement.
 
         Raises Diverged if they cannot be computed.
         """
         if self.plan.recomputes_batch_norm and images:
-            self._recompute(model, images)
+            self._recompute(model, images, self.plan.batch_norm == "consistent" and not once)
 
-    def _recompute(self, model: nn.Module, images: int) -> None:
+    def _recompute(self, model: nn.Module, images: int, consistent: bool) -> None:
         def forward(module: nn.Module, chunk: tuple[int, Tensor]) -> None:
             index, images_of_batch = chunk
             inputs = self.data.feed.inputs(Request(images_of_batch, "batchnorm-augment", index))
@@ -221,7 +231,7 @@ class Evaluator:
                 model,
                 own,
                 forward,
-                consistent=self.plan.batch_norm == "consistent",
+                consistent=consistent,
             )
         except ValueError as error:
             raise Diverged(f"BatchNorm statistics could not be computed {self.where}: {error}") from error

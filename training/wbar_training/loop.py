@@ -116,7 +116,9 @@ class TrainingJob:
         self._heartbeat("loading", None)
         if self.results.start is None:
             self._evaluate_start()
+            before = self.estimate.fraction
             self.estimate = self._estimate(0, begun=True)  # again: the kind of start may have changed the schedule
+            self.estimate.least = before
         self._go_on_training()
         self.batches.start(self._positions())
         first_step = self.step
@@ -169,13 +171,21 @@ class TrainingJob:
         if isinstance(method, AutoMethod):
             results.start_kind = decisions.kind_of_start(method, training_loss, held_out)
             found += f": it is {results.start_kind}"
-        if method.probe_rate is True:
+        fresh = self.plan.recipe.head == "reset" or bool(self.plan.recipe.reset)
+        if method.probe_rate is True and not fresh:  # the loss of fresh layers is no bound: any rate lowers it
             customary = number(method.lr if isinstance(method, AutoMethod) else method.high.lr)
-            probe = RateProber(self.setup, self.stepper, self.schedule, customary).find(start.selection_loss)
+            probe = RateProber(self.setup, self.stepper, self.schedule, customary).find(self._bearable_loss(start))
             results.rate_probe = probe.model_dump()
             found += "".join(f"; {one.in_words()}" for one in probe.tried)
         self._plan_schedule()
         self.reporter.log("info", f"{method.type}: {found}; the high rate is {self.schedule.at(0).lr:g}")
+
+    def _bearable_loss(self, start: StartEvaluation) -> float:
+        """Return the start's loss on the selection split, in nats: the lower one of its own statistics and recomputed ones."""
+        if self.evaluator.recomputed_images:
+            return start.selection_loss
+        assert self.setup.data.selection is not None
+        return min(start.selection_loss, self.evaluator.settled_loss(self.model, self.setup.data.selection))
 
     def _train_step(self, position: Position) -> None:
         inputs, indices = self.batches.next()
@@ -236,7 +246,7 @@ class TrainingJob:
             self.reporter,
             self.results,
             self.average,
-            self.limits,
+            limits_of(self.setup, self.schedule, self.step - self.results.discarded_steps),
             [self.workspace.snapshot(n) for n in range(1, len(self.results.snapshots) + 1)],
             self.trajectory.epochs if self.trajectory else None,
             self._control if self.method.control else None,
@@ -253,7 +263,8 @@ class TrainingJob:
             self.reporter.log(
                 "info", "control: the walk was the control's, and its last iterate is the control's model"
             )
-            return Score.model_validate(self.results.snapshots[-1])
+            self.evaluator.hold(mean_of(self.model), recompute=False)  # as its file would hold it
+            return self.evaluator.calibrated_score(self.evaluator.predict_held_out(self.evaluator.probe))
         spec, workspace = decisions.control_of(
             self.spec, self.workspace, self.method, self.schedule, self.normalization
         )

@@ -13,13 +13,12 @@ from wbar_averaging import Position
 from wbar_training import start_probe
 from wbar_training.analysis import flatness_images
 from wbar_training.averages.average import Average
-from wbar_training.averages.choice import Limits
+from wbar_training.averages.choice import TRAINING, Limits
 from wbar_training.evaluator import BATCH_NORM_IMAGES
 from wbar_training.messages import LogLevel, StopReason
 from wbar_training.meter import Meter
 from wbar_training.rate_probe import FACTORS, IMAGES, STEPS
 from wbar_training.reporter import Reporter
-from wbar_training.selection_evaluator import TRAINING
 from wbar_training.setup import Setup
 
 
@@ -92,6 +91,7 @@ class ProgressEstimate:
         self.done += cost.before if begun else 0
         self.cycles, self.total_steps = len(snapshots), schedule.total_steps + cost.other_steps
         self._began, self._initial = time.monotonic(), self.done
+        self.least = 0.0  # of the fraction: what was reported once is not taken back
 
     def trained(self, images: int) -> None:
         """Count `images` images that were trained on."""
@@ -104,7 +104,7 @@ class ProgressEstimate:
     @property
     def fraction(self) -> float:
         """The share of the work that is done, in [0, 1]."""
-        return min(1.0, self.done / self.total)
+        return max(self.least, min(1.0, self.done / self.total))
 
     def progress(self, phase: StepPhase, position: Position | None, meter: Meter, step: int) -> Progress:
         """Return the progress to report. step: optimizer steps taken in all."""

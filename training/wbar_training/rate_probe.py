@@ -7,11 +7,12 @@ Up to its held-out loss a network unlearns what it has memorised; beyond it, wha
 are almost zero, bears a high rate, and one that is in balance only its customary one.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 from wbar.errors import Diverged
 from wbar.results import RateProbe, TriedRate
 from wbar.schedule import Schedule
+from wbar_training.averages.choice import TRAINING
 from wbar_training.data.batches import Batches
 from wbar_training.data.mixing import mix
 from wbar_training.setup import Setup
@@ -23,7 +24,6 @@ FACTORS = (2.0, 3.0)
 TOLERANCE = 1.05  # of the held-out loss: the loss on a few images is not known better
 
 
-@dataclass(frozen=True)
 class RateProber:
     """Tries rates on the network that is trained, and leaves it as it was.
 
@@ -31,15 +31,14 @@ class RateProber:
     lr: the customary rate.
     """
 
-    setup: Setup
-    stepper: Stepper
-    schedule: Schedule
-    lr: float
+    def __init__(self, setup: Setup, stepper: Stepper, schedule: Schedule, lr: float) -> None:
+        self.setup, self.stepper, self.schedule, self.lr = setup, stepper, schedule, lr
+        self._scaler: dict[str, Any] = {}
 
     def find(self, held_out_loss: float) -> RateProbe:
         """Return the rate that the start bears. held_out_loss: of the start, in nats."""
         chosen, tried = 1.0, list[TriedRate]()
-        scaler = self.stepper.scaler.state_dict()
+        self._scaler = self.stepper.scaler.state_dict()
         for factor in FACTORS:
             loss = self._loss_after(factor * self.lr)
             tried.append(TriedRate(factor=factor, lr=factor * self.lr, loss=loss))
@@ -47,13 +46,13 @@ class RateProber:
                 break
             chosen = factor
         self._reset()
-        if scaler:
-            self.stepper.scaler.load_state_dict(scaler)
         return RateProbe(factor=chosen, lr=chosen * self.lr, held_out_loss=held_out_loss, tried=tried)
 
     def _reset(self) -> None:
         self.setup.model.load_state_dict(self.setup.start())
         self.stepper.renew()
+        if self._scaler:
+            self.stepper.scaler.load_state_dict(self._scaler)
 
     def _loss_after(self, lr: float) -> float | None:
         """Return the loss on training images after STEPS steps from the start; None where it is not finite."""
@@ -67,6 +66,7 @@ class RateProber:
             labels = setup.data.train.labels[indices].to(setup.device, non_blocking=True)
             inputs, target = mix(setup.plan.recipe, inputs, labels, setup.plan.seed, step)
             self.stepper.take(inputs, target, step, lr, 0.0, (), False)
+            setup.evaluator.tick("evaluate", int(TRAINING * len(indices)) // self.stepper.ranks.size)
         try:
             return setup.evaluator.settled_train_score(setup.model, IMAGES).loss
         except Diverged:

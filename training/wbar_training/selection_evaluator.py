@@ -7,17 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wbar.errors import Diverged
 from wbar.method import SelectBy
 from wbar.schedule import Schedule
 from wbar_training.averages.average import Evaluated, Mean
-from wbar_training.averages.choice import SELECTION_BATCH_NORM_IMAGES, SHARE, Effort, Limits, stratified_halves
+from wbar_training.averages.choice import (
+    SELECTION_BATCH_NORM_IMAGES,
+    SHARE,
+    TRAINING,
+    Effort,
+    Limits,
+    stratified_halves,
+)
 from wbar_training.data.packed import Split
 from wbar_training.draws import generator, permutation
 from wbar_training.evaluate import Outputs
 from wbar_training.reporter import Reporter
 from wbar_training.setup import Setup
-
-TRAINING = 3.0  # forward passes that one image of a training step costs: its own, and two for the backward pass
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,14 @@ class SelectionEvaluator:
         """Return a mean's loss on each image, BatchNorm recomputed, (N,) float64."""
         return self.setup.evaluator.selection_losses(mean)
 
-    def values(self, mean: Mean, effort: Effort, own_statistics: bool) -> Evaluated:
+    def values(self, mean: Mean, effort: Effort, own_statistics: bool) -> Evaluated | None:
         """Evaluate a mean on the first images of the selection split, in an order that the seed fixes."""
         evaluator, split = self.setup.evaluator, self._first(effort.images)
-        evaluator.hold(mean, recompute=not own_statistics, images=effort.recomputed)
-        outputs = evaluator.predict(evaluator.probe, split)
+        try:
+            evaluator.hold(mean, recompute=not own_statistics, images=effort.recomputed, once=True)
+            outputs = evaluator.predict(evaluator.probe, split)
+        except Diverged:
+            return None
         by: SelectBy = getattr(self.setup.spec.method, "select_by", "loss")
         return Evaluated(per_image(outputs, split.labels, by), outputs.losses.mean().item())
 
@@ -61,10 +70,10 @@ class SelectionEvaluator:
         return Split(selection.images[order], selection.labels[order])
 
 
-def limits_of(setup: Setup, schedule: Schedule) -> Limits:
-    """Return what a choice may cost in a job with this schedule."""
+def limits_of(setup: Setup, schedule: Schedule, steps: int | None = None) -> Limits:
+    """Return what a choice may cost in a job with this schedule. steps: that were taken, where training ended early."""
     images = min(len(setup.data.train), schedule.steps_per_epoch * setup.plan.batch_size)
-    trained = images * schedule.total_steps / schedule.steps_per_epoch
+    trained = images * (schedule.total_steps if steps is None else steps) / schedule.steps_per_epoch
     return Limits(
         selection=setup.data.held_out.selection,
         recomputed=min(setup.evaluator.recomputed_images, SELECTION_BATCH_NORM_IMAGES),

@@ -38,8 +38,8 @@ class CandidateEvaluator(Protocol):
     def losses(self, mean: Mean) -> Tensor:
         """Return a mean's loss on each image, BatchNorm recomputed, (N,) float64."""
 
-    def values(self, mean: Mean, effort: Effort, own_statistics: bool) -> Evaluated:
-        """Evaluate a mean on `effort.images` images.
+    def values(self, mean: Mean, effort: Effort, own_statistics: bool) -> Evaluated | None:
+        """Evaluate a mean on `effort.images` images; None where its outputs are not finite.
 
         own_statistics: BatchNorm's are those that the mean has, and not recomputed.
         """

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 SHARE = 0.15
+TRAINING = 3.0  # forward passes that one image of a training step costs: its own, and two for the backward pass
 LEAST = 64  # images of the selection split that an evaluation needs: fewer tell nothing
 SELECTION_BATCH_NORM_IMAGES = (
     1024  # training images that statistics are recomputed from; 512 were enough in measurements
@@ -135,12 +136,14 @@ def stratified_halves(labels: Tensor, draws: torch.Generator) -> list[Tensor]:
 
 
 def mean_ranks(values: Sequence[Tensor], halves: Sequence[Tensor]) -> list[float]:
-    """Return the mean rank of each candidate over the halves, from 0 for the lowest mean.
+    """Return the mean rank of each candidate over the halves, from 0 for the lowest mean; equal means share their ranks.
 
     values: of each candidate, one per image of the selection split; lower is better.
     """
     means = torch.stack([torch.stack([one[half].mean() for one in values]) for half in halves])
-    ranks: list[float] = means.argsort(dim=1).argsort(dim=1).double().mean(dim=0).tolist()
+    lower = (means[:, None, :] < means[:, :, None]).double().sum(dim=2)
+    equal = (means[:, None, :] == means[:, :, None]).double().sum(dim=2) - 1
+    ranks: list[float] = (lower + equal / 2).mean(dim=0).tolist()
     return ranks
 
 

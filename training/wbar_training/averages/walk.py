@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wbar.errors import Diverged
 from wbar.results import Candidate, CandidateKind, Selection
 from wbar_averaging import ExponentialMean, RunningMean
 from wbar_training.averages.average import (
@@ -119,12 +120,12 @@ class WalkAverage(Average):
         plan = plan_choice(len(proposals), len(self._means) - 1, evaluator.limits)
         if plan is None:
             return self._assumed(evaluator)
-        tried = self._tried(proposals, plan, evaluator)
-        last_round = [one for one, evaluated in tried.items() if len(evaluated.values) == plan.final.images]
+        tried, last_round = self._tried(proposals, plan, evaluator)
         values = [tried[one].values for one in last_round]
         if plan.final.images < MANY:
             ranks = mean_ranks(values, evaluator.halves(plan.final.images))
-            best, rule = ranks.index(min(ranks)), "the lowest mean rank over repeated halves"
+            best = min(range(len(ranks)), key=lambda index: (ranks[index], -last_round[index].length))
+            rule = "the lowest mean rank over repeated halves"
         else:
             best = longest_near_tie(values, [one.length for one in last_round])
             rule = "the longest mean within one standard error of the lowest"
@@ -186,33 +187,40 @@ class WalkAverage(Average):
 
     def _tried(
         self, proposals: Sequence[Proposal], plan: Plan, evaluator: CandidateEvaluator
-    ) -> dict[Proposal, Evaluated]:
-        """Return every candidate that was evaluated, with its latest evaluation."""
+    ) -> tuple[dict[Proposal, Evaluated], list[Proposal]]:
+        """Return every candidate that was evaluated, with its latest evaluation, and those of the last round.
+
+        Raises Diverged if no candidate of the last round has finite outputs.
+        """
         tried, staying = dict[Proposal, Evaluated](), list(proposals[: plan.entering])
         for number, (_, effort) in enumerate(plan.rounds):
-            evaluated = {one: _evaluated_at(one, effort, evaluator) for one in staying}
+            evaluated = _evaluated(staying, effort, evaluator)
             if number == 0 and plan.soups:
                 evaluated |= self._soup(evaluated, effort, evaluator)
             tried |= evaluated
             following = [count for count, _ in plan.rounds[number + 1 :]] + [plan.finalists]
-            staying = sorted(evaluated, key=lambda one: evaluated[one].values.mean().item())[: following[0]]
-        final = {one: _evaluated_at(one, plan.final, evaluator) for one in staying}
-        best = sorted(final, key=lambda one: final[one].values.mean().item())[: plan.lines]
+            staying = _best(evaluated, following[0])
+        final = _evaluated(staying, plan.final, evaluator)
         start = evaluator.start()
-        lines = [self._line(one, alpha, start) for one in best for alpha in ALPHAS]
-        return tried | final | {one: _evaluated_at(one, plan.final, evaluator) for one in lines}
+        lines = [self._line(one, alpha, start) for one in _best(final, plan.lines) for alpha in ALPHAS]
+        final |= _evaluated(lines, plan.final, evaluator)
+        if not final:
+            raise Diverged("no mean of the walk has finite outputs on the selection split: lower method.lr")
+        return tried | final, list(final)
 
     def _soup(
         self, evaluated: Mapping[Proposal, Evaluated], effort: Effort, evaluator: CandidateEvaluator
     ) -> dict[Proposal, Evaluated]:
         """Return the greedy soup of the segments; nothing where it is one of the ranges."""
-        singles = [one for one in evaluated if one.kind == "range" and one.first == one.last]
-        singles.sort(key=lambda one: evaluated[one].values.mean().item())
-        kept, best = singles[0], evaluated[singles[0]]
-        for one in singles[1:]:
+        single = {one: found for one, found in evaluated.items() if one.kind == "range" and one.first == one.last}
+        order = _best(single, len(single))
+        if not order:
+            return {}
+        kept, best = order[0], single[order[0]]
+        for one in order[1:]:
             candidate = self._of("soup", tuple(sorted((*kept.segments, *one.segments))))
-            found = _evaluated_at(candidate, effort, evaluator)
-            if found.values.mean() <= best.values.mean():
+            found = _evaluated([candidate], effort, evaluator).get(candidate)
+            if found is not None and found.values.mean() <= best.values.mean():
                 kept, best = candidate, found
         is_range = len(kept.segments) == kept.last - kept.first + 1
         return {} if is_range else {kept: best}
@@ -246,5 +254,13 @@ class WalkAverage(Average):
             mean.load_state_dict(one)
 
 
-def _evaluated_at(proposal: Proposal, effort: Effort, evaluator: CandidateEvaluator) -> Evaluated:
-    return evaluator.values(proposal.make(), effort, proposal.own_statistics)
+def _evaluated(
+    proposals: Sequence[Proposal], effort: Effort, evaluator: CandidateEvaluator
+) -> dict[Proposal, Evaluated]:
+    """Return the evaluation of each proposal whose outputs are finite."""
+    found = {one: evaluator.values(one.make(), effort, one.own_statistics) for one in proposals}
+    return {one: evaluated for one, evaluated in found.items() if evaluated is not None}
+
+
+def _best(evaluated: Mapping[Proposal, Evaluated], count: int) -> list[Proposal]:
+    return sorted(evaluated, key=lambda one: evaluated[one].values.mean().item())[:count]

@@ -20,8 +20,9 @@ def upgrade() -> None:
     connection = op.get_bind()
     for row in connection.execute(sa.select(_JOBS.c.id, _JOBS.c.spec)).all():
         method = row.spec["method"]
-        if method["type"] == "auto" and "low" in method:
-            spec = {**row.spec, "method": _renewed(method)}
+        if "probe_rate" not in method and method["type"] in ("auto", "cyclic_swa"):
+            renewed = _renewed(method) if method["type"] == "auto" else {**method, "probe_rate": False}
+            spec = {**row.spec, "method": renewed}
             connection.execute(sa.update(_JOBS).where(_JOBS.c.id == row.id).values(spec=spec))
 
 
