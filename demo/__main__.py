@@ -106,7 +106,7 @@ def _tell(bar: Progress, task: TaskID, done: float, text: str) -> None:
 def _table(results: list[JobResult]) -> Table:
     """The comparisons of all seeds: mean ± standard error of the mean."""
     table = Table(title=f"held-out images, {len(results)} seeds, ± standard error", title_justify="left")
-    for column in ("", "accuracy %", "NLL", "NLL calibrated", "ECE"):
+    for column in ("", "accuracy %", "NLL", "NLL calibrated"):
         table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
     for name in results[0].metrics.named():
         scores = [result.metrics.named()[name] for result in results]
@@ -115,7 +115,6 @@ def _table(results: list[JobResult]) -> Table:
             _spread([100 * score.accuracy for score in scores], 2),
             _spread([score.loss for score in scores], 4),
             _spread([score.nll_calibrated or math.nan for score in scores], 4),
-            _spread([score.ece for score in scores], 4),
             style="bold" if name == "averaged" else "",
         )
     return table
