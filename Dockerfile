@@ -1,4 +1,4 @@
-# Two images from one file: `--target api` (the API, `wbar migrate` and `wbar keys`; no torch in it) and `--target worker`
+# Two images from one file: `--target api` (the API, `wbar migrate` and `wbar first-key`; no torch in it) and `--target worker`
 # (training, ingest and sweeper). torch comes from pip's default index with CUDA in it, and runs without a GPU too. For a
 # smaller CPU-only image, name an index that has such builds: `--build-arg PIP_EXTRA_INDEX_URL=…`, or PIP_INDEX_URL for a
 # mirror of your own. Both stay in the build stages and are not part of the images.

@@ -119,7 +119,7 @@ class Service:
         self.database = Database(database_url)
         upgrade(self.database)
         keys = Keys(self.database)
-        self.key, self.other_key = keys.create("tests"), keys.create("another tenant", Tenant("other"))
+        self.key, self.other_key = keys.create("tests").key, keys.create("another tenant", Tenant("other")).key
         self.log = open(folder / "log", "wb")  # noqa: SIM115  # closed in stop()
         self.parts: dict[str, subprocess.Popen[bytes]] = {}
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 datasets_app = typer.Typer(no_args_is_help=True, help="Datasets: add, list.")
 app.add_typer(datasets_app, name="datasets")
+keys_app = typer.Typer(no_args_is_help=True, help="API keys of your tenant: create, list, revoke.")
+app.add_typer(keys_app, name="keys")
 # The names are written out: importing the models that define them would slow `wbar --help` down.
 AUGMENTS = (
     "auto, none, pad_crop, pad_crop_flip, resized_crop, resized_crop_flip, imagenet, rand_augment, trivial_augment"
@@ -284,6 +286,44 @@ def download(
             client.jobs.download_snapshot(job, snapshot, output, step)
     errors.print("sha-256 verified")
     typer.echo(str(output))
+
+
+@keys_app.command(name="create")
+def keys_create(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help="read, write or admin; again for each. Default: read, write.")
+    ] = None,
+    expires_in_days: Annotated[float | None, typer.Option(help="Default: it does not expire.")] = None,
+) -> None:
+    """Create an API key and print it: it is shown only this once."""
+    with _client() as client:
+        made = client.keys.create(name, scopes=scope or ("read", "write"), expires_in_days=expires_in_days)  # type: ignore[arg-type]  # the service checks them
+    errors.print(f"{made.id}: {', '.join(made.scopes)}; it is shown only this once", markup=False, soft_wrap=True)
+    typer.echo(made.key)
+
+
+@keys_app.command(name="list")
+def keys_list(
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    after: Annotated[str | None, typer.Option()] = None,
+) -> None:
+    """List the API keys, newest first: names, scopes and times, not the keys."""
+    with _client() as client:
+        page = client.keys.list(limit=limit, after=after).data
+    columns = ("id", "name", "begins", "scopes", "last used", "expires")
+    _table(columns, [
+        (key.id, key.name, key.hint, " ".join(key.scopes), (key.last_used_at or "never")[:16], (key.expires_at or "never")[:16])
+        for key in page
+    ])  # fmt: skip
+
+
+@keys_app.command(name="revoke")
+def keys_revoke(key: Annotated[str, typer.Argument(help="Its id, as `wbar keys list` shows it.")]) -> None:
+    """Revoke an API key: it opens nothing any more."""
+    with _client() as client:
+        client.keys.revoke(key)
+    typer.echo(key)
 
 
 def _client() -> "Client":

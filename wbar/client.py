@@ -24,6 +24,7 @@ from wbar.checkpoints import Checkpoint
 from wbar.datasets import Dataset
 from wbar.errors import REFUSED, REJECTED, Refused, Rejected, Unreachable
 from wbar.jobs import Event, Job, MetricsPoint, Snapshot
+from wbar.keys import ApiKey, Scope
 from wbar.lists import Page
 from wbar.states import TERMINAL
 from wbar.transfers import Step, as_archive, chunks, download, upload_headers
@@ -49,6 +50,7 @@ class Client:
         self.checkpoints = Checkpoints(self)
         self.datasets = Datasets(self)
         self.jobs = Jobs(self)
+        self.keys = Keys(self)
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send one request and return the response.
@@ -354,3 +356,22 @@ class Jobs(_Resource):
     def download_snapshot(self, job_id: str, n: int, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """Download w_n to `path`; see download."""
         return download(self._client, f"/v1/jobs/{job_id}/snapshots/{n}/weights", Path(path), step)
+
+
+class Keys(_Resource):
+    """Creates, lists and revokes API keys of the same tenant. Raises Forbidden for a key without the scope `admin`."""
+
+    def create(
+        self, name: str, *, scopes: Sequence[Scope] = ("read", "write"), expires_in_days: float | None = None
+    ) -> ApiKey:
+        """Create a key. Its `key` is in this answer only."""
+        body = {"name": name, "scopes": [*scopes], "expires_in_days": expires_in_days}
+        return ApiKey.model_validate(self._client.request("POST", "/v1/keys", json=body).json())
+
+    def list(self, limit: int = 20, after: str | None = None, order: str | None = None) -> Page[ApiKey]:
+        """Return one page of keys, newest first unless `order` is `asc`."""
+        return self._get("/v1/keys", Page[ApiKey], limit=limit, after=after, order=order)
+
+    def revoke(self, key_id: str) -> None:
+        """Revoke a key: it is refused a second later at most. Raises NotFound."""
+        self._client.request("DELETE", f"/v1/keys/{key_id}")

@@ -2,7 +2,7 @@
 
 WbarError
 ├── Refused                     an HTTP problem: status, title, code, detail
-│   ├── BadRequest  ValidationFailed  Unauthorized  NotFound  TooLarge  RangeNotSatisfiable  DigestMismatch ...
+│   ├── BadRequest  ValidationFailed  Unauthorized  Forbidden  NotFound  TooLarge  RangeNotSatisfiable  DigestMismatch ...
 │   └── Conflict                409: InUse  CheckpointNotReady  DatasetNotReady  JobNotFinished  InvalidTransition ...
 ├── Rejected                    the content of an uploaded checkpoint or dataset is refused, after the 201
 │   ├── UnsafePickle  CorruptFile  NotAStateDict  NonFiniteWeights  ArchitectureMismatch  UnknownArchitecture ...
@@ -55,6 +55,12 @@ class Unauthorized(Refused):
     """Raised when a request has no API key, or one that is not valid."""
 
     code, status, title = "unauthorized", 401, "No valid API key"
+
+
+class Forbidden(Refused):
+    """Raised when the API key is valid and does not have the scope that the request needs."""
+
+    code, status, title = "insufficient_scope", 403, "The API key does not allow this"
 
 
 class NotFound(Refused):
@@ -129,6 +135,24 @@ class InternalError(Refused):
     code, status, title = "internal_error", 500, "The service failed; nothing was changed"
 
 
+class StorageFull(Refused):
+    """Raised when no room is left on the disk for what was sent; nothing was kept."""
+
+    code, status, title = "storage_full", 507, "No room is left"
+
+
+class TooManyRequests(Refused):
+    """Raised when a key sends more requests than its limit; `Retry-After` says when to come back."""
+
+    code, status, title = "rate_limited", 429, "Too many requests"
+
+
+class QuotaExceeded(Refused):
+    """Raised when a tenant has as much of something (bytes, jobs) as it may have."""
+
+    code, status, title = "quota_exceeded", 429, "The tenant's quota is used up"
+
+
 class Unavailable(Refused):
     """Raised when a part of the service, such as the database or the broker, is not ready."""
 
@@ -183,10 +207,10 @@ class IdempotencyKeyReused(Conflict):
     code = "idempotency_key_reused"
 
 
-class IdempotencyKeyInProgress(Conflict):
-    """Raised when the first request with the same idempotency key is still being answered."""
+class IdempotentObjectDeleted(Conflict):
+    """Raised when a request is sent again whose object was made by the first one, and deleted since."""
 
-    code = "idempotency_key_in_progress"
+    code = "idempotent_object_deleted"
 
 
 class Rejected(WbarError):

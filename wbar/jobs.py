@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from wbar.checkpoints import Fault
 from wbar.method import AnyMethod, CyclicSwa
@@ -11,10 +11,11 @@ from wbar.request import RequestModel
 from wbar.results import JobResult, Score
 from wbar.spec import JobSpec
 from wbar.states import JobStatus
+from wbar.text import ClassName, Name, Text
 
 StepPhase = Literal["loading", "high", "low", "batchnorm", "evaluate", "report"]
 EventType = Literal["status", "progress", "metrics", "snapshot", "log"]
-Label = Annotated[str, Field(max_length=512)]
+MOST_TAGS = 16
 
 
 class JobOptions(RequestModel):
@@ -23,7 +24,7 @@ class JobOptions(RequestModel):
     method: AnyMethod = Field(default_factory=CyclicSwa)
     recipe: Recipe = Field(default_factory=Recipe)
     seed: int = Field(0, ge=0, lt=2**31)
-    classes: Annotated[list[Label], Field(min_length=2, max_length=MAX_CLASSES, fail_fast=True)] | None = Field(
+    classes: Annotated[list[ClassName], Field(min_length=2, max_length=MAX_CLASSES, fail_fast=True)] | None = Field(
         None, description="The checkpoint's class order, if it is not the sorted names."
     )
     flatness: bool = Field(
@@ -40,7 +41,8 @@ class JobOptions(RequestModel):
     )
 
 
-Id = Annotated[str, Field(max_length=64)]
+Id = Annotated[Text, Field(max_length=64)]
+TagName = Annotated[Name, Field(max_length=64)]
 
 
 class JobRequest(JobOptions):
@@ -104,11 +106,17 @@ class JobRequest(JobOptions):
 
     checkpoint: Id
     dataset: Id
-    name: str | None = Field(None, max_length=256)
-    metadata: dict[Annotated[str, Field(min_length=1, max_length=64)], Label] = Field(
-        default_factory=dict, max_length=16
-    )
+    name: Name | None = None
+    metadata: dict[TagName, Annotated[Text, Field(max_length=512)]] = Field(default_factory=dict, max_length=MOST_TAGS)
     dry_run: bool = Field(False, description="Validate and resolve everything, create nothing.")
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _few(cls, value: Any) -> Any:
+        # Before the tags are looked at one by one: a body has room for a hundred thousand.
+        if isinstance(value, dict) and len(value) > MOST_TAGS:
+            raise ValueError(f"{len(value)} tags, and a job takes {MOST_TAGS}")
+        return value
 
 
 class Progress(BaseModel):

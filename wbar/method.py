@@ -323,9 +323,12 @@ class Soup(RequestModel):
         description="The checkpoints that are averaged. `checkpoint`, the start, is one of them only if it is listed.",
     )
     average: Literal["uniform", "greedy"] = "uniform"
-    weights: list[Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]] | None = Field(
-        None, description="One per checkpoint, with `uniform`; they are divided by their sum."
-    )
+    weights: (
+        Annotated[
+            list[Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]], Field(max_length=64, fail_fast=True)
+        ]
+        | None
+    ) = Field(None, description="One per checkpoint, with `uniform`; they are divided by their sum.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

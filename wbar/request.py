@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-MOST_UNKNOWN = 100  # that are named one by one
+MOST_UNKNOWN = 20  # that are named one by one
 
 
 class RequestModel(BaseModel):

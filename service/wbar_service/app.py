@@ -15,10 +15,12 @@ from wbar import __version__
 from wbar.checkpoints import Checkpoint
 from wbar.datasets import Dataset, DatasetSource
 from wbar.jobs import Job, JobRequest
-from wbar_service import architectures, auth, health, problems, schema
+from wbar.keys import ApiKey, KeyRequest
+from wbar_service import architectures, auth, connections, health, problems, schema
 from wbar_service.checkpoints import routes as checkpoint_routes
 from wbar_service.datasets import routes as dataset_routes
 from wbar_service.jobs import routes as job_routes
+from wbar_service.keys import routes as key_routes
 from wbar_service.settings import ServiceSettings
 from wbar_store.store import Store
 
@@ -45,22 +47,22 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app: FastAPI = FastAPIOffline(
         title="wbar", summary="A weight-averaging fine-tuning service", description=DESCRIPTION, version=__version__,
         lifespan=lifespan, separate_input_output_schemas=False, generate_unique_id_function=schema.operation_id,
+        redirect_slashes=False,  # a redirect would name the host that the request claims
     )  # fmt: skip
     app.state.settings = settings
     app.state.store = Store.open(settings)
     app.state.keys = auth.RememberedKeys(app.state.store)
     problems.install(app)
-    app.add_middleware(problems.SmallJson)
     app.add_middleware(problems.RequestId)
     # Routes are tried one after the other: those that are asked most often come first.
-    for routes in (health, job_routes, checkpoint_routes, dataset_routes, architectures):
+    for routes in (health, job_routes, checkpoint_routes, dataset_routes, architectures, key_routes):
         app.include_router(routes.router)
 
     @app.get("/", include_in_schema=False)
     def index() -> RedirectResponse:
         return RedirectResponse("/docs")
 
-    schema.document(app, Checkpoint, Dataset, DatasetSource, Job, JobRequest)
+    schema.document(app, ApiKey, Checkpoint, Dataset, DatasetSource, Job, JobRequest, KeyRequest)
     return app
 
 
@@ -79,6 +81,8 @@ def serve(settings: ServiceSettings) -> None:
         access_log=False,
         timeout_graceful_shutdown=5,
         timeout_keep_alive=30,
+        http=connections.protocol(settings.client_timeout),
+        ws="none",
     )
     # uvicorn's own `fd` opens an inherited socket as a Unix socket, for which no TCP_NODELAY is set, and each small answer
     # waits for the client's delayed acknowledgement, 40 ms.

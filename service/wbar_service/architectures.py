@@ -7,10 +7,15 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from wbar.catalog import ARCHITECTURES
-from wbar_service.auth import TenantOf
+from wbar_service.auth import AuthenticatedRoute, TenantOf
 from wbar_service.problems import responses
 
-router = APIRouter(prefix="/v1/architectures", tags=["architectures"], responses=responses(401))
+router = APIRouter(
+    prefix="/v1/architectures",
+    tags=["architectures"],
+    route_class=AuthenticatedRoute,
+    responses=responses(401, 403),
+)
 
 
 class ArchitectureEntry(BaseModel):

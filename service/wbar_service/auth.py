@@ -1,24 +1,37 @@
-"""Authentication: a bearer key names a tenant, and every route gets the store and that tenant, nothing else."""
+"""Authentication: a bearer key names a tenant and its scopes, and every route gets the store and that tenant, nothing else.
 
+The key is checked before a byte of the body is read: a stranger's request costs one look-up, whatever it carries.
+"""
+
+import asyncio
 import hashlib
 import time
-from typing import Annotated
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, ClassVar
 
-from fastapi import Depends, Request
+from anyio.to_thread import run_sync
+from fastapi import Depends, Request, Response
 from fastapi.openapi.models import HTTPBearer
+from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
+from sqlalchemy.exc import DBAPIError
 
-from wbar.errors import Unauthorized
+from wbar.errors import Forbidden, Unauthorized
+from wbar.keys import Scope
+from wbar_service.bodies import with_small_body
 from wbar_service.reading import read
-from wbar_store.database import Tenant
+from wbar_store.database import UNAVAILABLE, Tenant
+from wbar_store.keys import KeyRecord
 from wbar_store.store import Store
 
 REMEMBERED_SECONDS = 1.0
+USED_SECONDS = 60.0  # as exact as `last_used_at` is
 MOST_REMEMBERED = 4096
+TENANT = "wbar.tenant"  # where the request's scope has it
 
 
 class RememberedKeys:
-    """The tenants of the API keys that were used within the last second.
+    """The API keys that were used within the last second.
 
     A client that polls then costs one transaction a request instead of two; a revoked key is refused at most a second later.
     Only the event loop's thread uses it.
@@ -26,22 +39,91 @@ class RememberedKeys:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._remembered: dict[bytes, tuple[Tenant, float]] = {}  # by digest: no key stays in memory as it is
+        self._remembered: dict[bytes, tuple[KeyRecord, float]] = {}  # by digest: no key stays in memory as it is
+        self._used: dict[str, float] = {}
+        self._writing = set[asyncio.Task[None]]()  # a task without a reference may be collected before it has run
 
-    async def tenant_of(self, key: str) -> Tenant | None:
-        """Return the tenant that a key belongs to; None for an unknown key, which is looked up each time."""
-        digest = hashlib.sha256(key.encode()).digest()
-        tenant, until = self._remembered.get(digest, (None, 0.0))
-        if time.monotonic() < until:
-            return tenant
-        tenant = await read(self._store.database, lambda: self._store.keys.tenant_of(key))
-        if tenant is None:
+    async def valid(self, key: str) -> KeyRecord | None:
+        """Return what a key allows; None for an unknown key, which is looked up each time."""
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        record, until = self._remembered.get(digest, (None, 0.0))
+        if record is not None and time.monotonic() < until:
+            return record
+        record = await read(self._store.database, lambda: self._store.keys.valid(key))
+        if record is None:
             self._remembered.pop(digest, None)
-        else:
-            if len(self._remembered) >= MOST_REMEMBERED:
-                self._remembered.clear()
-            self._remembered[digest] = (tenant, time.monotonic() + REMEMBERED_SECONDS)
-        return tenant
+            return None
+        if len(self._remembered) >= MOST_REMEMBERED:
+            self._remembered.clear()
+        self._remembered[digest] = (record, time.monotonic() + REMEMBERED_SECONDS)
+        self._note_use(record.id)
+        return record
+
+    def _note_use(self, key_id: str) -> None:
+        """Write `last_used_at` beside the request, once a minute for each key."""
+        if time.monotonic() - self._used.get(key_id, -USED_SECONDS) < USED_SECONDS:
+            return
+        if len(self._used) >= MOST_REMEMBERED:
+            self._used.clear()
+        self._used[key_id] = time.monotonic()
+
+        async def write() -> None:
+            try:
+                await run_sync(self._store.keys.used, key_id)
+            except (DBAPIError, *UNAVAILABLE):
+                self._used.pop(key_id, None)  # the next request tries again
+
+        task = asyncio.create_task(write())
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+
+async def authenticate(request: Request, scope: Scope) -> Tenant:
+    """Return the tenant whose key the request carries. Raises Unauthorized (401), Forbidden (403) without the scope."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise Unauthorized("send the API key as `Authorization: Bearer <key>`")
+    issued: RememberedKeys = request.app.state.keys
+    record = await issued.valid(key.strip())
+    if record is None:
+        raise Unauthorized(
+            "this API key is not known here, or no longer: check WBAR_API_KEY or the client's configuration file"
+        )
+    if scope not in record.scopes:
+        raise Forbidden(
+            f"this needs an API key with the scope {scope!r}; {record.name!r} has {', '.join(record.scopes)}",
+            headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
+        )
+    return record.owner
+
+
+class AuthenticatedRoute(APIRoute):
+    """A route that checks the key before the framework reads the body, and caps the body that it reads.
+
+    A router with `route_class=AuthenticatedRoute` has only such routes. scope: of the key; None: `read` for GET and HEAD,
+    `write` for the other methods.
+    """
+
+    scope: ClassVar[Scope | None] = None
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler that checks the key, reads a declared body, and lets the framework do the rest."""
+        handle = super().get_route_handler()
+        scope = self.scope or ("read" if (self.methods or set()) <= {"GET", "HEAD"} else "write")
+        # Routes without a declared body read it themselves, or not at all.
+        reads_body = self.body_field is not None
+
+        async def checked(request: Request) -> Response:
+            request.scope[TENANT] = await authenticate(request, scope)
+            return await handle(await with_small_body(request) if reads_body else request)
+
+        return checked
+
+
+class AdminRoute(AuthenticatedRoute):
+    """A route for keys with the scope `admin`."""
+
+    scope = "admin"
 
 
 def store_of(request: Request) -> Store:
@@ -56,21 +138,15 @@ async def _store(request: Request) -> Store:
 
 
 class BearerKey(SecurityBase):
-    """The dependency that finds the tenant of a request, and the security scheme that the OpenAPI schema shows for it."""
+    """The dependency that passes a request's tenant on, and the security scheme that the OpenAPI schema shows for it."""
 
     def __init__(self) -> None:
         self.model = HTTPBearer(description="The API key; `wbar up` writes it to the client's configuration.")
         self.scheme_name = "HTTPBearer"
 
     async def __call__(self, request: Request) -> Tenant:
-        """Return the tenant whose key the request carries. Raises Unauthorized (401)."""
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise Unauthorized("send the API key as `Authorization: Bearer <key>`")
-        issued: RememberedKeys = request.app.state.keys
-        tenant = await issued.tenant_of(key.strip())
-        if tenant is None:
-            raise Unauthorized("this API key is not known here: check WBAR_API_KEY or the client's configuration file")
+        """Return the tenant that the route found."""
+        tenant: Tenant = request.scope[TENANT]
         return tenant
 
 

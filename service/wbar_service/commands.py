@@ -13,7 +13,7 @@ app = typer.Typer()
 @app.command()
 def up(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     data: Annotated[Path, typer.Option(help="Folder that holds everything it keeps.")] = Path("~/.local/share/wbar"),
     workers: Annotated[int, typer.Option(min=1, help="Jobs at a time.")] = 1,
 ) -> None:
@@ -27,7 +27,7 @@ def up(
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Default: WBAR_HOST or 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="Default: WBAR_PORT or 8000.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: WBAR_PORT or 8000.")] = None,
 ) -> None:
     """Run the API alone: configured by WBAR_DATABASE_URL, WBAR_BROKER_URL, WBAR_BLOBS_URL."""
     need("service", "fastapi", "sqlalchemy", "celery")
@@ -53,17 +53,34 @@ def migrate() -> None:
     typer.echo("the database is up to date")
 
 
-@app.command()
-def keys(
+@app.command(name="first-key")
+def first_key(
     name: Annotated[str, typer.Argument(help="What the key is for.")],
+    tenant: Annotated[str, typer.Option(help="Whose objects it opens.")] = "default",
 ) -> None:
-    """Create an API key and print it: it is shown only this once."""
+    """Create an API key with all scopes in the database (WBAR_DATABASE_URL), and print it: only this once.
+
+    For operators: a tenant's first key. Whoever has one makes others with `wbar keys`.
+    """
     need("service", "sqlalchemy")
+    from sqlalchemy.exc import DBAPIError
+
+    from wbar.text import fault_of, name_fault_of
     from wbar_service.settings import ServiceSettings
-    from wbar_store.database import Database
+    from wbar_store.database import Database, Tenant
     from wbar_store.keys import Keys
 
-    database = Database(ServiceSettings().database_url)
-    key = Keys(database).create(name)
-    database.dispose()
-    typer.echo(key)
+    for what, text in (("name", name[:256]), ("tenant", tenant)):
+        fault = fault_of(text) if what == "tenant" and text else name_fault_of(text)
+        if fault is not None or (len(text) > 64 and what == "tenant"):
+            raise typer.BadParameter(f"the {what} cannot be taken: {fault or 'it has more than 64 characters'}")
+    url = ServiceSettings().database_url
+    database = Database(url)
+    try:
+        typer.echo(Keys(database).create(name[:256], Tenant(tenant)).key)
+    except DBAPIError as error:
+        reason = (str(error.orig).splitlines() or [""])[0]
+        typer.echo(f"no key was made ({reason}): is WBAR_DATABASE_URL right, and did `wbar migrate` run?", err=True)
+        raise typer.Exit(4) from None
+    finally:
+        database.dispose()

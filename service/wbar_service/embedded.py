@@ -35,6 +35,8 @@ RESTARTS, RESTART_WINDOW = 5, 60.0  # a part that dies more often than this is n
 STOP_SECONDS = 45.0
 LEFTOVER_SECONDS = 5.0
 POLL_SECONDS = 0.2
+SOCKET_PREFIX = "wbar-"
+ASK_SECONDS, HUNG_SECONDS = 2.0, 20.0  # between two questions to the API; without an answer, from which on it hangs
 
 
 class CannotStart(Exception):
@@ -97,13 +99,13 @@ class Embedded:
 
     def __init__(self, host: str, port: int, data: Path, workers: int, console: Console) -> None:
         self.data, self.console, self.workers = data, console, workers
-        data.mkdir(parents=True, exist_ok=True)
+        _make_private(data)
         self._lock = self._take_lock()
         self._listening = _listen(host, port)
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  # compared, not bound
         shown = f"[{shown}]" if ":" in shown else shown
         self.url = f"http://{shown}:{self._listening.getsockname()[1]}"
-        self._sockets = Path(tempfile.mkdtemp(prefix="wbar-"))  # short: a Unix socket's path has 108 bytes at most
+        self._sockets = _socket_folder(data)
         broker = self._sockets / "valkey.sock"
         self.environment = {
             **os.environ,
@@ -124,6 +126,8 @@ class Embedded:
         ]
         self._log = open(data / "wbar.log", "ab")  # noqa: SIM115  # closed in close()
         self._stop = 0
+        self._api_answered_at = 0.0
+        self._api_asked_at = 0.0
         settings = ServiceSettings(
             database_url=self.environment["WBAR_DATABASE_URL"],
             broker_url=self.environment["WBAR_BROKER_URL"],
@@ -165,12 +169,13 @@ class Embedded:
         say = self.console.print
         say(f"[bold]wbar[/bold] is up at [link={self.url}]{self.url}[/link] (documentation at /docs)")
         say(f"  API key   in {path} (the client and the command line read it there)", soft_wrap=True)
+        self._api_answered_at = time.monotonic()
         say(f"  data      in {self.data}, log in {self._log.name}", soft_wrap=True)
 
     def _write_config(self) -> Path:
         key = config.read().api_key
-        if key is None or self.store.keys.tenant_of(key) is None:
-            key = self.store.keys.create("created by wbar up", key=key)
+        if key is None or self.store.keys.valid(key) is None:
+            key = self.store.keys.create("created by wbar up", key=key).key
         return config.write(url=self.url, api_key=key)
 
     def _watch(self) -> int:
@@ -181,6 +186,7 @@ class Embedded:
                 self.console.print(
                     f"  workers   ready ({self.workers} job(s) at a time). Ctrl-C stops; jobs go on at the next start."
                 )
+            self._end_hung_api()
             for part in (self._broker, *self._parts):
                 if part.process is not None and part.process.poll() is not None and not self._stop:
                     if part.flapping():
@@ -193,6 +199,19 @@ class Embedded:
                     self._revive(part)
             time.sleep(POLL_SECONDS)
         return 0
+
+    def _end_hung_api(self) -> None:
+        """Kill an API process that has not answered for a while: the next look finds it gone, and starts it again."""
+        api, now = self._parts[0], time.monotonic()
+        if now - self._api_asked_at < ASK_SECONDS:
+            return
+        self._api_asked_at = now
+        if _answers(f"{self.url}/healthz"):
+            self._api_answered_at = time.monotonic()
+        silent = time.monotonic() - max(self._api_answered_at, api.starts[-1])
+        if silent > HUNG_SECONDS and not self._stop:
+            self.console.print(f"[yellow]the api has not answered for {silent:.0f} s: it is ended[/yellow]")
+            api.signal(signal.SIGKILL)
 
     def _revive(self, part: Part) -> None:
         assert part.process is not None
@@ -247,6 +266,38 @@ class Embedded:
             lock.close()
             raise CannotStart(f"another wbar up is running on {self.data}: stop it, or give another --data") from None
         return lock
+
+
+def _make_private(data: Path) -> None:
+    """Make the folder that holds everything: only its owner reads it, and what every part writes later."""
+    os.umask(0o077)
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        data.chmod(0o700)
+    except OSError as error:
+        raise CannotStart(
+            f"{data} cannot hold the data ({error.strerror}): give a folder that this user may write as --data"
+        ) from None
+
+
+def _socket_folder(data: Path) -> Path:
+    """Return a folder for the broker's socket, whose path has 108 bytes at most: in `data`, or where it is too deep in /tmp.
+
+    What a killed start left is deleted: there, and in the folder in /tmp whose name `data` remembers.
+    """
+    inside, remembered = data / "run", data / "socket-folder"
+    if remembered.exists():
+        earlier = Path(remembered.read_text())
+        if earlier.name.startswith(SOCKET_PREFIX):
+            shutil.rmtree(earlier, ignore_errors=True)
+        remembered.unlink()
+    shutil.rmtree(inside, ignore_errors=True)
+    if len(os.fsencode(inside / "valkey.sock")) < 100:
+        inside.mkdir()
+        return inside
+    short = Path(tempfile.mkdtemp(prefix=SOCKET_PREFIX))
+    remembered.write_text(str(short))
+    return short
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -9,9 +9,10 @@ from typing import Annotated, Protocol
 from fastapi import Header, Response
 from pydantic import BaseModel
 
+from wbar.errors import IdempotentObjectDeleted
 from wbar_store.blobs import Received
 from wbar_store.database import Tenant
-from wbar_store.idempotency import StoredAnswer
+from wbar_store.idempotency import FirstAnswer
 from wbar_store.store import Store
 
 IdempotencyKey = Annotated[
@@ -50,27 +51,29 @@ def once(
 ) -> Response:
     """Return 201 with what `create` makes; for a key that was used before, the first answer with `Idempotent-Replayed: true`.
 
-    create: writes the row; the answer is stored in the same transaction, so that there is never one without the other.
+    create: writes the row; the key and the answer are written in the same transaction, so that there is never one without
+        the other, also where the process is killed before it has answered.
     kept: content that the row refers to.
 
-    A worker is notified of the object once it is committed.
+    A worker is notified of the object once it is committed. Raises IdempotencyKeyReused, IdempotentObjectDeleted.
     """
-    earlier = None if key is None else store.idempotency.begin(tenant, key, print_)
-    if earlier is not None:
-        return _answer(earlier, {"Idempotent-Replayed": "true"})
-    try:
-        with nullcontext() if kept is None else store.blobs.keep(kept), store.database.write():
-            created = create()
-            first = StoredAnswer(201, created.to_api().model_dump_json())
-            if key is not None:
-                store.idempotency.finish(tenant, key, first)
-    except BaseException:
-        if key is not None:
-            store.idempotency.forget(tenant, key)  # which leaves an answer that was committed
-        raise
-    store.notify(created.id)
-    return _answer(first)
 
+    def first() -> FirstAnswer:
+        created = create()
+        return FirstAnswer(created.id, created.to_api().model_dump_json())
 
-def _answer(answer: StoredAnswer, headers: dict[str, str] | None = None) -> Response:
-    return Response(answer.body, answer.status, headers, media_type="application/json")
+    with nullcontext() if kept is None else store.blobs.keep(kept):
+        if key:  # an empty header is no key
+            answer, replayed = store.idempotency.once(tenant, key, print_, first)
+        else:
+            with store.database.write():
+                answer, replayed = first(), False
+    if not replayed:
+        store.notify(answer.object)
+    elif not store.exists(tenant, answer.object):
+        raise IdempotentObjectDeleted(
+            f"this request made {answer.object}, which was deleted since: send another Idempotency-Key to make it again"
+        )
+    return Response(
+        answer.body, 201, {"Idempotent-Replayed": "true"} if replayed else None, media_type="application/json"
+    )

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Protocol, TypeVar
 from fastapi import Depends, Query
 
 from wbar.lists import Page
+from wbar_store.documents import readable
 from wbar_store.repository import PageRequest, RecordPage
 
 
@@ -32,10 +33,10 @@ Paging = Annotated[PageRequest, Depends(_page)]
 # The annotation is quoted: pydantic would try to build a model for the protocol.
 def page_of(page: RecordPage[Stored], to_api: Callable[[Stored], Sent]) -> "Page[Sent]":
     """Return a page of records as the API sends it."""
-    data = [to_api(record) for record in page.records]
+    data = readable(page.records, to_api)
     return Page(
         data=data,
         has_more=page.has_more,
         first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
+        last_id=page.last_id or (data[-1].id if data else None),
     )

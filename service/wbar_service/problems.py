@@ -7,10 +7,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from obstore.exceptions import BaseError
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wbar.errors import (
@@ -20,14 +22,16 @@ from wbar.errors import (
     MethodNotAllowed,
     NotFound,
     Refused,
-    TooLarge,
+    StorageFull,
     Unavailable,
     ValidationFailed,
 )
+from wbar_store.full_disk import is_full
 
 log = logging.getLogger("wbar.service")
 
-MOST_ERRORS = 100  # of one request that are looked at and told: a megabyte of JSON has room for a hundred thousand
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+MOST_ERRORS = 20  # of one request that are looked at and told: a megabyte of JSON has room for a hundred thousand
 
 
 class ProblemError(BaseModel):
@@ -51,8 +55,16 @@ class Problem(BaseModel):
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI entries for the problems with these statuses."""
-    names = {401: "No valid API key", 404: "No such object", 409: "The object's state does not allow this",
-             413: "Too large", 416: "The range lies outside the content", 422: "The request does not fit"}  # fmt: skip
+    names = {
+        401: "No valid API key",
+        403: "The API key lacks the scope",
+        404: "No such object",
+        409: "The object's state does not allow this",
+        413: "Too large",
+        416: "The range lies outside the content",
+        422: "The request does not fit",
+        507: "No room is left",
+    }
     return {status: {"model": Problem, "description": names[status]} for status in statuses}
 
 
@@ -92,10 +104,26 @@ def install(app: FastAPI) -> None:
             400: BadRequest(str(error.detail)),
         }
         headers = dict(error.headers) if error.headers else None
+        if error.status_code == 405:
+            headers = {"Allow": ", ".join(_allowed(request))}
         return as_response(refusals.get(error.status_code, Conflict(str(error.detail))), headers)
+
+    @app.exception_handler(OSError)
+    @app.exception_handler(BaseError)
+    async def storage(request: Request, error: Exception) -> JSONResponse:
+        return full() if is_full(error) else await unforeseen(request, error)
+
+    def full() -> JSONResponse:
+        log.error("no room is left on the disk")
+        return as_response(
+            StorageFull("no room is left for this: nothing was kept. Delete what is not needed, or tell the operator"),
+            {"Retry-After": "60"},
+        )
 
     @app.exception_handler(DBAPIError)
     async def away(request: Request, error: DBAPIError) -> JSONResponse:
+        if is_full(error):
+            return full()
         if isinstance(error, DataError):
             return as_response(
                 ValidationFailed("a text holds a character (NUL) or a number a size that cannot be stored")
@@ -118,6 +146,15 @@ def install(app: FastAPI) -> None:
             InternalError(f"the service failed on this request; its log names {request_id}"),
             {"X-Request-ID": request_id},
         )
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return every method that some route takes on the request's path; the framework names those of the first one only."""
+    return [
+        method
+        for method in METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def _validation(error: RequestValidationError) -> Refused:
@@ -180,37 +217,6 @@ def _pointer(path: list[Any], body: Any, missing: bool) -> str:
     if missing and path:
         kept.append(path[-1])
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in kept)
-
-
-class SmallJson:
-    """Pure ASGI middleware: a JSON body is small, and is refused before it fills the memory if it is not."""
-
-    LIMIT = 1024 * 1024
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"]) if scope["type"] == "http" and scope["method"] != "GET" else {}
-        if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
-            await self.app(scope, receive, send)
-            return
-        length = headers.get(b"content-length", b"0")
-        problem = TooLarge(f"a JSON body has at most {self.LIMIT} bytes here")
-        if length.isdigit() and (len(length) > 18 or int(length) > self.LIMIT):
-            await as_response(problem)(scope, receive, send)
-            return
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.LIMIT:
-                raise problem
-            return message
-
-        await self.app(scope, counted, send)
 
 
 class RequestId:

@@ -1,7 +1,6 @@
 """Uploads: streamed to the blob store in constant memory, hashed on the fly, kept only if the announced digest fits."""
 
 import base64
-import binascii
 import re
 
 from anyio.to_thread import run_sync
@@ -9,32 +8,39 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 
-from wbar.errors import BadRequest, DigestMismatch, TooLarge
+from wbar.errors import BadRequest, DigestMismatch, TooLarge, ValidationFailed
+from wbar.text import name_fault_of
+from wbar_service.bodies import limited
 from wbar_store.blobs import Blobs, Received, Upload
 
 BUFFER = 1024 * 1024
+NAME_LENGTH = 256  # characters
+FORM_BYTES = 64 * 1024  # of a form beside its file
 
 
 def announced_sha256(request: Request) -> str | None:
-    """Return the sha-256 of Repr-Digest or Content-Digest (RFC 9530) in hex, or None. Raises BadRequest if it is malformed."""
-    for name in ("repr-digest", "content-digest"):
-        match = re.search(r"(?:^|,)\s*sha-256=:([^:]*):", request.headers.get(name, ""))
-        if match is None:
+    """Return the sha-256 of Repr-Digest or Content-Digest (RFC 9530) in hex; None where neither is sent.
+
+    Raises ValidationFailed (422) for a header without a readable sha-256: a digest that is not checked protects nothing.
+    """
+    for name in ("Repr-Digest", "Content-Digest"):
+        header = request.headers.get(name)
+        if header is None:
             continue
-        try:
-            digest = base64.b64decode(match.group(1), validate=True)
-        except binascii.Error:
-            raise BadRequest(f"{name} is not base64: sha-256=:<base64>:") from None
-        if len(digest) != 32:
-            raise BadRequest(f"{name} has {len(digest)} bytes; a sha-256 has 32")
-        return digest.hex()
+        match = re.search(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):\s*(?:$|[,;])", header, re.IGNORECASE)
+        if match is None:
+            raise ValidationFailed(
+                f"{name} has no readable sha-256: send `sha-256=:<the 32 bytes in base64>:`, not {header[:100]!r}",
+                [{"pointer": "", "parameter": name, "detail": "no readable sha-256"}],
+            )
+        return base64.b64decode(match.group(1)).hex()
     return None
 
 
 async def receive(request: Request, blobs: Blobs, limit: int) -> tuple[Received, str | None]:
     """Store the body (or the multipart field `file`) under a temporary name; return it, and the file name if one was sent.
 
-    Raises TooLarge, DigestMismatch or BadRequest; then nothing is left behind.
+    Raises TooLarge, DigestMismatch, ValidationFailed or BadRequest; then nothing is left behind.
     """
     expected = announced_sha256(request)
     length = request.headers.get("content-length", "")
@@ -42,8 +48,8 @@ async def receive(request: Request, blobs: Blobs, limit: int) -> tuple[Received,
         raise TooLarge(f"the body has {length} bytes and this service takes {limit}")
     upload = await run_sync(blobs.receive)
     try:
-        if request.headers.get("content-type", "").startswith("multipart/form-data"):
-            filename = await _from_form(request, upload, limit)
+        if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            filename = await _from_form(limited(request, limit + FORM_BYTES, "a form"), upload, limit)
         else:
             filename = None
             await _from_stream(request, upload, limit)
@@ -88,3 +94,18 @@ async def _from_form(request: Request, upload: Upload, limit: int) -> str | None
         while chunk := await file.read(BUFFER):
             await run_sync(_write, upload, [chunk], limit)
         return file.filename
+
+
+def shown_name(given: str | None, filename: str | None, default: str) -> str:
+    """Return the name of an upload: the given one, else its file's. Raises ValidationFailed for one that cannot be shown."""
+    for parameter, name in (("name", given), ("filename", filename)):
+        if name is None or (parameter == "filename" and not name):
+            continue
+        fault = name_fault_of(name[:NAME_LENGTH])
+        if fault is not None:
+            raise ValidationFailed(
+                f"the {parameter} {name[:80]!a} cannot be taken: {fault}; give another as ?name=",
+                [{"pointer": "", "parameter": parameter, "detail": fault}],
+            )
+        return name[:NAME_LENGTH]
+    return default

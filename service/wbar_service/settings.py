@@ -15,7 +15,6 @@ class ServiceSettings(StoreSettings):
     fd: int | None = Field(None, description="A listening socket to take over, instead of host and port.")
     max_checkpoint_bytes: int = Field(20 * GIB, gt=0)
     max_dataset_bytes: int = Field(100 * GIB, gt=0)
-    sources: list[str] = Field(
-        default_factory=list,
-        description='Roots that datasets may be named below: ["file:///data/", "s3://bucket/sets/"].',
+    client_timeout: float = Field(
+        20.0, gt=0, description="Seconds for a request's headers; three times as long between two pieces of a body."
     )

@@ -29,6 +29,7 @@ from wbar_store.database import Database
 log = logging.getLogger("wbar.store")
 
 CHUNK = 1024 * 1024
+HALF = "#*"  # what the name of an object has after it in a local store, until its writer is closed
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ class Upload:
 
     def abort(self) -> None:
         """Delete what was written."""
-        # A writer that is closed makes its object visible under the temporary name; it is deleted right after.
-        try:
+        # A writer that is closed makes its object visible under the temporary name; it is deleted right after. It may fail
+        # to close, for instance where the disk is full; what failed before matters more.
+        with suppress(OSError, BaseError):
             self._writer.close()
-        finally:
-            self._blobs.discard(self._name)
+        self._blobs.discard(self._name)
 
 
 class Blobs:
@@ -104,11 +105,12 @@ class Blobs:
         return upload.finish()
 
     def discard(self, temporary: str) -> None:
-        """Delete the object of this name, if it is there."""
-        try:
+        """Delete the object of this name, if it is there, and the half of one whose writing failed."""
+        with suppress(FileNotFoundError):
             obstore.delete(self.store, temporary)
-        except FileNotFoundError:
-            return
+        if self.root is not None:
+            for half in (self.root / temporary).parent.glob(f"{Path(temporary).name}{HALF}"):
+                half.unlink(missing_ok=True)
 
     @contextmanager
     def keep(self, received: Received) -> Iterator[str]:
@@ -218,8 +220,13 @@ class Blobs:
         return finished
 
     def sweep_temporaries(self, older_than: timedelta = timedelta(days=1)) -> int:
-        """Delete the temporary objects of uploads that were never finished. Returns how many."""
+        """Delete the temporary objects of uploads that were never finished. Returns how many.
+
+        The age counts from the last byte, so that a slow upload is never one of them.
+        """
         limit = datetime.now(UTC) - older_than
+        if self.root is not None:
+            return self._sweep_folder(limit.timestamp())
         old = [
             entry["path"]
             for page in obstore.list(self.store, "tmp")
@@ -229,6 +236,17 @@ class Blobs:
         for path in old:
             self.discard(path)
         return len(old)
+
+    def _sweep_folder(self, limit: float) -> int:
+        """Delete old files of `tmp/`, the halves included that the store's own listing does not show."""
+        assert self.root is not None
+        swept = 0
+        for path in (self.root / "tmp").glob("*"):
+            with suppress(FileNotFoundError):  # its writer has just finished it
+                if path.stat().st_mtime < limit:
+                    path.unlink()
+                    swept += 1
+        return swept
 
 
 def _sync(path: Path) -> None:

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from functools import cache, cached_property, lru_cache
 from typing import Any, overload
 
-from pydantic_core import from_json
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -33,6 +32,8 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.sql.functions import FunctionElement
+
+from wbar_store import documents
 
 
 class now(FunctionElement[float]):  # noqa: N801  # reads as the SQL function it is
@@ -176,13 +177,13 @@ def _check_foreign_keys(connection: Connection) -> None:
 def _postgresql(url: str) -> Engine:
     # A server that vanishes must not hold a heartbeat for ever.
     vanished = {"connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
-    return create_engine(url, pool_pre_ping=True, pool_size=8, connect_args=vanished, json_deserializer=from_json)
+    return create_engine(url, pool_pre_ping=True, pool_size=8, connect_args=vanished, json_deserializer=documents.load)
 
 
 def _sqlite(url: str) -> Engine:
     engine = create_engine(
         url, poolclass=QueuePool, pool_size=8, max_overflow=32, connect_args=_sqlite_connect(waiting=30),
-        json_deserializer=from_json,  # four times as fast as json.loads
+        json_deserializer=documents.load,
     )  # fmt: skip
     event.listen(engine, "connect", _prepare)
 
@@ -204,7 +205,7 @@ def _sqlite(url: str) -> Engine:
 
 def _sqlite_at_once(url: str) -> Engine:
     engine = create_engine(
-        url, poolclass=StaticPool, connect_args=_sqlite_connect(waiting=0), json_deserializer=from_json,
+        url, poolclass=StaticPool, connect_args=_sqlite_connect(waiting=0), json_deserializer=documents.load,
         isolation_level="AUTOCOMMIT",
     )  # fmt: skip
     event.listen(engine, "connect", _prepare)

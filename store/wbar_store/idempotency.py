@@ -1,22 +1,31 @@
-"""Idempotency keys: the same key and body within 24 hours get the first answer again; another body is refused."""
+"""Idempotency keys: the same key and body within 24 hours get the first answer again; another body is refused.
 
+A key is written in the transaction that creates its object: there is never one without the other, whenever a process is
+killed. Two requests at once cannot both create: the second one's insert waits until the first one's transaction has ended.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, delete, select, update
 
-from wbar.errors import IdempotencyKeyInProgress, IdempotencyKeyReused
+from wbar.errors import IdempotencyKeyReused
 from wbar_store.database import Database, Tenant, now, upsert
 from wbar_store.tables import idempotency
 
 KEPT = 24 * 3600.0
-AT_WORK = 300.0  # seconds after which a first request without an answer counts as dead
+SPARED = 3600.0  # the sweeper must not take a row that a request has just found
 
 
 @dataclass(frozen=True)
-class StoredAnswer:
-    """The answer to the first request. body: its JSON, as it was sent."""
+class FirstAnswer:
+    """The answer to the first request.
 
-    status: int
+    object: the id of the object that it created.
+    body: its JSON, as it was sent (but for secrets, which are sent once).
+    """
+
+    object: str
     body: str
 
 
@@ -26,51 +35,38 @@ class Idempotency:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def begin(self, tenant: Tenant, key: str, fingerprint: str) -> StoredAnswer | None:
-        """Return the first answer if there was one; None if this request is the first and must `finish`.
+    def once(
+        self, tenant: Tenant, key: str, fingerprint: str, create: Callable[[], FirstAnswer]
+    ) -> tuple[FirstAnswer, bool]:
+        """Return what `create` answers, and False; for a key that was used before the first answer, and True.
 
-        Raises IdempotencyKeyReused for another body, IdempotencyKeyInProgress while the first is still at work.
+        create: writes the object, in the transaction that writes the key.
+
+        Raises IdempotencyKeyReused for another body, and what `create` raises: then neither is written.
         """
         same_key = _of(tenant, key)
-        outdated = (idempotency.c.created_at < now() - KEPT) | (
-            idempotency.c.status.is_(None) & (idempotency.c.created_at < now() - AT_WORK)
-        )
         with self.database.write() as connection:
-            connection.execute(delete(idempotency).where(same_key, outdated))
-            first = connection.execute(
+            connection.execute(delete(idempotency).where(same_key, idempotency.c.created_at < now() - KEPT))
+            inserted = (
                 upsert(connection, idempotency)
-                .values(tenant=tenant.name, key=key, fingerprint=fingerprint, created_at=now())
+                .values(tenant=tenant.name, key=key, fingerprint=fingerprint, object="", body="", created_at=now())
                 .on_conflict_do_nothing()
                 .returning(idempotency.c.key)
-            ).first()
-            if first is not None:
-                return None
-            row = connection.execute(select(idempotency).where(same_key)).first()
-        if row is None:  # the first request failed just now, and freed the key
-            raise IdempotencyKeyInProgress(
-                f"the first request with the Idempotency-Key {key!r} has just failed: try again"
             )
+            if connection.execute(inserted).first() is not None:
+                answer = create()
+                written = {"object": answer.object, "body": answer.body}
+                connection.execute(update(idempotency).where(same_key).values(**written))
+                return answer, False
+            row = connection.execute(select(idempotency).where(same_key)).one()
         if row.fingerprint != fingerprint:
             raise IdempotencyKeyReused(f"the Idempotency-Key {key!r} was used with another request body")
-        if row.status is None:
-            raise IdempotencyKeyInProgress(f"the first request with the Idempotency-Key {key!r} is still at work")
-        return StoredAnswer(row.status, row.body)
-
-    def finish(self, tenant: Tenant, key: str, answer: StoredAnswer) -> None:
-        """Store the answer to the first request."""
-        with self.database.write() as connection:
-            values = {"status": answer.status, "body": answer.body}
-            connection.execute(update(idempotency).where(_of(tenant, key)).values(**values))
-
-    def forget(self, tenant: Tenant, key: str) -> None:
-        """Free the key again, after the first request failed."""
-        with self.database.write() as connection:
-            connection.execute(delete(idempotency).where(_of(tenant, key), idempotency.c.status.is_(None)))
+        return FirstAnswer(row.object, row.body), True
 
     def sweep(self) -> None:
         """Delete the keys that are older than a day."""
         with self.database.write() as connection:
-            connection.execute(delete(idempotency).where(idempotency.c.created_at < now() - KEPT))
+            connection.execute(delete(idempotency).where(idempotency.c.created_at < now() - KEPT - SPARED))
 
 
 def _of(tenant: Tenant, key: str) -> ColumnElement[bool]:

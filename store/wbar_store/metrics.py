@@ -7,6 +7,7 @@ from sqlalchemy import select
 from wbar.jobs import MetricsPoint
 from wbar_store.claims import Claim, holds
 from wbar_store.database import Tenant, upsert
+from wbar_store.documents import readable
 from wbar_store.parts import PartRepository
 from wbar_store.tables import metrics
 
@@ -19,7 +20,7 @@ class Metrics(PartRepository):
         query = select(metrics.c.point).where(metrics.c.job == job_id).order_by(metrics.c.step)
         with self.database.read() as connection:
             self._check(connection, tenant, job_id)
-            return [MetricsPoint.model_validate(point) for point in connection.execute(query).scalars()]
+            return readable(connection.execute(query).scalars(), MetricsPoint.model_validate)
 
     def add(self, claim: Claim, points: Sequence[MetricsPoint]) -> bool:
         """Add points; a step that was reported before keeps its first report (they are equal). False if the fence is stale."""

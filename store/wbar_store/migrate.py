@@ -27,6 +27,14 @@ def upgrade(database: Database) -> None:
         command.upgrade(_config(connection), "head")
 
 
+def downgrade(database: Database, revision: str) -> None:
+    """Take the tables back to an earlier revision, or to nothing (`base`); what it has no place for is lost."""
+    with database.migrating() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(797226)")
+        command.downgrade(_config(connection), revision)
+
+
 def new_revision(database: Database, message: str) -> None:
     """Write the migration from the database as it is to `wbar_store.tables` (for developers)."""
     with database.write() as connection:

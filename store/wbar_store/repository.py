@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
-from pydantic_core import from_json
 from sqlalchemy import JSON, Column, Connection, Row, Select, Table, Text, cast
 
 from wbar.errors import NotFound, ValidationFailed
+from wbar_store import documents
 from wbar_store.database import Database, Tenant, one_row
 from wbar_store.ids import Kind, kind_of
 
@@ -51,10 +51,11 @@ class PageRequest:
 
 @dataclass(frozen=True)
 class RecordPage(Generic[Item]):
-    """One page of records, and whether there are more."""
+    """One page of records, and whether there are more. last_id: where it ends, also where that row cannot be read."""
 
     records: Sequence[Item]
     has_more: bool
+    last_id: str | None = None
 
 
 class Repository(Generic[AnyRecord]):
@@ -82,6 +83,11 @@ class Repository(Generic[AnyRecord]):
             raise NotFound(f"there is no {self.noun} {object_id[:64]!r}")
         return self.record.of(row)
 
+    def exists(self, tenant: Tenant, object_id: str) -> bool:
+        """Return whether the tenant has this object."""
+        with self.database.read() as connection:
+            return tenant.first(connection, one_row(self.table, self.table.c.id), object_id) is not None
+
     def stored(self, tenant: Tenant, object_id: str) -> Stored:
         """Return what the columns of one record hold, JSON as text: equal rows give equal tuples. Raises NotFound.
 
@@ -96,7 +102,7 @@ class Repository(Generic[AnyRecord]):
     def of_stored(self, stored: Stored) -> AnyRecord:
         """Return the record of what `stored` returned."""
         values = {
-            column.name: from_json(value) if isinstance(column.type, JSON) and value is not None else value
+            column.name: documents.load(value) if isinstance(column.type, JSON) and value is not None else value
             for column, value in zip(self._record_columns, stored, strict=True)
         }
         return self.record.model_validate(values)
@@ -126,4 +132,6 @@ class Repository(Generic[AnyRecord]):
             rows = rows.where(key > request.after if ascending else key < request.after)
         rows = rows.order_by(key if ascending else key.desc()).limit(request.limit + 1)
         selected = connection.execute(rows).all()
-        return RecordPage([self.record.of(row) for row in selected[: request.limit]], len(selected) > request.limit)
+        shown = selected[: request.limit]
+        records = documents.readable(shown, self.record.of)
+        return RecordPage(records, len(selected) > request.limit, shown[-1].id if shown else None)

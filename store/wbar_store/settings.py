@@ -15,3 +15,7 @@ class StoreSettings(BaseSettings):
     broker_url: str = Field("redis://127.0.0.1:6379/0", description="redis://… or redis+socket:///… (Redis or Valkey)")
     blobs_url: str = Field("file:///var/lib/wbar/blobs", description="file:///folder or s3://bucket/prefix")
     scratch: Path = Field(Path("/var/lib/wbar/scratch"), description="Local folder for files in the making.")
+    sources: list[str] = Field(
+        default_factory=list,
+        description='Roots that datasets may be named below: ["file:///data/", "s3://bucket/sets/"]; API and workers alike.',
+    )

@@ -8,6 +8,7 @@ from wbar.results import Score
 from wbar_store.blobs import Received
 from wbar_store.claims import Claim, holds
 from wbar_store.database import Database, Tenant, now, rfc3339, upsert
+from wbar_store.documents import readable
 from wbar_store.events import Events
 from wbar_store.ids import kind_of, new_id
 from wbar_store.parts import PartRepository
@@ -74,9 +75,7 @@ class Snapshots(PartRepository):
         with self.database.read() as connection:
             self._check(connection, tenant, job_id)
             selected = connection.execute(rows if limit is None else rows.limit(limit + 1)).all()
-        return RecordPage(
-            [SnapshotRecord.of(row) for row in selected[:limit]], limit is not None and len(selected) > limit
-        )
+        return RecordPage(readable(selected[:limit], SnapshotRecord.of), limit is not None and len(selected) > limit)
 
     def recorded(self, claim: Claim) -> dict[int, str]:
         """Return the digests that earlier attempts recorded, by n."""

@@ -1,21 +1,23 @@
 """The store as every process opens it: one database, one blob store, one notifier, and the repositories that stand on them."""
 
 from contextlib import suppress
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from wbar_store.blobs import Blobs
 from wbar_store.checkpoints import Checkpoints
-from wbar_store.database import UNAVAILABLE, Database
+from wbar_store.database import UNAVAILABLE, Database, Tenant
 from wbar_store.datasets import Datasets
 from wbar_store.events import Events
 from wbar_store.idempotency import Idempotency
-from wbar_store.ids import kind_of
+from wbar_store.ids import Kind, kind_of
 from wbar_store.jobs import Jobs
 from wbar_store.keys import Keys
 from wbar_store.metrics import Metrics
 from wbar_store.notifier import INGEST, RUN_JOB, Notifier
+from wbar_store.repository import Repository
 from wbar_store.settings import StoreSettings
 from wbar_store.snapshots import Snapshots
 from wbar_store.workers import Workers
@@ -42,10 +44,23 @@ class Store:
         database = Database(settings.database_url)
         return cls(database, Blobs(settings.blobs_url, database), Notifier(settings.broker_url))
 
+    def exists(self, tenant: Tenant, object_id: str) -> bool:
+        """Return whether the tenant has the object. Raises ValueError for an id of an unknown kind."""
+        repositories: dict[Kind, Repository[Any]] = {
+            "ckpt": self.checkpoints,
+            "ds": self.datasets,
+            "job": self.jobs,
+            "key": self.keys,
+        }
+        kind = kind_of(object_id)
+        if kind not in repositories:
+            raise ValueError(f"{object_id!r} names no checkpoint, dataset, job or key")
+        return repositories[kind].exists(tenant, object_id)
+
     def notify(self, object_id: str) -> None:
         """Notify a worker of a job to run, or of an upload to validate, whose row is committed.
 
-        After a failure here, the sweeper notifies again. Raises ValueError for an id of another kind.
+        A key needs no worker. After a failure here, the sweeper notifies again. Raises ValueError for an id of another kind.
         """
         with suppress(DBAPIError, *UNAVAILABLE):
             match kind_of(object_id):
@@ -58,6 +73,8 @@ class Store:
                 case "ds":
                     if self.notifier.notify(INGEST, object_id):
                         self.datasets.notified(object_id)
+                case "key":
+                    pass
                 case _:
                     raise ValueError(f"{object_id!r} names no job, checkpoint or dataset")
 

@@ -35,8 +35,13 @@ api_keys = Table(
     Column("id", _ID, primary_key=True),
     Column("tenant", String(64), nullable=False),
     Column("name", String(256), nullable=False),
+    Column("scopes", _JSON, nullable=False),
+    Column("hint", String(16), nullable=False),  # how the key begins
     Column("sha256", _SHA, nullable=False, unique=True),  # the key itself is kept nowhere
+    Column("expires_at", Double),
+    Column("last_used_at", Double),  # to about a minute
     Column("created_at", Double, nullable=False),
+    Index(None, "tenant", "id"),
 )
 
 blobs = Table(
@@ -185,8 +190,8 @@ idempotency = Table(
     Column("tenant", String(64), primary_key=True),
     Column("key", String(256), primary_key=True),
     Column("fingerprint", _SHA, nullable=False),
-    Column("status", Integer),  # null while the first request is still at work
-    Column("body", Text),
+    Column("object", _ID, nullable=False),  # the one that was created, in the same transaction
+    Column("body", Text, nullable=False),  # the first answer
     Column("created_at", Double, nullable=False),
 )
 

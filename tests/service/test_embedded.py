@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -15,6 +16,7 @@ from tests.conftest import wait_until
 from tests.material import write_archive, write_start
 from wbar.client import Client
 from wbar.config import read
+from wbar.errors import Unreachable
 
 METHOD = {"cycles": 60, "high": {"lr": 0.02}, "low": {"lr": 0.002}}
 
@@ -162,6 +164,67 @@ def test_killed_outright_it_leaves_nothing_running(up: Up) -> None:
     process.kill()
     process.wait()
     wait_until(lambda: not [pid for pid in children if running(pid)], 60, "the end of every child")
+
+
+def test_an_api_that_hangs_is_started_again(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+    up.start()
+    wait_until(lambda: up.said("workers ready"), 60, "readiness")
+    os.kill(child(up, "-m wbar_service"), signal.SIGSTOP)
+    wait_until(lambda: up.said(r"the api has not answered for \d+ s: it is ended"), 60, "the end of its patience")
+    with up.client(monkeypatch) as client:
+        wait_until(lambda: lists(client), 60, "an answer")
+    assert up.stop() == 0
+
+
+def lists(client: Client) -> bool:
+    try:
+        return client.jobs.list().data == []
+    except Unreachable:
+        return False
+
+
+def test_only_its_owner_reads_what_it_keeps(up: Up) -> None:
+    (up.folder / "data").mkdir(mode=0o755)
+    up.start()
+    wait_until(lambda: up.said("workers ready"), 60, "readiness")
+    found = [up.folder / "data", *(up.folder / "data").rglob("*")]
+    assert len(found) > 5
+    assert [path for path in found if not path.is_socket() and stat.S_IMODE(path.stat().st_mode) & 0o077] == []
+    assert up.stop() == 0
+
+
+def test_what_a_killed_start_left_in_the_temporary_folder_is_gone_after_the_next(up: Up) -> None:
+    deep = up.folder / ("x" * 90)  # too deep for a socket
+    left: list[Path] = []
+
+    def has_started() -> bool:
+        noted = Path((deep / "socket-folder").read_text()) if (deep / "socket-folder").exists() else None
+        if noted is None or noted in left or not (noted / "valkey.sock").exists():
+            return False
+        left.append(noted)
+        return True
+
+    for _ in range(2):
+        process = up.start("--data", str(deep))
+        wait_until(has_started, 60, "the broker's socket")
+        process.kill()
+        process.wait()
+    assert not left[0].exists()
+    wait_until(lambda: not up.descendants(), 60, "the end of every child")
+    shutil.rmtree(left[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("--port", "99999"), "less than or equal to 65535"), (("--data", "FILE"), "cannot hold the data"),
+     (("--workers", "0"), "greater than or equal to 1")],
+)  # fmt: skip
+def test_what_cannot_start_says_why_in_a_line(up: Up, words: tuple[str, ...], said: str) -> None:
+    (up.folder / "file").touch()
+    process = up.start(*(str(up.folder / "file") if word == "FILE" else word for word in words))
+    assert process.wait(60) in (1, 2)
+    assert up.said(said)
+    assert "Traceback" not in up.out.read_text()
 
 
 def running(pid: int) -> bool:

@@ -51,7 +51,7 @@ def test_a_reader_does_not_wait_for_a_writer(database: Database, path: Path) -> 
     writer = Database(f"sqlite:///{path}")
     with writer.write(), database.read_at_once() as possible:
         assert possible
-        assert Keys(database).tenant_of(KEY) is not None
+        assert Keys(database).valid(KEY) is not None
     writer.dispose()
 
 
@@ -64,8 +64,8 @@ def test_a_thread_waits_in_place_of_the_loop(database: Database, owner: sqlite3.
     happened = []
 
     async def ask() -> None:
-        tenant = await read(database, lambda: Keys(database).tenant_of(KEY))
-        happened.append(f"answered for {tenant and tenant.name}")
+        record = await read(database, lambda: Keys(database).valid(KEY))
+        happened.append(f"answered for {record and record.tenant}")
 
     async def poll() -> None:
         async with anyio.create_task_group() as group:
@@ -79,7 +79,7 @@ def test_a_thread_waits_in_place_of_the_loop(database: Database, owner: sqlite3.
 
 
 def test_a_revoked_key_is_refused_soon(service: Service) -> None:
-    key = Keys(service.database).create("to be revoked")
+    key = Keys(service.database).create("to be revoked").key
     with service.http(key) as http:
         assert http.get("/v1/jobs").status_code == 200
         with service.database.write() as connection:

@@ -48,13 +48,22 @@ def test_operations_have_names(schema: dict[str, Any]) -> None:
         "createDataset", "listDatasets", "getDataset", "deleteDataset",
         "createJob", "listJobs", "getJob", "deleteJob", "cancelJob", "pauseJob", "resumeJob",
         "listJobEvents", "getJobMetrics", "listJobSnapshots", "getJobSnapshotWeights", "getJobReport", "getJobWeights",
+        "createKey", "listKeys", "getKey", "deleteKey",
         "listArchitectures", "getHealth", "getReadiness",
     }  # fmt: skip
 
 
 def test_lists_are_called_by_what_they_hold(schema: dict[str, Any]) -> None:
     pages = {name for name in schema["components"]["schemas"] if "Page" in name}
-    assert pages == {"CheckpointPage", "DatasetPage", "JobPage", "EventPage", "SnapshotPage", "MetricsPointPage"}
+    assert pages == {
+        "CheckpointPage",
+        "DatasetPage",
+        "JobPage",
+        "EventPage",
+        "SnapshotPage",
+        "MetricsPointPage",
+        "ApiKeyPage",
+    }
 
 
 def test_a_method_is_told_by_its_type(schema: dict[str, Any]) -> None:

@@ -175,6 +175,15 @@ def test_writers_and_deleters_of_the_same_content_never_lose_it(blobs: Blobs) ->
     assert failures == []
 
 
+def test_the_half_of_an_upload_whose_process_was_killed_is_swept(blobs: Blobs, tmp_path: Path) -> None:
+    upload = blobs.receive()
+    upload.write(b"x" * 9_000_000)  # more than the writer buffers
+    assert files(tmp_path) != [], "there is a half on the disk, which nobody will finish"
+    assert blobs.sweep_temporaries() == 0, "it may still grow"
+    assert blobs.sweep_temporaries(older_than=timedelta(seconds=-5)) == 1
+    assert files(tmp_path) == []
+
+
 def test_what_died_halfway_in_is_swept(blobs: Blobs, tmp_path: Path) -> None:
     receive(blobs, b"never named")
     assert blobs.sweep_temporaries() == 0

@@ -1,27 +1,28 @@
 """Migrations say what the tables say; writers wait for each other; ids sort."""
 
+import re
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, String, delete, event, insert, select, text, update
+from sqlalchemy import String, delete, event, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tests.store.rows import insert_inputs, spec
-from wbar.errors import IdempotencyKeyInProgress, IdempotencyKeyReused
+from wbar.errors import IdempotencyKeyReused, NotFound
 from wbar.method import METHODS, AutoMethod
 from wbar_store.database import Database, Tenant, clock, now, rfc3339
 from wbar_store.events import Events
-from wbar_store.idempotency import Idempotency, StoredAnswer
+from wbar_store.idempotency import FirstAnswer, Idempotency
 from wbar_store.ids import kind_of, new_id
 from wbar_store.jobs import Jobs
 from wbar_store.keys import Keys
-from wbar_store.migrate import difference, upgrade
+from wbar_store.migrate import difference, downgrade, upgrade
 from wbar_store.tables import (
     REFERENCES,
+    api_keys,
     datasets,
     events,
     idempotency,
@@ -36,6 +37,24 @@ from wbar_store.workers import WorkerRecord, Workers
 
 def test_migrations_lead_to_the_tables(database: Database) -> None:
     assert difference(database) == []
+    upgrade(database)
+    assert difference(database) == []
+
+
+def test_migrations_lead_back_and_forward_again(database: Database) -> None:
+    insert_inputs(database)
+    job = Jobs(database, Events(database)).create(Tenant("default"), spec(), "kept", {}).id
+    everything, limited = Keys(database).create("all"), Keys(database).create("reads", scopes=("read",))
+    Idempotency(database).once(Tenant("default"), "k", "print", lambda: FirstAnswer("job_1", '{"id":"job_1"}'))
+    downgrade(database, "0001")
+    upgrade(database)
+    assert difference(database) == []
+    assert Jobs(database, Events(database)).get(Tenant("default"), job).name == "kept"
+    assert Keys(database).valid(everything.key) is not None
+    assert Keys(database).valid(limited.key) is None, "a version without scopes would have let it do everything"
+    again = Idempotency(database).once(Tenant("default"), "k", "print", lambda: FirstAnswer("job_2", "{}"))
+    assert again == (FirstAnswer("job_1", '{"id":"job_1"}'), True)
+    downgrade(database, "base")
     upgrade(database)
     assert difference(database) == []
 
@@ -66,7 +85,7 @@ def test_jobs_that_chose_by_windows_stay_readable(database: Database) -> None:
         old = {"type": "auto", "epochs": 3, "lr": 0.1, "control_lr": 0.2, "hold": 0.5, "low": 0.1, "guard": False}
         old |= {"segments": 6, "memorised": regime, "settled": regime | {"ratio": 0.5}, "average": "window"}
         connection.execute(update(jobs).where(jobs.c.id == job).values(spec=stored | {"method": old}))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    downgrade(database, "0001")
     upgrade(database)
     found = repository.get(Tenant("default"), job).spec.method
     assert isinstance(found, AutoMethod)
@@ -131,24 +150,24 @@ def test_calls_in_one_block_are_one_transaction(database: Database) -> None:
         with database.write():
             keys.create("x", key="k")
             keys.create("y", key="l")
-            assert keys.tenant_of("k") is not None, "the block sees what it wrote"
+            assert keys.valid("k") is not None, "the block sees what it wrote"
             raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
         fail()
-    assert keys.tenant_of("k") is None
-    assert keys.tenant_of("l") is None
+    assert keys.valid("k") is None
+    assert keys.valid("l") is None
     with database.write():
         keys.create("x", key="k")
         keys.create("y", key="l")
-    assert keys.tenant_of("l") is not None
+    assert keys.valid("l") is not None
 
 
 def test_a_block_belongs_to_its_thread(database: Database) -> None:
     keys, seen = Keys(database), list[object]()
     with database.write():
         keys.create("x", key="k")
-        other = threading.Thread(target=lambda: seen.append(keys.tenant_of("k")))
+        other = threading.Thread(target=lambda: seen.append(keys.valid("k")))
         other.start()
         other.join()
     assert seen == [None]
@@ -157,7 +176,7 @@ def test_a_block_belongs_to_its_thread(database: Database) -> None:
 def test_a_write_inside_a_read_is_refused(database: Database) -> None:
     with database.read(), pytest.raises(RuntimeError, match=r"open the block with write\(\)"):
         Keys(database).create("x")
-    assert Keys(database).create("x").startswith("wbar_")
+    assert Keys(database).create("x").key.startswith("wbar_")
 
 
 def test_the_databases_clock_moves(database: Database) -> None:
@@ -186,9 +205,44 @@ def test_an_id_says_what_it_names() -> None:
 
 def test_keys_open_one_tenant_and_are_not_kept(database: Database) -> None:
     keys = Keys(database)
-    key = keys.create("x", Tenant("acme"))
-    assert keys.tenant_of(key) == Tenant("acme")
-    assert keys.tenant_of(key + "x") is None
+    issued = keys.create("x", Tenant("acme"), ("read",))
+    found = keys.valid(issued.key)
+    assert found is not None
+    assert (found.owner, found.scopes, found.last_used_at) == (Tenant("acme"), ("read",), None)
+    assert keys.valid(issued.key + "x") is None
+    keys.used(found.id)
+    assert keys.get(Tenant("acme"), found.id).last_used_at is not None
+    with database.read() as connection:
+        assert issued.key not in str(connection.execute(select(api_keys)).all())
+
+
+def test_a_key_ends_with_a_checksum_that_is_looked_at_before_the_database(database: Database) -> None:
+    key = Keys(database).create("x").key
+    assert re.fullmatch(r"wbar_[0-9A-Za-z]{38}", key)
+    statements = list[str]()
+    event.listen(database.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    mistyped = key[:10] + ("a" if key[10] != "a" else "b") + key[11:]
+    for wrong in (mistyped, key[:-1] + ("0" if key[-1] != "0" else "1"), "wbar_" + "ä" * 38, "x" * 10_000):
+        assert Keys(database).valid(wrong) is None
+    assert statements == []
+    assert Keys(database).valid("wbar_of-version-0.5") is None
+    assert len(statements) == 1
+
+
+def test_a_key_expires_and_is_revoked(database: Database) -> None:
+    keys, mine = Keys(database), Tenant("default")
+    short, long, revoked = (keys.create("x", lifetime=seconds) for seconds in (60.0, 120.0, None))
+    with database.write() as connection:
+        connection.execute(update(api_keys).values(expires_at=api_keys.c.expires_at - 60.0))
+    assert keys.valid(short.key) is None
+    assert keys.valid(long.key) is not None
+    with pytest.raises(NotFound):
+        keys.revoke(Tenant("other"), revoked.record.id)
+    assert keys.valid(revoked.key) is not None
+    keys.revoke(mine, revoked.record.id)
+    assert keys.valid(revoked.key) is None
+    with pytest.raises(NotFound):
+        keys.revoke(mine, revoked.record.id)
 
 
 def test_workers_are_live_while_they_are_seen(database: Database) -> None:
@@ -206,30 +260,53 @@ def test_workers_are_live_while_they_are_seen(database: Database) -> None:
 
 
 def test_an_idempotency_key_answers_once(database: Database) -> None:
-    tenant, store = Tenant("default"), Idempotency(database)
-    assert store.begin(tenant, "k", "print") is None
-    with pytest.raises(IdempotencyKeyInProgress):
-        store.begin(tenant, "k", "print")
-    store.finish(tenant, "k", StoredAnswer(201, '{"id":"job_1"}'))
-    assert store.begin(tenant, "k", "print") == StoredAnswer(201, '{"id":"job_1"}')
+    tenant, store, made = Tenant("default"), Idempotency(database), list[str]()
+
+    def create() -> FirstAnswer:
+        made.append(f"job_{len(made)}")
+        return FirstAnswer(made[-1], "{}")
+
+    assert store.once(tenant, "k", "print", create) == (FirstAnswer("job_0", "{}"), False)
+    assert store.once(tenant, "k", "print", create) == (FirstAnswer("job_0", "{}"), True)
     with pytest.raises(IdempotencyKeyReused):
-        store.begin(tenant, "k", "another print")
-    assert store.begin(Tenant("other"), "k", "print") is None
+        store.once(tenant, "k", "another print", create)
+    assert store.once(Tenant("other"), "k", "print", create) == (FirstAnswer("job_1", "{}"), False)
     with database.write() as connection:
         connection.execute(update(idempotency).values(created_at=now() - 25 * 3600))
-    assert store.begin(tenant, "k", "another print") is None
-    store.forget(tenant, "k")
-    assert store.begin(tenant, "k", "print") is None
+    assert store.once(tenant, "k", "another print", create) == (FirstAnswer("job_2", "{}"), False)
 
 
-def test_an_idempotency_key_that_is_freed_meanwhile_is_in_progress(database: Database) -> None:
-    tenant, store = Tenant("default"), Idempotency(database)
-    store.begin(tenant, "k", "print")
+def test_many_requests_with_one_key_create_one_object(database: Database) -> None:
+    tenant, store, made, answers = (
+        Tenant("default"),
+        Idempotency(database),
+        list[int](),
+        list[tuple[FirstAnswer, bool]](),
+    )
 
-    @event.listens_for(database.engine, "before_cursor_execute")
-    def free_the_key(connection: Connection, cursor: Any, statement: str, *_: object) -> None:
-        if statement.startswith("SELECT"):  # between the insert that found the key and the look at its row
-            cursor.execute("DELETE FROM idempotency")
+    def create() -> FirstAnswer:
+        made.append(1)
+        return FirstAnswer(f"job_{len(made)}", "{}")
 
-    with pytest.raises(IdempotencyKeyInProgress, match="try again"):
-        store.begin(tenant, "k", "print")
+    threads = [
+        threading.Thread(target=lambda: answers.append(store.once(tenant, "k", "print", create))) for _ in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert sorted(replayed for _, replayed in answers) == [False] + [True] * 19
+    assert {answer.object for answer, _ in answers} == {"job_1"}
+
+
+def test_a_creation_that_fails_leaves_the_key_free(database: Database) -> None:
+    store = Idempotency(database)
+
+    def fail() -> FirstAnswer:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        store.once(Tenant("default"), "k", "print", fail)
+    answer = FirstAnswer("job_1", "{}")
+    assert store.once(Tenant("default"), "k", "print", lambda: answer) == (answer, False)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlparse
 
 import obstore
 from obstore.exceptions import BaseError
@@ -22,6 +21,7 @@ from wbar_store.checkpoints import CheckpointRecord
 from wbar_store.claims import Claim
 from wbar_store.datasets import DatasetRecord, DatasetSummary
 from wbar_store.ids import kind_of
+from wbar_store.sources import locate, take_file
 from wbar_store.store import Store
 from wbar_store.uploads import AnyUpload, UploadRecord, UploadRepository
 from wbar_training.messages import Crashed
@@ -139,8 +139,15 @@ class Ingester:
         assert record.source is not None
         if record.source.startswith("builtin:"):
             return record.source.removeprefix("builtin:")
+        location = locate(record.source, self.settings.sources)
+        if location is None:
+            raise SourceUnavailable(
+                f"{record.source} is not below a root that this worker's operator allows (WBAR_SOURCES)"
+            )
+        if location.scheme == "file":
+            return take_file(location, target)
         try:
-            return _fetch_source(record.source, target)
+            return _fetch_object(location.url, target)
         except (OSError, BaseError) as error:
             raise SourceUnavailable(
                 f"{record.source} cannot be read ({type(error).__name__}): is it there, and may the worker read it?"
@@ -237,15 +244,8 @@ def _summary(packed: DatasetPacked) -> DatasetSummary:
     )
 
 
-def _fetch_source(source: str, target: Path) -> Path:
-    """Return a folder or archive of an allowed file location as it is; copy one from S3 to `target` first."""
-    parsed = urlparse(source)
-    if parsed.scheme == "file":
-        local = Path(unquote(parsed.path))
-        if not local.exists():
-            raise FileNotFoundError(local)
-        return local
-    parent, _, name = source.rpartition("/")
+def _fetch_object(url: str, target: Path) -> Path:
+    parent, _, name = url.rpartition("/")
     with open(target, "wb") as file:
         for chunk in obstore.get(from_url(parent), name).stream():
             file.write(chunk)

@@ -11,15 +11,17 @@ from wbar.errors import CheckpointNotReady, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
 from wbar_service.answers import answer, polled
-from wbar_service.auth import StoreOf, TenantOf
+from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import Paging, page_of
 from wbar_service.problems import responses
-from wbar_service.receiving import receive
+from wbar_service.receiving import receive, shown_name
 from wbar_store.checkpoints import CheckpointRecord, GivenNetwork
 
-router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"], responses=responses(401))
+router = APIRouter(
+    prefix="/v1/checkpoints", tags=["checkpoints"], route_class=AuthenticatedRoute, responses=responses(401, 403)
+)
 
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _FORM: dict[str, Any] = {
@@ -59,12 +61,12 @@ async def create_checkpoint(
             "GET /v1/architectures lists the names",
             [{"pointer": "", "parameter": "architecture", "detail": "unknown architecture"}],
         )
+    shown_name(name, None, "")  # before the upload
     received, filename = await receive(request, store.blobs, request.app.state.settings.max_checkpoint_bytes)
     given = GivenNetwork(architecture=architecture, num_classes=num_classes)
 
     def create() -> CheckpointRecord:
-        shown = name or filename or "checkpoint"
-        return store.checkpoints.create(tenant, shown[:256], received, given)
+        return store.checkpoints.create(tenant, shown_name(name, filename, "checkpoint"), received, given)
 
     print_ = fingerprint("checkpoint", name, given.model_dump(), received.sha256)
     try:

@@ -2,7 +2,6 @@
 
 import json
 from typing import Annotated, Any
-from urllib.parse import unquote
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
@@ -11,20 +10,25 @@ from pydantic import ValidationError
 
 from wbar.catalog import BUILTINS
 from wbar.datasets import Dataset, DatasetSource, Task
-from wbar.errors import BadRequest, TaskUnsupported, ValidationFailed
+from wbar.errors import TaskUnsupported, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
 from wbar_service.answers import answer, polled
-from wbar_service.auth import StoreOf, TenantOf
+from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
+from wbar_service.bodies import with_small_body
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import Paging, page_of
 from wbar_service.problems import responses
-from wbar_service.receiving import receive
+from wbar_service.receiving import receive, shown_name
 from wbar_service.schema import reference
 from wbar_store.datasets import DatasetOptions, DatasetRecord
+from wbar_store.sources import locate
 
-router = APIRouter(prefix="/v1/datasets", tags=["datasets"], responses=responses(401))
+router = APIRouter(
+    prefix="/v1/datasets", tags=["datasets"], route_class=AuthenticatedRoute, responses=responses(401, 403)
+)
 
+SOURCE_BYTES = 64 * 1024
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -69,29 +73,28 @@ async def create_dataset(
     """
     if task not in ("classification", "multilabel"):
         raise TaskUnsupported(f"task={task} comes later; this version takes task=classification and task=multilabel")
-    if request.headers.get("content-type", "").split(";")[0].strip() == "application/json":
+    shown_name(name, None, "")  # before the upload
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json":
         source = await _source(request, task)
         print_ = fingerprint("dataset", name, task, source.model_dump())
         options = DatasetOptions(max_train_images=source.max_train_images)
         return await run_sync(
             once, store, tenant, idempotency_key, print_,
-            lambda: store.datasets.create(tenant, (name or source.source)[:256], task, source.source, options),
+            lambda: store.datasets.create(tenant, shown_name(name, source.source, "dataset"), task, source.source, options),
         )  # fmt: skip
     received, filename = await receive(request, store.blobs, request.app.state.settings.max_dataset_bytes)
     try:
         print_ = fingerprint("dataset", name, task, received.sha256)
         return await run_sync(
             once, store, tenant, idempotency_key, print_,
-            lambda: store.datasets.create(tenant, (name or filename or "dataset")[:256], task, received), received,
+            lambda: store.datasets.create(tenant, shown_name(name, filename, "dataset"), task, received), received,
         )  # fmt: skip
     finally:
         await run_sync(store.blobs.discard, received.temporary)
 
 
 async def _source(request: Request, task: str) -> DatasetSource:
-    body = await request.body()
-    if len(body) > 65536:
-        raise BadRequest("a dataset's JSON is at most 64 KiB; send an archive as application/octet-stream")
+    body = await (await with_small_body(request, SOURCE_BYTES)).body()
     try:
         source = DatasetSource.model_validate_json(body)
     except ValidationError as error:
@@ -107,7 +110,7 @@ async def _source(request: Request, task: str) -> DatasetSource:
                 f"{source.source!r} does not exist; there are {names}",
                 [{"pointer": "/source", "detail": f"one of {names}"}],
             )
-    elif not _allowed(source.source, request.app.state.settings.sources):
+    elif locate(source.source, request.app.state.settings.sources) is None:
         raise ValidationFailed(
             f"{source.source!r} is not below a root that this service's operator allows (WBAR_SOURCES)",
             [{"pointer": "/source", "detail": "not below an allowed root"}],
@@ -125,13 +128,6 @@ def _json(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):
         return None
-
-
-def _allowed(source: str, roots: list[str]) -> bool:
-    plain = unquote(source)
-    if ".." in plain.split("/") or "\\" in plain:
-        return False
-    return any(plain.startswith(root if root.endswith("/") else f"{root}/") for root in roots)
 
 
 @router.get("", response_model=Page[Dataset], responses=responses(422))

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette.sse import EventSourceResponse
 
-from wbar.errors import JobNotFinished, NoWeights
-from wbar.jobs import Deleted, Event, EventType, Job, JobRequest, MetricsPoint, Snapshot
+from wbar.errors import JobNotFinished, NoWeights, ValidationFailed
+from wbar.jobs import MOST_TAGS, Deleted, Event, EventType, Job, JobRequest, MetricsPoint, Snapshot
 from wbar.lists import Page
 from wbar.states import TERMINAL, JobStatus
 from wbar_service.answers import answer, polled
-from wbar_service.auth import StoreOf, TenantOf, store_of
+from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf, store_of
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.jobs.creating import dry_run, gpu_at_hand, make_spec
@@ -25,7 +25,7 @@ from wbar_store.jobs import Filters, JobRecord
 from wbar_store.repository import PageRequest
 from wbar_store.snapshots import SnapshotRecord
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=responses(401))
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRoute, responses=responses(401, 403))
 
 
 @router.post(
@@ -61,12 +61,23 @@ def list_jobs(
     checkpoint: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
     """List the jobs, newest first; `?metadata[team]=vision` keeps those with that tag."""
+    filters = Filters(status, checkpoint, _tags(request))
+    return answer(page_of(store.jobs.filtered(tenant, page, filters), JobRecord.to_api))
+
+
+def _tags(request: Request) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of `metadata[KEY]=VALUE` in the query. Raises ValidationFailed for more than a job can have."""
     tags = tuple(
         (name[len("metadata[") : -1], value)
         for name, value in request.query_params.multi_items()
         if name.startswith("metadata[") and name.endswith("]")
     )
-    return answer(page_of(store.jobs.filtered(tenant, page, Filters(status, checkpoint, tags)), JobRecord.to_api))
+    if len(tags) > MOST_TAGS:
+        raise ValidationFailed(
+            f"{len(tags)} conditions on metadata, and a job has at most {MOST_TAGS} tags",
+            [{"pointer": "", "parameter": "metadata", "detail": f"at most {MOST_TAGS} conditions"}],
+        )
+    return tags
 
 
 @router.get("/{job_id}", response_model=Job, responses=responses(404))
