@@ -433,7 +433,7 @@ def test_the_sweeper_is_healthy_while_no_lost_job_lies_about(here: Here) -> None
     assert (idle.returncode, idle.stderr) == (0, "")
     insert_inputs(here.store.database)
     job = here.store.jobs.create(Tenant("default"), spec(), None, {}).id
-    here.store.jobs.claim(job, lease_seconds=-1)
+    here.store.attempts.claim(job, lease_seconds=-1)
     behind = run_check("sweeper", here.environment)
     assert behind.returncode == 1
     assert f"not swept: ['{job}']" in behind.stderr

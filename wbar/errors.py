@@ -7,7 +7,7 @@ WbarError
 ├── Rejected                    the content of an uploaded checkpoint or dataset is refused, after the 201
 │   ├── UnsafePickle  CorruptFile  NotAStateDict  NonFiniteWeights  ArchitectureMismatch  UnknownArchitecture ...
 │   └── InvalidArchive  UnsafePath  TooFewClasses  NoImages  BrokenImage  UnknownSource ...
-├── JobError                    a job failed: Diverged  OutOfMemory  NothingMatches  AttemptsExhausted  ...
+├── JobError                    a job failed: Diverged  OutOfMemory  NothingMatches  TimeLimit  AttemptsExhausted  ...
 └── Unreachable                 the client found no service at the address
 """
 
@@ -357,8 +357,14 @@ class DevicesUnavailable(JobError):
     code = "devices_unavailable"
 
 
+class TimeLimit(JobError):
+    """Raised when a job has run for as long as its request or the operator allows."""
+
+    code = "time_limit"
+
+
 class AttemptsExhausted(JobError):
-    """Raised when several attempts in a row were lost without saving a later state."""
+    """Raised when several attempts in a row were lost without getting further."""
 
     code = "attempts_exhausted"
 

@@ -108,6 +108,14 @@ class JobRequest(JobOptions):
     dataset: Id
     name: Name | None = None
     metadata: dict[TagName, Annotated[Text, Field(max_length=512)]] = Field(default_factory=dict, max_length=MOST_TAGS)
+    max_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=1e8,
+        allow_inf_nan=False,
+        description="How long the job may run, all its attempts together; beyond it fails with `time_limit`, and its "
+        "snapshots stay. Default: as long as it takes, or as the operator allows.",
+    )
     dry_run: bool = Field(False, description="Validate and resolve everything, create nothing.")
 
     @field_validator("metadata", mode="before")
@@ -201,6 +209,7 @@ class Job(BaseModel):
                 "result": None,
                 "error": None,
                 "attempts": 1,
+                "max_seconds": None,
                 "created_at": "2026-11-21T09:00:00.000000Z",
                 "started_at": "2026-11-21T09:00:00.400000Z",
                 "finished_at": None,
@@ -225,6 +234,7 @@ class Job(BaseModel):
     result: JobResult | None
     error: Fault | None
     attempts: int
+    max_seconds: float | None = None
     created_at: str | None
     started_at: str | None
     finished_at: str | None
@@ -243,6 +253,7 @@ class Job(BaseModel):
         result: JobResult | None = None,
         error: Fault | None = None,
         attempts: int = 0,
+        max_seconds: float | None = None,
         created_at: str | None = None,
         started_at: str | None = None,
         finished_at: str | None = None,
@@ -273,6 +284,7 @@ class Job(BaseModel):
             result=result,
             error=error,
             attempts=attempts,
+            max_seconds=max_seconds,
             created_at=created_at,
             started_at=started_at,
             finished_at=finished_at,

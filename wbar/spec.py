@@ -110,6 +110,11 @@ class JobSpec(_Frozen):
         return chooses or getattr(method, "probe_rate", False) is True or self.recipe.early_stopping is not None
 
     @property
+    def trains(self) -> bool:
+        """Whether the job takes training steps; a soup does not."""
+        return not isinstance(self.method, Soup)
+
+    @property
     def reproducible(self) -> bool:
         """Whether the same spec gives the same bits on a GPU."""
         return ARCHITECTURES[self.network.name].reproducible

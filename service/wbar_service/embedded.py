@@ -143,7 +143,7 @@ class Embedded:
         try:
             upgrade(self.store.database)
             # This folder's lock is ours: whatever a row says is running has no process any more.
-            self.store.jobs.expire_leases()
+            self.store.attempts.expire_leases()
             self._start_all()
             self._introduce()
             return self._watch()
@@ -219,7 +219,7 @@ class Embedded:
             f"[yellow]the {part.name} ended ({_ending(part.process.returncode)}): it is started again[/yellow]"
         )
         if part.name == "train worker":
-            self.store.jobs.expire_leases()  # its jobs need not wait for the lease: we saw it die
+            self.store.attempts.expire_leases()  # its jobs need not wait for the lease: we saw it die
         part.start(self._log)
 
     def _asked_to_stop(self, _number: int, _frame: FrameType | None) -> None:

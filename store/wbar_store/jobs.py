@@ -1,27 +1,26 @@
-"""The only writer of job state. A claim is a compare-and-set that raises the attempt number, the fence; every later
-write carries the fence and changes nothing once another attempt, a cancel or the sweeper has moved the row on.
+"""Jobs as their owners see them: created, listed, steered, deleted; and `move`, the one place where a status changes.
+
+What happens to a job while it runs is in `wbar_store.attempts`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from sqlalchemy import delete, false, func, insert, or_, select, update
 
 from wbar.checkpoints import Fault
-from wbar.errors import AttemptsExhausted, InUse, InvalidTransition, NotFound
+from wbar.errors import InUse, InvalidTransition, NotFound
 from wbar.jobs import Job, Progress
-from wbar.results import JobResult, Score
+from wbar.results import JobResult
 from wbar.spec import JobSpec
 from wbar.states import TERMINAL, JobStatus, sources
-from wbar_store.claims import Claim, holds, of_running
+from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant, now, rfc3339
 from wbar_store.events import Events
 from wbar_store.ids import new_id
 from wbar_store.repository import PageRequest, Record, RecordPage, Repository
 from wbar_store.tables import checkpoints, datasets, job_inputs, job_metadata, jobs, snapshots
 
-MAX_LOST = 3  # attempts in a row that died without having saved a state
 NOTIFY_AGAIN = 5.0  # a queued row that a worker was notified of so long ago, with nothing left in the broker
 
 
@@ -32,15 +31,6 @@ class Filters:
     status: JobStatus | None = None
     checkpoint: str | None = None
     metadata: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class ResultBlobs:
-    """The files of an ended job: the weights in both formats, and the report where it could be drawn."""
-
-    weights: str
-    pytorch: str
-    report: str | None
 
 
 class JobRecord(Record):
@@ -62,6 +52,8 @@ class JobRecord(Record):
     report: str | None
     error: Fault | None
     attempts: int
+    max_seconds: float | None
+    memory_retries: int
     state: str | None
     state_step: int | None
     created_at: float
@@ -95,6 +87,7 @@ class JobRecord(Record):
             result=self.result,
             error=self.error,
             attempts=self.attempts,
+            max_seconds=self.max_seconds,
             created_at=rfc3339(self.created_at),
             started_at=rfc3339(self.started_at),
             finished_at=rfc3339(self.finished_at),
@@ -112,8 +105,18 @@ class Jobs(Repository[JobRecord]):
 
     # What the API does.
 
-    def create(self, tenant: Tenant, spec: JobSpec, name: str | None, metadata: Mapping[str, str]) -> JobRecord:
-        """Insert a queued job; the caller notifies once it is committed."""
+    def create(
+        self,
+        tenant: Tenant,
+        spec: JobSpec,
+        name: str | None,
+        metadata: Mapping[str, str],
+        max_seconds: float | None = None,
+    ) -> JobRecord:
+        """Insert a queued job; the caller notifies once it is committed.
+
+        max_seconds: how long it may run, all attempts together; None: as long as it takes.
+        """
         job_id = new_id("job")
         values = {
             "id": job_id,
@@ -126,6 +129,11 @@ class Jobs(Repository[JobRecord]):
             "metadata": dict(metadata),
             "attempts": 0,
             "lost_attempts": 0,
+            "crashes": 0,
+            "furthest_step": 0,
+            "memory_retries": 0,
+            "ran_seconds": 0.0,
+            "max_seconds": max_seconds,
             "last_event": 0,
             "created_at": now(),
         }
@@ -164,7 +172,7 @@ class Jobs(Repository[JobRecord]):
         """End the job now; its attempt learns it with the next heartbeat. Raises InvalidTransition once it ended otherwise."""
         with self.database.write():
             job = self.get(tenant, job_id, lock=True)
-            if job.status != "cancelled" and not self._move(job_id, "cancelled"):
+            if job.status != "cancelled" and not self.move(job_id, "cancelled"):
                 raise InvalidTransition(f"{job_id} is {job.status} and cannot be cancelled")
             return self.get(tenant, job_id)
 
@@ -187,7 +195,7 @@ class Jobs(Repository[JobRecord]):
             job = self.get(tenant, job_id, lock=True)
             if job.status != "paused":
                 raise InvalidTransition(f"{job_id} is {job.status}: only a paused job can be resumed")
-            self._move(job_id, "queued", notified_at=None)
+            self.move(job_id, "queued", notified_at=None)
             return self.get(tenant, job_id)
 
     def remove(self, tenant: Tenant, job_id: str) -> list[str]:
@@ -228,127 +236,6 @@ class Jobs(Repository[JobRecord]):
             spec = connection.execute(select(jobs.c.spec).where(jobs.c.id == job_id)).scalar()
         return None if spec is None else JobSpec.model_validate(spec)
 
-    def claim(self, job_id: str, lease_seconds: float) -> JobRecord | None:
-        """Claim a queued job: it runs, its attempt number is raised, its lease is set. None if it is not queued."""
-        with self.database.write() as connection:
-            row = connection.execute(
-                update(jobs)
-                .where(jobs.c.id == job_id, jobs.c.status.in_(sources("running")))
-                .values(
-                    status="running",
-                    attempts=jobs.c.attempts + 1,
-                    lease_until=now() + lease_seconds,
-                    started_at=func.coalesce(jobs.c.started_at, now()),
-                    stop=None,
-                )
-                .returning(*jobs.c)
-            ).first()
-            if row is None:
-                return None
-            claimed = self.record.of(row)
-            self._events.append(job_id, "status", {"status": "running", "attempt": claimed.attempts})
-        return claimed
-
-    def heartbeat(
-        self, claim: Claim, lease_seconds: float, progress: Progress | None, event: bool = False
-    ) -> Literal["pause", "gone"] | None:
-        """Write the progress, renew the lease, and return `pause`, `gone` (the fence is stale), or None to keep going.
-
-        event: whether the progress is an event too.
-        """
-        values: dict[str, object] = {"lease_until": now() + lease_seconds}
-        if progress is not None:
-            values["progress"] = progress.model_dump()
-        with self.database.write(durable=False) as connection:
-            row = connection.execute(of_running(claim).values(**values).returning(jobs.c.stop)).first()
-            if row is None:
-                return "gone"
-            if event and progress is not None:
-                self._events.append(claim.id, "progress", progress.model_dump())
-        return "pause" if row.stop else None
-
-    def log(self, claim: Claim, level: str, message: str) -> bool:
-        """Append a `log` event. False if the fence is stale."""
-        return self._tell(claim, "log", {"level": level, "message": message})
-
-    def averaged(self, claim: Claim, n: int, score: Score) -> bool:
-        """Append a point of the curve, as a `metrics` event. False if the fence is stale."""
-        return self._tell(claim, "metrics", {"n": n, **score.model_dump()})
-
-    def _tell(self, claim: Claim, kind: Literal["log", "metrics"], data: Mapping[str, object]) -> bool:
-        with self.database.write() as connection:
-            if not holds(connection, claim):
-                return False
-            self._events.append(claim.id, kind, data)
-        return True
-
-    def got_further(self, claim: Claim) -> None:
-        """Reset the count of lost attempts: the attempt saved a state on its host."""
-        with self.database.write(durable=False) as connection:
-            connection.execute(of_running(claim).values(lost_attempts=0))
-
-    def save_state(self, claim: Claim, sha256: str, step: int) -> str | None:
-        """Point to the latest resumable state, whose blob the caller holds meanwhile; returns the blob it replaces.
-
-        The count of lost attempts is reset.
-        """
-        with self.database.write() as connection:
-            old = connection.execute(select(jobs.c.state).where(jobs.c.id == claim.id)).scalar()
-            # No comparison of steps: the fence keeps late writers out, and a job that started over counts from zero again.
-            values = {"state": sha256, "state_step": step, "lost_attempts": 0}
-            moved = connection.execute(of_running(claim).values(**values)).rowcount
-        return old if moved and old != sha256 else None
-
-    def succeed(self, claim: Claim, result: JobResult, blobs: ResultBlobs, progress: Progress | None) -> bool:
-        """End the job with its result, whose blobs the caller holds meanwhile. False if the fence is stale."""
-        values: dict[str, object] = {
-            "weights": blobs.weights,
-            "weights_pytorch": blobs.pytorch,
-            "report": blobs.report,
-            "result": result.model_dump(mode="json"),
-        }
-        if progress is not None:
-            values["progress"] = progress.model_dump()
-        return self._move(claim.id, "succeeded", claim, **values)
-
-    def fail(self, claim: Claim, fault: Fault) -> bool:
-        """End the job with a fault. False if the fence is stale."""
-        return self._move(claim.id, "failed", claim, error=fault.model_dump(mode="json"))
-
-    def yield_back(self, claim: Claim, target: Literal["paused", "queued"]) -> bool:
-        """Give a stopped job back with its state saved: `paused` as asked, or `queued` when draining.
-
-        A pause that was asked for meanwhile is kept: the job is then `paused` in both cases. False if the fence is stale.
-        """
-        with self.database.write() as connection:
-            row = connection.execute(of_running(claim).values(attempts=claim.attempt).returning(jobs.c.stop)).first()
-            if row is None:
-                return False
-            return self._move(claim.id, "paused" if row.stop == "pause" else target, claim, notified_at=None)
-
-    def lose(self, claim: Claim, why: str) -> JobStatus | None:
-        """Queue the job again after its attempt died, or fail it after MAX_LOST in a row.
-
-        Returns the new status; None if the fence is stale.
-        """
-        with self.database.write() as connection:
-            row = connection.execute(of_running(claim).values(attempts=claim.attempt).returning(*jobs.c)).first()
-            if row is None:
-                return None
-            lost = row.lost_attempts + 1
-            if lost < MAX_LOST:
-                message = f"attempt {claim.attempt} was lost: {why}"
-                self._events.append(claim.id, "log", {"level": "warning", "message": message})
-                target: JobStatus = "paused" if row.stop == "pause" else "queued"
-                self._move(claim.id, target, claim, lost_attempts=lost, notified_at=None)
-                return target
-            fault = Fault(
-                code=AttemptsExhausted.code,
-                message=f"{lost} attempts in a row were lost without getting further; the last one: {why}",
-            )
-            self._move(claim.id, "failed", claim, lost_attempts=lost, error=fault.model_dump(mode="json"))
-        return "failed"
-
     def drop_state(self, job_id: str) -> str | None:
         """Drop an ended job's resumable state; returns the blob to collect."""
         ended = select(jobs.c.state).where(jobs.c.id == job_id, jobs.c.status.in_(TERMINAL))
@@ -365,17 +252,6 @@ class Jobs(Repository[JobRecord]):
         return status is None or status in TERMINAL
 
     # What the sweeper and `wbar up` do.
-
-    def expired(self) -> list[Claim]:
-        """Return the claims of running jobs whose lease has run out."""
-        query = select(jobs.c.id, jobs.c.attempts).where(jobs.c.status == "running", jobs.c.lease_until < now())
-        with self.database.read() as connection:
-            return [Claim(row.id, row.attempts) for row in connection.execute(query)]
-
-    def expire_leases(self) -> None:
-        """End every lease: the workers of all running jobs are known to be gone."""
-        with self.database.write() as connection:
-            connection.execute(update(jobs).where(jobs.c.status == "running").values(lease_until=0.0))
 
     def unfinished(self) -> int:
         """Return how many jobs are queued or running."""
@@ -403,7 +279,7 @@ class Jobs(Repository[JobRecord]):
 
     # The one place where a status changes.
 
-    def _move(self, job_id: str, target: JobStatus, claim: Claim | None = None, **values: object) -> bool:
+    def move(self, job_id: str, target: JobStatus, claim: Claim | None = None, **values: object) -> bool:
         """Change the status along the table of wbar.states, with its event. False if the row has moved on."""
         statement = update(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(sources(target)))
         if claim is not None:

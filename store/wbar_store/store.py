@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
+from wbar_store.attempts import Attempts
 from wbar_store.blobs import Blobs
 from wbar_store.checkpoints import Checkpoints
 from wbar_store.database import UNAVAILABLE, Database, Tenant
@@ -32,6 +33,7 @@ class Store:
         self.datasets = Datasets(database)
         self.events = Events(database)
         self.jobs = Jobs(database, self.events)
+        self.attempts = Attempts(database, self.jobs, self.events)
         self.snapshots = Snapshots(database, self.events)
         self.metrics = Metrics(database)
         self.keys = Keys(database)

@@ -118,7 +118,15 @@ jobs = Table(
     Column("report", _SHA, index=True),
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),  # the fence: raised by every claim, carried by every later write
-    Column("lost_attempts", Integer, nullable=False),  # attempts in a row that died without getting further
+    # Attempts in a row that got no further: those that something else ended, and those whose own process failed.
+    Column("lost_attempts", Integer, nullable=False),
+    Column("crashes", Integer, nullable=False, server_default="0"),
+    Column("furthest_step", Integer, nullable=False, server_default="0"),  # that a lost attempt came to
+    Column(
+        "memory_retries", Integer, nullable=False, server_default="0"
+    ),  # with smaller parts, after one ran out of memory
+    Column("ran_seconds", Double, nullable=False, server_default="0"),  # all attempts together
+    Column("max_seconds", Double),
     Column("lease_until", Double),
     Column("notified_at", Double),
     Column("stop", String(16)),  # pause, asked for and not yet answered

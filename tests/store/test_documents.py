@@ -45,7 +45,7 @@ def store(database: Database) -> Store:
     for name in ("a", "b"):
         opened.keys.create(name)
         job = opened.jobs.create(MINE, spec(), name, {"team": name})
-        opened.jobs.claim(job.id, 60)
+        opened.attempts.claim(job.id, 60)
         opened.metrics.add(Claim(job.id, 1), [point(1)])
         with database.write() as connection:
             values = {"job": job.id, "n": 1, "step": 1, "metrics": SCORE.model_dump(), "bytes": 1, "sha256": "a" * 64}

@@ -13,10 +13,11 @@ from wbar.errors import InUse, InvalidTransition, NotFound, ValidationFailed
 from wbar.method import Soup
 from wbar.recipe import Distillation, Recipe
 from wbar.states import TERMINAL, TRANSITIONS
+from wbar_store.attempts import MAX_CRASHES, MAX_KILLED, ResultBlobs
 from wbar_store.blobs import Blobs, Received
 from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant, now
-from wbar_store.jobs import MAX_LOST, Filters, ResultBlobs
+from wbar_store.jobs import Filters
 from wbar_store.notifier import Notifier
 from wbar_store.repository import PageRequest
 from wbar_store.store import Store
@@ -34,8 +35,14 @@ def store(database: Database, tmp_path: Any) -> Iterator[Store]:
     opened.notifier.close()
 
 
-def submit(store: Store, tenant: Tenant = MINE, metadata: dict[str, str] | None = None, **changes: Any) -> str:
-    return store.jobs.create(tenant, spec(**changes), None, metadata or {}).id
+def submit(
+    store: Store,
+    tenant: Tenant = MINE,
+    metadata: dict[str, str] | None = None,
+    max_seconds: float | None = None,
+    **changes: Any,
+) -> str:
+    return store.jobs.create(tenant, spec(**changes), None, metadata or {}, max_seconds).id
 
 
 def status(store: Store, job_id: str) -> str:
@@ -57,7 +64,7 @@ def test_only_one_of_many_claims_wins(store: Store) -> None:
 
     def claim() -> None:
         barrier.wait()
-        won.append(store.jobs.claim(job, 60))
+        won.append(store.attempts.claim(job, 60))
 
     threads = [threading.Thread(target=claim) for _ in range(8)]
     for thread in threads:
@@ -82,80 +89,146 @@ def test_a_job_comes_back_as_it_was_asked_for(store: Store) -> None:
 
 def test_a_stale_fence_changes_nothing(store: Store) -> None:
     job = submit(store)
-    store.jobs.claim(job, -1)
+    store.attempts.claim(job, -1)
     first, second = Claim(job, 1), Claim(job, 2)
-    assert store.jobs.expired() == [first]
-    assert store.jobs.lose(first, "gone") == "queued"
-    claimed = store.jobs.claim(job, 60)
+    assert store.attempts.expired() == [first]
+    assert store.attempts.lose(first, "gone") == "queued"
+    claimed = store.attempts.claim(job, 60)
     assert claimed is not None
     assert claimed.claim == second
-    assert store.jobs.heartbeat(first, 60, PROGRESS) == "gone"
-    assert store.jobs.heartbeat(second, 60, PROGRESS) is None
-    assert not store.jobs.fail(first, Fault(code="x", message="y"))
-    assert store.jobs.lose(first, "late") is None
-    assert not store.jobs.log(first, "info", "late")
-    assert not store.jobs.averaged(first, 1, SCORE)
+    assert store.attempts.heartbeat(first, 60, PROGRESS) == "gone"
+    assert store.attempts.heartbeat(second, 60, PROGRESS) is None
+    assert not store.attempts.fail(first, Fault(code="x", message="y"))
+    assert store.attempts.lose(first, "late") is None
+    assert not store.attempts.log(first, "info", "late")
+    assert not store.attempts.averaged(first, 1, SCORE)
     assert not store.metrics.add(first, [point(1)])
     assert not store.snapshots.add(first, 1, 10, SCORE, snapshot("1"))
-    assert store.jobs.save_state(first, "s" * 64, 1) is None
-    assert not store.jobs.yield_back(first, "queued")
-    assert not store.jobs.succeed(first, result(), FILES, None)
+    assert store.attempts.save_state(first, "s" * 64, 1) is None
+    assert not store.attempts.yield_back(first, "queued")
+    assert not store.attempts.succeed(first, result(), FILES, None)
     assert status(store, job) == "running"
     assert store.jobs.get(MINE, job).state is None
-    assert store.jobs.succeed(second, result(), FILES, PROGRESS)
+    assert store.attempts.succeed(second, result(), FILES, PROGRESS)
     ended = store.jobs.get(MINE, job)
     assert (ended.status, ended.result, ended.progress) == ("succeeded", result(), PROGRESS)
     assert ended.blobs == [FILES.weights, FILES.pytorch]
 
 
-def test_a_poison_job_fails_after_so_many_lost_attempts_in_a_row(store: Store) -> None:
+@pytest.mark.parametrize(("crashed", "most"), [(True, MAX_CRASHES), (False, MAX_KILLED)])
+def test_a_poison_job_fails_after_so_many_lost_attempts_in_a_row(store: Store, crashed: bool, most: int) -> None:
     job = submit(store)
-    for attempt in range(1, MAX_LOST + 1):
-        assert store.jobs.claim(job, 60) is not None
-        moved = store.jobs.lose(Claim(job, attempt), "killed by SIGKILL")
-    assert moved == "failed"
+    for attempt in range(1, most + 1):
+        assert store.attempts.claim(job, 60) is not None
+        # As far as before, or hardly further: that is no reason to go on for ever.
+        progress = PROGRESS.model_copy(update={"step": attempt % 9, "total_steps": 900})
+        store.attempts.heartbeat(Claim(job, attempt), 60, progress)
+        moved = store.attempts.lose(Claim(job, attempt), "ended by SIGSEGV", crashed)
+        assert moved == ("failed" if attempt == most else "queued")
     error = store.jobs.get(MINE, job).error
     assert error is not None
     assert error.code == "attempts_exhausted"
-    assert "SIGKILL" in error.message
+    assert "SIGSEGV" in error.message
+
+
+def test_a_job_whose_every_attempt_comes_further_is_never_given_up(store: Store) -> None:
+    job = submit(store)
+    for attempt in range(1, 40):
+        assert store.attempts.claim(job, 60) is not None
+        progress = PROGRESS.model_copy(update={"step": 10 * attempt, "total_steps": 1000})
+        store.attempts.heartbeat(Claim(job, attempt), 60, progress)
+        assert store.attempts.lose(Claim(job, attempt), "killed", crashed=attempt % 2 == 0) == "queued"
+
+
+def test_a_point_of_the_curve_is_told_once_whoever_tells_it(store: Store) -> None:
+    job = submit(store)
+    store.attempts.claim(job, 60)
+    assert store.attempts.averaged(Claim(job, 1), 1, SCORE)
+    store.attempts.lose(Claim(job, 1), "killed")
+    store.attempts.claim(job, 60)
+    for n in (1, 2, 2):
+        assert store.attempts.averaged(Claim(job, 2), n, SCORE)
+    told = [event.data["n"] for event in store.events.after(MINE, job, 0, 100) if event.type == "metrics"]
+    assert told == [1, 2]
+
+
+@pytest.mark.parametrize(("asked", "allowed"), [(10.0, None), (None, 10.0), (10.0, 100.0), (100.0, 10.0)])
+def test_a_job_that_ran_for_too_long_fails_whatever_ended_its_attempts(
+    store: Store, asked: float | None, allowed: float | None
+) -> None:
+    job = submit(store, max_seconds=asked)
+    for attempt in (1, 2):
+        store.attempts.claim(job, 60)
+        claim = Claim(job, attempt)
+        assert store.attempts.heartbeat(claim, 60, None, ran=4.0, limit=allowed) is None
+        if attempt == 1:
+            store.attempts.lose(claim, "killed")
+    assert store.attempts.heartbeat(claim, 60, None, ran=2.5, limit=allowed) == "gone"
+    ended = store.jobs.get(MINE, job)
+    assert ended.error is not None
+    assert (ended.status, ended.error.code, "10 s" in ended.error.message) == ("failed", "time_limit", True)
+
+
+def test_a_job_without_memory_is_tried_once_more_with_smaller_parts(store: Store) -> None:
+    job = submit(store, recipe=Recipe(batch_size=64))
+    claim = Claim(job, 1)
+    store.attempts.claim(job, 60)
+    store.attempts.save_state(claim, "s" * 64, 10)
+    assert store.attempts.retry_in_smaller_parts(claim, "out of memory")
+    waiting = store.jobs.get(MINE, job)
+    assert (waiting.status, waiting.state) == ("queued", None)
+    assert isinstance(waiting.spec.recipe.batch_size, int)
+    assert (waiting.spec.recipe.accumulate, waiting.spec.recipe.batch_size) == (2, 64)
+    said = [event.data["message"] for event in store.events.after(MINE, job, 0, 100) if event.type == "log"]
+    assert "2 parts" in said[-1]
+    store.attempts.claim(job, 60)
+    assert not store.attempts.retry_in_smaller_parts(Claim(job, 2), "out of memory"), "only once"
+    assert not store.attempts.retry_in_smaller_parts(claim, "out of memory"), "the fence is stale"
+
+
+def test_parts_of_one_image_are_not_tried(store: Store) -> None:
+    for recipe in (Recipe(batch_size=3), Recipe(batch_size=4, accumulate=2)):
+        job = submit(store, recipe=recipe)
+        store.attempts.claim(job, 60)
+        assert not store.attempts.retry_in_smaller_parts(Claim(job, 1), "out of memory")
 
 
 def test_a_pause_survives_the_death_of_the_attempt(store: Store) -> None:
     job = submit(store)
-    store.jobs.claim(job, 60)
+    store.attempts.claim(job, 60)
     store.jobs.pause(MINE, job)
-    assert store.jobs.lose(Claim(job, 1), "killed") == "paused"
+    assert store.attempts.lose(Claim(job, 1), "killed") == "paused"
     assert status(store, job) == "paused"
 
 
 def test_a_pause_survives_a_drain(store: Store) -> None:
     job = submit(store)
-    store.jobs.claim(job, 60)
+    store.attempts.claim(job, 60)
     store.jobs.pause(MINE, job)
-    assert store.jobs.yield_back(Claim(job, 1), "queued")
+    assert store.attempts.yield_back(Claim(job, 1), "queued")
     assert status(store, job) == "paused"
-    assert not store.jobs.yield_back(Claim(job, 1), "queued"), "it is this attempt's no more"
+    assert not store.attempts.yield_back(Claim(job, 1), "queued"), "it is this attempt's no more"
 
 
 def test_getting_further_forgives_lost_attempts(store: Store) -> None:
     job = submit(store)
-    for attempt in range(1, 3 * MAX_LOST):
+    for attempt in range(1, 3 * MAX_KILLED):
         claim = Claim(job, attempt)
-        assert store.jobs.claim(job, 60) is not None
+        assert store.attempts.claim(job, 60) is not None
         if attempt % 2:
-            store.jobs.save_state(claim, "s" * 64, step=attempt)
+            store.attempts.save_state(claim, "s" * 64, step=attempt)
         else:
-            store.jobs.got_further(claim)
-        assert store.jobs.lose(claim, "preempted") == "queued"
+            store.attempts.got_further(claim)
+        assert store.attempts.lose(claim, "preempted") == "queued"
 
 
 def test_a_state_replaces_the_one_before_and_is_dropped_at_the_end(store: Store) -> None:
     job = submit(store)
     claim = Claim(job, 1)
-    store.jobs.claim(job, 60)
-    assert store.jobs.save_state(claim, "s" * 64, 10) is None
-    assert store.jobs.save_state(claim, "t" * 64, 20) == "s" * 64
-    assert store.jobs.save_state(claim, "t" * 64, 20) is None
+    store.attempts.claim(job, 60)
+    assert store.attempts.save_state(claim, "s" * 64, 10) is None
+    assert store.attempts.save_state(claim, "t" * 64, 20) == "s" * 64
+    assert store.attempts.save_state(claim, "t" * 64, 20) is None
     assert store.jobs.drop_state(job) is None
     store.jobs.cancel(MINE, job)
     assert store.jobs.ended_with_state() == [job]
@@ -165,10 +238,10 @@ def test_a_state_replaces_the_one_before_and_is_dropped_at_the_end(store: Store)
 
 def test_cancel_is_idempotent_and_final(store: Store) -> None:
     job = submit(store)
-    store.jobs.claim(job, 60)
+    store.attempts.claim(job, 60)
     assert store.jobs.cancel(MINE, job).status == "cancelled"
     assert store.jobs.cancel(MINE, job).status == "cancelled"
-    assert store.jobs.heartbeat(Claim(job, 1), 60, None) == "gone"
+    assert store.attempts.heartbeat(Claim(job, 1), 60, None) == "gone"
     assert log_of(store, job) == [("status", "queued"), ("status", "running"), ("status", "cancelled")]
     with pytest.raises(InvalidTransition):
         store.jobs.resume(MINE, job)
@@ -178,10 +251,10 @@ def test_pause_and_resume(store: Store) -> None:
     job = submit(store)
     with pytest.raises(InvalidTransition, match="queued"):
         store.jobs.pause(MINE, job)
-    store.jobs.claim(job, 60)
+    store.attempts.claim(job, 60)
     store.jobs.pause(MINE, job)
-    assert store.jobs.heartbeat(Claim(job, 1), 60, None) == "pause"
-    assert store.jobs.yield_back(Claim(job, 1), "paused")
+    assert store.attempts.heartbeat(Claim(job, 1), 60, None) == "pause"
+    assert store.attempts.yield_back(Claim(job, 1), "paused")
     assert status(store, job) == "paused"
     assert store.jobs.resume(MINE, job).status == "queued"
     assert store.jobs.overdue(broker_is_empty=False) == [job]
@@ -193,13 +266,13 @@ def test_every_transition_outside_the_table_is_refused(store: Store, source: Any
     job = submit(store)
     with store.database.write() as connection:
         connection.execute(update(jobs).where(jobs.c.id == job).values(status=source))
-    assert store.jobs._move(job, target) == (target in TRANSITIONS[source])
+    assert store.jobs.move(job, target) == (target in TRANSITIONS[source])
     assert status(store, job) == (target if target in TRANSITIONS[source] else source)
 
 
 def test_another_tenants_job_and_its_parts_do_not_exist(store: Store) -> None:
     job = submit(store)
-    store.jobs.claim(job, 60)
+    store.attempts.claim(job, 60)
     store.snapshots.add(Claim(job, 1), 1, 10, SCORE, snapshot("1"))
     assert store.jobs.page(OTHER, PageRequest()).records == []
     for ask in (store.jobs.get, store.jobs.stored, store.jobs.cancel, store.jobs.pause, store.jobs.resume, store.jobs.remove,
@@ -222,10 +295,10 @@ def test_what_a_row_holds_is_the_record_and_changes_with_it(store: Store) -> Non
     assert queued == store.jobs.stored(MINE, job)
     assert hash(queued) == hash(store.jobs.stored(MINE, job)), "JSON is text, on every database"
     assert store.jobs.of_stored(queued) == store.jobs.get(MINE, job)
-    store.jobs.claim(job, 60)
+    store.attempts.claim(job, 60)
     running = store.jobs.stored(MINE, job)
     assert running != queued
-    store.jobs.heartbeat(Claim(job, 1), 60, PROGRESS)
+    store.attempts.heartbeat(Claim(job, 1), 60, PROGRESS)
     assert store.jobs.stored(MINE, job) not in (queued, running)
     assert store.jobs.of_stored(store.jobs.stored(MINE, job)) == store.jobs.get(MINE, job)
 
@@ -247,8 +320,8 @@ def test_lists_page_by_key_and_filter(store: Store) -> None:
 
 def test_events_page_by_sequence_and_type(store: Store) -> None:
     job, other = submit(store), submit(store)
-    store.jobs.claim(job, 60)
-    store.jobs.log(Claim(job, 1), "info", "hello")
+    store.attempts.claim(job, 60)
+    store.attempts.log(Claim(job, 1), "info", "hello")
     page = store.events.page(MINE, job, PageRequest(limit=2, order="asc"))
     assert ([event.seq for event in page.records], page.has_more) == ([1, 2], True)
     last = page.records[-1].to_api().id
@@ -261,11 +334,11 @@ def test_events_page_by_sequence_and_type(store: Store) -> None:
 
 def test_a_jobs_events_have_no_gaps_under_concurrent_writers(store: Store) -> None:
     job = submit(store)
-    store.jobs.claim(job, 60)
+    store.attempts.claim(job, 60)
 
     def write() -> None:
         for n in range(10):
-            store.jobs.log(Claim(job, 1), "info", str(n))
+            store.attempts.log(Claim(job, 1), "info", str(n))
 
     threads = [threading.Thread(target=write) for _ in range(4)]
     for thread in threads:
@@ -278,7 +351,7 @@ def test_a_jobs_events_have_no_gaps_under_concurrent_writers(store: Store) -> No
 def test_snapshots_are_listed_by_n_and_replaced_only_by_other_weights(store: Store) -> None:
     job = submit(store)
     claim = Claim(job, 1)
-    store.jobs.claim(job, 60)
+    store.attempts.claim(job, 60)
     for n in (2, 1, 3):
         assert store.snapshots.add(claim, n, 10 * n, SCORE, snapshot(str(n)))
     assert not store.snapshots.add(claim, 2, 20, SCORE, snapshot("2")), "the same again"
@@ -296,7 +369,7 @@ def test_snapshots_are_listed_by_n_and_replaced_only_by_other_weights(store: Sto
 
 def test_a_step_keeps_its_first_report(store: Store) -> None:
     job = submit(store)
-    store.jobs.claim(job, 60)
+    store.attempts.claim(job, 60)
     store.metrics.add(Claim(job, 1), [point(2), point(1)])
     store.metrics.add(Claim(job, 1), [point(2, loss=9.0), point(3)])
     assert [(one.step, one.loss) for one in store.metrics.all(MINE, job)] == [(1, 0.5), (2, 0.5), (3, 0.5)]
@@ -317,10 +390,10 @@ def test_only_ended_jobs_can_be_deleted_and_take_everything_along(store: Store) 
     job = submit(store, metadata={"a": "b"})
     with pytest.raises(InvalidTransition, match="only an ended job"):
         store.jobs.remove(MINE, job)
-    store.jobs.claim(job, 60)
+    store.attempts.claim(job, 60)
     store.metrics.add(Claim(job, 1), [point(1), point(2)])
     store.snapshots.add(Claim(job, 1), 1, 2, SCORE, snapshot("1"))
-    store.jobs.save_state(Claim(job, 1), "s" * 64, 2)
+    store.attempts.save_state(Claim(job, 1), "s" * 64, 2)
     store.jobs.cancel(MINE, job)
     assert store.jobs.remove(MINE, job) == ["s" * 64, "1" * 64]
     with store.database.read() as connection:

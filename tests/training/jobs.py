@@ -34,6 +34,7 @@ class Recorder:
         self.snapshots: dict[int, Path] = {}
         self.logs: list[str] = []
         self.states: list[tuple[int, bool]] = []
+        self.curve: dict[int, Score] = {}
 
     def heartbeat(self, progress: Progress) -> StopReason | None:
         self.progress.append(progress)
@@ -46,7 +47,7 @@ class Recorder:
         self.snapshots[n] = Path(path)
 
     def averaged(self, n: int, score: Score) -> None:
-        pass
+        self.curve[n] = score
 
     def saved(self, path: str, step: int, durable: bool) -> None:
         self.states.append((step, durable))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +21,12 @@ from wbar_training.data.packed import load_split
 from wbar_training.draws import key, permutation
 from wbar_training.evaluate import even_slices, forward_batch, score
 from wbar_training.evaluator import BATCH_NORM_IMAGES
+from wbar_training.loop import TrainingJob
 from wbar_training.networks.architectures import load
 from wbar_training.networks.tensors import read_tensors
 from wbar_training.optim import decayed
 from wbar_training.reporter import StopRequested
+from wbar_training.step import StepResult
 
 
 def test_averaged_weights_are_the_mean_of_the_snapshots_with_the_statistics_of_the_twin(tmp_path: Path) -> None:
@@ -224,6 +227,27 @@ def test_a_diverging_loss_is_said_with_step_phase_and_hint(tmp_path: Path) -> No
     )
     with pytest.raises(Diverged, match=r"at step \d+ \(cycle \d, (high|low) phase, learning rate 100\).*lower method"):
         run(job, Recorder())
+
+
+def test_what_is_not_finite_is_never_stepped_on(tmp_path: Path) -> None:
+    """The step whose loss is not finite is not taken: the weights are those that it was computed from."""
+    job = make_job(
+        tmp_path, METHOD.model_copy(update={"high": HighPhase(lr=100.0), "low": LowPhase(lr=100.0), "pull": 50.0})
+    )
+    training = TrainingJob(job.spec, job.workspace, Recorder())
+    before: list[dict[str, torch.Tensor]] = []
+    take = training.stepper.take
+
+    def remember(*arguments: Any) -> StepResult:
+        before.append({name: tensor.clone() for name, tensor in training.model.named_parameters()})
+        return take(*arguments)
+
+    training.stepper.take = remember  # type: ignore[method-assign]
+    with pytest.raises(Diverged, match="at step"):
+        training.run()
+    assert len(before) > 1
+    for name, tensor in training.model.named_parameters():
+        assert torch.equal(tensor.nan_to_num(), before[-1][name].nan_to_num()), name
 
 
 def test_names_dtypes_and_metadata_come_back_as_uploaded(tmp_path: Path) -> None:

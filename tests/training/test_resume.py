@@ -95,6 +95,14 @@ def test_deaths_after_random_steps_change_nothing(tmp_path: Path, variant: str) 
     assert again.result.selection == undisturbed.result.selection
     for n, path in whole.snapshots.items():
         assert told.snapshots[n].read_bytes() == path.read_bytes()
+    # The last attempt tells the whole history: an earlier one may have died, or lost its lease, unheard.
+    assert told.curve == whole.curve
+    assert series(told) == series(whole)
+
+
+def series(recorder: Recorder) -> dict[int, dict[str, Any]]:
+    """The training series by step, without the speed, which depends on the clock."""
+    return {point.step: point.model_dump(exclude={"images_per_second"}) for point in recorder.points}
 
 
 def test_a_death_in_the_control_goes_on_in_the_control(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def store(settings: WorkerSettings) -> Iterator[Store]:
 
 @pytest.fixture
 def job(store: Store) -> JobRecord:
-    claimed = store.jobs.claim(store.jobs.create(MINE, spec(), None, {}).id, 60)
+    claimed = store.attempts.claim(store.jobs.create(MINE, spec(), None, {}).id, 60)
     assert claimed is not None
     return claimed
 
@@ -89,7 +89,7 @@ def test_a_child_that_falls_silent_is_ended(
     beat.watch(child)
     clock.now += settings.stall_seconds + 1
     beat.check(None)
-    assert child.exit_reason() == "its process was ended by SIGKILL (the system was out of memory?)"
+    assert child.crashed().why == "its process was ended by SIGKILL (the system was out of memory?)"
 
 
 def test_a_word_from_the_child_counts_anew(

@@ -20,7 +20,7 @@ def test_messages_go_both_ways_and_name_their_kind() -> None:
         assert child.receive(FromAttempt) == Stopped(reason="drain")
         with pytest.raises(EOFError):
             child.receive(FromAttempt)
-        assert child.exit_reason() == "its process ended with exit code 0"
+        assert child.crashed().why == "its process ended with exit code 0"
     finally:
         child.end()
     child.send(Stop(reason="cancel"))  # to one that has ended: nothing happens
@@ -55,7 +55,7 @@ def test_a_child_that_was_killed_says_how(number: signal.Signals, said: str) -> 
     try:
         with pytest.raises(EOFError):
             child.receive(FromAttempt)
-        assert child.exit_reason() == f"its process was ended by {said}"
+        assert child.crashed().why == f"its process was ended by {said}"
     finally:
         child.end()
 

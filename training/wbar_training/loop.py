@@ -13,7 +13,7 @@ saved state ends in the same bits.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -44,11 +44,13 @@ from wbar_training.reporter import Reporter, StopRequested
 from wbar_training.selection_evaluator import SelectionEvaluator, limits_of
 from wbar_training.setup import make_deterministic, set_up
 from wbar_training.soup import SoupJob
-from wbar_training.step import Stepper
+from wbar_training.step import Stepper, StepResult
 from wbar_training.workspace import Workspace
 
 # How often the host waits for the device, to report the progress (it changes no result).
 HEARTBEAT_SECONDS = 0.4
+NO_MEMORY = "DefaultCPUAllocator: "
+SMALLER = "lower recipe.batch_size or image_size"
 
 
 @safe_path.for_children()
@@ -64,10 +66,14 @@ def run(spec: JobSpec, workspace: Workspace, reporter: Reporter) -> Outcome:
             return run_on_ranks(spec, workspace, reporter, "wbar_training.loop:run")
         return TrainingJob(spec, workspace, reporter).run()
     except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
-            f"the device ran out of memory ({str(error).splitlines()[0]}): lower recipe.batch_size or image_size"
-        ) from error
+        raise OutOfMemory(f"the device ran out of memory ({str(error).splitlines()[0]}): {SMALLER}") from error
+    except MemoryError as error:
+        raise OutOfMemory(f"this machine ran out of memory: {SMALLER}") from error
     except RuntimeError as error:
+        if NO_MEMORY in str(error):  # torch's allocator of the CPU has no class of its own
+            raise OutOfMemory(
+                f"this machine ran out of memory ({str(error).splitlines()[0][:200]}): {SMALLER}"
+            ) from error
         # By name: torch._dynamo takes seconds to import, and only jobs that compile have it.
         if "TorchDynamoException" not in {kind.__name__ for kind in type(error).__mro__}:
             raise
@@ -193,13 +199,19 @@ class TrainingJob:
         inputs, target = mix(self.plan.recipe, inputs, labels, self.plan.seed, position.step)
         pull = self.schedule.pull(position.step - self.results.discarded_steps)
         logged = position.ends_phase or (position.step + 1) % self.meter.every == 0
-        result = self.stepper.take(inputs, target, position.step, position.lr, pull, self.anchor, logged)
-        self.meter.add(position, result, len(indices))
+
+        def check(result: StepResult) -> None:
+            """End the job before the weights are changed by what is not finite; on a GPU only where it is waited for anyway."""
+            self.meter.add(position, result, len(indices))
+            if result.norm is not None and result.distance is not None:
+                distance = result.distance.item()
+                point = self.meter.point(position, result.norm.item(), distance, pull_loss(distance, pull))
+                self.reporter.metrics([point])
+            elif self.setup.device.type == "cpu":
+                self.meter.check()
+
+        self.stepper.take(inputs, target, position.step, position.lr, pull, self.anchor, logged, check)
         self.estimate.trained(len(indices))
-        if result.norm is not None and result.distance is not None:
-            distance = result.distance.item()
-            point = self.meter.point(position, result.norm.item(), distance, pull_loss(distance, pull))
-            self.reporter.metrics([point])
 
     def _visit(self, position: Position) -> None:
         if not self.schedule.visits_every_step:  # there the snapshots are checked
@@ -233,6 +245,7 @@ class TrainingJob:
 
     def _refresh_anchor(self) -> None:
         mean = self.average.so_far.mean(torch.float32)
+        self._check_all_finite(mean.values(), "the averaged weights", self.position)
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         for anchor, name in zip(self.anchor, names, strict=True):
             anchor.copy_(mean[name])
@@ -341,10 +354,13 @@ class TrainingJob:
     def _check_finite(self, position: Position) -> None:
         """Raise Diverged if a weight is not finite: the last step may break one without a loss that shows it."""
         # Buffers too: running variances overflow before the weights do.
-        if all(bool(torch.isfinite(t).all()) for t in self.model.state_dict().values()):
+        self._check_all_finite(self.model.state_dict().values(), "the weights", position)
+
+    def _check_all_finite(self, tensors: Iterable[torch.Tensor], what: str, position: Position | None) -> None:
+        if position is None or all(bool(torch.isfinite(t).all()) for t in tensors):
             return
         raise Diverged(
-            f"the weights were NaN or infinite in cycle {position.cycle} (step {position.step + 1}, "
+            f"{what} were NaN or infinite in cycle {position.cycle} (step {position.step + 1}, "
             f"{position.phase} phase, learning rate {position.lr:g}): lower {self._rate_field('high')} or method.pull; "
             "snapshots made before are kept"
         )
@@ -429,8 +445,11 @@ class TrainingJob:
             anchor.copy_(saved)
         if self.trajectory is not None and state.trajectory is None:
             self.reporter.log("warning", f"flatness: distances and update norms begin at step {state.step}")
+        # Announced again: the attempt before may have died, or lost its lease, between writing this state and being heard.
+        self.reporter.metrics(self.meter.points)
+        for n, score in enumerate(self.results.averaged, start=1):
+            self.reporter.averaged(n, Score.model_validate(score))
         for n, score in enumerate(self.results.snapshots, start=1):
-            # Announced again: the attempt before may have died between writing the file and handing it over.
             path = self.workspace.snapshot(n)
             if path.exists():
                 step = self.results.snapshot_steps[n - 1]

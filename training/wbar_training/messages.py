@@ -93,10 +93,14 @@ class Failed(_Message):
 
 
 class Crashed(_Message):
-    """An unforeseen error ended the attempt: the worker decides whether to try again."""
+    """An unforeseen error ended the attempt: the worker decides whether to try again.
+
+    cause: `outside` where something else ended its process; `memory` where the system had too little for it.
+    """
 
     type: Literal["crashed"] = "crashed"
     why: str
+    cause: Literal["itself", "memory", "outside"] = "itself"
 
 
 class Stop(_Message):

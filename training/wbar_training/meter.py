@@ -32,6 +32,7 @@ class Meter:
         self._sum, self._count, self._right, self._seen = 0.0, 0, 0.0, 0
         self._images, self._since = 0, time.monotonic()
         self.every = max(1, -(-total_steps // POINTS))
+        self.points: list[MetricsPoint] = []  # all so far: an attempt that goes on tells them again
         self.loss: float | None = None
         self.images_per_second: float | None = None
 
@@ -91,7 +92,7 @@ class Meter:
             )
         mean, accuracy = self._sum / self._count, self._right / self._seen
         self._sum, self._count, self._right, self._seen = 0.0, 0, 0.0, 0
-        return MetricsPoint(
+        point = MetricsPoint(
             step=position.step + 1,
             epoch=position.epoch,
             cycle=position.cycle,
@@ -104,11 +105,15 @@ class Meter:
             distance_to_mean=distance,
             images_per_second=self.images_per_second,
         )
+        self.points.append(point)
+        return point
 
     def state_dict(self) -> dict[str, Any]:
         self.check()
-        return {"sum": self._sum, "count": self._count, "right": self._right, "seen": self._seen}
+        return {"sum": self._sum, "count": self._count, "right": self._right, "seen": self._seen,
+                "points": [point.model_dump() for point in self.points]}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sum, self._count = state["sum"], state["count"]
         self._right, self._seen = state["right"], state["seen"]
+        self.points = [MetricsPoint.model_validate(point) for point in state["points"]]

@@ -1,10 +1,10 @@
 """One optimizer step: the batch in parts, the loss's gradient, the pull, the clip, the update.
 
 for every part:  L_part ← forward;  backward of scale·L_part       (scale: 1 but in float16)
-g ← Σ parts / scale;  g ← g + 2λ(w − w̄);  g ← g·min(1, θ/‖g‖);  w ← optimizer(g)
+g ← Σ parts / scale;  g ← g + 2λ(w − w̄);  g ← g·min(1, θ/‖g‖);  are they finite?  w ← optimizer(g)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +69,15 @@ class Stepper:
         self._folded = 0.0
 
     def take(
-        self, inputs: Tensor, target: Target, step: int, lr: float, pull: float, anchor: Sequence[Tensor], logged: bool
+        self,
+        inputs: Tensor,
+        target: Target,
+        step: int,
+        lr: float,
+        pull: float,
+        anchor: Sequence[Tensor],
+        logged: bool,
+        check: Callable[[StepResult], None] | None = None,
     ) -> StepResult:
         """Take one step on one batch.
 
@@ -79,6 +87,7 @@ class Stepper:
         pull: the strength λ of the pull.
         anchor: w̄ as the pull sees it, one tensor per parameter.
         logged: whether the norms are computed.
+        check: called with the result before the weights are changed; they are not where it raises.
         """
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(2, device=self.device)
@@ -102,11 +111,14 @@ class Stepper:
         if self.plan.grad_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.plan.grad_clip_norm)
         to_mean = distance(self.parameters, anchor) if logged else None
+        result = StepResult(loss, right, norm, to_mean)
+        if check is not None:
+            check(result)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return StepResult(loss, right, norm, to_mean)
+        return result
 
     def _joined(self, last: bool) -> AbstractContextManager[None]:
         """Average the ranks' gradients once, after the last part."""

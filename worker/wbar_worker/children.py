@@ -134,6 +134,6 @@ def warm_up() -> Machine:
     try:
         return child.receive(MACHINE)
     except EOFError:
-        raise RuntimeError(f"the first training process could not start: {child.exit_reason()}") from None
+        raise RuntimeError(f"the first training process could not start: {child.crashed().why}") from None
     finally:
         child.end()

@@ -73,7 +73,7 @@ class Heartbeat(threading.Thread):
 
     def run(self) -> None:
         sent: Progress | None = None
-        event_at = 0.0
+        event_at, counted = 0.0, self._clock()
         while not self._done.is_set():
             self._news.wait(BEAT_SECONDS)
             self._news.clear()
@@ -81,12 +81,15 @@ class Heartbeat(threading.Thread):
             is_event = progress is not None and self._clock() - event_at >= EVENT_SECONDS
             reason: StopReason | None = "drain" if self._draining.is_set() else None
             try:
-                answer = self._store.jobs.heartbeat(self._claim, self._settings.lease_seconds, progress, is_event)
+                beat, ran = self._clock(), self._clock() - counted
+                answer = self._store.attempts.heartbeat(
+                    self._claim, self._settings.lease_seconds, progress, is_event, ran, self._settings.max_job_seconds
+                )
             except Exception:
                 # The database is away: the attempt goes on, and the fence protects the row if another has taken over.
                 log.exception("no heartbeat for %s", self._claim.id)
             else:
-                sent = progress or sent
+                sent, counted = progress or sent, beat
                 event_at = self._clock() if is_event else event_at
                 reason = max("cancel" if answer == "gone" else answer, reason, key=URGENCY.__getitem__)
             self.check(reason)

@@ -165,7 +165,7 @@ class Ingester:
                     return UploadRejected(fault=Fault(code=ContentTooLarge.code, message=message))
             return child.receive(VERDICTS)
         except (EOFError, OSError):
-            return Crashed(why=child.exit_reason())
+            return child.crashed()
         except ValueError as error:
             return Crashed(why=f"its process answered with something else than a verdict ({type(error).__name__})")
         finally:

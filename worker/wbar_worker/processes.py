@@ -11,18 +11,30 @@ import resource
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
-from wbar_training.messages import Stop, StopReason
+from wbar_training.messages import Crashed, Stop, StopReason
 
 _PRELOAD = ["wbar_worker.attempt", "wbar_worker.validate"]
 MAX_MESSAGE = 256 * 1024**2  # bytes; the indices of a very large dataset's held-out images
+FROM_OUTSIDE = (
+    signal.SIGKILL,
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+)  # no process sends them to itself by mistake
+# Of this control group (version 2, version 1), and of the whole system.
+_OOM_COUNTERS = tuple(
+    Path(path) for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control", "/proc/vmstat")
+)
 ORPHANED = 70  # the exit code of a child whose worker is gone
 
 Request = TypeVar("Request")
@@ -46,6 +58,7 @@ class Child:
 
     process: ForkServerProcess
     pipe: Connection
+    oom_kills: int = 0  # when it was started
 
     def send(self, message: BaseModel) -> None:
         """Send a message; a child that has ended does not get it."""
@@ -65,15 +78,29 @@ class Child:
         self.process.join()
         self.pipe.close()
 
-    def exit_reason(self) -> str:
-        """Return a sentence about why the child ended."""
+    def crashed(self) -> Crashed:
+        """Return how the child ended, and whether that was its own doing."""
         self.process.join(5)
         code = self.process.exitcode
-        if code is not None and code < 0:
-            name = signal.Signals(-code).name
-            hint = " (the system was out of memory?)" if -code == signal.SIGKILL else ""
-            return f"its process was ended by {name}{hint}"
-        return f"its process ended with exit code {code}"
+        if code is None or code >= 0:
+            return Crashed(why=f"its process ended with exit code {code}")
+        name = signal.Signals(-code).name
+        if -code == signal.SIGKILL and oom_kills() > self.oom_kills:
+            return Crashed(why="its process was ended by the system, which was out of memory", cause="memory")
+        hint = " (the system was out of memory?)" if -code == signal.SIGKILL else ""
+        return Crashed(
+            why=f"its process was ended by {name}{hint}", cause="outside" if -code in FROM_OUTSIDE else "itself"
+        )
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel has killed for want of memory, in this control group where it says so; else 0."""
+    for counters in _OOM_COUNTERS:
+        with suppress(OSError):
+            for line in counters.read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    return 0
 
 
 def first_line(error: Exception) -> str:
@@ -90,10 +117,11 @@ def _context() -> ForkServerContext:
 def start(entry: Entry[Request], request: Request) -> Child:
     """Run `entry` in a fresh process. The first start of a worker takes seconds: the forkserver imports torch."""
     worker_end, child_end = _context().Pipe(duplex=True)
+    kills = oom_kills()
     process = _context().Process(target=_main, args=(entry, request, child_end), daemon=False)
     process.start()
     child_end.close()
-    return Child(process, worker_end)
+    return Child(process, worker_end, kills)
 
 
 # In the child.

@@ -10,8 +10,9 @@ from pathlib import Path
 from wbar.jobs import MetricsPoint, Progress
 from wbar.results import JobResult, Score
 from wbar.transfers import sha256_of
+from wbar_store.attempts import ResultBlobs
 from wbar_store.blobs import Received
-from wbar_store.jobs import JobRecord, ResultBlobs
+from wbar_store.jobs import JobRecord
 from wbar_store.store import Store
 from wbar_training.messages import LogLevel, Succeeded
 from wbar_worker.heartbeat import Heartbeat
@@ -34,10 +35,10 @@ class Publisher:
         self._store.metrics.add(self._claim, points)
 
     def averaged(self, n: int, score: Score) -> None:
-        self._store.jobs.averaged(self._claim, n, score)
+        self._store.attempts.averaged(self._claim, n, score)
 
     def log(self, level: LogLevel, message: str) -> None:
-        self._store.jobs.log(self._claim, level, message)
+        self._store.attempts.log(self._claim, level, message)
 
     def snapshot(self, n: int, step: int, path: str, score: Score) -> None:
         if self._store.snapshots.recorded(self._claim).get(n) == sha256_of(Path(path)):
@@ -48,13 +49,13 @@ class Publisher:
 
     def saved(self, path: str, step: int, durable: bool) -> None:
         if not durable:
-            self._store.jobs.got_further(self._claim)
+            self._store.attempts.got_further(self._claim)
             return
         if not Path(path).exists():
             return  # a later state has replaced it already; its own message follows
         received = self._store.blobs.put_file(Path(path))
         with self._store.blobs.keep(received):
-            replaced = self._store.jobs.save_state(self._claim, received.sha256, step)
+            replaced = self._store.attempts.save_state(self._claim, received.sha256, step)
         if replaced:
             self._store.blobs.collect([replaced])
 
@@ -67,7 +68,7 @@ class Publisher:
         progress = reported.model_copy(update={"fraction": 1.0, "eta_seconds": 0.0}) if reported else None
         files = ResultBlobs(weights.sha256, pytorch.sha256, report.sha256 if report else None)
         with blobs.keep(weights), blobs.keep(pytorch), blobs.keep(report) if report else nullcontext():
-            self._store.jobs.succeed(self._claim, ending.result, files, progress)
+            self._store.attempts.succeed(self._claim, ending.result, files, progress)
         self.forget_state()
 
     def _report(self, result: JobResult, path: Path) -> Received | None:

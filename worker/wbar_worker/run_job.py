@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from wbar.checkpoints import Fault
+from wbar.errors import OutOfMemory
 from wbar_store.jobs import JobRecord
 from wbar_store.store import Store
 from wbar_training.messages import Crashed, Ending, Failed, FromAttempt, Stopped, Succeeded
@@ -43,7 +44,7 @@ class Runner:
         """
         if self.draining.is_set():
             return  # the row stays queued; the sweeper notifies again
-        job = self.store.jobs.claim(job_id, self.settings.lease_seconds)
+        job = self.store.attempts.claim(job_id, self.settings.lease_seconds)
         if job is None:
             return
         heartbeat = Heartbeat(self.store, self.settings, job.claim, self.draining)
@@ -70,8 +71,8 @@ class Runner:
         except Exception as error:
             # The worker's part failed: a file that is missing, a message that does not validate, a write that is refused.
             log.exception("%s: attempt %d failed", job.id, job.attempts)
-            why = first_line(error)
-            is_over = retry_while_unavailable(lambda: self._settle_ended(job, why, heartbeat, publisher))
+            lost = Crashed(why=first_line(error))
+            is_over = retry_while_unavailable(lambda: self._settle_ended(job, lost, heartbeat, publisher))
         if is_over:
             shutil.rmtree(workspace.scratch, ignore_errors=True)
 
@@ -94,36 +95,53 @@ class Runner:
             case Succeeded():
                 publisher.succeed(ending)
                 return self.store.jobs.has_ended(job.id)
+            case Failed(code=OutOfMemory.code) if self._try_smaller(job, ending.message):
+                return False
             case Failed():
-                self.store.jobs.fail(job.claim, Fault(code=ending.code, message=ending.message))
+                self.store.attempts.fail(job.claim, Fault(code=ending.code, message=ending.message))
                 publisher.forget_state()
                 return self.store.jobs.has_ended(job.id)
             case Stopped(reason="pause"):
-                self.store.jobs.yield_back(job.claim, "paused")
+                self.store.attempts.yield_back(job.claim, "paused")
             case Stopped(reason="drain"):
-                self.store.jobs.yield_back(job.claim, "queued")
+                self.store.attempts.yield_back(job.claim, "queued")
             case Stopped() | Crashed():
                 # A process that did not stop when it was asked to, and was ended, has stopped all the same.
-                why = ending.why if isinstance(ending, Crashed) else "it was cancelled"
-                return self._settle_ended(job, why, heartbeat, publisher)
+                lost = ending if isinstance(ending, Crashed) else Crashed(why="it was cancelled")
+                return self._settle_ended(job, lost, heartbeat, publisher)
         return False
 
-    def _settle_ended(self, job: JobRecord, why: str, heartbeat: Heartbeat, publisher: Publisher) -> bool:
+    def _settle_ended(self, job: JobRecord, lost: Crashed, heartbeat: Heartbeat, publisher: Publisher) -> bool:
         match heartbeat.asked:
             case "cancel":
                 publisher.forget_state()
                 return self.store.jobs.has_ended(job.id)
             case "pause":
-                self.store.jobs.yield_back(job.claim, "paused")
+                self.store.attempts.yield_back(job.claim, "paused")
             case "drain":
-                self.store.jobs.yield_back(job.claim, "queued")
+                self.store.attempts.yield_back(job.claim, "queued")
             case None:
-                self._lose(job, why)
+                self._lose(job, lost)
         return False
 
-    def _lose(self, job: JobRecord, why: str) -> None:
-        if self.store.jobs.lose(job.claim, why) == "queued":
+    def _lose(self, job: JobRecord, lost: Crashed) -> None:
+        if lost.cause == "memory":
+            if self._try_smaller(job, lost.why):
+                return
+            if job.memory_retries:
+                message = f"{lost.why}, also with smaller parts of a batch: lower recipe.batch_size or image_size"
+                self.store.attempts.fail(job.claim, Fault(code=OutOfMemory.code, message=message))
+                return
+        if self.store.attempts.lose(job.claim, lost.why, crashed=lost.cause != "outside") == "queued":
             self.store.notify(job.id)
+
+    def _try_smaller(self, job: JobRecord, why: str) -> bool:
+        """Queue a job that ran out of memory again, with smaller parts of a batch; False if that is of no use any more."""
+        if not self.store.attempts.retry_in_smaller_parts(job.claim, why):
+            return False
+        shutil.rmtree(self.settings.scratch / "jobs" / job.id, ignore_errors=True)  # states of the larger parts
+        self.store.notify(job.id)
+        return True
 
 
 def _listen(child: Child, heartbeat: Heartbeat, publisher: Publisher) -> Ending:
@@ -132,7 +150,7 @@ def _listen(child: Child, heartbeat: Heartbeat, publisher: Publisher) -> Ending:
         try:
             message = child.receive(FromAttempt)
         except (EOFError, OSError):
-            return Crashed(why=child.exit_reason())
+            return child.crashed()
         heartbeat.heard()
         if isinstance(message, Ending):
             return message

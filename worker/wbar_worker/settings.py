@@ -24,6 +24,11 @@ class WorkerSettings(StoreSettings):
     save_every_seconds: float = Field(60.0, ge=0, description="The longest time between resumable states.")
     drain_seconds: float = Field(30.0, gt=0, description="How long a stopping worker waits for states to be saved.")
     stall_seconds: float = Field(1800.0, gt=0, description="A training process that is silent for longer is ended.")
+    max_job_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="The longest that any job may run, all its attempts together; default: as long as it takes.",
+    )
     sweep_seconds: float = Field(2.0, gt=0, description="Time between two looks of the sweeper.")
     ingest_slots: int = Field(2, ge=1, description="Uploads validated at a time.")
     ingest_seconds: float = Field(3600.0, gt=0, description="Time limit for validating one upload.")

@@ -36,8 +36,8 @@ class Sweeper:
 
     def look(self) -> None:
         """Look once: re-queue expired leases, notify again of waiting rows, and now and then tidy up."""
-        for claim in self.store.jobs.expired():
-            moved = self.store.jobs.lose(claim, "its worker fell silent (killed, or cut off)")
+        for claim in self.store.attempts.expired():
+            moved = self.store.attempts.lose(claim, "its worker fell silent (killed, or cut off)")
             log.warning("%s: attempt %d lost its lease, now %s", claim.id, claim.attempt, moved)
         for job_id in self.store.jobs.overdue(self._is_empty(RUN_JOB)):
             self.store.notify(job_id)

@@ -49,7 +49,9 @@ def dry_run(store: Store, tenant: Tenant, request: JobRequest, spec: JobSpec) ->
         seconds=round(images / speed * _cost(spec), 1) if speed and steps else None,
         bytes=(planned_snapshots(spec, facts) + 2) * store.checkpoints.get(tenant, spec.start.id).bytes,
     )
-    return Job.of(spec, name=request.name, metadata=request.metadata, estimate=estimate)
+    return Job.of(
+        spec, name=request.name, metadata=request.metadata, max_seconds=request.max_seconds, estimate=estimate
+    )
 
 
 def gpu_at_hand(store: Store) -> bool:

@@ -46,7 +46,9 @@ def create_job(body: JobRequest, store: StoreOf, tenant: TenantOf, idempotency_k
         return Response(job.model_dump_json(), media_type="application/json")
 
     def create() -> JobRecord:
-        return store.jobs.create(tenant, make_spec(store, tenant, body, gpu), body.name, body.metadata)
+        return store.jobs.create(
+            tenant, make_spec(store, tenant, body, gpu), body.name, body.metadata, body.max_seconds
+        )
 
     return once(store, tenant, idempotency_key, fingerprint("job", body.model_dump(mode="json")), create)
 
