@@ -1,7 +1,7 @@
 """The base of all parts of a request: unknown fields are refused, and null stands for the default."""
 
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -27,8 +27,38 @@ class RequestModel(BaseModel):
             raise ValueError(
                 f"an object of {len(data)} fields, of which at most {len(cls.model_fields)} are known here"
             )
-        optional = _optional(cls)
-        return {name: value for name, value in data.items() if value is not None or name not in optional}
+        optional, booleans = _optional(cls), _booleans(cls)
+        return {
+            name: value if name in booleans else _without_booleans(value)
+            for name, value in data.items()
+            if value is not None or name not in optional
+        }
+
+
+class _Boolean:
+    """Stands for true or false where a number is wanted: Python takes them for 1 and 0, JSON does not."""
+
+    def __repr__(self) -> str:
+        return "a boolean"
+
+
+def _without_booleans(value: Any) -> Any:
+    if isinstance(value, bool):
+        return _Boolean()
+    if isinstance(value, list) and any(isinstance(one, bool) for one in value):
+        return [_Boolean() if isinstance(one, bool) else one for one in value]
+    return value
+
+
+@cache
+def _booleans(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(name for name, field in model.model_fields.items() if _takes_a_boolean(field.annotation))
+
+
+def _takes_a_boolean(annotation: Any) -> bool:
+    if annotation in (bool, Any) or any(one in (True, False) for one in get_args(annotation) if isinstance(one, bool)):
+        return True
+    return any(_takes_a_boolean(one) for one in get_args(annotation))
 
 
 @cache

@@ -11,6 +11,10 @@ from pydantic import AfterValidator, Field
 
 _UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, halves of surrogate pairs
 
+# The same for clients, as the schema says it (and a little more: a name that is not blank may begin with a space).
+TEXT_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+NAME_PATTERN = r"^[^\s\u0000-\u001f\u007f-\u009f=][^\u0000-\u001f\u007f-\u009f]*$"
+
 
 def fault_of(text: str) -> str | None:
     """Return what is wrong with a text that is to be stored and shown; None for a good one."""
@@ -41,6 +45,10 @@ def _name(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_text)]
-Name = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_name)]
-ClassName = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_name)]
+Text = Annotated[str, Field(json_schema_extra={"pattern": TEXT_PATTERN}), AfterValidator(_text)]
+Name = Annotated[
+    str, Field(min_length=1, max_length=256, json_schema_extra={"pattern": NAME_PATTERN}), AfterValidator(_name)
+]
+ClassName = Annotated[
+    str, Field(min_length=1, max_length=512, json_schema_extra={"pattern": NAME_PATTERN}), AfterValidator(_name)
+]

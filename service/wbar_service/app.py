@@ -62,7 +62,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     def index() -> RedirectResponse:
         return RedirectResponse("/docs")
 
-    schema.document(app, ApiKey, Checkpoint, Dataset, DatasetSource, Job, JobRequest, KeyRequest)
+    schema.document(app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, Job, JobRequest, KeyRequest)
     return app
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Annotated, Literal, Protocol, TypeVar
 
-from fastapi import Depends, Query
+from fastapi import Query
 
 from wbar.lists import Page
 from wbar_store.documents import readable
+from wbar_store.ids import Kind
 from wbar_store.repository import PageRequest, RecordPage
 
 
@@ -19,15 +20,20 @@ Stored = TypeVar("Stored")
 Sent = TypeVar("Sent", bound=_Identified)
 
 
-def _page(
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=64, description="`last_id` of the page before.")] = None,
-    order: Annotated[Literal["asc", "desc"], Query(description="By creation.")] = "desc",
-) -> PageRequest:
-    return PageRequest(limit, after, order)
+def paged_by(kind: Kind) -> Callable[..., PageRequest]:
+    """Return the dependency that reads the page a client asks for. kind: of the ids that `after` may be."""
+    pattern = {"pattern": f"^{kind}_"}  # for the document; the repository says in words what is wrong
 
+    def page(
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        after: Annotated[
+            str | None, Query(max_length=64, description="`last_id` of the page before.", json_schema_extra=pattern)
+        ] = None,
+        order: Annotated[Literal["asc", "desc"], Query(description="By creation.")] = "desc",
+    ) -> PageRequest:
+        return PageRequest(limit, after, order)
 
-Paging = Annotated[PageRequest, Depends(_page)]
+    return page
 
 
 # The annotation is quoted: pydantic would try to build a model for the protocol.

@@ -56,6 +56,7 @@ class Problem(BaseModel):
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI entries for the problems with these statuses."""
     names = {
+        400: "The request cannot be read",
         401: "No valid API key",
         403: "The API key lacks the scope",
         404: "No such object",

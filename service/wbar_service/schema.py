@@ -10,12 +10,15 @@ it with every request; a client that leaves the field out gets the default of th
 """
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+
+from wbar.catalog import BUILTINS
 
 REF = "#/components/schemas/"
 UNUSED = ("HTTPValidationError", "ValidationError")  # the framework's own, which no answer has
@@ -32,9 +35,10 @@ def reference(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": REF + model.__name__}
 
 
-def document(app: FastAPI, *models: type[BaseModel]) -> None:
+def document(app: FastAPI, sources: list[str], *models: type[BaseModel]) -> None:
     """Replace the app's schema by one for generators.
 
+    sources: roots that datasets may be named below; where there are none, the document offers none.
     models: those that only hand-written request bodies refer to, which the framework does not know, and those with examples.
     """
     generate = app.openapi
@@ -52,6 +56,7 @@ def document(app: FastAPI, *models: type[BaseModel]) -> None:
                 components.pop(name, None)
             app.openapi_schema = schema = _with_plain_names(schema)
             _rewrite(schema)
+            _name_sources(schema, sources)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
@@ -81,6 +86,8 @@ def _rewrite(schema: dict[str, Any]) -> None:
     for node in _nodes(schema):
         _replace_const(node)
         _replace_tuple(node)
+        _replace_pattern_properties(node)
+        _replace_bounds(node)
         _add_discriminator(node, components)
     for name in _sent_by_clients(schema):
         for node in _nodes(components[name]):
@@ -122,6 +129,32 @@ def _replace_tuple(node: dict[str, Any]) -> None:
     if items and all(item == items[0] for item in items):
         del node["prefixItems"]
         node["items"] = items[0]
+
+
+def _replace_pattern_properties(node: dict[str, Any]) -> None:
+    """Say of a map with one pattern that its names have it: `patternProperties` alone allows all others too."""
+    if len(node.get("patternProperties", {})) == 1:
+        [(pattern, values)] = node.pop("patternProperties").items()
+        node["propertyNames"] = {**node.get("propertyNames", {}), "pattern": pattern}
+        node["additionalProperties"] = values
+
+
+def _replace_bounds(node: dict[str, Any]) -> None:
+    """Name the bounds of a union of numbers as JSON Schema does; pydantic leaves its own names there."""
+    for ours, theirs in (("gt", "exclusiveMinimum"), ("ge", "minimum"), ("lt", "exclusiveMaximum"), ("le", "maximum")):
+        if "anyOf" in node and ours in node:
+            node[theirs] = node.pop(ours)
+
+
+def _name_sources(schema: dict[str, Any], sources: list[str]) -> None:
+    """Offer the sources that this service has: its built-in sets, and what lies below the operator's roots."""
+    allowed = [rf"builtin:({'|'.join(BUILTINS)})$", *(f"{re.escape(root.rstrip('/'))}/" for root in sources)]
+    schema["components"]["schemas"]["DatasetSource"]["properties"]["source"]["pattern"] = f"^({'|'.join(allowed)})"
+    if not sources:
+        body = schema["paths"]["/v1/datasets"]["post"]["requestBody"]["content"]["application/json"]
+        body["examples"] = {
+            name: one for name, one in body["examples"].items() if one["value"]["source"].startswith("builtin:")
+        }
 
 
 def _add_discriminator(node: dict[str, Any], components: dict[str, Any]) -> None:

@@ -3,21 +3,23 @@
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from wbar.catalog import ARCHITECTURES, similar_names
 from wbar.checkpoints import Checkpoint
 from wbar.errors import CheckpointNotReady, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
+from wbar.text import NAME_PATTERN
 from wbar_service.answers import answer, polled
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
-from wbar_service.paging import Paging, page_of
+from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
 from wbar_service.receiving import receive, shown_name
 from wbar_store.checkpoints import CheckpointRecord, GivenNetwork
+from wbar_store.repository import PageRequest
 
 router = APIRouter(
     prefix="/v1/checkpoints", tags=["checkpoints"], route_class=AuthenticatedRoute, responses=responses(401, 403)
@@ -33,7 +35,7 @@ _FORM: dict[str, Any] = {
     "",
     status_code=201,
     response_model=Checkpoint,
-    responses=responses(409, 413, 422),
+    responses=responses(400, 409, 413, 422, 507),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -45,8 +47,15 @@ async def create_checkpoint(
     request: Request,
     store: StoreOf,
     tenant: TenantOf,
-    name: Annotated[str | None, Query(max_length=256)] = None,
-    architecture: Annotated[str | None, Query(max_length=64, description="Default: detected from the tensors.")] = None,
+    name: Annotated[str | None, Query(max_length=256, json_schema_extra={"pattern": NAME_PATTERN})] = None,
+    architecture: Annotated[
+        str | None,
+        Query(
+            max_length=64,
+            description="Default: detected from the tensors.",
+            json_schema_extra={"enum": [*ARCHITECTURES]},
+        ),
+    ] = None,
     num_classes: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -76,7 +85,9 @@ async def create_checkpoint(
 
 
 @router.get("", response_model=Page[Checkpoint], responses=responses(422))
-def list_checkpoints(store: StoreOf, tenant: TenantOf, page: Paging) -> Response:
+def list_checkpoints(
+    store: StoreOf, tenant: TenantOf, page: Annotated[PageRequest, Depends(paged_by("ckpt"))]
+) -> Response:
     """List the checkpoints, newest first."""
     return answer(page_of(store.checkpoints.page(tenant, page), CheckpointRecord.to_api))
 

@@ -4,7 +4,7 @@ import json
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
@@ -13,21 +13,24 @@ from wbar.datasets import Dataset, DatasetSource, Task
 from wbar.errors import TaskUnsupported, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
+from wbar.text import NAME_PATTERN
 from wbar_service.answers import answer, polled
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.bodies import with_small_body
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
-from wbar_service.paging import Paging, page_of
+from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
 from wbar_service.receiving import receive, shown_name
 from wbar_service.schema import reference
 from wbar_store.datasets import DatasetOptions, DatasetRecord
+from wbar_store.repository import PageRequest
 from wbar_store.sources import locate
 
 router = APIRouter(
     prefix="/v1/datasets", tags=["datasets"], route_class=AuthenticatedRoute, responses=responses(401, 403)
 )
 
+TASKS = ("classification", "multilabel")  # of those that the contract names
 SOURCE_BYTES = 64 * 1024
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
@@ -36,7 +39,7 @@ _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
     "",
     status_code=201,
     response_model=Dataset,
-    responses=responses(409, 413, 422),
+    responses=responses(400, 409, 413, 422, 507),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -58,8 +61,8 @@ async def create_dataset(
     request: Request,
     store: StoreOf,
     tenant: TenantOf,
-    name: Annotated[str | None, Query(max_length=256)] = None,
-    task: Task = "classification",
+    name: Annotated[str | None, Query(max_length=256, json_schema_extra={"pattern": NAME_PATTERN})] = None,
+    task: Annotated[Task, Query(json_schema_extra={"enum": [*TASKS]})] = "classification",
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Upload a zip or tar(.gz/.zst) archive of `train/<class>/*.{jpg,png,webp}` and `val/<class>/…`, or name a source.
@@ -71,8 +74,10 @@ async def create_dataset(
 
     Without `val/` a stratified 20 % of `train/` is held out. Every image is decoded before `status` becomes `ready`.
     """
-    if task not in ("classification", "multilabel"):
-        raise TaskUnsupported(f"task={task} comes later; this version takes task=classification and task=multilabel")
+    if task not in TASKS:
+        raise TaskUnsupported(
+            f"task={task} comes later; this version takes {' and '.join(f'task={one}' for one in TASKS)}"
+        )
     shown_name(name, None, "")  # before the upload
     if request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json":
         source = await _source(request, task)
@@ -131,7 +136,7 @@ def _json(body: bytes) -> Any:
 
 
 @router.get("", response_model=Page[Dataset], responses=responses(422))
-def list_datasets(store: StoreOf, tenant: TenantOf, page: Paging) -> Response:
+def list_datasets(store: StoreOf, tenant: TenantOf, page: Annotated[PageRequest, Depends(paged_by("ds"))]) -> Response:
     """List the datasets, newest first."""
     return answer(page_of(store.datasets.page(tenant, page), DatasetRecord.to_api))
 

@@ -4,7 +4,7 @@ import csv
 import io
 from typing import Annotated, Literal, NoReturn
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette.sse import EventSourceResponse
 
@@ -18,7 +18,7 @@ from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.jobs.creating import dry_run, gpu_at_hand, make_spec
 from wbar_service.jobs.stream import job_events
-from wbar_service.paging import Paging, page_of
+from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
 from wbar_store.events import EventRecord, sequence
 from wbar_store.jobs import Filters, JobRecord
@@ -34,7 +34,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRo
     response_model=Job,
     responses={
         200: {"model": Job, "description": "A dry run: resolved, estimated, not created."},
-        **responses(404, 409, 422),
+        **responses(400, 404, 409, 413, 422),
     },
 )
 def create_job(body: JobRequest, store: StoreOf, tenant: TenantOf, idempotency_key: IdempotencyKey = None) -> Response:
@@ -58,7 +58,7 @@ def list_jobs(
     request: Request,
     store: StoreOf,
     tenant: TenantOf,
-    page: Paging,
+    page: Annotated[PageRequest, Depends(paged_by("job"))],
     status: JobStatus | None = None,
     checkpoint: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
@@ -177,7 +177,9 @@ def get_job_metrics(
 
 
 @router.get("/{job_id}/snapshots", response_model=Page[Snapshot], responses=responses(404))
-def list_job_snapshots(job_id: str, store: StoreOf, tenant: TenantOf, page: Paging) -> Page[Snapshot]:
+def list_job_snapshots(
+    job_id: str, store: StoreOf, tenant: TenantOf, page: Annotated[PageRequest, Depends(paged_by("snap"))]
+) -> Page[Snapshot]:
     """List the snapshots of the cycles that have ended, in the order of n whatever `order` says."""
     return page_of(store.snapshots.page(tenant, job_id, page), SnapshotRecord.to_api)
 

@@ -1,6 +1,8 @@
 """The routes of /v1/keys, for keys with the scope `admin`."""
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
 
 from wbar.jobs import Deleted
 from wbar.keys import ApiKey, KeyRequest
@@ -8,16 +10,17 @@ from wbar.lists import Page
 from wbar_service.answers import answer
 from wbar_service.auth import AdminRoute, StoreOf, TenantOf
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
-from wbar_service.paging import Paging, page_of
+from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
 from wbar_store.keys import IssuedKey, KeyRecord
+from wbar_store.repository import PageRequest
 
 DAY = 24 * 3600.0
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=AdminRoute, responses=responses(401, 403))
 
 
-@router.post("", status_code=201, response_model=ApiKey, responses=responses(409, 413, 422))
+@router.post("", status_code=201, response_model=ApiKey, responses=responses(400, 409, 413, 422))
 def create_key(body: KeyRequest, store: StoreOf, tenant: TenantOf, idempotency_key: IdempotencyKey = None) -> Response:
     """Create an API key for the same tenant. `key` is in this answer only: a repeated request gets it without."""
     issued: list[IssuedKey] = []
@@ -34,7 +37,7 @@ def create_key(body: KeyRequest, store: StoreOf, tenant: TenantOf, idempotency_k
 
 
 @router.get("", response_model=Page[ApiKey], responses=responses(422))
-def list_keys(store: StoreOf, tenant: TenantOf, page: Paging) -> Response:
+def list_keys(store: StoreOf, tenant: TenantOf, page: Annotated[PageRequest, Depends(paged_by("key"))]) -> Response:
     """List the tenant's API keys, newest first. The keys themselves are kept nowhere."""
     return answer(page_of(store.keys.page(tenant, page), KeyRecord.to_api))
 
