@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from wbar.errors import Forbidden, Unauthorized
 from wbar.keys import Scope
 from wbar_service.bodies import with_small_body
+from wbar_service.rate_limits import RateLimits
 from wbar_service.reading import read
 from wbar_store.database import UNAVAILABLE, Tenant
 from wbar_store.keys import KeyRecord
@@ -78,8 +79,8 @@ class RememberedKeys:
         task.add_done_callback(self._writing.discard)
 
 
-async def authenticate(request: Request, scope: Scope) -> Tenant:
-    """Return the tenant whose key the request carries. Raises Unauthorized (401), Forbidden (403) without the scope."""
+async def authenticate(request: Request, scope: Scope) -> KeyRecord:
+    """Return the key that the request carries. Raises Unauthorized (401), Forbidden (403) without the scope."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthorized("send the API key as `Authorization: Bearer <key>`")
@@ -94,7 +95,7 @@ async def authenticate(request: Request, scope: Scope) -> Tenant:
             f"this needs an API key with the scope {scope!r}; {record.name!r} has {', '.join(record.scopes)}",
             headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
         )
-    return record.owner
+    return record
 
 
 class AuthenticatedRoute(APIRoute):
@@ -113,9 +114,17 @@ class AuthenticatedRoute(APIRoute):
         # Routes without a declared body read it themselves, or not at all.
         reads_body = self.body_field is not None
 
+        changes = scope != "read" and (self.methods or set()) != {"GET"}
+
         async def checked(request: Request) -> Response:
-            request.scope[TENANT] = await authenticate(request, scope)
-            return await handle(await with_small_body(request) if reads_body else request)
+            record = await authenticate(request, scope)
+            request.scope[TENANT] = record.owner
+            limits: RateLimits = request.app.state.limits
+            standing = await limits.count(record.id, changes)
+            response = await handle(await with_small_body(request) if reads_body else request)
+            if standing is not None:
+                response.headers.update(standing.headers)
+            return response
 
         return checked
 

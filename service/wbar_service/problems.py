@@ -64,6 +64,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         413: "Too large",
         416: "The range lies outside the content",
         422: "The request does not fit",
+        429: "Too many requests, or the tenant's quota is used up",
         507: "No room is left",
     }
     return {status: {"model": Problem, "description": names[status]} for status in statuses}

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from wbar_store.quotas import Limits
 from wbar_store.settings import StoreSettings
 
 GIB = 1024**3
@@ -15,6 +16,21 @@ class ServiceSettings(StoreSettings):
     fd: int | None = Field(None, description="A listening socket to take over, instead of host and port.")
     max_checkpoint_bytes: int = Field(20 * GIB, gt=0)
     max_dataset_bytes: int = Field(100 * GIB, gt=0)
+    reads_per_minute: int | None = Field(
+        None, ge=1, description="Requests that read, per API key and process; default: no limit."
+    )
+    writes_per_minute: int | None = Field(
+        None, ge=1, description="Requests that change something, per API key; default: no limit."
+    )
+    max_tenant_bytes: int | None = Field(
+        None, gt=0, description="Bytes of checkpoints and datasets that a tenant may keep; default: no limit."
+    )
+    max_tenant_jobs: int = Field(10_000, gt=0, description="Jobs of a tenant that wait, run or are paused.")
     client_timeout: float = Field(
         20.0, gt=0, description="Seconds for a request's headers; three times as long between two pieces of a body."
     )
+
+    @property
+    def quotas(self) -> Limits:
+        """What each tenant may have."""
+        return Limits(bytes=self.max_tenant_bytes, jobs=self.max_tenant_jobs)

@@ -18,6 +18,7 @@ from wbar_store.jobs import Jobs
 from wbar_store.keys import Keys
 from wbar_store.metrics import Metrics
 from wbar_store.notifier import INGEST, RUN_JOB, Notifier
+from wbar_store.quotas import Quotas
 from wbar_store.repository import Repository
 from wbar_store.settings import StoreSettings
 from wbar_store.snapshots import Snapshots
@@ -37,6 +38,7 @@ class Store:
         self.snapshots = Snapshots(database, self.events)
         self.metrics = Metrics(database)
         self.keys = Keys(database)
+        self.quotas = Quotas(database)
         self.idempotency = Idempotency(database)
         self.workers = Workers(database)
 

@@ -22,7 +22,7 @@ from wbar_store.checkpoints import CheckpointRecord, GivenNetwork
 from wbar_store.repository import PageRequest
 
 router = APIRouter(
-    prefix="/v1/checkpoints", tags=["checkpoints"], route_class=AuthenticatedRoute, responses=responses(401, 403)
+    prefix="/v1/checkpoints", tags=["checkpoints"], route_class=AuthenticatedRoute, responses=responses(401, 403, 429)
 )
 
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
@@ -75,6 +75,7 @@ async def create_checkpoint(
     given = GivenNetwork(architecture=architecture, num_classes=num_classes)
 
     def create() -> CheckpointRecord:
+        store.quotas.check_bytes(tenant, request.app.state.settings.quotas, received.bytes)
         return store.checkpoints.create(tenant, shown_name(name, filename, "checkpoint"), received, given)
 
     print_ = fingerprint("checkpoint", name, given.model_dump(), received.sha256)

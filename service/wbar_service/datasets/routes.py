@@ -27,7 +27,7 @@ from wbar_store.repository import PageRequest
 from wbar_store.sources import locate
 
 router = APIRouter(
-    prefix="/v1/datasets", tags=["datasets"], route_class=AuthenticatedRoute, responses=responses(401, 403)
+    prefix="/v1/datasets", tags=["datasets"], route_class=AuthenticatedRoute, responses=responses(401, 403, 429)
 )
 
 TASKS = ("classification", "multilabel")  # of those that the contract names
@@ -90,10 +90,12 @@ async def create_dataset(
     received, filename = await receive(request, store.blobs, request.app.state.settings.max_dataset_bytes)
     try:
         print_ = fingerprint("dataset", name, task, received.sha256)
-        return await run_sync(
-            once, store, tenant, idempotency_key, print_,
-            lambda: store.datasets.create(tenant, shown_name(name, filename, "dataset"), task, received), received,
-        )  # fmt: skip
+
+        def create() -> DatasetRecord:
+            store.quotas.check_bytes(tenant, request.app.state.settings.quotas, received.bytes)
+            return store.datasets.create(tenant, shown_name(name, filename, "dataset"), task, received)
+
+        return await run_sync(once, store, tenant, idempotency_key, print_, create, received)
     finally:
         await run_sync(store.blobs.discard, received.temporary)
 

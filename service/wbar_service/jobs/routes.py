@@ -25,7 +25,7 @@ from wbar_store.jobs import Filters, JobRecord
 from wbar_store.repository import PageRequest
 from wbar_store.snapshots import SnapshotRecord
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRoute, responses=responses(401, 403))
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRoute, responses=responses(401, 403, 429))
 
 
 @router.post(
@@ -37,7 +37,9 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRo
         **responses(400, 404, 409, 413, 422),
     },
 )
-def create_job(body: JobRequest, store: StoreOf, tenant: TenantOf, idempotency_key: IdempotencyKey = None) -> Response:
+def create_job(
+    request: Request, body: JobRequest, store: StoreOf, tenant: TenantOf, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Create a job. Only `checkpoint` and `dataset` are required; every `auto` comes back resolved."""
     gpu = gpu_at_hand(store)
     if body.dry_run:
@@ -45,7 +47,10 @@ def create_job(body: JobRequest, store: StoreOf, tenant: TenantOf, idempotency_k
             job = dry_run(store, tenant, body, make_spec(store, tenant, body, gpu))
         return Response(job.model_dump_json(), media_type="application/json")
 
+    limits = request.app.state.settings.quotas
+
     def create() -> JobRecord:
+        store.quotas.check_jobs(tenant, limits)
         return store.jobs.create(
             tenant, make_spec(store, tenant, body, gpu), body.name, body.metadata, body.max_seconds
         )

@@ -17,7 +17,7 @@ from wbar_store.repository import PageRequest
 
 DAY = 24 * 3600.0
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=AdminRoute, responses=responses(401, 403))
+router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=AdminRoute, responses=responses(401, 403, 429))
 
 
 @router.post("", status_code=201, response_model=ApiKey, responses=responses(400, 409, 413, 422))

@@ -1,0 +1,65 @@
+"""What a tenant may keep and have at work, counted in the transaction that adds to it."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, select
+
+from wbar.errors import QuotaExceeded
+from wbar.states import TERMINAL
+from wbar_store.database import Database, Tenant
+from wbar_store.tables import checkpoints, datasets, jobs
+
+HOLD = "3600"  # seconds: room comes back when something is deleted or has ended, which no clock tells
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that each tenant may have. bytes: of checkpoints and datasets as they were sent; jobs: that have not ended."""
+
+    bytes: int | None
+    jobs: int | None
+
+
+class Quotas:
+    """The quotas of all tenants."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def check_bytes(self, tenant: Tenant, limits: Limits, more: int) -> None:
+        """Raise QuotaExceeded where `more` bytes do not fit. Call it in the block that inserts them."""
+        if limits.bytes is None:
+            return
+        with self.database.write() as connection:
+            _one_at_a_time(connection, tenant)
+            kept = sum(
+                int(connection.execute(select(func.coalesce(func.sum(table.c.bytes), 0)).where(mine)).scalar_one())
+                for table in (checkpoints, datasets)
+                for mine in [(table.c.tenant == tenant.name) & (table.c.status != "rejected")]
+            )
+        if kept + more > limits.bytes:
+            raise QuotaExceeded(
+                f"{more} bytes more than the {kept} that are kept would be over the tenant's {limits.bytes}: delete "
+                "checkpoints or datasets that no job needs",
+                headers={"Retry-After": HOLD},
+            )
+
+    def check_jobs(self, tenant: Tenant, limits: Limits) -> None:
+        """Raise QuotaExceeded where one job more would be too many. Call it in the block that inserts it."""
+        if limits.jobs is None:
+            return
+        open_jobs = select(func.count()).where(jobs.c.tenant == tenant.name, jobs.c.status.not_in(TERMINAL))
+        with self.database.write() as connection:
+            _one_at_a_time(connection, tenant)
+            waiting = int(connection.execute(open_jobs).scalar_one())
+        if waiting >= limits.jobs:
+            raise QuotaExceeded(
+                f"{waiting} jobs of this tenant have not ended, and {limits.jobs} is the most: wait, or cancel some",
+                headers={"Retry-After": "60"},
+            )
+
+
+def _one_at_a_time(connection: Connection, tenant: Tenant) -> None:
+    """Make others that add to the same tenant wait until this transaction ends; on SQLite every writer does."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"wbar quotas of {tenant.name}"))))
