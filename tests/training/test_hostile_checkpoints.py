@@ -302,8 +302,9 @@ def test_a_name_of_three_megabytes_makes_a_short_message(tmp_path: Path, kind: s
         data = saved(state() | {name: torch.zeros(2)})
     else:
         data = saved({name: [1]})
+    (tmp_path / "c").write_bytes(data)
     with pytest.raises(Rejected) as caught:
-        read(tmp_path, data)
+        validate(tmp_path / "c", "resnet20", None, tmp_path / "out")
     assert len(caught.value.detail) < 2000
     assert len(repr(caught.value.details)) < 20_000
 

@@ -9,6 +9,7 @@ from wbar.checkpoints import CheckpointFacts, Fault
 from wbar.errors import ContentTooLarge, Rejected
 from wbar_training.messages import Crashed
 from wbar_training.uploads import checkpoint_files, dataset_archives
+from wbar_training.uploads.limits import Limits
 from wbar_worker.children import (
     CheckpointFound,
     CheckpointUpload,
@@ -34,7 +35,7 @@ def validate_checkpoint(upload: CheckpointUpload, channel: ControlChannel) -> No
 def validate_dataset(upload: DatasetUpload, channel: ControlChannel) -> None:
     """Pack a dataset within the limits, and send the verdict."""
     confine(upload.limits.memory, upload.limits.seconds)
-    limits = dataset_archives.Limits(bytes=upload.limits.archive_bytes, files=upload.limits.archive_files)
+    limits = Limits(bytes=upload.limits.archive_bytes, files=upload.limits.archive_files)
 
     def pack() -> DatasetPacked:
         if isinstance(upload.source, Path):
