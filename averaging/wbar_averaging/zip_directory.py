@@ -86,15 +86,12 @@ def read_directory(path: Path, max_entries: int) -> list[Entry]:
             raise ZipTooLarge(f"the zip directory has {length} bytes, more than the limit of {MAX_DIRECTORY}")
         file.seek(start)
         claims = sorted(_claims(file.read(length), count), key=lambda claim: claim.offset)
-        entries, position = [], 0
-        for claim, following in zip(claims, [*(claim.offset for claim in claims[1:]), start], strict=True):
-            if claim.offset != position:
-                raise InvalidZip(
-                    f"{_name(claim)} begins at byte {claim.offset} where {position} was expected: entries overlap, or bytes "
-                    "hide between them"
-                )
-            entries.append(_entry(file, claim, following))
-            position = following
+        following = [*(claim.offset for claim in claims), start]
+        if following[0] != 0:
+            raise InvalidZip(f"{following[0]} bytes lie before the archive's first entry")
+        entries = []
+        for claim, end in zip(claims, following[1:], strict=True):
+            entries.append(_entry(file, claim, end))
     return entries
 
 
@@ -194,7 +191,7 @@ def _wide(extra: bytes, size: int, stored: int, offset: int) -> tuple[int, int, 
 
 
 def _entry(file: BinaryIO, claim: _Claim, following: int) -> Entry:
-    """Compare an entry of the directory with the header before its content; the next thing in the file is `following`."""
+    """Compare an entry of the directory with the header before its content; the next one begins at byte `following`."""
     name = _name(claim)
     if claim.flags & (_ENCRYPTED | 0x40 | 0x2000):
         raise InvalidZip(f"{name} is encrypted")

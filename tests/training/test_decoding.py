@@ -164,6 +164,17 @@ def test_broken_images_are_named_without_addresses() -> None:
         assert "0x" not in caught.value.detail
 
 
+def test_a_png_is_compared_with_its_checksums() -> None:
+    """Pillow reads a picture whose data do not have their checksum, and one without its end."""
+    whole = encoded(Image.fromarray(RAMP))
+    changed = bytearray(whole)
+    changed[whole.index(b"IEND") - 8] ^= 1  # the checksum of the pixels
+    for data, message in ((bytes(changed), "'IDAT' at byte 33 does not have its checksum"), (whole[:-12], "no end")):
+        with pytest.raises(BrokenImage, match=message):
+            inspected([("a.png", data)], Limits())
+    assert inspected([("a.png", whole + b"more")], Limits())
+
+
 def test_the_dataset_says_what_was_changed_and_training_sees_the_same(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6

@@ -133,7 +133,7 @@ def small_zip(folder: Path) -> tuple[Path, bytearray, int]:
         (16, b"\0\0\0\0", "checksum"),
         (20, b"\xff\xff\0\0", "stored size"),
         (24, b"\x09\0\0\0", "says size 8, the zip directory 9"),
-        (42, b"\5\0\0\0", "begins at byte 5 where 0 was expected"),
+        (42, b"\5\0\0\0", "5 bytes lie before the archive's first entry"),
         (46, b"b", "is called 'a/data.pkl' in its own header"),
         (28, b"\xff\xff", "goes beyond its end"),
         (34, b"\1", "one part of several"),
@@ -328,6 +328,25 @@ def test_storages_larger_than_their_entry(tmp_path: Path) -> None:
     more = rezipped(data, lambda name, old: [(name, old.replace(b"K\x02", b"K\x7f") if name.endswith(".pkl") else old)])
     with pytest.raises((CorruptFile, ContentTooLarge, NotAStateDict)):
         read(tmp_path, more)
+
+
+def test_an_empty_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "z", "w"):
+        pass
+    assert read_directory(tmp_path / "z", 10) == []
+
+
+@pytest.mark.parametrize("name", ["aux1.\ud800", "aux1.\x1b[2J", "aux1." + "x" * 1000])
+def test_names_that_a_weights_file_cannot_carry(tmp_path: Path, name: str) -> None:
+    """Auxiliary heads are carried along under their own names, which would be written out again."""
+    with pytest.raises(NotAStateDict, match="cannot name a tensor"):
+        read(tmp_path, saved(state() | {name: torch.zeros(1)}))
+
+
+def test_statistics_of_integers_are_refused(tmp_path: Path) -> None:
+    integers = {name: tensor.to(torch.int32) if "running" in name else tensor for name, tensor in state().items()}
+    with pytest.raises(Rejected, match=r"running_mean: torch\.int32 in the checkpoint"):
+        read(tmp_path, saved(integers))
 
 
 def test_names_and_reasons_in_messages() -> None:

@@ -27,7 +27,7 @@ from wbar.errors import (
 from wbar.spec import Network
 from wbar_averaging import InvalidSafetensors, write_safetensors
 from wbar_averaging.pytorch_file import find_state_dict
-from wbar_averaging.quoting import reason, shown
+from wbar_averaging.quoting import quoted, reason, shown
 from wbar_averaging.safetensors_file import HeaderTooLarge, read_layout
 from wbar_training.networks import architectures, recognition
 from wbar_training.networks.tensors import read_tensors
@@ -46,6 +46,7 @@ UNSAFE = (
     "Can only build",
 )
 TAR_FORMAT = (b"sys_info\0", b"pickle\0\0\0", b"storages\0", b"tensors\0\0")  # its first entry, in any order
+MAX_NAME = 1000  # characters of a tensor's
 OVERLAPPING, TIED = 2, 16  # see `check_claims`
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8,
           torch.uint8, torch.bool)  # fmt: skip
@@ -86,6 +87,7 @@ def validate(
     if len(tensors) > limits.tensors:
         raise ContentTooLarge(f"the file has {len(tensors)} tensors, more than the limit of {limits.tensors}")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTERS)}
+    _check_names(tensors)
     _check_kinds(tensors)
     check_claims(tensors, path.stat().st_size)
     prefix = common_prefix(tensors)
@@ -94,8 +96,10 @@ def validate(
     if num_classes is not None and network.num_classes != num_classes:
         network = recognition.identify(network.name, shapes, num_classes)
     check_finite(tensors)
-    trained = {name for name, _ in architectures.build(network).named_parameters()}
-    integers = [n for n, t in tensors.items() if n.removeprefix(prefix) in trained and not t.is_floating_point()]
+    module = architectures.build(network)
+    trained = {name for name, _ in module.named_parameters()}
+    floating = {name for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    integers = [n for n, t in tensors.items() if n.removeprefix(prefix) in floating and not t.is_floating_point()]
     if integers:
         raise ArchitectureMismatch(
             f"{shown(integers[0])}: {tensors[integers[0]].dtype} in the checkpoint, a floating-point dtype expected"
@@ -110,6 +114,16 @@ def validate(
         prefix=prefix,
         ambiguous_with=None if architecture else list(recognition.NEAR_RELATIVES.get(network.name, ())) or None,
     )
+
+
+def _check_names(tensors: Mapping[str, Tensor]) -> None:
+    """Raise NotAStateDict for names that a weights file cannot carry, such as halves of surrogate pairs."""
+    for name in tensors:
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise NotAStateDict(
+                f"{quoted(name)} cannot name a tensor: at most {MAX_NAME} printable characters can, since the file is "
+                "written again under its names"
+            )
 
 
 def _check_kinds(tensors: Mapping[str, Tensor]) -> None:

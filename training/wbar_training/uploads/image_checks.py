@@ -1,5 +1,6 @@
 """Every image of an upload is decoded once before it is packed; what was changed on the way is counted and said."""
 
+import zlib
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -12,6 +13,7 @@ from wbar_training.uploads.limits import Limits
 
 # A job scales the short side to its size: of an image a thousand times as long as high, some gigabytes.
 MAX_RATIO = 100
+PNG = b"\x89PNG\r\n\x1a\n"
 SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
 
@@ -21,6 +23,7 @@ def inspected(images: Sequence[tuple[str, bytes]], limits: Limits) -> list[Inspe
     found = []
     for name, data in images:
         try:
+            check_png(data)
             image = inspect(data, limits.pixels)
         except TooManyPixels as error:
             raise ContentTooLarge(f"{quoted(name)} has {error}") from None
@@ -36,6 +39,24 @@ def inspected(images: Sequence[tuple[str, bytes]], limits: Limits) -> list[Inspe
             )
         found.append(image)
     return found
+
+
+def check_png(data: bytes) -> None:
+    """Raise ValueError for a PNG without its end, or with a chunk that is not what its checksum says: Pillow reads both."""
+    if data[:8] != PNG:
+        return
+    at = len(PNG)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind = data[at + 4 : at + 8]
+        if end > len(data):
+            break
+        if zlib.crc32(memoryview(data)[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise ValueError(f"its chunk {quoted(kind.decode('latin-1'))} at byte {at} does not have its checksum")
+        if kind == b"IEND":
+            return
+        at = end
+    raise ValueError(f"it has {len(data)} bytes and no end: it is cut off")
 
 
 def warnings_about(names: Sequence[str], images: Sequence[Inspected]) -> list[str]:
