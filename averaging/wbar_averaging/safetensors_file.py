@@ -194,12 +194,16 @@ def write_safetensors(
     start = header_bytes(((name, codes[tensors[name].dtype], list(tensors[name].shape)) for name in order), metadata)
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(start)
-        for name in order:
-            # .numpy() has no bfloat16; a view as bytes has every dtype. contiguous() undoes channels_last.
-            flat = tensors[name].detach().cpu().contiguous().view(-1)
-            file.write(flat.view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            file.write(start)
+            for name in order:
+                # .numpy() has no bfloat16; a view as bytes has every dtype. contiguous() undoes channels_last.
+                flat = tensors[name].detach().cpu().contiguous().view(-1)
+                file.write(flat.view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # a full disk would stay full
+        raise
     os.replace(temporary, path)

@@ -4,6 +4,7 @@ import random
 import shutil
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -68,9 +69,11 @@ def inputs(count: int, seed: int, canary: Path) -> Iterator[Input]:
     )
     for number in range(count):
         source = Source(random.Random(f"{seed}-{number}"), canary)
-        yield (
-            mutation(source, source.draws.choice(sorted(BASES))) if number % 5 < 2 else made[number % len(made)](source)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # zipfile's, of names that are there twice
+            mutated = number % 5 < 2
+            one = mutation(source, source.draws.choice(sorted(BASES))) if mutated else made[number % len(made)](source)
+        yield one
 
 
 def run(count: int, seed: int, progress: Callable[[int], None] = lambda _: None, batch: int = BATCH) -> Report:
