@@ -80,6 +80,7 @@ def try_to_get_out(attempt: tuple[int, Path], channel: ControlChannel) -> None:
         "run": lambda: subprocess.run(["/bin/true"], check=True),
         "exec": lambda: os.execv("/bin/true", ["true"]),
         "ptrace": ptrace_parent,
+        "kill": lambda: os.kill(os.getppid(), 0),
         "open many": lambda: [open(os.devnull) for _ in range(300)],  # noqa: SIM115
         "write much": write_much,
         "threads": lambda: [thread.join() for thread in _started(8)],
@@ -94,6 +95,10 @@ def try_to_get_out(attempt: tuple[int, Path], channel: ControlChannel) -> None:
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
     results |= {"filter": status["Seccomp"].strip(), "no new privileges": status["NoNewPrivs"].strip()}
     channel.send(Crashed(why=json.dumps(results)))
+
+
+def abort(_request: None, _channel: ControlChannel) -> None:
+    os.abort()
 
 
 def _started(count: int) -> list[threading.Thread]:
@@ -117,5 +122,6 @@ WAIT_FOR_STOP: Entry[None] = Entry("tests.worker.entries", "wait_for_stop")
 SEND_A_PICKLE: Entry[Path] = Entry("tests.worker.entries", "send_a_pickle")
 SEND_FROM_THREADS: Entry[int] = Entry("tests.worker.entries", "send_from_threads")
 ANSWER_NONSENSE: Entry[Any] = Entry("tests.worker.entries", "answer_nonsense")
+ABORT: Entry[None] = Entry("tests.worker.entries", "abort", isolated=True)
 TRY_TO_GET_OUT: Entry[tuple[int, Path]] = Entry("tests.worker.entries", "try_to_get_out", isolated=True)
 DIE: Entry[signal.Signals] = Entry("tests.worker.entries", "die")

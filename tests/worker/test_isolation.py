@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from tests.worker.entries import TRY_TO_GET_OUT
+from tests.worker.entries import ABORT, TRY_TO_GET_OUT
 from wbar.spec import Network
 from wbar_training.messages import Crashed
 from wbar_training.networks.architectures import initialized
@@ -71,12 +71,23 @@ def test_a_reader_of_uploads_cannot_get_out(tmp_path: Path) -> None:
         "run": "EPERM",
         "exec": "EPERM",
         "ptrace": "EPERM",
+        "kill": "EPERM",
         "open many": "EMFILE",
         "write much": "EFBIG",
         "threads": "done",
         "filter": "2",
         "no new privileges": "1",
     }
+
+
+def test_a_reader_that_aborts_ends_by_its_signal() -> None:
+    child = processes.start(ABORT, None)
+    try:
+        with pytest.raises(EOFError):
+            child.receive(VERDICTS)
+        assert child.exit_reason() == "its process was ended by SIGABRT"
+    finally:
+        child.end()
 
 
 def test_checkpoints_are_validated_in_isolation(tmp_path: Path) -> None:
