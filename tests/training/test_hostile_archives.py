@@ -3,7 +3,9 @@
 import gzip
 import io
 import resource
+import shutil
 import struct
+import subprocess
 import tarfile
 import time
 import unicodedata
@@ -257,3 +259,51 @@ def test_folders_have_the_same_rules(tmp_path: Path) -> None:
         (tmp_path / "set" / name).write_bytes(png(0))
     with pytest.raises(InvalidArchive, match="differ only in case"):
         pack_folder(tmp_path / "set", tmp_path / "out", Limits())
+
+
+class _Pipe(io.RawIOBase):
+    """Takes bytes and cannot go back, so that sizes follow the content in data descriptors."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self.data += data
+        return len(data)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("wide", [False, True], ids=["32 bits", "64 bits"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["file", "stream"])
+def test_zips_of_every_honest_writer_are_read(tmp_path: Path, method: int, wide: bool, streamed: bool) -> None:
+    out = _Pipe() if streamed else io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:  # type: ignore[call-overload]
+        archive.comment = b"made by hand"
+        if not streamed:
+            archive.mkdir("train")
+        for name, data in files().items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = method
+            with archive.open(info, "w", force_zip64=wide) as member:
+                member.write(data)
+    (tmp_path / "upload").write_bytes(bytes(out.data) if isinstance(out, _Pipe) else out.getvalue())
+    assert pack_archive(tmp_path / "upload", tmp_path / "out", Limits()).images == {"train": 12, "val": 6}
+
+
+@pytest.mark.parametrize("form", ["gnu", "oldgnu", "pax", "posix", "ustar", "v7"])
+def test_archives_of_gnu_tar_are_read(tmp_path: Path, form: str) -> None:
+    tar_program = shutil.which("tar")
+    if tar_program is None or b"GNU" not in subprocess.run([tar_program, "--version"], capture_output=True).stdout:
+        pytest.skip("GNU tar is not here")
+    for name, data in files().items():
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(data)
+    for options in ([], ["-z"]):
+        packed = tmp_path / "upload"
+        subprocess.run(
+            [tar_program, f"--format={form}", *options, "-cf", packed, "-C", tmp_path / "set", "."], check=True
+        )
+        assert pack_archive(packed, tmp_path / "out", Limits()).images == {"train": 12, "val": 6}
