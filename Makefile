@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATASET ?= builtin:digits
 
-.PHONY: demo test models clients lint bench bench-gain-quick up clean
+.PHONY: demo test models fuzz clients lint bench bench-gain-quick up clean
 
 # One stamp per set of extras: reinstalled only when pyproject.toml changes.
 $(VENV)/.embedded: pyproject.toml
@@ -25,6 +25,9 @@ test: $(VENV)/.test ## the whole suite, with real servers
 
 models: $(VENV)/.test ## every architecture from upload to download, those that `make test` leaves out included
 	$(BIN)/python -m pytest tests/training/test_every_architecture.py -m "models or not models"
+
+fuzz: $(VENV)/.test ## ten thousand hostile uploads against the readers, in the processes that the worker starts; minutes
+	$(BIN)/python -m tests.fuzz --inputs 10000 --seed 0
 
 # openapi-python-client's upper bounds hold the command line's libraries back: it has an environment of its own.
 $(VENV)/clients/bin/openapi-python-client: | $(VENV)/.test

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+MAX_DETAIL = 4000  # characters of the sentence that an upload is rejected with; a file's content may be repeated in it
+
 
 class WbarError(Exception):
     """The base of every error that wbar raises on purpose. Programs should look at `code`, which is stable."""
@@ -217,6 +219,10 @@ class Rejected(WbarError):
     """The base of the errors that an upload is rejected with; kept on the object as `error`, its bytes are deleted."""
 
     code = "rejected"
+
+    def __init__(self, detail: str) -> None:
+        # Names in it are cut where they are quoted; lists of them, or another library's text, may still be long.
+        super().__init__(detail if len(detail) <= MAX_DETAIL else f"{detail[: MAX_DETAIL - 3]}...")
 
 
 class UnsafePickle(Rejected):

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wbar_averaging.quoting import quoted, reason, shown
+
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
@@ -30,6 +32,10 @@ class InvalidSafetensors(ValueError):
     """The file is not a well-formed safetensors file; the message says where."""
 
 
+class HeaderTooLarge(InvalidSafetensors):
+    """The header is larger, or names more tensors, than is read."""
+
+
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the header of a safetensors file, fully checked: `{name: {dtype, shape, data_offsets}}` plus `__metadata__`.
 
@@ -39,8 +45,12 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     return read_layout(path)[0]
 
 
-def read_layout(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
+def read_layout(
+    path: str | os.PathLike[str], max_header: int = MAX_HEADER, max_tensors: int = MAX_TENSORS
+) -> tuple[dict[str, Any], int]:
     """Return the header and the file's byte at which the tensors begin: their data_offsets count from there.
+
+    max_header: bytes. A header over it, or with more than `max_tensors`, raises HeaderTooLarge.
 
     Raises what `read_header` does.
     """
@@ -50,14 +60,16 @@ def read_layout(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
         if len(start) < 8:
             raise InvalidSafetensors(f"the file has {size} bytes; a safetensors file has at least 8")
         (length,) = struct.unpack("<Q", start)
-        if length > MAX_HEADER:
-            raise InvalidSafetensors(f"the header claims {length} bytes, more than the limit of {MAX_HEADER}")
+        if length > max_header:
+            raise HeaderTooLarge(f"the header claims {length} bytes, more than the limit of {max_header}")
         if 8 + length > size:
             raise InvalidSafetensors(f"the header claims {length} bytes and the file ends after {size - 8}: truncated?")
         raw = file.read(length)
     header = parse_object(raw, "the header")
-    if len(header) > MAX_TENSORS:
-        raise InvalidSafetensors(f"the header names {len(header)} tensors, more than the limit of {MAX_TENSORS}")
+    if raw[:1] != b"{":
+        raise InvalidSafetensors(f"the header begins with {raw[:1]!r}, and the format demands an opening brace")
+    if len(header) - ("__metadata__" in header) > max_tensors:
+        raise HeaderTooLarge(f"the header names {len(header)} tensors, more than the limit of {max_tensors}")
     _check_layout(header, size - 8 - length)
     return header, 8 + length
 
@@ -65,15 +77,19 @@ def read_layout(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
 def parse_object(raw: bytes, what: str) -> dict[str, Any]:
     """Parse the JSON object in `raw`: UTF-8, no name twice in it. Raises InvalidSafetensors, which calls it `what`."""
     if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_PARTS:
-        raise InvalidSafetensors(f"{what} has more than {MAX_PARTS} parts, more than {MAX_TENSORS} tensors need")
+        raise HeaderTooLarge(f"{what} has more than {MAX_PARTS} parts, more than {MAX_TENSORS} tensors need")
     try:
         # Decoded here: json would guess UTF-16 and let halves of surrogate pairs through.
-        content = json.loads(raw.decode(), object_pairs_hook=_unique)
+        content = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise InvalidSafetensors(f"{what} is not JSON: {error}") from None
+        raise InvalidSafetensors(f"{what} is not JSON: {reason(error)}") from None
     if not isinstance(content, dict):
         raise InvalidSafetensors(f"{what} is a JSON {type(content).__name__}, not an object")
     return content
+
+
+def _no_number(literal: str) -> None:
+    raise ValueError(f"{literal} is no number of JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -95,13 +111,15 @@ def _check_layout(header: dict[str, Any], data_bytes: int) -> None:
         dtype, shape, begin, end = _entry(name, entry)
         expected = SIZES[dtype] * math.prod(shape)
         if end - begin != expected:
-            raise InvalidSafetensors(f"{name}: {dtype} {shape} needs {expected} bytes, the offsets span {end - begin}")
+            raise InvalidSafetensors(
+                f"{shown(name)}: {dtype} {_sides(shape)} needs {expected} bytes, the offsets span {end - begin}"
+            )
         spans.append((begin, end, name))
     position = 0
     for begin, end, name in sorted(spans):
         if begin != position:
             raise InvalidSafetensors(
-                f"{name}: starts at byte {begin} where {position} was expected (a hole or overlap)"
+                f"{shown(name)}: starts at byte {begin} where {position} was expected (a hole or overlap)"
             )
         position = end
     if position != data_bytes:
@@ -111,15 +129,26 @@ def _check_layout(header: dict[str, Any], data_bytes: int) -> None:
 def _entry(name: str, entry: Any) -> tuple[str, list[int], int, int]:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        extra = set(entry) - {"dtype", "shape", "data_offsets"}
     except (TypeError, KeyError, ValueError):
-        raise InvalidSafetensors(f"{name}: the entry lacks dtype, shape or data_offsets") from None
+        raise InvalidSafetensors(f"{shown(name)}: the entry lacks dtype, shape or data_offsets") from None
+    if extra:
+        raise InvalidSafetensors(
+            f"{shown(name)}: the entry has {quoted(sorted(extra)[0])}, which the format does not know"
+        )
     if not isinstance(shape, list) or any(type(value) is not int or value < 0 for value in (*shape, begin, end)):
-        raise InvalidSafetensors(f"{name}: shape and offsets must be non-negative integers")
+        raise InvalidSafetensors(f"{shown(name)}: shape and offsets must be non-negative integers")
     if len(shape) > MAX_DIMENSIONS or max(*shape, begin, end) > MAX_SIDE:
-        raise InvalidSafetensors(f"{name}: the shape has more than {MAX_DIMENSIONS} sides, or one over {MAX_SIDE}")
+        raise InvalidSafetensors(
+            f"{shown(name)}: the shape has more than {MAX_DIMENSIONS} sides, or one over {MAX_SIDE}"
+        )
     if not isinstance(dtype, str) or dtype not in SIZES:
-        raise InvalidSafetensors(f"{name}: unknown dtype {str(dtype)[:40]!r}")
+        raise InvalidSafetensors(f"{shown(name)}: unknown dtype {quoted(dtype, 40)}")
     return dtype, shape, begin, end
+
+
+def _sides(shape: list[int]) -> str:
+    return str(shape) if len(shape) <= 8 else f"of {len(shape)} sides"
 
 
 def header_bytes(tensors: Iterable[tuple[str, str, list[int]]], metadata: Mapping[str, str]) -> bytes:
@@ -165,12 +194,16 @@ def write_safetensors(
     start = header_bytes(((name, codes[tensors[name].dtype], list(tensors[name].shape)) for name in order), metadata)
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(start)
-        for name in order:
-            # .numpy() has no bfloat16; a view as bytes has every dtype. contiguous() undoes channels_last.
-            flat = tensors[name].detach().cpu().contiguous().view(-1)
-            file.write(flat.view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            file.write(start)
+            for name in order:
+                # .numpy() has no bfloat16; a view as bytes has every dtype. contiguous() undoes channels_last.
+                flat = tensors[name].detach().cpu().contiguous().view(-1)
+                file.write(flat.view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # a full disk would stay full
+        raise
     os.replace(temporary, path)

@@ -1,7 +1,9 @@
 """Headers are believed only after they were checked; equal content gives equal bytes."""
 
 import contextlib
+import errno
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from wbar_averaging import InvalidSafetensors, read_header, write_safetensors
-from wbar_averaging.safetensors_file import read_layout
+from wbar_averaging.safetensors_file import HeaderTooLarge, read_layout
 
 TENSORS = {
     "b.weight": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -117,3 +119,39 @@ def test_random_damage_is_read_or_refused_never_a_crash(tmp_path: Path, noise: b
     path.write_bytes(content)
     with contextlib.suppress(InvalidSafetensors):
         assert isinstance(read_header(path), dict)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0],"strides":[1]}}', "'strides', which the format does not know"),
+        (b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,0]}}', "NaN is no number of JSON"),
+        (b'{"__metadata__":{"a":-Infinity}}', "-Infinity is no number of JSON"),
+        (b' {"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}', "demands an opening brace"),
+        (b'{"%s":{"dtype":"F31","shape":[0],"data_offsets":[0,0]}}' % (b"x" * 3_000_000), r"x\.{3}x.*\(3000000 characters\)"),
+    ],
+)  # fmt: skip
+def test_what_json_allows_and_the_format_does_not(tmp_path: Path, header: bytes, message: str) -> None:
+    (tmp_path / "x").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(InvalidSafetensors, match=message) as caught:
+        read_header(tmp_path / "x")
+    assert len(str(caught.value)) < 1000
+
+
+def test_the_limits_may_be_lower(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "x", TENSORS, {})
+    assert len(read_layout(tmp_path / "x", max_tensors=len(TENSORS))[0]) == len(TENSORS)
+    with pytest.raises(HeaderTooLarge, match="names 5 tensors, more than the limit of 4"):
+        read_layout(tmp_path / "x", max_tensors=4)
+    with pytest.raises(HeaderTooLarge, match="more than the limit of 100"):
+        read_layout(tmp_path / "x", max_header=100)
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_safetensors(tmp_path / "x", TENSORS, {})
+    assert list(tmp_path.iterdir()) == []

@@ -22,7 +22,8 @@ from wbar_training.draws import permutation
 from wbar_training.evaluate import even_slices, forward_batch
 from wbar_training.evaluator import BATCH_NORM_IMAGES
 from wbar_training.networks.architectures import initialized, load
-from wbar_training.uploads.dataset_archives import Limits, pack_archive
+from wbar_training.uploads.dataset_archives import pack_archive
+from wbar_training.uploads.limits import Limits
 
 METHOD = {"cycles": 3, "high": {"lr": 0.02, "epochs": 1}, "low": {"lr": 0.002, "epochs": 1}, "pull": 0.001}
 

@@ -18,7 +18,8 @@ from wbar_training.data.augment import Preparer
 from wbar_training.data.feed import Feed, Request
 from wbar_training.data.packed import load_encoded, load_split
 from wbar_training.draws import generator
-from wbar_training.uploads.dataset_archives import Limits, pack_folder
+from wbar_training.uploads.dataset_archives import pack_folder
+from wbar_training.uploads.limits import Limits
 
 
 def test_boxes_lie_inside_and_have_the_areas_and_aspects_of_the_paper() -> None:

@@ -15,7 +15,8 @@ from wbar_averaging import write_safetensors
 from wbar_training.data.packed import load_split
 from wbar_training.evaluate import score
 from wbar_training.networks.architectures import initialized
-from wbar_training.uploads.dataset_archives import Limits, pack_archive, pack_folder
+from wbar_training.uploads.dataset_archives import pack_archive, pack_folder
+from wbar_training.uploads.limits import Limits
 
 INDICATORS = "image,red,green\n" + "".join(f"train/{i}.png,{i % 2},{i // 2 % 2}\n" for i in range(16))
 HELD_OUT = "".join(f"val/{i}.png,{i % 2},{i // 2 % 2}\n" for i in range(8))

@@ -1,14 +1,20 @@
 """What runs in the children of these tests."""
 
+import ctypes
+import errno
+import json
 import os
 import signal
+import socket
+import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from wbar_training.messages import Crashed, Stopped, StopReason
-from wbar_worker.processes import ControlChannel, Entry
+from wbar_worker.processes import ControlChannel, Entry, confine
 
 
 def wait_for_stop(_request: None, channel: ControlChannel) -> None:
@@ -49,6 +55,59 @@ def die(number: signal.Signals, _channel: ControlChannel) -> None:
     os.kill(os.getpid(), number)
 
 
+def try_to_get_out(attempt: tuple[int, Path], channel: ControlChannel) -> None:
+    """Do what a hostile upload that took over its process would: connect, run a program, trace the worker, fill the disk.
+
+    attempt: the port of a server on this machine, and a folder.
+    """
+    confine(memory=4 * 1024**3, seconds=60, file_bytes=1_000_000)
+    port, folder = attempt
+
+    def write_much() -> None:
+        with open(folder / "large", "wb") as file:
+            for _ in range(20):
+                file.write(bytes(100_000))
+
+    def ptrace_parent() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.ptrace(16, os.getppid(), 0, 0) != 0:  # PTRACE_ATTACH
+            raise OSError(ctypes.get_errno(), "ptrace")
+
+    attempts: dict[str, Callable[[], Any]] = {
+        "connect": lambda: socket.create_connection(("127.0.0.1", port), timeout=5),
+        "connect over IPv6": lambda: socket.socket(socket.AF_INET6),
+        "unix socket": lambda: socket.socket(socket.AF_UNIX).connect(str(folder / "socket")),
+        "run": lambda: subprocess.run(["/bin/true"], check=True),
+        "exec": lambda: os.execv("/bin/true", ["true"]),
+        "ptrace": ptrace_parent,
+        "kill": lambda: os.kill(os.getppid(), 0),
+        "open many": lambda: [open(os.devnull) for _ in range(300)],  # noqa: SIM115
+        "write much": write_much,
+        "threads": lambda: [thread.join() for thread in _started(8)],
+    }
+    results = {}
+    for name, act in attempts.items():
+        try:
+            act()
+            results[name] = "done"
+        except OSError as error:
+            results[name] = errno.errorcode[error.errno or 0]
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    results |= {"filter": status["Seccomp"].strip(), "no new privileges": status["NoNewPrivs"].strip()}
+    channel.send(Crashed(why=json.dumps(results)))
+
+
+def abort(_request: None, _channel: ControlChannel) -> None:
+    os.abort()
+
+
+def _started(count: int) -> list[threading.Thread]:
+    threads = [threading.Thread(target=sum, args=([1, 2],)) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
 class _Touch:
     """Unpickling it creates a file."""
 
@@ -63,4 +122,6 @@ WAIT_FOR_STOP: Entry[None] = Entry("tests.worker.entries", "wait_for_stop")
 SEND_A_PICKLE: Entry[Path] = Entry("tests.worker.entries", "send_a_pickle")
 SEND_FROM_THREADS: Entry[int] = Entry("tests.worker.entries", "send_from_threads")
 ANSWER_NONSENSE: Entry[Any] = Entry("tests.worker.entries", "answer_nonsense")
+ABORT: Entry[None] = Entry("tests.worker.entries", "abort", isolated=True)
+TRY_TO_GET_OUT: Entry[tuple[int, Path]] = Entry("tests.worker.entries", "try_to_get_out", isolated=True)
 DIE: Entry[signal.Signals] = Entry("tests.worker.entries", "die")

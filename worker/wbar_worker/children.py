@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from wbar.checkpoints import CheckpointFacts, Fault
 from wbar.spec import JobSpec
 from wbar_training.messages import Crashed
+from wbar_training.uploads import limits as uploads
 from wbar_training.workspace import Workspace
 from wbar_worker import processes
 from wbar_worker.processes import Entry
@@ -38,13 +39,17 @@ class Limits:
 
     memory: bytes of heap.
     seconds: of wall time, and of processor time per core.
-    archive_bytes, archive_files: the most that an archive may unpack to.
+    content: what the readers count.
     """
 
     memory: int
     seconds: float
-    archive_bytes: int
-    archive_files: int
+    content: uploads.Limits
+
+    @property
+    def file_bytes(self) -> int:
+        """The largest file that the child may write: what it packs fits its memory, or is the archive's images as they came."""
+        return max(self.memory, self.content.bytes) + self.content.header_bytes
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,10 @@ class CheckpointUpload:
 
 @dataclass(frozen=True)
 class DatasetUpload:
-    """The request to pack the archive or folder at `source`, or the built-in set of that name, to `out`."""
+    """The request to pack the archive or folder at `source`, or the built-in set of that name, to `out`.
+
+    Built-in sets are packed by PACK_BUILTIN, which may download them.
+    """
 
     source: Path | str
     out: Path
@@ -124,8 +132,9 @@ MACHINE = TypeAdapter(Machine)
 
 RUN_ATTEMPT: Entry[AttemptRequest] = Entry("wbar_worker.attempt", "run_attempt")
 PROBE: Entry[ProbeRequest] = Entry("wbar_worker.attempt", "probe")
-VALIDATE_CHECKPOINT: Entry[CheckpointUpload] = Entry("wbar_worker.validate", "validate_checkpoint")
-VALIDATE_DATASET: Entry[DatasetUpload] = Entry("wbar_worker.validate", "validate_dataset")
+VALIDATE_CHECKPOINT: Entry[CheckpointUpload] = Entry("wbar_worker.validate", "validate_checkpoint", isolated=True)
+VALIDATE_DATASET: Entry[DatasetUpload] = Entry("wbar_worker.validate", "validate_dataset", isolated=True)
+PACK_BUILTIN: Entry[DatasetUpload] = Entry("wbar_worker.validate", "pack_builtin")
 
 
 def warm_up() -> Machine:

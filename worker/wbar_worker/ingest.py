@@ -25,8 +25,10 @@ from wbar_store.sources import locate, take_file
 from wbar_store.store import Store
 from wbar_store.uploads import AnyUpload, UploadRecord, UploadRepository
 from wbar_training.messages import Crashed
+from wbar_training.uploads.limits import Limits as ContentLimits
 from wbar_worker import processes
 from wbar_worker.children import (
+    PACK_BUILTIN,
     VALIDATE_CHECKPOINT,
     VALIDATE_DATASET,
     VERDICTS,
@@ -54,10 +56,15 @@ class Ingester:
     def __init__(self, store: Store, settings: WorkerSettings) -> None:
         self.store, self.settings = store, settings
         self.limits = Limits(
-            memory=settings.ingest_memory,
+            memory=settings.memory_per_ingest,
             seconds=settings.ingest_seconds,
-            archive_bytes=settings.archive_bytes,
-            archive_files=settings.archive_files,
+            content=ContentLimits(
+                bytes=settings.archive_bytes,
+                files=settings.archive_files,
+                pixels=settings.image_pixels,
+                header_bytes=settings.header_bytes,
+                tensors=settings.checkpoint_tensors,
+            ),
         )
 
     def run(self, object_id: str) -> None:
@@ -118,7 +125,7 @@ class Ingester:
             self._reject(repository, record, Fault(code=error.code, message=error.detail))
             return
         upload = DatasetUpload(source, out, record.task == "multilabel", record.options.max_train_images, self.limits)
-        child = processes.start(VALIDATE_DATASET, upload)
+        child = processes.start(PACK_BUILTIN if isinstance(source, str) else VALIDATE_DATASET, upload)
         accepted = self._accepted(repository, record, self._verdict(repository, record.claim, child), DatasetPacked)
         if accepted is None:
             return

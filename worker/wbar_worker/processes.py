@@ -21,16 +21,15 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
+from wbar_averaging.quoting import reason
 from wbar_training.messages import Crashed, Stop, StopReason
+from wbar_worker.isolation import isolate
 
 _PRELOAD = ["wbar_worker.attempt", "wbar_worker.validate"]
 MAX_MESSAGE = 256 * 1024**2  # bytes; the indices of a very large dataset's held-out images
-FROM_OUTSIDE = (
-    signal.SIGKILL,
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-)  # no process sends them to itself by mistake
+OPEN_FILES = 256  # of a process that reads uploads: one upload, one result, the pipes, libraries that are still loaded
+# No process sends these to itself by mistake.
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Of this control group (version 2, version 1), and of the whole system.
 _OOM_COUNTERS = tuple(
     Path(path) for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control", "/proc/vmstat")
@@ -46,10 +45,13 @@ class Entry(Generic[Request]):
     """A function that runs in a child, `function(request: Request, channel: ControlChannel) -> None`.
 
     It is named, not referred to: the worker must not import its module, which loads torch.
+
+    isolated: it reads strangers' files, and runs without network and without the right to start programs.
     """
 
     module: str
     function: str
+    isolated: bool = False
 
 
 @dataclass
@@ -104,8 +106,8 @@ def oom_kills() -> int:
 
 
 def first_line(error: Exception) -> str:
-    """Return an exception's type and the first line of its message, at most 300 characters of it."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+    """Return an exception's type and the first line of its message, at most 300 characters of it, without addresses."""
+    return f"{type(error).__name__}: {reason(error) if str(error) else ''}"
 
 
 def _context() -> ForkServerContext:
@@ -152,18 +154,25 @@ class ControlChannel:
 def _main(entry: Entry[Request], request: Request, pipe: Connection) -> None:
     # Ctrl-C in a terminal reaches the whole process group; stopping is the worker's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if entry.isolated:
+        isolate()  # before the channel's thread, which would keep its rights
     run: Callable[[Request, ControlChannel], None] = getattr(import_module(entry.module), entry.function)
     run(request, ControlChannel(pipe))
     pipe.close()
 
 
-def confine(memory: int, seconds: float) -> None:
+def confine(memory: int, seconds: float, file_bytes: int) -> None:
     """Limit a process that reads uploads, and forbid core dumps.
 
     memory: bytes of heap.
     seconds: of processor time, per core.
+    file_bytes: of one file that it writes; more raises OSError.
+
+    Processes are not limited: the system counts a user's threads together, and torch needs its own.
     """
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     cpu = int(seconds) * max(1, os.cpu_count() or 1)
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))

@@ -7,8 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from wbar_store.settings import StoreSettings
+from wbar_worker import host_memory
 
-GIB = 1024**3
+MIB, GIB = 1024**2, 1024**3
+INGEST_SHARE = 0.5  # of the memory that is there: the rest is for training processes and for the system
+LEAST_INGEST, MOST_INGEST = 1 * GIB, 16 * GIB  # torch alone takes a few hundred MiB
 
 
 class WorkerSettings(StoreSettings):
@@ -32,9 +35,29 @@ class WorkerSettings(StoreSettings):
     sweep_seconds: float = Field(2.0, gt=0, description="Time between two looks of the sweeper.")
     ingest_slots: int = Field(2, ge=1, description="Uploads validated at a time.")
     ingest_seconds: float = Field(3600.0, gt=0, description="Time limit for validating one upload.")
-    ingest_memory: int = Field(16 * GIB, gt=0, description="Memory limit for validating one upload, in bytes.")
+    ingest_memory: int | None = Field(
+        None,
+        gt=0,
+        description="Memory limit for validating one upload, in bytes; default: half of the machine's or container's memory "
+        "over the ingest slots, at least 1 GiB and at most 16 GiB.",
+    )
     archive_bytes: int = Field(20 * GIB, gt=0, description="What a dataset archive may unpack to.")
     archive_files: int = Field(2_000_000, gt=0, description="How many files a dataset archive may hold.")
+    image_pixels: int = Field(100_000_000, gt=0, description="How many pixels one image may have.")
+    header_bytes: int = Field(
+        32 * MIB,
+        gt=0,
+        description="How long a safetensors header, a checkpoint's pickle or a labels.csv may be, in bytes.",
+    )
+    checkpoint_tensors: int = Field(100_000, gt=0, description="How many tensors a checkpoint may have.")
+
+    @cached_property
+    def memory_per_ingest(self) -> int:
+        """Bytes of heap that validating one upload may take: `ingest_memory`, or its default on this machine."""
+        if self.ingest_memory is not None:
+            return self.ingest_memory
+        share = int(INGEST_SHARE * host_memory.available() / self.ingest_slots)
+        return min(MOST_INGEST, max(LEAST_INGEST, share))
 
     @cached_property
     def cpus(self) -> int:

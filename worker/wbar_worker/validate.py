@@ -1,5 +1,6 @@
 """The child's side of an ingest: read an upload under limits, and send the verdict (`wbar_training.uploads`)."""
 
+import errno
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,26 +23,39 @@ from wbar_worker.processes import ControlChannel, confine, first_line
 
 def validate_checkpoint(upload: CheckpointUpload, channel: ControlChannel) -> None:
     """Validate a checkpoint within the limits, and send the verdict."""
-    confine(upload.limits.memory, upload.limits.seconds)
+    limits = upload.limits
+    confine(limits.memory, limits.seconds, limits.file_bytes)
 
     def read() -> CheckpointFound:
-        valid = checkpoint_files.validate(upload.path, upload.architecture, upload.num_classes, upload.out)
+        valid = checkpoint_files.validate(
+            upload.path, upload.architecture, upload.num_classes, upload.out, limits.content
+        )
         return CheckpointFound(facts=CheckpointFacts(**vars(valid)))
 
     channel.send(_verdict(read))
 
 
 def validate_dataset(upload: DatasetUpload, channel: ControlChannel) -> None:
-    """Pack a dataset within the limits, and send the verdict."""
-    confine(upload.limits.memory, upload.limits.seconds)
-    limits = dataset_archives.Limits(bytes=upload.limits.archive_bytes, files=upload.limits.archive_files)
+    """Pack an archive or a folder within the limits, and send the verdict."""
+    limits = upload.limits
+    confine(limits.memory, limits.seconds, limits.file_bytes)
 
     def pack() -> DatasetPacked:
-        if isinstance(upload.source, Path):
-            pack_source = dataset_archives.pack_folder if upload.source.is_dir() else dataset_archives.pack_archive
-            packed = pack_source(upload.source, upload.out, limits, upload.multilabel)
-        else:
-            packed = dataset_archives.pack_builtin(upload.source, upload.out, upload.max_train_images)
+        assert isinstance(upload.source, Path)
+        pack_source = dataset_archives.pack_folder if upload.source.is_dir() else dataset_archives.pack_archive
+        packed = pack_source(upload.source, upload.out, limits.content, upload.multilabel)
+        return DatasetPacked.model_validate(asdict(packed))
+
+    channel.send(_verdict(pack))
+
+
+def pack_builtin(upload: DatasetUpload, channel: ControlChannel) -> None:
+    """Pack a built-in dataset within the limits, and send the verdict. Its images may have to be downloaded."""
+    limits = upload.limits
+    confine(limits.memory, limits.seconds, limits.file_bytes)
+
+    def pack() -> DatasetPacked:
+        packed = dataset_archives.pack_builtin(str(upload.source), upload.out, upload.max_train_images)
         return DatasetPacked.model_validate(asdict(packed))
 
     channel.send(_verdict(pack))
@@ -56,5 +70,8 @@ def _verdict(work: Callable[[], CheckpointFound | DatasetPacked]) -> Verdict:
         message = "reading it needs more memory than an upload may use"
         return UploadRejected(fault=Fault(code=ContentTooLarge.code, message=message))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            message = "what it unpacks to is larger than an upload may be"
+            return UploadRejected(fault=Fault(code=ContentTooLarge.code, message=message))
         logging.getLogger("wbar").exception("the ingest failed")
         return Crashed(why=first_line(error))

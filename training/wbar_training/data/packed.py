@@ -5,7 +5,6 @@ The packed file (see `wbar_training.uploads.dataset_archives`) is a safetensors 
 and `labels`. The file's metadata names classes, statistics and shape.
 """
 
-import io
 import json
 import tempfile
 from dataclasses import dataclass
@@ -14,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from wbar_training.data.crops import HELD_OUT
+from wbar_training.data.decoding import decode
 
-FORMATS = ("JPEG", "PNG", "WEBP")  # of Pillow's many decoders, some of which run other programs
 IN_MEMORY = 4 * 1024**3  # a split larger than this lives in a file that the system pages in
 
 
@@ -160,22 +158,3 @@ def _decoded(encoded: Encoded, size: tuple[int, int], centre: bool) -> Tensor:
     for index in range(len(out)):
         out[index] = _fitted(encoded.decoded(index), size, centre)
     return out
-
-
-def decode(data: bytes, channels: int) -> Tensor:
-    """Decode one image to a (channels, H, W) uint8 tensor. Raises Pillow's error for a broken one."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        pixels = np.array(_eight_bit(image, channels))
-    return torch.from_numpy(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1).copy())
-
-
-def is_grey(image: Image.Image) -> bool:
-    """Return whether an image has no colours, by its mode."""
-    return image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
-
-
-def _eight_bit(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
-        # Pillow clips 16-bit values at 255; scale them as every viewer does.
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    return image.convert("L" if channels == 1 else "RGB")

@@ -14,6 +14,7 @@ from importlib.resources import files
 from wbar.catalog import ARCHITECTURES, similar_names
 from wbar.errors import ArchitectureMismatch, UnknownArchitecture
 from wbar.spec import Network
+from wbar_averaging.quoting import quoted, shown
 from wbar_training.networks.architectures import CIFAR, names, shapes_of
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -48,7 +49,7 @@ def identify(name: str, shapes: Shapes, num_classes: int | None = None) -> Netwo
     """
     if name not in ARCHITECTURES:
         raise UnknownArchitecture(
-            f"{name!r} is not an architecture of this service{similar_names(name)}; GET /v1/architectures lists the names"
+            f"{quoted(name)} is not an architecture of this service{similar_names(name)}; GET /v1/architectures lists the names"
         )
     network = _read_off(name, shapes, num_classes)
     difference = compare(shapes, shapes_of(network))
@@ -147,7 +148,7 @@ class Difference:
         if self.missing:
             parts.append(f"{len(self.missing)} missing: {_some(self.missing, listed)}")
         if self.unexpected:
-            parts.append(f"{len(self.unexpected)} unexpected: {_some(self.unexpected, listed)}")
+            parts.append(f"{len(self.unexpected)} unexpected: {_some([shown(key) for key in self.unexpected], listed)}")
         if self.mis_shaped:
             lines = [f"{key}: {here} in the checkpoint, {there} in {name}" for key, here, there in self.mis_shaped]
             parts.append(f"{len(lines)} of another shape: {_some(lines, listed)}")
@@ -157,7 +158,7 @@ class Difference:
         """Return the same for programs."""
         return {
             "missing": self.missing[:LISTED],
-            "unexpected": self.unexpected[:LISTED],
+            "unexpected": [shown(key) for key in self.unexpected[:LISTED]],  # the file's names, of any length
             "mis_shaped": [
                 {"name": key, "checkpoint": list(here), "architecture": list(there)}
                 for key, here, there in self.mis_shaped[:LISTED]
@@ -207,9 +208,10 @@ def _unknown(shapes: Shapes) -> UnknownArchitecture:
     """Return the error for tensors that no network of the catalog has: the nearest ones, and their differences."""
     wrapper = _wrapper(shapes)
     candidates = nearest({name.removeprefix(wrapper): shape for name, shape in shapes.items()})
-    message = f"no architecture of this service has these {len(shapes)} tensors (first: {sorted(shapes)[:3]}). "
+    first = ", ".join(map(quoted, sorted(shapes)[:3]))
+    message = f"no architecture of this service has these {len(shapes)} tensors (first: [{first}]). "
     if candidates:
-        behind = f", once {wrapper!r} is taken off every name" if wrapper else ""
+        behind = f", once {quoted(wrapper)} is taken off every name" if wrapper else ""
         each = [f"{network.name} ({_likeness(network.name, difference)})" for network, difference in candidates]
         message += f"The nearest{behind}: {'; '.join(each)}. Give `architecture` to see all that differs from one; "
     else:

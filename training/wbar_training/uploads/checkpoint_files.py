@@ -1,14 +1,13 @@
 """Checked state dicts of uploaded files: nothing but tensors is unpickled, and every claim of a file is checked.
 
-safetensors headers are checked by `averaging.read_header`; PyTorch files go through `torch.load(weights_only=True)` and
-nothing else, after their zip directory was checked. There is no second try with less care.
+safetensors headers are checked by `wbar_averaging.safetensors_file`; PyTorch files go through
+`torch.load(weights_only=True)` and nothing else, after `pytorch_archive` has checked their container and the globals that
+they name. There is no second try with less care. What the format has no checksum for (the numbers of a safetensors file
+and of PyTorch's legacy format) is checked by the upload's own digest only.
 """
 
-import os
 import pickle
-import pickletools
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,29 +25,29 @@ from wbar.errors import (
     UnsafePickle,
 )
 from wbar.spec import Network
-from wbar_averaging import InvalidSafetensors, read_header, write_safetensors
+from wbar_averaging import InvalidSafetensors, write_safetensors
 from wbar_averaging.pytorch_file import find_state_dict
+from wbar_averaging.quoting import quoted, reason, shown
+from wbar_averaging.safetensors_file import HeaderTooLarge, read_layout
 from wbar_training.networks import architectures, recognition
 from wbar_training.networks.tensors import read_tensors
+from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.pytorch_archive import check_archive, check_bare_pickle
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 COUNTERS = ("n_averaged",)  # AveragedModel's own count, no tensor of the network
-UNSAFE = ("Unsupported global", "Unsupported class", "Trying to", "blocklisted", "not allowed", "Can only")
-OBJECT_OPCODES = {
-    "GLOBAL",
-    "STACK_GLOBAL",
-    "INST",
-    "OBJ",
-    "NEWOBJ",
-    "NEWOBJ_EX",
-    "REDUCE",
-    "BUILD",
-    "EXT1",
-    "EXT2",
-    "EXT4",
-}
-MAX_EXPANSION = 1.05  # PyTorch writes its archives uncompressed: one that grows is not one
-MAX_ENTRIES = 200_000
+UNSAFE = (
+    "Unsupported global",
+    "Unsupported class",
+    "Trying to",
+    "blocklisted",
+    "not allowed",
+    "Can only create",
+    "Can only build",
+)
+TAR_FORMAT = (b"sys_info\0", b"pickle\0\0\0", b"storages\0", b"tensors\0\0")  # its first entry, in any order
+MAX_NAME = 1000  # characters of a tensor's
+OVERLAPPING, TIED = 2, 16  # see `check_claims`
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8,
           torch.uint8, torch.bool)  # fmt: skip
 
@@ -72,28 +71,38 @@ class ValidCheckpoint:
     ambiguous_with: list[str] | None
 
 
-def validate(path: Path, architecture: str | None, num_classes: int | None, out: Path) -> ValidCheckpoint:
+def validate(
+    path: Path, architecture: str | None, num_classes: int | None, out: Path, limits: Limits | None = None
+) -> ValidCheckpoint:
     """Read the file, find its state dict, name its network, and write the tensors to `out` as safetensors.
 
     architecture, num_classes: as the uploader gave them; None leaves them to the tensors. A given architecture is not
         ambiguous.
+    limits: None: the defaults.
 
     Raises a class of wbar.errors.Rejected that says what is wrong with the file.
     """
-    kind, tensors = read(path)
+    limits = limits or Limits()
+    kind, tensors = read(path, limits)
+    if len(tensors) > limits.tensors:
+        raise ContentTooLarge(f"the file has {len(tensors)} tensors, more than the limit of {limits.tensors}")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTERS)}
+    _check_names(tensors)
     _check_kinds(tensors)
+    check_claims(tensors, path.stat().st_size)
     prefix = common_prefix(tensors)
     shapes = {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in tensors.items()}
     network = recognition.identify(architecture, shapes, num_classes) if architecture else recognition.detect(shapes)
     if num_classes is not None and network.num_classes != num_classes:
         network = recognition.identify(network.name, shapes, num_classes)
     check_finite(tensors)
-    trained = {name for name, _ in architectures.build(network).named_parameters()}
-    integers = [n for n, t in tensors.items() if n.removeprefix(prefix) in trained and not t.is_floating_point()]
+    module = architectures.build(network)
+    trained = {name for name, _ in module.named_parameters()}
+    floating = {name for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    integers = [n for n, t in tensors.items() if n.removeprefix(prefix) in floating and not t.is_floating_point()]
     if integers:
         raise ArchitectureMismatch(
-            f"{integers[0]}: {tensors[integers[0]].dtype} in the checkpoint, a floating-point dtype expected"
+            f"{shown(integers[0])}: {tensors[integers[0]].dtype} in the checkpoint, a floating-point dtype expected"
         )
     write_safetensors(out, tensors, {})
     return ValidCheckpoint(
@@ -107,58 +116,72 @@ def validate(path: Path, architecture: str | None, num_classes: int | None, out:
     )
 
 
+def _check_names(tensors: Mapping[str, Tensor]) -> None:
+    """Raise NotAStateDict for names that a weights file cannot carry, such as halves of surrogate pairs."""
+    for name in tensors:
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise NotAStateDict(
+                f"{quoted(name)} cannot name a tensor: at most {MAX_NAME} printable characters can, since the file is "
+                "written again under its names"
+            )
+
+
 def _check_kinds(tensors: Mapping[str, Tensor]) -> None:
     """Raise NotAStateDict for tensors that are no plain numbers: sparse, quantized, without memory, complex, float8."""
     for name, tensor in tensors.items():
         plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
         if not plain or tensor.dtype not in DTYPES:
             raise NotAStateDict(
-                f"{name} is a {tensor.dtype} tensor ({tensor.layout}, {tensor.device}): dense float32, float16, bfloat16 or "
-                "float64 weights can be fine-tuned"
+                f"{shown(name)} is a {tensor.dtype} tensor ({tensor.layout}, {tensor.device}): dense float32, float16, "
+                "bfloat16 or float64 weights can be fine-tuned"
             )
 
 
-def read(path: Path) -> tuple[Literal["safetensors", "pytorch"], dict[str, Tensor]]:
+def read(path: Path, limits: Limits) -> tuple[Literal["safetensors", "pytorch"], dict[str, Tensor]]:
     """Return the file's format and its flat state dict. Raises CorruptFile, UnsafePickle, NotAStateDict or ContentTooLarge."""
     with open(path, "rb") as file:
-        head = file.read(16)
+        head = file.read(512)
     if len(head) < 10:
         raise CorruptFile(f"the file has {len(head)} bytes: it is no safetensors and no PyTorch file")
     if head[8:9] == b"{" and head[:2] != b"PK":
-        return "safetensors", _read_safetensors(path)
+        return "safetensors", _read_safetensors(path, limits)
     if head[:4] == b"PK\x03\x04":
-        _check_zip(path)
-    elif head[:1] != b"\x80":
+        check_archive(path, limits)
+    elif head[257:262] == b"ustar" or head[:9] in TAR_FORMAT:
+        raise UnsafePickle(
+            "the file is a tar archive, as PyTorch wrote before 0.1.10: its pickles cannot be read without running them. "
+            "Load it with torch, and save model.state_dict()"
+        )
+    else:
+        _check_other(path, head, limits)
+    return "pytorch", state_dict_of(_load_pytorch(path))
+
+
+def _check_other(path: Path, head: bytes, limits: Limits) -> None:
+    """Check a file that is neither archive nor safetensors: a pickle, which begins with any byte before protocol 2."""
+    try:
+        check_bare_pickle(path, limits)
+    except (CorruptFile, ContentTooLarge):
+        if head[:1] == b"\x80":
+            raise
+    if head[:1] != b"\x80":
         raise CorruptFile(
             f"the file starts with {head[:8].hex(' ')}: it is no safetensors and no PyTorch file "
             "(torch.save or safetensors.torch.save_file write what can be uploaded)"
         )
-    return "pytorch", state_dict_of(_load_pytorch(path))
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, limits: Limits) -> dict[str, Tensor]:
     try:
-        read_header(path)
+        read_layout(path, limits.header_bytes, limits.tensors)
         return read_tensors(path)
+    except HeaderTooLarge as error:
+        raise ContentTooLarge(f"the safetensors file is refused: {error}") from None
     except InvalidSafetensors as error:
         raise CorruptFile(f"not a well-formed safetensors file: {error}") from None
     except Exception as error:
         # safetensors raises its own type for dtypes that this torch does not know.
-        raise CorruptFile(f"the safetensors file cannot be read: {_line(error)}") from None
-
-
-def _check_zip(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
-        raise CorruptFile(f"the zip directory cannot be read: {_line(error)}; was the upload cut off?") from None
-    if len(entries) > MAX_ENTRIES:
-        raise ContentTooLarge(f"the archive has {len(entries)} entries, more than the limit of {MAX_ENTRIES}")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CorruptFile("the archive is compressed; PyTorch writes uncompressed ones: save it with torch.save")
-    if sum(entry.file_size for entry in entries) > MAX_EXPANSION * os.path.getsize(path):
-        raise CorruptFile("the archive claims more content than the file holds")
+        raise CorruptFile(f"the safetensors file cannot be read: {reason(error)}") from None
 
 
 def _load_pytorch(path: Path) -> Any:
@@ -169,41 +192,54 @@ def _load_pytorch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         text = str(error)
-        if any(word in text for word in UNSAFE) or _asks_for_objects(path):
+        if any(word in text for word in UNSAFE):
             raise UnsafePickle(
-                f"the file asks to run or build something other than tensors ({_reason(text)}), which is never done: "
+                f"the file asks to run or build something other than tensors ({_cause(text)}), which is never done: "
                 "save model.state_dict(), not the model or a whole training object"
             ) from None
-        raise CorruptFile(f"the PyTorch file cannot be read: {_reason(text)}") from None
+        raise CorruptFile(f"the PyTorch file cannot be read: {_cause(text)}") from None
     except MemoryError:
         raise ContentTooLarge("the file needs more memory than an upload may use") from None
     except Exception as error:
+        if "can't allocate memory" in str(error):
+            raise ContentTooLarge("the file needs more memory than an upload may use") from None
         # A damaged pickle or archive surfaces as almost any exception; all mean the same to the user.
-        raise CorruptFile(f"the PyTorch file cannot be read ({type(error).__name__}: {_line(error)})") from None
+        raise CorruptFile(f"the PyTorch file cannot be read ({type(error).__name__}: {reason(error)})") from None
 
 
-def _asks_for_objects(path: Path) -> bool:
-    """Return whether a bare pickle names anything to import or call. Reads opcodes only; nothing is executed."""
-    if zipfile.is_zipfile(path):
-        return False
-    asks = False
-    with open(path, "rb") as file:
-        try:
-            for opcode, _, _ in pickletools.genops(file):
-                asks = asks or opcode.name in OBJECT_OPCODES
-        except Exception:
-            return asks  # cut off or damaged: the opcodes before that count
-    return asks
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def _reason(text: str) -> str:
+def _cause(text: str) -> str:
     """Return the line of torch's long message that names the cause."""
     lines = [line.strip() for line in text.splitlines() if "Unsupported" in line or "WeightsUnpickler error" in line]
-    return (lines[-1] if lines else text.splitlines()[0]).removeprefix("WeightsUnpickler error: ")[:300]
+    return reason(lines[-1] if lines else text).removeprefix("WeightsUnpickler error: ")
+
+
+def check_claims(tensors: Mapping[str, Tensor], held: int) -> None:
+    """Raise ContentTooLarge where the tensors claim more numbers than the file holds.
+
+    held: bytes of the file.
+
+    The rule, in bytes: the storages are at most the file; different views of the storages are together at most OVERLAPPING
+    times the storages (a fused weight may stand beside its parts; an expanded one, of stride 0, is refused); and all names
+    together are at most TIED times the storages (layers may share one weight, and each name is written out by itself).
+    """
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()}
+    views = {
+        (t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape), t.stride(), t.dtype): t.numel()
+        * t.element_size()
+        for t in tensors.values()
+    }
+    stored, different = sum(storages.values()), sum(views.values())
+    written = sum(t.numel() * t.element_size() for t in tensors.values())
+    for what, claimed, most in (
+        ("the storages have", stored, held),
+        ("different tensors need", different, OVERLAPPING * stored),
+        ("all tensors need", written, TIED * stored),
+    ):
+        if claimed > most:
+            raise ContentTooLarge(
+                f"{what} {claimed} bytes where {most} are the most: the file holds {held}. Its tensors are expanded or "
+                "overlap; save contiguous copies: {name: tensor.clone() for name, tensor in state_dict.items()}"
+            )
 
 
 def state_dict_of(loaded: Any) -> dict[str, Tensor]:
@@ -238,7 +274,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
         if tensor.is_floating_point():
             count = int((~torch.isfinite(tensor)).sum())
             if count:
-                bad.append(f"{name}: {count} of {tensor.numel()}")
+                bad.append(f"{shown(name)}: {count} of {tensor.numel()}")
     if bad:
         more = f" and {len(bad) - 20} more tensors" if len(bad) > 20 else ""
         raise NonFiniteWeights(f"values are NaN or infinite in {', '.join(bad[:20])}{more}")

@@ -5,55 +5,33 @@ with several labels `train/…`, `val/…` and `labels.csv`. Where there is no `
 out with a fixed seed, and the indices are stored with the dataset.
 """
 
-import gzip
-import io
 import json
-import lzma
 import random
-import tarfile
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
 from torch import Tensor
 
 from wbar.catalog import BUILTINS
-from wbar.errors import (
-    BrokenImage,
-    ContentTooLarge,
-    InvalidArchive,
-    NoImages,
-    TooFewClasses,
-    UnknownSource,
-    UnsafePath,
-)
+from wbar.errors import InvalidArchive, NoImages, TooFewClasses, UnknownSource
 from wbar_averaging import write_safetensors
-from wbar_training.data.packed import FORMATS, Packed, decode, is_grey
+from wbar_averaging.quoting import quoted, shown
+from wbar_training.data.decoding import decode
+from wbar_training.data.packed import Packed
+from wbar_training.uploads.archives import Wanted, archive_members, folder_members
 from wbar_training.uploads.builtin_images import digits, fashion
+from wbar_training.uploads.image_checks import inspected, warnings_about
 from wbar_training.uploads.label_table import LabelTable
+from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.member_names import check_class_names, is_hidden
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 SPLITS = ("train", "val")
-UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError,
-              RuntimeError)  # fmt: skip
 HELD_OUT, HELD_OUT_SEED = 0.2, 0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The most that an archive may unpack to: bytes, files, and pixels of one image."""
-
-    bytes: int = 20 * 1024**3
-    files: int = 2_000_000
-    pixels: int = 100_000_000  # of one image
 
 
 @dataclass(frozen=True)
@@ -74,19 +52,21 @@ def pack_archive(path: Path, out: Path, limits: Limits, multilabel: bool = False
 
     multilabel: the labels are those of `labels.csv` (see `wbar_training.uploads.label_table`), not the folders' names.
     """
-    return _pack(_members(path, limits), out, limits, multilabel)
+    return _pack(lambda wanted: archive_members(path, limits, wanted), out, limits, multilabel)
 
 
 def pack_folder(folder: Path, out: Path, limits: Limits, multilabel: bool = False) -> Packed:
     """Pack a folder alike; it may hold no links."""
-    return _pack(_files(folder, limits), out, limits, multilabel)
+    return _pack(lambda wanted: folder_members(folder, limits, wanted), out, limits, multilabel)
 
 
-def _pack(members: Iterator[tuple[str, bytes]], out: Path, limits: Limits, multilabel: bool) -> Packed:
+def _pack(read: Callable[[Wanted], Iterator[tuple[str, bytes]]], out: Path, limits: Limits, multilabel: bool) -> Packed:
     if not multilabel:
-        return _pack_items(_relevant(members, 2), out, limits, None)
-    table = LabelTable()
-    return _pack_items(_relevant(table.taken_from(members), 1), out, limits, table)
+        members = read(lambda name: _image_path(name, 2) is not None)
+        return _pack_items(_items(members, 2), out, limits, None)
+    table = LabelTable(limits.header_bytes)
+    members = read(lambda name: _image_path(name, 1) is not None or table.takes(name))
+    return _pack_items(_items(table.taken_from(members), 1), out, limits, table)
 
 
 def pack_builtin(name: str, out: Path, max_train_images: int | None) -> Packed:
@@ -119,127 +99,34 @@ def pack_builtin(name: str, out: Path, max_train_images: int | None) -> Packed:
 # Reading the source.
 
 
-def _members(path: Path, limits: Limits) -> Iterator[tuple[str, bytes]]:
-    with open(path, "rb") as file:
-        head = file.read(4)
-    try:
-        if head[:2] == b"PK":
-            yield from _zip_members(path, limits)
-        else:
-            yield from _tar_members(path, head, limits)
-    except UNREADABLE as error:
-        raise InvalidArchive(
-            f"the archive cannot be read ({str(error)[:200]}): expected a zip, tar, tar.gz or tar.zst with "
-            "train/<class>/ images; was the upload cut off?"
-        ) from None
+def _image_path(name: str, depth: int) -> list[str] | None:
+    """Return an image's path from `train` or `val` on; None for other files, hidden ones and those of a system.
+
+    depth: 2 for <split>/<class>/…, 1 for <split>/….
+    """
+    parts = name.split("/")
+    at = next((index for index, part in enumerate(parts[:-depth]) if part in SPLITS), None)
+    suffix = PurePosixPath(parts[-1]).suffix.lower()
+    return None if at is None or at > 1 or suffix not in IMAGES or is_hidden(name) else parts[at:]
 
 
-def _zip_members(path: Path, limits: Limits) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        _check_totals(len(entries), sum(entry.file_size for entry in entries), limits)
-        for entry in entries:
-            if (entry.external_attr >> 16) & 0o170000 == 0o120000:
-                raise UnsafePath(f"{entry.filename!r} is a link: archives may hold plain files only")
-            if entry.flag_bits & 1:
-                raise InvalidArchive(f"{entry.filename!r} is encrypted")
-            if not entry.is_dir():
-                with archive.open(entry) as file:
-                    yield _checked(entry.filename), _read_at_most(file, entry.file_size, entry.filename)
-            else:
-                _checked(entry.filename)
-
-
-def _tar_members(path: Path, head: bytes, limits: Limits) -> Iterator[tuple[str, bytes]]:
-    with _tar_stream(path, head) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-        files = total = 0
-        for entry in archive:
-            name = _checked(entry.name)
-            if entry.issym() or entry.islnk():
-                raise UnsafePath(f"{entry.name!r} is a link: archives may hold plain files only")
-            if entry.isdir():
-                continue
-            if not entry.isfile():
-                raise UnsafePath(f"{entry.name!r} is a device or pipe: archives may hold plain files only")
-            files, total = files + 1, total + entry.size
-            _check_totals(files, total, limits)
-            file = archive.extractfile(entry)
-            assert file is not None
-            yield name, _read_at_most(file, entry.size, entry.name)
-
-
-@contextmanager
-def _tar_stream(path: Path, head: bytes) -> Iterator[Any]:
-    if head[:4] == b"\x28\xb5\x2f\xfd":
-        import zstandard
-
-        try:
-            with open(path, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
-                yield stream
-        except zstandard.ZstdError as error:
-            raise InvalidArchive(f"the zstd stream cannot be read: {error}") from None
-    elif head[:2] == b"\x1f\x8b":
-        with gzip.open(path, "rb") as stream:
-            yield stream
-    else:
-        with open(path, "rb") as stream:
-            yield stream
-
-
-def _read_at_most(file: IO[bytes], size: int, name: str) -> bytes:
-    data = file.read(size + 1)
-    if len(data) != size:
-        raise InvalidArchive(f"{name!r} claims {size} bytes and holds {'more' if len(data) > size else len(data)}")
-    return data
-
-
-def _check_totals(files: int, total: int, limits: Limits) -> None:
-    if files > limits.files:
-        raise ContentTooLarge(f"the archive has {files} files, more than the limit of {limits.files}")
-    if total > limits.bytes:
-        raise ContentTooLarge(f"the archive unpacks to {total} bytes or more, over the limit of {limits.bytes}")
-
-
-def _checked(name: str) -> str:
-    if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts or "\0" in name:
-        raise UnsafePath(f"{name!r} points outside the archive")
-    return name
-
-
-def _files(folder: Path, limits: Limits) -> Iterator[tuple[str, bytes]]:
-    files = total = 0
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink():
-            raise UnsafePath(f"{str(path.relative_to(folder))!r} is a link: folders may hold plain files only")
-        if path.is_file():
-            files, total = files + 1, total + path.stat().st_size
-            _check_totals(files, total, limits)
-            yield path.relative_to(folder).as_posix(), path.read_bytes()
-
-
-def _relevant(members: Iterator[tuple[str, bytes]], depth: int) -> Iterator[Item]:
-    """Yield the images below <split>/<class>/ (depth 2) or <split>/ (1); hidden files and system folders are skipped."""
+def _items(members: Iterator[tuple[str, bytes]], depth: int) -> Iterator[Item]:
     for name, data in members:
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        if any(part.startswith((".", "__MACOSX")) for part in parts):
-            continue
-        at = next((index for index, part in enumerate(parts[:-depth]) if part in SPLITS), None)
-        if at is not None and at <= 1 and PurePosixPath(parts[-1]).suffix.lower() in IMAGES:
-            label = parts[at + 1] if depth == 2 else "/".join(parts[at:])
-            yield Item(split=parts[at], label=label, name=name, data=data)
+        path = _image_path(name, depth)
+        assert path is not None
+        yield Item(split=path[0], label=path[1] if depth == 2 else "/".join(path), name=name, data=data)
 
 
 # Packing.
 
 
 def _pack_items(items: Iterator[Item], out: Path, limits: Limits, table: LabelTable | None) -> Packed:
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    Image.MAX_IMAGE_PIXELS = limits.pixels
     kept = sorted(items, key=lambda item: item.name)
     classes = _classes(kept, table)
-    shapes, grey = _inspect(kept, limits)
-    channels = 1 if grey else 3
-    warnings: list[str] = []
+    images = inspected([(item.name, item.data) for item in kept], limits)
+    shapes = [(image.height, image.width) for image in images]
+    channels = 1 if all(image.grey for image in images) else 3
+    warnings = warnings_about([item.name for item in kept], images)
     held_out: list[int] | None = None
     train = [item for item in kept if item.split == "train"]
     val = [item for item in kept if item.split == "val"]
@@ -275,6 +162,7 @@ def _classes(items: list[Item], table: LabelTable | None) -> list[str]:
     """Return the names of the classes, after checking them."""
     if table is None:
         classes = sorted({item.label for item in items if item.split == "train"})
+        check_class_names(sorted({item.label for item in items}), "the folder")
         _check_classes(items, classes)
         return classes
     table.read()
@@ -292,34 +180,13 @@ def _check_classes(items: list[Item], classes: list[str]) -> None:
             "held-out images, val/<class>/…"
         )
     if len(classes) < 2:
-        raise TooFewClasses(f"train/ has a single class, {classes[0]!r}: a classifier needs at least two")
-    small = [f"{label}: {count}" for label, count in sorted(counts.items()) if count < 2]
+        raise TooFewClasses(f"train/ has a single class, {quoted(classes[0])}: a classifier needs at least two")
+    small = [f"{shown(label)}: {count}" for label, count in sorted(counts.items()) if count < 2]
     if small:
         raise TooFewClasses(f"these classes have a single image in train/: {', '.join(small[:20])}; two are needed")
     unknown = sorted({item.label for item in items if item.split == "val"} - set(classes))
     if unknown:
-        raise InvalidArchive(f"val/ has classes that train/ does not: {unknown[:20]}")
-
-
-def _inspect(items: list[Item], limits: Limits) -> tuple[list[tuple[int, int]], bool]:
-    """Return height and width of every image, and whether all are grey. Raises BrokenImage naming the first broken one."""
-    shapes, grey = [], True
-    for item in items:
-        try:
-            with Image.open(io.BytesIO(item.data), formats=FORMATS) as image:
-                if image.width * image.height > limits.pixels:
-                    raise ContentTooLarge(
-                        f"{item.name!r} has {image.width}x{image.height} pixels, over the limit of {limits.pixels}"
-                    )
-                image.load()
-                shapes.append((image.height, image.width))
-                grey = grey and is_grey(image)
-        except ContentTooLarge:
-            raise
-        except Exception as error:
-            # Decoders raise many types for a damaged file; all mean that this image is broken.
-            raise BrokenImage(f"{item.name!r} cannot be decoded: {str(error)[:200]}") from None
-    return shapes, grey
+        raise InvalidArchive(f"val/ has classes that train/ does not: [{', '.join(map(quoted, unknown[:20]))}]")
 
 
 def _common_shape(shapes: list[tuple[int, int]]) -> tuple[int, int]:

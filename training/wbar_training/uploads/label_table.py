@@ -19,7 +19,9 @@ from pathlib import PurePosixPath
 import torch
 from torch import Tensor
 
-from wbar.errors import InvalidArchive, TooFewClasses
+from wbar.errors import ContentTooLarge, InvalidArchive, TooFewClasses
+from wbar_averaging.quoting import quoted, reason
+from wbar_training.uploads.member_names import check_class_names, is_hidden
 
 NAME = "labels.csv"
 
@@ -27,19 +29,28 @@ NAME = "labels.csv"
 class LabelTable:
     """Takes `labels.csv` out of an archive's members while they pass by, and reads it when all have passed."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._data: bytes | None = None
         self.classes: list[str] = []
         self._rows: dict[str, list[int]] = {}
 
+    def takes(self, name: str) -> bool:
+        """Return whether a file is the table, by its name with plain slashes."""
+        path = PurePosixPath(name)
+        return path.name == NAME and len(path.parts) <= 2 and not is_hidden(name)
+
     def taken_from(self, members: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-        """Yield the other members, and keep `labels.csv`."""
+        """Yield the other members, and keep `labels.csv`. Raises ContentTooLarge for a larger one than the limit."""
         for name, data in members:
-            path = PurePosixPath(name.replace("\\", "/"))
-            if path.name == NAME and len(path.parts) <= 2 and not path.parts[0].startswith((".", "__MACOSX")):
-                self._data = data
-            else:
+            if not self.takes(name):
                 yield name, data
+            elif len(data) > self._max_bytes:
+                raise ContentTooLarge(f"{NAME} has {len(data)} bytes, more than the limit of {self._max_bytes}")
+            elif self._data is not None:
+                raise InvalidArchive(f"{NAME} is there twice")
+            else:
+                self._data = data
 
     def read(self) -> None:
         """Parse the table. Raises InvalidArchive with the line, and TooFewClasses."""
@@ -51,11 +62,11 @@ class LabelTable:
         try:
             lines = list(csv.reader(io.StringIO(self._data.decode("utf-8-sig"))))
         except (UnicodeDecodeError, csv.Error) as error:
-            raise InvalidArchive(f"{NAME} cannot be read as UTF-8 CSV: {error}") from None
+            raise InvalidArchive(f"{NAME} cannot be read as UTF-8 CSV: {reason(error)}") from None
         header = [cell.strip() for cell in lines[0]] if lines else []
         if len(header) < 2 or header[0] != "image":
             raise InvalidArchive(
-                f"{NAME}: the first line must begin with `image` and name the classes, not {header[:5]}"
+                f"{NAME}: the first line must begin with `image` and name the classes, not {_some(header, 5)}"
             )
         named = header[1:] == ["labels"]
         body = [(number, line) for number, line in enumerate(lines[1:], start=2) if any(cell.strip() for cell in line)]
@@ -65,18 +76,20 @@ class LabelTable:
             raise TooFewClasses(
                 f"{NAME} names {len(set(self.classes))} different classes in {len(self.classes)}: two or more"
             )
+        check_class_names(self.classes, f"{NAME}: the column or label")
         for number, line in body:
             values = [int(name in labels_of[number]) for name in self.classes] if named else self._numbers(number, line)
             name = line[0].strip()
             if name in self._rows:
-                raise InvalidArchive(f"{NAME}, line {number}: {name!r} is there twice")
+                raise InvalidArchive(f"{NAME}, line {number}: {quoted(name)} is there twice")
             self._rows[name] = values
 
     def _numbers(self, number: int, line: list[str]) -> list[int]:
         cells = [cell.strip() for cell in line[1:]]
         if len(cells) != len(self.classes) or not set(cells) <= {"0", "1"}:
             raise InvalidArchive(
-                f"{NAME}, line {number}: {len(cells)} values {cells[:8]} for {len(self.classes)} classes: one 0 or 1 for each"
+                f"{NAME}, line {number}: {len(cells)} values {_some(cells, 8)} for {len(self.classes)} classes: "
+                "one 0 or 1 for each"
             )
         return [int(cell) for cell in cells]
 
@@ -87,14 +100,18 @@ class LabelTable:
         """
         missing = [name for name in names if name not in self._rows]
         if missing:
-            raise InvalidArchive(f"{NAME} has no line for {len(missing)} images, the first {missing[0]!r}")
+            raise InvalidArchive(f"{NAME} has no line for {len(missing)} images, the first {quoted(missing[0])}")
         return torch.tensor([self._rows[name] for name in names], dtype=torch.uint8).reshape(-1, len(self.classes))
 
     def check_used(self, names: set[str]) -> None:
         """Raise InvalidArchive if a line has no image. names: paths from `train/` or `val/` on."""
         unused = [name for name in self._rows if name not in names]
         if unused:
-            raise InvalidArchive(f"{NAME} names {len(unused)} images that are not there, the first {unused[0]!r}")
+            raise InvalidArchive(f"{NAME} names {len(unused)} images that are not there, the first {quoted(unused[0])}")
+
+
+def _some(cells: list[str], most: int) -> str:
+    return f"[{', '.join(map(quoted, cells[:most]))}]"
 
 
 def _names(line: list[str]) -> set[str]:

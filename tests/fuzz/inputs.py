@@ -1,0 +1,139 @@
+"""One hostile upload, and the valid ones that many are made from."""
+
+import gzip
+import io
+import random
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import zstandard
+from PIL import Image
+from safetensors.torch import save
+
+from wbar.spec import Network
+from wbar_training.networks.architectures import initialized
+
+Reader = Literal["checkpoint", "dataset", "multilabel"]
+# What an accepted input may differ in from the valid file that it was made from:
+# nothing; numbers, where the format has no checksum (names, shapes and dtypes stay); fewer pictures, each as it was, where
+# the archive has no count and the pictures have checksums (a plain tar whose tail was overwritten by zeros is a shorter
+# tar); other pictures, no more of them, where neither has. `never`: it must not be accepted.
+Tolerance = Literal["never", "nothing", "numbers", "fewer", "pictures"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """A hostile upload. base: the name of the valid file that it was made from, in `BASES`."""
+
+    kind: str
+    reader: Reader
+    data: bytes
+    tolerance: Tolerance = "never"
+    base: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a generator draws from. canary: a folder in which a payload that runs leaves a file."""
+
+    draws: random.Random
+    canary: Path
+
+    def command(self) -> str:
+        """Return a shell command that leaves a file in the canary's folder."""
+        return f"touch {self.canary}/{self.draws.randrange(10**9)}"
+
+
+Generator = Callable[[Source], Input]
+
+
+@cache
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return dict(initialized(Network("resnet20", 10)).state_dict())
+
+
+def saved(content: object, **options: object) -> bytes:
+    out = io.BytesIO()
+    torch.save(content, out, **options)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+@cache
+def pictures() -> dict[str, bytes]:
+    """Return a small dataset of all three formats: textured, so that flips change something."""
+    draws = np.random.default_rng(0)
+    members = {}
+    for split, count in (("train", 3), ("val", 1)):
+        for label in "ab":
+            for number in range(count):
+                kind = ("PNG", "JPEG", "WEBP")[number % 3]
+                out = io.BytesIO()
+                Image.fromarray(draws.integers(0, 256, (16, 16, 3), np.uint8)).save(out, kind)
+                members[f"{split}/{label}/{number}.{kind.lower()}"] = out.getvalue()
+    return members
+
+
+@cache
+def pngs() -> dict[str, bytes]:
+    """Return the same of PNGs only, which have checksums of their own."""
+    out = {}
+    for name, data in pictures().items():
+        written = io.BytesIO()
+        Image.open(io.BytesIO(data)).save(written, "PNG")
+        out[name.rpartition(".")[0] + ".png"] = written.getvalue()
+    return out
+
+
+def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), data, method)
+    return out.getvalue()
+
+
+def tarred(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+TABLE = b"image,red,green\ntrain/0.png,1,0\ntrain/1.png,1,1\ntrain/2.png,0,0\nval/0.png,0,1\n"
+
+
+def labelled(table: bytes = TABLE) -> dict[str, bytes]:
+    some = [data for name, data in pngs().items() if name.startswith("train/a")] + [pngs()["val/a/0.png"]]
+    return dict(zip(("train/0.png", "train/1.png", "train/2.png", "val/0.png"), some, strict=True)) | {
+        "labels.csv": table
+    }
+
+
+def _zst(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=True).compress(data)
+
+
+# The valid files. Where content has no checksum of its own, an accepted mutation may differ in it.
+BASES: dict[str, tuple[Reader, Tolerance, Callable[[], bytes]]] = {
+    "safetensors": ("checkpoint", "numbers", cache(lambda: save(state()))),
+    "pytorch": ("checkpoint", "nothing", cache(lambda: saved(state()))),
+    "pytorch legacy": ("checkpoint", "numbers", cache(lambda: saved(state(), _use_new_zipfile_serialization=False))),
+    "zip": ("dataset", "nothing", cache(lambda: zipped(pictures()))),
+    "zip stored": ("dataset", "nothing", cache(lambda: zipped(pictures(), zipfile.ZIP_STORED))),
+    "tar": ("dataset", "pictures", cache(lambda: tarred(pictures()))),
+    "tar of pngs": ("dataset", "fewer", cache(lambda: tarred(pngs()))),
+    "tar.gz": ("dataset", "nothing", cache(lambda: gzip.compress(tarred(pictures()), mtime=0))),
+    "tar.zst": ("dataset", "nothing", cache(lambda: _zst(tarred(pictures())))),
+    "multilabel": ("multilabel", "nothing", cache(lambda: zipped(labelled()))),
+}

@@ -1,0 +1,169 @@
+"""A process that reads uploads reaches no network and starts no program, and reads uploads as before."""
+
+import io
+import json
+import platform
+import resource
+import socket
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from tests.worker.entries import ABORT, TRY_TO_GET_OUT
+from wbar.spec import Network
+from wbar_training.messages import Crashed
+from wbar_training.networks.architectures import initialized
+from wbar_training.uploads import limits as uploads
+from wbar_worker import host_memory, isolation, processes
+from wbar_worker.children import (
+    PACK_BUILTIN,
+    VALIDATE_CHECKPOINT,
+    VALIDATE_DATASET,
+    VERDICTS,
+    CheckpointFound,
+    CheckpointUpload,
+    DatasetPacked,
+    DatasetUpload,
+    Limits,
+    UploadRejected,
+    Verdict,
+)
+from wbar_worker.ingest import Ingester
+from wbar_worker.processes import Entry
+from wbar_worker.settings import GIB, WorkerSettings
+
+LIMITS = Limits(memory=4 * GIB, seconds=300, content=uploads.Limits())
+
+
+def verdict(entry: Entry[CheckpointUpload] | Entry[DatasetUpload], upload: CheckpointUpload | DatasetUpload) -> Verdict:
+    child = processes.start(entry, upload)  # type: ignore[arg-type]
+    try:
+        return child.receive(VERDICTS)
+    finally:
+        child.end()
+
+
+@pytest.mark.skipif(
+    platform.system() != "Linux" or platform.machine() not in isolation._MACHINES,
+    reason="the filter is written for Linux",
+)
+def test_a_reader_of_uploads_cannot_get_out(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "socket"))
+        other.listen()
+        child = processes.start(TRY_TO_GET_OUT, (server.getsockname()[1], tmp_path))
+        try:
+            answer = child.receive(VERDICTS)
+        finally:
+            child.end()
+    assert isinstance(answer, Crashed)
+    results = json.loads(answer.why)
+    if results["filter"] != "2":
+        pytest.skip("this kernel takes no seccomp filter")
+    assert results == {
+        "connect": "EPERM",
+        "connect over IPv6": "EPERM",
+        "unix socket": "EPERM",
+        "run": "EPERM",
+        "exec": "EPERM",
+        "ptrace": "EPERM",
+        "kill": "EPERM",
+        "open many": "EMFILE",
+        "write much": "EFBIG",
+        "threads": "done",
+        "filter": "2",
+        "no new privileges": "1",
+    }
+
+
+def test_a_reader_that_aborts_ends_by_its_signal() -> None:
+    child = processes.start(ABORT, None)
+    try:
+        with pytest.raises(EOFError):
+            child.receive(VERDICTS)
+        assert child.exit_reason() == "its process was ended by SIGABRT"
+    finally:
+        child.end()
+
+
+def test_checkpoints_are_validated_in_isolation(tmp_path: Path) -> None:
+    torch.save(initialized(Network("resnet20", 10)).state_dict(), tmp_path / "c.pth")
+    found = verdict(VALIDATE_CHECKPOINT, CheckpointUpload(tmp_path / "c.pth", tmp_path / "out", None, None, LIMITS))
+    assert isinstance(found, CheckpointFound)
+    assert found.facts.network.name == "resnet20"
+    damaged = bytearray((tmp_path / "c.pth").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "c.pth").write_bytes(damaged)
+    rejected = verdict(VALIDATE_CHECKPOINT, CheckpointUpload(tmp_path / "c.pth", tmp_path / "x", None, None, LIMITS))
+    assert isinstance(rejected, UploadRejected)
+    assert rejected.fault.code == "corrupt_file"
+    assert not (tmp_path / "x").exists()
+
+
+def test_datasets_are_packed_in_isolation_and_within_the_limits(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        for name in ("train/a/1.png", "train/a/2.png", "train/b/1.png", "train/b/2.png"):
+            image = io.BytesIO()
+            Image.new("RGB", (300, 200), "red").save(image, "PNG")
+            archive.writestr(name, image.getvalue())
+    packed = verdict(VALIDATE_DATASET, DatasetUpload(tmp_path / "d.zip", tmp_path / "out", False, None, LIMITS))
+    assert isinstance(packed, DatasetPacked)
+    assert (packed.classes, packed.height, packed.width) == (["a", "b"], 200, 300)
+    for content, message in (
+        (uploads.Limits(files=3), "4 entries"),
+        (uploads.Limits(pixels=50_000), "300x200 pixels, over the limit of 50000"),
+        (uploads.Limits(bytes=1000), "unpacks to"),
+    ):
+        limits = Limits(memory=4 * GIB, seconds=300, content=content)
+        refused = verdict(VALIDATE_DATASET, DatasetUpload(tmp_path / "d.zip", tmp_path / "x", False, None, limits))
+        assert isinstance(refused, UploadRejected)
+        assert refused.fault.code == "too_large"
+        assert message in refused.fault.message
+
+
+def test_built_in_sets_are_packed_with_the_network_at_hand(tmp_path: Path) -> None:
+    assert not PACK_BUILTIN.isolated
+    packed = verdict(PACK_BUILTIN, DatasetUpload("digits", tmp_path / "out", False, 100, LIMITS))
+    assert isinstance(packed, DatasetPacked)
+
+
+def test_the_memory_of_an_ingest_follows_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, slots, expected in (
+        (64 * GIB, 2, 16 * GIB),
+        (256 * GIB, 2, 16 * GIB),
+        (24 * GIB, 2, 6 * GIB),
+        (24 * GIB, 4, 3 * GIB),
+        (2 * GIB, 2, 1 * GIB),
+    ):
+        monkeypatch.setattr(host_memory, "available", lambda there=there: there)
+        assert WorkerSettings(ingest_slots=slots).memory_per_ingest == expected
+    explicit = WorkerSettings(ingest_memory=5, image_pixels=7, header_bytes=8, checkpoint_tensors=9, archive_files=10)
+    limits = Ingester(None, explicit).limits  # type: ignore[arg-type]
+    assert limits.memory == 5
+    assert limits.content == uploads.Limits(bytes=20 * GIB, files=10, pixels=7, header_bytes=8, tensors=9)
+    assert WorkerSettings().image_pixels == uploads.Limits().pixels
+    with pytest.raises(ValidationError):
+        WorkerSettings(header_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "expected"),
+    [
+        ("0::/a/b", {"sys/fs/cgroup/a/memory.max": "1000\n", "sys/fs/cgroup/a/b/memory.max": "max\n"}, 1000),
+        ("0::/../outside", {"sys/fs/cgroup/memory.max": "2000\n"}, 2000),
+        ("4:cpu,memory:/x", {"sys/fs/cgroup/memory/memory.limit_in_bytes": "3000\n"}, 3000),
+        ("4:memory:/", {"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ("3:cpu:/", {}, None),
+    ],
+)
+def test_a_containers_limit_counts(tmp_path: Path, group: str, files: dict[str, str], expected: int | None) -> None:
+    for name, text in ({"proc/self/cgroup": group + "\n"} | files).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    machine = resource.getpagesize() * host_memory.os.sysconf("SC_PHYS_PAGES")
+    assert host_memory.available(tmp_path) == (expected or machine)
+    assert host_memory.available(tmp_path / "elsewhere") == machine

@@ -1,0 +1,106 @@
+"""The files of an archive or a folder, one at a time: checked by name, counted, and read only where they are wanted.
+
+A member that is no image is neither unpacked nor kept, whatever it is: an archive within the archive stays closed. It
+counts against the limits all the same, since a reader passes over it.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from wbar.errors import ContentTooLarge, InvalidArchive, UnsafePath
+from wbar_averaging.quoting import quoted, reason
+from wbar_averaging.zip_directory import DEFLATED, STORED, Entry, InvalidZip, ZipTooLarge, read_directory
+from wbar_training.uploads import compressed_streams
+from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.member_names import Names
+from wbar_training.uploads.tar_members import tar_members
+
+Wanted = Callable[[str], bool]
+LAYOUT = "expected a zip, tar, tar.gz or tar.zst with train/<class>/ images; was the upload cut off?"
+
+
+def archive_members(path: Path, limits: Limits, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the wanted files of a zip, tar, tar.gz or tar.zst; the content decides.
+
+    wanted: whether a file is read, by its name with plain slashes.
+
+    Raises InvalidArchive, UnsafePath or ContentTooLarge.
+    """
+    with open(path, "rb") as file:
+        head = file.read(4)
+    if head[:2] == b"PK":
+        yield from _zip_members(path, limits, wanted)
+    elif len(head) < 4:
+        raise InvalidArchive(f"the file has {len(head)} bytes: {LAYOUT}")
+    else:
+        with compressed_streams.opened(path, head, limits.bytes) as stream:
+            yield from tar_members(stream, limits, wanted)
+
+
+def folder_members(folder: Path, limits: Limits, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+    """Yield the same of a folder, which may hold no links."""
+    names, files, total = Names(), 0, 0
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise UnsafePath(f"{quoted(relative)} is a link: folders may hold plain files only")
+        if path.is_file():
+            plain = names.add(relative)
+            files, total = files + 1, total + path.stat().st_size
+            _check_totals(files, total, limits)
+            if wanted(plain):
+                yield plain, path.read_bytes()
+
+
+def _zip_members(path: Path, limits: Limits, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+    try:
+        entries = read_directory(path, limits.files)
+    except ZipTooLarge as error:
+        raise ContentTooLarge(str(error)) from None
+    except InvalidZip as error:
+        raise InvalidArchive(f"the archive cannot be read ({error}): {LAYOUT}") from None
+    _check_totals(len(entries), sum(entry.size for entry in entries), limits)
+    names = Names()
+    plain = [(names.add(entry.name, entry.is_folder), entry) for entry in entries]
+    for _, entry in plain:
+        kind = entry.mode & 0o170000
+        if kind == 0o120000:
+            raise UnsafePath(f"{quoted(entry.name)} is a link: archives may hold plain files only")
+        if kind not in (0, 0o100000, 0o040000):
+            raise UnsafePath(f"{quoted(entry.name)} is a device or pipe: archives may hold plain files only")
+    with open(path, "rb") as file:
+        for name, entry in plain:
+            if not entry.is_folder and wanted(name):
+                file.seek(entry.start)
+                yield name, _unpacked(file.read(entry.stored), entry)
+
+
+def _unpacked(packed: bytes, entry: Entry) -> bytes:
+    """Return an entry's content, after comparing its length and its checksum with what the archive says."""
+    if entry.method == STORED:
+        data, complete = packed, True
+    elif entry.method == DEFLATED:
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            data = inflate.decompress(packed, entry.size + 1)
+        except zlib.error as error:
+            raise InvalidArchive(f"{quoted(entry.name)} cannot be unpacked ({reason(error)}): {LAYOUT}") from None
+        complete = inflate.eof and not inflate.unused_data
+    else:
+        raise InvalidArchive(
+            f"{quoted(entry.name)} is packed by method {entry.method}: stored and deflated files are read"
+        )
+    if not complete or len(data) != entry.size or zlib.crc32(data) != entry.crc:
+        raise InvalidArchive(
+            f"{quoted(entry.name)} claims {entry.size} bytes with the checksum {entry.crc:08x}, and holds {len(data)} with "
+            f"{zlib.crc32(data):08x}"
+        )
+    return data
+
+
+def _check_totals(files: int, total: int, limits: Limits) -> None:
+    if files > limits.files:
+        raise ContentTooLarge(f"the archive has {files} files, more than the limit of {limits.files}")
+    if total > limits.bytes:
+        raise ContentTooLarge(f"the archive unpacks to {total} bytes or more, over the limit of {limits.bytes}")
