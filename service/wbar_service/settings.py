@@ -32,5 +32,5 @@ class ServiceSettings(StoreSettings):
 
     @property
     def quotas(self) -> Limits:
-        """What each tenant may have."""
+        """The most that each tenant may have."""
         return Limits(bytes=self.max_tenant_bytes, jobs=self.max_tenant_jobs)

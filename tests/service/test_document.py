@@ -29,7 +29,7 @@ def test_nothing_is_answered_that_the_document_does_not_say(breakable: Service, 
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
     ran = subprocess.run(
         [
-            sys.executable, "-m", "schemathesis.cli", "run", f"{breakable.url}/openapi.json", "--header",
+            sys.executable, "-P", "-m", "schemathesis.cli", "run", f"{breakable.url}/openapi.json", "--header",
             f"Authorization: Bearer {breakable.key}", "--phases", "examples,coverage,fuzzing", "--max-time", str(SECONDS),
             "--max-examples", "25", "--continue-on-failure", "--no-color", "--seed", "1", *LEFT_OUT,
         ],

@@ -85,7 +85,7 @@ def test_a_reader_that_aborts_ends_by_its_signal() -> None:
     try:
         with pytest.raises(EOFError):
             child.receive(VERDICTS)
-        assert child.exit_reason() == "its process was ended by SIGABRT"
+        assert child.crashed().why == "its process was ended by SIGABRT"
     finally:
         child.end()
 

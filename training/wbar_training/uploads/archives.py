@@ -4,8 +4,11 @@ A member that is no image is neither unpacked nor kept, whatever it is: an archi
 counts against the limits all the same, since a reader passes over it.
 """
 
+import os
+import stat
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from wbar.errors import ContentTooLarge, InvalidArchive, UnsafePath
@@ -41,16 +44,26 @@ def archive_members(path: Path, limits: Limits, wanted: Wanted) -> Iterator[tupl
 def folder_members(folder: Path, limits: Limits, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
     """Yield the same of a folder, which may hold no links."""
     names, files, total = Names(), 0, 0
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder).as_posix()
-        if path.is_symlink():
-            raise UnsafePath(f"{quoted(relative)} is a link: folders may hold plain files only")
-        if path.is_file():
+    # By descriptors: what is looked at here cannot be replaced by a link to somewhere else before it is read.
+    for here, folders, found, descriptor in os.fwalk(folder, follow_symlinks=False):
+        folders.sort()
+        for name in sorted([*folders, *found]):
+            relative = (Path(here) / name).relative_to(folder).as_posix()
+            kind = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            if stat.S_ISLNK(kind.st_mode):
+                raise UnsafePath(f"{quoted(relative)} is a link: folders may hold plain files only")
+            if not stat.S_ISREG(kind.st_mode):
+                continue
             plain = names.add(relative)
-            files, total = files + 1, total + path.stat().st_size
+            files, total = files + 1, total + kind.st_size
             _check_totals(files, total, limits)
             if wanted(plain):
-                yield plain, path.read_bytes()
+                with open(name, "rb", opener=partial(_open_plain, descriptor)) as file:
+                    yield plain, file.read()
+
+
+def _open_plain(folder: int, name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
 
 
 def _zip_members(path: Path, limits: Limits, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
