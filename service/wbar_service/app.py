@@ -20,6 +20,7 @@ from wbar_service import architectures, auth, connections, health, problems, sch
 from wbar_service.checkpoints import routes as checkpoint_routes
 from wbar_service.datasets import routes as dataset_routes
 from wbar_service.jobs import routes as job_routes
+from wbar_service.jobs.stream import EventStreams
 from wbar_service.keys import routes as key_routes
 from wbar_service.rate_limits import RateLimits
 from wbar_service.settings import ServiceSettings
@@ -54,6 +55,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.store = Store.open(settings)
     app.state.keys = auth.RememberedKeys(app.state.store)
     app.state.limits = RateLimits(settings)
+    app.state.streams = EventStreams(app.state.store)
     problems.install(app)
     app.add_middleware(problems.RequestId)
     # Routes are tried one after the other: those that are asked most often come first.

@@ -4,19 +4,21 @@ The row's counter is raised in the transaction that inserts, so a reader never s
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, select, update
+from sqlalchemy import Connection, Select, and_, insert, or_, select, update
 
 from wbar.errors import ValidationFailed
 from wbar.jobs import Event, EventType
+from wbar.states import TERMINAL
 from wbar_store.database import Tenant, now, rfc3339
 from wbar_store.parts import PartRepository
 from wbar_store.repository import PageRequest, RecordPage
 from wbar_store.tables import events, jobs
 
 LAST = 2**31 - 1
+PARAMETERS = 500  # of one statement
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,20 @@ class EventRecord:
         )
 
 
+@dataclass(frozen=True)
+class JobNews:
+    """A job's log from some position on.
+
+    latest: the number of its latest event.
+    ended: whether no event follows it.
+    events: those later than the position, oldest first, as many as were asked for.
+    """
+
+    latest: int
+    ended: bool
+    events: list[EventRecord] = field(default_factory=list)
+
+
 class Events(PartRepository):
     """The events of all jobs."""
 
@@ -56,6 +72,30 @@ class Events(PartRepository):
         with self.database.read() as connection:
             self._check(connection, tenant, job_id)
             return _records(connection, rows)
+
+    def news(self, positions: Mapping[str, int | None], limit: int) -> dict[str, JobNews]:
+        """Return what is new in each job.
+
+        positions: by job; None where only the number is asked for. A job that is not there has no entry.
+        limit: of the events of all jobs together; what is left out comes with the next call.
+        """
+        found: dict[str, JobNews] = {}
+        ids = list(positions)
+        with self.database.read() as connection:
+            for begin in range(0, len(ids), PARAMETERS):
+                numbers = select(jobs.c.id, jobs.c.last_event, jobs.c.status)
+                named = connection.execute(numbers.where(jobs.c.id.in_(ids[begin : begin + PARAMETERS])))
+                found |= {row.id: JobNews(row.last_event, row.status in TERMINAL) for row in named}
+            behind = [
+                and_(events.c.job == job, events.c.seq > seq)
+                for job, seq in positions.items()
+                if seq is not None and job in found and found[job].latest > seq
+            ]
+            for begin in range(0, len(behind), PARAMETERS // 2):
+                later = select(events).where(or_(*behind[begin : begin + PARAMETERS // 2]))
+                for record in _records(connection, later.order_by(events.c.job, events.c.seq).limit(limit)):
+                    found[record.job].events.append(record)
+        return found
 
     def page(
         self, tenant: Tenant, job_id: str, request: PageRequest, types: Sequence[EventType] = ()

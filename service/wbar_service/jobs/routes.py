@@ -17,7 +17,7 @@ from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf, store_of
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.jobs.creating import dry_run, gpu_at_hand, make_spec
-from wbar_service.jobs.stream import job_events
+from wbar_service.jobs.stream import EventStreams
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
 from wbar_store.events import EventRecord, sequence
@@ -134,6 +134,7 @@ def delete_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Deleted:
 )
 def list_job_events(
     job_id: str,
+    http: Request,
     store: StoreOf,
     tenant: TenantOf,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
@@ -150,9 +151,8 @@ def list_job_events(
     if "text/event-stream" in accept:
         store.jobs.status(tenant, job_id)  # NotFound comes before the stream
         begin = sequence(job_id, request.after) if request.after else 0
-        return EventSourceResponse(
-            job_events(store, tenant, job_id, begin), ping=15, headers={"X-Accel-Buffering": "no"}
-        )
+        streams: EventStreams = http.app.state.streams
+        return EventSourceResponse(streams.events(tenant, job_id, begin), ping=15, headers={"X-Accel-Buffering": "no"})
     return page_of(store.events.page(tenant, job_id, request, type or ()), EventRecord.to_api)
 
 
