@@ -1,7 +1,6 @@
 """The application is put together here: settings, store, routes, problems and the OpenAPI schema."""
 
 import ctypes
-import logging
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -16,7 +15,7 @@ from wbar.checkpoints import Checkpoint
 from wbar.datasets import Dataset, DatasetSource
 from wbar.jobs import Job, JobRequest
 from wbar.keys import ApiKey, KeyRequest
-from wbar_service import architectures, auth, connections, health, problems, schema
+from wbar_service import architectures, auth, connections, headers, health, problems, schema
 from wbar_service.checkpoints import routes as checkpoint_routes
 from wbar_service.datasets import routes as dataset_routes
 from wbar_service.jobs import routes as job_routes
@@ -24,6 +23,7 @@ from wbar_service.jobs.stream import EventStreams
 from wbar_service.keys import routes as key_routes
 from wbar_service.rate_limits import RateLimits
 from wbar_service.settings import ServiceSettings
+from wbar_store import logs
 from wbar_store.store import Store
 
 M_ARENA_MAX = -8  # glibc's, from malloc.h
@@ -57,7 +57,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.limits = RateLimits(settings)
     app.state.streams = EventStreams(app.state.store)
     problems.install(app)
-    app.add_middleware(problems.RequestId)
+    app.add_middleware(headers.SafeHeaders)
+    app.add_middleware(headers.RequestId)
     # Routes are tried one after the other: those that are asked most often come first.
     for routes in (health, job_routes, checkpoint_routes, dataset_routes, architectures, key_routes):
         app.include_router(routes.router)
@@ -76,7 +77,7 @@ def serve(settings: ServiceSettings) -> None:
 
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(M_ARENA_MAX, 2)  # one arena per thread keeps what each thread once needed
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logs.configure("api")
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,

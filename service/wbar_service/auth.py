@@ -21,6 +21,7 @@ from wbar.keys import Scope
 from wbar_service.bodies import with_small_body
 from wbar_service.rate_limits import RateLimits
 from wbar_service.reading import read
+from wbar_store import logs
 from wbar_store.database import UNAVAILABLE, Tenant
 from wbar_store.keys import KeyRecord
 from wbar_store.store import Store
@@ -119,6 +120,7 @@ class AuthenticatedRoute(APIRoute):
         async def checked(request: Request) -> Response:
             record = await authenticate(request, scope)
             request.scope[TENANT] = record.owner
+            logs.note(tenant=record.tenant, key=record.id)
             limits: RateLimits = request.app.state.limits
             standing = await limits.count(record.id, changes)
             response = await handle(await with_small_body(request) if reads_body else request)

@@ -1,7 +1,6 @@
-"""Every answer that is not what was asked for is an RFC 9457 problem; every answer carries a request id."""
+"""Every answer that is not what was asked for is an RFC 9457 problem; the id of its request is in the log."""
 
 import logging
-import random
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,7 +12,6 @@ from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalErr
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wbar.errors import (
     BadRequest,
@@ -219,27 +217,3 @@ def _pointer(path: list[Any], body: Any, missing: bool) -> str:
     if missing and path:
         kept.append(path[-1])
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in kept)
-
-
-class RequestId:
-    """Pure ASGI middleware: keeps an incoming X-Request-ID, makes one where there is none, adds it to every answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        usable = 0 < len(given) <= 200 and given.isprintable() and given.isascii()
-        request_id = given if usable else f"{random.getrandbits(128):032x}"  # they only have to differ
-        scope["wbar.request_id"] = request_id
-
-        async def tagged(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
-                message = {**message, "headers": [*headers, (b"x-request-id", request_id.encode())]}
-            await send(message)
-
-        await self.app(scope, receive, tagged)

@@ -3,11 +3,11 @@
 Started as a module, not as a script: multiprocessing then has no main module to import again in every attempt.
 """
 
-import logging
 import signal
 import sys
 import threading
 
+from wbar_store import logs
 from wbar_store.store import Store
 from wbar_worker.settings import WorkerSettings
 from wbar_worker.sweep import Sweeper
@@ -15,7 +15,7 @@ from wbar_worker.sweep import Sweeper
 
 def main(kind: str) -> None:
     """Run a process of this kind (train, ingest, sweep) until SIGTERM or SIGINT."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
+    logs.configure(kind)
     settings = WorkerSettings()
     if kind == "sweep":
         stop = threading.Event()

@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, TypeAdapter
 
 from wbar_averaging.quoting import reason
+from wbar_store import logs
 from wbar_training.messages import Crashed, Stop, StopReason
 from wbar_worker.isolation import isolate
 
@@ -154,6 +155,7 @@ class ControlChannel:
 def _main(entry: Entry[Request], request: Request, pipe: Connection) -> None:
     # Ctrl-C in a terminal reaches the whole process group; stopping is the worker's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logs.configure(entry.function)
     if entry.isolated:
         isolate()  # before the channel's thread, which would keep its rights
     run: Callable[[Request, ControlChannel], None] = getattr(import_module(entry.module), entry.function)

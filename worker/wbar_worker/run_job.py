@@ -8,6 +8,7 @@ from functools import partial
 
 from wbar.checkpoints import Fault
 from wbar.errors import OutOfMemory
+from wbar_store import logs
 from wbar_store.jobs import JobRecord
 from wbar_store.store import Store
 from wbar_training.messages import Crashed, Ending, Failed, FromAttempt, Stopped, Succeeded
@@ -48,11 +49,12 @@ class Runner:
         if job is None:
             return
         heartbeat = Heartbeat(self.store, self.settings, job.claim, self.draining)
-        heartbeat.start()
-        try:
-            self._attempt(job, heartbeat, gpus, threads)
-        finally:
-            heartbeat.stop()
+        with logs.belonging_to(tenant=job.tenant, job=job.id, attempt=job.attempts):
+            heartbeat.start()
+            try:
+                self._attempt(job, heartbeat, gpus, threads)
+            finally:
+                heartbeat.stop()
 
     def _attempt(self, job: JobRecord, heartbeat: Heartbeat, gpus: Sequence[int], threads: int) -> None:
         workspace = Workspace(
