@@ -1,7 +1,7 @@
 """`wbar up`, `wbar serve`, `wbar migrate`, `wbar keys`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -84,3 +84,70 @@ def first_key(
         raise typer.Exit(4) from None
     finally:
         database.dispose()
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, delete nothing.")] = False,
+) -> None:
+    """Delete stored bytes that nothing refers to (WBAR_DATABASE_URL, WBAR_BLOBS_URL), also while the service runs.
+
+    Sweepers do most of it every ten minutes; this also finds files that the database knows nothing of.
+    """
+    need("service", "sqlalchemy")
+    from wbar_service.settings import ServiceSettings
+    from wbar_store.blobs import Blobs
+    from wbar_store.database import Database
+
+    settings = ServiceSettings()
+    database = Database(settings.database_url)
+    try:
+        blobs = Blobs(settings.blobs_url, database)
+        found = blobs.garbage() if dry_run else blobs.collect_garbage()
+        if not dry_run:
+            blobs.sweep_temporaries()
+    finally:
+        database.dispose()
+    verb = "would be deleted" if dry_run else "deleted"
+    for what, content in (("unreferenced", found.unreferenced), ("unknown to the database", found.strays)):
+        for sha256, size in sorted(content.items()):
+            typer.echo(f"{sha256}  {size:>14,} bytes  {what}")
+        typer.echo(f"{len(content)} blobs, {sum(content.values()):,} bytes {what}: {verb}")
+
+
+@app.command()
+def backup(
+    target: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
+    data: Annotated[Path, typer.Option(help="The folder of `wbar up`.")] = Path("~/.local/share/wbar"),
+) -> None:
+    """Back up a data folder, also while `wbar up` runs on it: the database at one moment, and every blob it names."""
+    need("service", "sqlalchemy")
+    from wbar_store.backup import BackupFailed, back_up
+
+    try:
+        made = back_up(data.expanduser(), target.expanduser())
+    except BackupFailed as error:
+        _fail(f"no backup: {error}")
+    typer.echo(f"{made.blobs} blobs, {made.bytes:,} bytes, of wbar {made.version} in {target}: copy it to another disk")
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(help="A folder that `wbar backup` made.")],
+    data: Annotated[Path, typer.Option(help="The new folder for `wbar up`.")] = Path("~/.local/share/wbar"),
+) -> None:
+    """Check a backup byte for byte and make a data folder of it. Jobs that were running go on from their last saved state."""
+    need("service", "sqlalchemy")
+    from wbar_store.backup import BackupFailed
+    from wbar_store.backup import restore as run
+
+    try:
+        made = run(source.expanduser(), data.expanduser())
+    except BackupFailed as error:
+        _fail(f"nothing was restored: {error}")
+    typer.echo(f"{made.blobs} blobs, {made.bytes:,} bytes in {data}: start it with `wbar up --data {data}`")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(1)

@@ -29,6 +29,7 @@ from wbar_store.database import Database
 log = logging.getLogger("wbar.store")
 
 CHUNK = 1024 * 1024
+STRAY = timedelta(hours=1)  # a younger file without a row may be one that is just being stored
 HALF = "#*"  # what the name of an object has after it in a local store, until its writer is closed
 
 
@@ -39,6 +40,18 @@ class Received:
     temporary: str
     sha256: str
     bytes: int
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Content that nothing needs, by digest, with its size in bytes.
+
+    unreferenced: whose row says that nothing refers to it.
+    strays: that no row is about, for instance after the database was restored from an older backup.
+    """
+
+    unreferenced: dict[str, int]
+    strays: dict[str, int]
 
 
 class Upload:
@@ -218,6 +231,26 @@ class Blobs:
             else:
                 finished += deleted_here
         return finished
+
+    def garbage(self, older_than: timedelta = STRAY) -> Garbage:
+        """Return what `collect_garbage` would delete."""
+        strays: dict[str, int] = {}
+        limit = datetime.now(UTC) - older_than
+        for page in obstore.list(self.store, "sha256"):
+            old = {entry["path"].rpartition("/")[2]: entry["size"] for entry in page if entry["last_modified"] < limit}
+            strays |= {sha256: old[sha256] for sha256 in self.references.unknown(list(old))}
+        return Garbage(self.references.free(), strays)
+
+    def collect_garbage(self, older_than: timedelta = STRAY) -> Garbage:
+        """Delete every blob that no row names, and every file that no row is about; returns what was found.
+
+        A writer that brings the same content meanwhile waits until it is gone, and stores it again.
+        """
+        found = self.garbage(older_than)
+        for sha256, size in found.strays.items():
+            self.references.mark_unknown(sha256, size)
+        self.collect()
+        return found
 
     def sweep_temporaries(self, older_than: timedelta = timedelta(days=1)) -> int:
         """Delete the temporary objects of uploads that were never finished. Returns how many.

@@ -183,6 +183,40 @@ def lists(client: Client) -> bool:
         return False
 
 
+def test_a_half_done_job_is_finished_from_a_backup_to_the_same_bits(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+    up.start()
+    wait_until(lambda: up.said("workers ready"), 60, "readiness")
+    backup, again = up.folder / "backup", up.folder / "again"
+    with up.client(monkeypatch) as client:
+        checkpoint = client.checkpoints.create(write_start(up.folder))
+        dataset = client.datasets.create(write_archive(up.folder))
+        job = client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id, method={**METHOD, "cycles": 8})
+        wait_until(lambda: len(client.jobs.snapshots(job.id)) > 1, 60, "the second snapshot")
+        assert command("backup", backup, "--data", up.folder / "data").returncode == 0
+        whole = client.jobs.wait(job.id, timeout=120)
+        assert whole.result is not None
+    assert up.stop() == 0
+    assert command("restore", backup, "--data", again).returncode == 0
+    refused = command("restore", backup, "--data", again)
+    assert refused.returncode == 1
+    assert "is there already" in refused.stderr
+
+    up.start("--data", str(again))
+    wait_until(lambda: up.said("workers ready", times=2), 60, "readiness again")
+    with up.client(monkeypatch) as client:
+        ended = client.jobs.wait(job.id, timeout=120)
+        assert ended.result is not None
+        assert ended.attempts == 2
+        assert ended.result.weights.sha256 == whole.result.weights.sha256
+        assert [one.sha256 for one in client.jobs.snapshots(job.id)] != []
+    assert up.stop() == 0
+
+
+def command(*words: object) -> "subprocess.CompletedProcess[str]":
+    line = [sys.executable, "-P", "-m", "wbar.cli", *map(str, words)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+
 def test_only_its_owner_reads_what_it_keeps(up: Up) -> None:
     (up.folder / "data").mkdir(mode=0o755)
     up.start()

@@ -189,3 +189,52 @@ def test_what_died_halfway_in_is_swept(blobs: Blobs, tmp_path: Path) -> None:
     assert blobs.sweep_temporaries() == 0
     assert blobs.sweep_temporaries(older_than=timedelta(seconds=-5)) == 1
     assert files(tmp_path) == []
+
+
+def test_files_that_no_row_is_about_are_found_and_deleted(blobs: Blobs, tmp_path: Path) -> None:
+    kept, free = receive(blobs, b"kept"), receive(blobs, b"free")
+    refer(blobs, kept, "a")
+    refer(blobs, free, "b")
+    forget(blobs, "b")
+    stray = tmp_path / "blobs" / Blobs.path("ab" * 32)
+    stray.parent.mkdir(parents=True, exist_ok=True)
+    stray.write_bytes(b"12345")
+    assert blobs.garbage().strays == {}, "it may just be being stored"
+    now = timedelta(seconds=-5)
+    found = blobs.garbage(now)
+    assert (found.unreferenced, found.strays) == ({free.sha256: 4}, {"ab" * 32: 5})
+    assert stray.exists()
+    assert blobs.collect_garbage(now) == found
+    assert files(tmp_path) == [kept.sha256]
+
+
+def test_garbage_is_collected_beside_writers_who_never_lose_a_byte(blobs: Blobs) -> None:
+    """Content that comes and goes and comes again, with the collector always at work."""
+    stop, failures = threading.Event(), list[BaseException]()
+
+    def write(number: int) -> None:
+        try:
+            for turn in range(40):
+                received = receive(blobs, b"shared %d" % (turn % 3))
+                refer(blobs, received, f"{number}-{turn}")
+                assert b"".join(blobs.chunks(received.sha256, 0, 8)) == b"shared %d" % (turn % 3)
+                forget(blobs, f"{number}-{turn}")
+        except BaseException as error:
+            failures.append(error)
+
+    def collect() -> None:
+        try:
+            while not stop.is_set():
+                blobs.collect_garbage(timedelta(seconds=-5))
+        except BaseException as error:
+            failures.append(error)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(3)]
+    collector = threading.Thread(target=collect)
+    for thread in (*writers, collector):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    stop.set()
+    collector.join()
+    assert failures == []

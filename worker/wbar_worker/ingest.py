@@ -1,6 +1,5 @@
 """Uploads are validated: a child process under limits reads the file; its verdict becomes the row, and rejected bytes go."""
 
-import hashlib
 import logging
 import shutil
 import threading
@@ -17,6 +16,7 @@ from obstore.store import from_url
 from wbar.checkpoints import Fault
 from wbar.datasets import ImageShape, Split
 from wbar.errors import ContentTooLarge, SourceUnavailable
+from wbar.transfers import sha256_of
 from wbar_store.checkpoints import CheckpointRecord
 from wbar_store.claims import Claim
 from wbar_store.datasets import DatasetRecord, DatasetSummary
@@ -133,7 +133,7 @@ class Ingester:
         # Of the archive where there is one, so that it can be compared; of the packed images for folders and built-in sets.
         archive = source if isinstance(source, Path) and source.is_file() else None
         size = record.bytes if record.bytes is not None else archive.stat().st_size if archive else received.bytes
-        sha256 = record.sha256 or (_digest(archive) if archive else received.sha256)
+        sha256 = record.sha256 or (sha256_of(archive) if archive else received.sha256)
         with self.store.blobs.keep(received):
             repository.accept(record.claim, received.sha256, size, sha256, _summary(accepted))
         self._collect(record)
@@ -257,8 +257,3 @@ def _fetch_object(url: str, target: Path) -> Path:
         for chunk in obstore.get(from_url(parent), name).stream():
             file.write(chunk)
     return target
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
