@@ -1,4 +1,4 @@
-"""`wbar up`, `wbar serve`, `wbar migrate`, `wbar keys`."""
+"""`wbar up`, `wbar serve`, `wbar migrate`, `wbar first-key`, `wbar gc`, `wbar backup`, `wbar restore`."""
 
 from pathlib import Path
 from typing import Annotated, NoReturn
