@@ -21,11 +21,11 @@ from wbar_store.store import Store
 
 PACKAGES = {"wbar", "wbar_averaging", "wbar_training", "wbar_store", "wbar_worker", "wbar_service"}
 # Every command, by the test that runs it.
-OFFLINE = {"average", "schedule", "migrate", "keys"}
-PARTS = {"migrate", "keys", "serve", "worker", "sweep", "datasets add"}
+OFFLINE = {"average", "schedule", "migrate", "first-key", "gc"}
+PARTS = {"migrate", "first-key", "serve", "worker", "sweep", "datasets add"}
 CLIENT = {
     "up", "upload", "checkpoints", "datasets add", "datasets list", "submit", "jobs", "show", "watch", "cancel", "pause",
-    "resume", "download",
+    "resume", "download", "keys create", "keys list", "keys revoke", "backup", "restore",
 }  # fmt: skip
 
 
@@ -149,7 +149,8 @@ def test_commands_that_need_no_service(shell: Shell, tmp_path: Path) -> None:
     assert shell.wbar("average", *words, "-o", str(mean)) == f"{mean}\n"
     assert "high" in shell.wbar("schedule", "--plot", str(tmp_path / "plot.html"))
     assert "up to date" in shell.wbar("migrate")
-    assert shell.wbar("keys", "a laptop").startswith("wbar_")
+    assert shell.wbar("first-key", "a laptop").startswith("wbar_")
+    assert "0 blobs" in shell.wbar("gc", "--dry-run")
     assert shell.typed == OFFLINE
 
 
@@ -170,7 +171,7 @@ def test_the_parts_by_themselves(shell: Shell, broker: Broker, tmp_path: Path) -
     listening = socket.create_server(("127.0.0.1", 0))
     port, fd = listening.getsockname()[1], listening.fileno()
     shell.variables |= {"WBAR_BROKER_URL": broker.url, "WBAR_FD": str(fd), "WBAR_URL": f"http://127.0.0.1:{port}"}
-    shell.variables["WBAR_API_KEY"] = shell.wbar("keys", "tests").strip()
+    shell.variables["WBAR_API_KEY"] = shell.wbar("first-key", "tests").strip()
     log = tmp_path / "log"
     parts = [
         shell.start("serve", log=log, fds=(fd,)),
@@ -234,5 +235,10 @@ def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: P
     assert shell.wbar("download", two, "-o", str(weights)) == f"{weights}\n"
     for listing, expected in (("jobs", two), ("checkpoints", checkpoint), ("datasets list", dataset)):
         assert expected in shell.wbar(*listing.split())
+    assert shell.wbar("keys", "create", "another", "--scope", "read").startswith("wbar_")
+    (listed,) = [line for line in shell.wbar("keys", "list").splitlines() if "another" in line]
+    assert shell.wbar("keys", "revoke", listed.split()[0]) == f"{listed.split()[0]}\n"
+    assert "blobs" in shell.wbar("backup", str(tmp_path / "backup"), "--data", str(tmp_path / "data"))
+    assert "blobs" in shell.wbar("restore", str(tmp_path / "backup"), "--data", str(tmp_path / "restored"))
     assert "again" not in up.read_text(), up.read_text() + log.read_text()
     assert shell.typed == CLIENT
