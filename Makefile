@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATASET ?= builtin:digits
 
-.PHONY: demo test models fuzz clients lint bench bench-gain-quick up clean
+.PHONY: demo test models fuzz clients lint bench bench-load bench-gain-quick up clean
 
 # One stamp per set of extras: reinstalled only when pyproject.toml changes.
 $(VENV)/.embedded: pyproject.toml
@@ -47,6 +47,9 @@ lint: $(VENV)/.test ## style, types, and the arrows between the rooms
 bench: $(VENV)/.test ## ratios against peers and limits, measured in one run
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.averaging
+
+bench-load: $(VENV)/.test ## many jobs, many streams, many uploads: bounded, on loopback, minutes
+	$(BIN)/python -m benchmarks --only jobs --only streams --only uploads --only upload --only requests --only held
 
 bench-gain-quick: $(VENV)/.test ## what averaging gives in three blocks, as a guard against regressions (Fashion-MNIST must be there); minutes
 	rm -f $(VENV)/gain-quick.jsonl

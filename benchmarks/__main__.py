@@ -13,7 +13,18 @@ from types import FrameType
 import torch
 from rich.console import Console
 
-from benchmarks import api_memory, api_requests, api_speed, first_step, import_time, training_speed, upload
+from benchmarks import (
+    api_memory,
+    api_requests,
+    api_speed,
+    event_streams,
+    first_step,
+    import_time,
+    job_table,
+    parallel_uploads,
+    training_speed,
+    upload,
+)
 from benchmarks.running import THREADS, machine_seconds
 from benchmarks.table import Findings, Row, markdown, show
 
@@ -23,6 +34,9 @@ MEASURES: dict[str, Callable[[bool], Findings]] = {
     "requests": api_speed.measure,
     "held": api_requests.measure,
     "upload": upload.measure,
+    "uploads": parallel_uploads.measure,
+    "jobs": job_table.measure,
+    "streams": event_streams.measure,
     "first-step": first_step.measure,
     "training": training_speed.measure,
 }

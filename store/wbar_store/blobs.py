@@ -60,7 +60,8 @@ class Upload:
     def __init__(self, blobs: "Blobs") -> None:
         self._blobs = blobs
         self._name = f"tmp/{secrets.token_hex(16)}"
-        self._writer = obstore.open_writer(blobs.store, self._name, buffer_size=8 * CHUNK)
+        # Of S3 a part has 5 MiB at least. A folder needs no more than a write is worth: many uploads may come at once.
+        self._writer = obstore.open_writer(blobs.store, self._name, buffer_size=CHUNK if blobs.root else 8 * CHUNK)
         self._hash = hashlib.sha256()
         self.bytes = 0
 
