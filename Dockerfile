@@ -21,7 +21,9 @@ COPY wbar/__init__.py wbar/
 FROM build AS build-api
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-RUN pip install --no-cache-dir ".[service]"
+# By digest: an image that is built again holds what this one holds.
+COPY locks/service.txt locks/
+RUN pip install --no-cache-dir --require-hashes -r locks/service.txt
 COPY . .
 RUN pip install --no-cache-dir --no-deps --force-reinstall . \
     && python -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') and 'torch is in the api image')"

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATASET ?= builtin:digits
 
-.PHONY: demo test models fuzz clients lint bench bench-load bench-gain-quick up clean
+.PHONY: demo test models fuzz clients lint bench bench-load bench-gain-quick lock up clean
 
 # One stamp per set of extras: reinstalled only when pyproject.toml changes.
 $(VENV)/.embedded: pyproject.toml
@@ -54,6 +54,12 @@ bench-load: $(VENV)/.test ## many jobs, many streams, many uploads: bounded, on 
 bench-gain-quick: $(VENV)/.test ## what averaging gives in three blocks, as a guard against regressions (Fashion-MNIST must be there); minutes
 	rm -f $(VENV)/gain-quick.jsonl
 	$(BIN)/python -m benchmarks.gain --part quick --results $(VENV)/gain-quick.jsonl --starts $(VENV)/gain-starts
+
+lock: $(VENV)/.test ## pin what API and workers need, with digests; then audit it where the vulnerability service can be reached
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv pip-audit
+	for part in service worker; do $(BIN)/uv pip compile pyproject.toml --extra $$part --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --upgrade --quiet --output-file locks/$$part.txt; done
+	$(BIN)/pip-audit --disable-pip --requirement locks/service.txt --requirement locks/worker.txt
 
 up: $(VENV)/.embedded ## the service on this machine, until Ctrl-C
 	$(BIN)/wbar up

@@ -534,6 +534,7 @@ def requirements(extra: str) -> set[str]:
 def installed(target: str) -> set[str]:
     runs = " && ".join(rest for stage in contributing(target) for rest in stage.all("RUN"))
     extras = {extra for group in re.findall(r"\.\[([\w,-]+)\]", runs) for extra in group.split(",")}
+    extras |= set(re.findall(r"-r locks/(\w+)\.txt", runs))
     assert extras, f"the target {target} installs no extra"
     assert not re.findall(r"pip install[^&]*\b(torch|torchvision)\b", runs)
     return {name for extra in extras for name in requirements(extra)}
@@ -584,7 +585,7 @@ def test_the_build_sees_the_packages_and_what_describes_them_and_nothing_else() 
     described = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert lines[0] == "*"
-    assert {line[1:] for line in lines if line.startswith("!")} == {*packages, *described}
+    assert {line[1:] for line in lines if line.startswith("!")} == {*packages, *described, "locks"}
     copied = {path for rest in STAGES["build"].all("COPY") for path in rest.split()[:-1]}
     assert copied == {*described, project["tool"]["hatch"]["version"]["path"]}
 
