@@ -83,6 +83,7 @@ def serve(settings: ServiceSettings) -> None:
         host=settings.host,
         port=settings.port,
         log_level="warning",
+        log_config=None,  # its lines go where all others go, as JSON
         access_log=False,
         timeout_graceful_shutdown=5,
         timeout_keep_alive=30,

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 64 * 1024  # request line and headers
+READ_BYTES = 256 * 1024  # that come from a socket at once
 # In units of the client timeout:
 HEAD = 1.0  # from a request's first byte, or the connection, to the end of its headers
 BODY = 3.0  # without a byte of a body that is not complete
@@ -35,6 +36,8 @@ class LimitedProtocol(HttpToolsProtocol):
     _head = 0  # bytes of the head so far; none of a body
     _in_head = True
     _refused = False
+    _aside = 0  # bytes since a piece of the body, while one is open: its framing, and what may follow it
+    _unread = False  # whether the rest of a refused body is being taken
 
     def connection_made(self, transport) -> None:  # type: ignore[no-untyped-def]  # as the base has it
         """Expect a request from now on."""
@@ -53,9 +56,25 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if self._in_head:
             self._head += len(data)
+        else:
+            self._aside += len(data)
         super().data_received(data)
         if self._in_head and self._head > HEAD_BYTES:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif self._aside > HEAD_BYTES + READ_BYTES:
+            self._refused = True
+            self.transport.abort()  # trailers without an end, after an answer that may have begun
+        elif self._owed is None and self._idle():
+            self._expect(HEAD)  # an empty line begins no request, and must not keep the connection open
+
+    def _idle(self) -> bool:
+        """Return whether no request is at work."""
+        return self.cycle is None or (self.cycle.response_complete and not self.pipeline)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; a trailer, which follows a body, is dropped."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn says it in plain text
         """Refuse what is not HTTP."""
@@ -71,7 +90,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Begin the request, unless its head is too large, and expect its body."""
         if self._refused:
             return
-        self._in_head, self._head = False, 0
+        self._in_head, self._head, self._aside, self._unread = False, 0, 0, False
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
             return
@@ -83,8 +102,13 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         super().on_body(body)
-        # While we do not read, the client cannot send: `resume_reading` is followed by the next bytes, or by the timer.
-        self._expect(UNREAD if self.cycle.response_complete else BODY)
+        self._aside = 0
+        if not self.cycle.response_complete:
+            # While we do not read, the client cannot send: `resume_reading` is followed by the next bytes, or by the timer.
+            self._expect(BODY)
+        elif not self._unread:
+            self._unread = True  # once: a body that is only dropped does not earn more time by coming
+            self._expect(UNREAD)
 
     def on_message_complete(self) -> None:
         """Take the end of the request: the client owes nothing more."""

@@ -28,6 +28,7 @@ from rich.console import Console
 
 from wbar import config
 from wbar_service.settings import ServiceSettings
+from wbar_store.keys import is_plausible
 from wbar_store.migrate import upgrade
 from wbar_store.store import Store
 
@@ -36,7 +37,11 @@ STOP_SECONDS = 45.0
 LEFTOVER_SECONDS = 5.0
 POLL_SECONDS = 0.2
 SOCKET_PREFIX = "wbar-"
-ASK_SECONDS, HUNG_SECONDS = 2.0, 20.0  # between two questions to the API; without an answer, from which on it hangs
+ASK_SECONDS, ANSWER_SECONDS, HUNG_SECONDS = (
+    2.0,
+    10.0,
+    30.0,
+)  # between two questions; for an answer; without one, from which on it hangs
 
 
 class CannotStart(Exception):
@@ -175,7 +180,13 @@ class Embedded:
     def _write_config(self) -> Path:
         key = config.read().api_key
         if key is None or self.store.keys.valid(key) is None:
-            key = self.store.keys.create("created by wbar up", key=key).key
+            # Only a fresh folder takes a key over that it does not know: elsewhere it was revoked, or has expired.
+            known = key if key and is_plausible(key) and self.store.keys.is_empty() else None
+            if key and known is None:
+                self.console.print(
+                    "[yellow]the API key of the configuration opens nothing here: it is replaced[/yellow]"
+                )
+            key = self.store.keys.create("created by wbar up", key=known).key
         return config.write(url=self.url, api_key=key)
 
     def _watch(self) -> int:
@@ -206,7 +217,7 @@ class Embedded:
         if now - self._api_asked_at < ASK_SECONDS:
             return
         self._api_asked_at = now
-        if _answers(f"{self.url}/healthz"):
+        if _answers(f"{self.url}/healthz", ANSWER_SECONDS):
             self._api_answered_at = time.monotonic()
         silent = time.monotonic() - max(self._api_answered_at, api.starts[-1])
         if silent > HUNG_SECONDS and not self._stop:
@@ -272,6 +283,11 @@ def _make_private(data: Path) -> None:
     """Make the folder that holds everything: only its owner reads it, and what every part writes later."""
     os.umask(0o077)
     try:
+        ours = not data.exists() or (data / "wbar.db").exists() or not any(data.iterdir())
+        if not ours:
+            raise CannotStart(
+                f"{data} holds other things: give a folder of its own, or one that is not there, as --data"
+            )
         data.mkdir(parents=True, exist_ok=True)
         data.chmod(0o700)
     except OSError as error:
@@ -331,9 +347,9 @@ def broker_options(path: Path) -> list[str]:
             "--dir", str(path.parent)]  # fmt: skip
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, seconds: float = 1.0) -> bool:
     with suppress(httpx.HTTPError):
-        return httpx.get(url, timeout=1).status_code == 200
+        return httpx.get(url, timeout=seconds).status_code == 200
     return False
 
 

@@ -89,4 +89,5 @@ def _per_minute(requests: int | None) -> RateLimitItem | None:
 def _shared_storage(broker_url: str) -> Storage:
     if not broker_url.startswith("redis"):
         return MemoryStorage()
-    return RedisStorage(f"async+{broker_url.replace('redis+socket:', 'redis+unix:', 1)}", implementation="redispy")
+    url = f"async+{broker_url.replace('redis+socket:', 'redis+unix:', 1)}"
+    return RedisStorage(url, implementation="redispy", socket_timeout=1, socket_connect_timeout=1)

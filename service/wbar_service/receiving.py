@@ -37,6 +37,12 @@ def announced_sha256(request: Request) -> str | None:
     return None
 
 
+def announced_bytes(request: Request) -> int:
+    """Return the length that the request announces; 0 where it does not."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdigit() and len(length) <= 18 else 0
+
+
 async def receive(request: Request, blobs: Blobs, limit: int) -> tuple[Received, str | None]:
     """Store the body (or the multipart field `file`) under a temporary name; return it, and the file name if one was sent.
 

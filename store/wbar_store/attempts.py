@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Row, case, delete, func, select, update
 
 from wbar.checkpoints import Fault
 from wbar.errors import AttemptsExhausted, TimeLimit
@@ -20,7 +20,7 @@ from wbar_store.claims import Claim, holds, of_running
 from wbar_store.database import Database, now
 from wbar_store.events import Events
 from wbar_store.jobs import JobRecord, Jobs
-from wbar_store.tables import events, jobs
+from wbar_store.tables import events, jobs, metrics
 
 MAX_CRASHES = 3  # attempts in a row whose own process failed, without getting further
 MAX_KILLED = 10  # attempts in a row that something else ended: their worker died, or a signal came from outside
@@ -120,10 +120,14 @@ class Attempts:
             self._events.append(claim.id, kind, data)
         return True
 
-    def got_further(self, claim: Claim) -> None:
-        """Forgive the lost attempts so far: the attempt saved a state on its host."""
+    def got_further(self, claim: Claim, step: int) -> None:
+        """Forgive the lost attempts so far, if this one saved a state on its host that is beyond all states before it.
+
+        Where a host's files do not survive it, each attempt begins at the last phase end: saving there is no progress.
+        """
+        values = {"lost_attempts": 0, "crashes": 0, "furthest_step": step}
         with self.database.write(durable=False) as connection:
-            connection.execute(of_running(claim).values(lost_attempts=0, crashes=0))
+            connection.execute(of_running(claim).where(jobs.c.furthest_step < step).values(**values))
 
     def save_state(self, claim: Claim, sha256: str, step: int) -> str | None:
         """Point to the latest resumable state, whose blob the caller holds meanwhile; returns the blob it replaces.
@@ -133,7 +137,8 @@ class Attempts:
         with self.database.write() as connection:
             old = connection.execute(select(jobs.c.state).where(jobs.c.id == claim.id)).scalar()
             # No comparison of steps: the fence keeps late writers out, and a job that started over counts from zero again.
-            values = {"state": sha256, "state_step": step, "lost_attempts": 0, "crashes": 0}
+            values: dict[str, object] = {"state": sha256, "state_step": step, "lost_attempts": 0, "crashes": 0}
+            values["furthest_step"] = case((jobs.c.furthest_step < step, step), else_=jobs.c.furthest_step)
             moved = connection.execute(of_running(claim).values(**values)).rowcount
         return old if moved and old != sha256 else None
 
@@ -218,8 +223,12 @@ class Attempts:
                 "which need less memory and add up to the same batch"
             )
             self._events.append(claim.id, "log", {"level": "warning", "message": message})
-            values = {"spec": smaller.model_dump(mode="json"), "memory_retries": 1, "state": None, "state_step": None}
-            return self._jobs.move(claim.id, "queued", claim, notified_at=None, **values)
+            # It is another run from here on: what was recorded of this one would stand between its points.
+            connection.execute(delete(metrics).where(metrics.c.job == claim.id))
+            fresh = {"state": None, "state_step": None, "furthest_step": 0, "crashes": 0, "lost_attempts": 0}
+            target: JobStatus = "paused" if row.stop == "pause" else "queued"
+            values = {"spec": smaller.model_dump(mode="json"), "memory_retries": 1, "notified_at": None, **fresh}
+            return self._jobs.move(claim.id, target, claim, **values)
 
     # What the sweeper and `wbar up` do.
 
@@ -237,6 +246,6 @@ class Attempts:
 
 def _further(row: Row[tuple[object, ...]]) -> tuple[bool, int]:
     """Return whether the attempt came further than any before it, by its last progress, and the furthest step so far."""
-    progress = row.progress or {}
+    progress = row.progress if isinstance(row.progress, dict) else {}
     step, steps = int(progress.get("step", 0)), int(progress.get("total_steps", 0))
     return step >= row.furthest_step + max(1.0, FURTHER * steps), max(step, row.furthest_step)

@@ -12,13 +12,11 @@ import shutil
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-
-from sqlalchemy import select
+from urllib.parse import quote
 
 from wbar import __version__
 from wbar.transfers import sha256_of
 from wbar_store.blobs import Blobs
-from wbar_store.database import Database
 from wbar_store.tables import REFERENCES
 
 DATABASE, BLOBS, MANIFEST = "wbar.db", "blobs", "manifest.json"
@@ -70,34 +68,45 @@ def restore(source: Path, data: Path) -> Manifest:
         manifest = Manifest(**json.loads((source / MANIFEST).read_text()))
     except (OSError, ValueError, TypeError):
         raise BackupFailed(f"{source} is no finished backup: it has no readable {MANIFEST}") from None
-    _check(sha256_of(source / DATABASE), manifest.database, source / DATABASE)
+    _check(_sha256(source / DATABASE), manifest.database, source / DATABASE)
     named = _named(source / DATABASE)
     if len(named) != manifest.blobs:
         raise BackupFailed(f"{source}: the database names {len(named)} blobs, {MANIFEST} {manifest.blobs}")
     for sha256 in named:
         path = source / BLOBS / Blobs.path(sha256)
-        _check(sha256_of(path) if path.is_file() else "no file", sha256, path)
-    _new_folder(data)
-    for sha256 in named:
-        # Copied, not linked: a damage in one of the two must not be a damage in both.
-        to = data / BLOBS / Blobs.path(sha256)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / BLOBS / Blobs.path(sha256), to)
-    shutil.copyfile(source / DATABASE, data / DATABASE)
+        _check(_sha256(path), sha256, path)
+    if data.exists():
+        raise BackupFailed(f"{data} is there already: give a folder that is not")
+    partial = data.with_name(f"{data.name}.partial")
+    _new_folder(partial)
+    try:
+        for sha256 in named:
+            # Copied, not linked: a damage in one of the two must not be a damage in both.
+            to = partial / BLOBS / Blobs.path(sha256)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / BLOBS / Blobs.path(sha256), to)
+        shutil.copyfile(source / DATABASE, partial / DATABASE)
+        partial.rename(data)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise BackupFailed(f"{data} cannot be written ({error.strerror})") from None
     return manifest
 
 
 def _named(database: Path) -> set[str]:
-    """Return the digests of all blobs that rows name."""
-    opened = Database(f"sqlite:///{database}")
+    """Return the digests of all blobs that rows name. The file is only read: nothing may be written where it lies."""
+    opened = sqlite3.connect(f"file:{quote(str(database))}?mode=ro&immutable=1", uri=True)
     try:
-        with opened.read() as connection:
-            columns = (connection.execute(select(column).where(column.is_not(None))).scalars() for column in REFERENCES)
-            return {sha256 for found in columns for sha256 in found}
+        queries = (f"SELECT {one.name} FROM {one.table.name} WHERE {one.name} IS NOT NULL" for one in REFERENCES)  # noqa: S608  # our own names
+        return {str(sha256) for query in queries for (sha256,) in opened.execute(query)}
+    except sqlite3.Error as error:
+        raise BackupFailed(f"{database} cannot be read ({error})") from None
     finally:
-        opened.dispose()
-        for extra in ("-wal", "-shm"):
-            database.with_name(database.name + extra).unlink(missing_ok=True)
+        opened.close()
+
+
+def _sha256(path: Path) -> str:
+    return sha256_of(path) if path.is_file() else "no file"
 
 
 def _copy_database(source: Path, target: Path) -> None:

@@ -50,7 +50,7 @@ def readable(rows: Iterable[Row], make: Callable[[Row], Made]) -> list[Made]:
     for row in rows:
         try:
             made.append(make(row))
-        except (ValidationError, TypeError, ValueError) as error:
+        except (ValidationError, TypeError, ValueError, AttributeError, LookupError) as error:
             # Not the whole error: it repeats the value, which may be anything.
             shown = str(getattr(row, "id", "a row"))[:64]
             log.error("%s cannot be read and is left out of a list (%s)", shown, type(error).__name__)

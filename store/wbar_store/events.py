@@ -111,7 +111,8 @@ class Events(PartRepository):
             rows = rows.where(events.c.seq > seq if ascending else events.c.seq < seq)
             rows = rows.order_by(events.c.seq if ascending else events.c.seq.desc()).limit(request.limit + 1)
             records = _records(connection, rows)
-        return RecordPage(records[: request.limit], len(records) > request.limit)
+        shown = records[: request.limit]
+        return RecordPage(shown, len(records) > request.limit, event_id(job_id, shown[-1].seq) if shown else None)
 
 
 def _records(connection: Connection, rows: Select[Any]) -> list[EventRecord]:

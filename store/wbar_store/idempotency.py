@@ -4,12 +4,13 @@ A key is written in the transaction that creates its object: there is never one 
 killed. Two requests at once cannot both create: the second one's insert waits until the first one's transaction has ended.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, delete, select, update
 
-from wbar.errors import IdempotencyKeyReused
+from wbar.errors import IdempotencyKeyReused, Unavailable
 from wbar_store.database import Database, Tenant, now, upsert
 from wbar_store.tables import idempotency
 
@@ -42,14 +43,23 @@ class Idempotency:
 
         create: writes the object, in the transaction that writes the key.
 
-        Raises IdempotencyKeyReused for another body, and what `create` raises: then neither is written.
+        Raises IdempotencyKeyReused for another body, and what `create` raises: then neither is written. Unavailable where
+        version 0.5 is still at work on the first request.
         """
         same_key = _of(tenant, key)
         with self.database.write() as connection:
             connection.execute(delete(idempotency).where(same_key, idempotency.c.created_at < now() - KEPT))
             inserted = (
                 upsert(connection, idempotency)
-                .values(tenant=tenant.name, key=key, fingerprint=fingerprint, object="", body="", created_at=now())
+                .values(
+                    tenant=tenant.name,
+                    key=key,
+                    fingerprint=fingerprint,
+                    object="",
+                    body="",
+                    status=201,
+                    created_at=now(),
+                )
                 .on_conflict_do_nothing()
                 .returning(idempotency.c.key)
             )
@@ -61,7 +71,9 @@ class Idempotency:
             row = connection.execute(select(idempotency).where(same_key)).one()
         if row.fingerprint != fingerprint:
             raise IdempotencyKeyReused(f"the Idempotency-Key {key!r} was used with another request body")
-        return FirstAnswer(row.object, row.body), True
+        if row.body is None:
+            raise Unavailable("an API of the version before is at work on the first request with this key: try again")
+        return FirstAnswer(row.object or json.loads(row.body)["id"], row.body), True
 
     def sweep(self) -> None:
         """Delete the keys that are older than a day."""

@@ -96,7 +96,7 @@ class Keys(Repository[KeyRecord]):
 
     def valid(self, key: str) -> KeyRecord | None:
         """Return what a key allows; None for one that is unknown, mistyped, revoked or expired."""
-        if not _is_plausible(key):
+        if not is_plausible(key):
             return None
         query = select(api_keys).where(
             api_keys.c.sha256 == _digest(key), or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now())
@@ -104,6 +104,11 @@ class Keys(Repository[KeyRecord]):
         with self.database.read() as connection:
             row = connection.execute(query).first()
         return None if row is None else self.record.of(row)
+
+    def is_empty(self) -> bool:
+        """Return whether there is no key at all, of any tenant."""
+        with self.database.read() as connection:
+            return connection.execute(select(api_keys.c.id).limit(1)).first() is None
 
     def used(self, key_id: str) -> None:
         """Record that a key was used."""
@@ -131,7 +136,7 @@ def _check(body: str) -> str:
     return "".join(reversed(digits))
 
 
-def _is_plausible(key: str) -> bool:
+def is_plausible(key: str) -> bool:
     """Return whether a key is worth looking up: one of our form must have our checksum.
 
     Keys of version 0.5 and before, and those that an operator chose, have another length.

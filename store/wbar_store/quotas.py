@@ -27,7 +27,10 @@ class Quotas:
         self.database = database
 
     def check_bytes(self, tenant: Tenant, limits: Limits, more: int) -> None:
-        """Raise QuotaExceeded where `more` bytes do not fit. Call it in the block that inserts them."""
+        """Raise QuotaExceeded where `more` bytes do not fit. Call it in the block that inserts them.
+
+        What a named source will take is not known yet: it needs some room that is left.
+        """
         if limits.bytes is None:
             return
         with self.database.write() as connection:
@@ -37,7 +40,7 @@ class Quotas:
                 for table in (checkpoints, datasets)
                 for mine in [(table.c.tenant == tenant.name) & (table.c.status != "rejected")]
             )
-        if kept + more > limits.bytes:
+        if kept + max(1, more) > limits.bytes:
             raise QuotaExceeded(
                 f"{more} bytes more than the {kept} that are kept would be over the tenant's {limits.bytes}: delete "
                 "checkpoints or datasets that no job needs",

@@ -75,7 +75,9 @@ class Snapshots(PartRepository):
         with self.database.read() as connection:
             self._check(connection, tenant, job_id)
             selected = connection.execute(rows if limit is None else rows.limit(limit + 1)).all()
-        return RecordPage(readable(selected[:limit], SnapshotRecord.of), limit is not None and len(selected) > limit)
+        shown = selected[:limit]
+        records = readable(shown, SnapshotRecord.of)
+        return RecordPage(records, limit is not None and len(selected) > limit, shown[-1].id if shown else None)
 
     def recorded(self, claim: Claim) -> dict[int, str]:
         """Return the digests that earlier attempts recorded, by n."""

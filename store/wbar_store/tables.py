@@ -35,8 +35,9 @@ api_keys = Table(
     Column("id", _ID, primary_key=True),
     Column("tenant", String(64), nullable=False),
     Column("name", String(256), nullable=False),
-    Column("scopes", _JSON, nullable=False),
-    Column("hint", String(16), nullable=False),  # how the key begins
+    # The defaults are for version 0.5, which may still be at work while an upgrade rolls through.
+    Column("scopes", _JSON, nullable=False, server_default='["read", "write", "admin"]'),
+    Column("hint", String(16), nullable=False, server_default="wbar_…"),  # how the key begins
     Column("sha256", _SHA, nullable=False, unique=True),  # the key itself is kept nowhere
     Column("expires_at", Double),
     Column("last_used_at", Double),  # to about a minute
@@ -198,8 +199,9 @@ idempotency = Table(
     Column("tenant", String(64), primary_key=True),
     Column("key", String(256), primary_key=True),
     Column("fingerprint", _SHA, nullable=False),
-    Column("object", _ID, nullable=False),  # the one that was created, in the same transaction
-    Column("body", Text, nullable=False),  # the first answer
+    Column("status", Integer),  # version 0.5 asks for it; the next migration drops it
+    Column("object", _ID, nullable=False, server_default=""),  # the one that was created, in the same transaction
+    Column("body", Text),  # the first answer; null for a request at work in version 0.5
     Column("created_at", Double, nullable=False),
 )
 

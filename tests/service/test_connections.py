@@ -134,3 +134,45 @@ def test_one_connection_serves_many_requests(port: int) -> None:
         answer = b""
         while answer.count(b'{"bytes":3}') < 2:
             answer += connection.recv(65536)
+
+
+def test_trailers_without_an_end_are_not_kept(port: int) -> None:
+    with connect(port) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n")
+        assert sent_until_cut_off(connection, b"x: " + b"y" * 60_000 + b"\r\n", 400) < 400
+
+
+def test_trailers_are_dropped(port: int) -> None:
+    with connect(port) as connection:
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        connection.sendall(head + b"3\r\nabc\r\n0\r\nx: y\r\n\r\n")
+        assert b'{"bytes":3}' in rest(connection)
+
+
+def test_an_empty_line_does_not_keep_a_connection_open(port: int) -> None:
+    with connect(port) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
+        answer = b""
+        while not answer.endswith(b'{"bytes":3}'):
+            answer += connection.recv(65536)
+        connection.sendall(b"\r\n")
+        assert rest(connection) == b""
+
+
+def test_a_body_that_was_refused_is_not_taken_for_ever(port: int) -> None:
+    with connect(port) as connection:
+        connection.sendall(b"POST /refused HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404 ")
+        assert sent_until_cut_off(connection, b"a", 100, TIMEOUT / 4) < 100, "however steadily it comes"
+
+
+def sent_until_cut_off(connection: socket.socket, piece: bytes, times: int, pause: float = 0.0) -> int:
+    """Send a piece again and again; how often it was taken."""
+    for sent in range(times):
+        if pause:
+            threading.Event().wait(pause)
+        try:
+            connection.sendall(piece)
+        except OSError:
+            return sent
+    return times

@@ -80,6 +80,9 @@ def test_a_tenant_keeps_no_more_than_it_may(tmp_path: Path) -> None:
             assert refused.headers["retry-after"]
         assert [one.name for one in (tmp_path / "blobs" / "tmp").iterdir()] == []
         assert app.request("POST", "/v1/datasets", content=b"b" * 400).status_code == 201
+        assert app.request("POST", "/v1/datasets", json={"source": "builtin:digits"}).status_code == 201
+        assert app.request("POST", "/v1/datasets", content=b"b" * 100).status_code == 201
+        assert app.request("POST", "/v1/datasets", json={"source": "builtin:digits"}).status_code == 429, "it is full"
         assert app.request("POST", "/v1/datasets", content=b"b" * 600, key=another_key(app, "b")).status_code == 201
         kept = app.request("GET", "/v1/checkpoints").json()["first_id"]
         assert app.request("DELETE", f"/v1/checkpoints/{kept}").status_code == 200

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, update
 
 from tests.store.rows import PROGRESS, insert_inputs, result, spec
 from wbar.errors import NotFound
@@ -12,7 +12,10 @@ from wbar_service.jobs.stream import REMEMBERED, EventStreams
 from wbar_store.attempts import ResultBlobs
 from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant
+from wbar_store.events import event_id
+from wbar_store.repository import PageRequest
 from wbar_store.store import Store
+from wbar_store.tables import events
 
 MINE = Tenant("default")
 
@@ -84,6 +87,33 @@ def test_a_stream_that_was_away_for_long_misses_nothing(store: Store) -> None:
         return [int(str(message.id)[-8:]) for message in seen]
 
     assert asyncio.run(run()) == list(range(1, REMEMBERED + 54))
+
+
+def test_an_odd_event_ends_no_stream(store: Store, database: Database) -> None:
+    odd, plain = start(store), start(store)
+
+    async def run() -> tuple[list[int], list[int]]:
+        streams = EventStreams(store)
+        watching = [asyncio.create_task(follow(streams, job)) for job in (odd, plain)]
+        await asyncio.sleep(0.6)
+        await asyncio.to_thread(beat, store, odd)
+        await asyncio.to_thread(spoil, database, odd, 3)
+        await asyncio.sleep(0.6)
+        for job in (odd, plain):
+            await asyncio.to_thread(end, store, job)
+        first, second = await asyncio.gather(*watching)
+        return first, second
+
+    first, second = asyncio.run(run())
+    assert second == [1, 2, 3]
+    assert first in ([1, 2, 4], [1, 2, 3, 4])  # it may have been sent before it was spoiled
+    page = store.events.page(MINE, odd, PageRequest(limit=1, order="asc", after=event_id(odd, 2)))
+    assert page.last_id == event_id(odd, 3)
+
+
+def spoil(database: Database, job: str, seq: int) -> None:
+    with database.write() as connection:
+        connection.execute(update(events).where(events.c.job == job, events.c.seq == seq).values(data="odd"))
 
 
 def test_a_stream_of_an_ended_or_deleted_job_ends(store: Store) -> None:

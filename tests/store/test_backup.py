@@ -86,7 +86,7 @@ def test_a_backup_that_is_damaged_restores_nothing(tmp_path: Path) -> None:
     store = opened(tmp_path / "data")
     upload(store, b"content")
     store.close()
-    for number, damage in enumerate(("blob", "database", "manifest", "missing")):
+    for number, damage in enumerate(("blob", "database", "manifest", "missing", "no database")):
         source, data = tmp_path / f"backup{number}", tmp_path / f"again{number}"
         back_up(tmp_path / "data", source)
         blob = next((source / "blobs" / "sha256").glob("*/*"))
@@ -97,8 +97,10 @@ def test_a_backup_that_is_damaged_restores_nothing(tmp_path: Path) -> None:
             (source / "wbar.db").write_bytes((source / "wbar.db").read_bytes()[:-1] + b"x")
         elif damage == "manifest":
             (source / "manifest.json").write_text("{}")
-        else:
+        elif damage == "missing":
             blob.unlink()
+        else:
+            (source / "wbar.db").unlink()
         with pytest.raises(BackupFailed):
             restore(source, data)
         assert not data.exists()

@@ -11,7 +11,7 @@ from sqlalchemy import String, delete, event, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tests.store.rows import insert_inputs, spec
-from wbar.errors import IdempotencyKeyReused, NotFound
+from wbar.errors import IdempotencyKeyReused, NotFound, Unavailable
 from wbar.method import METHODS, AutoMethod
 from wbar_store.database import Database, Tenant, clock, now, rfc3339
 from wbar_store.events import Events
@@ -57,6 +57,29 @@ def test_migrations_lead_back_and_forward_again(database: Database) -> None:
     downgrade(database, "base")
     upgrade(database)
     assert difference(database) == []
+
+
+def test_the_version_before_goes_on_beside_the_new_tables(database: Database) -> None:
+    """The statements of version 0.5, while an upgrade rolls through."""
+    with database.write() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO api_keys (id, tenant, name, sha256, created_at) VALUES ('key_1', 'default', 'old', 'x', 0)"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO idempotency (tenant, key, fingerprint, created_at) VALUES ('default', 'k', 'print', 9e9)"
+        )
+    assert Keys(database).get(Tenant("default"), "key_1").scopes == ("read", "write", "admin")
+    create = lambda: FirstAnswer("job_2", "{}")  # noqa: E731
+    with pytest.raises(Unavailable):
+        Idempotency(database).once(Tenant("default"), "k", "print", create)
+    with database.write() as connection:
+        connection.exec_driver_sql('UPDATE idempotency SET status = 201, body = \'{"id":"job_1"}\'')
+    again, replayed = Idempotency(database).once(Tenant("default"), "k", "print", create)
+    assert (again.object, replayed) == ("job_1", True)
+    Idempotency(database).once(Tenant("default"), "new", "print", create)
+    with database.read() as connection:
+        query = "SELECT status, body FROM idempotency WHERE key = 'new'"
+        assert tuple(connection.exec_driver_sql(query).one()) == (201, "{}"), "it is answered there, too"
 
 
 def test_a_table_is_made_anew_without_losing_what_refers_to_it(database: Database) -> None:

@@ -169,6 +169,35 @@ def test_a_job_that_ran_for_too_long_fails_whatever_ended_its_attempts(
     assert (ended.status, ended.error.code, "10 s" in ended.error.message) == ("failed", "time_limit", True)
 
 
+def test_states_that_are_no_further_forgive_nothing(store: Store) -> None:
+    """Where a host's files do not survive it, each attempt begins at the same place, saves there, and crashes there."""
+    job = submit(store)
+    for attempt in range(1, 10):
+        if store.attempts.claim(job, 60) is None:
+            break
+        store.attempts.got_further(Claim(job, attempt), 150)
+        store.attempts.lose(Claim(job, attempt), "ended by SIGSEGV", crashed=True)
+    assert status(store, job) == "failed"
+
+
+def test_an_odd_progress_does_not_keep_an_attempt_from_being_lost(store: Store) -> None:
+    job = submit(store)
+    store.attempts.claim(job, 60)
+    with store.database.write() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job).values(progress="odd"))
+    assert store.attempts.lose(Claim(job, 1), "killed") == "queued"
+
+
+def test_a_job_that_is_tried_with_smaller_parts_begins_anew_and_stays_paused(store: Store) -> None:
+    job = submit(store, recipe=Recipe(batch_size=64))
+    store.attempts.claim(job, 60)
+    store.metrics.add(Claim(job, 1), [point(1)])
+    store.jobs.pause(MINE, job)
+    assert store.attempts.retry_in_smaller_parts(Claim(job, 1), "out of memory")
+    assert status(store, job) == "paused"
+    assert store.metrics.all(MINE, job) == []
+
+
 def test_a_job_without_memory_is_tried_once_more_with_smaller_parts(store: Store) -> None:
     job = submit(store, recipe=Recipe(batch_size=64))
     claim = Claim(job, 1)
@@ -218,7 +247,7 @@ def test_getting_further_forgives_lost_attempts(store: Store) -> None:
         if attempt % 2:
             store.attempts.save_state(claim, "s" * 64, step=attempt)
         else:
-            store.attempts.got_further(claim)
+            store.attempts.got_further(claim, attempt)
         assert store.attempts.lose(claim, "preempted") == "queued"
 
 

@@ -4,7 +4,7 @@ Every write carries the claim, and changes nothing once another attempt or a can
 """
 
 import logging
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 from wbar.jobs import MetricsPoint, Progress
@@ -49,7 +49,7 @@ class Publisher:
 
     def saved(self, path: str, step: int, durable: bool) -> None:
         if not durable:
-            self._store.attempts.got_further(self._claim)
+            self._store.attempts.got_further(self._claim, step)
             return
         if not Path(path).exists():
             return  # a later state has replaced it already; its own message follows
@@ -61,14 +61,15 @@ class Publisher:
 
     def succeed(self, ending: Succeeded) -> None:
         """Store the weights and the report, and end the job."""
-        blobs = self._store.blobs
-        weights, pytorch = blobs.put_file(Path(ending.weights)), blobs.put_file(Path(ending.pytorch))
-        report = self._report(ending.result, Path(ending.weights).with_name("report.html"))
-        reported = self._heartbeat.progress
+        blobs, reported = self._store.blobs, self._heartbeat.progress
         progress = reported.model_copy(update={"fraction": 1.0, "eta_seconds": 0.0}) if reported else None
-        files = ResultBlobs(weights.sha256, pytorch.sha256, report.sha256 if report else None)
-        with blobs.keep(weights), blobs.keep(pytorch), blobs.keep(report) if report else nullcontext():
-            self._store.attempts.succeed(self._claim, ending.result, files, progress)
+        with ExitStack() as held:
+            # Each is held as soon as it is there: where a later one fails, nothing is left of those before it.
+            weights = held.enter_context(blobs.keep(blobs.put_file(Path(ending.weights))))
+            pytorch = held.enter_context(blobs.keep(blobs.put_file(Path(ending.pytorch))))
+            drawn = self._report(ending.result, Path(ending.weights).with_name("report.html"))
+            report = held.enter_context(blobs.keep(drawn)) if drawn else None
+            self._store.attempts.succeed(self._claim, ending.result, ResultBlobs(weights, pytorch, report), progress)
         self.forget_state()
 
     def _report(self, result: JobResult, path: Path) -> Received | None:

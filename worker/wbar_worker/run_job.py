@@ -141,7 +141,8 @@ class Runner:
         """Queue a job that ran out of memory again, with smaller parts of a batch; False if that is of no use any more."""
         if not self.store.attempts.retry_in_smaller_parts(job.claim, why):
             return False
-        shutil.rmtree(self.settings.scratch / "jobs" / job.id, ignore_errors=True)  # states of the larger parts
+        # The states of the larger parts stay: they belong to another run, and are refused by the next attempt, which
+        # may be at work in this folder already.
         self.store.notify(job.id)
         return True
 

@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+from wbar_store.database import UNAVAILABLE
 from wbar_store.notifier import INGEST, QUEUES, RUN_JOB
 from wbar_store.store import Store
 from wbar_worker.settings import WorkerSettings
@@ -37,8 +38,14 @@ class Sweeper:
     def look(self) -> None:
         """Look once: re-queue expired leases, notify again of waiting rows, and now and then tidy up."""
         for claim in self.store.attempts.expired():
-            moved = self.store.attempts.lose(claim, "its worker fell silent (killed, or cut off)")
-            log.warning("%s: attempt %d lost its lease, now %s", claim.id, claim.attempt, moved)
+            try:
+                moved = self.store.attempts.lose(claim, "its worker fell silent (killed, or cut off)")
+            except UNAVAILABLE:
+                raise
+            except Exception:
+                log.exception("%s: its lost attempt could not be settled", claim.id)  # the others must not wait for it
+            else:
+                log.warning("%s: attempt %d lost its lease, now %s", claim.id, claim.attempt, moved)
         for job_id in self.store.jobs.overdue(self._is_empty(RUN_JOB)):
             self.store.notify(job_id)
         is_empty = self._is_empty(INGEST)

@@ -17,7 +17,7 @@ from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
-from wbar_service.receiving import receive, shown_name
+from wbar_service.receiving import announced_bytes, receive, shown_name
 from wbar_store.checkpoints import CheckpointRecord, GivenNetwork
 from wbar_store.repository import PageRequest
 
@@ -71,6 +71,7 @@ async def create_checkpoint(
             [{"pointer": "", "parameter": "architecture", "detail": "unknown architecture"}],
         )
     shown_name(name, None, "")  # before the upload
+    await run_sync(store.quotas.check_bytes, tenant, request.app.state.settings.quotas, announced_bytes(request))
     received, filename = await receive(request, store.blobs, request.app.state.settings.max_checkpoint_bytes)
     given = GivenNetwork(architecture=architecture, num_classes=num_classes)
 

@@ -20,7 +20,7 @@ from wbar_service.bodies import with_small_body
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
-from wbar_service.receiving import receive, shown_name
+from wbar_service.receiving import announced_bytes, receive, shown_name
 from wbar_service.schema import reference
 from wbar_store.datasets import DatasetOptions, DatasetRecord
 from wbar_store.repository import PageRequest
@@ -83,10 +83,14 @@ async def create_dataset(
         source = await _source(request, task)
         print_ = fingerprint("dataset", name, task, source.model_dump())
         options = DatasetOptions(max_train_images=source.max_train_images)
-        return await run_sync(
-            once, store, tenant, idempotency_key, print_,
-            lambda: store.datasets.create(tenant, shown_name(name, source.source, "dataset"), task, source.source, options),
-        )  # fmt: skip
+
+        def name_source() -> DatasetRecord:
+            store.quotas.check_bytes(tenant, request.app.state.settings.quotas, 0)
+            shown = shown_name(name, source.source, "dataset")
+            return store.datasets.create(tenant, shown, task, source.source, options)
+
+        return await run_sync(once, store, tenant, idempotency_key, print_, name_source)
+    await run_sync(store.quotas.check_bytes, tenant, request.app.state.settings.quotas, announced_bytes(request))
     received, filename = await receive(request, store.blobs, request.app.state.settings.max_dataset_bytes)
     try:
         print_ = fingerprint("dataset", name, task, received.sha256)

@@ -18,6 +18,7 @@ from sse_starlette.event import ServerSentEvent
 from wbar.errors import NotFound
 from wbar.states import TERMINAL
 from wbar_store.database import UNAVAILABLE, Tenant
+from wbar_store.documents import readable
 from wbar_store.events import EventRecord, JobNews
 from wbar_store.store import Store
 
@@ -41,7 +42,7 @@ class _Sent:
         sent = event.to_api()
         # As ASCII: readers that split lines as Unicode does must find one line.
         data = json.dumps(sent.model_dump(mode="json"), separators=(",", ":"))
-        ends = event.type == "status" and event.data["status"] in TERMINAL
+        ends = event.type == "status" and event.data.get("status") in TERMINAL
         return cls(event.seq, ServerSentEvent(id=sent.id, event=sent.type, data=data), ends)
 
 
@@ -105,9 +106,12 @@ class EventStreams:
 
     def _read(self, tenant: Tenant, job_id: str, after: int) -> list[_Sent]:
         try:
-            return [_Sent.of(event) for event in self._store.events.after(tenant, job_id, after, BATCH)]
+            found = self._store.events.after(tenant, job_id, after, BATCH)
         except NotFound:
             return []  # deleted, which the poller finds too
+        sent = readable(found, _Sent.of)
+        # A batch of nothing but odd rows must not look like the end of the log.
+        return sent if sent or len(found) < BATCH else self._read(tenant, job_id, found[-1].seq)
 
     async def _poll(self) -> None:
         while self._watched:
@@ -129,7 +133,7 @@ class EventStreams:
         if news is None:
             job.over = changed = True
         elif changed or news.events:
-            job.latest.extend(_Sent.of(event) for event in news.events)
+            job.latest.extend(readable(news.events, _Sent.of))
             job.seq = news.events[-1].seq if news.events else news.latest
             changed = True
         if news is not None and news.ended and job.seq == news.latest and not job.over:

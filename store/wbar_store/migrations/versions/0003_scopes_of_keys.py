@@ -13,12 +13,10 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-_KEYS = sa.table("api_keys", sa.column("scopes", sa.JSON), sa.column("hint", sa.String))
 _IDEMPOTENCY = sa.table(
     "idempotency",
     sa.column("tenant", sa.String),
     sa.column("key", sa.String),
-    sa.column("status", sa.Integer),
     sa.column("object", sa.String),
     sa.column("body", sa.Text),
 )
@@ -30,40 +28,30 @@ def upgrade() -> None:
 
 
 def _upgrade_keys() -> None:
+    # The defaults are for an API of the version before, which knows none of these.
     with op.batch_alter_table("api_keys") as batch:
-        batch.add_column(sa.Column("scopes", sa.JSON(none_as_null=True)))
-        batch.add_column(sa.Column("hint", sa.String(length=16)))
+        batch.add_column(
+            sa.Column("scopes", sa.JSON(none_as_null=True), nullable=False, server_default='["read", "write", "admin"]')
+        )
+        batch.add_column(sa.Column("hint", sa.String(length=16), nullable=False, server_default="wbar_…"))
         batch.add_column(sa.Column("expires_at", sa.Double()))
         batch.add_column(sa.Column("last_used_at", sa.Double()))
         batch.create_index(batch.f("ix_api_keys_tenant_id"), ["tenant", "id"])
-    # A key that exists could do everything, and still can.
-    op.get_bind().execute(sa.update(_KEYS).values(scopes=["read", "write", "admin"], hint="wbar_…"))
-    with op.batch_alter_table("api_keys") as batch:
-        batch.alter_column("scopes", existing_type=sa.JSON(), nullable=False)
-        batch.alter_column("hint", existing_type=sa.String(length=16), nullable=False)
 
 
 def _upgrade_idempotency() -> None:
-    connection = op.get_bind()
-    connection.execute(sa.delete(_IDEMPOTENCY).where(_IDEMPOTENCY.c.status.is_(None)))
     with op.batch_alter_table("idempotency") as batch:
-        batch.add_column(sa.Column("object", sa.String(length=40)))
+        batch.add_column(sa.Column("object", sa.String(length=40), nullable=False, server_default=""))
+    connection = op.get_bind()
     answered = sa.select(_IDEMPOTENCY.c.tenant, _IDEMPOTENCY.c.key, _IDEMPOTENCY.c.body)
-    for row in connection.execute(answered).all():
+    for row in connection.execute(answered.where(_IDEMPOTENCY.c.body.is_not(None))).all():
         this = (_IDEMPOTENCY.c.tenant == row.tenant) & (_IDEMPOTENCY.c.key == row.key)
         connection.execute(sa.update(_IDEMPOTENCY).where(this).values(object=json.loads(row.body)["id"]))
-    with op.batch_alter_table("idempotency") as batch:
-        batch.alter_column("object", existing_type=sa.String(length=40), nullable=False)
-        batch.alter_column("body", existing_type=sa.Text(), nullable=False)
-        batch.drop_column("status")
 
 
 def downgrade() -> None:
     with op.batch_alter_table("idempotency") as batch:
-        batch.add_column(sa.Column("status", sa.Integer()))
-        batch.alter_column("body", existing_type=sa.Text(), nullable=True)
         batch.drop_column("object")
-    op.get_bind().execute(sa.update(_IDEMPOTENCY).values(status=201))
     # The version before knows no scopes and no expiry: a key that must not do everything must not come back as one that may.
     limited = "DELETE FROM api_keys WHERE expires_at IS NOT NULL OR NOT (CAST(scopes AS TEXT) LIKE '%admin%')"
     op.get_bind().execute(sa.text(limited))
