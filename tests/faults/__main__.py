@@ -5,53 +5,20 @@ Prints the count by kind and point with the violations; exits 1 if there was one
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
-from tests.faults.house import House, clock_can_jump
-from tests.faults.memory import groups_available
-from tests.faults.plans import Plan, drawn
+from tests.faults.house import House
+from tests.faults.plans import drawn
 from tests.faults.postgresql import available
-from tests.faults.running import Outcome, run
-from tests.faults.trial import Trial
-from tests.faults.work import Ended, Inputs, undisturbed, upload
+from tests.faults.running import Outcome
+from tests.faults.tenancy import Tenancy, possible
 
 TRIALS_IN_A_HOUSE = 40
-
-
-class Tenancy:
-    """A house with its inputs and the undisturbed jobs."""
-
-    def __init__(self, database: str, apart: bool) -> None:
-        self.house = House(database, apart)
-        try:
-            self.house.start()
-            self.inputs: Inputs = upload(self.house)
-            self.references: dict[bool, Ended] = {
-                False: undisturbed(self.house, self.inputs.body()),
-                # After an OOM the job is done in smaller parts, so it is compared with one that was asked for like that.
-                True: undisturbed(self.house, self.inputs.body(large=True, accumulate=2)),
-            }
-        except BaseException:
-            self.house.stop()
-            raise
-
-    def trial(self, plan: Plan) -> Outcome:
-        """Run one plan, every part alive before."""
-        self.house.start()
-        return run(Trial(self.house, plan, self.inputs, self.references))
-
-
-def possible(plan: Plan, house: House) -> bool:
-    """Whether this machine lets us do the fault."""
-    if plan.kind.startswith("disk-full") or plan.kind == "blobs-read-only":
-        return house.blobs_disk.mounted
-    if plan.kind.startswith("memory-killed"):
-        return groups_available()
-    return not plan.kind.startswith("clock") or clock_can_jump()
 
 
 def keep_evidence(house: House, outcome: Outcome, folder: Path) -> None:
@@ -88,7 +55,7 @@ def read(path: Path) -> list[Outcome]:
 
 
 def do(database: str, count: int, seed: int, until: float, state: Path, only: str | None = None) -> None:
-    """Do faults on one database until there are `count`, or the time is over. only: a part of a kind or a point."""
+    """Do faults on one database until there are `count`, or the time is over. only: a regular expression for kind and place."""
     done = {one.index for one in read(state) if one.seed == seed and one.database.startswith(database)}
     tenancy: Tenancy | None = None
     begun, apart = 0, len(done) // TRIALS_IN_A_HOUSE % 2 == 0
@@ -96,7 +63,7 @@ def do(database: str, count: int, seed: int, until: float, state: Path, only: st
         for plan in drawn(seed, database):
             if plan.index >= count or time.monotonic() > until:
                 return
-            if plan.index in done or (only and only not in f"{plan.kind} {plan.place}"):
+            if plan.index in done or (only and not re.search(only, f"{plan.kind} {plan.place}")):
                 continue
             if tenancy is not None and begun >= TRIALS_IN_A_HOUSE:
                 _end(tenancy, state)
@@ -135,7 +102,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--database", choices=["sqlite", "postgresql", "both"], default="both")
     parser.add_argument("--state", type=Path, required=True, help="JSON lines; a rerun goes on where it ends")
-    parser.add_argument("--only", help="a part of the kind or the point")
+    parser.add_argument("--only", help="a regular expression for kind and place, as the table shows them")
     asked = parser.parse_args()
     databases = ["sqlite", "postgresql"] if asked.database == "both" else [asked.database]
     if "postgresql" in databases and not available():

@@ -274,33 +274,43 @@ def _check_told(trial: Trial) -> None:
         trial.violations.append(f"recipe.accumulate is {accumulate}, not 2")
 
 
+SPARE = 16 << 20  # bytes that a training process may take after it was squeezed
+
+
+def _end_by_the_kernel(trial: Trial, times: int) -> None:
+    """Have the kernel end so many training processes, as it does in a container that is too small.
+
+    The workers are in the group, for they read its counter; the forkservers are not, since a group this small has the kernel
+    choose by size, and they have the size of a small training process.
+    """
+    assert trial.pid is not None
+    group, seen = SmallGroup(), set[int]()
+    for name in TRAINING:
+        group.take(trial.house.parts[name].pid)
+    deadline = time.monotonic() + 60
+    try:
+        while len(seen) < times and trial.status() not in TERMINAL and time.monotonic() < deadline:
+            for pid in set(trial.house.trainers()) - seen:
+                seen.add(pid)
+                group.squeeze(pid, SPARE)
+                trial.go()
+                wait_until(lambda pid=pid: pid not in trial.house.trainers(), 30, "the kernel's kill")  # type: ignore[misc]
+                group.relax()
+            time.sleep(0.005)
+        _check_told(trial)
+    finally:
+        group.close()
+
+
 def memory_killed(trial: Trial) -> None:
     """Have the kernel end the training process for want of memory, once: the job starts over in smaller parts."""
-    assert trial.pid is not None
-    group = SmallGroup(16 << 20)
-    group.take(trial.pid)
-    trial.go()
-    _check_told(trial)
-    group.close()
+    _end_by_the_kernel(trial, 1)
 
 
 def memory_killed_always(trial: Trial) -> None:
     """Have the kernel end both attempts: then it is out_of_memory."""
-    assert trial.pid is not None
-    group = SmallGroup(16 << 20)
     trial.expected, trial.error = "failed", "out_of_memory"
-    seen = {trial.pid}
-    group.take(trial.pid)
-    trial.go()
-    deadline = time.monotonic() + 60
-    while trial.status() not in TERMINAL and time.monotonic() < deadline:
-        for pid in trial.house.trainers():
-            if pid not in seen:
-                seen.add(pid)
-                group.take(pid)
-        time.sleep(0.005)
-    _check_told(trial)
-    group.close()
+    _end_by_the_kernel(trial, 2)
 
 
 def memory_refused(trial: Trial) -> None:
@@ -348,11 +358,11 @@ def clock_back(trial: Trial) -> None:
 
 
 def poison(trial: Trial) -> None:
-    """Have every attempt of another job die at its second saved state, while this one goes on undisturbed."""
+    """Have every attempt of another job die before its first saved state, while this one goes on undisturbed."""
     house = trial.house
     number, most = (signal.SIGSEGV, 3) if trial.plan.fraction < 0.5 else (signal.SIGKILL, 10)
     job = house.ask("POST", "/v1/jobs", json=trial.body).json()["id"]
-    plan = replace(trial.plan, point="state-file", when="before", nth=2)
+    plan = replace(trial.plan, point="state-file", when="before", nth=1)
     house.arm(plan, number, job)
     ended = work.wait_for_end(house, job)
     house.go(plan)

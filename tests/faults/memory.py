@@ -12,20 +12,39 @@ _UNIFIED = Path("/sys/fs/cgroup")  # version 2
 
 
 class SmallGroup:
-    """A control group with this much memory. Its kernel ends a process in it that needs more: an OOM kill."""
+    """A control group of processes. Once it has a limit, the kernel ends a process in it that needs more: an OOM kill."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self) -> None:
         version1 = (_GROUPS / "memory.limit_in_bytes").exists()
         self.folder = (_GROUPS if version1 else _UNIFIED) / f"wbar-faults-{uuid.uuid4().hex[:8]}"
+        self._limit, self._usage, self._none = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "-1")
+            if version1
+            else ("memory.max", "memory.current", "max")
+        )
         self.folder.mkdir()
-        (self.folder / ("memory.limit_in_bytes" if version1 else "memory.max")).write_text(str(limit))
+        (self.folder / self._limit).write_text(self._none)
 
     def take(self, pid: int) -> None:
         """Move a process into the group; what it has already stays with its old group."""
         (self.folder / "cgroup.procs").write_text(str(pid))
 
+    def squeeze(self, pid: int, spare: int) -> None:
+        """Move a process into the group and leave the group so many bytes beyond what it uses."""
+        self.take(pid)
+        usage = int((self.folder / self._usage).read_text())
+        (self.folder / self._limit).write_text(str(usage + spare))
+
+    def relax(self) -> None:
+        """Take the limit away."""
+        (self.folder / self._limit).write_text(self._none)
+
     def close(self) -> None:
-        """Delete the group, whose processes have ended."""
+        """Delete the group; what is alive in it goes back to the group above."""
+        self.relax()
+        for pid in (self.folder / "cgroup.procs").read_text().split():
+            with suppress(OSError):
+                (self.folder.parent / "cgroup.procs").write_text(pid)
         for _ in range(100):
             with suppress(OSError):
                 self.folder.rmdir()
@@ -38,7 +57,7 @@ def groups_available() -> bool:
     if os.getuid() != 0:
         return False
     try:
-        SmallGroup(1 << 22).close()
+        SmallGroup().close()
     except OSError:
         return False
     return True
