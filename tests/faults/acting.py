@@ -18,6 +18,7 @@ from tests.faults.plans import MOMENT
 from tests.faults.processes import send, send_group
 from tests.faults.trial import Trial
 from wbar.states import TERMINAL
+from wbar_store.database import IDLE_SECONDS
 from wbar_store.notifier import RUN_JOB
 
 OUTAGE_SECONDS = 3.0  # of a disk or a broker
@@ -111,12 +112,16 @@ def freeze(trial: Trial) -> None:
     group = trial.house.parts[trial.worker()].pid
     before = trial.attempts()
     send_group(group, signal.SIGSTOP)
-    deadline = time.monotonic() + 4 * LEASE + 5
+    # PostgreSQL frees the rows of a frozen transaction after a while; an SQLite file stays locked.
+    locked = IDLE_SECONDS if trial.plan.point == "in-transaction" and trial.house.server else 0.0
+    deadline = time.monotonic() + 4 * LEASE + 5 + locked
     try:
         while trial.attempts() == before and trial.status() not in TERMINAL and time.monotonic() < deadline:
             time.sleep(0.05)
         if trial.attempts() == before and trial.status() not in TERMINAL:
             trial.notes.append("no takeover while frozen")
+            if trial.house.server is not None:
+                trial.violations.append("frozen for so long, the job was not taken over")
     finally:
         send_group(group, signal.SIGCONT)
     trial.go()

@@ -107,6 +107,9 @@ def _sides(point: Point) -> tuple[When, ...]:
 
 def _fits(kind: str, point: Point, when: When) -> bool:
     """Whether there is a training process to kill: between its start and the result's way to the store."""
+    if point.name == "in-transaction":
+        # Its row is locked: what asks the API for a change of the job would wait for it, and so would the harness.
+        return kind in ("kill-trainer", "kill-worker", "freeze") and when == "after"
     without = ("claim", "fetch", "result-blobs", "result-row", "forget-state", "drop-state-row", "blob-collect")
     return kind != "kill-trainer" or not (point.name in without or (point.name, when) == ("start", "before"))
 

@@ -13,6 +13,7 @@ from tests.faults.acting import FAULTS, PREPARED
 from tests.faults.house import LEASE
 from tests.faults.plans import MOMENT
 from tests.faults.trial import REACH_SECONDS, Post, Trial
+from wbar_store.database import IDLE_SECONDS
 
 UPLOAD_LEASE = 15.0
 NOTIFY_AGAIN = 5.0  # of a queued row whose message is gone
@@ -88,7 +89,8 @@ def recovery(trial: Trial) -> float | None:
 def allowed_recovery(trial: Trial) -> float:
     """Return the promise: two leases (a lost message: NOTIFY_AGAIN, too), from when a worker is there."""
     waited = max(0.0, trial.ready_at - trial.fault_at)
-    return waited + max(2 * LEASE, NOTIFY_AGAIN + 0.5) + LATENCY
+    locked = IDLE_SECONDS if trial.plan.point == "in-transaction" else 0.0
+    return waited + max(2 * LEASE, NOTIFY_AGAIN + 0.5) + locked + LATENCY
 
 
 def run_upload(trial: Trial) -> Iterator[str]:

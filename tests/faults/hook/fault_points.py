@@ -52,6 +52,7 @@ POINTS: tuple[Point, ...] = (
     Point("result-row", "wbar_store.attempts:Attempts.succeed", "worker"),
     Point("forget-state", "wbar_worker.publish:Publisher.forget_state", "worker"),
     Point("drop-state-row", "wbar_store.jobs:Jobs.drop_state", "worker"),
+    Point("in-transaction", "wbar_store.events:Events.append", "worker"),
     # The training process.
     Point("attempt", "wbar_worker.attempt:run_attempt", "trainer"),
     *(
