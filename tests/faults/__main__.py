@@ -54,11 +54,13 @@ def read(path: Path) -> list[Outcome]:
     return [Outcome(**{**one, "violations": tuple(one["violations"]), "notes": tuple(one["notes"])}) for one in found]
 
 
-def do(database: str, count: int, seed: int, until: float, state: Path, only: str | None = None) -> None:
-    """Do faults on one database until there are `count`, or the time is over. only: a regular expression for kind and place."""
+def do(database: str, asked: argparse.Namespace, until: float) -> None:
+    """Do faults on one database until there are as many as asked for, or the time is over."""
+    count, seed, state, only = asked.count, asked.seed, asked.state, asked.only
     done = {one.index for one in read(state) if one.seed == seed and one.database.startswith(database)}
     tenancy: Tenancy | None = None
-    begun, apart = 0, len(done) // TRIALS_IN_A_HOUSE % 2 == 0
+    begun = 0
+    apart = asked.hosts == "two" or (asked.hosts == "both" and len(done) // TRIALS_IN_A_HOUSE % 2 == 0)
     try:
         for plan in drawn(seed, database):
             if plan.index >= count or time.monotonic() > until:
@@ -67,7 +69,7 @@ def do(database: str, count: int, seed: int, until: float, state: Path, only: st
                 continue
             if tenancy is not None and begun >= TRIALS_IN_A_HOUSE:
                 _end(tenancy, state)
-                tenancy, begun, apart = None, 0, not apart
+                tenancy, begun, apart = None, 0, apart != (asked.hosts == "both")
             tenancy = tenancy or Tenancy(database, apart)
             if not possible(plan, tenancy.house):
                 continue
@@ -102,6 +104,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--database", choices=["sqlite", "postgresql", "both"], default="both")
     parser.add_argument("--state", type=Path, required=True, help="JSON lines; a rerun goes on where it ends")
+    parser.add_argument(
+        "--hosts", choices=["one", "two", "both"], default="both", help="whether workers share a folder"
+    )
     parser.add_argument("--only", help="a regular expression for kind and place, as the table shows them")
     asked = parser.parse_args()
     databases = ["sqlite", "postgresql"] if asked.database == "both" else [asked.database]
@@ -111,7 +116,7 @@ def main() -> int:
     begun = time.monotonic()
     for number, database in enumerate(databases, start=1):
         until = begun + asked.seconds * number / len(databases)
-        do(database, asked.count, asked.seed, until, asked.state, asked.only)
+        do(database, asked, until)
     outcomes = read(asked.state)
     print(table(outcomes))
     return int(any(one.violations for one in outcomes) or asked.state.with_suffix(".left").exists())
