@@ -21,7 +21,8 @@ from wbar.states import TERMINAL
 from wbar_store.database import IDLE_SECONDS
 from wbar_store.notifier import RUN_JOB
 
-OUTAGE_SECONDS = 3.0  # of a disk or a broker
+OUTAGE_SECONDS = 3.0  # of a broker, or of the blobs' disk
+FULL_SECONDS = 6.0  # of the workers' disk: longer than three attempts that fail at once
 TRAINER_POINTS = ("attempt", "phase-", "snapshot-file", "state-file")
 
 
@@ -232,7 +233,7 @@ def disk_full_blobs(trial: Trial) -> None:
 def disk_full_scratch(trial: Trial) -> None:
     trial.house.scratch_disk.fill()
     trial.go()
-    time.sleep(OUTAGE_SECONDS)
+    time.sleep(FULL_SECONDS)
     trial.house.scratch_disk.free()
     trial.ready_at = time.time()
 

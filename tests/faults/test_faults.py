@@ -18,12 +18,13 @@ SLICE = [
     ("deliver-five", MOMENT, "before"),
     ("broker-flush", MOMENT, "before"),
     ("memory-killed", "phase-loading", "before"),
+    ("disk-full-scratch", "state-file", "before"),
 ]
 
 
 @pytest.fixture(scope="module")
 def tenancy() -> Iterator[Tenancy]:
-    made = Tenancy("sqlite", apart=True)
+    made = Tenancy("sqlite", apart=False)
     yield made
     assert made.house.stop() == [], "processes were left after the stop"
 
