@@ -7,6 +7,7 @@ import argparse
 import json
 import re
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -113,6 +114,7 @@ def main() -> int:
     if "postgresql" in databases and not available():
         print("there is no PostgreSQL server on this machine: SQLite only")
         databases.remove("postgresql")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # everything that was started is stopped then, too
     begun = time.monotonic()
     for number, database in enumerate(databases, start=1):
         until = begun + asked.seconds * number / len(databases)

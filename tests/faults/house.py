@@ -132,6 +132,7 @@ class House:
                 stdout=self.log,
                 stderr=self.log,
                 start_new_session=True,
+                preexec_fn=processes.end_with_parent,
             )
         for name in names or COMMANDS:
             wait_until(lambda name=name: self.ready(name), 120, f"the start of {name}")  # type: ignore[misc]

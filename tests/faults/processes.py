@@ -1,5 +1,6 @@
 """Processes of the service under test, found in /proc by the mark in their environment; Linux only."""
 
+import ctypes
 import os
 import signal
 from contextlib import suppress
@@ -44,3 +45,8 @@ def send_group(pid: int, number: signal.Signals) -> None:
     """Send a signal to a process and everything it started."""
     with suppress(ProcessLookupError):
         os.killpg(pid, number)
+
+
+def end_with_parent() -> None:
+    """Have this process end with the harness, in whatever way that ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
