@@ -4,19 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.plans import MOMENT, Plan, drawn, matrix
+from tests.faults.plans import Plan, drawn, matrix
 from tests.faults.tenancy import Tenancy, possible
 
 SLICE = [
-    ("kill-trainer", "state-file-rename", "before"),
     ("kill-worker", "snapshot-row", "after"),
     ("kill-api", "api-create", "after"),
     ("cancel", "phase-low", "before"),
     ("pause", "publish-high", "before"),
     ("freeze", "result-row", "before"),
     ("race", "claim", "before"),
-    ("deliver-five", MOMENT, "before"),
-    ("broker-flush", MOMENT, "before"),
     ("memory-killed", "phase-loading", "before"),
     ("disk-full-scratch", "state-file", "before"),
 ]
