@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATASET ?= builtin:digits
 
-.PHONY: demo test models fuzz clients lint bench bench-load bench-gain-quick lock up clean
+FAULTS ?= --count 1000 --seed 0 --seconds 3600 --database both
+
+.PHONY: demo test models fuzz faults clients lint bench bench-load bench-gain-quick lock up clean
 
 # One stamp per set of extras: reinstalled only when pyproject.toml changes.
 $(VENV)/.embedded: pyproject.toml
@@ -37,6 +39,10 @@ $(VENV)/clients/bin/openapi-python-client: | $(VENV)/.test
 clients: $(VENV)/clients/bin/openapi-python-client ## four generators make clients of the schema: two of Python's, and with node and Java two more
 	WBAR_TEST_OPENAPI_PYTHON_CLIENT=$(abspath $(VENV))/clients/bin/python $(BIN)/python -m pytest tests/clients
 	$(BIN)/python -m tests.clients
+
+# As root it does all of them (full disks, memory limits, a PostgreSQL of its own); otherwise it leaves out what it may not do.
+faults: $(VENV)/.test ## seeded faults at every named point of the real service, within an hour; a rerun goes on where it stopped
+	$(BIN)/python -m tests.faults --state $(VENV)/faults.jsonl $(FAULTS)
 
 lint: $(VENV)/.test ## style, types, and the arrows between the rooms
 	$(BIN)/ruff check .

@@ -56,6 +56,10 @@ def _now_postgresql(_element: Any, _compiler: Any, **_: Any) -> str:
 # What a database that is away, or has no connection free, raises. Any other DBAPIError is about what was asked of it.
 UNAVAILABLE = (OperationalError, InterfaceError, NoConnectionFree)
 
+# PostgreSQL ends a transaction whose client has been silent for so long: its host is frozen or cut off, and the rows that it
+# has locked are those that its successor, and the sweeper, wait for.
+IDLE_SECONDS = 15.0
+
 _WRITES, _DURABLE = "wbar_writes", "wbar_durable"
 
 
@@ -177,7 +181,17 @@ def _check_foreign_keys(connection: Connection) -> None:
 def _postgresql(url: str) -> Engine:
     # A server that vanishes must not hold a heartbeat for ever.
     vanished = {"connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
-    return create_engine(url, pool_pre_ping=True, pool_size=8, connect_args=vanished, json_deserializer=documents.load)
+    engine = create_engine(
+        url, pool_pre_ping=True, pool_size=8, connect_args=vanished, json_deserializer=documents.load
+    )
+
+    @event.listens_for(engine, "connect")
+    def _limit(connection: Any, _record: Any) -> None:
+        # By a statement: connection poolers refuse it among the options of a connection.
+        connection.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_SECONDS * 1000)}")
+        connection.commit()
+
+    return engine
 
 
 def _sqlite(url: str) -> Engine:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import String, delete, event, insert, select, update
+from sqlalchemy import String, delete, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from tests.store.rows import insert_inputs, spec
@@ -333,3 +333,10 @@ def test_a_creation_that_fails_leaves_the_key_free(database: Database) -> None:
         store.once(Tenant("default"), "k", "print", fail)
     answer = FirstAnswer("job_1", "{}")
     assert store.once(Tenant("default"), "k", "print", lambda: answer) == (answer, False)
+
+
+def test_postgresql_ends_the_transaction_of_a_client_that_is_silent(database: Database) -> None:
+    if database.engine.dialect.name != "postgresql":
+        pytest.skip("an SQLite file stays locked for as long as the process that locked it is frozen")
+    with database.read() as connection:
+        assert connection.execute(text("SHOW idle_in_transaction_session_timeout")).scalar() == "15s"

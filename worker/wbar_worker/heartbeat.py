@@ -29,6 +29,7 @@ class Heartbeat(threading.Thread):
 
     progress: the latest that the attempt reported.
     asked: the most urgent reason to stop that was passed on to the attempt.
+    ended_child: whether the attempt's process was killed here, because it did not answer.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Heartbeat(threading.Thread):
         self._heard_at = self._asked_at = clock()
         self.progress: Progress | None = None
         self.asked: StopReason | None = None
+        self.ended_child = False
 
     def watch(self, child: Child) -> None:
         """Pass reasons to stop on to this child from now on, and end it if it falls silent.
@@ -107,6 +109,7 @@ class Heartbeat(threading.Thread):
             overdue = self.asked in ("drain", "cancel") and now - self._asked_at > self._settings.drain_seconds
             if overdue or now - self._heard_at > self._settings.stall_seconds:
                 log.warning("%s: the training process does not answer and is ended", self._claim.id)
+                self.ended_child = True
                 child.process.kill()
 
     def stop(self) -> None:

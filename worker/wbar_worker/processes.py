@@ -31,10 +31,10 @@ MAX_MESSAGE = 256 * 1024**2  # bytes; the indices of a very large dataset's held
 OPEN_FILES = 256  # of a process that reads uploads: one upload, one result, the pipes, libraries that are still loaded
 # No process sends these to itself by mistake.
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# Of this control group (version 2, version 1), and of the whole system.
-_OOM_COUNTERS = tuple(
-    Path(path) for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control", "/proc/vmstat")
-)
+# Where control groups are mounted (version 2, version 1), with the file that counts the processes killed in a group.
+_GROUPS = ((Path("/sys/fs/cgroup"), "memory.events"), (Path("/sys/fs/cgroup/memory"), "memory.oom_control"))
+_OF_THE_SYSTEM = Path("/proc/vmstat")
+UNSEEN = 255  # multiprocessing's exit code of a child whose forkserver ended first, so that its end was not seen
 ORPHANED = 70  # the exit code of a child whose worker is gone
 
 Request = TypeVar("Request")
@@ -85,11 +85,11 @@ class Child:
         """Return how the child ended, and whether that was its own doing."""
         self.process.join(5)
         code = self.process.exitcode
+        if code in (-signal.SIGKILL, UNSEEN) and oom_kills() > self.oom_kills:
+            return Crashed(why="its process was ended by the system, which was out of memory", cause="memory")
         if code is None or code >= 0:
             return Crashed(why=f"its process ended with exit code {code}")
         name = signal.Signals(-code).name
-        if -code == signal.SIGKILL and oom_kills() > self.oom_kills:
-            return Crashed(why="its process was ended by the system, which was out of memory", cause="memory")
         hint = " (the system was out of memory?)" if -code == signal.SIGKILL else ""
         return Crashed(
             why=f"its process was ended by {name}{hint}", cause="outside" if -code in FROM_OUTSIDE else "itself"
@@ -97,13 +97,33 @@ class Child:
 
 
 def oom_kills() -> int:
-    """Return how many processes the kernel has killed for want of memory, in this control group where it says so; else 0."""
-    for counters in _OOM_COUNTERS:
+    """Return how many processes the kernel has killed for want of memory.
+
+    Counted in this process's control group; where none counts, in the whole system; where that does not either, 0.
+    """
+    for counters in (*_own_groups(), _OF_THE_SYSTEM):
         with suppress(OSError):
             for line in counters.read_text().splitlines():
                 if line.startswith("oom_kill "):
                     return int(line.split()[1])
     return 0
+
+
+def _own_groups() -> list[Path]:
+    """Return the files that may count for this process's group, the likeliest first.
+
+    A kill is counted in the group of the process that was killed, not in the groups above it. Inside a container the path
+    in /proc may be the host's: then the mount's root is the container's own group.
+    """
+    names = {"": "/"}
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            names |= dict.fromkeys(controllers.split(","), path)
+    # Version 2 has one hierarchy, whose line names no controller.
+    paths = (names[""], names.get("memory", "/"))
+    own = [root / path.lstrip("/") / file for (root, file), path in zip(_GROUPS, paths, strict=True)]
+    return [*own, *(root / file for root, file in _GROUPS)]
 
 
 def first_line(error: Exception) -> str:

@@ -21,6 +21,7 @@ from wbar_worker.inputs import fetch_inputs
 from wbar_worker.outages import retry_while_unavailable
 from wbar_worker.processes import Child, first_line
 from wbar_worker.publish import Publisher
+from wbar_worker.room import has_room, wait_for_room
 from wbar_worker.settings import WorkerSettings
 
 log = logging.getLogger("wbar.worker")
@@ -122,6 +123,9 @@ class Runner:
                 self.store.attempts.yield_back(job.claim, "paused")
             case "drain":
                 self.store.attempts.yield_back(job.claim, "queued")
+            case None if heartbeat.ended_child:
+                silent = f"its process was silent for {self.settings.stall_seconds:g} s and was ended"
+                self._lose(job, Crashed(why=silent))
             case None:
                 self._lose(job, lost)
         return False
@@ -134,7 +138,13 @@ class Runner:
                 message = f"{lost.why}, also with smaller parts of a batch: lower recipe.batch_size or image_size"
                 self.store.attempts.fail(job.claim, Fault(code=OutOfMemory.code, message=message))
                 return
-        if self.store.attempts.lose(job.claim, lost.why, crashed=lost.cause != "outside") == "queued":
+        why, crashed = lost.why, lost.cause != "outside"
+        scratch = self.settings.scratch / "jobs" / job.id
+        if lost.cause == "itself" and not has_room(scratch):
+            log.warning("%s: there is no room in %s; waiting", job.id, scratch)
+            wait_for_room(scratch, lambda: self.draining.is_set() or self.store.jobs.has_ended(job.id))
+            why, crashed = f"{why} (the disk of its working files was full)", False
+        if self.store.attempts.lose(job.claim, why, crashed=crashed) == "queued":
             self.store.notify(job.id)
 
     def _try_smaller(self, job: JobRecord, why: str) -> bool:

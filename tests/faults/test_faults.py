@@ -1,0 +1,45 @@
+"""A quick slice of the kill matrix, on SQLite: one fault of each kind that takes seconds. `make faults` does the whole one."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.plans import Plan, drawn, matrix
+from tests.faults.tenancy import Tenancy, possible
+
+SLICE = [
+    ("kill-worker", "snapshot-row", "after"),
+    ("kill-api", "api-create", "after"),
+    ("cancel", "phase-low", "before"),
+    ("pause", "publish-high", "before"),
+    ("freeze", "result-row", "before"),
+    ("race", "claim", "before"),
+    ("memory-killed", "phase-loading", "before"),
+    ("disk-full-scratch", "state-file", "before"),
+]
+
+
+@pytest.fixture(scope="module")
+def tenancy() -> Iterator[Tenancy]:
+    made = Tenancy("sqlite", apart=False)
+    yield made
+    assert made.house.stop() == [], "processes were left after the stop"
+
+
+@pytest.mark.parametrize(("kind", "point", "when"), SLICE)
+def test_a_fault_changes_nothing_of_the_result(tenancy: Tenancy, kind: str, point: str, when: str) -> None:
+    assert (kind, point, when, "job") in matrix("sqlite")
+    index = SLICE.index((kind, point, when))
+    plan = Plan(0, index, kind, point, "after" if when == "after" else "before", "job", 1, 0.3)
+    if not possible(plan, tenancy.house):
+        pytest.skip("this machine does not let the tests do that")
+    outcome = tenancy.trial(plan)
+    assert outcome.violations == ()
+    assert outcome.reached
+
+
+def test_the_plans_are_a_function_of_the_seed() -> None:
+    first, second = drawn(3, "postgresql"), drawn(3, "postgresql")
+    plans = [next(first) for _ in range(600)]
+    assert plans == [next(second) for _ in range(600)]
+    assert {(one.kind, one.point, one.when, one.work) for one in plans} == set(matrix("postgresql"))
