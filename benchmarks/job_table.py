@@ -82,7 +82,7 @@ def _claims(service: ApiOnly, repetitions: int) -> list[float]:
     taken = []
     for _ in range(repetitions):
         job = service.store.jobs.create(MINE, service.spec, None, {})
-        taken.append(_timed(lambda job=job: service.store.attempts.claim(job.id, 60)))  # type: ignore[misc]
+        taken.append(_timed(lambda job=job: service.store.attempts.claim(job.id, 60)))  # type: ignore[misc]  # mypy does not infer a lambda with a default
         service.store.jobs.cancel(MINE, job.id)
     return taken
 

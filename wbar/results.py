@@ -222,8 +222,8 @@ class Selection(BaseModel):
     chosen: Candidate | None = Field(None, description="Of `window` and `auto`: what w̄ is.")
     assumed: bool = Field(
         False,
-        description="Of `auto`: the selection split is too small to tell candidates apart, so w̄ is the mean of the last third "
-        "of the walk, and was not chosen.",
+        description="Of `auto`: the selection split, or the budget of the choice, is too small to tell candidates apart, so "
+        "w̄ is the mean of the last third of the walk, and was not chosen.",
     )
     optimism: float | None = Field(
         None,

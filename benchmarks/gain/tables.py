@@ -101,6 +101,6 @@ def _chosen(rows: list[Line]) -> str:
         if chosen is not None:
             what = f"{chosen['kind']} {chosen['first']}–{chosen['last']}"
             what += "" if chosen["alpha"] == 1 else f" at α = {chosen['alpha']:g}"
-        start = "; start delivered" if row["delivered"] == "start" else ""
+        start = " (start delivered)" if row["delivered"] == "start" else ""
         parts.append(f"{row['start_kind']}, rate × {row.get('rate_factor', 1):g}: {what}{start}")
     return "`auto`, by seed: " + "; ".join(parts) + "."

@@ -14,7 +14,7 @@ router = APIRouter(
     prefix="/v1/architectures",
     tags=["architectures"],
     route_class=AuthenticatedRoute,
-    responses=responses(401, 403, 429),
+    responses=responses(401, 403, 429, 503),
 )
 
 

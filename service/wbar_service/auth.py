@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
 from sqlalchemy.exc import DBAPIError
 
-from wbar.errors import Forbidden, Unauthorized
+from wbar.errors import Forbidden, NotFound, Unauthorized
 from wbar.keys import Scope
 from wbar_service.bodies import with_small_body
 from wbar_service.rate_limits import RateLimits
@@ -121,6 +121,8 @@ class AuthenticatedRoute(APIRoute):
             record = await authenticate(request, scope)
             request.scope[TENANT] = record.owner
             logs.note(tenant=record.tenant, key=record.id)
+            if any("\0" in str(part) for part in request.path_params.values()):
+                raise NotFound("no id holds a NUL")  # PostgreSQL would not even look
             limits: RateLimits = request.app.state.limits
             standing = await limits.count(record.id, changes)
             response = await handle(await with_small_body(request) if reads_body else request)

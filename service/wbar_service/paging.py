@@ -22,7 +22,7 @@ Sent = TypeVar("Sent", bound=_Identified)
 
 def paged_by(kind: Kind) -> Callable[..., PageRequest]:
     """Return the dependency that reads the page a client asks for. kind: of the ids that `after` may be."""
-    pattern = {"pattern": f"^{kind}_"}  # for the document; the repository says in words what is wrong
+    pattern = {"pattern": f"^{kind}_[0-9a-z]+$"}  # for the document; the repository says in words what is wrong
 
     def page(
         limit: Annotated[int, Query(ge=1, le=100)] = 20,

@@ -63,6 +63,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         416: "The range lies outside the content",
         422: "The request does not fit",
         429: "Too many requests, or the tenant's quota is used up",
+        503: "A part of the service does not answer",
         507: "No room is left",
     }
     return {status: {"model": Problem, "description": names[status]} for status in statuses}

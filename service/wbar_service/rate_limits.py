@@ -34,7 +34,7 @@ class Standing:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that every answer under a limit carries."""
+        """The headers of an answer under a limit: of one that was not refused, and of a 429."""
         return {
             "RateLimit-Policy": f'"{self.policy}";q={self.limit};w={MINUTE}',
             "RateLimit": f'"{self.policy}";r={self.remaining};t={self.reset}',

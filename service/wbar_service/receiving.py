@@ -40,7 +40,7 @@ def announced_sha256(request: Request) -> str | None:
 def announced_bytes(request: Request) -> int:
     """Return the length that the request announces; 0 where it does not."""
     length = request.headers.get("content-length", "")
-    return int(length) if length.isdigit() and len(length) <= 18 else 0
+    return int(length) if length.isascii() and length.isdigit() else 0
 
 
 async def receive(request: Request, blobs: Blobs, limit: int) -> tuple[Received, str | None]:
@@ -49,8 +49,8 @@ async def receive(request: Request, blobs: Blobs, limit: int) -> tuple[Received,
     Raises TooLarge, DigestMismatch, ValidationFailed or BadRequest; then nothing is left behind.
     """
     expected = announced_sha256(request)
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
+    length = announced_bytes(request)
+    if length > limit:
         raise TooLarge(f"the body has {length} bytes and this service takes {limit}")
     upload = await run_sync(blobs.receive)
     try:

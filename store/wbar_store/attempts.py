@@ -22,8 +22,8 @@ from wbar_store.events import Events
 from wbar_store.jobs import JobRecord, Jobs
 from wbar_store.tables import events, jobs, metrics
 
-MAX_CRASHES = 3  # attempts in a row whose own process failed, without getting further
-MAX_KILLED = 10  # attempts in a row that something else ended: their worker died, or a signal came from outside
+MAX_CRASHES = 3  # attempts whose own process failed, without progress between them
+MAX_KILLED = 10  # attempts that something else ended, alike: their worker died, or a signal came from outside
 FURTHER = 0.01  # of all steps: an attempt that came so much further than any before has got further
 
 

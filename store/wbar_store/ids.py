@@ -3,6 +3,7 @@
 The prefix is the only thing that is ever read off an id, and it is read here.
 """
 
+import re
 import secrets
 import threading
 import time
@@ -25,6 +26,11 @@ def new_id(kind: Kind) -> str:
         value, digit = divmod(value, 32)
         digits.append(_ALPHABET[digit])
     return f"{kind}_{''.join(reversed(digits))}"
+
+
+def is_id(kind: Kind, text: str) -> bool:
+    """Return whether a text has the form of an id of this kind."""
+    return re.fullmatch(rf"{kind}_[0-9a-z]+", text) is not None
 
 
 def kind_of(object_id: str) -> Kind | None:

@@ -14,7 +14,7 @@ from sqlalchemy import JSON, Column, Connection, Row, Select, Table, Text, cast
 from wbar.errors import NotFound, ValidationFailed
 from wbar_store import documents
 from wbar_store.database import Database, Tenant, one_row
-from wbar_store.ids import Kind, kind_of
+from wbar_store.ids import Kind, is_id
 
 
 class Record(BaseModel):
@@ -125,7 +125,7 @@ class Repository(Generic[AnyRecord]):
         """Return a page by keyset: `id` is the key, so the cost of a page does not grow with its depth."""
         key, ascending = self.table.c.id, request.order == "asc"
         if request.after is not None:
-            if kind_of(request.after) != self.kind:
+            if not is_id(self.kind, request.after):
                 raise ValidationFailed(
                     f"`after` is {request.after!r}, which is no id of a {self.noun}: give a page's `last_id`"
                 )

@@ -10,7 +10,7 @@ from wbar_store.claims import Claim, holds
 from wbar_store.database import Database, Tenant, now, rfc3339, upsert
 from wbar_store.documents import readable
 from wbar_store.events import Events
-from wbar_store.ids import kind_of, new_id
+from wbar_store.ids import is_id, new_id
 from wbar_store.parts import PartRepository
 from wbar_store.repository import PageRequest, Record, RecordPage
 from wbar_store.tables import snapshots
@@ -61,7 +61,7 @@ class Snapshots(PartRepository):
 
     def page(self, tenant: Tenant, job_id: str, request: PageRequest) -> RecordPage[SnapshotRecord]:
         """Return a page in the order of n, whatever `order` is. Raises NotFound, ValidationFailed."""
-        if request.after is not None and kind_of(request.after) != "snap":
+        if request.after is not None and not is_id("snap", request.after):
             raise ValidationFailed(
                 f"`after` is {request.after!r}, which is no id of a snapshot: give a page's `last_id`"
             )

@@ -119,7 +119,7 @@ jobs = Table(
     Column("report", _SHA, index=True),
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),  # the fence: raised by every claim, carried by every later write
-    # Attempts in a row that got no further: those that something else ended, and those whose own process failed.
+    # Attempts without progress since: lost to something else than their own process, and "crashes", which are its own.
     Column("lost_attempts", Integer, nullable=False),
     Column("crashes", Integer, nullable=False, server_default="0"),
     Column("furthest_step", Integer, nullable=False, server_default="0"),  # that a lost attempt came to

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults.acting import FAULTS
 from tests.faults.plans import Plan, drawn, matrix
 from tests.faults.tenancy import Tenancy, possible
 
@@ -43,3 +44,4 @@ def test_the_plans_are_a_function_of_the_seed() -> None:
     plans = [next(first) for _ in range(600)]
     assert plans == [next(second) for _ in range(600)]
     assert {(one.kind, one.point, one.when, one.work) for one in plans} == set(matrix("postgresql"))
+    assert {kind for kind, *_ in matrix("postgresql")} <= set(FAULTS)

@@ -89,6 +89,19 @@ def test_a_tenant_keeps_no_more_than_it_may(tmp_path: Path) -> None:
         assert app.request("POST", "/v1/checkpoints", content=b"c" * 1500).status_code == 201
 
 
+def test_an_upload_that_comes_again_is_answered_whatever_the_quota_says(tmp_path: Path) -> None:
+    with app_in(tmp_path, max_tenant_bytes=2000) as app:
+        for path in ("/v1/checkpoints", "/v1/datasets"):
+            answers = [
+                app.request("POST", path, content=path.encode() * 60, headers={"Idempotency-Key": path})
+                for _ in range(2)
+            ]
+            assert [answer.status_code for answer in answers] == [201, 201]
+            assert answers[0].json() == answers[1].json()
+        refused = app.request("POST", "/v1/datasets", content=b"x" * 900, headers={"Idempotency-Key": "new"})
+        assert refused.status_code == 429
+
+
 def test_a_tenant_has_no_more_jobs_at_work_than_it_may(database: Database) -> None:
     store, limits = Store(database, None, None), Limits(bytes=None, jobs=3)  # type: ignore[arg-type]  # not used here
     insert_inputs(database)

@@ -166,6 +166,19 @@ def test_conditions_on_metadata_are_few(app: App) -> None:
     assert app.request("GET", "/v1/jobs", params={f"metadata[k{i}]": "x" for i in range(16)}).status_code == 200
 
 
+@pytest.mark.parametrize("after", ["ckpt_a\0", "ckpt_", "ckpt_A", "ckpt_a/../b", "job_1", "\0"])
+def test_a_page_begins_after_an_id(app: App, after: str) -> None:
+    answer = app.request("GET", "/v1/checkpoints", params={"after": after})
+    assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
+
+
+def test_a_nul_names_nothing(app: App) -> None:
+    assert app.request("GET", "/v1/jobs/%00").status_code == 404
+    assert app.request("DELETE", "/v1/datasets/ds_%00").status_code == 404
+    for params in ({"checkpoint": "a\0"}, {"metadata[a]": "\0"}, {"metadata[\0]": "a"}):
+        assert app.request("GET", "/v1/jobs", params=params).status_code == 422
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of three megabytes."""

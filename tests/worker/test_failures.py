@@ -9,11 +9,13 @@ import pytest
 
 from tests.store.rows import insert_inputs, spec
 from tests.worker.entries import ANSWER_NONSENSE
+from wbar.recipe import Recipe
 from wbar_store.checkpoints import GivenNetwork
 from wbar_store.database import Tenant
 from wbar_store.migrate import upgrade
 from wbar_store.store import Store
 from wbar_store.uploads import MAX_ATTEMPTS
+from wbar_training.messages import Crashed
 from wbar_worker import run_job
 from wbar_worker.ingest import Ingester
 from wbar_worker.run_job import Runner
@@ -57,6 +59,20 @@ def test_a_message_that_does_not_validate_ends_the_attempt(
     Runner(store, settings, threading.Event()).run(job, [], 1)
     assert why_it_was_lost(store, job).startswith("attempt 1 was lost: ValidationError: ")
     assert multiprocessing.active_children() == []
+
+
+def test_a_job_without_memory_that_cannot_be_made_smaller_says_so_at_once(
+    store: Store, settings: WorkerSettings
+) -> None:
+    job = store.jobs.create(MINE, spec(recipe=Recipe(batch_size=3)), None, {})
+    claimed = store.attempts.claim(job.id, 60)
+    assert claimed is not None
+    Runner(store, settings, threading.Event())._lose(
+        claimed, Crashed(why="the system was out of memory", cause="memory")
+    )
+    ended = store.jobs.get(MINE, job.id)
+    assert ended.error is not None
+    assert (ended.status, ended.error.code) == ("failed", "out_of_memory")
 
 
 def test_a_blob_that_is_missing_ends_the_attempt(store: Store, settings: WorkerSettings) -> None:

@@ -134,10 +134,11 @@ class Runner:
         if lost.cause == "memory":
             if self._try_smaller(job, lost.why):
                 return
-            if job.memory_retries:
-                message = f"{lost.why}, also with smaller parts of a batch: lower recipe.batch_size or image_size"
-                self.store.attempts.fail(job.claim, Fault(code=OutOfMemory.code, message=message))
-                return
+            # The same would happen again: there is nothing smaller to try.
+            tried = ", also with smaller parts of a batch" if job.memory_retries else ""
+            message = f"{lost.why}{tried}: give the worker more memory, or lower recipe.batch_size or image_size"
+            self.store.attempts.fail(job.claim, Fault(code=OutOfMemory.code, message=message))
+            return
         why, crashed = lost.why, lost.cause != "outside"
         scratch = self.settings.scratch / "jobs" / job.id
         if lost.cause == "itself" and not has_room(scratch):

@@ -22,7 +22,10 @@ from wbar_store.checkpoints import CheckpointRecord, GivenNetwork
 from wbar_store.repository import PageRequest
 
 router = APIRouter(
-    prefix="/v1/checkpoints", tags=["checkpoints"], route_class=AuthenticatedRoute, responses=responses(401, 403, 429)
+    prefix="/v1/checkpoints",
+    tags=["checkpoints"],
+    route_class=AuthenticatedRoute,
+    responses=responses(401, 403, 429, 503),
 )
 
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
@@ -71,7 +74,8 @@ async def create_checkpoint(
             [{"pointer": "", "parameter": "architecture", "detail": "unknown architecture"}],
         )
     shown_name(name, None, "")  # before the upload
-    await run_sync(store.quotas.check_bytes, tenant, request.app.state.settings.quotas, announced_bytes(request))
+    if not idempotency_key:  # a request that comes again counts already; what is new is checked where its row is made
+        await run_sync(store.quotas.check_bytes, tenant, request.app.state.settings.quotas, announced_bytes(request))
     received, filename = await receive(request, store.blobs, request.app.state.settings.max_checkpoint_bytes)
     given = GivenNetwork(architecture=architecture, num_classes=num_classes)
 

@@ -27,7 +27,7 @@ from wbar_store.repository import PageRequest
 from wbar_store.sources import locate
 
 router = APIRouter(
-    prefix="/v1/datasets", tags=["datasets"], route_class=AuthenticatedRoute, responses=responses(401, 403, 429)
+    prefix="/v1/datasets", tags=["datasets"], route_class=AuthenticatedRoute, responses=responses(401, 403, 429, 503)
 )
 
 TASKS = ("classification", "multilabel")  # of those that the contract names
@@ -90,7 +90,8 @@ async def create_dataset(
             return store.datasets.create(tenant, shown, task, source.source, options)
 
         return await run_sync(once, store, tenant, idempotency_key, print_, name_source)
-    await run_sync(store.quotas.check_bytes, tenant, request.app.state.settings.quotas, announced_bytes(request))
+    if not idempotency_key:  # a request that comes again counts already; what is new is checked where its row is made
+        await run_sync(store.quotas.check_bytes, tenant, request.app.state.settings.quotas, announced_bytes(request))
     received, filename = await receive(request, store.blobs, request.app.state.settings.max_dataset_bytes)
     try:
         print_ = fingerprint("dataset", name, task, received.sha256)

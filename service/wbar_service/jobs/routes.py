@@ -12,6 +12,7 @@ from wbar.errors import JobNotFinished, NoWeights, ValidationFailed
 from wbar.jobs import MOST_TAGS, Deleted, Event, EventType, Job, JobRequest, MetricsPoint, Snapshot
 from wbar.lists import Page
 from wbar.states import TERMINAL, JobStatus
+from wbar.text import TEXT_PATTERN, fault_of
 from wbar_service.answers import answer, polled
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf, store_of
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
@@ -25,7 +26,9 @@ from wbar_store.jobs import Filters, JobRecord
 from wbar_store.repository import PageRequest
 from wbar_store.snapshots import SnapshotRecord
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRoute, responses=responses(401, 403, 429))
+router = APIRouter(
+    prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRoute, responses=responses(401, 403, 429, 503)
+)
 
 
 @router.post(
@@ -34,7 +37,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRo
     response_model=Job,
     responses={
         200: {"model": Job, "description": "A dry run: resolved, estimated, not created."},
-        **responses(400, 404, 409, 413, 422),
+        **responses(400, 404, 409, 413, 422, 507),
     },
 )
 def create_job(
@@ -65,7 +68,7 @@ def list_jobs(
     tenant: TenantOf,
     page: Annotated[PageRequest, Depends(paged_by("job"))],
     status: JobStatus | None = None,
-    checkpoint: Annotated[str | None, Query(max_length=64)] = None,
+    checkpoint: Annotated[str | None, Query(max_length=64, pattern=TEXT_PATTERN)] = None,
 ) -> Response:
     """List the jobs, newest first; `?metadata[team]=vision` keeps those with that tag."""
     filters = Filters(status, checkpoint, _tags(request))
@@ -84,6 +87,9 @@ def _tags(request: Request) -> tuple[tuple[str, str], ...]:
             f"{len(tags)} conditions on metadata, and a job has at most {MOST_TAGS} tags",
             [{"pointer": "", "parameter": "metadata", "detail": f"at most {MOST_TAGS} conditions"}],
         )
+    fault = next((found for pair in tags for text in pair if (found := fault_of(text)) is not None), None)
+    if fault is not None:
+        raise ValidationFailed(f"metadata: {fault}", [{"pointer": "", "parameter": "metadata", "detail": fault}])
     return tags
 
 

@@ -17,10 +17,10 @@ from wbar_store.repository import PageRequest
 
 DAY = 24 * 3600.0
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=AdminRoute, responses=responses(401, 403, 429))
+router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=AdminRoute, responses=responses(401, 403, 429, 503))
 
 
-@router.post("", status_code=201, response_model=ApiKey, responses=responses(400, 409, 413, 422))
+@router.post("", status_code=201, response_model=ApiKey, responses=responses(400, 409, 413, 422, 507))
 def create_key(body: KeyRequest, store: StoreOf, tenant: TenantOf, idempotency_key: IdempotencyKey = None) -> Response:
     """Create an API key for the same tenant. `key` is in this answer only: a repeated request gets it without."""
     issued: list[IssuedKey] = []

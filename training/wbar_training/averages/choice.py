@@ -5,7 +5,7 @@ halving   every candidate is evaluated on the first images of the selection spli
           BatchNorm recomputed from some training images; the better half goes on, with twice as many
           (Jamieson & Talwalkar 2016); at the end the lines from the start to the best ones join in
 rule      of those whose paired difference to the lowest mean is within one standard error, the longest mean
-          (Breiman et al. 1984, section 3.4.3)
+          (Breiman et al. 1984, section 3.4.3); of fewer than MANY images the lowest mean rank over halves (ADR 19)
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ LEAST = 64  # images of the selection split that an evaluation needs: fewer tell
 SELECTION_BATCH_NORM_IMAGES = (
     1024  # training images that statistics are recomputed from; 512 were enough in measurements
 )
-MANY = 200  # images that the last round needs, if there are as many
+MANY = 200  # images of the last round, if there are as many; of fewer, ranks decide and not the standard error
 HALVINGS = 10
 LAST_ROUNDS = ((4, 2), (3, 1), (2, 1), (1, 1))  # finalists, and how many of them with their line to the start
 ALPHAS = (0.25, 0.5, 0.75)
@@ -29,7 +29,7 @@ ALPHAS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class Limits:
-    """The means of a choice: images, and forward passes.
+    """The images and the forward passes that a choice has.
 
     selection: images of the selection split.
     recomputed: training images that BatchNorm statistics can be recomputed from; 0 where the network has none.
