@@ -18,6 +18,7 @@ from tests.faults.plans import MOMENT
 from tests.faults.processes import send, send_group
 from tests.faults.trial import Trial
 from wbar.states import TERMINAL
+from wbar_store.attempts import MAX_CRASHES, MAX_KILLED
 from wbar_store.database import IDLE_SECONDS
 from wbar_store.notifier import RUN_JOB
 
@@ -366,7 +367,7 @@ def clock_back(trial: Trial) -> None:
 def poison(trial: Trial) -> None:
     """Have every attempt of another job die before its first saved state, while this one goes on undisturbed."""
     house = trial.house
-    number, most = (signal.SIGSEGV, 3) if trial.plan.fraction < 0.5 else (signal.SIGKILL, 10)
+    number, most = (signal.SIGSEGV, MAX_CRASHES) if trial.plan.fraction < 0.5 else (signal.SIGKILL, MAX_KILLED)
     job = house.ask("POST", "/v1/jobs", json=trial.body).json()["id"]
     plan = replace(trial.plan, point="state-file", when="before", nth=1)
     house.arm(plan, number, job)

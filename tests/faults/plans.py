@@ -11,7 +11,9 @@ from typing import Any, Literal
 from tests.faults.hook.fault_points import POINTS, Point
 
 When = Literal["before", "after"]
-Work = Literal["job", "checkpoint"]
+Upload = Literal["checkpoint", "dataset"]
+Work = Literal["job"] | Upload
+UPLOADS: tuple[Upload, ...] = ("checkpoint", "dataset")
 MOMENT = "moment"  # a random one, while the job runs
 
 OF_JOB = ("kill-trainer", "kill-worker", "drain", "freeze", "cancel", "pause")
@@ -81,24 +83,30 @@ def matrix(database: str) -> list[tuple[str, str, When, Work]]:
     cells: list[tuple[str, str, When, Work]] = []
     for point in POINTS:
         for when in _sides(point):
-            work: Work = "checkpoint" if point.name in ("api-blob-place", "api-upload-row") else "job"
             match point.where:
                 case "worker" | "trainer":
                     cells += [(kind, point.name, when, "job") for kind in OF_JOB if _fits(kind, point, when)]
                     if point.name in WRITING:
                         cells += [(kind, point.name, when, "job") for kind in SURROUNDINGS]
+                case "api" if uploads := _uploads_through(point):
+                    cells += [("kill-api", point.name, when, upload) for upload in uploads]
                 case "api":
-                    cells.append(("kill-api", point.name, when, work))
-                    if work == "job":
-                        cells.append(("kill-all", point.name, when, work))
+                    cells += [(kind, point.name, when, "job") for kind in ("kill-api", "kill-all")]
                 case "ingest":
-                    cells.append(("kill-ingest", point.name, when, "checkpoint"))
+                    cells += [("kill-ingest", point.name, when, upload) for upload in _uploads_through(point)]
                 case "sweeper":
                     cells.append(("kill-sweeper", point.name, when, "job"))
     cells.append(("race", "claim", "before", "job"))
     cells += [(kind, "phase-loading", "before", "job") for kind in OF_MEMORY]
     cells += [(kind, MOMENT, "before", "job") for kind in (*OF_JOB, *ANYTIME)]
     return [cell for cell in cells if database == "postgresql" or cell[0] not in ONLY_POSTGRESQL]
+
+
+def _uploads_through(point: Point) -> tuple[Upload, ...]:
+    """Return the kinds of upload that pass a point of the API or of validation; none, if jobs do."""
+    if point.name.startswith(("api-blob", "ingest-claim", "ingest-start", "ingest-blob")):
+        return UPLOADS
+    return tuple(upload for upload in UPLOADS if f"-{upload}-" in point.name)
 
 
 def _sides(point: Point) -> tuple[When, ...]:
@@ -123,6 +131,6 @@ def drawn(seed: int, database: str) -> Iterator[Plan]:
         generator.shuffle(cells)
         for kind, point, when, work in cells:
             first = index < len(cells)
-            nth = 1 if first or work == "checkpoint" else generator.choice((1, 1, 2))
+            nth = 1 if first or work != "job" else generator.choice((1, 1, 2))
             yield Plan(seed, index, kind, point, when, work, nth, round(generator.uniform(0.02, 0.98), 3))
             index += 1

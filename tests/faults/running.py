@@ -14,9 +14,9 @@ from tests.faults.house import LEASE
 from tests.faults.plans import MOMENT
 from tests.faults.trial import REACH_SECONDS, Post, Trial
 from wbar_store.database import IDLE_SECONDS
+from wbar_store.jobs import NOTIFY_AGAIN
+from wbar_store.uploads import LEASE as UPLOAD_LEASE
 
-UPLOAD_LEASE = 15.0
-NOTIFY_AGAIN = 5.0  # of a queued row whose message is gone
 LATENCY = 2.0  # of processes that share two cores: from a row to the worker that waits for it
 
 
@@ -94,11 +94,11 @@ def allowed_recovery(trial: Trial) -> float:
 
 
 def run_upload(trial: Trial) -> Iterator[str]:
-    """Upload a checkpoint while a part is killed; yield what is wrong."""
+    """Upload a checkpoint or a dataset while a part is killed; yield what is wrong."""
     house, plan = trial.house, trial.plan
-    path = work.another_checkpoint(house, f"trial-{plan.id}")
+    content = work.another_upload(house, plan.work, f"trial-{plan.id}")
     house.arm(plan)
-    post = Post(house, f"/v1/checkpoints?name={plan.id}", content=path.read_bytes())
+    post = Post(house, f"/v1/{plan.work}s?name={plan.id}", content=content)
     post.start()
     if not trial.wait_at_point():
         trial.notes.append("not reached")
@@ -108,16 +108,15 @@ def run_upload(trial: Trial) -> Iterator[str]:
     trial.go()
     made = post.first()
     yield from post.problems()
-    found = work.wait_for(house, f"/v1/checkpoints/{made['id']}", ("ready", "rejected"), UPLOAD_LEASE * 2 + 60)
+    found = work.wait_for(house, f"/v1/{plan.work}s/{made['id']}", ("ready", "rejected"), UPLOAD_LEASE * 2 + 60)
     if found["status"] != "ready":
         yield f"the upload is {found['status']}: {found['error']}"
-    rows = house.sql("SELECT id FROM checkpoints WHERE name = :name AND status <> 'deleted'", name=plan.id)
+    rows = house.sql(f"SELECT id FROM {plan.work}s WHERE name = :name AND status <> 'deleted'", name=plan.id)
     if len(rows) != 1:
         yield f"one upload made {len(rows)} rows"
     yield from checks.of_processes(house)
     yield from _quiet(lambda: list(checks.of_blobs(house)))
-    house.ask("DELETE", f"/v1/checkpoints/{made['id']}")
-    path.unlink()
+    house.ask("DELETE", f"/v1/{plan.work}s/{made['id']}")
 
 
 def run_job(trial: Trial) -> Iterator[str]:
@@ -163,7 +162,7 @@ def run(trial: Trial) -> Outcome:
     begun = time.monotonic()
     plan, house = trial.plan, trial.house
     try:
-        trial.violations += list(run_upload(trial) if plan.work == "checkpoint" else run_job(trial))
+        trial.violations += list(run_job(trial) if plan.work == "job" else run_upload(trial))
     except Exception as error:
         trial.violations.append(f"the harness failed: {type(error).__name__}: {str(error)[:300]}")
     trial.go()

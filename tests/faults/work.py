@@ -1,13 +1,14 @@
 """The work of a trial: one small job, and the same job undisturbed, which every disturbed one must equal."""
 
 import hashlib
+import io
 import time
+import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tests.faults.house import House
-from tests.material import start_state, write_archive, write_start
+from tests.material import archive_bytes, start_state, write_archive, write_start
 from wbar.states import TERMINAL
 from wbar_averaging import write_safetensors
 
@@ -54,11 +55,18 @@ def upload(house: House) -> Inputs:
     return Inputs(checkpoint, dataset)
 
 
-def another_checkpoint(house: House, name: str) -> Path:
-    """Return a file with the start's tensors whose bytes no other file has."""
+def another_upload(house: House, kind: str, name: str) -> bytes:
+    """Return a checkpoint with the start's tensors, or a dataset with the jobs' images, whose bytes no other file has."""
+    if kind == "dataset":
+        out = io.BytesIO(archive_bytes())
+        with zipfile.ZipFile(out, "a") as archive:
+            archive.comment = f"trial {house.mark} {name}".encode()
+        return out.getvalue()
     path = house.folder / f"{name}.safetensors"
     write_safetensors(path, start_state(), {"trial": f"{house.mark} {name}"})
-    return path
+    content = path.read_bytes()
+    path.unlink()
+    return content
 
 
 def wait_for(house: House, path: str, statuses: tuple[str, ...], seconds: float) -> dict[str, Any]:

@@ -69,12 +69,14 @@ POINTS: tuple[Point, ...] = (
     Point("api-notify", "wbar_store.store:Store.notify", "api"),
     Point("api-message", "wbar_store.notifier:Notifier.notify", "api"),
     Point("api-blob-place", "wbar_store.blobs:Blobs._place", "api"),
-    Point("api-upload-row", "wbar_store.checkpoints:Checkpoints.create", "api"),
+    Point("api-checkpoint-row", "wbar_store.checkpoints:Checkpoints.create", "api"),
+    Point("api-dataset-row", "wbar_store.datasets:Datasets.create", "api"),
     # Validation of uploads.
     Point("ingest-claim", "wbar_store.uploads:UploadRepository.claim", "ingest"),
     Point("ingest-start", "wbar_worker.processes:start", "ingest"),
     Point("ingest-blob-place", "wbar_store.blobs:Blobs._place", "ingest"),
-    Point("ingest-accept", "wbar_store.checkpoints:Checkpoints.accept", "ingest"),
+    Point("ingest-checkpoint-accept", "wbar_store.checkpoints:Checkpoints.accept", "ingest"),
+    Point("ingest-dataset-accept", "wbar_store.datasets:Datasets.accept", "ingest"),
     # A lease that has run out.
     Point("sweep-lose", "wbar_store.attempts:Attempts.lose", "sweeper"),
     Point("sweep-notify", "wbar_store.store:Store.notify", "sweeper"),
