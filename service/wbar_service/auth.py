@@ -21,7 +21,7 @@ from wbar.keys import Scope
 from wbar_service.bodies import with_small_body
 from wbar_service.rate_limits import RateLimits
 from wbar_service.reading import read
-from wbar_store import logs
+from wbar_store import logs, row_security
 from wbar_store.database import UNAVAILABLE, Tenant
 from wbar_store.keys import KeyRecord
 from wbar_store.store import Store
@@ -120,6 +120,7 @@ class AuthenticatedRoute(APIRoute):
         async def checked(request: Request) -> Response:
             record = await authenticate(request, scope)
             request.scope[TENANT] = record.owner
+            row_security.act_for(record.tenant)
             logs.note(tenant=record.tenant, key=record.id)
             if any("\0" in str(part) for part in request.path_params.values()):
                 raise NotFound("no id holds a NUL")  # PostgreSQL would not even look

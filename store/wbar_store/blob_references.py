@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from sqlalchemy import ColumnElement, and_, delete, literal, or_, select, update
 
 from wbar_store.database import Database, clock, now, upsert
+from wbar_store.row_security import lifted
 from wbar_store.tables import REFERENCES, blobs
 
 ABANDONED = 3600.0  # a hold older than this belongs to a process that died
@@ -43,7 +44,7 @@ class BlobReferences:
     def free(self) -> dict[str, int]:
         """Return every blob without a reference and a hold, with its size: what `mark_free` would mark, and what is marked."""
         query = select(blobs.c.sha256, blobs.c.bytes).where(or_(blobs.c.deleting, _unused(now() - ABANDONED)))
-        with self.database.read() as connection:
+        with self.database.read() as connection, lifted(connection):
             return {row.sha256: row.bytes for row in connection.execute(query)}
 
     def unknown(self, digests: Sequence[str]) -> list[str]:
@@ -60,7 +61,7 @@ class BlobReferences:
 
     def mark_free(self, candidates: list[str] | None) -> None:
         """Mark every blob (or those of `candidates`) without a reference and a hold; a marked blob cannot be held again."""
-        with self.database.write() as connection:
+        with self.database.write() as connection, lifted(connection):
             stale = clock(connection) - ABANDONED
             free = _unused(literal(stale))
             unreferenced = select(blobs.c.sha256).where(free)

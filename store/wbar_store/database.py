@@ -33,7 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.sql.functions import FunctionElement
 
-from wbar_store import documents
+from wbar_store import documents, row_security
 
 
 class now(FunctionElement[float]):  # noqa: N801  # reads as the SQL function it is
@@ -79,6 +79,7 @@ class Database:
         self.engine = _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
         self._at_once = _sqlite_at_once(url) if url.startswith("sqlite") else None
         self._block = _Block()
+        self._walled: bool | None = None  # whether PostgreSQL lets us take a tenant's role; None: not asked yet
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -87,6 +88,7 @@ class Database:
             yield self._block.connection
             return
         with self.engine.connect() as connection, self._opened(connection, writes=False):
+            self._as_tenant(connection)
             yield connection
 
     @contextmanager
@@ -127,7 +129,17 @@ class Database:
             connection.begin(),
             self._opened(connection, writes=True),
         ):
+            self._as_tenant(connection)
             yield connection
+
+    def _as_tenant(self, connection: Connection) -> None:
+        """Raise the second wall between tenants, where there is one, for the transaction that begins."""
+        if connection.dialect.name != "postgresql" or not row_security.acting():
+            return
+        if self._walled is None:
+            self._walled = row_security.available(connection)
+        if self._walled:
+            row_security.enter(connection)
 
     @contextmanager
     def migrating(self) -> Iterator[Connection]:

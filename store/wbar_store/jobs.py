@@ -19,6 +19,7 @@ from wbar_store.database import Database, Tenant, now, rfc3339
 from wbar_store.events import Events
 from wbar_store.ids import new_id
 from wbar_store.repository import PageRequest, Record, RecordPage, Repository
+from wbar_store.row_security import lifted
 from wbar_store.tables import checkpoints, datasets, job_inputs, job_metadata, jobs, snapshots
 
 NOTIFY_AGAIN = 5.0  # a queued row that a worker was notified of so long ago, with nothing left in the broker
@@ -214,10 +215,11 @@ class Jobs(Repository[JobRecord]):
                 raise InUse(f"{job_id} is the teacher of {student}: cancel that job or wait for it")
             held = list(connection.execute(select(snapshots.c.sha256).where(snapshots.c.job == job_id)).scalars())
             connection.execute(delete(jobs).where(jobs.c.id == job_id))
-            for table, column in ((checkpoints, jobs.c.checkpoint), (datasets, jobs.c.dataset)):
-                # A deleted checkpoint or dataset was kept, hidden, only for the jobs that name it.
-                named = select(column)
-                connection.execute(delete(table).where(table.c.status == "deleted", table.c.id.not_in(named)))
+            with lifted(connection):  # hidden rows are no tenant's
+                for table, column in ((checkpoints, jobs.c.checkpoint), (datasets, jobs.c.dataset)):
+                    # A deleted checkpoint or dataset was kept, hidden, only for the jobs that name it.
+                    named = select(column)
+                    connection.execute(delete(table).where(table.c.status == "deleted", table.c.id.not_in(named)))
         return [*job.blobs, *held]
 
     def images_per_second(self, tenant: Tenant, checkpoint: str) -> float | None:

@@ -8,6 +8,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
+from wbar_store import row_security
 from wbar_store.database import Database
 from wbar_store.tables import metadata
 
@@ -25,6 +26,8 @@ def upgrade(database: Database) -> None:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(797226)")
         command.upgrade(_config(connection), "head")
+        if connection.dialect.name == "postgresql":
+            row_security.install(connection)
 
 
 def downgrade(database: Database, revision: str) -> None:

@@ -8,7 +8,8 @@ from sqlalchemy import event, update
 
 from tests.store.rows import PROGRESS, insert_inputs, result, spec
 from wbar.errors import NotFound
-from wbar_service.jobs.stream import REMEMBERED, EventStreams
+from wbar_service.jobs.stream import POLL_SECONDS, REMEMBERED, EventStreams
+from wbar_store import row_security
 from wbar_store.attempts import ResultBlobs
 from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant
@@ -68,6 +69,26 @@ def test_every_stream_gets_every_event_once(store: Store) -> None:
     lengths = [2 + 12 + 1, 2 + 4 + 1, 2 + 1]
     expected = [list(range(after + 1, length + 1)) for length in lengths for after in (0, 1, 2, 5)]
     assert asyncio.run(run()) == [*expected, list(range(8, lengths[0] + 1))]
+
+
+def test_one_poller_feeds_the_streams_of_all_tenants(store: Store) -> None:
+    """On PostgreSQL each request's transactions are its tenant's; the poller, which a request starts, is nobody's."""
+    job = start(store)
+
+    async def run() -> list[int]:
+        streams = EventStreams(store)
+        row_security.act_for("another")
+        first = asyncio.create_task(follow(streams, "job_of_another"))
+        await asyncio.sleep(0)  # it has started the poller
+        row_security.act_for(MINE.name)
+        mine = asyncio.create_task(follow(streams, job))
+        await asyncio.sleep(3 * POLL_SECONDS)  # the poller has asked for this job, too
+        await asyncio.to_thread(beat, store, job)
+        await asyncio.to_thread(end, store, job)
+        await first
+        return await mine
+
+    assert asyncio.run(asyncio.wait_for(run(), 20)) == [1, 2, 3, 4]
 
 
 def test_a_stream_that_was_away_for_long_misses_nothing(store: Store) -> None:

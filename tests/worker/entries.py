@@ -55,13 +55,13 @@ def die(number: signal.Signals, _channel: ControlChannel) -> None:
     os.kill(os.getpid(), number)
 
 
-def try_to_get_out(attempt: tuple[int, Path], channel: ControlChannel) -> None:
+def try_to_get_out(attempt: tuple[int, Path, int], channel: ControlChannel) -> None:
     """Do what a hostile upload that took over its process would: connect, run a program, trace the worker, fill the disk.
 
-    attempt: the port of a server on this machine, and a folder.
+    attempt: the port of a server on this machine, a folder, and the worker's process.
     """
     confine(memory=4 * 1024**3, seconds=60, file_bytes=1_000_000)
-    port, folder = attempt
+    port, folder, worker = attempt
 
     def write_much() -> None:
         with open(folder / "large", "wb") as file:
@@ -81,6 +81,8 @@ def try_to_get_out(attempt: tuple[int, Path], channel: ControlChannel) -> None:
         "exec": lambda: os.execv("/bin/true", ["true"]),
         "ptrace": ptrace_parent,
         "kill": lambda: os.kill(os.getppid(), 0),
+        "memory": lambda: open(f"/proc/{worker}/mem", "rb"),  # noqa: SIM115
+        "environment": lambda: open(f"/proc/{worker}/environ", "rb"),  # noqa: SIM115
         "open many": lambda: [open(os.devnull) for _ in range(300)],  # noqa: SIM115
         "write much": write_much,
         "threads": lambda: [thread.join() for thread in _started(8)],
@@ -94,7 +96,14 @@ def try_to_get_out(attempt: tuple[int, Path], channel: ControlChannel) -> None:
             results[name] = errno.errorcode[error.errno or 0]
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
     results |= {"filter": status["Seccomp"].strip(), "no new privileges": status["NoNewPrivs"].strip()}
+    results |= {"capabilities": status["CapPrm"].strip("\t\n 0")}
     channel.send(Crashed(why=json.dumps(results)))
+
+
+def show_environment(_request: None, channel: ControlChannel) -> None:
+    """Send what this process's environment is now, and what it and the forkserver were started with."""
+    files = [Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace") for pid in ("self", os.getppid())]
+    channel.send(Crashed(why="\n".join([*files, *os.environ, *os.environ.values()])))
 
 
 def abort(_request: None, _channel: ControlChannel) -> None:
@@ -122,6 +131,7 @@ WAIT_FOR_STOP: Entry[None] = Entry("tests.worker.entries", "wait_for_stop")
 SEND_A_PICKLE: Entry[Path] = Entry("tests.worker.entries", "send_a_pickle")
 SEND_FROM_THREADS: Entry[int] = Entry("tests.worker.entries", "send_from_threads")
 ANSWER_NONSENSE: Entry[Any] = Entry("tests.worker.entries", "answer_nonsense")
+SHOW_ENVIRONMENT: Entry[None] = Entry("tests.worker.entries", "show_environment")
 ABORT: Entry[None] = Entry("tests.worker.entries", "abort", isolated=True)
-TRY_TO_GET_OUT: Entry[tuple[int, Path]] = Entry("tests.worker.entries", "try_to_get_out", isolated=True)
+TRY_TO_GET_OUT: Entry[tuple[int, Path, int]] = Entry("tests.worker.entries", "try_to_get_out", isolated=True)
 DIE: Entry[signal.Signals] = Entry("tests.worker.entries", "die")

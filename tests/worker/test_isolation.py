@@ -2,6 +2,8 @@
 
 import io
 import json
+import multiprocessing.forkserver
+import os
 import platform
 import resource
 import socket
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from tests.worker.entries import ABORT, TRY_TO_GET_OUT
+from tests.worker.entries import ABORT, SHOW_ENVIRONMENT, TRY_TO_GET_OUT
 from wbar.spec import Network
 from wbar_training.messages import Crashed
 from wbar_training.networks.architectures import initialized
@@ -31,6 +33,7 @@ from wbar_worker.children import (
     Limits,
     UploadRejected,
     Verdict,
+    warm_up,
 )
 from wbar_worker.ingest import Ingester
 from wbar_worker.processes import Entry
@@ -55,7 +58,7 @@ def test_a_reader_of_uploads_cannot_get_out(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as other:
         other.bind(str(tmp_path / "socket"))
         other.listen()
-        child = processes.start(TRY_TO_GET_OUT, (server.getsockname()[1], tmp_path))
+        child = processes.start(TRY_TO_GET_OUT, (server.getsockname()[1], tmp_path, os.getpid()))
         try:
             answer = child.receive(VERDICTS)
         finally:
@@ -72,12 +75,32 @@ def test_a_reader_of_uploads_cannot_get_out(tmp_path: Path) -> None:
         "exec": "EPERM",
         "ptrace": "EPERM",
         "kill": "EPERM",
+        "memory": "EACCES",
+        "environment": "EACCES",
         "open many": "EMFILE",
         "write much": "EFBIG",
         "threads": "done",
         "filter": "2",
         "no new privileges": "1",
+        "capabilities": "",
     }
+
+
+def test_no_child_is_given_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = ["WBAR_DATABASE_URL", "WBAR_BROKER_URL", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"]
+    for name in secrets:
+        monkeypatch.setenv(name, f"secret of {name}")
+    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]  # as in a new worker
+    warm_up()
+    assert os.environ["PGPASSWORD"] == "secret of PGPASSWORD"
+    child = processes.start(SHOW_ENVIRONMENT, None)
+    try:
+        answer = child.receive(VERDICTS)
+    finally:
+        child.end()
+    assert isinstance(answer, Crashed)
+    assert "PATH" in answer.why
+    assert not [name for name in secrets if name in answer.why]
 
 
 def test_a_reader_that_aborts_ends_by_its_signal() -> None:

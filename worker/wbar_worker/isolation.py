@@ -1,4 +1,4 @@
-"""A process that reads strangers' files gives up what it does not need: the network, other programs, other processes.
+"""A process that reads strangers' files gives up what it does not need: the network, other programs, other processes, rights.
 
 Files stay as they are: it reads and writes those of its user. Only Linux keeps such promises; each part that the kernel or
 a container refuses is left out and logged, since the readers are safe by themselves and this is the second wall. In the
@@ -6,7 +6,8 @@ order in which they are tried:
 
 1. no_new_privs: no program started from here gains rights.
 2. a network namespace of its own, in which there is not even a loopback address;
-3. a seccomp filter, which answers EPERM to the system calls below, whoever makes them in this process.
+3. no capabilities: as root it then owns what root owns, and nothing more; the memory of the worker, which has more, is closed;
+4. a seccomp filter, which answers EPERM to the system calls below, whoever makes them in this process.
 
 `isolate` must run while the process has one thread: threads that run already keep their rights.
 """
@@ -22,7 +23,8 @@ from pathlib import Path
 log = logging.getLogger("wbar.worker")
 
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000
-_NO_NEW_PRIVS, _SECCOMP, _FILTER = 38, 22, 2
+_NO_NEW_PRIVS, _SECCOMP, _FILTER, _DUMPABLE = 38, 22, 2, 4
+_CAPABILITY_VERSION = 0x20080522
 _ALLOW, _EPERM, _KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
 _UNIX = 1  # the family of socketpairs, multiprocessing's pipes among them
 
@@ -55,7 +57,12 @@ def isolate() -> list[str]:
         return []
     libc = ctypes.CDLL(None, use_errno=True)
     held = []
-    for name, part in (("no_new_privs", _no_new_privs), ("network", _no_network), ("seccomp", _filter_calls)):
+    for name, part in (
+        ("no_new_privs", _no_new_privs),
+        ("network", _no_network),
+        ("capabilities", _no_capabilities),
+        ("seccomp", _filter_calls),
+    ):
         try:
             part(libc)
             held.append(name)
@@ -87,6 +94,23 @@ def _no_network(libc: ctypes.CDLL) -> None:
             ("gid_map", f"{group} {group} 1"),
         ):
             Path("/proc/self", name).write_text(content)
+
+
+def _no_capabilities(libc: ctypes.CDLL) -> None:
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)  # of this process
+    _check(libc.capset(header, (ctypes.c_uint32 * 6)()))  # effective, permitted, inheritable; 64 bits of each
+
+
+def close_memory() -> None:
+    """Close this process's memory and environment to other processes of its user, where the platform can.
+
+    For a worker that holds credentials beside children that read strangers' files. Its core dumps end, too.
+    """
+    if platform.system() == "Linux":
+        try:
+            _check(ctypes.CDLL(None, use_errno=True).prctl(_DUMPABLE, 0, 0, 0, 0))
+        except (OSError, AttributeError) as error:
+            log.debug("the worker's memory stays open to its user: %s", error)
 
 
 def _filter_calls(libc: ctypes.CDLL) -> None:

@@ -10,8 +10,8 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -35,6 +35,8 @@ FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _GROUPS = ((Path("/sys/fs/cgroup"), "memory.events"), (Path("/sys/fs/cgroup/memory"), "memory.oom_control"))
 _OF_THE_SYSTEM = Path("/proc/vmstat")
 UNSEEN = 255  # multiprocessing's exit code of a child whose forkserver ended first, so that its end was not seen
+# Variables with the credentials of the store and of S3 sources, by how they begin. Children use neither.
+CREDENTIALS = ("WBAR_DATABASE_URL", "WBAR_BROKER_URL", "WBAR_BLOBS_URL", "AWS_", "AZURE_", "GOOGLE_", "PG")
 ORPHANED = 70  # the exit code of a child whose worker is gone
 
 Request = TypeVar("Request")
@@ -137,6 +139,18 @@ def _context() -> ForkServerContext:
     return context
 
 
+@contextmanager
+def without_credentials() -> Iterator[None]:
+    """Keep credentials out of what the block starts. Only while no other thread may need them."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith(CREDENTIALS)}
+    for name in kept:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
 def start(entry: Entry[Request], request: Request) -> Child:
     """Run `entry` in a fresh process. The first start of a worker takes seconds: the forkserver imports torch."""
     worker_end, child_end = _context().Pipe(duplex=True)
@@ -176,6 +190,9 @@ def _main(entry: Entry[Request], request: Request, pipe: Connection) -> None:
     # Ctrl-C in a terminal reaches the whole process group; stopping is the worker's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.configure(entry.function)
+    # A forkserver that had to be started again has them: the worker's other threads needed them at that moment.
+    for name in [name for name in os.environ if name.startswith(CREDENTIALS)]:
+        del os.environ[name]
     if entry.isolated:
         isolate()  # before the channel's thread, which would keep its rights
     run: Callable[[Request, ControlChannel], None] = getattr(import_module(entry.module), entry.function)

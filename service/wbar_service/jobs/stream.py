@@ -9,6 +9,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
+from contextvars import Context
 from dataclasses import dataclass, field
 
 from anyio.to_thread import run_sync
@@ -83,7 +84,8 @@ class EventStreams:
         job = self._watched.setdefault(job_id, _Watched())
         job.streams += 1
         if self._poller is None or self._poller.done():
-            self._poller = asyncio.create_task(self._poll())
+            # A context of its own: the poller reads for all tenants, not for the one whose request came first.
+            self._poller = asyncio.create_task(self._poll(), context=Context())
         try:
             while True:
                 news = job.news  # before the look, so that what comes between the two is not waited for
