@@ -85,6 +85,7 @@ class Checkpoint(BaseModel):
                     "ambiguous_with": None,
                 },
                 "error": None,
+                "expires_at": None,
                 "created_at": "2026-11-21T09:00:00.000000Z",
             }
         }
@@ -101,4 +102,5 @@ class Checkpoint(BaseModel):
     tensors: int | None
     architecture: NetworkArchitecture | None
     error: Fault | None
+    expires_at: str | None = None
     created_at: str

@@ -32,6 +32,7 @@ app.add_typer(keys_app, name="keys")
 AUGMENTS = (
     "auto, none, pad_crop, pad_crop_flip, resized_crop, resized_crop_flip, imagenet, rand_augment, trivial_augment"
 )
+KEPT = "Seconds until it is deleted, or once no job needs it; default: it stays."
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -62,6 +63,7 @@ def root(
 def upload(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="safetensors or PyTorch file.")],
     name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
+    expires_after: Annotated[int | None, typer.Option(help=KEPT)] = None,
     architecture: Annotated[str | None, typer.Option(help="Default: detected from the tensors.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Default: read off the tensors.")] = None,
 ) -> None:
@@ -70,7 +72,12 @@ def upload(
         with _client() as client, _transfer() as bar:
             step = _step(bar, f"upload {file.name}")
             made = client.checkpoints.create(
-                file, name=name, architecture=architecture, num_classes=num_classes, step=step
+                file,
+                name=name,
+                architecture=architecture,
+                num_classes=num_classes,
+                expires_after=expires_after,
+                step=step,
             )
     except UnknownArchitecture as error:
         raise UnknownArchitecture(f"{error.detail}. Here `architecture` is --architecture NAME") from None
@@ -88,6 +95,7 @@ def add_dataset(
         typer.Argument(help="An archive's or folder's path, builtin:digits, builtin:fashion-mnist, file://…, s3://…"),
     ],
     name: Annotated[str | None, typer.Option()] = None,
+    expires_after: Annotated[int | None, typer.Option(help=KEPT)] = None,
     max_train_images: Annotated[
         int | None, typer.Option(help="Keep this many training images (built-in sets).")
     ] = None,
@@ -103,6 +111,7 @@ def add_dataset(
             name=name,
             task="multilabel" if multilabel else "classification",
             max_train_images=max_train_images,
+            expires_after=expires_after,
             step=step,
         )
     splits = made.splits or {}
@@ -167,6 +176,9 @@ def submit(
         typer.Option(help='The rest of the recipe as JSON, or @FILE: \'{"mixup": 0.2, "freeze": ["conv1.*"]}\'.'),
     ] = None,
     seed: Annotated[int, typer.Option()] = 0,
+    expires_after: Annotated[
+        int | None, typer.Option(help="Seconds from its end after which its files are deleted; default: they stay.")
+    ] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="key=value, repeatable.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Resolve and estimate, create nothing.")] = False,
     wait: Annotated[bool, typer.Option(help="Follow the job to its end; exit 1 if it fails.")] = False,
@@ -185,6 +197,7 @@ def submit(
     trained = _object(recipe) | _given(batch_size=batch_size, image_size=image_size, augment=augment)
     trained |= {"optimizer": {"name": optimizer}} if optimizer else {}
     fields = _given(name=name, method=asked or None, recipe=trained or None, metadata=_tags(metadata or []) or None)
+    fields |= _given(expires_after=expires_after)
     with _client() as client:
         job = client.jobs.create(checkpoint=checkpoint, dataset=dataset, seed=seed, dry_run=dry_run, **fields)
         if dry_run:

@@ -71,7 +71,8 @@ class Client:
         Raises as `request`, also while the body is read.
         """
         try:
-            with self._http.stream("GET", path, headers=headers) as response:
+            # A service may send downloads on to its bucket; the key stays here, since httpx keeps it from other hosts.
+            with self._http.stream("GET", path, headers=headers, follow_redirects=True) as response:
                 raise_for_problem(response)
                 yield response
         except httpx.TransportError as error:
@@ -135,6 +136,7 @@ class Checkpoints(_Resource):
         name: str | None = None,
         architecture: str | None = None,
         num_classes: int | None = None,
+        expires_after: int | None = None,
         wait: bool = True,
         timeout: float = 600.0,
         step: Step | None = None,
@@ -142,11 +144,18 @@ class Checkpoints(_Resource):
     ) -> Checkpoint:
         """Upload a safetensors or PyTorch file and, unless `wait` is false, wait until it is ready.
 
+        expires_after: seconds until the service deletes it, or once no job needs it any more.
+
         The file's sha-256 is sent along and checked by the service. Raises the class of wbar.errors.Rejected that says
         why the file was rejected, and TimeoutError after `timeout` seconds.
         """
         path = Path(path)
-        params = {"name": name or path.name, "architecture": architecture, "num_classes": num_classes}
+        params = {
+            "name": name or path.name,
+            "architecture": architecture,
+            "num_classes": num_classes,
+            "expires_after": expires_after,
+        }
         response = self._client.request(
             "POST",
             "/v1/checkpoints",
@@ -187,6 +196,7 @@ class Datasets(_Resource):
         name: str | None = None,
         task: Literal["classification", "multilabel"] = "classification",
         max_train_images: int | None = None,
+        expires_after: int | None = None,
         wait: bool = True,
         timeout: float = 3600.0,
         step: Step | None = None,
@@ -198,21 +208,23 @@ class Datasets(_Resource):
             path of an archive or of a folder with `train/<class>/` images; with task `multilabel`, with `train/` images
             and `labels.csv`.
         max_train_images: of a source by name: keep this many training images.
+        expires_after: seconds until the service deletes it, or once no job needs it any more.
 
         Raises the class of wbar.errors.Rejected that says why the dataset was rejected, and TimeoutError after
         `timeout` seconds.
         """
+        common = {"task": task} | ({"expires_after": str(expires_after)} if expires_after else {})
         if isinstance(source, str) and source.startswith(("builtin:", "file://", "s3://")):
             body = {"source": source} | ({"max_train_images": max_train_images} if max_train_images else {})
             headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-            params = {"task": task} | ({"name": name} if name else {})
+            params = {**common, "name": name} if name else common
             response = self._client.request("POST", "/v1/datasets", params=params, json=body, headers=headers)
         else:
             with as_archive(Path(source)) as path:
                 response = self._client.request(
                     "POST",
                     "/v1/datasets",
-                    params={"name": name or Path(source).name, "task": task},
+                    params={"name": name or Path(source).name, **common},
                     content=chunks(path, step),
                     headers=upload_headers(path, idempotency_key),
                 )

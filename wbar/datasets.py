@@ -85,6 +85,7 @@ class Dataset(BaseModel):
                 "sha256": "7d865e959b2466918c9863afca942d0fb89d7c9ac0c99bafc3749504ded97730",
                 "warnings": [],
                 "error": None,
+                "expires_at": None,
                 "created_at": "2026-11-21T09:00:00.000000Z",
             }
         }
@@ -103,4 +104,5 @@ class Dataset(BaseModel):
     sha256: str | None
     warnings: list[str] = Field(default_factory=list)
     error: Fault | None
+    expires_at: str | None = None
     created_at: str

@@ -191,6 +191,12 @@ class JobNotFinished(Conflict):
     code = "job_not_finished"
 
 
+class FilesExpired(Refused):
+    """Raised when a file is asked of a job whose files had a time that is over (`expires_after`)."""
+
+    code, status, title = "files_expired", 410, "The time of these files is over"
+
+
 class NoWeights(Conflict):
     """Raised when a file is asked of a job that ended without making it."""
 

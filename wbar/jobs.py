@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from wbar.checkpoints import Fault
 from wbar.method import AnyMethod, CyclicSwa
 from wbar.recipe import MAX_CLASSES, Recipe
-from wbar.request import RequestModel
+from wbar.request import ExpiresAfter, RequestModel
 from wbar.results import JobResult, Score
 from wbar.spec import JobSpec
 from wbar.states import JobStatus
@@ -116,6 +116,11 @@ class JobRequest(JobOptions):
         description="How long the job may run, all its attempts together; beyond it fails with `time_limit`, and its "
         "snapshots stay. Default: as long as it takes, or as the operator allows.",
     )
+    expires_after: ExpiresAfter | None = Field(
+        None,
+        description="Seconds from the job's end after which the files it made are deleted: weights, snapshots, report. Its "
+        "record, events and series stay. Default: the files stay until the job is deleted.",
+    )
     dry_run: bool = Field(False, description="Validate and resolve everything, create nothing.")
 
     @field_validator("metadata", mode="before")
@@ -210,6 +215,8 @@ class Job(BaseModel):
                 "error": None,
                 "attempts": 1,
                 "max_seconds": None,
+                "expires_after": None,
+                "expires_at": None,
                 "created_at": "2026-11-21T09:00:00.000000Z",
                 "started_at": "2026-11-21T09:00:00.400000Z",
                 "finished_at": None,
@@ -235,6 +242,8 @@ class Job(BaseModel):
     error: Fault | None
     attempts: int
     max_seconds: float | None = None
+    expires_after: float | None = None
+    expires_at: str | None = None
     created_at: str | None
     started_at: str | None
     finished_at: str | None
@@ -254,6 +263,8 @@ class Job(BaseModel):
         error: Fault | None = None,
         attempts: int = 0,
         max_seconds: float | None = None,
+        expires_after: float | None = None,
+        expires_at: str | None = None,
         created_at: str | None = None,
         started_at: str | None = None,
         finished_at: str | None = None,
@@ -285,6 +296,8 @@ class Job(BaseModel):
             error=error,
             attempts=attempts,
             max_seconds=max_seconds,
+            expires_after=expires_after,
+            expires_at=expires_at,
             created_at=created_at,
             started_at=started_at,
             finished_at=finished_at,

@@ -1,9 +1,9 @@
 """The base of all parts of a request: unknown fields are refused, and null stands for the default."""
 
 from functools import cache
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_UNKNOWN = 20  # that are named one by one
 
@@ -65,3 +65,6 @@ def _takes_a_boolean(annotation: Any) -> bool:
 def _optional(model: type[BaseModel]) -> frozenset[str]:
     # Once for each model: stored specs are parsed with every answer about a job.
     return frozenset(name for name, field in model.model_fields.items() if not field.is_required())
+
+
+ExpiresAfter = Annotated[int, Field(ge=60, le=10 * 365 * 86_400)]  # seconds: a minute to ten years

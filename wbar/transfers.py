@@ -99,7 +99,7 @@ def download(client: "Client", path: str, target: Path, step: Step | None) -> Pa
 def _receive(client: "Client", path: str, headers: dict[str, str], part: Path, mark: Path, step: Step | None) -> str:
     """Append to `part` or write it anew, as the service answers; returns the ETag."""
     with client.stream(path, headers) as response:
-        etag: str = response.headers["etag"]
+        etag: str = (response.history or [response])[0].headers["etag"]  # a bucket has another one
         mark.write_text(etag)
         resumed = response.status_code == 206
         done = part.stat().st_size if resumed else 0

@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 
@@ -10,7 +11,10 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from wbar.errors import RangeNotSatisfiable
+from wbar_service.settings import ServiceSettings
 from wbar_store.blobs import Blobs
+
+PRESIGNED_SECONDS = 600.0
 
 
 def _header(description: str) -> dict[str, object]:
@@ -32,6 +36,7 @@ OPENAPI_RESPONSES: dict[int | str, dict[str, object]] = {
         "content": _BYTES,
         "headers": {**_HEADERS, "Content-Range": _header("`bytes FIRST-LAST/SIZE`.")},
     },
+    307: {"description": "Where the operator chose so: the bytes are at `Location`, in the bucket, for ten minutes."},
     304: {"description": "The client has these bytes already (`If-None-Match`, `If-Modified-Since`)."},
 }
 
@@ -75,11 +80,40 @@ def blob_response(
     headers["Content-Length"] = str(end - begin)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=media_type)
+    if not inline and (elsewhere := _by_another(request, blobs, sha256, ranged=status == 206)):
+        for name in ("Content-Length", "Accept-Ranges"):  # whoever sends the bytes says these
+            del headers[name]
+        return Response(status_code=elsewhere.status, headers=headers | elsewhere.headers, media_type=media_type)
 
     def body() -> Iterator[bytes]:
         yield from blobs.chunks(sha256, begin, end)
 
     return StreamingResponse(body(), status, headers, media_type=media_type)
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """The status and the header that have somebody else send the bytes."""
+
+    status: int
+    headers: dict[str, str]
+
+
+def _by_another(request: Request, blobs: Blobs, sha256: str, ranged: bool) -> _Elsewhere | None:
+    """Return how the bytes are handed over, or None if the API sends them.
+
+    A web server's own ETags and ranges are not ours, so it gets whole files only; a page is never handed over, for the
+    headers that confine it would be lost.
+    """
+    settings: ServiceSettings = request.app.state.settings
+    match settings.downloads:
+        case "presigned":
+            return _Elsewhere(307, {"Location": blobs.presigned(sha256, PRESIGNED_SECONDS)})
+        case "x-accel-redirect" if not ranged:
+            return _Elsewhere(200, {"X-Accel-Redirect": settings.accel_prefix + blobs.path(sha256)})
+        case "x-sendfile" if not ranged and blobs.root is not None:
+            return _Elsewhere(200, {"X-Sendfile": str(blobs.root / blobs.path(sha256))})
+    return None
 
 
 def _has_it(request: Request, etag: str, stored: datetime) -> bool:

@@ -25,8 +25,14 @@ IdempotencyKey = Annotated[
 ]
 
 
-def fingerprint(*parts: object) -> str:
-    """Return a digest of what was asked for: values that JSON can hold."""
+def fingerprint(*parts: object, **options: object) -> str:
+    """Return a digest of what was asked for: values that JSON can hold.
+
+    options: those that are None are left out, so that a new option does not change the digest of requests without it.
+    """
+    asked = {name: value for name, value in options.items() if value is not None}
+    if asked:
+        parts = (*parts, asked)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

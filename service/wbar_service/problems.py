@@ -59,6 +59,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         403: "The API key lacks the scope",
         404: "No such object",
         409: "The object's state does not allow this",
+        410: "The time of the job's files is over (`expires_after`)",
         413: "Too large",
         416: "The range lies outside the content",
         422: "The request does not fit",

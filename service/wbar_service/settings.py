@@ -1,6 +1,8 @@
 """The settings of the API process, beside those of the store."""
 
-from pydantic import Field
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
 
 from wbar_store.quotas import Limits
 from wbar_store.settings import StoreSettings
@@ -29,6 +31,24 @@ class ServiceSettings(StoreSettings):
     client_timeout: float = Field(
         20.0, gt=0, description="Seconds for a request's headers; three times as long between two pieces of a body."
     )
+
+    downloads: Literal["api", "x-accel-redirect", "x-sendfile", "presigned"] = Field(
+        "api",
+        description="Who sends the bytes of whole files: the API; the web server before it (nginx by X-Accel-Redirect, "
+        "Apache and lighttpd by X-Sendfile); or the bucket, by a redirect to a presigned URL.",
+    )
+    accel_prefix: str = Field(
+        "/wbar-blobs/", pattern="^/([^/]+/)+$", description="nginx's internal location of the folder of WBAR_BLOBS_URL."
+    )
+
+    @model_validator(mode="after")
+    def _downloads_fit_the_blobs(self) -> Self:
+        kind = {"api": "", "presigned": "s3://"}.get(self.downloads, "file://")
+        if not self.blobs_url.startswith(kind):
+            raise ValueError(
+                f"WBAR_DOWNLOADS={self.downloads} needs blobs in {kind}…, and WBAR_BLOBS_URL is {self.blobs_url}"
+            )
+        return self
 
     @property
     def quotas(self) -> Limits:

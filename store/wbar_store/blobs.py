@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlparse
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import LocalStore, ObjectStore, from_url
+from obstore.store import HTTPStore, LocalStore, MemoryStore, ObjectStore, from_url
 
 from wbar_store.blob_references import BlobReferences
 from wbar_store.database import Database
@@ -202,6 +202,11 @@ class Blobs:
                 for chunk in self.chunks(sha256, 0, self.size(sha256)):
                     file.write(chunk)
         os.replace(temporary, path)
+
+    def presigned(self, sha256: str, seconds: float) -> str:
+        """Return a URL at which a bucket gives a blob to whoever has it, for so long."""
+        assert not isinstance(self.store, (LocalStore, MemoryStore, HTTPStore)), "only a bucket signs URLs"
+        return obstore.sign(self.store, "GET", self.path(sha256), timedelta(seconds=seconds))
 
     def check(self) -> None:
         """Write and delete a small object. Raises OSError or an obstore error if the store does not allow it."""

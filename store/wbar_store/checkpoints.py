@@ -12,7 +12,7 @@ from wbar_store.claims import Claim
 from wbar_store.database import Tenant, now, rfc3339
 from wbar_store.ids import new_id
 from wbar_store.tables import checkpoints, jobs
-from wbar_store.uploads import UploadRecord, UploadRepository
+from wbar_store.uploads import UploadRecord, UploadRepository, expiry
 
 
 class GivenNetwork(BaseModel):
@@ -75,6 +75,7 @@ class CheckpointRecord(UploadRecord):
             tensors=facts.tensors if facts else None,
             architecture=architecture,
             error=self.error,
+            expires_at=rfc3339(self.expires_at),
             created_at=rfc3339(self.created_at),
         )
 
@@ -86,8 +87,13 @@ class Checkpoints(UploadRepository[CheckpointRecord]):
     blob_columns = (checkpoints.c.content, checkpoints.c.weights)
     job_column = jobs.c.checkpoint
 
-    def create(self, tenant: Tenant, name: str, received: Received, given: GivenNetwork) -> CheckpointRecord:
-        """Insert a checkpoint to be validated. The caller holds the blob meanwhile, and notifies once the row is committed."""
+    def create(
+        self, tenant: Tenant, name: str, received: Received, given: GivenNetwork, expires_after: float | None = None
+    ) -> CheckpointRecord:
+        """Insert a checkpoint to be validated. The caller holds the blob meanwhile, and notifies once the row is committed.
+
+        expires_after: seconds until it is deleted.
+        """
         values = {
             "id": new_id("ckpt"),
             "tenant": tenant.name,
@@ -98,6 +104,7 @@ class Checkpoints(UploadRepository[CheckpointRecord]):
             "content": received.sha256,
             "given": given.model_dump(),
             "attempts": 0,
+            "expires_at": expiry(expires_after),
             "created_at": now(),
         }
         with self.database.write() as connection:

@@ -10,7 +10,7 @@ from wbar_store.claims import Claim
 from wbar_store.database import Tenant, now, rfc3339
 from wbar_store.ids import new_id
 from wbar_store.tables import datasets, jobs
-from wbar_store.uploads import UploadRecord, UploadRepository
+from wbar_store.uploads import UploadRecord, UploadRepository, expiry
 
 
 class DatasetOptions(BaseModel):
@@ -98,6 +98,7 @@ class DatasetRecord(UploadRecord):
             sha256=self.sha256,
             warnings=summary.warnings if summary else [],
             error=self.error,
+            expires_at=rfc3339(self.expires_at),
             created_at=rfc3339(self.created_at),
         )
 
@@ -110,11 +111,18 @@ class Datasets(UploadRepository[DatasetRecord]):
     job_column = jobs.c.dataset
 
     def create(
-        self, tenant: Tenant, name: str, task: Task, given: Received | str, options: DatasetOptions | None = None
+        self,
+        tenant: Tenant,
+        name: str,
+        task: Task,
+        given: Received | str,
+        options: DatasetOptions | None = None,
+        expires_after: float | None = None,
     ) -> DatasetRecord:
         """Insert a dataset to be packed; the caller notifies once the row is committed.
 
         given: an uploaded archive, whose blob the caller holds meanwhile, or a source by name.
+        expires_after: seconds until it is deleted.
         """
         received = given if isinstance(given, Received) else None
         values = {
@@ -129,6 +137,7 @@ class Datasets(UploadRepository[DatasetRecord]):
             "sha256": received.sha256 if received else None,
             "content": received.sha256 if received else None,
             "attempts": 0,
+            "expires_at": expiry(expires_after),
             "created_at": now(),
         }
         with self.database.write() as connection:

@@ -6,7 +6,7 @@ What happens to a job while it runs is in `wbar_store.attempts`.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import delete, false, func, insert, or_, select, update
+from sqlalchemy import Connection, delete, false, func, insert, or_, select, update
 
 from wbar.checkpoints import Fault
 from wbar.errors import InUse, InvalidTransition, NotFound
@@ -54,6 +54,8 @@ class JobRecord(Record):
     error: Fault | None
     attempts: int
     max_seconds: float | None
+    expires_after: float | None
+    expired_at: float | None
     memory_retries: int
     state: str | None
     state_step: int | None
@@ -89,6 +91,10 @@ class JobRecord(Record):
             error=self.error,
             attempts=self.attempts,
             max_seconds=self.max_seconds,
+            expires_after=self.expires_after,
+            expires_at=rfc3339(self.finished_at + self.expires_after)
+            if self.finished_at and self.expires_after
+            else None,
             created_at=rfc3339(self.created_at),
             started_at=rfc3339(self.started_at),
             finished_at=rfc3339(self.finished_at),
@@ -113,10 +119,12 @@ class Jobs(Repository[JobRecord]):
         name: str | None,
         metadata: Mapping[str, str],
         max_seconds: float | None = None,
+        expires_after: float | None = None,
     ) -> JobRecord:
         """Insert a queued job; the caller notifies once it is committed.
 
         max_seconds: how long it may run, all attempts together; None: as long as it takes.
+        expires_after: seconds from its end until its files are deleted; None: they stay.
         """
         job_id = new_id("job")
         values = {
@@ -135,6 +143,7 @@ class Jobs(Repository[JobRecord]):
             "memory_retries": 0,
             "ran_seconds": 0.0,
             "max_seconds": max_seconds,
+            "expires_after": expires_after,
             "last_event": 0,
             "created_at": now(),
         }
@@ -208,12 +217,10 @@ class Jobs(Repository[JobRecord]):
             job = self.get(tenant, job_id, lock=True)
             if job.status not in TERMINAL:
                 raise InvalidTransition(f"{job_id} is {job.status}: only an ended job can be deleted; cancel it first")
-            students = select(jobs.c.id).join(job_inputs, job_inputs.c.job == jobs.c.id)
-            students = students.where(job_inputs.c.input == job_id, jobs.c.status.not_in(TERMINAL)).limit(1)
-            student = connection.execute(students).scalar()
+            student = _student(connection, job_id)
             if student is not None:
                 raise InUse(f"{job_id} is the teacher of {student}: cancel that job or wait for it")
-            held = list(connection.execute(select(snapshots.c.sha256).where(snapshots.c.job == job_id)).scalars())
+            held = _snapshot_blobs(connection, job_id)
             connection.execute(delete(jobs).where(jobs.c.id == job_id))
             with lifted(connection):  # hidden rows are no tenant's
                 for table, column in ((checkpoints, jobs.c.checkpoint), (datasets, jobs.c.dataset)):
@@ -279,6 +286,29 @@ class Jobs(Repository[JobRecord]):
         with self.database.read() as connection:
             return list(connection.execute(query).scalars())
 
+    def expired(self) -> list[str]:
+        """Return the jobs whose files' time is over."""
+        due = jobs.c.finished_at + jobs.c.expires_after < now()
+        query = select(jobs.c.id).where(due, jobs.c.expired_at.is_(None), jobs.c.status.in_(TERMINAL))
+        with self.database.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def drop_files(self, job_id: str) -> list[str]:
+        """Forget the files of a job whose time is over; returns the blobs to collect. The record stays, and what was measured.
+
+        Nothing is done while another job learns from them.
+        """
+        with self.database.write() as connection:
+            # The lock first: a job that names this one as its teacher takes it, too.
+            row = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).first()
+            if row is None or row.expired_at is not None or _student(connection, job_id) is not None:
+                return []
+            held = _snapshot_blobs(connection, job_id)
+            connection.execute(delete(snapshots).where(snapshots.c.job == job_id))
+            gone = {"weights": None, "weights_pytorch": None, "report": None, "expired_at": now()}
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(**gone))
+            return [*filter(None, (row.weights, row.weights_pytorch, row.report)), *held]
+
     # The one place where a status changes.
 
     def move(self, job_id: str, target: JobStatus, claim: Claim | None = None, **values: object) -> bool:
@@ -295,3 +325,16 @@ class Jobs(Repository[JobRecord]):
             said: dict[str, object] = {name: values[name] for name in ("error", "result") if name in values}
             self._events.append(job_id, "status", {"status": target, **said})
         return True
+
+
+def _student(connection: Connection, job_id: str) -> str | None:
+    """Return a job that has not ended and learns from this one."""
+    students = select(jobs.c.id).join(job_inputs, job_inputs.c.job == jobs.c.id)
+    found: str | None = connection.execute(
+        students.where(job_inputs.c.input == job_id, jobs.c.status.not_in(TERMINAL)).limit(1)
+    ).scalar()
+    return found
+
+
+def _snapshot_blobs(connection: Connection, job_id: str) -> list[str]:
+    return list(connection.execute(select(snapshots.c.sha256).where(snapshots.c.job == job_id)).scalars())

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
+from wbar.errors import InUse, NotFound
 from wbar_store.attempts import Attempts
 from wbar_store.blobs import Blobs
 from wbar_store.checkpoints import Checkpoints
@@ -81,6 +82,15 @@ class Store:
                     pass
                 case _:
                     raise ValueError(f"{object_id!r} names no job, checkpoint or dataset")
+
+    def expire(self) -> None:
+        """Delete checkpoints, datasets and files of jobs whose time is over; what a job still needs waits for its end."""
+        for repository in (self.checkpoints, self.datasets):
+            for tenant, object_id in repository.expired():
+                with suppress(InUse, NotFound):
+                    self.blobs.collect(repository.remove(tenant, object_id))
+        for job_id in self.jobs.expired():
+            self.blobs.collect(self.jobs.drop_files(job_id))
 
     def check(self) -> None:
         """Raise if the database does not answer."""

@@ -72,6 +72,7 @@ checkpoints = Table(
     Column("attempts", Integer, nullable=False),
     Column("notified_at", Double),
     Column("lease_until", Double),  # while a worker validates it
+    Column("expires_at", Double),  # deleted after it, once no job needs it
     Column("created_at", Double, nullable=False),
     Index(None, "tenant", "id"),
     Index(None, "status"),
@@ -96,6 +97,7 @@ datasets = Table(
     Column("attempts", Integer, nullable=False),
     Column("notified_at", Double),
     Column("lease_until", Double),  # while a worker validates it
+    Column("expires_at", Double),  # deleted after it, once no job needs it
     Column("created_at", Double, nullable=False),
     Index(None, "tenant", "id"),
     Index(None, "status"),
@@ -128,6 +130,8 @@ jobs = Table(
     ),  # with smaller parts, after one ran out of memory
     Column("ran_seconds", Double, nullable=False, server_default="0"),  # all attempts together
     Column("max_seconds", Double),
+    Column("expires_after", Double),  # seconds from its end, after which its files are deleted
+    Column("expired_at", Double),  # when they were
     Column("lease_until", Double),
     Column("notified_at", Double),
     Column("stop", String(16)),  # pause, asked for and not yet answered

@@ -28,6 +28,7 @@ class UploadRecord(Record):
     content: str | None
     error: Fault | None
     attempts: int
+    expires_at: float | None
     created_at: float
 
     @property
@@ -39,6 +40,11 @@ class UploadRecord(Record):
     def blobs(self) -> list[str]:
         """The blobs that the row keeps alive."""
         return [self.content] if self.content else []
+
+
+def expiry(seconds: float | None) -> ColumnElement[float] | None:
+    """Return the time so many seconds from now, by the database's clock."""
+    return None if seconds is None else now() + seconds
 
 
 AnyUpload = TypeVar("AnyUpload", bound=UploadRecord)
@@ -142,6 +148,13 @@ class UploadRepository(Repository[AnyUpload]):
         query = select(table.c.id).where(table.c.status == "processing", or_(table.c.notified_at.is_(None), lost))
         with self.database.read() as connection:
             return list(connection.execute(query).scalars())
+
+    def expired(self) -> list[tuple[Tenant, str]]:
+        """Return the objects whose time is over, with their owners."""
+        table = self.table
+        query = select(table.c.tenant, table.c.id).where(table.c.expires_at < now(), table.c.status != "deleted")
+        with self.database.read() as connection:
+            return [(Tenant(row.tenant), row.id) for row in connection.execute(query)]
 
     def notified(self, object_id: str) -> None:
         """Record that a worker was notified of the object."""

@@ -1,10 +1,18 @@
 """A key is answered once: it is free again only where nothing was created."""
 
+import signal
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
+from tests.conftest import Service
+from tests.material import write_start
 from wbar.errors import IdempotentObjectDeleted
 from wbar_service.idempotency import once
 from wbar_store.blobs import Blobs
@@ -57,3 +65,47 @@ def test_a_creation_that_failed_frees_the_key_and_leaves_nothing(store: Store) -
         with pytest.raises(RuntimeError, match="no"):
             once(store, MINE, "key", "print", fail)
     assert store.keys.page(MINE, PageRequest()).records == []
+
+
+def test_fifty_identical_posts_make_one_object_though_the_api_dies(breakable: Service, tmp_path: Path) -> None:
+    """Every client sends its request again until it is answered; the API is killed three times while they do."""
+    breakable.start("api")
+    content = write_start(tmp_path).read_bytes()
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/datasets", {"json": {"source": "builtin:digits"}}),
+        ("/v1/checkpoints?name=same", {"content": content}),
+    ]
+    for path, body in requests:
+        answers: list[httpx.Response] = []
+        begun = threading.Semaphore(0)
+        clients = [
+            threading.Thread(target=_post_until_answered, args=(breakable, path, body, begun, answers))
+            for _ in range(50)
+        ]
+        for client in clients:
+            client.start()
+        for _ in range(3):
+            for _ in range(12):  # so many requests are on their way, some of them at every point of the creation
+                begun.acquire(timeout=30)
+            breakable.signal("api", signal.SIGKILL)
+            breakable.start("api")
+        for client in clients:
+            client.join(60)
+        assert [answer.status_code for answer in answers] == [201] * 50
+        assert len({answer.json()["id"] for answer in answers}) == 1
+        with breakable.http() as http:
+            assert len(http.get(path.split("?")[0]).json()["data"]) == 1
+
+
+def _post_until_answered(
+    service: Service, path: str, body: dict[str, Any], begun: threading.Semaphore, answers: list[httpx.Response]
+) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        begun.release()
+        with service.http() as http, suppress(httpx.TransportError):
+            answer = http.post(path, headers={"Idempotency-Key": f"the same for {path}"}, **body)
+            if answer.status_code < 500:
+                answers.append(answer)
+                return
+        time.sleep(0.02)  # as a client waits before it tries again

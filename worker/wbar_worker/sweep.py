@@ -63,6 +63,7 @@ class Sweeper:
     def _tidy(self) -> None:
         for job_id in self.store.jobs.ended_with_state():
             self.store.jobs.drop_state(job_id)
+        self.store.expire()
         self.store.blobs.collect()
         self.store.blobs.sweep_temporaries()
         self.store.idempotency.sweep()

@@ -10,6 +10,7 @@ from wbar.checkpoints import Checkpoint
 from wbar.errors import CheckpointNotReady, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
+from wbar.request import ExpiresAfter
 from wbar.text import NAME_PATTERN
 from wbar_service.answers import answer, polled
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
@@ -60,6 +61,10 @@ async def create_checkpoint(
         ),
     ] = None,
     num_classes: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
+    expires_after: Annotated[
+        ExpiresAfter | None,
+        Query(description="Seconds until it is deleted, or once no job needs it any more. Default: it stays."),
+    ] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Upload a checkpoint: a safetensors file, or a PyTorch file that `torch.load(weights_only=True)` accepts.
@@ -77,13 +82,15 @@ async def create_checkpoint(
     if not idempotency_key:  # a request that comes again counts already; what is new is checked where its row is made
         await run_sync(store.quotas.check_bytes, tenant, request.app.state.settings.quotas, announced_bytes(request))
     received, filename = await receive(request, store.blobs, request.app.state.settings.max_checkpoint_bytes)
-    given = GivenNetwork(architecture=architecture, num_classes=num_classes)
+    network = GivenNetwork(architecture=architecture, num_classes=num_classes)
 
     def create() -> CheckpointRecord:
         store.quotas.check_bytes(tenant, request.app.state.settings.quotas, received.bytes)
-        return store.checkpoints.create(tenant, shown_name(name, filename, "checkpoint"), received, given)
+        return store.checkpoints.create(
+            tenant, shown_name(name, filename, "checkpoint"), received, network, expires_after
+        )
 
-    print_ = fingerprint("checkpoint", name, given.model_dump(), received.sha256)
+    print_ = fingerprint("checkpoint", name, network.model_dump(), received.sha256, expires_after=expires_after)
     try:
         return await run_sync(once, store, tenant, idempotency_key, print_, create, received)
     finally:

@@ -13,6 +13,7 @@ from wbar.datasets import Dataset, DatasetSource, Task
 from wbar.errors import TaskUnsupported, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
+from wbar.request import ExpiresAfter
 from wbar.text import NAME_PATTERN
 from wbar_service.answers import answer, polled
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
@@ -63,6 +64,10 @@ async def create_dataset(
     tenant: TenantOf,
     name: Annotated[str | None, Query(max_length=256, json_schema_extra={"pattern": NAME_PATTERN})] = None,
     task: Annotated[Task, Query(json_schema_extra={"enum": [*TASKS]})] = "classification",
+    expires_after: Annotated[
+        ExpiresAfter | None,
+        Query(description="Seconds until it is deleted, or once no job needs it any more. Default: it stays."),
+    ] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Upload a zip or tar(.gz/.zst) archive of `train/<class>/*.{jpg,png,webp}` and `val/<class>/…`, or name a source.
@@ -81,24 +86,25 @@ async def create_dataset(
     shown_name(name, None, "")  # before the upload
     if request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json":
         source = await _source(request, task)
-        print_ = fingerprint("dataset", name, task, source.model_dump())
+        print_ = fingerprint("dataset", name, task, source.model_dump(), expires_after=expires_after)
         options = DatasetOptions(max_train_images=source.max_train_images)
 
         def name_source() -> DatasetRecord:
             store.quotas.check_bytes(tenant, request.app.state.settings.quotas, 0)
             shown = shown_name(name, source.source, "dataset")
-            return store.datasets.create(tenant, shown, task, source.source, options)
+            return store.datasets.create(tenant, shown, task, source.source, options, expires_after)
 
         return await run_sync(once, store, tenant, idempotency_key, print_, name_source)
     if not idempotency_key:  # a request that comes again counts already; what is new is checked where its row is made
         await run_sync(store.quotas.check_bytes, tenant, request.app.state.settings.quotas, announced_bytes(request))
     received, filename = await receive(request, store.blobs, request.app.state.settings.max_dataset_bytes)
     try:
-        print_ = fingerprint("dataset", name, task, received.sha256)
+        print_ = fingerprint("dataset", name, task, received.sha256, expires_after=expires_after)
 
         def create() -> DatasetRecord:
             store.quotas.check_bytes(tenant, request.app.state.settings.quotas, received.bytes)
-            return store.datasets.create(tenant, shown_name(name, filename, "dataset"), task, received)
+            shown = shown_name(name, filename, "dataset")
+            return store.datasets.create(tenant, shown, task, received, expires_after=expires_after)
 
         return await run_sync(once, store, tenant, idempotency_key, print_, create, received)
     finally:

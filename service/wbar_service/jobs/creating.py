@@ -50,7 +50,12 @@ def dry_run(store: Store, tenant: Tenant, request: JobRequest, spec: JobSpec) ->
         bytes=(planned_snapshots(spec, facts) + 2) * store.checkpoints.get(tenant, spec.start.id).bytes,
     )
     return Job.of(
-        spec, name=request.name, metadata=request.metadata, max_seconds=request.max_seconds, estimate=estimate
+        spec,
+        name=request.name,
+        metadata=request.metadata,
+        max_seconds=request.max_seconds,
+        expires_after=request.expires_after,
+        estimate=estimate,
     )
 
 

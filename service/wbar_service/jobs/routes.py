@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette.sse import EventSourceResponse
 
-from wbar.errors import JobNotFinished, NoWeights, ValidationFailed
+from wbar.errors import FilesExpired, JobNotFinished, NotFound, NoWeights, ValidationFailed
 from wbar.jobs import MOST_TAGS, Deleted, Event, EventType, Job, JobRequest, MetricsPoint, Snapshot
 from wbar.lists import Page
 from wbar.states import TERMINAL, JobStatus
@@ -21,6 +21,7 @@ from wbar_service.jobs.creating import dry_run, gpu_at_hand, make_spec
 from wbar_service.jobs.stream import EventStreams
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
+from wbar_store.database import rfc3339
 from wbar_store.events import EventRecord, sequence
 from wbar_store.jobs import Filters, JobRecord
 from wbar_store.repository import PageRequest
@@ -55,10 +56,17 @@ def create_job(
     def create() -> JobRecord:
         store.quotas.check_jobs(tenant, limits)
         return store.jobs.create(
-            tenant, make_spec(store, tenant, body, gpu), body.name, body.metadata, body.max_seconds
+            tenant,
+            make_spec(store, tenant, body, gpu),
+            body.name,
+            body.metadata,
+            body.max_seconds,
+            body.expires_after,
         )
 
-    return once(store, tenant, idempotency_key, fingerprint("job", body.model_dump(mode="json")), create)
+    return once(
+        store, tenant, idempotency_key, fingerprint("job", body.model_dump(mode="json", exclude_unset=True)), create
+    )
 
 
 @router.get("", response_model=Page[Job], responses=responses(422))
@@ -199,11 +207,15 @@ def list_job_snapshots(
 @router.get(
     "/{job_id}/snapshots/{n}/weights",
     response_class=Response,
-    responses={**OPENAPI_RESPONSES, **responses(404, 416)},
+    responses={**OPENAPI_RESPONSES, **responses(404, 410, 416)},
 )
 def get_job_snapshot_weights(job_id: str, n: int, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
     """Download one snapshot as a safetensors file, while the job runs and after it has ended in any way."""
-    snapshot = store.snapshots.get(tenant, job_id, n)
+    try:
+        snapshot = store.snapshots.get(tenant, job_id, n)
+    except NotFound:
+        _refuse_expired(store.jobs.get(tenant, job_id), f"snapshot {n}")
+        raise
     return blob_response(request, store.blobs, snapshot.sha256, f"{job_id}-snapshot-{n}.safetensors")
 
 
@@ -216,7 +228,7 @@ def get_job_snapshot_weights(job_id: str, n: int, request: Request, store: Store
             "description": "One HTML page, with its plots in it.",
             "content": {"text/html": {"schema": {"type": "string"}}},
         },
-        **responses(404, 409),
+        **responses(404, 409, 410),
     },
 )
 def get_job_report(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
@@ -234,7 +246,7 @@ def get_job_report(job_id: str, request: Request, store: StoreOf, tenant: Tenant
 @router.get(
     "/{job_id}/weights",
     response_class=Response,
-    responses={**OPENAPI_RESPONSES, **responses(404, 409, 416)},
+    responses={**OPENAPI_RESPONSES, **responses(404, 409, 410, 416)},
 )
 def get_job_weights(
     job_id: str,
@@ -253,6 +265,15 @@ def get_job_weights(
 
 
 def _no_result(job: JobRecord, what: str) -> NoReturn:
+    _refuse_expired(job, what)
     if job.status not in TERMINAL:
         raise JobNotFinished(f"{job.id} is {job.status}: {what} will be there once it has succeeded")
     raise NoWeights(f"{job.id} has {job.status} and made no {what}; its snapshots are at /snapshots")
+
+
+def _refuse_expired(job: JobRecord, what: str) -> None:
+    if job.expired_at is not None:
+        raise FilesExpired(
+            f"{job.id} made {what}, and its files were deleted at {rfc3339(job.expired_at)}: they were to stay for "
+            f"{job.expires_after:g} s after its end (expires_after); its record, events and series stay"
+        )
