@@ -1,4 +1,4 @@
-"""`wbar up`, `wbar serve`, `wbar migrate`, `wbar first-key`, `wbar gc`, `wbar backup`, `wbar restore`."""
+"""`wbar up`, `wbar serve`, `wbar migrate`, `wbar doctor`, `wbar first-key`, `wbar gc`, `wbar backup`, `wbar restore`."""
 
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -51,6 +51,29 @@ def migrate() -> None:
     upgrade(database)
     database.dispose()
     typer.echo("the database is up to date")
+
+
+@app.command()
+def doctor() -> None:
+    """Look at every part that the service needs, as WBAR_DATABASE_URL, WBAR_BROKER_URL, WBAR_BLOBS_URL name them.
+
+    Exits 1 if something is missing that it cannot work without.
+    """
+    need("service", "fastapi", "sqlalchemy", "celery")
+    from pydantic import ValidationError
+
+    from wbar_service.doctor import examine
+    from wbar_service.settings import ServiceSettings
+
+    try:
+        settings = ServiceSettings()
+    except ValidationError as error:
+        _fail("\n".join(f"fault    settings: {one['msg']}" for one in error.errors()))
+    faults = 0
+    for finding in examine(settings):
+        typer.echo(f"{finding.verdict:8} {finding.part}: {finding.words}")
+        faults += finding.verdict == "fault"
+    raise typer.Exit(1 if faults else 0)
 
 
 @app.command(name="first-key")

@@ -55,7 +55,7 @@ def available(connection: Connection) -> bool:
     """Return whether the connection's user may take the role; says once what is missing."""
     member = bool(connection.execute(_MEMBER, {"role": ROLE}).scalar_one())
     if not member:
-        log.warning("no row-level security: %s", _missing(connection))
+        log.warning("no row-level security: %s", missing(connection))
     return member
 
 
@@ -96,7 +96,7 @@ def install(connection: Connection) -> None:
         with connection.begin_nested():
             _create_role(connection)
     except DBAPIError:
-        log.warning("no row-level security: %s", _missing(connection))
+        log.warning("no row-level security: %s", missing(connection))
         return
     there = {(row.tablename, row.policyname) for row in connection.execute(_POLICIES)}
     schema = connection.dialect.identifier_preparer.quote(
@@ -136,7 +136,8 @@ def _mine(table: Table) -> str:
     return f"current_user <> '{ROLE}' OR {owned}"
 
 
-def _missing(connection: Connection) -> str:
+def missing(connection: Connection) -> str:
+    """Return what an administrator has to run."""
     user = connection.execute(text("SELECT current_user")).scalar_one()
     return (
         f'{user} may not take the role {ROLE}; as an administrator: CREATE ROLE {ROLE} NOLOGIN; GRANT {ROLE} TO "{user}"; '
