@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from wbar.errors import Forbidden, NotFound, Unauthorized
 from wbar.keys import Scope
 from wbar_service.bodies import with_small_body
+from wbar_service.headers import OF_THE_KEY
 from wbar_service.rate_limits import RateLimits
 from wbar_service.reading import read
 from wbar_store import logs, row_security
@@ -126,10 +127,9 @@ class AuthenticatedRoute(APIRoute):
                 raise NotFound("no id holds a NUL")  # PostgreSQL would not even look
             limits: RateLimits = request.app.state.limits
             standing = await limits.count(record.id, changes)
-            response = await handle(await with_small_body(request) if reads_body else request)
             if standing is not None:
-                response.headers.update(standing.headers)
-            return response
+                request.scope[OF_THE_KEY] = standing.headers
+            return await handle(await with_small_body(request) if reads_body else request)
 
         return checked
 

@@ -14,6 +14,7 @@ from wbar_store import logs
 
 log = logging.getLogger("wbar.service")
 
+OF_THE_KEY = "wbar.rate_limit"  # where the request's scope has the headers of its key's limit, once it was counted
 SAFE = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -30,6 +31,8 @@ _INLINE = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 class RequestId:
     """Pure ASGI middleware: keeps an incoming X-Request-ID, makes one where there is none, adds it to every answer.
+
+    The headers of a rate limit come with it, so that refusals have them, too.
 
     Changes and refusals are logged with it.
     """
@@ -52,6 +55,7 @@ class RequestId:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
+                headers += [(k.lower().encode(), v.encode()) for k, v in scope.get(OF_THE_KEY, {}).items()]
                 message = {**message, "headers": [*headers, (b"x-request-id", request_id.encode())]}
             await send(message)
 

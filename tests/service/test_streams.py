@@ -42,9 +42,9 @@ def end(store: Store, job: str) -> None:
     store.attempts.succeed(Claim(job, 1), result(), ResultBlobs("w" * 64, "p" * 64, None), PROGRESS)
 
 
-async def follow(streams: EventStreams, job: str, after: int = 0) -> list[int]:
-    """The numbers of every event that a stream sends until it ends."""
-    seen = []
+async def follow(streams: EventStreams, job: str, after: int = 0, seen: list[int] | None = None) -> list[int]:
+    """The numbers of every event that a stream sends until it ends; `seen` has them as they come."""
+    seen = [] if seen is None else seen
     async for message in streams.events(MINE, job, after):
         assert message.id is not None
         seen.append(int(message.id[-8:]))
@@ -161,6 +161,7 @@ def test_a_stream_of_an_ended_or_deleted_job_ends(store: Store) -> None:
 
 def test_a_hundred_streams_cost_as_many_questions_as_one(store: Store, database: Database) -> None:
     jobs = [start(store) for _ in range(100)]
+    seen: list[list[int]] = [[] for _ in jobs]
     statements: list[str] = []
 
     def note(*given: Any) -> None:
@@ -168,8 +169,10 @@ def test_a_hundred_streams_cost_as_many_questions_as_one(store: Store, database:
 
     async def run() -> int:
         streams = EventStreams(store)
-        watching = [asyncio.create_task(follow(streams, job)) for job in jobs]
-        await asyncio.sleep(1.0)  # every stream has read what there was
+        watching = [asyncio.create_task(follow(streams, job, 0, one)) for job, one in zip(jobs, seen, strict=True)]
+        while not all(len(one) == 2 for one in seen) or any(job.seq is None for job in streams._watched.values()):
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(2 * POLL_SECONDS)  # every stream has read what there was, looked once more, and waits
         event.listen(database.engine, "before_cursor_execute", note)
         await asyncio.sleep(1.0)
         event.remove(database.engine, "before_cursor_execute", note)
