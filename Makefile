@@ -6,7 +6,7 @@ DATASET ?= builtin:digits
 
 FAULTS ?= --count 1000 --seed 0 --seconds 3600 --database both
 
-.PHONY: demo test models fuzz faults clients lint bench bench-load bench-gain-quick lock up clean
+.PHONY: demo test models fuzz fuzz-guided faults clients lint bench bench-load bench-gain-quick lock up clean
 
 # One stamp per set of extras: reinstalled only when pyproject.toml changes.
 $(VENV)/.embedded: pyproject.toml
@@ -30,6 +30,10 @@ models: $(VENV)/.test ## every architecture from upload to download, those that 
 
 fuzz: $(VENV)/.test ## ten thousand hostile uploads against the readers, in the processes that the worker starts; minutes
 	$(BIN)/python -m tests.fuzz --inputs 10000 --seed 0
+
+fuzz-guided: $(VENV)/.test ## coverage-guided inputs against each reader in turn (installs atheris); minutes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3'
+	for reader in checkpoint dataset multilabel; do $(BIN)/python -m tests.fuzz.guided --reader $$reader --seconds 240 || exit 1; done
 
 # openapi-python-client's upper bounds hold the command line's libraries back: it has an environment of its own.
 $(VENV)/clients/bin/openapi-python-client: | $(VENV)/.test

@@ -360,7 +360,7 @@ def test_blobs_and_scratch_lie_on_volumes(name: str) -> None:
 
 def test_every_volume_is_declared_and_used() -> None:
     used = {volume for name in SPEC for volume in mounts(name).values()}
-    assert used == set(read(**SECRET)["volumes"]) == {"database", "blobs", "scratch"}
+    assert used == set(read(**SECRET)["volumes"]) == {"broker", "database", "blobs", "scratch"}
 
 
 def test_workers_have_time_to_drain() -> None:

@@ -21,7 +21,7 @@ MAX_HEADER = 32 * 1024 * 1024  # the format allows 100 MB; no image network come
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 64  # as many as numpy has; a product of more, or larger, numbers could take hours
 MAX_SIDE = 2**63 - 1
-MAX_PARTS = 20 * MAX_TENSORS  # an empty list is two bytes of JSON and sixty of memory
+PARTS = 20  # of a tensor's entry, and of metadata beside it: an empty list is two bytes of JSON and sixty of memory
 SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
@@ -65,7 +65,7 @@ def read_layout(
         if 8 + length > size:
             raise InvalidSafetensors(f"the header claims {length} bytes and the file ends after {size - 8}: truncated?")
         raw = file.read(length)
-    header = parse_object(raw, "the header")
+    header = parse_object(raw, "the header", max(max_tensors, MAX_TENSORS))  # with few tensors, metadata may be long
     if raw[:1] != b"{":
         raise InvalidSafetensors(f"the header begins with {raw[:1]!r}, and the format demands an opening brace")
     if len(header) - ("__metadata__" in header) > max_tensors:
@@ -74,10 +74,11 @@ def read_layout(
     return header, 8 + length
 
 
-def parse_object(raw: bytes, what: str) -> dict[str, Any]:
+def parse_object(raw: bytes, what: str, max_tensors: int = MAX_TENSORS) -> dict[str, Any]:
     """Parse the JSON object in `raw`: UTF-8, no name twice in it. Raises InvalidSafetensors, which calls it `what`."""
-    if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_PARTS:
-        raise HeaderTooLarge(f"{what} has more than {MAX_PARTS} parts, more than {MAX_TENSORS} tensors need")
+    most = PARTS * max_tensors
+    if sum(map(raw.count, (b",", b"[", b"{"))) > most:
+        raise HeaderTooLarge(f"{what} has more than {most} parts, more than {max_tensors} tensors need")
     try:
         # Decoded here: json would guess UTF-16 and let halves of surrogate pairs through.
         content = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_number)

@@ -43,13 +43,16 @@ from wbar_training.plan import Plan
 from wbar_training.uploads.dataset_archives import write_packed
 from wbar_training.workspace import Workspace
 
+TORCH_SWA = "torch SWA"
+# The method of each arm, in the order of the tables; torch's is not a job.
 ARMS: dict[str, dict[str, Any]] = {
     "control": {"type": "none"},
+    TORCH_SWA: {},
     "cyclic": {},
     "ema": {"type": "ema"},
     "auto": {"type": "auto"},
 }
-ALL_ARMS = ("control", "torch SWA", "cyclic", "ema", "auto")
+ALL_ARMS = tuple(ARMS)
 ORDER = ("start", *ALL_ARMS, "ensemble")
 SINGLE = ORDER[:-1]  # networks of the start's size
 UNDERFIT_SNAPSHOT = 2  # of the six of a start's training: a third of it
@@ -122,7 +125,7 @@ class Bench:
 
     def arm(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Run an arm; yield its name and what was measured, and for the cyclic one the ensemble's."""
-        if name == "torch SWA":
+        if name == TORCH_SWA:
             yield name, self._torch_swa()
             return
         epochs = self.block.epochs

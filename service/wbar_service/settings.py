@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from wbar_store.quotas import Limits
+from wbar_store.quotas import Quota
 from wbar_store.settings import StoreSettings
 
 GIB = 1024**3
@@ -51,6 +51,6 @@ class ServiceSettings(StoreSettings):
         return self
 
     @property
-    def quotas(self) -> Limits:
+    def quotas(self) -> Quota:
         """The most that each tenant may have."""
-        return Limits(bytes=self.max_tenant_bytes, jobs=self.max_tenant_jobs)
+        return Quota(bytes=self.max_tenant_bytes, jobs=self.max_tenant_jobs)

@@ -13,7 +13,7 @@ HOLD = "3600"  # seconds: room comes back when something is deleted or has ended
 
 
 @dataclass(frozen=True)
-class Limits:
+class Quota:
     """The most that each tenant may have. bytes: of checkpoints and datasets as they were sent; jobs: that have not ended."""
 
     bytes: int | None
@@ -26,7 +26,7 @@ class Quotas:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def check_bytes(self, tenant: Tenant, limits: Limits, more: int) -> None:
+    def check_bytes(self, tenant: Tenant, limits: Quota, more: int) -> None:
         """Raise QuotaExceeded where `more` bytes do not fit. Call it in the block that inserts them.
 
         What a named source will take is not known yet: it needs some room that is left.
@@ -47,7 +47,7 @@ class Quotas:
                 headers={"Retry-After": HOLD},
             )
 
-    def check_jobs(self, tenant: Tenant, limits: Limits) -> None:
+    def check_jobs(self, tenant: Tenant, limits: Quota) -> None:
         """Raise QuotaExceeded where one job more would be too many. Call it in the block that inserts it."""
         if limits.jobs is None:
             return

@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from tests.fuzz.inputs import Reader
 from wbar_training.data.packed import Packed, load_split
 from wbar_training.messages import Crashed
-from wbar_worker.children import CheckpointUpload, DatasetUpload, Limits, UploadRejected
+from wbar_worker.children import CheckpointUpload, DatasetUpload, ReaderLimits, UploadRejected
 from wbar_worker.processes import ControlChannel, Entry
 from wbar_worker.validate import validate_checkpoint, validate_dataset
 
@@ -29,7 +29,7 @@ class Batch:
     scratch: Path
     canary: Path
     readers: tuple[tuple[int, Reader], ...]
-    limits: Limits
+    limits: ReaderLimits
 
 
 class Outcome(BaseModel):

@@ -19,13 +19,13 @@ from tests.fuzz.safetensors_inputs import safetensors_input
 from wbar.errors import REJECTED
 from wbar_training.uploads import limits as uploads
 from wbar_worker import processes
-from wbar_worker.children import Limits
+from wbar_worker.children import ReaderLimits
 
 HANG_SECONDS = 60.0  # for one input; the slowest that is meant takes a few
 BATCH = 200
 LONGEST_MESSAGE = 4000
 # The worker's defaults, but for what an archive may unpack to: a bomb shall meet it in seconds.
-LIMITS = Limits(memory=4 * 1024**3, seconds=3600, content=uploads.Limits(bytes=256 * 1024**2))
+LIMITS = ReaderLimits(memory=4 * 1024**3, seconds=3600, content=uploads.UploadLimits(bytes=256 * 1024**2))
 
 
 @dataclass

@@ -23,7 +23,7 @@ from wbar_training.evaluate import even_slices, forward_batch
 from wbar_training.evaluator import BATCH_NORM_IMAGES
 from wbar_training.networks.architectures import initialized, load
 from wbar_training.uploads.dataset_archives import pack_archive
-from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.limits import UploadLimits
 
 METHOD = {"cycles": 3, "high": {"lr": 0.02, "epochs": 1}, "low": {"lr": 0.002, "epochs": 1}, "pull": 0.001}
 
@@ -80,7 +80,7 @@ def check_events(client: Client, job: Job, seen: list) -> None:
 def check_batch_norm(job: Job, model: torch.nn.Module, averaged: dict[str, torch.Tensor], folder: Path) -> None:
     """The buffers are the pooled statistics over the job's own augmented training images."""
     recipe = job.recipe
-    pack_archive(folder / "digits.zip", folder / "packed", Limits())
+    pack_archive(folder / "digits.zip", folder / "packed", UploadLimits())
     train = load_split(folder / "packed", "train", tuple(recipe.image_size), None)
     normalize = recipe.normalize
     prepare = Preparer(tuple(normalize.mean), tuple(normalize.std), recipe.augment, job.seed, torch.device("cpu"))

@@ -22,7 +22,7 @@ from wbar_store.store import Store
 PACKAGES = {"wbar", "wbar_averaging", "wbar_training", "wbar_store", "wbar_worker", "wbar_service"}
 # Every command, by the test that runs it.
 OFFLINE = {"average", "schedule", "migrate", "first-key", "gc"}
-PARTS = {"migrate", "first-key", "serve", "worker", "sweep", "datasets add"}
+PARTS = {"migrate", "doctor", "first-key", "serve", "worker", "sweep", "datasets add"}
 CLIENT = {
     "up", "upload", "checkpoints", "datasets add", "datasets list", "submit", "jobs", "show", "watch", "cancel", "pause",
     "resume", "download", "keys create", "keys list", "keys revoke", "backup", "restore",
@@ -188,6 +188,7 @@ def test_the_parts_by_themselves(shell: Shell, broker: Broker, tmp_path: Path) -
         assert not any(map(ended, parts)), log.read_text()
         # Validated by a process of the ingest worker's, which the sweeper or the API notified.
         assert shell.wbar("datasets", "add", "builtin:digits").startswith("ds_")
+        assert "train workers: train-" in shell.wbar("doctor")
         assert not any(map(ended, parts)), log.read_text()
     finally:
         for part in parts:

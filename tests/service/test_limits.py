@@ -11,7 +11,7 @@ from tests.store.rows import insert_inputs, spec
 from wbar.errors import QuotaExceeded
 from wbar_store.database import Database, Tenant
 from wbar_store.keys import Keys
-from wbar_store.quotas import Limits
+from wbar_store.quotas import Quota
 from wbar_store.store import Store
 
 MINE = Tenant("default")
@@ -102,7 +102,7 @@ def test_an_upload_that_comes_again_is_answered_whatever_the_quota_says(tmp_path
 
 
 def test_a_tenant_has_no_more_jobs_at_work_than_it_may(database: Database) -> None:
-    store, limits = Store(database, None, None), Limits(bytes=None, jobs=3)  # type: ignore[arg-type]  # not used here
+    store, limits = Store(database, None, None), Quota(bytes=None, jobs=3)  # type: ignore[arg-type]  # not used here
     insert_inputs(database)
     refused: list[QuotaExceeded] = []
 

@@ -6,7 +6,7 @@ import torch
 from wbar_training.averages.choice import (
     LEAST,
     MANY,
-    Limits,
+    ChoiceLimits,
     cannot_tell,
     longest_near_tie,
     mean_ranks,
@@ -52,7 +52,7 @@ def test_mean_ranks() -> None:
 @pytest.mark.parametrize("recomputed", [0, 1000])
 @pytest.mark.parametrize("selection", [30, 64, 199, 500, 5000])
 def test_a_plan_keeps_its_promises(selection: int, recomputed: int, forwards: float) -> None:
-    limits = Limits(selection, recomputed, forwards)
+    limits = ChoiceLimits(selection, recomputed, forwards)
     plan = plan_choice(40, 7, limits)
     if selection < LEAST:
         assert plan is None
@@ -69,7 +69,7 @@ def test_a_plan_keeps_its_promises(selection: int, recomputed: int, forwards: fl
 
 def test_more_budget_never_tries_fewer() -> None:
     entering = [
-        plan.entering if (plan := plan_choice(40, 7, Limits(500, 400, f))) else 0 for f in range(0, 60_000, 500)
+        plan.entering if (plan := plan_choice(40, 7, ChoiceLimits(500, 400, f))) else 0 for f in range(0, 60_000, 500)
     ]
     assert entering == sorted(entering)
     assert entering[0] == 0

@@ -24,7 +24,7 @@ from wbar.errors import (
 )
 from wbar_training.data.packed import Packed, load_split
 from wbar_training.uploads.dataset_archives import pack_archive, pack_builtin, pack_folder, stratified
-from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.limits import UploadLimits
 
 DIGITS = load_digits()
 
@@ -66,15 +66,15 @@ def write_tar(path: Path, content: dict[str, bytes], mode: str) -> Path:
 def test_every_kind_of_archive_gives_the_same_images(tmp_path: Path, kind: str) -> None:
     content, path, out = files(), tmp_path / "archive", tmp_path / "out"
     if kind == "zip":
-        packed = pack_archive(write_zip(path, content), out, Limits())
+        packed = pack_archive(write_zip(path, content), out, UploadLimits())
     elif kind == "folder":
         for name, data in content.items():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_bytes(data)
-        packed = pack_folder(path, out, Limits())
+        packed = pack_folder(path, out, UploadLimits())
     elif kind == "inside a folder":
         packed = pack_archive(
-            write_zip(path, {f"digits/{name}": data for name, data in content.items()}), out, Limits()
+            write_zip(path, {f"digits/{name}": data for name, data in content.items()}), out, UploadLimits()
         )
     else:
         write_tar(path, content, "w:gz" if kind == "tar.gz" else "w")
@@ -82,7 +82,7 @@ def test_every_kind_of_archive_gives_the_same_images(tmp_path: Path, kind: str) 
             import zstandard
 
             path.write_bytes(zstandard.compress(path.read_bytes()))
-        packed = pack_archive(path, out, Limits())
+        packed = pack_archive(path, out, UploadLimits())
     assert (packed.classes, packed.channels, packed.height, packed.width) == (["0", "1", "2"], 1, 8, 8)
     assert packed.images == {"train": 12, "val": 6}
     assert Packed.read(out) == packed
@@ -95,8 +95,8 @@ def test_every_kind_of_archive_gives_the_same_images(tmp_path: Path, kind: str) 
 def test_without_val_a_fifth_of_every_class_is_held_out_and_said(tmp_path: Path) -> None:
     content = {name.replace("val/", "train/"): data for name, data in files(train=8, val=2).items()}
     path = write_zip(tmp_path / "a", content)
-    first = pack_archive(path, tmp_path / "1", Limits())
-    second = pack_archive(path, tmp_path / "2", Limits())
+    first = pack_archive(path, tmp_path / "1", UploadLimits())
+    second = pack_archive(path, tmp_path / "2", UploadLimits())
     assert first.images == {"train": 24, "val": 6}
     assert first.held_out == second.held_out
     assert first.held_out is not None
@@ -108,14 +108,14 @@ def test_without_val_a_fifth_of_every_class_is_held_out_and_said(tmp_path: Path)
 def test_images_of_many_sizes_are_kept_encoded_and_resized_for_the_job(tmp_path: Path) -> None:
     content = files()
     content["train/0/large.png"] = png(0, (20, 24), "RGB")
-    packed = pack_archive(write_zip(tmp_path / "a", content), tmp_path / "out", Limits())
+    packed = pack_archive(write_zip(tmp_path / "a", content), tmp_path / "out", UploadLimits())
     assert (packed.channels, packed.height, packed.width) == (3, 8, 8)
     train = load_split(tmp_path / "out", "train", (12, 10), None)
     assert tuple(train.images.shape) == (13, 3, 12, 10)
 
 
 def test_labels_follow_the_checkpoints_class_order(tmp_path: Path) -> None:
-    pack_archive(write_zip(tmp_path / "a", files()), tmp_path / "out", Limits())
+    pack_archive(write_zip(tmp_path / "a", files()), tmp_path / "out", UploadLimits())
     train = load_split(tmp_path / "out", "train", (8, 8), [2, 0, 1])
     assert train.labels.tolist() == [2] * 4 + [0] * 4 + [1] * 4
 
@@ -125,7 +125,7 @@ def test_sixteen_bit_images_keep_their_contrast(tmp_path: Path) -> None:
     out = io.BytesIO()
     Image.fromarray((DIGITS.images[0] * 4095).astype(np.uint16)).save(out, "PNG")
     content["train/0/deep.png"] = out.getvalue()
-    pack_archive(write_zip(tmp_path / "a", content), tmp_path / "out", Limits())
+    pack_archive(write_zip(tmp_path / "a", content), tmp_path / "out", UploadLimits())
     labels_of_class_0 = load_split(tmp_path / "out", "train", (8, 8), None)
     expected = torch.from_numpy((DIGITS.images[0] * 4095).astype(np.uint16).astype(np.int64) >> 8).to(torch.uint8)
     assert any(torch.equal(image[0], expected) for image in labels_of_class_0.images)
@@ -155,9 +155,9 @@ def test_what_is_wrong_with_an_archive_is_named(
     tmp_path: Path, content: dict[str, bytes], error: type[Rejected], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        pack_archive(write_zip(tmp_path / "a", content), tmp_path / "out", Limits())
+        pack_archive(write_zip(tmp_path / "a", content), tmp_path / "out", UploadLimits())
     with pytest.raises(error, match=message):
-        pack_archive(write_tar(tmp_path / "b", content, "w:gz"), tmp_path / "out", Limits())
+        pack_archive(write_tar(tmp_path / "b", content, "w:gz"), tmp_path / "out", UploadLimits())
 
 
 def test_other_formats_under_an_images_name_are_not_decoded(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_other_formats_under_an_images_name_are_not_decoded(tmp_path: Path) -> N
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(out, "EPS")
     content["train/0/x.png"] = out.getvalue()
     with pytest.raises(BrokenImage, match=r"x\.png"):
-        pack_archive(write_zip(tmp_path / "a", content), tmp_path / "out", Limits())
+        pack_archive(write_zip(tmp_path / "a", content), tmp_path / "out", UploadLimits())
 
 
 def test_a_damaged_compressed_zip(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_damaged_compressed_zip(tmp_path: Path) -> None:
     damaged[60:90] = bytes(30)
     (tmp_path / "a").write_bytes(damaged)
     with pytest.raises(InvalidArchive):
-        pack_archive(tmp_path / "a", tmp_path / "out", Limits())
+        pack_archive(tmp_path / "a", tmp_path / "out", UploadLimits())
 
 
 def test_links_are_refused(tmp_path: Path) -> None:
@@ -186,17 +186,17 @@ def test_links_are_refused(tmp_path: Path) -> None:
         entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(entry)
     with pytest.raises(UnsafePath, match="is a link"):
-        pack_archive(tmp_path / "t", tmp_path / "out", Limits())
+        pack_archive(tmp_path / "t", tmp_path / "out", UploadLimits())
     with zipfile.ZipFile(tmp_path / "z", "w") as zipped:
         info = zipfile.ZipInfo("train/0/link.png")
         info.external_attr = 0o120777 << 16
         zipped.writestr(info, "/etc/passwd")
     with pytest.raises(UnsafePath, match="is a link"):
-        pack_archive(tmp_path / "z", tmp_path / "out", Limits())
+        pack_archive(tmp_path / "z", tmp_path / "out", UploadLimits())
 
 
-@pytest.mark.parametrize("limits", [Limits(bytes=1000), Limits(files=5)])
-def test_an_archive_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path, limits: Limits) -> None:
+@pytest.mark.parametrize("limits", [UploadLimits(bytes=1000), UploadLimits(files=5)])
+def test_an_archive_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path, limits: UploadLimits) -> None:
     for path in (write_zip(tmp_path / "a", files()), write_tar(tmp_path / "b", files(), "w:gz")):
         with pytest.raises(ContentTooLarge, match="limit"):
             pack_archive(path, tmp_path / "out", limits)
@@ -208,14 +208,14 @@ def test_an_archive_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path, lim
 def test_a_file_that_is_no_archive(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(Rejected):
-        pack_archive(tmp_path / "a", tmp_path / "out", Limits())
+        pack_archive(tmp_path / "a", tmp_path / "out", UploadLimits())
 
 
 def test_a_truncated_archive(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a", files(), "w:gz")
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(InvalidArchive, match="cut off"):
-        pack_archive(path, tmp_path / "out", Limits())
+        pack_archive(path, tmp_path / "out", UploadLimits())
 
 
 def test_builtin_digits_are_the_real_scans(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from wbar_training.data.decoding import ORIENTATION, decode, inspect
 from wbar_training.data.packed import load_split
 from wbar_training.uploads.dataset_archives import pack_folder
 from wbar_training.uploads.image_checks import inspected, warnings_about
-from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.limits import UploadLimits
 
 RAMP = (np.arange(6 * 4 * 3, dtype=np.uint8) * 3).reshape(6, 4, 3)
 PLENTY = 10**6
@@ -147,20 +147,20 @@ def test_a_phones_second_picture_is_no_animation() -> None:
 def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
     bomb = png(60_000, 60_000, 8, 0, b"")  # 3.6 gigapixels in a hundred bytes
     with pytest.raises(ContentTooLarge, match=r"'x.png' has 60000x60000 pixels, over the limit of 100000000"):
-        inspected([("x.png", bomb)], Limits())
+        inspected([("x.png", bomb)], UploadLimits())
 
 
 @pytest.mark.parametrize("size", [(100_000, 1), (1, 100_000)])
 def test_a_line_is_no_picture(size: tuple[int, int]) -> None:
     with pytest.raises(BrokenImage, match="one side is more than 100 times the other"):
-        inspected([("x.png", encoded(Image.new("L", size)))], Limits())
+        inspected([("x.png", encoded(Image.new("L", size)))], UploadLimits())
 
 
 def test_broken_images_are_named_without_addresses() -> None:
     whole = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)), "JPEG")
     for data in (b"", b"nonsense", whole[: len(whole) // 2], encoded(Image.fromarray(RAMP))[:50]):
         with pytest.raises(BrokenImage, match=r"^'a.jpg' cannot be decoded") as caught:
-            inspected([("a.jpg", data)], Limits())
+            inspected([("a.jpg", data)], UploadLimits())
         assert "0x" not in caught.value.detail
 
 
@@ -171,8 +171,8 @@ def test_a_png_is_compared_with_its_checksums() -> None:
     changed[whole.index(b"IEND") - 8] ^= 1  # the checksum of the pixels
     for data, message in ((bytes(changed), "'IDAT' at byte 33 does not have its checksum"), (whole[:-12], "no end")):
         with pytest.raises(BrokenImage, match=message):
-            inspected([("a.png", data)], Limits())
-    assert inspected([("a.png", whole + b"more")], Limits())
+            inspected([("a.png", data)], UploadLimits())
+    assert inspected([("a.png", whole + b"more")], UploadLimits())
 
 
 def test_the_dataset_says_what_was_changed_and_training_sees_the_same(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_the_dataset_says_what_was_changed_and_training_sees_the_same(tmp_path: 
             path = tmp_path / "set" / split / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-    packed = pack_folder(tmp_path / "set", tmp_path / "out", Limits())
+    packed = pack_folder(tmp_path / "set", tmp_path / "out", UploadLimits())
     assert [warning.split(" (")[0] for warning in packed.warnings] == [
         "4 images were rotated or mirrored as their EXIF orientation says",
         "2 images were laid on white where they are transparent",

@@ -19,7 +19,7 @@ from wbar_training.data.feed import Feed, Request
 from wbar_training.data.packed import load_encoded, load_split
 from wbar_training.draws import generator
 from wbar_training.uploads.dataset_archives import pack_folder
-from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.limits import UploadLimits
 
 
 def test_boxes_lie_inside_and_have_the_areas_and_aspects_of_the_paper() -> None:
@@ -90,7 +90,7 @@ def many_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(pixels.numpy()).save(data, "JPEG")
                 (folder / split / label / f"{index}.jpg").write_bytes(data.getvalue())
     out = folder / "packed.safetensors"
-    pack_folder(folder, out, Limits())
+    pack_folder(folder, out, UploadLimits())
     return out
 
 

@@ -21,7 +21,7 @@ from tests.training.test_dataset_files import files, png, write_tar, write_zip
 from wbar.errors import ContentTooLarge, InvalidArchive, Rejected
 from wbar_training.uploads.archives import archive_members
 from wbar_training.uploads.dataset_archives import pack_archive, pack_folder
-from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.limits import UploadLimits
 
 
 def tar(content: dict[str, bytes], folder: Path) -> bytes:
@@ -35,10 +35,12 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def refused(folder: Path, data: bytes, error: type[Rejected] = InvalidArchive, limits: Limits | None = None) -> str:
+def refused(
+    folder: Path, data: bytes, error: type[Rejected] = InvalidArchive, limits: UploadLimits | None = None
+) -> str:
     (folder / "upload").write_bytes(data)
     with pytest.raises(error) as caught:
-        pack_archive(folder / "upload", folder / "out", limits or Limits())
+        pack_archive(folder / "upload", folder / "out", limits or UploadLimits())
     assert len(caught.value.detail) < 1000
     return caught.value.detail
 
@@ -50,7 +52,7 @@ def test_an_archive_that_is_cut_off_anywhere_is_refused(tmp_path: Path, kind: st
     whole = content + bytes(-len(content) % 512 + 1024)  # two blocks of zeros and nothing after them
     data = PACKERS[kind](whole)
     (tmp_path / "upload").write_bytes(data)
-    assert pack_archive(tmp_path / "upload", tmp_path / "out", Limits()).images["train"] == 12
+    assert pack_archive(tmp_path / "upload", tmp_path / "out", UploadLimits()).images["train"] == 12
     for cut in (1, 4, 8, 9, 511, 512, 513, 1024, 1025, len(data) // 2, len(data) - 20):
         refused(tmp_path, data[: max(1, len(data) - cut)])
 
@@ -73,7 +75,7 @@ def test_what_ends_well_inside_and_not_outside(tmp_path: Path) -> None:
         gz + bytes(9),
     ):
         (tmp_path / "upload").write_bytes(data)
-        assert pack_archive(tmp_path / "upload", tmp_path / "out", Limits()).images["train"] == 12
+        assert pack_archive(tmp_path / "upload", tmp_path / "out", UploadLimits()).images["train"] == 12
 
 
 def test_a_single_block_of_zeros_is_no_end(tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_long_names_and_large_numbers_are_read(tmp_path: Path) -> None:
                 entry.size, entry.mtime = len(data), 1.5 if form == tarfile.PAX_FORMAT else 1
                 archive.addfile(entry, io.BytesIO(data))
         (tmp_path / "upload").write_bytes(out.getvalue())
-        assert pack_archive(tmp_path / "upload", tmp_path / "out", Limits()).images["train"] == 13
+        assert pack_archive(tmp_path / "upload", tmp_path / "out", UploadLimits()).images["train"] == 13
 
 
 CLASSES = {
@@ -166,17 +168,17 @@ def test_label_tables_have_the_same_classes(tmp_path: Path, name: str) -> None:
     data = tar({"train/1.png": png(0), "train/2.png": png(1), "labels.csv": table}, tmp_path)
     (tmp_path / "upload").write_bytes(data)
     with pytest.raises(InvalidArchive, match=r"labels.csv: the column or label .* cannot name a class"):
-        pack_archive(tmp_path / "upload", tmp_path / "out", Limits(), multilabel=True)
+        pack_archive(tmp_path / "upload", tmp_path / "out", UploadLimits(), multilabel=True)
 
 
 def test_a_label_table_larger_than_its_limit(tmp_path: Path) -> None:
     data = tar({"train/1.png": png(0), "labels.csv": b"image,a,b\n" + b"\n" * 10_000}, tmp_path)
     (tmp_path / "upload").write_bytes(data)
     with pytest.raises(ContentTooLarge, match=r"labels.csv has 10010 bytes, more than the limit of 1000"):
-        pack_archive(tmp_path / "upload", tmp_path / "out", Limits(header_bytes=1000), multilabel=True)
+        pack_archive(tmp_path / "upload", tmp_path / "out", UploadLimits(header_bytes=1000), multilabel=True)
 
 
-def read_names(path: Path, limits: Limits) -> Iterator[str]:
+def read_names(path: Path, limits: UploadLimits) -> Iterator[str]:
     return (name for name, _ in archive_members(path, limits, lambda name: name.endswith(".png")))
 
 
@@ -195,12 +197,12 @@ def test_files_that_are_no_images_are_counted_and_not_read(tmp_path: Path, kind:
         path.write_bytes(data)
     else:
         path = write_tar(tmp_path / "a.tar", content, "w")
-    assert len(list(read_names(path, Limits()))) == len(files())
+    assert len(list(read_names(path, UploadLimits()))) == len(files())
     with pytest.raises(ContentTooLarge, match=r"more.* than the limit of 18"):
-        list(read_names(path, Limits(files=len(files()))))
+        list(read_names(path, UploadLimits(files=len(files()))))
     most = sum(map(len, files().values())) + len(inner)
     with pytest.raises(ContentTooLarge, match="limit"):
-        list(read_names(path, Limits(bytes=most)))
+        list(read_names(path, UploadLimits(bytes=most)))
 
 
 def test_a_damaged_image_of_a_zip_is_named(tmp_path: Path) -> None:
@@ -232,16 +234,16 @@ def test_a_hundred_thousand_tiny_files_reach_the_limit_quickly_and_without_memor
             stream.write(fields)
         stream.write(bytes(1024))
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    assert list(read_names(tmp_path / "many.tar.gz", Limits())) == []
+    assert list(read_names(tmp_path / "many.tar.gz", UploadLimits())) == []
     with pytest.raises(ContentTooLarge, match="more files and folders than the limit of 50000"):
-        list(read_names(tmp_path / "many.tar.gz", Limits(files=50_000)))
+        list(read_names(tmp_path / "many.tar.gz", UploadLimits(files=50_000)))
     assert time.process_time() - begun < 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
 
 
 def test_endless_zeros_after_the_end_are_counted(tmp_path: Path) -> None:
     bomb = gzip.compress(tar(files(), tmp_path) + bytes(20_000_000))
-    assert "limit of 1000000 bytes" in refused(tmp_path, bomb, ContentTooLarge, Limits(bytes=1_000_000))
+    assert "limit of 1000000 bytes" in refused(tmp_path, bomb, ContentTooLarge, UploadLimits(bytes=1_000_000))
 
 
 def test_zip_entries_that_share_their_bytes(tmp_path: Path) -> None:
@@ -258,7 +260,7 @@ def test_folders_have_the_same_rules(tmp_path: Path) -> None:
         (tmp_path / "set" / name).parent.mkdir(parents=True)
         (tmp_path / "set" / name).write_bytes(png(0))
     with pytest.raises(InvalidArchive, match="differ only in case"):
-        pack_folder(tmp_path / "set", tmp_path / "out", Limits())
+        pack_folder(tmp_path / "set", tmp_path / "out", UploadLimits())
 
 
 class _Pipe(io.RawIOBase):
@@ -290,7 +292,7 @@ def test_zips_of_every_honest_writer_are_read(tmp_path: Path, method: int, wide:
             with archive.open(info, "w", force_zip64=wide) as member:
                 member.write(data)
     (tmp_path / "upload").write_bytes(bytes(out.data) if isinstance(out, _Pipe) else out.getvalue())
-    assert pack_archive(tmp_path / "upload", tmp_path / "out", Limits()).images == {"train": 12, "val": 6}
+    assert pack_archive(tmp_path / "upload", tmp_path / "out", UploadLimits()).images == {"train": 12, "val": 6}
 
 
 @pytest.mark.parametrize("form", ["gnu", "oldgnu", "pax", "posix", "ustar", "v7"])
@@ -306,4 +308,4 @@ def test_archives_of_gnu_tar_are_read(tmp_path: Path, form: str) -> None:
         subprocess.run(
             [tar_program, f"--format={form}", *options, "-cf", packed, "-C", tmp_path / "set", "."], check=True
         )
-        assert pack_archive(packed, tmp_path / "out", Limits()).images == {"train": 12, "val": 6}
+        assert pack_archive(packed, tmp_path / "out", UploadLimits()).images == {"train": 12, "val": 6}

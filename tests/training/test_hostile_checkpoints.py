@@ -21,7 +21,7 @@ from wbar_averaging.quoting import quoted, reason
 from wbar_averaging.zip_directory import InvalidZip, read_directory
 from wbar_training.networks.architectures import initialized
 from wbar_training.uploads.checkpoint_files import check_claims, validate
-from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.pickle_opcodes import Opcodes, is_harmless
 
 
@@ -46,7 +46,7 @@ def rezipped(data: bytes, change: Callable[[str, bytes], list[tuple[str, bytes]]
     return out.getvalue()
 
 
-def read(tmp_path: Path, data: bytes, limits: Limits | None = None) -> dict[str, torch.Tensor]:
+def read(tmp_path: Path, data: bytes, limits: UploadLimits | None = None) -> dict[str, torch.Tensor]:
     (tmp_path / "c").write_bytes(data)
     validate(tmp_path / "c", None, None, tmp_path / "out", limits)
     return load_file(tmp_path / "out")
@@ -310,7 +310,7 @@ def test_a_name_of_three_megabytes_makes_a_short_message(tmp_path: Path, kind: s
 
 
 def test_a_pickle_longer_than_the_limit_and_too_many_tensors(tmp_path: Path) -> None:
-    small = Limits(header_bytes=1000, tensors=3)
+    small = UploadLimits(header_bytes=1000, tensors=3)
     with pytest.raises(ContentTooLarge, match=r"\d+ entries"):
         read(tmp_path, saved({f"w{i}": torch.zeros(1) for i in range(200)}), small)
     with pytest.raises(ContentTooLarge, match=r"data.pkl has \d+ bytes, more than the limit of 1000"):

@@ -16,7 +16,7 @@ from wbar_training.data.packed import load_split
 from wbar_training.evaluate import score
 from wbar_training.networks.architectures import initialized
 from wbar_training.uploads.dataset_archives import pack_archive, pack_folder
-from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.limits import UploadLimits
 
 INDICATORS = "image,red,green\n" + "".join(f"train/{i}.png,{i % 2},{i // 2 % 2}\n" for i in range(16))
 HELD_OUT = "".join(f"val/{i}.png,{i % 2},{i // 2 % 2}\n" for i in range(8))
@@ -43,8 +43,8 @@ def test_both_forms_of_the_table_say_the_same(tmp_path: Path) -> None:
     names = {0: "", 1: "red", 2: "green", 3: "red|green"}
     listed = "image,labels\n" + "".join(f"train/{i}.png,{names[i % 4]}\n" for i in range(16))
     listed += "".join(f"val/{i}.png,{names[i % 4]}\n" for i in range(8))
-    one = pack_archive(archive(INDICATORS + HELD_OUT, tmp_path), tmp_path / "one", Limits(), multilabel=True)
-    two = pack_archive(archive(listed, tmp_path), tmp_path / "two", Limits(), multilabel=True)
+    one = pack_archive(archive(INDICATORS + HELD_OUT, tmp_path), tmp_path / "one", UploadLimits(), multilabel=True)
+    two = pack_archive(archive(listed, tmp_path), tmp_path / "two", UploadLimits(), multilabel=True)
     assert one.classes == ["red", "green"]
     assert two.classes == ["green", "red"]  # sorted, where no header orders them
     first = load_split(tmp_path / "one", "train", (8, 8), None, outputs=2).labels
@@ -54,7 +54,7 @@ def test_both_forms_of_the_table_say_the_same(tmp_path: Path) -> None:
 
 
 def test_without_val_a_fifth_is_held_out(tmp_path: Path) -> None:
-    packed = pack_archive(archive(INDICATORS, tmp_path, val=0), tmp_path / "out", Limits(), multilabel=True)
+    packed = pack_archive(archive(INDICATORS, tmp_path, val=0), tmp_path / "out", UploadLimits(), multilabel=True)
     assert packed.images == {"train": 13, "val": 3}
 
 
@@ -75,7 +75,7 @@ def test_a_bad_table_is_said_with_its_place(
     tmp_path: Path, table: str | None, error: type[Rejected], said: str
 ) -> None:
     with pytest.raises(error, match=said):
-        pack_archive(archive(table, tmp_path), tmp_path / "out", Limits(), multilabel=True)
+        pack_archive(archive(table, tmp_path), tmp_path / "out", UploadLimits(), multilabel=True)
 
 
 def test_a_job_learns_them_and_reports_average_precision(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_job_learns_them_and_reports_average_precision(tmp_path: Path) -> None
         tmp_path / "job", METHOD.model_copy(update={"cycles": 3}), recipe_batch_size=4, recipe_augment="none"
     )
     packed = tmp_path / "packed"
-    pack_archive(archive(INDICATORS + HELD_OUT, tmp_path), packed, Limits(), multilabel=True)
+    pack_archive(archive(INDICATORS + HELD_OUT, tmp_path), packed, UploadLimits(), multilabel=True)
     network = Network("resnet20", 2)
     torch.manual_seed(1)
     write_safetensors(job.start, initialized(network).state_dict(), {})
@@ -113,4 +113,7 @@ def test_the_score_of_labels_follows_its_definitions() -> None:
 def test_a_folder_is_read_the_same(tmp_path: Path) -> None:
     with zipfile.ZipFile(archive(INDICATORS + HELD_OUT, tmp_path)) as file:
         file.extractall(tmp_path / "folder")
-    assert pack_folder(tmp_path / "folder", tmp_path / "out", Limits(), multilabel=True).classes == ["red", "green"]
+    assert pack_folder(tmp_path / "folder", tmp_path / "out", UploadLimits(), multilabel=True).classes == [
+        "red",
+        "green",
+    ]

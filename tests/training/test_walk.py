@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from tests.training.valleys import Valley, weight
 from wbar.errors import Diverged
 from wbar_training.averages.average import Finished
-from wbar_training.averages.choice import Limits
+from wbar_training.averages.choice import ChoiceLimits
 from wbar_training.averages.walk import WalkAverage
 
-PLENTY = Limits(selection=400, recomputed=0, forwards=1e9)
+PLENTY = ChoiceLimits(selection=400, recomputed=0, forwards=1e9)
 
 
 def walked(segments: list[list[float]], visits: int | None = None) -> WalkAverage:
@@ -27,7 +27,7 @@ def walked(segments: list[list[float]], visits: int | None = None) -> WalkAverag
     return average
 
 
-def valley(centre: float, limits: Limits = PLENTY, start: float = 0.0) -> Valley:
+def valley(centre: float, limits: ChoiceLimits = PLENTY, start: float = 0.0) -> Valley:
     """Losses without noise: of two means, the nearer one is better by many standard errors."""
     noise = torch.linspace(-0.5, 0.5, limits.selection, dtype=torch.float64)
     return Valley(lambda value: 1 + noise + (value - centre) ** 2 * (1 + 0.1 * noise), limits, start)
@@ -117,7 +117,7 @@ def test_among_near_ties_the_longest_mean_wins() -> None:
 
 
 def test_of_few_images_the_lowest_mean_rank_decides() -> None:
-    few = Limits(selection=100, recomputed=0, forwards=1e9)
+    few = ChoiceLimits(selection=100, recomputed=0, forwards=1e9)
 
     def losses(value: float) -> Tensor:
         # Segment 2 has the lowest mean, by two images alone; segment 3 is a little better on all the others.
@@ -148,7 +148,7 @@ def test_a_candidate_that_is_not_finite_is_left_out() -> None:
 
 def test_of_equal_means_the_longest_is_taken_whatever_the_rule() -> None:
     for images in (100, 400):
-        limits = Limits(images, 0, 1e9)
+        limits = ChoiceLimits(images, 0, 1e9)
         finished = walked(SEGMENTS).finish(Valley(lambda _, n=images: torch.ones(n, dtype=torch.float64), limits))
         assert chosen(finished)[:3] == ("range", 1, 4)
 
@@ -157,7 +157,7 @@ def test_of_equal_means_the_longest_is_taken_whatever_the_rule() -> None:
 @pytest.mark.parametrize("recomputed", [0, 600])
 @pytest.mark.parametrize("images", [64, 250, 3000])
 def test_a_choice_costs_what_was_planned_and_no_more_than_it_may(forwards: int, recomputed: int, images: int) -> None:
-    limits = Limits(images, recomputed, forwards)
+    limits = ChoiceLimits(images, recomputed, forwards)
     average = walked([[float(n)] for n in range(8)])
     evaluator = valley(4.3, limits)
     finished = average.finish(evaluator)
@@ -168,8 +168,8 @@ def test_a_choice_costs_what_was_planned_and_no_more_than_it_may(forwards: int, 
         assert all(64 <= (c.images or 0) <= images for c in finished.selection.candidates)
 
 
-@pytest.mark.parametrize("limits", [Limits(63, 0, 1e9), Limits(1000, 500, 100)])
-def test_what_cannot_be_told_is_assumed_and_said(limits: Limits) -> None:
+@pytest.mark.parametrize("limits", [ChoiceLimits(63, 0, 1e9), ChoiceLimits(1000, 500, 100)])
+def test_what_cannot_be_told_is_assumed_and_said(limits: ChoiceLimits) -> None:
     evaluator = valley(0.0, limits)
     finished = walked([[float(n)] for n in range(6)]).finish(evaluator)
     assert finished.selection is not None

@@ -6,15 +6,17 @@ import torch
 from torch import Tensor
 
 from wbar_training.averages.average import Evaluated, Mean
-from wbar_training.averages.choice import Effort, Limits, stratified_halves
+from wbar_training.averages.choice import ChoiceLimits, Effort, stratified_halves
 
 
 class Valley:
     """Evaluates by losses_of(weight), (N,), one loss per image of the selection split."""
 
-    def __init__(self, losses_of: Callable[[float], Tensor], limits: Limits | None = None, start: float = 0.0) -> None:
+    def __init__(
+        self, losses_of: Callable[[float], Tensor], limits: ChoiceLimits | None = None, start: float = 0.0
+    ) -> None:
         self.losses_of, self.begin = losses_of, start
-        self.limits = limits or Limits(selection=2, recomputed=0, forwards=0)
+        self.limits = limits or ChoiceLimits(selection=2, recomputed=0, forwards=0)
         self.logs = list[str]()
         self.forwards = 0
         self.with_own_statistics = list[float]()

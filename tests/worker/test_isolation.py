@@ -30,7 +30,7 @@ from wbar_worker.children import (
     CheckpointUpload,
     DatasetPacked,
     DatasetUpload,
-    Limits,
+    ReaderLimits,
     UploadRejected,
     Verdict,
     warm_up,
@@ -39,7 +39,7 @@ from wbar_worker.ingest import Ingester
 from wbar_worker.processes import Entry
 from wbar_worker.settings import GIB, WorkerSettings
 
-LIMITS = Limits(memory=4 * GIB, seconds=300, content=uploads.Limits())
+LIMITS = ReaderLimits(memory=4 * GIB, seconds=300, content=uploads.UploadLimits())
 
 
 def verdict(entry: Entry[CheckpointUpload] | Entry[DatasetUpload], upload: CheckpointUpload | DatasetUpload) -> Verdict:
@@ -137,11 +137,11 @@ def test_datasets_are_packed_in_isolation_and_within_the_limits(tmp_path: Path) 
     assert isinstance(packed, DatasetPacked)
     assert (packed.classes, packed.height, packed.width) == (["a", "b"], 200, 300)
     for content, message in (
-        (uploads.Limits(files=3), "4 entries"),
-        (uploads.Limits(pixels=50_000), "300x200 pixels, over the limit of 50000"),
-        (uploads.Limits(bytes=1000), "unpacks to"),
+        (uploads.UploadLimits(files=3), "4 entries"),
+        (uploads.UploadLimits(pixels=50_000), "300x200 pixels, over the limit of 50000"),
+        (uploads.UploadLimits(bytes=1000), "unpacks to"),
     ):
-        limits = Limits(memory=4 * GIB, seconds=300, content=content)
+        limits = ReaderLimits(memory=4 * GIB, seconds=300, content=content)
         refused = verdict(VALIDATE_DATASET, DatasetUpload(tmp_path / "d.zip", tmp_path / "x", False, None, limits))
         assert isinstance(refused, UploadRejected)
         assert refused.fault.code == "too_large"
@@ -167,8 +167,8 @@ def test_the_memory_of_an_ingest_follows_the_host(tmp_path: Path, monkeypatch: p
     explicit = WorkerSettings(ingest_memory=5, image_pixels=7, header_bytes=8, checkpoint_tensors=9, archive_files=10)
     limits = Ingester(None, explicit).limits  # type: ignore[arg-type]
     assert limits.memory == 5
-    assert limits.content == uploads.Limits(bytes=20 * GIB, files=10, pixels=7, header_bytes=8, tensors=9)
-    assert WorkerSettings().image_pixels == uploads.Limits().pixels
+    assert limits.content == uploads.UploadLimits(bytes=20 * GIB, files=10, pixels=7, header_bytes=8, tensors=9)
+    assert WorkerSettings().image_pixels == uploads.UploadLimits().pixels
     with pytest.raises(ValidationError):
         WorkerSettings(header_bytes=0)
 

@@ -11,7 +11,7 @@ from wbar_averaging import Epoch
 from wbar_training import decisions
 from wbar_training.analysis import attempted, bayesian_score, measure_flatness
 from wbar_training.averages.average import Average, Evaluated
-from wbar_training.averages.choice import Limits
+from wbar_training.averages.choice import ChoiceLimits
 from wbar_training.evaluate import HeldOutOutputs, Outputs, score, verdict
 from wbar_training.outcome import Outcome
 from wbar_training.reporter import Reporter
@@ -26,7 +26,7 @@ def conclude(
     reporter: Reporter,
     results: Results,
     average: Average,
-    limits: Limits,
+    limits: ChoiceLimits,
     snapshots: Sequence[Path],
     epochs: Sequence[Epoch] | None,
     control: Callable[[], Score] | None,

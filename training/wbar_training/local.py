@@ -11,7 +11,7 @@ from wbar.resolve import resolve_job
 from wbar.spec import JobSpec, StoredDataset, StoredWeights
 from wbar_training.data.packed import Packed
 from wbar_training.uploads import checkpoint_files, dataset_archives
-from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.limits import UploadLimits
 from wbar_training.workspace import Workspace
 
 
@@ -41,12 +41,12 @@ def prepare_dataset(source: str, workspace: Workspace, multilabel: bool = False)
     if source.startswith("builtin:"):
         packed = dataset_archives.pack_builtin(source.removeprefix("builtin:"), out, None)
     elif path.is_dir():
-        packed = dataset_archives.pack_folder(path, out, Limits(), multilabel)
+        packed = dataset_archives.pack_folder(path, out, UploadLimits(), multilabel)
     elif path.suffix == ".safetensors":
         packed = Packed.read(path)
         shutil.copyfile(path, out)
     else:
-        packed = dataset_archives.pack_archive(path, out, Limits(), multilabel)
+        packed = dataset_archives.pack_archive(path, out, UploadLimits(), multilabel)
     return StoredDataset(id="ds_local", sha256=_sha256(out), blob="dataset"), facts_of(packed, source, multilabel)
 
 

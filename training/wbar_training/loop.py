@@ -25,7 +25,7 @@ from wbar.results import NormalizationProbe, Score
 from wbar.schedule import BACK_OFF, Schedule, build_schedule, number, shifted, steps_per_epoch
 from wbar.spec import JobSpec
 from wbar_averaging import Position, Trajectory, pull_loss
-from wbar_training import decisions, resume, safe_path, start_probe, state_files
+from wbar_training import decisions, normalization_probe, resume, safe_path, state_files
 from wbar_training.averages.average import Average, Mean, mean_of
 from wbar_training.averages.making import make_average
 from wbar_training.comparisons import add_to_ensemble, conclude
@@ -150,7 +150,7 @@ class TrainingJob:
 
     def _evaluate_start(self) -> None:
         if self.spec.find_normalization:
-            self.results.normalization = start_probe.find_normalization(self.setup, self.reporter).model_dump()
+            self.results.normalization = normalization_probe.find_normalization(self.setup, self.reporter).model_dump()
         start = self.evaluator.evaluate_start(self.model)
         training = self.evaluator.train_score(self.model)
         results = self.results
@@ -162,7 +162,7 @@ class TrainingJob:
         if isinstance(self.method, CyclicSwa) and self.method.include_start:
             add_to_ensemble(results, start.outputs)
             self._add_to_curve(start.recomputed)
-        warning = start_probe.near_chance(self.setup, start.as_it_came)
+        warning = normalization_probe.near_chance(self.setup, start.as_it_came)
         if warning is not None:
             self.reporter.log("warning", warning)
 

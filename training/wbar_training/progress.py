@@ -10,10 +10,10 @@ from wbar.jobs import MetricsPoint, Progress, StepPhase
 from wbar.results import Score
 from wbar.schedule import Schedule
 from wbar_averaging import Position
-from wbar_training import start_probe
+from wbar_training import normalization_probe
 from wbar_training.analysis import flatness_images
 from wbar_training.averages.average import Average
-from wbar_training.averages.choice import TRAINING, Limits
+from wbar_training.averages.choice import TRAINING, ChoiceLimits
 from wbar_training.evaluator import BATCH_NORM_IMAGES
 from wbar_training.messages import LogLevel, StopReason
 from wbar_training.meter import Meter
@@ -40,7 +40,13 @@ class Cost:
 
     @classmethod
     def of(
-        cls, setup: Setup, schedule: Schedule, average: Average, discarded_steps: int, limits: Limits, repeats: bool
+        cls,
+        setup: Setup,
+        schedule: Schedule,
+        average: Average,
+        discarded_steps: int,
+        limits: ChoiceLimits,
+        repeats: bool,
     ) -> "Cost":
         """Return the cost of a schedule on this job's images.
 
@@ -54,7 +60,7 @@ class Cost:
         training = TRAINING * images / schedule.steps_per_epoch
         both = held_out + selection
         before = float(both + (both + recompute if recompute else 0) + train_score)
-        before += 4 * min(start_probe.IMAGES, len(data.train)) if spec.find_normalization else 0
+        before += 4 * min(normalization_probe.IMAGES, len(data.train)) if spec.find_normalization else 0
         if getattr(method, "probe_rate", False) is True:
             before += len(FACTORS) * (STEPS * training + 2 * min(IMAGES, len(data.train)))
         before += recompute + train_score if getattr(method, "back_off", False) else 0  # at the first snapshot

@@ -15,8 +15,8 @@ from wbar_training.averages.choice import (
     SELECTION_BATCH_NORM_IMAGES,
     SHARE,
     TRAINING,
+    ChoiceLimits,
     Effort,
-    Limits,
     stratified_halves,
 )
 from wbar_training.data.packed import Split
@@ -32,7 +32,7 @@ class SelectionEvaluator:
 
     setup: Setup
     reporter: Reporter
-    limits: Limits
+    limits: ChoiceLimits
 
     def losses(self, mean: Mean) -> Tensor:
         """Return a mean's loss on each image, BatchNorm recomputed, (N,) float64."""
@@ -70,11 +70,11 @@ class SelectionEvaluator:
         return Split(selection.images[order], selection.labels[order])
 
 
-def limits_of(setup: Setup, schedule: Schedule, steps: int | None = None) -> Limits:
+def limits_of(setup: Setup, schedule: Schedule, steps: int | None = None) -> ChoiceLimits:
     """Return what a choice may cost in a job with this schedule. steps: that were taken, where training ended early."""
     images = min(len(setup.data.train), schedule.steps_per_epoch * setup.plan.batch_size)
     trained = images * (schedule.total_steps if steps is None else steps) / schedule.steps_per_epoch
-    return Limits(
+    return ChoiceLimits(
         selection=setup.data.held_out.selection,
         recomputed=min(setup.evaluator.recomputed_images, SELECTION_BATCH_NORM_IMAGES),
         forwards=SHARE * TRAINING * trained,

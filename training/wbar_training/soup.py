@@ -17,7 +17,7 @@ from wbar.method import Soup
 from wbar.results import Comparisons, CurvePoint, JobResult, Score, Selection
 from wbar.spec import JobSpec, StoredWeights
 from wbar_averaging import RunningMean
-from wbar_training import start_probe
+from wbar_training import normalization_probe
 from wbar_training.analysis import attempted, flatness_images, measure_flatness
 from wbar_training.evaluate import HeldOutOutputs, score, verdict
 from wbar_training.outcome import Outcome
@@ -71,9 +71,9 @@ class SoupJob:
         """Do the job. Raises StopRequested when the reporter asks, JobError when it cannot go on."""
         normalization = None
         if self.spec.find_normalization:
-            normalization = start_probe.find_normalization(self.setup, self.reporter)
+            normalization = normalization_probe.find_normalization(self.setup, self.reporter)
         start = self.evaluator.evaluate_start(self.setup.model)
-        warning = start_probe.near_chance(self.setup, start.as_it_came)
+        warning = normalization_probe.near_chance(self.setup, start.as_it_came)
         if warning is not None:
             self.reporter.log("warning", warning)
         weights = self.method.weights or [1.0] * len(self.spec.ingredients)

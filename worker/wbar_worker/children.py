@@ -34,7 +34,7 @@ class ProbeRequest:
 
 
 @dataclass(frozen=True)
-class Limits:
+class ReaderLimits:
     """The limits of a child that reads an upload.
 
     memory: bytes of heap.
@@ -44,7 +44,7 @@ class Limits:
 
     memory: int
     seconds: float
-    content: uploads.Limits
+    content: uploads.UploadLimits
 
     @property
     def file_bytes(self) -> int:
@@ -63,7 +63,7 @@ class CheckpointUpload:
     out: Path
     architecture: str | None
     num_classes: int | None
-    limits: Limits
+    limits: ReaderLimits
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class DatasetUpload:
     out: Path
     multilabel: bool
     max_train_images: int | None
-    limits: Limits
+    limits: ReaderLimits
 
 
 class _Message(BaseModel):

@@ -25,7 +25,7 @@ from wbar_store.sources import locate, take_file
 from wbar_store.store import Store
 from wbar_store.uploads import AnyUpload, UploadRecord, UploadRepository
 from wbar_training.messages import Crashed
-from wbar_training.uploads.limits import Limits as ContentLimits
+from wbar_training.uploads.limits import UploadLimits
 from wbar_worker import processes
 from wbar_worker.children import (
     PACK_BUILTIN,
@@ -36,7 +36,7 @@ from wbar_worker.children import (
     CheckpointUpload,
     DatasetPacked,
     DatasetUpload,
-    Limits,
+    ReaderLimits,
     UploadRejected,
     Verdict,
 )
@@ -55,10 +55,10 @@ class Ingester:
 
     def __init__(self, store: Store, settings: WorkerSettings) -> None:
         self.store, self.settings = store, settings
-        self.limits = Limits(
+        self.limits = ReaderLimits(
             memory=settings.memory_per_ingest,
             seconds=settings.ingest_seconds,
-            content=ContentLimits(
+            content=UploadLimits(
                 bytes=settings.archive_bytes,
                 files=settings.archive_files,
                 pixels=settings.image_pixels,

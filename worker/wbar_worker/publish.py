@@ -16,7 +16,7 @@ from wbar_store.jobs import JobRecord
 from wbar_store.store import Store
 from wbar_training.messages import LogLevel, Succeeded
 from wbar_worker.heartbeat import Heartbeat
-from wbar_worker.report import Report
+from wbar_worker.report import ReportPage
 
 log = logging.getLogger("wbar.worker")
 
@@ -77,7 +77,7 @@ class Publisher:
         job = self._job
         try:
             points = self._store.metrics.all(job.owner, job.id)
-            Report(job.id, job.name, job.spec, result, points).write(path)
+            ReportPage(job.id, job.name, job.spec, result, points).write(path)
         except Exception as error:
             log.exception("%s: the report could not be drawn", job.id)
             self.log(

@@ -29,7 +29,7 @@ tr.averaged td { font-weight: 600 } pre { white-space: pre-wrap; overflow-wrap: 
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportPage:
     """The contents of a report. points: the training series, in the order of its steps."""
 
     job_id: str

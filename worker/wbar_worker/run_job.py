@@ -16,12 +16,12 @@ from wbar_training.reporter import deliver
 from wbar_training.workspace import Workspace
 from wbar_worker import processes
 from wbar_worker.children import RUN_ATTEMPT, AttemptRequest
+from wbar_worker.disk_space import has_room, wait_for_room
 from wbar_worker.heartbeat import Heartbeat
 from wbar_worker.inputs import fetch_inputs
 from wbar_worker.outages import retry_while_unavailable
 from wbar_worker.processes import Child, first_line
 from wbar_worker.publish import Publisher
-from wbar_worker.room import has_room, wait_for_room
 from wbar_worker.settings import WorkerSettings
 
 log = logging.getLogger("wbar.worker")

@@ -7,9 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from wbar_store.settings import StoreSettings
+from wbar_training.uploads.limits import UploadLimits
 from wbar_worker import host_memory
 
-MIB, GIB = 1024**2, 1024**3
+GIB = 1024**3
 INGEST_SHARE = 0.5  # of the memory that is there: the rest is for training processes and for the system
 LEAST_INGEST, MOST_INGEST = 1 * GIB, 16 * GIB  # torch alone takes a few hundred MiB
 
@@ -41,15 +42,15 @@ class WorkerSettings(StoreSettings):
         description="Memory limit for validating one upload, in bytes; default: half of the machine's or container's memory "
         "over the ingest slots, at least 1 GiB and at most 16 GiB.",
     )
-    archive_bytes: int = Field(20 * GIB, gt=0, description="What a dataset archive may unpack to.")
-    archive_files: int = Field(2_000_000, gt=0, description="How many files a dataset archive may hold.")
-    image_pixels: int = Field(100_000_000, gt=0, description="How many pixels one image may have.")
+    archive_bytes: int = Field(UploadLimits.bytes, gt=0, description="What a dataset archive may unpack to.")
+    archive_files: int = Field(UploadLimits.files, gt=0, description="How many files a dataset archive may hold.")
+    image_pixels: int = Field(UploadLimits.pixels, gt=0, description="How many pixels one image may have.")
     header_bytes: int = Field(
-        32 * MIB,
+        UploadLimits.header_bytes,
         gt=0,
         description="How long a safetensors header, a checkpoint's pickle or a labels.csv may be, in bytes.",
     )
-    checkpoint_tensors: int = Field(100_000, gt=0, description="How many tensors a checkpoint may have.")
+    checkpoint_tensors: int = Field(UploadLimits.tensors, gt=0, description="How many tensors a checkpoint may have.")
 
     @cached_property
     def memory_per_ingest(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wbar.results import Selection
 from wbar_averaging import ExponentialMean, RunningMean, WindowMean
 from wbar_averaging.sources import Source
-from wbar_training.averages.choice import Effort, Limits
+from wbar_training.averages.choice import ChoiceLimits, Effort
 
 Mean = RunningMean | ExponentialMean | WindowMean
 
@@ -32,7 +32,7 @@ class CandidateEvaluator(Protocol):
     """Evaluates means on the selection split, for averages that select."""
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> ChoiceLimits:
         """The means of a choice: images, and forward passes."""
 
     def losses(self, mean: Mean) -> Tensor:
@@ -82,7 +82,7 @@ class Average(ABC):
     def select(self, evaluator: CandidateEvaluator) -> None:  # noqa: B027  # most averages have nothing to select at a snapshot
         """Select by the losses on the selection split, after a snapshot has been visited."""
 
-    def selection_forwards(self, limits: Limits) -> int:  # noqa: ARG002  # of averages that select
+    def selection_forwards(self, limits: ChoiceLimits) -> int:  # noqa: ARG002  # of averages that select
         """Return the forward passes of one image that all selection takes, at snapshots and at the end."""
         return 0
 

@@ -28,7 +28,7 @@ ALPHAS = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
-class Limits:
+class ChoiceLimits:
     """The images and the forward passes that a choice has.
 
     selection: images of the selection split.
@@ -82,7 +82,7 @@ class Plan:
         return sum(count * (effort.images + effort.recomputed) for count, effort in counts)
 
 
-def plan_choice(candidates: int, soups: int, limits: Limits) -> Plan | None:
+def plan_choice(candidates: int, soups: int, limits: ChoiceLimits) -> Plan | None:
     """Return the plan that tries as many candidates as the budget pays for; None where it pays for none, or no image tells.
 
     soups: what the greedy soup takes, once all candidates take part.
@@ -98,7 +98,7 @@ def plan_choice(candidates: int, soups: int, limits: Limits) -> Plan | None:
     return None
 
 
-def _plan(entering: int, soups: int, finalists: int, lines: int, limits: Limits) -> Plan:
+def _plan(entering: int, soups: int, finalists: int, lines: int, limits: ChoiceLimits) -> Plan:
     counts, staying = list[int](), entering
     while staying > finalists:
         counts.append(staying)
@@ -113,7 +113,7 @@ def _plan(entering: int, soups: int, finalists: int, lines: int, limits: Limits)
     return Plan(entering, soups if counts else 0, rounds, staying, lines, final)
 
 
-def _effort(forwards: float, limits: Limits) -> Effort:
+def _effort(forwards: float, limits: ChoiceLimits) -> Effort:
     """Share the forward passes of one evaluation: a third for BatchNorm, and what one part cannot use for the other."""
     most = min(SELECTION_BATCH_NORM_IMAGES, limits.recomputed)
     recomputed = min(most, int(forwards / 3))

@@ -16,7 +16,7 @@ from torch import nn
 from wbar.results import Candidate, Selection
 from wbar_averaging import RunningMean
 from wbar_training.averages.average import Average, CandidateEvaluator, Finished, empty_like, merged, on_line
-from wbar_training.averages.choice import ALPHAS, Limits, longest_near_tie
+from wbar_training.averages.choice import ALPHAS, ChoiceLimits, longest_near_tie
 
 
 class GreedyAverage(Average):
@@ -28,7 +28,7 @@ class GreedyAverage(Average):
         self._kept, self._best = list[int](), float("inf")
         self._latest = 0
 
-    def selection_forwards(self, limits: Limits) -> int:
+    def selection_forwards(self, limits: ChoiceLimits) -> int:
         return self._snapshots * limits.one_mean
 
     @property
@@ -71,7 +71,7 @@ class WindowAverage(Average):
         self._model, self._segments, self._segment_of = model, segments, segment_of
         self._means: list[RunningMean] = []
 
-    def selection_forwards(self, limits: Limits) -> int:
+    def selection_forwards(self, limits: ChoiceLimits) -> int:
         return (self._segments * (self._segments + 1) // 2 + len(ALPHAS)) * limits.one_mean
 
     @property

@@ -32,8 +32,8 @@ from wbar_training.averages.average import (
 from wbar_training.averages.choice import (
     ALPHAS,
     MANY,
+    ChoiceLimits,
     Effort,
-    Limits,
     Plan,
     longest_near_tie,
     mean_ranks,
@@ -110,13 +110,13 @@ class WalkAverage(Average):
         for mean in self._exponentials:
             mean.update(model)
 
-    def selection_forwards(self, limits: Limits) -> int:
-        count = self._segments
-        plan = plan_choice(1 + count * (count + 1) // 2 + len(HORIZONS), count - 1, limits)
+    def selection_forwards(self, limits: ChoiceLimits) -> int:
+        plan = plan_choice(_proposed(self._segments), self._segments - 1, limits)
         return plan.forwards if plan else 0
 
     def finish(self, evaluator: CandidateEvaluator) -> Finished:
         proposals = self._proposals()
+        assert len(proposals) == _proposed(len(self._means))
         plan = plan_choice(len(proposals), len(self._means) - 1, evaluator.limits)
         if plan is None:
             return self._assumed(evaluator)
@@ -264,3 +264,8 @@ def _evaluated(
 
 def _best(evaluated: Mapping[Proposal, Evaluated], count: int) -> list[Proposal]:
     return sorted(evaluated, key=lambda one: evaluated[one].values.mean().item())[:count]
+
+
+def _proposed(segments: int) -> int:
+    """Return how many candidates `WalkAverage._proposals` makes: the last weights, every range, the exponential means."""
+    return 1 + segments * (segments + 1) // 2 + len(HORIZONS)

@@ -15,7 +15,7 @@ from wbar.errors import ContentTooLarge, InvalidArchive, UnsafePath
 from wbar_averaging.quoting import quoted, reason
 from wbar_averaging.zip_directory import DEFLATED, STORED, Entry, InvalidZip, ZipTooLarge, read_directory
 from wbar_training.uploads import compressed_streams
-from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.member_names import Names
 from wbar_training.uploads.tar_members import tar_members
 
@@ -23,7 +23,7 @@ Wanted = Callable[[str], bool]
 LAYOUT = "expected a zip, tar, tar.gz or tar.zst with train/<class>/ images; was the upload cut off?"
 
 
-def archive_members(path: Path, limits: Limits, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+def archive_members(path: Path, limits: UploadLimits, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of the wanted files of a zip, tar, tar.gz or tar.zst; the content decides.
 
     wanted: whether a file is read, by its name with plain slashes.
@@ -41,7 +41,7 @@ def archive_members(path: Path, limits: Limits, wanted: Wanted) -> Iterator[tupl
             yield from tar_members(stream, limits, wanted)
 
 
-def folder_members(folder: Path, limits: Limits, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+def folder_members(folder: Path, limits: UploadLimits, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
     """Yield the same of a folder, which may hold no links."""
     names, files, total = Names(), 0, 0
     # By descriptors: what is looked at here cannot be replaced by a link to somewhere else before it is read.
@@ -66,7 +66,7 @@ def _open_plain(folder: int, name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
 
 
-def _zip_members(path: Path, limits: Limits, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+def _zip_members(path: Path, limits: UploadLimits, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
     try:
         entries = read_directory(path, limits.files)
     except ZipTooLarge as error:
@@ -112,7 +112,7 @@ def _unpacked(packed: bytes, entry: Entry) -> bytes:
     return data
 
 
-def _check_totals(files: int, total: int, limits: Limits) -> None:
+def _check_totals(files: int, total: int, limits: UploadLimits) -> None:
     if files > limits.files:
         raise ContentTooLarge(f"the archive has {files} files, more than the limit of {limits.files}")
     if total > limits.bytes:

@@ -31,7 +31,7 @@ from wbar_averaging.quoting import quoted, reason, shown
 from wbar_averaging.safetensors_file import HeaderTooLarge, read_layout
 from wbar_training.networks import architectures, recognition
 from wbar_training.networks.tensors import read_tensors
-from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.pytorch_archive import check_archive, check_bare_pickle
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
@@ -72,7 +72,7 @@ class ValidCheckpoint:
 
 
 def validate(
-    path: Path, architecture: str | None, num_classes: int | None, out: Path, limits: Limits | None = None
+    path: Path, architecture: str | None, num_classes: int | None, out: Path, limits: UploadLimits | None = None
 ) -> ValidCheckpoint:
     """Read the file, find its state dict, name its network, and write the tensors to `out` as safetensors.
 
@@ -82,7 +82,7 @@ def validate(
 
     Raises a class of wbar.errors.Rejected that says what is wrong with the file.
     """
-    limits = limits or Limits()
+    limits = limits or UploadLimits()
     kind, tensors = read(path, limits)
     if len(tensors) > limits.tensors:
         raise ContentTooLarge(f"the file has {len(tensors)} tensors, more than the limit of {limits.tensors}")
@@ -137,7 +137,7 @@ def _check_kinds(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def read(path: Path, limits: Limits) -> tuple[Literal["safetensors", "pytorch"], dict[str, Tensor]]:
+def read(path: Path, limits: UploadLimits) -> tuple[Literal["safetensors", "pytorch"], dict[str, Tensor]]:
     """Return the file's format and its flat state dict. Raises CorruptFile, UnsafePickle, NotAStateDict or ContentTooLarge."""
     with open(path, "rb") as file:
         head = file.read(512)
@@ -157,7 +157,7 @@ def read(path: Path, limits: Limits) -> tuple[Literal["safetensors", "pytorch"],
     return "pytorch", state_dict_of(_load_pytorch(path))
 
 
-def _check_other(path: Path, head: bytes, limits: Limits) -> None:
+def _check_other(path: Path, head: bytes, limits: UploadLimits) -> None:
     """Check a file that is neither archive nor safetensors: a pickle, which begins with any byte before protocol 2."""
     try:
         check_bare_pickle(path, limits)
@@ -171,7 +171,7 @@ def _check_other(path: Path, head: bytes, limits: Limits) -> None:
         )
 
 
-def _read_safetensors(path: Path, limits: Limits) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, limits: UploadLimits) -> dict[str, Tensor]:
     try:
         read_layout(path, limits.header_bytes, limits.tensors)
         return read_tensors(path)

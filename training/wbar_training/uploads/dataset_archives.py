@@ -26,7 +26,7 @@ from wbar_training.uploads.archives import Wanted, archive_members, folder_membe
 from wbar_training.uploads.builtin_images import digits, fashion
 from wbar_training.uploads.image_checks import inspected, warnings_about
 from wbar_training.uploads.label_table import LabelTable
-from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.member_names import check_class_names, is_hidden
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -47,7 +47,7 @@ class Item:
     data: bytes
 
 
-def pack_archive(path: Path, out: Path, limits: Limits, multilabel: bool = False) -> Packed:
+def pack_archive(path: Path, out: Path, limits: UploadLimits, multilabel: bool = False) -> Packed:
     """Pack a zip, tar, tar.gz or tar.zst (the content decides). Raises a class of wbar.errors.Rejected.
 
     multilabel: the labels are those of `labels.csv` (see `wbar_training.uploads.label_table`), not the folders' names.
@@ -55,12 +55,14 @@ def pack_archive(path: Path, out: Path, limits: Limits, multilabel: bool = False
     return _pack(lambda wanted: archive_members(path, limits, wanted), out, limits, multilabel)
 
 
-def pack_folder(folder: Path, out: Path, limits: Limits, multilabel: bool = False) -> Packed:
+def pack_folder(folder: Path, out: Path, limits: UploadLimits, multilabel: bool = False) -> Packed:
     """Pack a folder alike; it may hold no links."""
     return _pack(lambda wanted: folder_members(folder, limits, wanted), out, limits, multilabel)
 
 
-def _pack(read: Callable[[Wanted], Iterator[tuple[str, bytes]]], out: Path, limits: Limits, multilabel: bool) -> Packed:
+def _pack(
+    read: Callable[[Wanted], Iterator[tuple[str, bytes]]], out: Path, limits: UploadLimits, multilabel: bool
+) -> Packed:
     if not multilabel:
         members = read(lambda name: _image_path(name, 2) is not None)
         return _pack_items(_items(members, 2), out, limits, None)
@@ -120,7 +122,7 @@ def _items(members: Iterator[tuple[str, bytes]], depth: int) -> Iterator[Item]:
 # Packing.
 
 
-def _pack_items(items: Iterator[Item], out: Path, limits: Limits, table: LabelTable | None) -> Packed:
+def _pack_items(items: Iterator[Item], out: Path, limits: UploadLimits, table: LabelTable | None) -> Packed:
     kept = sorted(items, key=lambda item: item.name)
     classes = _classes(kept, table)
     images = inspected([(item.name, item.data) for item in kept], limits)

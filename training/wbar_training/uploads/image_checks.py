@@ -9,7 +9,7 @@ from PIL import ImageFile
 from wbar.errors import BrokenImage, ContentTooLarge
 from wbar_averaging.quoting import quoted, reason
 from wbar_training.data.decoding import Inspected, TooManyPixels, inspect
-from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.limits import UploadLimits
 
 # A job scales the short side to its size: of an image a thousand times as long as high, some gigabytes.
 MAX_RATIO = 100
@@ -17,7 +17,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
 
-def inspected(images: Sequence[tuple[str, bytes]], limits: Limits) -> list[Inspected]:
+def inspected(images: Sequence[tuple[str, bytes]], limits: UploadLimits) -> list[Inspected]:
     """Decode every image, given by name and content, and describe it. Raises BrokenImage or ContentTooLarge naming one."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     found = []

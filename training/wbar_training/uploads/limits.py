@@ -6,7 +6,7 @@ MIB, GIB = 1024**2, 1024**3
 
 
 @dataclass(frozen=True)
-class Limits:
+class UploadLimits:
     """The limits that every reader of uploads keeps, counted before anything is unpacked or built.
 
     bytes: what a dataset archive may unpack to, headers and files that are skipped included.

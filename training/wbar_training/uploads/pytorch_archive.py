@@ -10,7 +10,7 @@ from pathlib import Path
 from wbar.errors import ContentTooLarge, CorruptFile, UnsafePickle
 from wbar_averaging.quoting import quoted
 from wbar_averaging.zip_directory import STORED, Entry, InvalidZip, ZipTooLarge, check_content, read_directory
-from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.pickle_opcodes import Opcodes
 
 ENTRIES_BESIDE_TENSORS = 100  # version, byteorder, data.pkl and their like
@@ -21,7 +21,7 @@ PLAIN = re.compile(r"data\.pkl|version|byteorder|\.format_version|\.storage_alig
 SAVE = "save model.state_dict() with torch.save"
 
 
-def check_archive(path: Path, limits: Limits) -> None:
+def check_archive(path: Path, limits: UploadLimits) -> None:
     """Check the archive of torch.save at `path`, every byte of it, in constant memory.
 
     Raises CorruptFile, ContentTooLarge, or UnsafePickle for a program and for a pickle that names one.
@@ -75,7 +75,7 @@ def _check_names(entries: list[Entry]) -> None:
         raise CorruptFile("the archive has no data.pkl: it is no PyTorch file")
 
 
-def _content(path: Path, entry: Entry, limits: Limits) -> bytes:
+def _content(path: Path, entry: Entry, limits: UploadLimits) -> bytes:
     if entry.size > limits.header_bytes:
         raise ContentTooLarge(f"data.pkl has {entry.size} bytes, more than the limit of {limits.header_bytes}")
     with open(path, "rb") as file:
@@ -83,7 +83,7 @@ def _content(path: Path, entry: Entry, limits: Limits) -> bytes:
         return file.read(entry.size)
 
 
-def check_bare_pickle(path: Path, limits: Limits) -> None:
+def check_bare_pickle(path: Path, limits: UploadLimits) -> None:
     """Check a file that is a pickle itself, or torch's legacy format, which is five pickles and then the numbers.
 
     Raises UnsafePickle, CorruptFile or ContentTooLarge.

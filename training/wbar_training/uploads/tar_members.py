@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from wbar.errors import ContentTooLarge, InvalidArchive, UnsafePath
 from wbar_averaging.quoting import quoted
 from wbar_training.uploads.compressed_streams import Stream
-from wbar_training.uploads.limits import Limits
+from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.member_names import Names
 
 BLOCK = 512
@@ -21,7 +21,7 @@ _FILES, _FOLDER = (b"0", b"\0", b"7"), b"5"
 _LINKS, _SPECIAL = (b"1", b"2", b"K"), (b"3", b"4", b"6")
 
 
-def tar_members(stream: Stream, limits: Limits, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+def tar_members(stream: Stream, limits: UploadLimits, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of the members that are wanted; the others are passed over, and counted.
 
     Raises InvalidArchive, UnsafePath or ContentTooLarge.
