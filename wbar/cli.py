@@ -270,6 +270,14 @@ def pause(job: str) -> None:
 
 
 @app.command()
+def finish(job: str) -> None:
+    """End a running job's training now, and have the average of what it visited so far."""
+    with _client() as client:
+        client.jobs.finish(job)
+    typer.echo("finishing")
+
+
+@app.command()
 def resume(job: str) -> None:
     """Queue a paused job again."""
     with _client() as client:

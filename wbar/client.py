@@ -283,6 +283,13 @@ class Jobs(_Resource):
         """Ask a running job to stop at its next step, exactly resumable. Raises InvalidTransition for another job."""
         return self._act(job_id, "pause")
 
+    def finish(self, job_id: str) -> Job:
+        """Ask a running job to end its training at its next step, and to deliver the average of what it visited so far.
+
+        Raises InvalidTransition for a job that does not run or has no snapshot yet.
+        """
+        return self._act(job_id, "finish")
+
     def resume(self, job_id: str) -> Job:
         """Queue a paused job again. Raises InvalidTransition for another job."""
         return self._act(job_id, "resume")

@@ -279,7 +279,9 @@ class JobResult(BaseModel):
     metrics: Comparisons
     curve: list[CurvePoint]
     verdict: Verdict
-    finished_early: bool = Field(False, description="Whether training ended before its planned steps (early stopping).")
+    finished_early: bool = Field(
+        False, description="Whether training ended before its planned steps: early stopping, or `POST …/finish`."
+    )
     back_offs: int = Field(
         0, description="How often the high rate was divided by 3, because the start was forgotten at it."
     )

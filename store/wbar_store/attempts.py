@@ -53,7 +53,6 @@ class Attempts:
                     attempts=jobs.c.attempts + 1,
                     lease_until=now() + lease_seconds,
                     started_at=func.coalesce(jobs.c.started_at, now()),
-                    stop=None,
                 )
                 .returning(*jobs.c)
             ).first()
@@ -71,7 +70,7 @@ class Attempts:
         event: bool = False,
         ran: float = 0.0,
         limit: float | None = None,
-    ) -> Literal["pause", "gone"] | None:
+    ) -> Literal["pause", "finish", "gone"] | None:
         """Write the progress, renew the lease, and return why to stop, or None to keep going.
 
         `gone`: the fence is stale, or the job has just failed for having run longer than its request or the operator
@@ -96,7 +95,8 @@ class Attempts:
                 message = f"the job ran for {most:g} s, which is its limit; the snapshots made before are kept"
                 self.fail(claim, Fault(code=TimeLimit.code, message=message))
                 return "gone"
-        return "pause" if row.stop else None
+        asked: Literal["pause", "finish"] | None = row.stop
+        return asked
 
     def log(self, claim: Claim, level: str, message: str) -> bool:
         """Append a `log` event. False if the fence is stale."""

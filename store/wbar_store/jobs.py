@@ -5,8 +5,9 @@ What happens to a job while it runs is in `wbar_store.attempts`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from sqlalchemy import Connection, delete, false, func, insert, or_, select, update
+from sqlalchemy import Connection, case, delete, false, func, insert, or_, select, update
 
 from wbar.checkpoints import Fault
 from wbar.errors import InUse, InvalidTransition, NotFound
@@ -57,6 +58,7 @@ class JobRecord(Record):
     expires_after: float | None
     expired_at: float | None
     memory_retries: int
+    stop: Literal["pause", "finish"] | None
     state: str | None
     state_step: int | None
     created_at: float
@@ -195,8 +197,31 @@ class Jobs(Repository[JobRecord]):
             job = self.get(tenant, job_id, lock=True)
             if job.status not in ("running", "paused"):
                 raise InvalidTransition(f"{job_id} is {job.status}: only a running job can be paused")
+            if job.stop == "finish":
+                raise InvalidTransition(f"{job_id} is finishing, as it was asked to: wait for its end, or cancel it")
             if job.status == "running":
                 connection.execute(update(jobs).where(jobs.c.id == job_id).values(stop="pause"))
+        return job
+
+    def finish(self, tenant: Tenant, job_id: str) -> JobRecord:
+        """Ask a running job to end its training at the next step, and to deliver the average of what it visited so far.
+
+        Raises InvalidTransition for a job that does not run, or has nothing to average yet.
+        """
+        with self.database.write() as connection:
+            job = self.get(tenant, job_id, lock=True)
+            if job.status != "running":
+                hint = ": resume it first" if job.status == "paused" else ""
+                raise InvalidTransition(f"{job_id} is {job.status}: only a running job can be finished{hint}")
+            if job.stop == "pause":
+                raise InvalidTransition(
+                    f"{job_id} is about to pause, as it was asked to: resume it then, and finish it"
+                )
+            if connection.execute(select(snapshots.c.id).where(snapshots.c.job == job_id).limit(1)).first() is None:
+                raise InvalidTransition(
+                    f"{job_id} has no snapshot yet, so there is nothing to average: finish it after its first one, or cancel it"
+                )
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(stop="finish"))
         return job
 
     def resume(self, tenant: Tenant, job_id: str) -> JobRecord:
@@ -318,7 +343,9 @@ class Jobs(Repository[JobRecord]):
             statement = statement.where(jobs.c.attempts == claim.attempt)
         if target in TERMINAL:
             values["finished_at"] = now()
-        moved = statement.values(status=target, stop=None, lease_until=None, **values).returning(jobs.c.id)
+        # A request to finish outlives the worker that has not answered it.
+        values["stop"] = case((jobs.c.stop == "finish", "finish"), else_=None) if target == "queued" else None
+        moved = statement.values(status=target, lease_until=None, **values).returning(jobs.c.id)
         with self.database.write() as connection:
             if connection.execute(moved).first() is None:
                 return False

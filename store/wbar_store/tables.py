@@ -134,7 +134,7 @@ jobs = Table(
     Column("expired_at", Double),  # when they were
     Column("lease_until", Double),
     Column("notified_at", Double),
-    Column("stop", String(16)),  # pause, asked for and not yet answered
+    Column("stop", String(16)),  # pause or finish, asked for and not yet answered
     Column("state", _SHA, index=True),  # the last phase end's resumable state
     Column("state_step", Integer),
     Column("last_event", Integer, nullable=False),

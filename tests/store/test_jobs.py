@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 
 from tests.store.rows import PROGRESS, SCORE, insert_inputs, point, result, spec, stored
 from wbar.checkpoints import Fault
@@ -17,6 +17,7 @@ from wbar_store.attempts import MAX_CRASHES, MAX_KILLED, ResultBlobs
 from wbar_store.blobs import Blobs, Received
 from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant, now
+from wbar_store.ids import new_id
 from wbar_store.jobs import Filters
 from wbar_store.notifier import Notifier
 from wbar_store.repository import PageRequest
@@ -237,6 +238,54 @@ def test_a_pause_survives_a_drain(store: Store) -> None:
     assert store.attempts.yield_back(Claim(job, 1), "queued")
     assert status(store, job) == "paused"
     assert not store.attempts.yield_back(Claim(job, 1), "queued"), "it is this attempt's no more"
+
+
+def snapshot_of(store: Store, job: str) -> None:
+    with store.database.write() as connection:
+        values = {"job": job, "n": 1, "step": 1, "metrics": {}, "bytes": 1, "sha256": "a" * 64, "created_at": now()}
+        connection.execute(insert(snapshots).values(id=new_id("snap"), **values))
+
+
+def test_a_finish_needs_a_running_job_with_something_to_average(store: Store) -> None:
+    job = submit(store)
+    with pytest.raises(InvalidTransition, match="queued"):
+        store.jobs.finish(MINE, job)
+    store.attempts.claim(job, 60)
+    with pytest.raises(InvalidTransition, match="no snapshot yet"):
+        store.jobs.finish(MINE, job)
+    snapshot_of(store, job)
+    for _ in range(2):  # asking twice is asking once
+        store.jobs.finish(MINE, job)
+    assert store.attempts.heartbeat(Claim(job, 1), 60, None) == "finish"
+    with pytest.raises(InvalidTransition, match="is finishing"):
+        store.jobs.pause(MINE, job)
+    with pytest.raises(NotFound):
+        store.jobs.finish(Tenant("other"), job)
+
+
+def test_a_pause_that_was_asked_for_comes_before_a_finish(store: Store) -> None:
+    job = submit(store)
+    store.attempts.claim(job, 60)
+    snapshot_of(store, job)
+    store.jobs.pause(MINE, job)
+    with pytest.raises(InvalidTransition, match="about to pause"):
+        store.jobs.finish(MINE, job)
+    store.attempts.yield_back(Claim(job, 1), "paused")
+    with pytest.raises(InvalidTransition, match="paused: only a running job can be finished: resume it first"):
+        store.jobs.finish(MINE, job)
+
+
+@pytest.mark.parametrize("end", ["lose", "drain"])
+def test_a_finish_outlives_the_attempt_that_did_not_answer_it(store: Store, end: str) -> None:
+    job = submit(store)
+    store.attempts.claim(job, 60)
+    snapshot_of(store, job)
+    store.jobs.finish(MINE, job)
+    claim = Claim(job, 1)
+    assert store.attempts.lose(claim, "killed") if end == "lose" else store.attempts.yield_back(claim, "queued")
+    assert status(store, job) == "queued"
+    store.attempts.claim(job, 60)
+    assert store.attempts.heartbeat(Claim(job, 2), 60, None) == "finish"
 
 
 def test_getting_further_forgives_lost_attempts(store: Store) -> None:

@@ -97,6 +97,30 @@ def test_pause_and_resume_end_in_the_same_weights(service: Service, tmp_path: Pa
         assert client.jobs.wait(job.id, timeout=60).result.weights.sha256 == first.result.weights.sha256
 
 
+def test_a_job_is_finished_now_though_its_worker_is_killed(breakable: Service, tmp_path: Path) -> None:
+    breakable.start()
+    with breakable.client() as client, breakable.http() as http:
+        job = client.jobs.create(**upload(client, tmp_path), method=LONG | {"control": True})
+        assert job.id is not None
+        early = http.post(f"/v1/jobs/{job.id}/finish")
+        assert (early.status_code, early.json()["code"]) == (409, "invalid_transition")
+        wait_until(lambda: len(client.jobs.snapshots(job.id)) >= 2, 60, "two snapshots")  # type: ignore[arg-type]
+        assert client.jobs.finish(job.id).status == "running"
+        breakable.signal("train", signal.SIGKILL)
+        breakable.start("train")
+        done = client.jobs.wait(job.id, timeout=90)
+        assert done.status == "succeeded", done.error
+        assert done.result is not None
+        assert done.result.finished_early
+        assert done.result.metrics.control is None
+        assert 2 <= len(done.result.curve) < 50
+        assert len(client.jobs.snapshots(job.id)) == len(done.result.curve)
+        assert done.progress is not None
+        assert done.progress.fraction == 1
+        again = http.post(f"/v1/jobs/{job.id}/finish")
+        assert (again.status_code, again.json()["code"]) == (409, "invalid_transition")
+
+
 def test_a_long_job_never_holds_up_an_upload(service: Service, tmp_path: Path) -> None:
     with service.client() as client:
         ids = upload(client, tmp_path)

@@ -60,7 +60,7 @@ def conclude(
         averaged=averaged,
         ensemble=_ensemble(setup, results),
         swag=swag,
-        control=attempted(reporter, "the control", control) if control else None,
+        control=_control(reporter, control) if control else None,
     )
     result = JobResult(
         weights=weights_file(weights),
@@ -79,6 +79,14 @@ def conclude(
         flatness=flatness,
     )
     return Outcome(result, weights, pytorch)
+
+
+def _control(reporter: Reporter, control: Callable[[], Score]) -> Score | None:
+    try:
+        return attempted(reporter, "the control", control)
+    except decisions.ControlLeftOut as reason:
+        reporter.log("info", f"control: left out, since {reason}")
+        return None
 
 
 def _selection(

@@ -17,6 +17,10 @@ from wbar_training.workspace import Workspace
 MAX_BACK_OFFS = 2
 
 
+class ControlLeftOut(Exception):
+    """Raised where the control is not trained to its end; the message says why."""
+
+
 def kind_of_start(method: AutoMethod, training_loss: float, held_out_loss: float) -> StartKind:
     """Return the kind of start, by the ratio of its losses.
 

@@ -111,6 +111,7 @@ class TrainingJob:
         self.trajectory = self._new_trajectory()
         self.batches = Batches(self.setup.data.feed, self.plan)
         self.states = resume.StateKeeper(workspace.scratch, workspace.save_every_seconds)
+        self._is_control = data is not None
         self._heartbeat_at = time.monotonic()
         if state is not None:
             self._restore(state)
@@ -272,6 +273,8 @@ class TrainingJob:
         return None if stored is None else NormalizationProbe.model_validate(stored)
 
     def _control(self) -> Score:
+        if self.results.finished_on_request:
+            raise decisions.ControlLeftOut("the job was finished before its training was over")
         if decisions.walked_as_control(self.method, self.schedule, self.results):
             self.reporter.log(
                 "info", "control: the walk was the control's, and its last iterate is the control's model"
@@ -321,6 +324,29 @@ class TrainingJob:
         )
         self.results.stopped_at = self.total_steps = self.step
         return True
+
+    def _finish(self, position: Position) -> None:
+        """End the training here, on request, once there is something to average; then the rest of the job is done.
+
+        A cycle of `cyclic_swa` that was begun is left out: its weights have not settled. Others average what they visited.
+        Raises ControlLeftOut in the control, which is no longer waited for.
+        """
+        if self._is_control:
+            raise decisions.ControlLeftOut("the job was finished before the control's training was over")
+        if not self.results.snapshots or self.step >= self.total_steps:
+            return
+        if not position.ends_cycle and not isinstance(self.method, CyclicSwa):
+            if not self.schedule.visits_every_step:
+                self._visit(position)
+            self._take_snapshot(position)
+        self.reporter.log(
+            "info",
+            f"finished on request, after {self.step - self.results.discarded_steps} of {self.schedule.total_steps} steps: "
+            f"the average is of {len(self.results.snapshots)} snapshots",
+        )
+        self.results.finished_on_request = True
+        self.results.stopped_at = self.total_steps = self.step
+        self._save(durable=True)
 
     def _backed_off(self, position: Position) -> bool:
         """Start again from w_0 at a third of the high rate, if the first snapshot has forgotten its training images."""
@@ -496,6 +522,10 @@ class TrainingJob:
         if can_stop:
             reason = self.ranks.from_leader(reason)
         if reason is None:
+            return
+        if reason == "finish":
+            if can_stop and position is not None:
+                self._finish(position)
             return
         if can_stop and reason != "cancel" and not self.states.saved(self.step):
             self._save(durable=True)

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from wbar.jobs import MetricsPoint, Progress
 from wbar.results import JobResult, Score
 
-StopReason = Literal["cancel", "pause", "drain"]
+# Why training is to stop. After `finish` the job goes on without more steps: what it has is averaged, compared, delivered.
+StopReason = Literal["cancel", "pause", "drain", "finish"]
 LogLevel = Literal["info", "warning", "error"]
 
 

@@ -41,6 +41,7 @@ class Results:
     best: float | None = None  # of early stopping: the lowest loss of w̄, and how often it was not lower since
     waited: int = 0
     stopped_at: int | None = None
+    finished_on_request: bool = False
     discarded_steps: int = 0  # taken before the latest back-off
     discarded_epochs: int = 0
 

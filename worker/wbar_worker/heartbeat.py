@@ -19,7 +19,7 @@ log = logging.getLogger("wbar.worker")
 
 BEAT_SECONDS = 0.5
 EVENT_SECONDS = 1.0  # progress events are this far apart; the row itself is written with every beat
-URGENCY: dict[StopReason | None, int] = {None: 0, "pause": 1, "drain": 2, "cancel": 3}
+URGENCY: dict[StopReason | None, int] = {None: 0, "finish": 1, "pause": 2, "drain": 3, "cancel": 4}
 
 
 class Heartbeat(threading.Thread):

@@ -120,6 +120,15 @@ def pause_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Job:
     return store.jobs.pause(tenant, job_id).to_api()
 
 
+@router.post("/{job_id}/finish", response_model=Job, responses=responses(404, 409))
+def finish_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Job:
+    """Ask a running job to end its training at its next step; what it visited so far is averaged, compared and delivered.
+
+    409 before its first snapshot. The job succeeds with `result.finished_early`; a control that has not ended is left out.
+    """
+    return store.jobs.finish(tenant, job_id).to_api()
+
+
 @router.post("/{job_id}/resume", response_model=Job, responses=responses(404, 409))
 def resume_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Job:
     """Queue a paused job again; it ends in the same weights as if it had never been paused."""
