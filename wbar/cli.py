@@ -21,6 +21,7 @@ from wbar.errors import Rejected, UnknownArchitecture, Unreachable, WbarError
 
 if TYPE_CHECKING:
     from wbar.client import Client
+    from wbar.jobs import Job
     from wbar.transfers import Step
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -199,28 +200,47 @@ def submit(
     fields = _given(name=name, method=asked or None, recipe=trained or None, metadata=_tags(metadata or []) or None)
     fields |= _given(expires_after=expires_after)
     with _client() as client:
-        job = client.jobs.create(checkpoint=checkpoint, dataset=dataset, seed=seed, dry_run=dry_run, **fields)
-        if dry_run:
-            typer.echo(job.model_dump_json(indent=2))
-            return
-        assert job.id is not None
-        typer.echo(job.id)
-        if wait:
-            _follow(client, job.id)
+        made = client.jobs.create(checkpoint=checkpoint, dataset=dataset, seed=seed, dry_run=dry_run, **fields)
+        _show_created(client, made, wait)
 
 
-def _object(text: str | None) -> dict[str, Any]:
-    """Parse a JSON object, given as text or as @FILE."""
+@app.command()
+def clone(
+    job: str,
+    changes: Annotated[
+        str | None, typer.Option(help='What differs, as JSON or @FILE: \'{"method": {"cycles": 12}}\'; null removes.')
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Resolve and estimate, create nothing.")] = False,
+    wait: Annotated[bool, typer.Option(help="Follow the job to its end; exit 1 if it fails.")] = False,
+) -> None:
+    """Create a job like another one, and print its id."""
+    differing = _object(changes, "--changes")
+    with _client() as client:
+        _show_created(client, client.jobs.clone(job, **(differing | {"dry_run": dry_run})), wait)
+
+
+def _show_created(client: "Client", job: "Job", wait: bool) -> None:
+    """Print a new job's id, and follow it if that is wanted; of a dry run, print what it would be."""
+    if job.id is None:
+        typer.echo(job.model_dump_json(indent=2))
+        return
+    typer.echo(job.id)
+    if wait:
+        _follow(client, job.id)
+
+
+def _object(text: str | None, option: str = "--recipe") -> dict[str, Any]:
+    """Parse a JSON object, given as text or as @FILE. option: that it was given by."""
     if text is None:
         return {}
     try:
         value = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
     except OSError as error:
-        raise typer.BadParameter(f"{text[1:]} cannot be read: {error.strerror}", param_hint="--recipe") from None
+        raise typer.BadParameter(f"{text[1:]} cannot be read: {error.strerror}", param_hint=option) from None
     except ValueError as error:
-        raise typer.BadParameter(f"no JSON: {error}", param_hint="--recipe") from None
+        raise typer.BadParameter(f"no JSON: {error}", param_hint=option) from None
     if not isinstance(value, dict):
-        raise typer.BadParameter(f"a JSON object, not {text[:40]}", param_hint="--recipe")
+        raise typer.BadParameter(f"a JSON object, not {text[:40]}", param_hint=option)
     return value
 
 

@@ -283,6 +283,12 @@ class Jobs(_Resource):
         """Ask a running job to stop at its next step, exactly resumable. Raises InvalidTransition for another job."""
         return self._act(job_id, "pause")
 
+    def clone(self, job_id: str, *, idempotency_key: str | None = None, **changes: Any) -> Job:
+        """Create a job like another one. changes: what differs, as in `create`; inner objects are merged, None removes."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        response = self._client.request("POST", f"/v1/jobs/{job_id}/clone", json=changes, headers=headers)
+        return Job.model_validate(response.json())
+
     def finish(self, job_id: str) -> Job:
         """Ask a running job to end its training at its next step, and to deliver the average of what it visited so far.
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from wbar.checkpoints import Fault
 from wbar.method import AnyMethod, CyclicSwa
@@ -123,6 +123,10 @@ class JobRequest(JobOptions):
     )
     dry_run: bool = Field(False, description="Validate and resolve everything, create nothing.")
 
+    def as_sent(self) -> dict[str, Any]:
+        """Return the request as JSON, without what it left out."""
+        return self.model_dump(mode="json", exclude_unset=True, exclude={"dry_run"})
+
     @field_validator("metadata", mode="before")
     @classmethod
     def _few(cls, value: Any) -> Any:
@@ -197,6 +201,11 @@ class Job(BaseModel):
                 "flatness": False,
                 "swag": 0,
                 "seed": 0,
+                "requested": {
+                    "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
+                    "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
+                    "name": "digits",
+                },
                 "metadata": {"team": "vision"},
                 "progress": {
                     "phase": "high",
@@ -236,6 +245,9 @@ class Job(BaseModel):
     swag: int = 0
     classes: list[str] | None = None
     seed: int
+    requested: dict[str, JsonValue] | None = Field(
+        None, description="The request as it was sent, before `auto` was resolved."
+    )
     metadata: dict[str, str]
     progress: Progress | None
     result: JobResult | None
@@ -256,6 +268,7 @@ class Job(BaseModel):
         *,
         name: str | None,
         metadata: dict[str, str],
+        requested: dict[str, Any] | None = None,
         status: JobStatus = "queued",
         id: str | None = None,
         progress: Progress | None = None,
@@ -290,6 +303,7 @@ class Job(BaseModel):
             swag=spec.swag,
             classes=list(spec.classes) if spec.classes else None,
             seed=spec.seed,
+            requested=requested,
             metadata=metadata,
             progress=progress,
             result=result,

@@ -36,7 +36,10 @@ OPENAPI_RESPONSES: dict[int | str, dict[str, object]] = {
         "content": _BYTES,
         "headers": {**_HEADERS, "Content-Range": _header("`bytes FIRST-LAST/SIZE`.")},
     },
-    307: {"description": "Where the operator chose so: the bytes are at `Location`, in the bucket, for ten minutes."},
+    307: {
+        "description": "Where the operator chose so: the bytes are at `Location`, in the bucket, for ten minutes.",
+        "headers": {**_HEADERS, "Location": _header("A presigned URL.")},
+    },
     304: {"description": "The client has these bytes already (`If-None-Match`, `If-Modified-Since`)."},
 }
 

@@ -5,7 +5,7 @@ What happens to a job while it runs is in `wbar_store.attempts`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import Connection, case, delete, false, func, insert, or_, select, update
 
@@ -46,6 +46,7 @@ class JobRecord(Record):
     name: str | None
     status: JobStatus
     spec: JobSpec
+    request: dict[str, Any] | None
     metadata: dict[str, str]
     progress: Progress | None
     result: JobResult | None
@@ -87,6 +88,7 @@ class JobRecord(Record):
             id=self.id,
             name=self.name,
             status=self.status,
+            requested=self.request,
             metadata=self.metadata,
             progress=self.progress,
             result=self.result,
@@ -122,9 +124,11 @@ class Jobs(Repository[JobRecord]):
         metadata: Mapping[str, str],
         max_seconds: float | None = None,
         expires_after: float | None = None,
+        request: Mapping[str, Any] | None = None,
     ) -> JobRecord:
         """Insert a queued job; the caller notifies once it is committed.
 
+        request: what was asked for, for `clone`.
         max_seconds: how long it may run, all attempts together; None: as long as it takes.
         expires_after: seconds from its end until its files are deleted; None: they stay.
         """
@@ -136,6 +140,7 @@ class Jobs(Repository[JobRecord]):
             "status": "queued",
             "checkpoint": spec.start.id,
             "dataset": spec.dataset.id,
+            "request": request and dict(request),
             "spec": spec.model_dump(mode="json"),
             "metadata": dict(metadata),
             "attempts": 0,

@@ -112,6 +112,7 @@ jobs = Table(
     Column("status", String(16), nullable=False),
     Column("checkpoint", _ID, ForeignKey("checkpoints.id"), nullable=False),
     Column("dataset", _ID, ForeignKey("datasets.id"), nullable=False),
+    Column("request", _JSON),  # a wbar.jobs.JobRequest as it was sent, without what it left out
     Column("spec", _JSON, nullable=False),  # a wbar.spec.JobSpec: everything that decides the result
     Column("metadata", _JSON, nullable=False),
     Column("progress", _JSON),

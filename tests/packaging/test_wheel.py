@@ -25,7 +25,7 @@ OFFLINE = {"average", "schedule", "migrate", "first-key", "gc"}
 PARTS = {"migrate", "doctor", "first-key", "serve", "worker", "sweep", "datasets add"}
 CLIENT = {
     "up", "upload", "checkpoints", "datasets add", "datasets list", "submit", "jobs", "show", "watch", "cancel", "pause",
-    "finish", "resume", "download", "keys create", "keys list", "keys revoke", "backup", "restore",
+    "finish", "clone", "resume", "download", "keys create", "keys list", "keys revoke", "backup", "restore",
 }  # fmt: skip
 
 
@@ -232,6 +232,7 @@ def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: P
         assert '"status": "succeeded"' in shell.wbar("show", job), watched + log.read_text()
     assert "invalid_transition" in shell.wbar("pause", one, code=REFUSED)
     assert "invalid_transition" in shell.wbar("finish", one, code=REFUSED)
+    assert '"cycles": 3' in shell.wbar("clone", one, "--changes", '{"method": {"cycles": 3}}', "--dry-run")
     assert "invalid_transition" in shell.wbar("resume", one, code=REFUSED)
     weights = tmp_path / "averaged.safetensors"
     assert shell.wbar("download", two, "-o", str(weights)) == f"{weights}\n"

@@ -2,9 +2,9 @@
 
 import csv
 import io
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette.sse import EventSourceResponse
 
@@ -17,15 +17,17 @@ from wbar_service.answers import answer, polled
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf, store_of
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
+from wbar_service.jobs.cloning import CHANGES, changed
 from wbar_service.jobs.creating import dry_run, gpu_at_hand, make_spec
 from wbar_service.jobs.stream import EventStreams
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
-from wbar_store.database import rfc3339
+from wbar_store.database import Tenant, rfc3339
 from wbar_store.events import EventRecord, sequence
 from wbar_store.jobs import Filters, JobRecord
 from wbar_store.repository import PageRequest
 from wbar_store.snapshots import SnapshotRecord
+from wbar_store.store import Store
 
 router = APIRouter(
     prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRoute, responses=responses(401, 403, 429, 503)
@@ -45,6 +47,10 @@ def create_job(
     request: Request, body: JobRequest, store: StoreOf, tenant: TenantOf, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Create a job. Only `checkpoint` and `dataset` are required; every `auto` comes back resolved."""
+    return _create(request, body, store, tenant, idempotency_key)
+
+
+def _create(request: Request, body: JobRequest, store: Store, tenant: Tenant, idempotency_key: str | None) -> Response:
     gpu = gpu_at_hand(store)
     if body.dry_run:
         with store.database.write():
@@ -62,6 +68,7 @@ def create_job(
             body.metadata,
             body.max_seconds,
             body.expires_after,
+            body.as_sent(),
         )
 
     return once(
@@ -106,6 +113,30 @@ async def get_job(job_id: str, request: Request, tenant: TenantOf) -> Response:
     """Return the job as it is now: status, progress, and once it has succeeded the result."""
     # What is polled most has one dependency less than the others.
     return await polled(store_of(request).jobs, tenant, job_id)
+
+
+@router.post(
+    "/{job_id}/clone",
+    status_code=201,
+    response_model=Job,
+    responses={
+        200: {"model": Job, "description": "A dry run: resolved, estimated, not created."},
+        **responses(400, 404, 409, 413, 422, 507),
+    },
+)
+def clone_job(
+    job_id: str,
+    request: Request,
+    store: StoreOf,
+    tenant: TenantOf,
+    changes: Annotated[dict[str, Any] | None, Body(openapi_examples=CHANGES)] = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Create a job like another one, whatever has become of it. The body is what differs, a JSON merge patch (RFC 7396).
+
+    It is applied to the request as it was sent, so that an `auto` is resolved anew. Another `method.type` replaces the method.
+    """
+    return _create(request, changed(store.jobs.get(tenant, job_id), changes or {}), store, tenant, idempotency_key)
 
 
 @router.post("/{job_id}/cancel", response_model=Job, responses=responses(404, 409))

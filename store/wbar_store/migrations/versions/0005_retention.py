@@ -1,4 +1,4 @@
-"""Checkpoints, datasets and the files of jobs may have an end
+"""Checkpoints, datasets and the files of jobs may have an end; a job keeps what was asked for
 
 Revision: 0005, after 0004
 """
@@ -19,6 +19,7 @@ def upgrade() -> None:
     with op.batch_alter_table("jobs") as batch:
         batch.add_column(sa.Column("expires_after", sa.Double()))
         batch.add_column(sa.Column("expired_at", sa.Double()))
+        batch.add_column(sa.Column("request", sa.JSON(none_as_null=True)))
 
 
 def downgrade() -> None:
@@ -28,3 +29,4 @@ def downgrade() -> None:
     with op.batch_alter_table("jobs") as batch:
         batch.drop_column("expires_after")
         batch.drop_column("expired_at")
+        batch.drop_column("request")
