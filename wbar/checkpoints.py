@@ -102,5 +102,7 @@ class Checkpoint(BaseModel):
     tensors: int | None
     architecture: NetworkArchitecture | None
     error: Fault | None
-    expires_at: str | None = None
+    expires_at: str | None = Field(
+        None, description="It is deleted within ten minutes after, once no queued, running or paused job needs it."
+    )
     created_at: str

@@ -104,5 +104,7 @@ class Dataset(BaseModel):
     sha256: str | None
     warnings: list[str] = Field(default_factory=list)
     error: Fault | None
-    expires_at: str | None = None
+    expires_at: str | None = Field(
+        None, description="It is deleted within ten minutes after, once no queued, running or paused job needs it."
+    )
     created_at: str

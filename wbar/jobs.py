@@ -255,7 +255,9 @@ class Job(BaseModel):
     attempts: int
     max_seconds: float | None = None
     expires_after: float | None = None
-    expires_at: str | None = None
+    expires_at: str | None = Field(
+        None, description="Once it has ended: its files are deleted within ten minutes after."
+    )
     created_at: str | None
     started_at: str | None
     finished_at: str | None

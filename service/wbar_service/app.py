@@ -24,6 +24,7 @@ from wbar_service.keys import routes as key_routes
 from wbar_service.rate_limits import RateLimits
 from wbar_service.settings import ServiceSettings
 from wbar_store import logs
+from wbar_store.process_memory import close_memory
 from wbar_store.store import Store
 
 M_ARENA_MAX = -8  # glibc's, from malloc.h
@@ -78,6 +79,7 @@ def serve(settings: ServiceSettings) -> None:
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(M_ARENA_MAX, 2)  # one arena per thread keeps what each thread once needed
     logs.configure("api")
+    close_memory()
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,

@@ -42,7 +42,7 @@ def examine(settings: ServiceSettings) -> Iterator[Finding]:
     try:
         yield from _database(store)
         yield _checked("broker", store.notifier.check, str(maybe_sanitize_url(settings.broker_url)))
-        yield _checked("blobs", store.blobs.check, settings.blobs_url)
+        yield _checked("blobs", store.blobs.check, str(maybe_sanitize_url(settings.blobs_url)))
         for part, folder in (("blobs' disk", store.blobs.root), ("scratch", settings.scratch)):
             if folder is not None:
                 yield _space(part, folder)
@@ -56,14 +56,17 @@ def _database(store: Store) -> Iterator[Finding]:
     yield found
     if found.verdict == "fault":
         return
-    differences = migrate.difference(store.database)
+    try:
+        differences, live = migrate.difference(store.database), store.workers.live()
+    except Exception as error:
+        yield Finding("tables", "fault", f"run `wbar migrate` ({_reason(error)})")
+        return
     if differences:
         yield Finding("tables", "fault", f"{len(differences)} differences from this version: run `wbar migrate`")
         return
     yield Finding("tables", "ok", "as this version has them")
     with store.database.read() as connection:
         yield _second_wall(connection)
-    live = store.workers.live()
     for queue in ("train", "ingest"):
         names = [f"{worker.name} ({worker.slots} on {worker.device})" for worker in live if worker.queue == queue]
         words = ", ".join(names) or f"none lives: start `wbar worker --queue {queue}`"

@@ -84,8 +84,8 @@ def blob_response(
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=media_type)
     if not inline and (elsewhere := _by_another(request, blobs, sha256, ranged=status == 206)):
-        for name in ("Content-Length", "Accept-Ranges"):  # whoever sends the bytes says these
-            del headers[name]
+        for name in ("Content-Length", "Accept-Ranges", "Content-Range"):  # whoever sends the bytes says these
+            headers.pop(name, None)
         return Response(status_code=elsewhere.status, headers=headers | elsewhere.headers, media_type=media_type)
 
     def body() -> Iterator[bytes]:

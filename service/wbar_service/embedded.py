@@ -30,6 +30,7 @@ from wbar import config
 from wbar_service.settings import ServiceSettings
 from wbar_store.keys import is_plausible
 from wbar_store.migrate import upgrade
+from wbar_store.process_memory import close_memory
 from wbar_store.store import Store
 
 RESTARTS, RESTART_WINDOW = 5, 60.0  # a part that dies more often than this is not started again
@@ -370,6 +371,7 @@ def _ending(code: int) -> str:
 def up(host: str, port: int, data: Path, workers: int) -> int:
     """Start everything and stay until stopped. Returns the exit code."""
     console = Console(highlight=False)
+    close_memory()
     try:
         return Embedded(host, port, data.expanduser().resolve(), workers, console).run()
     except CannotStart as error:

@@ -10,7 +10,7 @@ import time
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wbar_store import logs
+from wbar_store import logs, row_security
 
 log = logging.getLogger("wbar.service")
 
@@ -44,6 +44,7 @@ class RequestId:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        row_security.act_for(None)  # until the key is known
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         usable = 0 < len(given) <= 200 and given.isprintable() and given.isascii()
         request_id = given if usable else f"{random.getrandbits(128):032x}"  # they only have to differ

@@ -9,6 +9,7 @@ from wbar_store.blobs import Received
 from wbar_store.claims import Claim
 from wbar_store.database import Tenant, now, rfc3339
 from wbar_store.ids import new_id
+from wbar_store.row_security import lifted
 from wbar_store.tables import datasets, jobs
 from wbar_store.uploads import UploadRecord, UploadRepository, expiry
 
@@ -146,7 +147,7 @@ class Datasets(UploadRepository[DatasetRecord]):
     def summary_for(self, tenant: Tenant, job_id: str) -> DatasetSummary | None:
         """Return the summary of a job's dataset, also of one deleted since: its row stays for the jobs that name it."""
         query = select(datasets.c.summary).join(jobs, jobs.c.dataset == datasets.c.id)
-        with self.database.read() as connection:
+        with self.database.read() as connection, lifted(connection):  # a hidden row is no tenant's
             summary = connection.execute(query.where(jobs.c.id == job_id, jobs.c.tenant == tenant.name)).scalar()
         return None if summary is None else DatasetSummary.model_validate(summary)
 

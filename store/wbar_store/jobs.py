@@ -12,6 +12,7 @@ from sqlalchemy import Connection, case, delete, false, func, insert, or_, selec
 from wbar.checkpoints import Fault
 from wbar.errors import InUse, InvalidTransition, NotFound
 from wbar.jobs import Job, Progress
+from wbar.method import Soup
 from wbar.results import JobResult
 from wbar.spec import JobSpec
 from wbar.states import TERMINAL, JobStatus, sources
@@ -223,8 +224,11 @@ class Jobs(Repository[JobRecord]):
                     f"{job_id} is about to pause, as it was asked to: resume it then, and finish it"
                 )
             if connection.execute(select(snapshots.c.id).where(snapshots.c.job == job_id).limit(1)).first() is None:
+                hint = (
+                    "a soup has no training to end" if isinstance(job.spec.method, Soup) else "wait for its first one"
+                )
                 raise InvalidTransition(
-                    f"{job_id} has no snapshot yet, so there is nothing to average: finish it after its first one, or cancel it"
+                    f"{job_id} has no snapshot, so there is nothing to average: {hint}, or cancel it"
                 )
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(stop="finish"))
         return job

@@ -40,23 +40,23 @@ OF_NOBODY: tuple[Table, ...] = (tables.blobs, tables.workers)
 
 _ENTER = text("SELECT set_config(:setting, :tenant, true), set_config('role', :role, true)")
 _ROLE = text("SELECT set_config('role', :role, true)")
-_MEMBER = text(
-    "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :role AND pg_has_role(current_user, oid, 'MEMBER'))"
-)
 _POLICIES = text("SELECT tablename, policyname FROM pg_policies WHERE schemaname = current_schema()")
 
 
-def act_for(tenant: str) -> None:
-    """Have every transaction of the current context (a request's task, and the threads it waits for) be this tenant's."""
+def act_for(tenant: str | None) -> None:
+    """Have every transaction of the current context (a request's task, and the threads it waits for) be this tenant's.
+
+    None: of no tenant. A server may begin a request in the context of the one before it on the same connection.
+    """
     _acting.set(tenant)
 
 
 def available(connection: Connection) -> bool:
-    """Return whether the connection's user may take the role; says once what is missing."""
-    member = bool(connection.execute(_MEMBER, {"role": ROLE}).scalar_one())
-    if not member:
+    """Return whether the connection's user may take the role, and the tables are ready for it; says what is missing."""
+    ready = _can_take_role(connection, and_read="jobs")
+    if not ready:
         log.warning("no row-level security: %s", missing(connection))
-    return member
+    return ready
 
 
 def enter(connection: Connection) -> None:
@@ -117,14 +117,33 @@ def install(connection: Connection) -> None:
 
 
 def _create_role(connection: Connection) -> None:
-    if connection.execute(_MEMBER, {"role": ROLE}).scalar_one():
+    if _can_take_role(connection):
         return  # an administrator may have made it for a user who may not
     # Roles belong to the whole server: another database may have made it, perhaps at this moment.
     connection.exec_driver_sql(
         f"DO $$ BEGIN CREATE ROLE {ROLE} NOLOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
     )
-    if not connection.execute(_MEMBER, {"role": ROLE}).scalar_one():  # superusers are members of every role
+    if not _can_take_role(connection):  # since PostgreSQL 16 whoever made a role may grant it, and not take it
         connection.exec_driver_sql(f"GRANT {ROLE} TO CURRENT_USER")
+
+
+def _can_take_role(connection: Connection, and_read: str | None = None) -> bool:
+    """Return whether the user may take the role. Tried, since the rules differ between versions; nothing stays of it.
+
+    and_read: a table that the role must be able to read, behind a policy.
+    """
+    attempt = connection.begin_nested()
+    try:
+        connection.execute(_ROLE, {"role": ROLE})
+        if and_read is not None:
+            connection.exec_driver_sql(f"SELECT FROM {and_read} LIMIT 0")
+    except DBAPIError:
+        return False
+    finally:
+        attempt.rollback()
+    return and_read is None or any(
+        row.tablename == and_read and row.policyname.startswith(f"{ROLE}_") for row in connection.execute(_POLICIES)
+    )
 
 
 def _mine(table: Table) -> str:
@@ -141,5 +160,5 @@ def missing(connection: Connection) -> str:
     user = connection.execute(text("SELECT current_user")).scalar_one()
     return (
         f'{user} may not take the role {ROLE}; as an administrator: CREATE ROLE {ROLE} NOLOGIN; GRANT {ROLE} TO "{user}"; '
-        "then `wbar migrate` again"
+        "then `wbar migrate` again, and start the API again"
     )

@@ -100,6 +100,19 @@ def test_a_clone_is_made_once_for_a_key(service: Service, original: Job) -> None
     assert sent[1].headers["idempotent-replayed"] == "true"
 
 
+def test_a_clone_that_comes_again_is_answered_though_its_origin_is_gone(service: Service, original: Job) -> None:
+    with service.client() as client, service.http() as http:
+        assert original.id is not None
+        origin = client.jobs.wait(client.jobs.clone(original.id, seed=7).id, timeout=120)  # type: ignore[arg-type]
+        send = {"json": {"seed": 8}, "headers": {"Idempotency-Key": "clone of what goes"}}
+        first = http.post(f"/v1/jobs/{origin.id}/clone", **send)  # type: ignore[arg-type]
+        client.jobs.delete(origin.id)  # type: ignore[arg-type]
+        again = http.post(f"/v1/jobs/{origin.id}/clone", **send)  # type: ignore[arg-type]
+        assert (again.status_code, again.json()) == (201, first.json())
+        other = http.post(f"/v1/jobs/{original.id}/clone", **send)  # type: ignore[arg-type]
+        assert (other.status_code, other.json()["code"]) == (409, "idempotency_key_reused")
+
+
 def test_a_job_of_the_version_before_gives_what_it_resolved_to(service: Service, original: Job) -> None:
     with service.client() as client:
         assert original.id is not None

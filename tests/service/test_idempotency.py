@@ -14,7 +14,9 @@ import pytest
 from tests.conftest import Service
 from tests.material import write_start
 from wbar.errors import IdempotentObjectDeleted
+from wbar.jobs import JobRequest
 from wbar_service.idempotency import once
+from wbar_service.jobs.routes import digest_of
 from wbar_store.blobs import Blobs
 from wbar_store.database import Database, Tenant
 from wbar_store.keys import KeyRecord
@@ -109,3 +111,24 @@ def _post_until_answered(
                 answers.append(answer)
                 return
         time.sleep(0.02)  # as a client waits before it tries again
+
+
+def test_a_request_of_the_version_before_that_comes_again_has_its_digest() -> None:
+    """What 0.5.0 stored for these requests: a retry may come after the upgrade, or at an API of either version."""
+    sent: list[tuple[dict[str, Any], str]] = [
+        (
+            {"checkpoint": "ckpt_1", "dataset": "ds_1"},
+            "828d415a2dea59423b4be51b888962088461a4328728a1788860b696e73b1da9",
+        ),
+        (
+            {
+                "checkpoint": "ckpt_1",
+                "dataset": "ds_1",
+                "method": {"type": "soup", "checkpoints": ["ckpt_1", "ckpt_2"]},
+            },
+            "5abd6c3e1d5f173139af95fd53ae32c123a0fa8d8094aa594bbcdc26f20408b1",
+        ),
+    ]
+    for body, digest in sent:
+        assert digest_of(JobRequest.model_validate(body)) == digest
+        assert digest_of(JobRequest.model_validate(body | {"expires_after": 60})) != digest

@@ -1,5 +1,7 @@
 """Who may do what: every operation of the OpenAPI document, asked with every kind of key."""
 
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +11,7 @@ from sqlalchemy import update
 
 from tests.conftest import Service, wait_until
 from tests.material import write_archive, write_start
+from wbar_service.auth import REMEMBERED_SECONDS
 from wbar_store.database import Tenant, now
 from wbar_store.keys import Keys
 from wbar_store.tables import api_keys
@@ -149,3 +152,23 @@ def test_a_key_is_shown_once(service: Service) -> None:
 def test_a_key_that_makes_no_sense_is_refused(service: Service, body: dict[str, Any]) -> None:
     with service.http() as http:
         assert http.post("/v1/keys", json=body).status_code == 422
+
+
+def test_requests_of_two_tenants_on_one_connection(service: Service, owned: dict[str, str]) -> None:
+    """A proxy may send both, one behind the other: neither is served as the other's."""
+
+    def asking(key: str, path: str) -> bytes:
+        return f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+
+    job = f"/v1/jobs/{owned['job_id']}"
+    for keys in ((service.key, service.other_key), (service.other_key, service.key)):
+        time.sleep(REMEMBERED_SECONDS)  # or neither key would be looked up
+        with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
+            connection.sendall(b"".join(asking(key, job) for key in keys) + asking(keys[0], "/readyz"))
+            received, expected = b"", [200 if key == service.key else 404 for key in keys]
+            while received.count(b"HTTP/1.1 ") < 3 or not received.rstrip().endswith(b"}"):
+                part = connection.recv(65536)
+                assert part, received
+                received += part
+        statuses = [int(one[:3]) for one in received.split(b"HTTP/1.1 ")[1:]]
+        assert statuses == [*expected, 200]

@@ -10,9 +10,11 @@ from sqlalchemy import select, update
 from tests.conftest import Service
 from tests.material import start_state, write_archive, write_start
 from tests.store.rows import insert_inputs, result, spec
-from wbar.errors import FilesExpired, NotFound, ValidationFailed
+from wbar.checkpoints import Fault
+from wbar.errors import FilesExpired, NotFound, NoWeights, ValidationFailed
 from wbar.jobs import Job
 from wbar_averaging import write_safetensors
+from wbar_service.jobs.routes import _no_result
 from wbar_store.attempts import ResultBlobs
 from wbar_store.blobs import Blobs
 from wbar_store.claims import Claim
@@ -35,6 +37,18 @@ def let_time_pass(database: Database, *ids: str) -> None:
         for table in (checkpoints, datasets):
             connection.execute(update(table).where(table.c.id.in_(ids)).values(expires_at=table.c.expires_at - 3600))
         connection.execute(update(jobs).where(jobs.c.id.in_(ids)).values(finished_at=jobs.c.finished_at - 3600))
+
+
+def test_a_failed_job_never_had_the_files_that_expired(store: Store) -> None:
+    job = store.jobs.create(MINE, spec(), None, {}, expires_after=60).id
+    store.attempts.claim(job, 60)
+    store.attempts.fail(Claim(job, 1), Fault(code="diverged", message="m"))
+    let_time_pass(store.database, job)
+    store.expire()
+    record = store.jobs.get(MINE, job)
+    assert record.expired_at is not None
+    with pytest.raises(NoWeights):
+        _no_result(record, "averaged weights")
 
 
 def ended(store: Store, expires_after: float | None = 60.0) -> str:

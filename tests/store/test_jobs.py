@@ -251,7 +251,7 @@ def test_a_finish_needs_a_running_job_with_something_to_average(store: Store) ->
     with pytest.raises(InvalidTransition, match="queued"):
         store.jobs.finish(MINE, job)
     store.attempts.claim(job, 60)
-    with pytest.raises(InvalidTransition, match="no snapshot yet"):
+    with pytest.raises(InvalidTransition, match="has no snapshot, so"):
         store.jobs.finish(MINE, job)
     snapshot_of(store, job)
     for _ in range(2):  # asking twice is asking once

@@ -20,6 +20,7 @@ from wbar_store.database import Database, Tenant, now
 from wbar_store.ids import new_id
 from wbar_store.keys import Keys
 from wbar_store.migrate import upgrade
+from wbar_store.repository import PageRequest
 from wbar_store.row_security import OF_A_JOB, OF_A_TENANT, OF_NOBODY, ROLE, act_for
 from wbar_store.store import Store
 from wbar_store.tables import blobs, checkpoints, datasets, idempotency, jobs, metadata, snapshots
@@ -155,6 +156,22 @@ def test_a_tenant_deletes_a_checkpoint_and_then_its_job(store: Store) -> None:
 
 
 @needs_postgresql
+def test_the_dataset_of_a_former_job_is_found_though_it_was_deleted(store: Store) -> None:
+    """A teacher's class order is compared with a student's, also where its dataset is hidden by now."""
+    job = _job_of(store, OURS)
+    summary = {"classes": ["a", "b"], "image": {"channels": 1, "height": 8, "width": 8}, "many_sizes": False}
+    summary |= {"splits": {"train": {"images": 2}, "val": {"images": 2}}, "mean": [0.5], "std": [0.5], "held_out": None}
+    with store.database.write() as connection:
+        connection.execute(update(datasets).where(datasets.c.tenant == "ours").values(summary=summary))
+        connection.execute(update(jobs).where(jobs.c.id == job).values(status="cancelled"))
+    as_tenant(OURS, store.datasets.remove, OURS, "ds_1_ours")
+    found = as_tenant(OURS, store.datasets.summary_for, OURS, job)
+    assert found is not None
+    assert found.classes == ["a", "b"]
+    assert as_tenant(THEIRS, store.datasets.summary_for, THEIRS, job) is None
+
+
+@needs_postgresql
 def test_the_api_lists_one_tenants_objects_even_without_the_first_wall(
     store: Store, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +207,46 @@ def test_installing_again_changes_nothing_and_renews_what_is_old(store: Store) -
         connection.execute(text(f"CREATE POLICY {ROLE}_old ON {before[0].tablename} USING (true)"))
     upgrade(store.database)
     assert shown() == before
+
+
+@needs_postgresql
+def test_a_user_who_may_make_roles_takes_the_one_that_it_made(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As the administrators of managed servers: no superuser, with CREATEROLE."""
+    admin = Database(url)
+    name = f"maker_{url.rsplit('_', 1)[1]}"
+    with admin.write() as connection:
+        connection.execute(text(f"CREATE ROLE {name} LOGIN CREATEROLE"))
+        connection.execute(text(f"GRANT ALL ON SCHEMA public TO {name}"))
+    maker = Database(url.replace("//wbar@", f"//{name}@"))
+    try:
+        with caplog.at_level(logging.WARNING, logger="wbar.store"):
+            upgrade(maker)
+            Keys(maker).create("key", THEIRS)
+            with pytest.raises(ProgrammingError, match="row-level security"):
+                as_tenant(OURS, Keys(maker).create, "smuggled", THEIRS)
+        assert "no row-level security" not in caplog.text
+    finally:
+        maker.dispose()
+        with admin.write() as connection:
+            connection.execute(text(f"DROP OWNED BY {name} CASCADE"))
+            connection.execute(text(f"DROP ROLE {name}"))
+        admin.dispose()
+
+
+@needs_postgresql
+def test_a_role_without_rights_is_no_wall_and_no_outage(
+    store: Store, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a restore that left the rights out."""
+    with store.database.write() as connection:
+        connection.execute(text(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {ROLE}"))
+    again = Database(url)
+    try:
+        with caplog.at_level(logging.WARNING, logger="wbar.store"):
+            assert as_tenant(OURS, Keys(again).page, OURS, PageRequest()).records
+        assert "no row-level security" in caplog.text
+    finally:
+        again.dispose()
 
 
 @needs_postgresql

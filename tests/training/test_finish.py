@@ -11,6 +11,7 @@ from tests.averaging import reference
 from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, make_job, run
 from wbar.method import METHODS, Plain, Soup
 from wbar.schedule import build_schedule
+from wbar_averaging import Position
 from wbar_training import loop, state_files
 
 FOUR = METHOD.model_copy(update={"cycles": 4})
@@ -75,6 +76,24 @@ def test_every_method_averages_what_it_visited(tmp_path: Path, name: str) -> Non
         assert torch.equal(
             load_file(outcome.weights)["fc.weight"], load_file(told.snapshots[max(told.snapshots)])["fc.weight"]
         )
+
+
+@pytest.mark.parametrize("name", ["auto", "swa"])
+def test_no_weights_are_visited_twice(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    visited: list[int] = []
+    visit = loop.TrainingJob._visit
+
+    def noted(job: loop.TrainingJob, position: Position) -> None:
+        visited.append(position.step)
+        visit(job, position)
+
+    monkeypatch.setattr(loop.TrainingJob, "_visit", noted)
+    method = METHODS.validate_python(OTHERS[name])
+    for stop_at in (16, 17, 18, 19):
+        visited.clear()
+        run(make_job(tmp_path / str(stop_at), method), Recorder(stop_at=stop_at, reason="finish"))
+        assert len(visited) == len(set(visited))
+        assert visited[-1] == stop_at - 1  # the last weights are among them
 
 
 def test_a_job_that_was_finished_survives_a_death_afterwards(tmp_path: Path, cycle: int) -> None:

@@ -26,6 +26,13 @@ def wait_for_stop(_request: None, channel: ControlChannel) -> None:
     channel.send(Stopped(reason=reason))
 
 
+def die_when_asked_to_stop(_request: object, channel: ControlChannel) -> None:
+    """Crash as soon as a stop is asked for."""
+    while channel.stop_requested is None:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def send_a_pickle(witness: Path, channel: ControlChannel) -> None:
     """What a hostile upload that took over its process would try: to run something in the worker."""
     channel._pipe.send(_Touch(witness))
@@ -132,6 +139,7 @@ SEND_A_PICKLE: Entry[Path] = Entry("tests.worker.entries", "send_a_pickle")
 SEND_FROM_THREADS: Entry[int] = Entry("tests.worker.entries", "send_from_threads")
 ANSWER_NONSENSE: Entry[Any] = Entry("tests.worker.entries", "answer_nonsense")
 SHOW_ENVIRONMENT: Entry[None] = Entry("tests.worker.entries", "show_environment")
+DIE_WHEN_ASKED_TO_STOP: Entry[Any] = Entry("tests.worker.entries", "die_when_asked_to_stop")
 ABORT: Entry[None] = Entry("tests.worker.entries", "abort", isolated=True)
 TRY_TO_GET_OUT: Entry[tuple[int, Path, int]] = Entry("tests.worker.entries", "try_to_get_out", isolated=True)
 DIE: Entry[signal.Signals] = Entry("tests.worker.entries", "die")

@@ -6,14 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
+from tests.conftest import wait_until
 from tests.store.rows import insert_inputs, spec
-from tests.worker.entries import ANSWER_NONSENSE
+from tests.worker.entries import ANSWER_NONSENSE, DIE_WHEN_ASKED_TO_STOP
 from wbar.recipe import Recipe
 from wbar_store.checkpoints import GivenNetwork
-from wbar_store.database import Tenant
+from wbar_store.database import Tenant, now
+from wbar_store.ids import new_id
 from wbar_store.migrate import upgrade
 from wbar_store.store import Store
+from wbar_store.tables import snapshots
 from wbar_store.uploads import MAX_ATTEMPTS
 from wbar_training.messages import Crashed
 from wbar_worker import run_job
@@ -59,6 +63,27 @@ def test_a_message_that_does_not_validate_ends_the_attempt(
     Runner(store, settings, threading.Event()).run(job, [], 1)
     assert why_it_was_lost(store, job).startswith("attempt 1 was lost: ValidationError: ")
     assert multiprocessing.active_children() == []
+
+
+def test_an_attempt_that_crashes_after_a_finish_is_settled_at_once(
+    store: Store, settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_job, "RUN_ATTEMPT", DIE_WHEN_ASKED_TO_STOP)
+    for blob in spec().blobs():
+        path = Path(str(store.blobs.root)) / store.blobs.path(blob)
+        path.parent.mkdir(parents=True)
+        path.touch()
+    job = store.jobs.create(MINE, spec(), None, {}).id
+    with store.database.write() as connection:
+        values = {"job": job, "n": 1, "step": 1, "metrics": {}, "bytes": 1, "sha256": "a" * 64, "created_at": now()}
+        connection.execute(insert(snapshots).values(id=new_id("snap"), **values))
+    running = threading.Thread(target=Runner(store, settings, threading.Event()).run, args=(job, [], 1))
+    running.start()
+    wait_until(lambda: store.jobs.get(MINE, job).status == "running", 30, "the claim")
+    store.jobs.finish(MINE, job)
+    running.join(60)
+    assert why_it_was_lost(store, job) == "attempt 1 was lost: its process was ended by SIGSEGV"
+    assert store.jobs.get(MINE, job).stop == "finish"
 
 
 def test_a_job_without_memory_that_cannot_be_made_smaller_says_so_at_once(

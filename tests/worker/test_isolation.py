@@ -6,9 +6,13 @@ import multiprocessing.forkserver
 import os
 import platform
 import resource
+import shutil
 import socket
+import subprocess
+import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from pydantic import ValidationError
 
 from tests.worker.entries import ABORT, SHOW_ENVIRONMENT, TRY_TO_GET_OUT
 from wbar.spec import Network
+from wbar_store import process_memory
 from wbar_training.messages import Crashed
 from wbar_training.networks.architectures import initialized
 from wbar_training.uploads import limits as uploads
@@ -101,6 +106,38 @@ def test_no_child_is_given_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(answer, Crashed)
     assert "PATH" in answer.why
     assert not [name for name in secrets if name in answer.why]
+
+
+HOLDER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from process_memory import close_memory
+close_memory()
+print("closed", flush=True)
+sys.stdin.read()
+"""
+
+
+PYTHON = Path("/usr/bin/python3")
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not PYTHON.exists(), reason="it becomes another user, who must have a Python")
+def test_the_memory_of_a_process_with_credentials_is_closed_to_its_user() -> None:
+    """Both processes are the user nobody's, as all of `wbar up` are one user's."""
+    nobody: dict[str, Any] = {"user": "nobody", "group": "nogroup", "extra_groups": [], "text": True}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        shutil.copy(process_memory.__file__, folder)
+        command = [str(PYTHON), "-S", "-c", HOLDER, folder]
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **nobody)
+        with holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "closed\n"
+            for name in ("environ", "mem"):
+                reader = subprocess.run(["/bin/cat", f"/proc/{holder.pid}/{name}"], capture_output=True, **nobody)
+                assert reader.returncode == 1
+                assert "Permission denied" in reader.stderr
+            holder.communicate("")
 
 
 def test_a_reader_that_aborts_ends_by_its_signal() -> None:

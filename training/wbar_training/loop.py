@@ -240,6 +240,12 @@ class TrainingJob:
         self._add_to_curve(self.evaluator.score(self.evaluator.predict_mean(self.average.so_far)))
         self._go_on_training()
 
+    def _take_last_snapshot(self, position: Position) -> None:
+        """Take a snapshot within a cycle, where training ends; its weights enter the mean, once."""
+        if not self.schedule.visits(position.step - self.results.discarded_steps):
+            self._visit(position)
+        self._take_snapshot(position)
+
     def _add_to_curve(self, score: Score) -> None:
         self.results.averaged.append(score.model_dump())
         self.reporter.averaged(len(self.results.averaged), score)
@@ -313,9 +319,7 @@ class TrainingJob:
         if not position.ends_cycle:
             if self._backed_off(position):
                 return False
-            if not self.schedule.visits_every_step:
-                self._visit(position)
-            self._take_snapshot(position)
+            self._take_last_snapshot(position)
         self.reporter.log(
             "info",
             f"early stopping: the loss of the mean has not been below {self.results.best:.5f} for "
@@ -336,9 +340,7 @@ class TrainingJob:
         if not self.results.snapshots or self.step >= self.total_steps:
             return
         if not position.ends_cycle and not isinstance(self.method, CyclicSwa):
-            if not self.schedule.visits_every_step:
-                self._visit(position)
-            self._take_snapshot(position)
+            self._take_last_snapshot(position)
         self.reporter.log(
             "info",
             f"finished on request, after {self.step - self.results.discarded_steps} of {self.schedule.total_steps} steps: "

@@ -165,5 +165,5 @@ class SoupJob:
             fraction=min(0.99, self._images / self._total),
         )  # fmt: skip
         reason = self.reporter.heartbeat(progress)
-        if reason is not None:
+        if reason is not None and reason != "finish":  # there is no training to end
             raise StopRequested(reason)

@@ -8,6 +8,7 @@ import sys
 import threading
 
 from wbar_store import logs
+from wbar_store.process_memory import close_memory
 from wbar_store.store import Store
 from wbar_worker.settings import WorkerSettings
 from wbar_worker.sweep import Sweeper
@@ -16,6 +17,7 @@ from wbar_worker.sweep import Sweeper
 def main(kind: str) -> None:
     """Run a process of this kind (train, ingest, sweep) until SIGTERM or SIGINT."""
     logs.configure(kind)
+    close_memory()
     settings = WorkerSettings()
     if kind == "sweep":
         stop = threading.Event()

@@ -19,7 +19,6 @@ from wbar_store.store import Store
 from wbar_store.workers import Device, Queue, WorkerRecord
 from wbar_worker.children import warm_up
 from wbar_worker.ingest import Ingester
-from wbar_worker.isolation import close_memory
 from wbar_worker.run_job import Runner
 from wbar_worker.settings import WorkerSettings
 
@@ -59,7 +58,6 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         slots = settings.slots or max(1, gpus)
         _register_train(app, Runner(store, settings, draining), slots, gpus, settings)
     else:
-        close_memory()
         slots = settings.ingest_slots
         ingester = Ingester(store, settings)
         app.task(name=INGEST)(ingester.run)

@@ -20,10 +20,12 @@ import platform
 import struct
 from pathlib import Path
 
+from wbar_store.process_memory import close_memory
+
 log = logging.getLogger("wbar.worker")
 
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000
-_NO_NEW_PRIVS, _SECCOMP, _FILTER, _DUMPABLE = 38, 22, 2, 4
+_NO_NEW_PRIVS, _SECCOMP, _FILTER = 38, 22, 2
 _CAPABILITY_VERSION = 0x20080522
 _ALLOW, _EPERM, _KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
 _UNIX = 1  # the family of socketpairs, multiprocessing's pipes among them
@@ -55,6 +57,7 @@ def isolate() -> list[str]:
     if platform.system() != "Linux":
         log.debug("uploads are read without isolation: it needs Linux")
         return []
+    close_memory()  # another reader must not reach this one
     libc = ctypes.CDLL(None, use_errno=True)
     held = []
     for name, part in (
@@ -99,18 +102,6 @@ def _no_network(libc: ctypes.CDLL) -> None:
 def _no_capabilities(libc: ctypes.CDLL) -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)  # of this process
     _check(libc.capset(header, (ctypes.c_uint32 * 6)()))  # effective, permitted, inheritable; 64 bits of each
-
-
-def close_memory() -> None:
-    """Close this process's memory and environment to other processes of its user, where the platform can.
-
-    For a worker that holds credentials beside children that read strangers' files. Its core dumps end, too.
-    """
-    if platform.system() == "Linux":
-        try:
-            _check(ctypes.CDLL(None, use_errno=True).prctl(_DUMPABLE, 0, 0, 0, 0))
-        except (OSError, AttributeError) as error:
-            log.debug("the worker's memory stays open to its user: %s", error)
 
 
 def _filter_calls(libc: ctypes.CDLL) -> None:

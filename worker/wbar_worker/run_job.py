@@ -123,10 +123,10 @@ class Runner:
                 self.store.attempts.yield_back(job.claim, "paused")
             case "drain":
                 self.store.attempts.yield_back(job.claim, "queued")
-            case None if heartbeat.ended_child:
+            case None | "finish" if heartbeat.ended_child:
                 silent = f"its process was silent for {self.settings.stall_seconds:g} s and was ended"
                 self._lose(job, Crashed(why=silent))
-            case None:
+            case None | "finish":  # the next attempt is asked to finish again
                 self._lose(job, lost)
         return False
 

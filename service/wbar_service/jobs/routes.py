@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, NoReturn
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
@@ -47,19 +48,38 @@ def create_job(
     request: Request, body: JobRequest, store: StoreOf, tenant: TenantOf, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Create a job. Only `checkpoint` and `dataset` are required; every `auto` comes back resolved."""
-    return _create(request, body, store, tenant, idempotency_key)
-
-
-def _create(request: Request, body: JobRequest, store: Store, tenant: Tenant, idempotency_key: str | None) -> Response:
-    gpu = gpu_at_hand(store)
     if body.dry_run:
-        with store.database.write():
-            job = dry_run(store, tenant, body, make_spec(store, tenant, body, gpu))
-        return Response(job.model_dump_json(), media_type="application/json")
+        return _dry_run(body, store, tenant)
+    return _create(request, lambda: body, store, tenant, idempotency_key, digest_of(body))
 
-    limits = request.app.state.settings.quotas
+
+def digest_of(body: JobRequest) -> str:
+    """Return the digest of a request: without the fields that came after 0.5, its own digest of it."""
+    asked = body.model_dump(mode="json")
+    later = {name: asked.pop(name) for name in ("max_seconds", "expires_after")}
+    return fingerprint("job", asked, **later)
+
+
+def _dry_run(body: JobRequest, store: Store, tenant: Tenant) -> Response:
+    gpu = gpu_at_hand(store)
+    with store.database.write():
+        job = dry_run(store, tenant, body, make_spec(store, tenant, body, gpu))
+    return Response(job.model_dump_json(), media_type="application/json")
+
+
+def _create(
+    request: Request,
+    wanted: Callable[[], JobRequest],
+    store: Store,
+    tenant: Tenant,
+    idempotency_key: str | None,
+    print_: str,
+) -> Response:
+    """Create the job that is wanted, which a request that comes again need not find out."""
+    gpu, limits = gpu_at_hand(store), request.app.state.settings.quotas
 
     def create() -> JobRecord:
+        body = wanted()
         store.quotas.check_jobs(tenant, limits)
         return store.jobs.create(
             tenant,
@@ -71,9 +91,7 @@ def _create(request: Request, body: JobRequest, store: Store, tenant: Tenant, id
             body.as_sent(),
         )
 
-    return once(
-        store, tenant, idempotency_key, fingerprint("job", body.model_dump(mode="json", exclude_unset=True)), create
-    )
+    return once(store, tenant, idempotency_key, print_, create)
 
 
 @router.get("", response_model=Page[Job], responses=responses(422))
@@ -136,7 +154,14 @@ def clone_job(
 
     It is applied to the request as it was sent, so that an `auto` is resolved anew. Another `method.type` replaces the method.
     """
-    return _create(request, changed(store.jobs.get(tenant, job_id), changes or {}), store, tenant, idempotency_key)
+    differing = changes or {}
+
+    def wanted() -> JobRequest:
+        return changed(store.jobs.get(tenant, job_id), differing)
+
+    if differing.get("dry_run"):
+        return _dry_run(wanted(), store, tenant)
+    return _create(request, wanted, store, tenant, idempotency_key, fingerprint("clone", job_id, differing))
 
 
 @router.post("/{job_id}/cancel", response_model=Job, responses=responses(404, 409))
@@ -155,7 +180,8 @@ def pause_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Job:
 def finish_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Job:
     """Ask a running job to end its training at its next step; what it visited so far is averaged, compared and delivered.
 
-    409 before its first snapshot. The job succeeds with `result.finished_early`; a control that has not ended is left out.
+    409 before its first snapshot. `result.finished_early` says that training was not over; a control that has not ended is
+    left out.
     """
     return store.jobs.finish(tenant, job_id).to_api()
 
@@ -305,7 +331,8 @@ def get_job_weights(
 
 
 def _no_result(job: JobRecord, what: str) -> NoReturn:
-    _refuse_expired(job, what)
+    if job.status == "succeeded":
+        _refuse_expired(job, what)
     if job.status not in TERMINAL:
         raise JobNotFinished(f"{job.id} is {job.status}: {what} will be there once it has succeeded")
     raise NoWeights(f"{job.id} has {job.status} and made no {what}; its snapshots are at /snapshots")
@@ -314,6 +341,6 @@ def _no_result(job: JobRecord, what: str) -> NoReturn:
 def _refuse_expired(job: JobRecord, what: str) -> None:
     if job.expired_at is not None:
         raise FilesExpired(
-            f"{job.id} made {what}, and its files were deleted at {rfc3339(job.expired_at)}: they were to stay for "
-            f"{job.expires_after:g} s after its end (expires_after); its record, events and series stay"
+            f"{what} of {job.id} cannot be had any more: its files were deleted at {rfc3339(job.expired_at)}, since they were "
+            f"to stay for {job.expires_after:g} s after its end (expires_after); its record, events and series stay"
         )
