@@ -160,7 +160,8 @@ def test_the_dataset_of_a_former_job_is_found_though_it_was_deleted(store: Store
     """A teacher's class order is compared with a student's, also where its dataset is hidden by now."""
     job = _job_of(store, OURS)
     summary = {"classes": ["a", "b"], "image": {"channels": 1, "height": 8, "width": 8}, "many_sizes": False}
-    summary |= {"splits": {"train": {"images": 2}, "val": {"images": 2}}, "mean": [0.5], "std": [0.5], "held_out": None}
+    summary |= {"splits": {"train": {"images": 2}, "val": {"images": 2}}, "mean": [0.5], "std": [0.5]}
+    summary |= {"warnings": [], "held_out": None}
     with store.database.write() as connection:
         connection.execute(update(datasets).where(datasets.c.tenant == "ours").values(summary=summary))
         connection.execute(update(jobs).where(jobs.c.id == job).values(status="cancelled"))
