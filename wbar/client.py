@@ -71,12 +71,34 @@ class Client:
         Raises as `request`, also while the body is read.
         """
         try:
-            # A service may send downloads on to its bucket; the key stays here, since httpx keeps it from other hosts.
-            with self._http.stream("GET", path, headers=headers, follow_redirects=True) as response:
+            with self._http.stream("GET", path, headers=headers) as response:
                 raise_for_problem(response)
-                yield response
+                if response.next_request is None:
+                    yield response
+                    return
+            with self._elsewhere(response, headers) as moved:
+                yield moved
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
+
+    @contextmanager
+    def _elsewhere(self, redirect: httpx.Response, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        """Yield the answer of the bucket that the service sends a download on to; its history holds the redirect.
+
+        The bucket gets no key, and no `If-Range`, since its tags are others: a range is asked for where the service's tag says
+        that the content is still the same.
+        """
+        assert redirect.next_request is not None
+        same = "Range" in headers and headers.get("If-Range", redirect.headers["etag"]) == redirect.headers["etag"]
+        wanted = {"Range": headers["Range"]} if same else {}
+        url, timeout = redirect.next_request.url, self._http.timeout
+        with httpx.stream("GET", url, headers=wanted, timeout=timeout, trust_env=False) as response:
+            if response.status_code >= 400:
+                raise Refused(
+                    f"HTTP {response.status_code} from {url.host}, where the service sent this download on to"
+                )
+            response.history = [redirect]
+            yield response
 
     def _unreachable(self, error: Exception) -> Unreachable:
         return Unreachable(f"no answer from {self.url} ({error}): is `wbar up` running, or WBAR_URL set?")

@@ -15,7 +15,7 @@ from wbar.checkpoints import Checkpoint
 from wbar.datasets import Dataset, DatasetSource
 from wbar.jobs import Job, JobRequest
 from wbar.keys import ApiKey, KeyRequest
-from wbar_service import architectures, auth, connections, headers, health, problems, schema
+from wbar_service import architectures, auth, connections, headers, health, problems, prometheus, schema
 from wbar_service.checkpoints import routes as checkpoint_routes
 from wbar_service.datasets import routes as dataset_routes
 from wbar_service.jobs import routes as job_routes
@@ -57,11 +57,12 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.keys = auth.RememberedKeys(app.state.store)
     app.state.limits = RateLimits(settings)
     app.state.streams = EventStreams(app.state.store)
+    app.state.metrics = prometheus.RequestMetrics()
     problems.install(app)
     app.add_middleware(headers.SafeHeaders)
     app.add_middleware(headers.RequestId)
     # Routes are tried one after the other: those that are asked most often come first.
-    for routes in (health, job_routes, checkpoint_routes, dataset_routes, architectures, key_routes):
+    for routes in (health, job_routes, checkpoint_routes, dataset_routes, architectures, key_routes, prometheus):
         app.include_router(routes.router)
 
     @app.get("/", include_in_schema=False)

@@ -62,6 +62,7 @@ class RequestId:
 
         with logs.belonging_to(request=request_id):
             await self.app(scope, receive, tagged)
+            scope["app"].state.metrics.answered(scope, status, time.monotonic() - began)
             if scope["method"] not in ("GET", "HEAD") or status >= 400:
                 seconds = round(time.monotonic() - began, 4)
                 shown = {"method": scope["method"], "path": scope["path"][:200], "status": status, "seconds": seconds}

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from wbar_store.quotas import Quota
 from wbar_store.settings import StoreSettings
@@ -28,6 +28,9 @@ class ServiceSettings(StoreSettings):
         None, gt=0, description="Bytes of checkpoints and datasets that a tenant may keep; default: no limit."
     )
     max_tenant_jobs: int = Field(10_000, gt=0, description="Jobs of a tenant that wait, run or are paused.")
+    metrics_token: SecretStr | None = Field(
+        None, description="What `GET /metrics` asks for, as a bearer token; default: nothing, since it names no tenant."
+    )
     client_timeout: float = Field(
         20.0, gt=0, description="Seconds for a request's headers; three times as long between two pieces of a body."
     )

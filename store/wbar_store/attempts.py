@@ -20,7 +20,7 @@ from wbar_store.claims import Claim, holds, of_running
 from wbar_store.database import Database, now
 from wbar_store.events import Events
 from wbar_store.jobs import JobRecord, Jobs
-from wbar_store.tables import events, jobs, metrics
+from wbar_store.tables import events, jobs, metrics, snapshots
 
 MAX_CRASHES = 3  # attempts whose own process failed, without progress between them
 MAX_KILLED = 10  # attempts that something else ended, alike: their worker died, or a signal came from outside
@@ -152,7 +152,14 @@ class Attempts:
         }
         if progress is not None:
             values["progress"] = progress.model_dump()
-        return self._jobs.move(claim.id, "succeeded", claim, **values)
+        with self.database.write() as connection:
+            if not self._jobs.move(claim.id, "succeeded", claim, **values):
+                return False
+            # Rows of a run that started over, where this one was finished before it had made as many again.
+            spec = connection.execute(select(jobs.c.spec).where(jobs.c.id == claim.id)).scalar_one()
+            made = len(result.curve) - bool(spec["method"].get("include_start"))
+            connection.execute(delete(snapshots).where(snapshots.c.job == claim.id, snapshots.c.n > made))
+        return True
 
     def fail(self, claim: Claim, fault: Fault) -> bool:
         """End the job with a fault. False if the fence is stale."""
@@ -224,11 +231,15 @@ class Attempts:
             )
             self._events.append(claim.id, "log", {"level": "warning", "message": message})
             # It is another run from here on: what was recorded of this one would stand between its points.
-            connection.execute(delete(metrics).where(metrics.c.job == claim.id))
+            for table in (metrics, snapshots):
+                connection.execute(delete(table).where(table.c.job == claim.id))
             fresh = {"state": None, "state_step": None, "furthest_step": 0, "crashes": 0, "lost_attempts": 0}
             target: JobStatus = "paused" if row.stop == "pause" else "queued"
             values = {"spec": smaller.model_dump(mode="json"), "memory_retries": 1, "notified_at": None, **fresh}
-            return self._jobs.move(claim.id, target, claim, **values)
+            moved = self._jobs.move(claim.id, target, claim, **values)
+            # What there was to finish is gone with the first run.
+            connection.execute(update(jobs).where(jobs.c.id == claim.id).values(stop=None))
+            return moved
 
     # What the sweeper and `wbar up` do.
 

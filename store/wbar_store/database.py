@@ -6,6 +6,7 @@ block rolls all of it back. No transaction spans I/O of another kind, with one e
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ UNAVAILABLE = (OperationalError, InterfaceError, NoConnectionFree)
 # PostgreSQL ends a transaction whose client has been silent for so long: its host is frozen or cut off, and the rows that it
 # has locked are those that its successor, and the sweeper, wait for.
 IDLE_SECONDS = 15.0
+ASK_AGAIN_SECONDS = 60.0
 
 _WRITES, _DURABLE = "wbar_writes", "wbar_durable"
 
@@ -79,7 +81,8 @@ class Database:
         self.engine = _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
         self._at_once = _sqlite_at_once(url) if url.startswith("sqlite") else None
         self._block = _Block()
-        self._walled: bool | None = None  # whether PostgreSQL lets us take a tenant's role; None: not asked yet
+        self._walled = False  # whether PostgreSQL lets us take a tenant's role
+        self._ask_again_at = 0.0  # where it did not: an administrator, or a migration, may change that
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -136,8 +139,9 @@ class Database:
         """Raise the second wall between tenants, where there is one, for the transaction that begins."""
         if connection.dialect.name != "postgresql" or not row_security.acting():
             return
-        if self._walled is None:
+        if not self._walled and time.monotonic() > self._ask_again_at:
             self._walled = row_security.available(connection)
+            self._ask_again_at = time.monotonic() + ASK_AGAIN_SECONDS
         if self._walled:
             row_security.enter(connection)
 

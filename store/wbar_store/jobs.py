@@ -216,6 +216,8 @@ class Jobs(Repository[JobRecord]):
         """
         with self.database.write() as connection:
             job = self.get(tenant, job_id, lock=True)
+            if job.stop == "finish":
+                return job  # as it was asked to, whatever has become of its worker since
             if job.status != "running":
                 hint = ": resume it first" if job.status == "paused" else ""
                 raise InvalidTransition(f"{job_id} is {job.status}: only a running job can be finished{hint}")

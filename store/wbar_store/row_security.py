@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from sqlalchemy import Connection, Table, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, ProgrammingError
 
 from wbar_store import tables
 
@@ -137,7 +137,7 @@ def _can_take_role(connection: Connection, and_read: str | None = None) -> bool:
         connection.execute(_ROLE, {"role": ROLE})
         if and_read is not None:
             connection.exec_driver_sql(f"SELECT FROM {and_read} LIMIT 0")
-    except DBAPIError:
+    except (ProgrammingError, DataError):  # not allowed; no such role. An outage is something else
         return False
     finally:
         attempt.rollback()
@@ -160,5 +160,5 @@ def missing(connection: Connection) -> str:
     user = connection.execute(text("SELECT current_user")).scalar_one()
     return (
         f'{user} may not take the role {ROLE}; as an administrator: CREATE ROLE {ROLE} NOLOGIN; GRANT {ROLE} TO "{user}"; '
-        "then `wbar migrate` again, and start the API again"
+        "then `wbar migrate` again"
     )

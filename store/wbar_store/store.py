@@ -1,6 +1,8 @@
 """The store as every process opens it: one database, one blob store, one notifier, and the repositories that stand on them."""
 
+import logging
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from sqlalchemy import select
@@ -23,7 +25,10 @@ from wbar_store.quotas import Quotas
 from wbar_store.repository import Repository
 from wbar_store.settings import StoreSettings
 from wbar_store.snapshots import Snapshots
+from wbar_store.uploads import UploadRepository
 from wbar_store.workers import Workers
+
+log = logging.getLogger("wbar.store")
 
 
 class Store:
@@ -84,13 +89,24 @@ class Store:
                     raise ValueError(f"{object_id!r} names no job, checkpoint or dataset")
 
     def expire(self) -> None:
-        """Delete checkpoints, datasets and files of jobs whose time is over; what a job still needs waits for its end."""
-        for repository in (self.checkpoints, self.datasets):
-            for tenant, object_id in repository.expired():
-                with suppress(InUse, NotFound):
-                    self.blobs.collect(repository.remove(tenant, object_id))
-        for job_id in self.jobs.expired():
-            self.blobs.collect(self.jobs.drop_files(job_id))
+        """Delete checkpoints, datasets and files of jobs whose time is over; what a job still needs waits for its end.
+
+        One that cannot be deleted is logged, and does not keep the others. Raises what a database that is away raises.
+        """
+        uploads: tuple[UploadRepository[Any], ...] = (self.checkpoints, self.datasets)
+        due = [
+            (one, partial(uploads_.remove, tenant, one)) for uploads_ in uploads for tenant, one in uploads_.expired()
+        ]
+        due += [(one, partial(self.jobs.drop_files, one)) for one in self.jobs.expired()]
+        for object_id, remove in due:
+            try:
+                self.blobs.collect(remove())
+            except (InUse, NotFound):
+                continue
+            except UNAVAILABLE:
+                raise
+            except Exception:
+                log.exception("%s has expired and could not be deleted", object_id)
 
     def check(self) -> None:
         """Raise if the database does not answer."""

@@ -12,11 +12,12 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from tests.conftest import Service, wait_until
+from tests.conftest import Broker, Service, wait_until
 from tests.material import write_start
 from tests.service.app import app_in
 from tests.store.test_s3 import blobs, endpoint  # noqa: F401  # a bucket
 from wbar import Client
+from wbar.transfers import CHUNK
 from wbar_service.settings import ServiceSettings
 from wbar_store.blobs import Blobs
 from wbar_store.checkpoints import Checkpoints, GivenNetwork
@@ -156,6 +157,33 @@ def test_a_bucket_sends_what_a_presigned_url_names(blobs: Blobs, tmp_path: Path)
     part = httpx.get(sent.headers["location"], headers={"Range": "bytes=5-9"}, trust_env=False)
     assert (part.status_code, part.content) == (206, whole.content[5:10])
     assert key not in sent.headers["location"]
+
+
+def test_the_client_follows_to_the_bucket_and_goes_on_where_it_was(
+    blobs: Blobs,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    checkpoint = ready_checkpoint(blobs.references.database, blobs, tmp_path)
+    bucket = tmp_path.name.replace("_", "-").lower()[:60].strip("-")
+    broker = Broker()
+    broker.start()
+    settings = {"WBAR_BLOBS_URL": f"s3://{bucket}/wbar", "WBAR_DOWNLOADS": "presigned"}
+    service = Service(tmp_path, f"sqlite:///{tmp_path / 'wbar.db'}", broker, **settings)
+    whole = write_start(tmp_path).read_bytes()
+    mark, target = f'"{hashlib.sha256(whole).hexdigest()}"', tmp_path / "got"
+    try:
+        service.start("api")
+        with service.client() as client:
+            for tag, kept in ((mark, 1000), ('"of other bytes"', 0)):
+                done: list[int] = []
+                (tmp_path / "got.part").write_bytes(whole[:1000])
+                (tmp_path / "got.part.etag").write_text(tag)
+                client.checkpoints.download(checkpoint, target, lambda now, _total, done=done: done.append(now))  # type: ignore[misc]
+                assert target.read_bytes() == whole
+                assert done[0] == kept + CHUNK
+    finally:
+        service.stop()
+        broker.kill()
 
 
 def test_apache_and_lighttpd_are_told_the_path(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from wbar_store.database import Tenant, now
 from wbar_store.keys import Keys
 from wbar_store.tables import api_keys
 
-OPEN = {"/healthz", "/readyz"}
+OPEN = {"/healthz", "/readyz", "/metrics"}
 BODIES: dict[str, dict[str, Any]] = {"/v1/jobs": {"checkpoint": "ckpt_1", "dataset": "ds_1"}, "/v1/keys": {"name": "x"}}
 
 

@@ -72,6 +72,17 @@ def test_what_a_job_needs_waits_for_its_end(store: Store) -> None:
     store.expire()  # a row that is hidden for its job is not taken for a new one
 
 
+def test_what_cannot_be_deleted_keeps_nothing_else(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    with store.database.write() as connection:
+        odd = {"facts": {"odd": True}, "expires_at": now() - 1}
+        connection.execute(update(checkpoints).values(**odd))
+        connection.execute(update(datasets).values(expires_at=now() - 1))
+    store.expire()
+    assert "ckpt_1 has expired and could not be deleted" in caplog.text
+    with pytest.raises(NotFound):
+        store.datasets.get(MINE, "ds_1")
+
+
 def test_the_files_of_a_teacher_wait_for_its_student(store: Store) -> None:
     teacher = ended(store)
     student = store.jobs.create(MINE, spec(), None, {}).id

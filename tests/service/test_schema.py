@@ -50,7 +50,7 @@ def test_operations_have_names(schema: dict[str, Any]) -> None:
         "finishJob", "cloneJob",
         "listJobEvents", "getJobMetrics", "listJobSnapshots", "getJobSnapshotWeights", "getJobReport", "getJobWeights",
         "createKey", "listKeys", "getKey", "deleteKey",
-        "listArchitectures", "getHealth", "getReadiness",
+        "listArchitectures", "getHealth", "getReadiness", "getMetrics",
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from wbar.checkpoints import Fault
 from wbar.errors import InUse, InvalidTransition, NotFound, ValidationFailed
 from wbar.method import Soup
 from wbar.recipe import Distillation, Recipe
+from wbar.results import CurvePoint
 from wbar.states import TERMINAL, TRANSITIONS
 from wbar_store.attempts import MAX_CRASHES, MAX_KILLED, ResultBlobs
 from wbar_store.blobs import Blobs, Received
@@ -240,9 +241,17 @@ def test_a_pause_survives_a_drain(store: Store) -> None:
     assert not store.attempts.yield_back(Claim(job, 1), "queued"), "it is this attempt's no more"
 
 
-def snapshot_of(store: Store, job: str) -> None:
+def snapshot_of(store: Store, job: str, n: int = 1) -> None:
     with store.database.write() as connection:
-        values = {"job": job, "n": 1, "step": 1, "metrics": {}, "bytes": 1, "sha256": "a" * 64, "created_at": now()}
+        values = {
+            "job": job,
+            "n": n,
+            "step": n,
+            "metrics": SCORE.model_dump(),
+            "bytes": 1,
+            "sha256": "a" * 64,
+            "created_at": now(),
+        }
         connection.execute(insert(snapshots).values(id=new_id("snap"), **values))
 
 
@@ -257,10 +266,36 @@ def test_a_finish_needs_a_running_job_with_something_to_average(store: Store) ->
     for _ in range(2):  # asking twice is asking once
         store.jobs.finish(MINE, job)
     assert store.attempts.heartbeat(Claim(job, 1), 60, None) == "finish"
+    store.attempts.lose(Claim(job, 1), "killed")
+    assert store.jobs.finish(MINE, job).status == "queued"  # asked again, after its worker was lost
+    store.attempts.claim(job, 60)
     with pytest.raises(InvalidTransition, match="is finishing"):
         store.jobs.pause(MINE, job)
     with pytest.raises(NotFound):
         store.jobs.finish(Tenant("other"), job)
+
+
+def test_a_job_that_starts_over_keeps_nothing_of_the_run_before(store: Store) -> None:
+    """Neither snapshots nor a request to finish, where it has to be done in smaller parts."""
+    job = submit(store, recipe=Recipe(batch_size=64))
+    store.attempts.claim(job, 60)
+    snapshot_of(store, job)
+    store.jobs.finish(MINE, job)
+    assert store.attempts.retry_in_smaller_parts(Claim(job, 1), "out of memory")
+    store.attempts.claim(job, 60)
+    assert store.attempts.heartbeat(Claim(job, 2), 60, None) is None
+    with pytest.raises(InvalidTransition, match="has no snapshot"):
+        store.jobs.finish(MINE, job)
+
+
+def test_snapshots_beyond_those_of_the_result_go_with_its_end(store: Store) -> None:
+    job = submit(store)
+    store.attempts.claim(job, 60)
+    for n in (1, 2, 3):
+        snapshot_of(store, job, n)
+    curve = [CurvePoint(n=n, accuracy=0.5, loss=0.5) for n in (1, 2)]
+    assert store.attempts.succeed(Claim(job, 1), result().model_copy(update={"curve": curve}), FILES, None)
+    assert [one.n for one in store.snapshots.all(MINE, job)] == [1, 2]
 
 
 def test_a_pause_that_was_asked_for_comes_before_a_finish(store: Store) -> None:

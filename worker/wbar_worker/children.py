@@ -138,12 +138,11 @@ PACK_BUILTIN: Entry[DatasetUpload] = Entry("wbar_worker.validate", "pack_builtin
 
 
 def warm_up() -> Machine:
-    """Start the forkserver without credentials (seconds: it imports torch); return what devices there are.
+    """Start the forkserver (seconds: it imports torch); return what devices there are.
 
     Raises RuntimeError if it fails.
     """
-    with processes.without_credentials():
-        child = processes.start(PROBE, ProbeRequest())
+    child = processes.start(PROBE, ProbeRequest())
     try:
         return child.receive(MACHINE)
     except EOFError:

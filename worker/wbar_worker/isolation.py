@@ -6,8 +6,9 @@ order in which they are tried:
 
 1. no_new_privs: no program started from here gains rights.
 2. a network namespace of its own, in which there is not even a loopback address;
-3. no capabilities: as root it then owns what root owns, and nothing more; the memory of the worker, which has more, is closed;
-4. a seccomp filter, which answers EPERM to the system calls below, whoever makes them in this process.
+3. its memory and environment are closed to other readers; after 2, which writes files of this process that this takes away;
+4. no capabilities: as root it then owns what root owns, and nothing more; the memory of the worker, which has more, is closed;
+5. a seccomp filter, which answers EPERM to the system calls below, whoever makes them in this process.
 
 `isolate` must run while the process has one thread: threads that run already keep their rights.
 """
@@ -57,12 +58,12 @@ def isolate() -> list[str]:
     if platform.system() != "Linux":
         log.debug("uploads are read without isolation: it needs Linux")
         return []
-    close_memory()  # another reader must not reach this one
     libc = ctypes.CDLL(None, use_errno=True)
     held = []
     for name, part in (
         ("no_new_privs", _no_new_privs),
         ("network", _no_network),
+        ("memory", _no_readers),
         ("capabilities", _no_capabilities),
         ("seccomp", _filter_calls),
     ):
@@ -97,6 +98,10 @@ def _no_network(libc: ctypes.CDLL) -> None:
             ("gid_map", f"{group} {group} 1"),
         ):
             Path("/proc/self", name).write_text(content)
+
+
+def _no_readers(_libc: ctypes.CDLL) -> None:
+    close_memory()
 
 
 def _no_capabilities(libc: ctypes.CDLL) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -141,7 +142,7 @@ def _context() -> ForkServerContext:
 
 @contextmanager
 def without_credentials() -> Iterator[None]:
-    """Keep credentials out of what the block starts. Only while no other thread may need them."""
+    """Keep credentials out of what the block starts: for milliseconds, other threads do not find them either."""
     kept = {name: value for name, value in os.environ.items() if name.startswith(CREDENTIALS)}
     for name in kept:
         del os.environ[name]
@@ -151,10 +152,23 @@ def without_credentials() -> Iterator[None]:
         os.environ.update(kept)
 
 
+def _start_forkserver() -> None:
+    """Start the forkserver, or start it again, without credentials: what a process was started with can be read in /proc.
+
+    A connection that another thread opens in just that moment, by variables, fails and is tried again as after an outage.
+    """
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid is None or os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+        _context()  # what it imports first
+        with without_credentials():
+            forkserver.ensure_running()
+
+
 def start(entry: Entry[Request], request: Request) -> Child:
     """Run `entry` in a fresh process. The first start of a worker takes seconds: the forkserver imports torch."""
     worker_end, child_end = _context().Pipe(duplex=True)
     kills = oom_kills()
+    _start_forkserver()
     process = _context().Process(target=_main, args=(entry, request, child_end), daemon=False)
     process.start()
     child_end.close()
@@ -190,9 +204,6 @@ def _main(entry: Entry[Request], request: Request, pipe: Connection) -> None:
     # Ctrl-C in a terminal reaches the whole process group; stopping is the worker's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.configure(entry.function)
-    # A forkserver that had to be started again has them: the worker's other threads needed them at that moment.
-    for name in [name for name in os.environ if name.startswith(CREDENTIALS)]:
-        del os.environ[name]
     if entry.isolated:
         isolate()  # before the channel's thread, which would keep its rights
     run: Callable[[Request, ControlChannel], None] = getattr(import_module(entry.module), entry.function)

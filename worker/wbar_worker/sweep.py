@@ -63,12 +63,7 @@ class Sweeper:
     def _tidy(self) -> None:
         for job_id in self.store.jobs.ended_with_state():
             self.store.jobs.drop_state(job_id)
-        try:
-            self.store.expire()
-        except UNAVAILABLE:
-            raise
-        except Exception:
-            log.exception("what has expired could not be deleted")  # the rest must not wait for it
+        self.store.expire()
         self.store.blobs.collect()
         self.store.blobs.sweep_temporaries()
         self.store.idempotency.sweep()

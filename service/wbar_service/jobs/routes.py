@@ -159,8 +159,8 @@ def clone_job(
     def wanted() -> JobRequest:
         return changed(store.jobs.get(tenant, job_id), differing)
 
-    if differing.get("dry_run"):
-        return _dry_run(wanted(), store, tenant)
+    if differing.get("dry_run") is not None and (body := wanted()).dry_run:
+        return _dry_run(body, store, tenant)
     return _create(request, wanted, store, tenant, idempotency_key, fingerprint("clone", job_id, differing))
 
 
@@ -335,7 +335,8 @@ def _no_result(job: JobRecord, what: str) -> NoReturn:
         _refuse_expired(job, what)
     if job.status not in TERMINAL:
         raise JobNotFinished(f"{job.id} is {job.status}: {what} will be there once it has succeeded")
-    raise NoWeights(f"{job.id} has {job.status} and made no {what}; its snapshots are at /snapshots")
+    kept = "; its snapshots are at /snapshots" if job.expired_at is None else ""
+    raise NoWeights(f"{job.id} has {job.status} and made no {what}{kept}")
 
 
 def _refuse_expired(job: JobRecord, what: str) -> None:
