@@ -125,12 +125,12 @@ def test_a_part_that_dies_is_started_again_and_said_so(up: Up, monkeypatch: pyte
     with up.client(monkeypatch) as client:
         checkpoint = client.checkpoints.create(write_start(up.folder))
         dataset = client.datasets.create(write_archive(up.folder))
-        job = client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id, method={**METHOD, "cycles": 8})
+        job = client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id, method={**METHOD, "cycles": 20})
         wait_until(lambda: (client.jobs.get(job.id).progress or Nowhere).step > 20, 60, "the first steps")
         for name, mark in (
+            ("train worker", "-m wbar_worker train"),  # first: the job must not have ended before
             ("valkey", "valkey-server"),
             ("api", "-m wbar_service"),
-            ("train worker", "-m wbar_worker train"),
         ):
             os.kill(child(up, mark), signal.SIGKILL)
             wait_until(
