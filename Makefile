@@ -6,7 +6,7 @@ DATASET ?= builtin:digits
 
 FAULTS ?= --count 1000 --seed 0 --seconds 3600 --database both
 
-.PHONY: demo test models fuzz fuzz-guided faults clients lint bench bench-load bench-gain-quick lock up clean
+.PHONY: demo test long models fuzz fuzz-guided faults clients lint bench bench-load bench-gain-quick lock up clean
 
 # One stamp per set of extras: reinstalled only when pyproject.toml changes.
 $(VENV)/.embedded: pyproject.toml
@@ -24,6 +24,9 @@ demo: $(VENV)/.embedded ## upload, fine-tune, download, compare: the whole path 
 
 test: $(VENV)/.test ## the whole suite, with real servers
 	$(BIN)/python -m pytest
+
+long: $(VENV)/.test ## the tests that `make test` leaves out for their length, so that it stays under a quarter of an hour
+	$(BIN)/python -m pytest -m long
 
 models: $(VENV)/.test ## every architecture from upload to download, those that `make test` leaves out included
 	$(BIN)/python -m pytest tests/training/test_every_architecture.py -m "models or not models"

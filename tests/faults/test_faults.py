@@ -27,7 +27,12 @@ def tenancy() -> Iterator[Tenancy]:
     assert made.house.stop() == [], "processes were left after the stop"
 
 
-@pytest.mark.parametrize(("kind", "point", "when"), SLICE)
+LONG = ("kill-worker", "disk-full-scratch")
+
+
+@pytest.mark.parametrize(
+    ("kind", "point", "when"), [pytest.param(*one, marks=pytest.mark.long if one[0] in LONG else ()) for one in SLICE]
+)
 def test_a_fault_changes_nothing_of_the_result(tenancy: Tenancy, kind: str, point: str, when: str) -> None:
     assert (kind, point, when, "job") in matrix("sqlite")
     index = SLICE.index((kind, point, when))

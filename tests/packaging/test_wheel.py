@@ -216,6 +216,7 @@ def up(shell: Shell, tmp_path: Path) -> Iterator[Path]:
     wait_until(lambda: not shell.environment.running(), 30, "the end of every process")
 
 
+@pytest.mark.long
 def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: Path) -> None:
     dataset = shell.wbar("datasets", "add", "builtin:digits", "--max-train-images", "96").strip()
     checkpoint = shell.wbar("upload", str(write_start(tmp_path))).strip()

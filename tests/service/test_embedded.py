@@ -166,6 +166,7 @@ def test_killed_outright_it_leaves_nothing_running(up: Up) -> None:
     wait_until(lambda: not [pid for pid in children if running(pid)], 60, "the end of every child")
 
 
+@pytest.mark.long
 def test_an_api_that_hangs_is_started_again(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
     up.start()
     wait_until(lambda: up.said("workers ready"), 60, "readiness")

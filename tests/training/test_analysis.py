@@ -37,6 +37,7 @@ def test_flatness_and_swag_describe_the_job_and_leave_its_weights_alone(tmp_path
     assert {point.name for point in flatness.plane.points} == {"start", "last", "averaged"}
 
 
+@pytest.mark.long
 def test_an_interrupted_job_measures_the_same(tmp_path: Path) -> None:
     whole = run(make_job(tmp_path / "whole", flatness=True, swag=2), Recorder())
     scratch = tmp_path / "cut"

@@ -58,7 +58,7 @@ def test_auto_finds_the_rate_that_the_start_bears_and_walks_from_the_start(tmp_p
     assert probed.result.metrics.last == alone.result.metrics.last
 
 
-@pytest.mark.parametrize("epochs", [3, 8])
+@pytest.mark.parametrize("epochs", [3, pytest.param(8, marks=pytest.mark.long)])
 def test_the_choice_costs_at_most_15_percent_of_the_training(tmp_path: Path, epochs: int) -> None:
     method = METHODS.validate_python(AUTO | {"epochs": epochs, "memorised": {"ratio": 0}})
     local = make_job(tmp_path, method, images=1200)
@@ -73,7 +73,7 @@ def test_the_choice_costs_at_most_15_percent_of_the_training(tmp_path: Path, epo
     assert cost <= 0.15 * 3 * len(job.setup.data.train) * epochs
 
 
-@pytest.mark.parametrize("ruined", [False, True])
+@pytest.mark.parametrize("ruined", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_temperature_travels_beside_the_weights(tmp_path: Path, ruined: bool) -> None:
     method = METHODS.validate_python(AUTO | {"memorised": {"ratio": 0}})
     local = make_job(tmp_path, method, images=1200, recipe_label_smoothing=0.9 if ruined else 0.0)

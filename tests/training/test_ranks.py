@@ -77,6 +77,7 @@ def test_every_rank_ends_with_the_same_statistics(tmp_path: Path) -> None:
     assert told.progress[-1].fraction == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.long
 def test_every_rank_finds_the_same_rate_and_makes_the_same_choice(tmp_path: Path) -> None:
     told = Recorder()
     auto = METHODS.validate_python({"type": "auto", "epochs": 4, "lr": 0.05, "control_lr": 0.05, "probe_rate": True})
@@ -90,6 +91,7 @@ def test_every_rank_finds_the_same_rate_and_makes_the_same_choice(tmp_path: Path
     assert outcome.result.selection.candidates
 
 
+@pytest.mark.long
 def test_a_pause_goes_on_at_the_same_world_size(tmp_path: Path) -> None:
     undisturbed = run(make_job(tmp_path / "whole", recipe_devices=2), Recorder())
     job = make_job(tmp_path / "paused", recipe_devices=2)

@@ -77,7 +77,16 @@ def job_of(folder: Path, variant: str) -> LocalJob:
     return job.changed(teachers=(teacher,))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# Of every kind one; the others are `make long`'s.
+QUICK = {
+    "cutmix or mixup, in parts", "frozen layers and statistics", "greedy", "window", "swa", "ema, pulled", "lawa", "auto",
+    "early stopping by epochs, and a control", "the start counts",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(one, marks=() if one in QUICK else pytest.mark.long) for one in VARIANTS]
+)
 def test_deaths_after_random_steps_change_nothing(tmp_path: Path, variant: str) -> None:
     whole = Recorder()
     undisturbed = run(job_of(tmp_path / "whole", variant), whole)
