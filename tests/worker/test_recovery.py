@@ -113,7 +113,8 @@ def test_a_job_is_finished_now_though_its_worker_is_killed(breakable: Service, t
         assert done.result is not None
         assert done.result.finished_early
         assert done.result.metrics.control is None
-        assert 2 <= len(done.result.curve) < 50
+        # The attempt that went on may have begun at a state before the second snapshot, and ends where it is asked.
+        assert 1 <= len(done.result.curve) < 50
         assert len(client.jobs.snapshots(job.id)) == len(done.result.curve)
         assert done.progress is not None
         assert done.progress.fraction == 1
