@@ -116,6 +116,13 @@ class JobRequest(JobOptions):
         description="How long the job may run, all its attempts together; beyond it fails with `time_limit`, and its "
         "snapshots stay. Default: as long as it takes, or as the operator allows.",
     )
+    priority: int = Field(
+        0,
+        ge=-100,
+        le=100,
+        description="Of your queued jobs the one with the highest priority is taken first, the oldest of equals; jobs of other "
+        "tenants are neither delayed nor overtaken by it.",
+    )
     expires_after: ExpiresAfter | None = Field(
         None,
         description="Seconds from the job's end after which the files it made are deleted: weights, snapshots, report. Its "
@@ -224,6 +231,8 @@ class Job(BaseModel):
                 "error": None,
                 "attempts": 1,
                 "max_seconds": None,
+                "priority": 0,
+                "queue_position": None,
                 "expires_after": None,
                 "expires_at": None,
                 "created_at": "2026-11-21T09:00:00.000000Z",
@@ -254,6 +263,11 @@ class Job(BaseModel):
     error: Fault | None
     attempts: int
     max_seconds: float | None = None
+    priority: int = 0
+    queue_position: int | None = Field(
+        None,
+        description="While it is queued, in the answer about one job: its place among all that wait; 1 is taken next.",
+    )
     expires_after: float | None = None
     expires_at: str | None = Field(
         None, description="Once it has ended: its files are deleted within ten minutes after."
@@ -278,6 +292,7 @@ class Job(BaseModel):
         error: Fault | None = None,
         attempts: int = 0,
         max_seconds: float | None = None,
+        priority: int = 0,
         expires_after: float | None = None,
         expires_at: str | None = None,
         created_at: str | None = None,
@@ -312,6 +327,7 @@ class Job(BaseModel):
             error=error,
             attempts=attempts,
             max_seconds=max_seconds,
+            priority=priority,
             expires_after=expires_after,
             expires_at=expires_at,
             created_at=created_at,

@@ -22,7 +22,16 @@ def answer(body: Any, status: int = 200) -> Response:
 
 async def polled(repository: Repository[Any], tenant: Tenant, object_id: str) -> Response:
     """Answer with one of the tenant's objects as it is now. Raises NotFound."""
-    stored = await read(repository.database, lambda: repository.stored(tenant, object_id))
+    return made_of(repository, await stored_now(repository, tenant, object_id))
+
+
+async def stored_now(repository: Repository[Any], tenant: Tenant, object_id: str) -> Stored:
+    """Return what the row of one of the tenant's objects holds now. Raises NotFound."""
+    return await read(repository.database, lambda: repository.stored(tenant, object_id))
+
+
+def made_of(repository: Repository[Any], stored: Stored) -> Response:
+    """Answer with the object that the row holds."""
     return Response(_made_of(repository, stored), media_type="application/json")
 
 

@@ -19,6 +19,7 @@ from wbar.states import JobStatus, sources
 from wbar_store.claims import Claim, holds, of_running
 from wbar_store.database import Database, now
 from wbar_store.events import Events
+from wbar_store.job_lists import sort_values
 from wbar_store.jobs import JobRecord, Jobs
 from wbar_store.tables import events, jobs, metrics, snapshots
 
@@ -42,8 +43,11 @@ class Attempts:
     def __init__(self, database: Database, jobs_: Jobs, events_: Events) -> None:
         self.database, self._jobs, self._events = database, jobs_, events_
 
-    def claim(self, job_id: str, lease_seconds: float) -> JobRecord | None:
-        """Claim a queued job: it runs, its attempt number is raised, its lease is set. None if it is not queued."""
+    def claim(self, job_id: str, lease_seconds: float, worker: str | None = None) -> JobRecord | None:
+        """Claim a queued job: it runs, its attempt number is raised, its lease is set. None if it is not queued.
+
+        worker: the name of the one that claims it.
+        """
         with self.database.write() as connection:
             row = connection.execute(
                 update(jobs)
@@ -52,6 +56,7 @@ class Attempts:
                     status="running",
                     attempts=jobs.c.attempts + 1,
                     lease_until=now() + lease_seconds,
+                    worker=worker,
                     started_at=func.coalesce(jobs.c.started_at, now()),
                 )
                 .returning(*jobs.c)
@@ -149,6 +154,7 @@ class Attempts:
             "weights_pytorch": blobs.pytorch,
             "report": blobs.report,
             "result": result.model_dump(mode="json"),
+            **sort_values(result),
         }
         if progress is not None:
             values["progress"] = progress.model_dump()

@@ -4,7 +4,7 @@ What happens to a job while it runs is in `wbar_store.attempts`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from sqlalchemy import Connection, case, delete, false, func, insert, or_, select, update
@@ -20,20 +20,12 @@ from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant, now, rfc3339
 from wbar_store.events import Events
 from wbar_store.ids import new_id
-from wbar_store.repository import PageRequest, Record, RecordPage, Repository
+from wbar_store.job_lists import Filters, OrderBy, kept, sorted_rows
+from wbar_store.repository import PageRequest, Record, RecordPage, Repository, Stored
 from wbar_store.row_security import lifted
 from wbar_store.tables import checkpoints, datasets, job_inputs, job_metadata, jobs, snapshots
 
 NOTIFY_AGAIN = 5.0  # a queued row that a worker was notified of so long ago, with nothing left in the broker
-
-
-@dataclass(frozen=True)
-class Filters:
-    """The conditions on a list of jobs. metadata: pairs that a job must all have."""
-
-    status: JobStatus | None = None
-    checkpoint: str | None = None
-    metadata: tuple[tuple[str, str], ...] = ()
 
 
 class JobRecord(Record):
@@ -57,6 +49,8 @@ class JobRecord(Record):
     error: Fault | None
     attempts: int
     max_seconds: float | None
+    priority: int
+    worker: str | None
     expires_after: float | None
     expired_at: float | None
     memory_retries: int
@@ -96,6 +90,7 @@ class JobRecord(Record):
             error=self.error,
             attempts=self.attempts,
             max_seconds=self.max_seconds,
+            priority=self.priority,
             expires_after=self.expires_after,
             expires_at=rfc3339(self.finished_at + self.expires_after)
             if self.finished_at and self.expires_after
@@ -126,12 +121,14 @@ class Jobs(Repository[JobRecord]):
         max_seconds: float | None = None,
         expires_after: float | None = None,
         request: Mapping[str, Any] | None = None,
+        priority: int = 0,
     ) -> JobRecord:
         """Insert a queued job; the caller notifies once it is committed.
 
         request: what was asked for, for `clone`.
         max_seconds: how long it may run, all attempts together; None: as long as it takes.
         expires_after: seconds from its end until its files are deleted; None: they stay.
+        priority: among the tenant's queued jobs; the higher is taken first.
         """
         job_id = new_id("job")
         values = {
@@ -151,6 +148,7 @@ class Jobs(Repository[JobRecord]):
             "memory_retries": 0,
             "ran_seconds": 0.0,
             "max_seconds": max_seconds,
+            "priority": priority,
             "expires_after": expires_after,
             "last_event": 0,
             "created_at": now(),
@@ -173,18 +171,15 @@ class Jobs(Repository[JobRecord]):
             raise NotFound(f"there is no job {job_id[:64]!r}")
         return status
 
-    def filtered(self, tenant: Tenant, request: PageRequest, filters: Filters) -> RecordPage[JobRecord]:
-        """Return a page of the tenant's jobs that meet the conditions."""
-        rows = tenant.select(jobs)
-        if filters.status is not None:
-            rows = rows.where(jobs.c.status == filters.status)
-        if filters.checkpoint is not None:
-            rows = rows.where(jobs.c.checkpoint == filters.checkpoint)
-        for key, value in filters.metadata:
-            tagged = select(job_metadata.c.job).where(job_metadata.c.key == key, job_metadata.c.value == value)
-            rows = rows.where(jobs.c.id.in_(tagged))
+    def filtered(
+        self, tenant: Tenant, request: PageRequest, filters: Filters, order_by: OrderBy = "created_at"
+    ) -> RecordPage[JobRecord]:
+        """Return a page of the tenant's jobs that meet the conditions. Raises ValidationFailed where `after` is no job."""
+        rows = kept(tenant, filters)
         with self.database.read() as connection:
-            return self._page(connection, rows, request)
+            if order_by == "created_at":
+                return self._page(connection, rows, request)
+            return self._page_of(sorted_rows(connection, tenant, rows, request, order_by), request)
 
     def cancel(self, tenant: Tenant, job_id: str) -> JobRecord:
         """End the job now; its attempt learns it with the next heartbeat. Raises InvalidTransition once it ended otherwise."""
@@ -264,6 +259,14 @@ class Jobs(Repository[JobRecord]):
                     named = select(column)
                     connection.execute(delete(table).where(table.c.status == "deleted", table.c.id.not_in(named)))
         return [*job.blobs, *held]
+
+    def waits(self, stored: Stored) -> bool:
+        """Return whether a job is queued, by what `stored` returned."""
+        return bool(stored[self._status_index] == "queued")
+
+    @cached_property
+    def _status_index(self) -> int:
+        return [column.name for column in self._record_columns].index("status")
 
     def images_per_second(self, tenant: Tenant, checkpoint: str) -> float | None:
         """Return how fast the last job on this checkpoint trained; None if none has."""

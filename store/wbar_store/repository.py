@@ -131,7 +131,10 @@ class Repository(Generic[AnyRecord]):
                 )
             rows = rows.where(key > request.after if ascending else key < request.after)
         rows = rows.order_by(key if ascending else key.desc()).limit(request.limit + 1)
-        selected = connection.execute(rows).all()
+        return self._page_of(connection.execute(rows).all(), request)
+
+    def _page_of(self, selected: Sequence[Any], request: PageRequest) -> RecordPage[AnyRecord]:
+        """Return the page of rows of which there may be one more than it takes."""
         shown = selected[: request.limit]
         records = documents.readable(shown, self.record.of)
         return RecordPage(records, len(selected) > request.limit, shown[-1].id if shown else None)

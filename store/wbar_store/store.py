@@ -17,6 +17,7 @@ from wbar_store.datasets import Datasets
 from wbar_store.events import Events
 from wbar_store.idempotency import Idempotency
 from wbar_store.ids import Kind, kind_of
+from wbar_store.job_queue import JobQueue
 from wbar_store.jobs import Jobs
 from wbar_store.keys import Keys
 from wbar_store.metrics import Metrics
@@ -40,6 +41,7 @@ class Store:
         self.datasets = Datasets(database)
         self.events = Events(database)
         self.jobs = Jobs(database, self.events)
+        self.queue = JobQueue(database)
         self.attempts = Attempts(database, self.jobs, self.events)
         self.snapshots = Snapshots(database, self.events)
         self.metrics = Metrics(database)

@@ -116,7 +116,15 @@ jobs = Table(
     Column("spec", _JSON, nullable=False),  # a wbar.spec.JobSpec: everything that decides the result
     Column("metadata", _JSON, nullable=False),
     Column("progress", _JSON),
+    Column("priority", Integer, nullable=False, server_default="0"),  # among the tenant's own; higher runs first
+    Column("worker", String(256)),  # that runs it, or ran it last
     Column("result", _JSON),
+    # What lists filter and sort by, from the result.
+    Column("verdict", String(16)),
+    Column("result_accuracy", Double),
+    Column("result_loss", Double),
+    Column("result_accuracy_gain", Double),
+    Column("result_loss_gain", Double),
     Column("weights", _SHA, index=True),
     Column("weights_pytorch", _SHA, index=True),
     Column("report", _SHA, index=True),
@@ -146,6 +154,11 @@ jobs = Table(
     Index(None, "status", "lease_until"),
     Index(None, "checkpoint"),
     Index(None, "dataset"),
+    Index(None, "tenant", "result_accuracy", "id"),
+    Index(None, "tenant", "result_loss", "id"),
+    Index(None, "tenant", "result_accuracy_gain", "id"),
+    Index(None, "tenant", "result_loss_gain", "id"),
+    Index(None, "tenant", "finished_at", "id"),
 )
 
 job_metadata = Table(

@@ -19,7 +19,7 @@ from wbar_store.blobs import Blobs, Received
 from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant, now
 from wbar_store.ids import new_id
-from wbar_store.jobs import Filters
+from wbar_store.job_lists import Filters
 from wbar_store.notifier import Notifier
 from wbar_store.repository import PageRequest
 from wbar_store.store import Store
@@ -427,7 +427,7 @@ def test_lists_page_by_key_and_filter(store: Store) -> None:
     assert ids(PageRequest(limit=3, order="asc")) == (made[:3], True)
     assert ids(PageRequest(limit=10, order="asc", after=made[2])) == (made[3:], False)
     assert ids(PageRequest(limit=2), metadata=(("team", "a"),)) == ([made[5], made[3]], True)
-    assert ids(PageRequest(), status="cancelled") == (made[:1], False)
+    assert ids(PageRequest(), statuses=("cancelled",)) == (made[:1], False)
     assert ids(PageRequest(), checkpoint="ckpt_other") == ([], False)
 
 

@@ -54,14 +54,14 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
     if settings.device == "cuda" and not gpus:
         raise SystemExit("WBAR_DEVICE is cuda and torch sees no GPU: install the driver, or set it to cpu")
     app = configured(settings)
+    name = f"{kind}-{os.getpid()}@{socket.gethostname()}"
     if kind == "train":
         slots = settings.slots or max(1, gpus)
-        _register_train(app, Runner(store, settings, draining), slots, gpus, settings)
+        _register_train(app, Runner(store, settings, draining, name), slots, gpus, settings)
     else:
         slots = settings.ingest_slots
         ingester = Ingester(store, settings)
         app.task(name=INGEST)(ingester.run)
-    name = f"{kind}-{os.getpid()}@{socket.gethostname()}"
     device: Device = "cuda" if gpus else "cpu"
     presence = _Presence(store, WorkerRecord(name, kind, device, slots))
 
@@ -95,6 +95,12 @@ def _register_train(app: OwnCelery, runner: Runner, slots: int, gpus: int, setti
 
     @app.task(name=RUN_JOB)  # type: ignore[untyped-decorator]  # Celery has no types
     def run_job(job_id: str) -> None:
+        # Another worker may take the chosen one first: then the next one is tried, until none of the tenant's waits.
+        while (chosen := runner.choose(job_id)) is not None:
+            if run(chosen):
+                return
+
+    def run(job_id: str) -> bool:
         needed = max(1, min(runner.devices(job_id), gpus, slots)) if gpus else 1
         taken, doubles = list[int | None](), list[int | None]()
         with taking if needed > 1 else nullcontext():
@@ -104,7 +110,7 @@ def _register_train(app: OwnCelery, runner: Runner, slots: int, gpus: int, setti
         for device in doubles:
             free.put(device)
         try:
-            runner.run(job_id, sorted({gpu for gpu in taken if gpu is not None}), threads)
+            return runner.run(job_id, sorted({gpu for gpu in taken if gpu is not None}), threads)
         finally:
             for device in taken:
                 free.put(device)

@@ -30,25 +30,31 @@ log = logging.getLogger("wbar.worker")
 class Runner:
     """Runs jobs for one worker process."""
 
-    def __init__(self, store: Store, settings: WorkerSettings, draining: threading.Event) -> None:
-        self.store, self.settings, self.draining = store, settings, draining
+    def __init__(
+        self, store: Store, settings: WorkerSettings, draining: threading.Event, worker: str | None = None
+    ) -> None:
+        self.store, self.settings, self.draining, self.worker = store, settings, draining, worker
+
+    def choose(self, job_id: str) -> str | None:
+        """Return the job to run for a message that names `job_id`; None where nothing waits."""
+        return self.store.queue.first_beside(job_id)
 
     def devices(self, job_id: str) -> int:
         """Return how many devices the job asks for."""
         spec = self.store.jobs.spec(job_id)
         return 1 if spec is None else spec.recipe.devices
 
-    def run(self, job_id: str, gpus: Sequence[int], threads: int) -> None:
-        """Claim and run the job; returns when this attempt is settled. A job that is not queued is left alone.
+    def run(self, job_id: str, gpus: Sequence[int], threads: int) -> bool:
+        """Claim and run the job; returns when this attempt is settled. False if another worker was first.
 
         gpus: the devices of the attempt, by index among the worker's; empty: the CPU.
         threads: CPU threads of the attempt.
         """
         if self.draining.is_set():
-            return  # the row stays queued; the sweeper notifies again
-        job = self.store.attempts.claim(job_id, self.settings.lease_seconds)
+            return True  # the row stays queued; the sweeper notifies again
+        job = self.store.attempts.claim(job_id, self.settings.lease_seconds, self.worker)
         if job is None:
-            return
+            return False
         heartbeat = Heartbeat(self.store, self.settings, job.claim, self.draining)
         with logs.belonging_to(tenant=job.tenant, job=job.id, attempt=job.attempts):
             heartbeat.start()
@@ -56,6 +62,7 @@ class Runner:
                 self._attempt(job, heartbeat, gpus, threads)
             finally:
                 heartbeat.stop()
+        return True
 
     def _attempt(self, job: JobRecord, heartbeat: Heartbeat, gpus: Sequence[int], threads: int) -> None:
         workspace = Workspace(

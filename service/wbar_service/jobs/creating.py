@@ -54,6 +54,7 @@ def dry_run(store: Store, tenant: Tenant, request: JobRequest, spec: JobSpec) ->
         name=request.name,
         metadata=request.metadata,
         max_seconds=request.max_seconds,
+        priority=request.priority,
         expires_after=request.expires_after,
         estimate=estimate,
     )

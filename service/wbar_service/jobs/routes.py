@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NoReturn
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette.sse import EventSourceResponse
@@ -12,9 +13,10 @@ from sse_starlette.sse import EventSourceResponse
 from wbar.errors import FilesExpired, JobNotFinished, NotFound, NoWeights, ValidationFailed
 from wbar.jobs import MOST_TAGS, Deleted, Event, EventType, Job, JobRequest, MetricsPoint, Snapshot
 from wbar.lists import Page
+from wbar.results import Verdict
 from wbar.states import TERMINAL, JobStatus
 from wbar.text import TEXT_PATTERN, fault_of
-from wbar_service.answers import answer, polled
+from wbar_service.answers import answer, made_of, stored_now
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf, store_of
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
@@ -25,10 +27,13 @@ from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
 from wbar_store.database import Tenant, rfc3339
 from wbar_store.events import EventRecord, sequence
-from wbar_store.jobs import Filters, JobRecord
+from wbar_store.job_lists import Filters, OrderBy
+from wbar_store.jobs import JobRecord
 from wbar_store.repository import PageRequest
 from wbar_store.snapshots import SnapshotRecord
 from wbar_store.store import Store
+
+_Text = Annotated[str | None, Query(max_length=64, pattern=TEXT_PATTERN)]
 
 router = APIRouter(
     prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRoute, responses=responses(401, 403, 429, 503)
@@ -56,7 +61,7 @@ def create_job(
 def digest_of(body: JobRequest) -> str:
     """Return the digest of a request: without the fields that came after 0.5, its own digest of it."""
     asked = body.model_dump(mode="json")
-    later = {name: asked.pop(name) for name in ("max_seconds", "expires_after")}
+    later = {name: asked.pop(name) or None for name in ("max_seconds", "expires_after", "priority")}
     return fingerprint("job", asked, **later)
 
 
@@ -89,6 +94,7 @@ def _create(
             body.max_seconds,
             body.expires_after,
             body.as_sent(),
+            body.priority,
         )
 
     return once(store, tenant, idempotency_key, print_, create)
@@ -100,12 +106,29 @@ def list_jobs(
     store: StoreOf,
     tenant: TenantOf,
     page: Annotated[PageRequest, Depends(paged_by("job"))],
-    status: JobStatus | None = None,
-    checkpoint: Annotated[str | None, Query(max_length=64, pattern=TEXT_PATTERN)] = None,
+    status: Annotated[list[JobStatus] | None, Query(description="Any of these; may be given several times.")] = None,
+    checkpoint: _Text = None,
+    dataset: _Text = None,
+    name: Annotated[
+        str | None, Query(max_length=256, pattern=TEXT_PATTERN, description="A part of the name, whatever the case.")
+    ] = None,
+    verdict: Verdict | None = None,
+    order_by: Annotated[
+        OrderBy,
+        Query(
+            description="What `order` goes by. Gains are of w̄ over the start, positive where it won. Jobs without the number "
+            "come last."
+        ),
+    ] = "created_at",
 ) -> Response:
     """List the jobs, newest first; `?metadata[team]=vision` keeps those with that tag."""
-    filters = Filters(status, checkpoint, _tags(request))
-    return answer(page_of(store.jobs.filtered(tenant, page, filters), JobRecord.to_api))
+    filters = Filters(tuple(status or ()), checkpoint, dataset, name, verdict, _tags(request))
+    found = page_of(store.jobs.filtered(tenant, page, filters, order_by), JobRecord.to_api)
+    if any(job.status == "queued" for job in found.data):
+        places = store.queue.positions(tenant)
+        data = [job.model_copy(update={"queue_position": places.get(job.id or "")}) for job in found.data]
+        found = found.model_copy(update={"data": data})
+    return answer(found)
 
 
 def _tags(request: Request) -> tuple[tuple[str, str], ...]:
@@ -130,7 +153,17 @@ def _tags(request: Request) -> tuple[tuple[str, str], ...]:
 async def get_job(job_id: str, request: Request, tenant: TenantOf) -> Response:
     """Return the job as it is now: status, progress, and once it has succeeded the result."""
     # What is polled most has one dependency less than the others.
-    return await polled(store_of(request).jobs, tenant, job_id)
+    store = store_of(request)
+    stored = await stored_now(store.jobs, tenant, job_id)
+    if store.jobs.waits(stored):
+        return await run_sync(_queued, store, tenant, job_id)
+    return made_of(store.jobs, stored)
+
+
+def _queued(store: Store, tenant: Tenant, job_id: str) -> Response:
+    """Answer with a job and its place in the queue, which is not in its row."""
+    place = store.queue.positions(tenant).get(job_id)
+    return answer(store.jobs.get(tenant, job_id).to_api().model_copy(update={"queue_position": place}))
 
 
 @router.post(
