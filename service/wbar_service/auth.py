@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from wbar.errors import Forbidden, NotFound, Unauthorized
 from wbar.keys import Scope
+from wbar_service import sessions
 from wbar_service.bodies import with_small_body
 from wbar_service.headers import OF_THE_KEY
 from wbar_service.rate_limits import RateLimits
@@ -48,11 +49,18 @@ class RememberedKeys:
 
     async def valid(self, key: str) -> KeyRecord | None:
         """Return what a key allows; None for an unknown key, which is looked up each time."""
-        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        return await self._valid(f"key {key}", lambda: self._store.keys.valid(key))
+
+    async def of_session(self, token: str) -> KeyRecord | None:
+        """Return what the key of a session in the dashboard allows; None where it is over."""
+        return await self._valid(f"session {token}", lambda: self._store.sessions.valid(token))
+
+    async def _valid(self, secret: str, look_up: Callable[[], KeyRecord | None]) -> KeyRecord | None:
+        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
         record, until = self._remembered.get(digest, (None, 0.0))
         if record is not None and time.monotonic() < until:
             return record
-        record = await read(self._store.database, lambda: self._store.keys.valid(key))
+        record = await read(self._store.database, look_up)
         if record is None:
             self._remembered.pop(digest, None)
             return None
@@ -82,22 +90,54 @@ class RememberedKeys:
 
 
 async def authenticate(request: Request, scope: Scope) -> KeyRecord:
-    """Return the key that the request carries. Raises Unauthorized (401), Forbidden (403) without the scope."""
+    """Return the key that the request carries, or that its session in the dashboard stands for.
+
+    Raises Unauthorized (401), Forbidden (403) without the scope.
+    """
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
+    if scheme and not (scheme.lower() == "bearer" and key.strip()):
         raise Unauthorized("send the API key as `Authorization: Bearer <key>`")
     issued: RememberedKeys = request.app.state.keys
-    record = await issued.valid(key.strip())
+    record = await (issued.valid(key.strip()) if scheme else _of_session(request))
     if record is None:
         raise Unauthorized(
             "this API key is not known here, or no longer: check WBAR_API_KEY or the client's configuration file"
+            if scheme
+            else "send the API key as `Authorization: Bearer <key>`"
         )
+    check_scope(record, scope)
+    return record
+
+
+async def _of_session(request: Request) -> KeyRecord | None:
+    """Return the key of the session in the cookie; for a change only where the page's own token comes with it."""
+    token = sessions.token_of(request)
+    if token is None:
+        return None
+    if request.method not in ("GET", "HEAD"):
+        sessions.check(token, request.headers.get(sessions.CSRF_HEADER, ""))
+    issued: RememberedKeys = request.app.state.keys
+    return await issued.of_session(token)
+
+
+def check_scope(record: KeyRecord, scope: Scope) -> None:
+    """Raise Forbidden (403) where a key lacks the scope."""
     if scope not in record.scopes:
         raise Forbidden(
             f"this needs an API key with the scope {scope!r}; {record.name!r} has {', '.join(record.scopes)}",
             headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
         )
-    return record
+
+
+async def admit(request: Request, record: KeyRecord, changes: bool) -> None:
+    """Have the rest of the request be its tenant's, and count it. Raises RateLimited (429)."""
+    request.scope[TENANT] = record.owner
+    row_security.act_for(record.tenant)
+    logs.note(tenant=record.tenant, key=record.id)
+    limits: RateLimits = request.app.state.limits
+    standing = await limits.count(record.id, changes)
+    if standing is not None:
+        request.scope[OF_THE_KEY] = standing.headers
 
 
 class AuthenticatedRoute(APIRoute):
@@ -120,15 +160,9 @@ class AuthenticatedRoute(APIRoute):
 
         async def checked(request: Request) -> Response:
             record = await authenticate(request, scope)
-            request.scope[TENANT] = record.owner
-            row_security.act_for(record.tenant)
-            logs.note(tenant=record.tenant, key=record.id)
             if any("\0" in str(part) for part in request.path_params.values()):
                 raise NotFound("no id holds a NUL")  # PostgreSQL would not even look
-            limits: RateLimits = request.app.state.limits
-            standing = await limits.count(record.id, changes)
-            if standing is not None:
-                request.scope[OF_THE_KEY] = standing.headers
+            await admit(request, record, changes)
             return await handle(await with_small_body(request) if reads_body else request)
 
         return checked

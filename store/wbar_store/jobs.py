@@ -20,7 +20,7 @@ from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant, now, rfc3339
 from wbar_store.events import Events
 from wbar_store.ids import new_id
-from wbar_store.job_lists import Filters, OrderBy, kept, sorted_rows
+from wbar_store.job_lists import Filters, JobSummary, OrderBy, kept, sorted_rows
 from wbar_store.repository import PageRequest, Record, RecordPage, Repository, Stored
 from wbar_store.row_security import lifted
 from wbar_store.tables import checkpoints, datasets, job_inputs, job_metadata, jobs, snapshots
@@ -180,6 +180,22 @@ class Jobs(Repository[JobRecord]):
             if order_by == "created_at":
                 return self._page(connection, rows, request)
             return self._page_of(sorted_rows(connection, tenant, rows, request, order_by), request)
+
+    def summaries(
+        self, tenant: Tenant, request: PageRequest, filters: Filters, order_by: OrderBy = "created_at"
+    ) -> RecordPage[JobSummary]:
+        """Return a page of the tenant's jobs as `filtered` does, without their specs and whole results."""
+        rows = kept(tenant, filters).with_only_columns(*(jobs.c[name] for name in JobSummary.model_fields))
+        with self.database.read() as connection:
+            if order_by == "created_at":
+                return self._page(connection, rows, request, JobSummary)
+            return self._page_of(sorted_rows(connection, tenant, rows, request, order_by), request, JobSummary)
+
+    def counts(self, tenant: Tenant) -> dict[str, int]:
+        """Return how many jobs the tenant has in each status that any has."""
+        query = tenant.select(jobs).with_only_columns(jobs.c.status, func.count().label("n")).group_by(jobs.c.status)
+        with self.database.read() as connection:
+            return {row.status: row.n for row in connection.execute(query)}
 
     def cancel(self, tenant: Tenant, job_id: str) -> JobRecord:
         """End the job now; its attempt learns it with the next heartbeat. Raises InvalidTransition once it ended otherwise."""

@@ -33,6 +33,7 @@ class Record(BaseModel):
 Stored = tuple[Any, ...]
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 Item = TypeVar("Item")
+Listed = TypeVar("Listed", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ class Repository(Generic[AnyRecord]):
         with self.database.read() as connection:
             return self._page(connection, tenant.select(self.table), request)
 
-    def _page(self, connection: Connection, rows: Select[Any], request: PageRequest) -> RecordPage[AnyRecord]:
+    def _page(
+        self, connection: Connection, rows: Select[Any], request: PageRequest, record: type[Listed] | None = None
+    ) -> RecordPage[Any]:
         """Return a page by keyset: `id` is the key, so the cost of a page does not grow with its depth."""
         key, ascending = self.table.c.id, request.order == "asc"
         if request.after is not None:
@@ -131,10 +134,12 @@ class Repository(Generic[AnyRecord]):
                 )
             rows = rows.where(key > request.after if ascending else key < request.after)
         rows = rows.order_by(key if ascending else key.desc()).limit(request.limit + 1)
-        return self._page_of(connection.execute(rows).all(), request)
+        return self._page_of(connection.execute(rows).all(), request, record)
 
-    def _page_of(self, selected: Sequence[Any], request: PageRequest) -> RecordPage[AnyRecord]:
-        """Return the page of rows of which there may be one more than it takes."""
+    def _page_of(
+        self, selected: Sequence[Any], request: PageRequest, record: type[Listed] | None = None
+    ) -> RecordPage[Any]:
+        """Return the page of rows of which there may be one more than it takes. record: default: the repository's."""
         shown = selected[: request.limit]
-        records = documents.readable(shown, self.record.of)
+        records = documents.readable(shown, (record or self.record).of)
         return RecordPage(records, len(selected) > request.limit, shown[-1].id if shown else None)

@@ -24,6 +24,7 @@ _acting: ContextVar[str | None] = ContextVar("wbar_tenant", default=None)
 
 OF_A_TENANT: tuple[Table, ...] = (
     tables.api_keys,
+    tables.sessions,
     tables.checkpoints,
     tables.datasets,
     tables.jobs,

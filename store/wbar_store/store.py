@@ -24,6 +24,7 @@ from wbar_store.metrics import Metrics
 from wbar_store.notifier import INGEST, RUN_JOB, Notifier
 from wbar_store.quotas import Quotas
 from wbar_store.repository import Repository
+from wbar_store.sessions import Sessions
 from wbar_store.settings import StoreSettings
 from wbar_store.snapshots import Snapshots
 from wbar_store.uploads import UploadRepository
@@ -46,6 +47,7 @@ class Store:
         self.snapshots = Snapshots(database, self.events)
         self.metrics = Metrics(database)
         self.keys = Keys(database)
+        self.sessions = Sessions(database)
         self.quotas = Quotas(database)
         self.idempotency = Idempotency(database)
         self.workers = Workers(database)

@@ -45,6 +45,18 @@ api_keys = Table(
     Index(None, "tenant", "id"),
 )
 
+# Of the dashboard: each stands for an API key. A link is followed once, and becomes a session.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("sha256", _SHA, primary_key=True),  # the token itself is kept nowhere
+    Column("tenant", String(64), nullable=False),
+    Column("key", _ID, ForeignKey("api_keys.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("kind", String(16), nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
 blobs = Table(
     "blobs",
     metadata,
@@ -125,6 +137,8 @@ jobs = Table(
     Column("result_loss", Double),
     Column("result_accuracy_gain", Double),
     Column("result_loss_gain", Double),
+    Column("result_accuracy_gain_over_control", Double),
+    Column("result_loss_gain_over_control", Double),
     Column("weights", _SHA, index=True),
     Column("weights_pytorch", _SHA, index=True),
     Column("report", _SHA, index=True),
@@ -158,6 +172,8 @@ jobs = Table(
     Index(None, "tenant", "result_loss", "id"),
     Index(None, "tenant", "result_accuracy_gain", "id"),
     Index(None, "tenant", "result_loss_gain", "id"),
+    Index(None, "tenant", "result_accuracy_gain_over_control", "id"),
+    Index(None, "tenant", "result_loss_gain_over_control", "id"),
     Index(None, "tenant", "finished_at", "id"),
 )
 

@@ -11,7 +11,14 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-NUMBERS = ("result_accuracy", "result_loss", "result_accuracy_gain", "result_loss_gain")
+NUMBERS = (
+    "result_accuracy",
+    "result_loss",
+    "result_accuracy_gain",
+    "result_loss_gain",
+    "result_accuracy_gain_over_control",
+    "result_loss_gain_over_control",
+)
 
 
 def upgrade() -> None:
@@ -35,6 +42,7 @@ def _fill() -> None:
     for row in connection.execute(sa.select(jobs.c.id, jobs.c.result).where(jobs.c.result.is_not(None))).all():
         try:
             start, averaged = row.result["metrics"]["start"], row.result["metrics"]["averaged"]
+            control = row.result["metrics"].get("control")
             values = {
                 "result_accuracy": float(averaged["accuracy"]),
                 "result_loss": float(averaged["loss"]),
@@ -42,6 +50,9 @@ def _fill() -> None:
                 "result_loss_gain": start["loss"] - averaged["loss"],
                 "verdict": str(row.result["verdict"])[:16],
             }
+            if control is not None:
+                values["result_accuracy_gain_over_control"] = averaged["accuracy"] - control["accuracy"]
+                values["result_loss_gain_over_control"] = control["loss"] - averaged["loss"]
         except (KeyError, TypeError, ValueError):
             continue  # a row that cannot be read is listed after those that can
         connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(**values))
