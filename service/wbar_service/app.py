@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from wbar import __version__
@@ -17,6 +16,7 @@ from wbar.jobs import Job, JobRequest
 from wbar.keys import ApiKey, KeyRequest
 from wbar_service import architectures, auth, connections, headers, health, problems, prometheus, schema
 from wbar_service.checkpoints import routes as checkpoint_routes
+from wbar_service.dashboard import routes as dashboard_routes
 from wbar_service.datasets import routes as dataset_routes
 from wbar_service.jobs import routes as job_routes
 from wbar_service.jobs.stream import EventStreams
@@ -62,12 +62,17 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.add_middleware(headers.SafeHeaders)
     app.add_middleware(headers.RequestId)
     # Routes are tried one after the other: those that are asked most often come first.
-    for routes in (health, job_routes, checkpoint_routes, dataset_routes, architectures, key_routes, prometheus):
+    for routes in (
+        health,
+        job_routes,
+        checkpoint_routes,
+        dataset_routes,
+        architectures,
+        key_routes,
+        prometheus,
+        dashboard_routes,
+    ):
         app.include_router(routes.router)
-
-    @app.get("/", include_in_schema=False)
-    def index() -> RedirectResponse:
-        return RedirectResponse("/docs")
 
     schema.document(app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, Job, JobRequest, KeyRequest)
     return app

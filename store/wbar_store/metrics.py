@@ -15,9 +15,11 @@ from wbar_store.tables import metrics
 class Metrics(PartRepository):
     """The training series of all jobs."""
 
-    def all(self, tenant: Tenant, job_id: str) -> list[MetricsPoint]:
-        """Return a job's points, in the order of the steps. Raises NotFound."""
+    def all(self, tenant: Tenant, job_id: str, after: int | None = None) -> list[MetricsPoint]:
+        """Return a job's points, in the order of the steps. after: those of later steps only. Raises NotFound."""
         query = select(metrics.c.point).where(metrics.c.job == job_id).order_by(metrics.c.step)
+        if after is not None:
+            query = query.where(metrics.c.step > after)
         with self.database.read() as connection:
             self._check(connection, tenant, job_id)
             return readable(connection.execute(query).scalars(), MetricsPoint.model_validate)

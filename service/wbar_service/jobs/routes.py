@@ -282,9 +282,10 @@ def get_job_metrics(
     store: StoreOf,
     tenant: TenantOf,
     format: Literal["json", "csv"] = "json",
+    after: Annotated[int | None, Query(ge=0, lt=2**31, description="Keep the points of later steps only.")] = None,
 ) -> Response:
     """Return the training series: rate, loss, pull, gradient norm and distance to w̄ at about a thousand steps of the job."""
-    points = [point.model_dump() for point in store.metrics.all(tenant, job_id)]
+    points = [point.model_dump() for point in store.metrics.all(tenant, job_id, after)]
     if format == "json":
         return JSONResponse({"object": "list", "data": points, "has_more": False, "first_id": None, "last_id": None})
     text = io.StringIO()

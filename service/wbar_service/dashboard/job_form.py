@@ -1,0 +1,172 @@
+"""The form for a new job is made of the request's own schema: each field with its bounds, its default and its description.
+
+A field that is left blank is left out of the request, so that the service decides as it would for `curl`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from wbar.jobs import JobRequest
+from wbar.method import TYPES
+
+# Shown at once; whatever else the schema has is folded.
+FIRST = frozenset(
+    {"name", "seed", "method.cycles", "method.epochs", "method.high.lr", "method.high.epochs", "method.low.lr",
+     "method.low.epochs", "method.pull", "method.control", "method.guard", "method.checkpoints", "method.average",
+     "recipe.batch_size", "recipe.augment", "recipe.normalize", "recipe.image_size", "flatness"}
+)  # fmt: skip
+ELSEWHERE = frozenset({"checkpoint", "dataset", "dry_run", "metadata", "method", "method.type"})
+DEFAULT_METHOD = "auto"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of the form.
+
+    path: dotted, its name in the form. choices: of a list to choose from; empty for a text. default: as text.
+    """
+
+    path: str
+    label: str
+    description: str
+    default: str
+    choices: tuple[str, ...] = ()
+    lines: bool = False
+
+    @property
+    def first(self) -> bool:
+        """Whether it is shown at once."""
+        return self.path in FIRST
+
+
+@cache
+def fields(method: str) -> tuple[Field, ...]:
+    """Return the fields of a job with this method, in the order of the schema."""
+    schema = JobRequest.model_json_schema()
+    definitions = schema["$defs"]
+    members = (definitions[one["$ref"].rsplit("/", 1)[1]] for one in schema["properties"]["method"]["oneOf"])
+    chosen = next(one for one in members if one["properties"]["type"]["const"] == method)
+    order = {"method": chosen, **{name: node for name, node in schema["properties"].items() if name != "method"}}
+    return tuple(_walk(order, definitions, ""))
+
+
+def _walk(properties: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str) -> Iterator[Field]:
+    for name, node in properties.items():
+        path = prefix + name
+        target = definitions[node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
+        if "properties" in target:
+            yield from _walk(target["properties"], definitions, f"{path}.")
+        elif path not in ELSEWHERE:
+            yield _field(path, target)
+
+
+def _field(path: str, node: Mapping[str, Any]) -> Field:
+    branches = node.get("anyOf", [node])
+    kinds = {branch.get("type") for branch in branches}
+    default = node.get("default")
+    choices: tuple[str, ...] = ()
+    if kinds == {"boolean"}:
+        choices = ("true", "false")
+    elif "enum" in node:
+        choices = tuple(str(one) for one in node["enum"])
+    shown = "" if default is None else default if isinstance(default, str) else json.dumps(default)
+    label = path.split(".", 1)[1] if path.startswith(("method.", "recipe.")) else path
+    label = label.replace("_", " ").replace(".", " · ")
+    return Field(path, label, node.get("description", ""), shown, choices, "array" in kinds)
+
+
+def body_of(form: Mapping[str, str]) -> dict[str, Any]:
+    """Return the request that a filled form stands for."""
+    method = form.get("method.type", DEFAULT_METHOD)
+    body: dict[str, Any] = {"method": {"type": method}}
+    lines = {field.path for field in fields(method if method in TYPES else DEFAULT_METHOD) if field.lines}
+    for path, text in form.items():
+        text = text.strip()
+        if not text or path in ("csrf", "metadata", "clone", "base"):
+            continue
+        node = body
+        *outer, last = path.split(".")
+        for name in outer:
+            node = node.setdefault(name, {})
+        node[last] = text if path in ("name", "checkpoint", "dataset") else _value(text, path in lines)
+    if metadata := form.get("metadata", "").strip():
+        body["metadata"] = dict(_tags(metadata))
+    return body
+
+
+def _value(text: str, many: bool) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    if many and text != "auto":
+        return [_value(part.strip(), False) for part in text.replace("\n", ",").split(",") if part.strip()]
+    return text
+
+
+def _tags(text: str) -> Iterator[tuple[str, str]]:
+    for pair in text.replace("\n", ",").split(","):
+        if pair.strip():
+            key, _, value = pair.partition("=")
+            yield key.strip(), value.strip()
+
+
+def filled_with(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return the form that stands for a request, which `body_of` reads back."""
+    form: dict[str, str] = {}
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for name, value in node.items():
+            if isinstance(value, dict) and prefix + name != "metadata":
+                walk(value, f"{prefix}{name}.")
+            elif prefix + name == "metadata":
+                form["metadata"] = ", ".join(f"{key}={text}" for key, text in value.items())
+            elif value is not None:
+                form[prefix + name] = value if isinstance(value, str) else json.dumps(value)
+
+    walk(body, "")
+    return form
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A filled form: the request where it is a good one, else what is wrong, by the path of the field; `""`: the rest."""
+
+    request: JobRequest | None
+    faults: Mapping[str, str]
+
+
+def read(form: Mapping[str, str]) -> Filled:
+    """Return the request that the form stands for, or its faults."""
+    body = body_of(form)
+    missing = {name: f"choose a {name}" for name in ("checkpoint", "dataset") if not body.get(name)}
+    if missing:
+        return Filled(None, missing)
+    try:
+        return Filled(JobRequest.model_validate(body), {})
+    except ValidationError as error:
+        known = {field.path for field in fields(body["method"]["type"])} if body["method"]["type"] in TYPES else set()
+        faults: dict[str, str] = {}
+        for failure in error.errors(include_url=False):
+            path = place(body, list(failure["loc"]))
+            message = str(failure["msg"]).removeprefix("Value error, ")
+            faults.setdefault(
+                path if path in known | {"name"} else "", message if path in known else f"{path}: {message}"
+            )
+        return Filled(None, faults)
+
+
+def place(body: Any, loc: list[Any]) -> str:
+    """Return the dotted path of an error by walking the body: branches of unions are in pydantic's paths, and no places."""
+    kept: list[str] = []
+    node = body
+    for part in loc:
+        if isinstance(node, dict) and part in node:
+            kept.append(str(part))
+            node = node[part]
+    return ".".join(kept)

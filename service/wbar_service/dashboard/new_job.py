@@ -1,0 +1,157 @@
+"""The page for a new job: a checkpoint, a dataset, the options as a form, and what it would cost before it is asked for."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import RedirectResponse
+from pydantic import ValidationError
+
+from wbar.errors import Refused
+from wbar.jobs import Job, JobRequest
+from wbar.method import TYPES
+from wbar_service.auth import StoreOf, TenantOf
+from wbar_service.dashboard.job_form import DEFAULT_METHOD, fields, filled_with, read
+from wbar_service.dashboard.pages import page
+from wbar_service.dashboard.route import PageRoute
+from wbar_service.dashboard.schedule_picture import Picture, picture_of
+from wbar_service.jobs.creating import dry_run, gpu_at_hand, make_spec
+from wbar_store.database import Tenant
+from wbar_store.repository import PageRequest
+from wbar_store.store import Store
+
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
+MOST_CHOICES = 100
+
+
+@router.get("/jobs/new")
+def show_new_job(
+    request: Request,
+    store: StoreOf,
+    tenant: TenantOf,
+    clone: Annotated[str | None, Query(max_length=64)] = None,
+    checkpoint: Annotated[str, Query(max_length=64)] = "",
+    dataset: Annotated[str, Query(max_length=64)] = "",
+) -> Response:
+    """Show the form: blank, or filled with what another job was asked for."""
+    form = {"method.type": DEFAULT_METHOD, "method.control": "true", "checkpoint": checkpoint, "dataset": dataset}
+    if clone is not None:
+        former = store.jobs.get(tenant, clone)
+        form = filled_with(former.request or {"checkpoint": former.spec.start.id, "dataset": former.spec.dataset.id})
+        form.setdefault("method.type", "cyclic_swa")
+    return _shown(request, store, tenant, form)
+
+
+@router.post("/jobs/new/preview")
+async def preview(request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+    """Show what the job would be: the estimate, the schedule, what is wrong. Nothing is created."""
+    form = await _form(request)
+    return await run_sync(lambda: page(request, "_preview.html", **_tried(store, tenant, form)))
+
+
+@router.post("/jobs/new/again")
+async def show_again(request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+    """Show the form as it is filled, with the fields of the method that was chosen: for browsers without scripts."""
+    form = await _form(request)
+    return await run_sync(_shown, request, store, tenant, form)
+
+
+@router.post("/jobs/new/fields")
+async def show_fields(request: Request) -> Response:
+    """Show the fields of the method that was chosen, filled as far as they are the same."""
+    form = await _form(request)
+    return page(request, "_method_fields.html", **_form_values(form))
+
+
+@router.post("/jobs/new")
+async def create(request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+    """Create the job and show it; a form that is not a good one comes back as it was, with what is wrong."""
+    form = await _form(request)
+    return await run_sync(_create, request, store, tenant, form)
+
+
+def _create(request: Request, store: Store, tenant: Tenant, form: Mapping[str, str]) -> Response:
+    filled = read(form)
+    if filled.request is None:
+        return _shown(request, store, tenant, form, 422)
+    body = filled.request
+    gpu = gpu_at_hand(store)
+    try:
+        with store.database.write():
+            store.quotas.check_jobs(tenant, request.app.state.settings.quotas)
+            job = store.jobs.create(
+                tenant, make_spec(store, tenant, body, gpu), body.name, body.metadata, body.max_seconds, body.expires_after,
+                body.as_sent(), body.priority,
+            )  # fmt: skip
+    except Refused as problem:
+        return _shown(request, store, tenant, form, problem.status)
+    store.notify(job.id)
+    return RedirectResponse(f"/jobs/{job.id}", 303)
+
+
+async def _form(request: Request) -> dict[str, str]:
+    return {name: str(value) for name, value in (await request.form()).items()}
+
+
+def _shown(request: Request, store: Store, tenant: Tenant, form: Mapping[str, str], status: int = 200) -> Response:
+    wanted = PageRequest(MOST_CHOICES)
+    tried: dict[str, Any] = {"job": None, "faults": {}, "picture": None, "warnings": []}
+    if form.get("checkpoint") and form.get("dataset"):
+        tried = _tried(store, tenant, form)
+    return page(
+        request, "new_job.html", status,
+        checkpoints=[one for one in store.checkpoints.page(tenant, wanted).records if one.status != "rejected"],
+        datasets=[one for one in store.datasets.page(tenant, wanted).records if one.status != "rejected"],
+        **_form_values(form), **tried,
+    )  # fmt: skip
+
+
+def _form_values(form: Mapping[str, str]) -> dict[str, Any]:
+    method = form.get("method.type", DEFAULT_METHOD)
+    method = method if method in TYPES else DEFAULT_METHOD
+    return {"form": form, "methods": TYPES, "method": method, "fields": fields(method)}
+
+
+def _tried(store: Store, tenant: Tenant, form: Mapping[str, str]) -> dict[str, Any]:
+    """Return the dry run of a form: the job as it would be, or the faults by field."""
+    filled = read(form)
+    job: Job | None = None
+    picture: Picture | None = None
+    faults = dict(filled.faults)
+    if filled.request is not None:
+        try:
+            job, picture = _dry_run(store, tenant, filled.request)
+        except Refused as problem:
+            faults = {_path(one.get("pointer", "")): one["detail"] for one in problem.errors or ()} or {
+                "": problem.detail
+            }
+    return {"job": job, "faults": faults, "picture": picture, "warnings": _warnings(store, tenant, filled.request)}
+
+
+def _dry_run(store: Store, tenant: Tenant, body: JobRequest) -> tuple[Job, Picture | None]:
+    gpu = gpu_at_hand(store)
+    with store.database.write():
+        spec = make_spec(store, tenant, body, gpu)
+        facts = store.datasets.get(tenant, spec.dataset.id).facts()
+        return dry_run(store, tenant, body, spec), picture_of(spec, facts)
+
+
+def _warnings(store: Store, tenant: Tenant, body: JobRequest | None) -> list[str]:
+    """Return what is worth knowing of the chosen inputs before a job is spent on them."""
+    if body is None:
+        return []
+    found: list[str] = []
+    try:
+        checkpoint = store.checkpoints.get(tenant, body.checkpoint).to_api()
+        found += (
+            [checkpoint.architecture.warning] if checkpoint.architecture and checkpoint.architecture.warning else []
+        )
+        found += store.datasets.get(tenant, body.dataset).to_api().warnings
+    except (Refused, ValidationError):
+        return found
+    return found
+
+
+def _path(pointer: str) -> str:
+    return pointer.strip("/").replace("/", ".")

@@ -1,0 +1,19 @@
+"""All routes of the dashboard, in the order in which they are tried."""
+
+from fastapi import APIRouter
+
+from wbar_service.dashboard import compare, files, jobs, new_job, operations, sign_in, uploads
+
+router = APIRouter()
+for part in (
+    files.router,
+    sign_in.router,
+    sign_in.signed_in,
+    new_job.router,  # before the jobs, whose ids could be `new`
+    compare.router,
+    jobs.router,
+    operations.router,
+    operations.admin,
+    uploads.router,
+):
+    router.include_router(part)

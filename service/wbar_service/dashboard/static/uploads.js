@@ -1,0 +1,164 @@
+// Uploads from the page by tus 1.0: in parts, with progress; a pause, a lost connection or a reload loses nothing.
+
+const PART = 8 * 1024 * 1024;
+const TUS = { "Tus-Resumable": "1.0.0" };
+const RETRY_SECONDS = [1, 2, 5, 10, 20, 30];
+
+const wait = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
+const encoded = (text) => btoa(String.fromCharCode(...new TextEncoder().encode(text)));
+
+class Refused extends Error {}
+
+class Upload {
+  constructor(file, kind, csrf, tell) {
+    Object.assign(this, { file, kind, csrf, tell, paused: false, stopped: false, request: null });
+    this.place = `wbar-upload ${kind} ${file.name} ${file.size} ${file.lastModified}`;
+  }
+
+  async run() {
+    const url = (await this.begun()) ?? (await this.begin());
+    let offset = await this.offset(url), failures = 0;
+    while (offset < this.file.size) {
+      if (this.stopped) { await this.forget(url); return null; }
+      if (this.paused) { await wait(0.2); continue; }
+      try {
+        offset = await this.send(url, offset);
+        failures = 0;
+      } catch (error) {
+        if (error instanceof Refused) { localStorage.removeItem(this.place); throw error; }
+        if (this.paused || this.stopped) continue;
+        this.tell(offset, "connection lost, trying again…");
+        await wait(RETRY_SECONDS[Math.min(failures++, RETRY_SECONDS.length - 1)]);
+        offset = await this.offset(url).catch(() => offset);
+      }
+    }
+    localStorage.removeItem(this.place);
+    return url.split("/").at(-1);
+  }
+
+  // The address of an upload of the same file that was begun before and is still there.
+  async begun() {
+    const url = localStorage.getItem(this.place);
+    if (!url) return null;
+    const answer = await fetch(url, { method: "HEAD", headers: TUS }).catch(() => null);
+    if (answer?.ok) return url;
+    localStorage.removeItem(this.place);
+    return null;
+  }
+
+  async begin() {
+    const answer = await fetch("/v1/uploads", {
+      method: "POST",
+      headers: { ...TUS, "X-CSRF-Token": this.csrf, "Upload-Length": String(this.file.size), "Upload-Metadata": `filename ${encoded(this.file.name)}` },
+    });
+    if (!answer.ok) throw new Refused((await answer.json().catch(() => ({}))).detail ?? `HTTP ${answer.status}`);
+    const url = new URL(answer.headers.get("Location"), location.href).pathname;
+    localStorage.setItem(this.place, url);
+    return url;
+  }
+
+  async offset(url) {
+    const answer = await fetch(url, { method: "HEAD", headers: TUS });
+    if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
+    return Number(answer.headers.get("Upload-Offset"));
+  }
+
+  send(url, offset) {
+    return new Promise((resolve, reject) => {
+      const request = (this.request = new XMLHttpRequest());
+      request.open("PATCH", url);
+      const headers = { ...TUS, "X-CSRF-Token": this.csrf, "Upload-Offset": String(offset), "Content-Type": "application/offset+octet-stream" };
+      for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
+      request.upload.onprogress = (event) => this.tell(offset + event.loaded, "");
+      request.onload = () => {
+        if (request.status === 204) return resolve(Number(request.getResponseHeader("Upload-Offset")));
+        const gone = request.status >= 400 && request.status < 500 && ![409, 423, 429].includes(request.status);
+        return reject(new (gone ? Refused : Error)(detail(request)));
+      };
+      request.onerror = request.onabort = () => reject(new Error("no answer"));
+      request.send(this.file.slice(offset, offset + PART));
+    });
+  }
+
+  pause() { this.paused = !this.paused; if (this.paused) this.request?.abort(); return this.paused; }
+  stop() { this.stopped = true; this.paused = false; this.request?.abort(); }
+
+  async forget(url) {
+    localStorage.removeItem(this.place);
+    await fetch(url, { method: "DELETE", headers: { ...TUS, "X-CSRF-Token": this.csrf } });
+  }
+}
+
+function detail(request) {
+  try { return JSON.parse(request.responseText).detail; } catch { return `HTTP ${request.status}`; }
+}
+
+const size = (bytes) => (bytes < 1048576 ? `${(bytes / 1024).toFixed(0)} KiB` : `${(bytes / 1048576).toFixed(1)} MiB`);
+
+// What becomes of the bytes: a checkpoint or dataset, which a worker reads.
+async function create(kind, name, upload, csrf, api, tell) {
+  const headers = { "Content-Type": "application/json", "X-CSRF-Token": csrf, "Idempotency-Key": upload };
+  const path = `/v1/${kind}s`;
+  let made = await api(`${path}?name=${encodeURIComponent(name)}`, { method: "POST", headers, body: JSON.stringify({ upload }) });
+  tell("being read…");
+  while (made.status === "processing") {
+    await wait(0.5);
+    made = await api(`${path}/${made.id}`);
+  }
+  if (made.status === "rejected") throw new Refused(made.error.message);
+  return made;
+}
+
+function recognised(kind, made) {
+  if (kind === "checkpoint") return `${made.architecture.name}, ${made.architecture.num_classes} classes, ${made.parameters.toLocaleString()} parameters`;
+  return `${made.classes.length} classes, ${made.splits.train.images} training and ${made.splits.val.images} held-out images`;
+}
+
+function install(drop, csrf, api) {
+  const kind = drop.dataset.upload, input = drop.querySelector("input[type=file]"), transfer = drop.querySelector(".transfer");
+  const bar = transfer.querySelector("progress"), text = transfer.querySelector("[role=status]");
+  const pause = transfer.querySelector("[data-pause]"), stop = transfer.querySelector("[data-stop]");
+  let upload = null;
+  drop.hidden = false;
+  pause.addEventListener("click", () => { pause.textContent = upload?.pause() ? "Resume" : "Pause"; });
+  stop.addEventListener("click", () => upload?.stop());
+
+  async function take(file) {
+    if (!file || upload) return;
+    transfer.hidden = false;
+    pause.hidden = stop.hidden = false;
+    pause.textContent = "Pause";
+    upload = new Upload(file, kind, csrf, (sent, note) => {
+      bar.value = file.size ? sent / file.size : 0;
+      text.textContent = note || `${size(sent)} of ${size(file.size)}`;
+    });
+    try {
+      const id = await upload.run();
+      pause.hidden = stop.hidden = true;
+      if (id === null) { text.textContent = "stopped"; return; }
+      const made = await create(kind, file.name, id, csrf, api, (note) => { text.textContent = note; });
+      text.textContent = recognised(kind, made);
+      const select = document.getElementById(kind);
+      if (select) {
+        select.append(new Option(`${made.name} · ${made.id}`, made.id, true, true));
+        select.dispatchEvent(new Event("change", { bubbles: true }));
+      }
+    } catch (error) {
+      text.textContent = error.message;
+    } finally {
+      upload = null;
+      input.value = "";
+      const rows = document.querySelector("#rows[data-refresh]");
+      if (rows) htmx.ajax("GET", rows.dataset.refresh, { target: rows, swap: "innerHTML" });
+    }
+  }
+
+  input.addEventListener("change", () => take(input.files[0]));
+  drop.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
+  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
+  drop.addEventListener("drop", (event) => { event.preventDefault(); drop.classList.remove("over"); take(event.dataTransfer.files[0]); });
+}
+
+export function installUploads(csrf, api) {
+  for (const drop of document.querySelectorAll("[data-upload]")) install(drop, csrf, api);
+}
