@@ -1,4 +1,4 @@
-"""An API key as the API sends it, and the scopes that a key may have."""
+"""An API key as the API sends it, the scopes that a key may have, and the link that opens the dashboard for one."""
 
 from typing import Annotated, Literal
 
@@ -60,3 +60,11 @@ class ApiKey(BaseModel):
     expires_at: str | None
     last_used_at: str | None = Field(description="To about a minute.")
     created_at: str
+
+
+class SignInLink(BaseModel):
+    """A link that opens the dashboard once, as the key that asked for it."""
+
+    object: Literal["sign_in_link"] = "sign_in_link"
+    url: str = Field(description="Below the service's own address.")
+    expires_in: int = Field(description="Seconds.")

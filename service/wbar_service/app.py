@@ -14,7 +14,17 @@ from wbar.checkpoints import Checkpoint
 from wbar.datasets import Dataset, DatasetSource
 from wbar.jobs import Job, JobRequest
 from wbar.keys import ApiKey, KeyRequest
-from wbar_service import architectures, auth, connections, headers, health, problems, prometheus, schema
+from wbar.workers import Worker
+from wbar_service import (
+    architectures,
+    auth,
+    connections,
+    headers,
+    health,
+    problems,
+    prometheus,
+    schema,
+)
 from wbar_service.checkpoints import routes as checkpoint_routes
 from wbar_service.dashboard import routes as dashboard_routes
 from wbar_service.datasets import routes as dataset_routes
@@ -74,7 +84,9 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     ):
         app.include_router(routes.router)
 
-    schema.document(app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, Job, JobRequest, KeyRequest)
+    schema.document(
+        app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, Job, JobRequest, KeyRequest, Worker
+    )
     return app
 
 

@@ -31,7 +31,7 @@ from wbar_store.store import Store
 REMEMBERED_SECONDS = 1.0
 USED_SECONDS = 60.0  # as exact as `last_used_at` is
 MOST_REMEMBERED = 4096
-TENANT = "wbar.tenant"  # where the request's scope has it
+TENANT, KEY = "wbar.tenant", "wbar.key"  # where the request's scope has them
 
 
 class RememberedKeys:
@@ -131,7 +131,7 @@ def check_scope(record: KeyRecord, scope: Scope) -> None:
 
 async def admit(request: Request, record: KeyRecord, changes: bool) -> None:
     """Have the rest of the request be its tenant's, and count it. Raises RateLimited (429)."""
-    request.scope[TENANT] = record.owner
+    request.scope[TENANT], request.scope[KEY] = record.owner, record
     row_security.act_for(record.tenant)
     logs.note(tenant=record.tenant, key=record.id)
     limits: RateLimits = request.app.state.limits
@@ -166,6 +166,12 @@ class AuthenticatedRoute(APIRoute):
             return await handle(await with_small_body(request) if reads_body else request)
 
         return checked
+
+
+class ReadingRoute(AuthenticatedRoute):
+    """A route that changes nothing of the tenant's, whatever its method is."""
+
+    scope = "read"
 
 
 class AdminRoute(AuthenticatedRoute):

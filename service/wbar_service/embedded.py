@@ -31,6 +31,7 @@ from wbar_service.settings import ServiceSettings
 from wbar_store.keys import is_plausible
 from wbar_store.migrate import upgrade
 from wbar_store.process_memory import close_memory
+from wbar_store.sessions import LIFETIMES
 from wbar_store.store import Store
 
 RESTARTS, RESTART_WINDOW = 5, 60.0  # a part that dies more often than this is not started again
@@ -174,6 +175,9 @@ class Embedded:
         path = self._write_config()
         say = self.console.print
         say(f"[bold]wbar[/bold] is up at [link={self.url}]{self.url}[/link] (documentation at /docs)")
+        if (link := self._sign_in_link()) is not None:
+            minutes = round(LIFETIMES["link"] / 60)
+            say(f"  dashboard [link={link}]{link}[/link] (signs in once, within {minutes} minutes)", soft_wrap=True)
         say(f"  API key   in {path} (the client and the command line read it there)", soft_wrap=True)
         self._api_answered_at = time.monotonic()
         say(f"  data      in {self.data}, log in {self._log.name}", soft_wrap=True)
@@ -189,6 +193,12 @@ class Embedded:
                 )
             key = self.store.keys.create("created by wbar up", key=known).key
         return config.write(url=self.url, api_key=key)
+
+    def _sign_in_link(self) -> str | None:
+        """Return an address that opens the dashboard with the configured key; None where that key has no use here."""
+        key = config.read().api_key
+        record = self.store.keys.valid(key) if key else None
+        return None if record is None else f"{self.url}/sign-in?link={self.store.sessions.begin(record, 'link').token}"
 
     def _watch(self) -> int:
         ready = False

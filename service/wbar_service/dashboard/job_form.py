@@ -15,10 +15,10 @@ from wbar.jobs import JobRequest
 from wbar.method import TYPES
 
 # Shown at once; whatever else the schema has is folded.
-FIRST = frozenset(
-    {"name", "seed", "method.cycles", "method.epochs", "method.high.lr", "method.high.epochs", "method.low.lr",
+FIRST = (
+    "name", "seed", "method.cycles", "method.epochs", "method.high.lr", "method.high.epochs", "method.low.lr",
      "method.low.epochs", "method.pull", "method.control", "method.guard", "method.checkpoints", "method.average",
-     "recipe.batch_size", "recipe.augment", "recipe.normalize", "recipe.image_size", "flatness"}
+     "recipe.batch_size", "recipe.augment", "recipe.normalize", "recipe.image_size", "flatness",
 )  # fmt: skip
 ELSEWHERE = frozenset({"checkpoint", "dataset", "dry_run", "metadata", "method", "method.type"})
 DEFAULT_METHOD = "auto"
@@ -52,7 +52,8 @@ def fields(method: str) -> tuple[Field, ...]:
     members = (definitions[one["$ref"].rsplit("/", 1)[1]] for one in schema["properties"]["method"]["oneOf"])
     chosen = next(one for one in members if one["properties"]["type"]["const"] == method)
     order = {"method": chosen, **{name: node for name, node in schema["properties"].items() if name != "method"}}
-    return tuple(_walk(order, definitions, ""))
+    found = _walk(order, definitions, "")
+    return tuple(sorted(found, key=lambda field: FIRST.index(field.path) if field.first else len(FIRST)))
 
 
 def _walk(properties: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str) -> Iterator[Field]:

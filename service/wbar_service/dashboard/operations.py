@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from wbar.errors import NotFound
 from wbar.keys import SCOPES, KeyRequest, Scope
-from wbar_service.auth import StoreOf, TenantOf
-from wbar_service.dashboard.pages import KEY, page
+from wbar_service.auth import KEY, StoreOf, TenantOf
+from wbar_service.dashboard.pages import page
 from wbar_service.dashboard.route import AdminPageRoute, PageRoute, is_fragment
 from wbar_service.keys.routes import DAY
 from wbar_store.job_lists import Filters

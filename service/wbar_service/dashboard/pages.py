@@ -10,14 +10,14 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from wbar import __version__
 from wbar_service import sessions
+from wbar_service.auth import KEY
 from wbar_store.keys import KeyRecord
 
 STATIC = Path(__file__).parent / "static"
-KEY = "wbar.key"  # where the request's scope has the key of its session
 # Nothing inline, nothing from elsewhere: a name that a user chose runs nothing, wherever it is shown.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; "
@@ -64,6 +64,12 @@ def _bytes(number: float | None) -> str:
     return f"{number:.1f} TiB"
 
 
+def _code(text: str) -> Markup:
+    """Return a description of the schema, whose `names` stand between backticks, for a page."""
+    parts = escape(text).split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
+
+
 def _percent(share: float | None, signed: bool = False) -> str:
     return "–" if share is None else f"{100 * share:{'+' if signed else ''}.2f} %"
 
@@ -81,7 +87,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(time=_time, duration=_duration, bytes=_bytes, percent=_percent, number=_number)
+    made.filters.update(time=_time, duration=_duration, bytes=_bytes, percent=_percent, number=_number, code=_code)
     made.globals.update(static=static, version=__version__)
     return made
 

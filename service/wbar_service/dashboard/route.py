@@ -15,7 +15,7 @@ from wbar.keys import Scope
 from wbar_service import sessions
 from wbar_service.auth import RememberedKeys, admit, check_scope
 from wbar_service.bodies import with_small_body
-from wbar_service.dashboard.pages import KEY, page
+from wbar_service.dashboard.pages import page
 
 log = logging.getLogger("wbar.service")
 
@@ -44,7 +44,6 @@ class PageRoute(APIRoute):
                 if token is None or record is None:
                     raise Unauthorized("sign in to see this")
                 check_scope(record, scope)
-                request.scope[KEY] = record
                 await admit(request, record, changes)
                 if changes:
                     request = await with_small_body(request)

@@ -167,7 +167,6 @@ export class Charts {
     }, data, place);
     chart.shape = shape;
     chart.shades = shades;
-    chart.redraw();
     this.drawn.set(place, chart);
   }
 }
