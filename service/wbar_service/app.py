@@ -24,6 +24,8 @@ from wbar_service import (
     problems,
     prometheus,
     schema,
+    sign_in_links,
+    workers,
 )
 from wbar_service.checkpoints import routes as checkpoint_routes
 from wbar_service.dashboard import routes as dashboard_routes
@@ -73,16 +75,10 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.add_middleware(headers.RequestId)
     # Routes are tried one after the other: those that are asked most often come first.
     for routes in (
-        health,
-        job_routes,
-        checkpoint_routes,
-        dataset_routes,
-        architectures,
-        key_routes,
-        prometheus,
-        dashboard_routes,
-    ):
+        health, job_routes, checkpoint_routes, dataset_routes, architectures, workers, key_routes, sign_in_links, prometheus,
+    ):  # fmt: skip
         app.include_router(routes.router)
+    app.include_router(dashboard_routes.router)
 
     schema.document(
         app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, Job, JobRequest, KeyRequest, Worker

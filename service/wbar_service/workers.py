@@ -23,9 +23,8 @@ def list_workers(store: StoreOf, tenant: TenantOf) -> Response:
     """List the workers that live, all of them on one page. What they do for other tenants is not told."""
     workers = of_tenant(store, tenant)
     ids = [worker.id for worker in workers]
-    return answer(
-        Page[Worker](data=workers, has_more=False, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None)
-    )
+    first, last = (ids[0], ids[-1]) if ids else (None, None)
+    return answer(Page[Worker](data=workers, has_more=False, first_id=first, last_id=last))
 
 
 def of_tenant(store: Store, tenant: Tenant) -> list[Worker]:

@@ -49,7 +49,9 @@ def ask(http: httpx.Client, method: str, path: str, owned: dict[str, str]) -> ht
 
 
 def needed(method: str, path: str) -> str:
-    return "admin" if path.startswith("/v1/keys") else "read" if method in ("GET", "HEAD") else "write"
+    if path.startswith("/v1/keys"):
+        return "admin"
+    return "read" if method in ("GET", "HEAD") or path == "/v1/sign-in-links" else "write"
 
 
 def wrong_keys(service: Service) -> Iterator[tuple[str, str | None]]:

@@ -49,7 +49,7 @@ def test_operations_have_names(schema: dict[str, Any]) -> None:
         "createJob", "listJobs", "getJob", "deleteJob", "cancelJob", "pauseJob", "resumeJob",
         "finishJob", "cloneJob",
         "listJobEvents", "getJobMetrics", "listJobSnapshots", "getJobSnapshotWeights", "getJobReport", "getJobWeights",
-        "createKey", "listKeys", "getKey", "deleteKey",
+        "createKey", "listKeys", "getKey", "deleteKey", "createSignInLink", "listWorkers",
         "listArchitectures", "getHealth", "getReadiness", "getMetrics",
     }  # fmt: skip
 
@@ -64,6 +64,7 @@ def test_lists_are_called_by_what_they_hold(schema: dict[str, Any]) -> None:
         "SnapshotPage",
         "MetricsPointPage",
         "ApiKeyPage",
+        "WorkerPage",
     }
 
 

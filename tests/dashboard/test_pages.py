@@ -1,0 +1,282 @@
+"""The dashboard's pages without a browser: who may see them, what a change needs, what a form becomes, what a page weighs."""
+
+import gzip
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.vendor_scripts import FILES, FOLDER
+from tests.service.app import App, app_in
+from tests.store.rows import insert_inputs, spec
+from wbar.jobs import JobRequest
+from wbar.method import TYPES, CyclicSwa
+from wbar_service.dashboard import job_form
+from wbar_service.dashboard.pages import STATIC
+from wbar_service.sessions import COOKIE, csrf_of
+from wbar_store.database import Tenant
+from wbar_store.keys import DEFAULT_TENANT
+from wbar_store.store import Store
+
+MINE, OTHER = DEFAULT_TENANT, Tenant("other")
+PAGES = ("/", "/jobs/new", "/checkpoints", "/datasets", "/workers", "/keys")
+
+
+class Browser:
+    """An App that is asked as a browser asks: by a session's cookie, following no redirect."""
+
+    def __init__(self, app: App, token: str) -> None:
+        self.app, self.token = app, token
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.ask("GET", path, **options)
+
+    def post(self, path: str, csrf: str | None = None, **form: Any) -> httpx.Response:
+        token = csrf_of(self.token) if csrf is None else csrf
+        return self.ask("POST", path, data={"csrf": token, **form})
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        headers = {"Cookie": f"{COOKIE}={self.token}", **options.pop("headers", {})}
+        return self.app.request(method, path, key=None, headers=headers, **options)
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[App]:
+    with app_in(tmp_path) as made:
+        insert_inputs(store_of(made).database)
+        yield made
+
+
+def store_of(app: App) -> Store:
+    store: Store = app.asgi.state.store
+    return store
+
+
+def sign_in(app: App, tenant: Tenant = MINE, scopes: Any = ("read", "write", "admin")) -> Browser:
+    store = store_of(app)
+    return Browser(app, store.sessions.begin(store.keys.create("reader", tenant, scopes).record).token)
+
+
+def test_a_stranger_is_asked_to_sign_in_and_comes_back_to_the_page(app: App) -> None:
+    for path in PAGES:
+        answer = app.request("GET", path, key=None)
+        assert answer.status_code == 303
+        assert answer.headers["location"].startswith("/sign-in")
+    assert (
+        app.request("GET", "/jobs/job_1?x=1", key=None).headers["location"] == "/sign-in?next=%2Fjobs%2Fjob_1%3Fx%3D1"
+    )
+    for after, target in (
+        ("/jobs/job_1", "/jobs/job_1"),
+        ("//evil.example", "/"),
+        ("/\\evil.example", "/"),
+        ("http://x", "/"),
+    ):
+        entered = app.request("POST", "/sign-in", key=None, data={"api_key": app.key, "next": after})
+        assert (entered.status_code, entered.headers["location"]) == (303, target)
+        cookie = entered.headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=strict" in cookie
+        assert app.key not in cookie
+    refused = app.request("POST", "/sign-in", key=None, data={"api_key": "wbar_wrong"})
+    assert refused.status_code == 401
+    assert "set-cookie" not in refused.headers
+    assert "not known here" in refused.text
+
+
+def test_a_link_signs_in_once(app: App) -> None:
+    made = app.request("POST", "/v1/sign-in-links").json()
+    first, second = (app.request("GET", made["url"], key=None) for _ in range(2))
+    assert (first.status_code, first.headers["location"]) == (303, "/")
+    assert (second.status_code, "was used before" in second.text) == (401, True)
+
+
+def test_a_session_ends_with_its_key_and_by_signing_out(app: App) -> None:
+    store, browser = store_of(app), sign_in(app)
+    assert browser.get("/").status_code == 200
+    assert browser.post("/sign-out").status_code == 303
+    assert store.sessions.valid(browser.token) is None
+    other = store.keys.create("short")
+    session = store.sessions.begin(other.record)
+    store.keys.revoke(MINE, other.record.id)
+    assert store.sessions.valid(session.token) is None
+
+
+def test_a_change_needs_the_token_of_a_page(app: App) -> None:
+    browser, job = sign_in(app), store_of(app).jobs.create(MINE, spec(), None, {}).id
+    for csrf in ("", "0" * 64, csrf_of("another session")):
+        assert browser.post(f"/jobs/{job}/cancel", csrf=csrf).status_code == 403
+        refused = browser.ask("POST", f"/v1/jobs/{job}/cancel", headers={"X-CSRF-Token": csrf} if csrf else {})
+        assert (refused.status_code, refused.json()["code"]) == (403, "insufficient_scope")
+    assert browser.get(f"/v1/jobs/{job}").json()["status"] == "queued"
+    assert browser.post(f"/jobs/{job}/cancel").headers["location"] == f"/jobs/{job}"
+    assert browser.get(f"/v1/jobs/{job}").json()["status"] == "cancelled"
+
+
+def test_scopes_hold_on_pages_too(app: App) -> None:
+    job = store_of(app).jobs.create(MINE, spec(), None, {}).id
+    reader = sign_in(app, scopes=("read",))
+    assert reader.get(f"/jobs/{job}").status_code == 200
+    assert "Cancel…" not in reader.get(f"/jobs/{job}").text
+    assert reader.post(f"/jobs/{job}/cancel").status_code == 403
+    assert reader.get("/keys").status_code == 403
+    assert store_of(app).jobs.get(MINE, job).status == "queued"
+
+
+def test_another_tenants_objects_are_not_there(app: App) -> None:
+    job = store_of(app).jobs.create(MINE, spec(), "secret name", {}).id
+    stranger = sign_in(app, OTHER)
+    for path in (
+        f"/jobs/{job}",
+        "/checkpoints/ckpt_1",
+        "/datasets/ds_1",
+        f"/compare?job={job}&job=x",
+        f"/jobs/new?clone={job}",
+    ):
+        answer = stranger.get(path)
+        assert answer.status_code == 404, path
+        assert "secret name" not in answer.text
+    assert stranger.post(f"/jobs/{job}/cancel").status_code == 404
+    assert "secret name" not in stranger.get("/").text
+    assert store_of(app).jobs.get(MINE, job).status == "queued"
+
+
+def test_a_name_is_text_wherever_it_is_shown(app: App) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    job = store_of(app).jobs.create(MINE, spec(), evil, {"team": evil}).id
+    browser = sign_in(app)
+    for path in ("/?columns=metadata", f"/jobs/{job}", f"/jobs/confirm?action=cancel&job={job}", "/workers"):
+        page = browser.get(path)
+        assert "<img" not in page.text, path
+        policy = page.headers["content-security-policy"]
+        assert "script-src 'self';" in policy
+        assert "unsafe" not in policy
+
+
+def test_every_page_is_whole_without_scripts(app: App) -> None:
+    browser = sign_in(app)
+    for path in PAGES:
+        page = browser.get(path)
+        assert page.status_code == 200, page.text
+        assert "<main" in page.text
+        assert not re.search(r"\son\w+=|<style|style=|javascript:", page.text), "nothing inline"
+
+
+def test_a_page_weighs_little(app: App) -> None:
+    """The bound is on what a browser fetches first: the page, the style, the scripts; before compression."""
+    page = sign_in(app).get("/jobs/new")
+    names = set(re.findall(r'/static/([^"?]+)', page.text))
+    names |= {"charts.js", "uploads.js", "vendor/uPlot.iife.min.js", "vendor/uPlot.min.css"}
+    assert len(page.content) + sum(len((STATIC / name).read_bytes()) for name in names) < 200_000
+    assert sum(len(gzip.compress((STATIC / name).read_bytes())) for name in names) < 80_000
+
+
+def test_static_files_are_kept_where_their_address_says_which_they_are(app: App) -> None:
+    address = re.findall(r"/static/wbar\.js\?\w+", app.request("GET", "/sign-in", key=None).text)[0]
+    assert "immutable" in app.request("GET", address, key=None).headers["cache-control"]
+    for path in ("/static/charts.js", "/static/wbar.js", "/static/wbar.js?0"):
+        assert app.request("GET", path, key=None).headers["cache-control"] == "no-cache"
+    for path in ("/static/../pages.py", "/static/%2e%2e/pages.py", "/static/vendor/htmx.LICENSE", "/static/"):
+        assert app.request("GET", path, key=None).status_code == 404
+
+
+def test_the_vendored_libraries_are_what_their_digests_say() -> None:
+    for _, _, name, sha256 in FILES:
+        assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == sha256
+    assert {path.name for path in FOLDER.iterdir()} == {name for _, _, name, _ in FILES}
+
+
+def test_lists_are_filtered_sorted_and_remember_their_columns(app: App) -> None:
+    store, browser = store_of(app), sign_in(app)
+    first = store.jobs.create(MINE, spec(), "first job", {"team": "vision"}, priority=3).id
+    second = store.jobs.create(MINE, spec(), "second job", {}).id
+    store.jobs.cancel(MINE, second)
+
+    def shown(query: str) -> list[str]:
+        return re.findall(r'<a href="/jobs/(job_\w+)"', browser.get(f"/{query}").text)
+
+    assert shown("") == [second, first]
+    assert shown("?order=asc") == [first, second]
+    assert shown("?status=queued&name=&verdict=") == shown("?name=FIRST") == shown("?metadata=team%3Dvision") == [first]
+    assert shown("?dataset=ds_1&checkpoint=ckpt_1&status=cancelled") == [second]
+    assert shown("?verdict=better") == []
+    chosen = browser.get("/?columns=&columns=priority")
+    assert re.findall(r"<th scope=\"col\">\s*(Priority|NLL|Created)", chosen.text) == ["Priority"]
+    cookie = chosen.headers["set-cookie"].split(";")[0]
+    again = browser.ask("GET", "/", headers={"Cookie": f"{COOKIE}={browser.token}; {cookie}"})
+    assert "Priority" in again.text
+    assert "Δ NLL, start" not in re.sub(r"(?s)<details.*?</details>", "", again.text)
+    assert browser.get("/?metadata=%00").status_code == 422
+    assert browser.get("/?after=nothing").status_code == 422
+
+
+def test_several_jobs_are_cancelled_and_deleted_after_a_question(app: App) -> None:
+    store, browser = store_of(app), sign_in(app)
+    queued, ended = (store.jobs.create(MINE, spec(), name, {}).id for name in ("waits", "over"))
+    store.jobs.cancel(MINE, ended)
+    question = browser.get(f"/jobs/confirm?action=cancel&job={queued}&job={ended}").text
+    assert "Cancel 1 job?" in question
+    assert f"Left alone, since they have ended: {ended}" in question
+    assert browser.post("/jobs/act", action="cancel", job=[queued]).headers["location"] == "/"
+    assert browser.post("/jobs/act", action="delete", job=[queued, ended, "job_gone"]).status_code == 303
+    assert store.jobs.counts(MINE) == {}
+
+
+def test_an_action_that_comes_too_late_says_so_on_the_job(app: App) -> None:
+    store, browser = store_of(app), sign_in(app)
+    job = store.jobs.create(MINE, spec(), None, {}).id
+    for action in ("pause", "finish", "resume", "delete"):
+        late = browser.post(f"/jobs/{job}/{action}")
+        assert late.status_code == 409
+        assert f"{job} is queued" in late.text
+    assert browser.post(f"/jobs/{job}/explode").status_code == 404
+
+
+def test_compare_shows_what_differs(app: App) -> None:
+    store, browser = store_of(app), sign_in(app)
+    one, two = (store.jobs.create(MINE, spec(method=CyclicSwa(cycles=n)), f"{n} cycles", {}).id for n in (3, 4))
+    page = browser.get(f"/compare?job={one}&job={two}").text
+    assert re.findall(r"<code>([\w.]+)</code>", page) == ["method.cycles"]
+    for ids in ([one], [one, one], [f"job_{n}" for n in range(13)]):
+        assert browser.get("/compare?" + "&".join(f"job={i}" for i in ids)).status_code == 422
+
+
+@pytest.mark.parametrize("method", TYPES)
+def test_the_form_has_every_field_of_the_request(method: str) -> None:
+    paths = {field.path for field in job_form.fields(method)}
+    top = {path.split(".")[0] for path in paths} | job_form.ELSEWHERE
+    assert top >= set(JobRequest.model_fields)
+    assert {"recipe.optimizer.momentum", "seed", "flatness"} <= paths
+
+
+def test_a_form_is_read_as_the_request_that_it_shows() -> None:
+    asked = {
+        "checkpoint": "ckpt_1", "dataset": "ds_1", "name": "007", "metadata": {"team": "vision", "run": "3"},
+        "method": {"type": "cyclic_swa", "cycles": 4, "high": {"lr": "auto", "milestones": [0.25, 0.5]}, "control": True},
+        "recipe": {"optimizer": {"name": "sgd", "betas": [0.8, 0.9]}, "normalize": "imagenet", "batch_size": 64},
+        "seed": 3,
+    }  # fmt: skip
+    form = job_form.filled_with(asked)
+    assert job_form.body_of(form) == asked
+    read = job_form.read(form).request
+    assert read is not None
+    assert read.as_sent()["method"]["cycles"] == 4
+    assert job_form.body_of({"method.type": "auto", "recipe.optimizer.betas": "0.8, 0.9", "seed": " "}) == {
+        "method": {"type": "auto"},
+        "recipe": {"optimizer": {"betas": [0.8, 0.9]}},
+    }
+
+
+def test_a_form_that_does_not_fit_names_the_field() -> None:
+    base = {"checkpoint": "ckpt_1", "dataset": "ds_1", "method.type": "cyclic_swa"}
+    wrong = {"method.cycles": "many", "method.high.lr": "-1", "recipe.batch_size": "1", "seed": "1.5", "name": "=x"}
+    for path, text in wrong.items():
+        filled = job_form.read(base | {path: text})
+        assert filled.request is None
+        assert path in filled.faults, (path, filled.faults)
+    assert set(job_form.read({"method.type": "auto"}).faults) == {"checkpoint", "dataset"}
+    assert job_form.read(base | {"method.type": "none at all"}).request is None
+    assert "" in job_form.read(base | {"method.nonsense": "1"}).faults
