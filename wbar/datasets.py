@@ -17,6 +17,9 @@ class Split(BaseModel):
     """The number of images in one split."""
 
     images: int
+    by_class: list[int] | None = Field(
+        None, description="How many images each class has, in the order of `classes`; null where it was not counted."
+    )
 
 
 class ImageShape(BaseModel):

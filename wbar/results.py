@@ -51,6 +51,13 @@ class CurvePoint(BaseModel):
     loss: float
 
 
+class ImageLosses(BaseModel):
+    """The loss of each held-out image of the report split, in nats: of w̄, and of the start."""
+
+    averaged: list[float]
+    start: list[float]
+
+
 class WeightsFile(BaseModel):
     """The file of the averaged weights: its size in bytes and its sha256."""
 

@@ -14,6 +14,7 @@ from wbar.checkpoints import Checkpoint
 from wbar.datasets import Dataset, DatasetSource
 from wbar.jobs import Job, JobRequest
 from wbar.keys import ApiKey, KeyRequest
+from wbar.results import ImageLosses
 from wbar.workers import Worker
 from wbar_service import (
     architectures,
@@ -81,7 +82,17 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.include_router(dashboard_routes.router)
 
     schema.document(
-        app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, Job, JobRequest, KeyRequest, Worker
+        app,
+        settings.sources,
+        ApiKey,
+        Checkpoint,
+        Dataset,
+        DatasetSource,
+        Job,
+        JobRequest,
+        KeyRequest,
+        ImageLosses,
+        Worker,
     )
     return app
 

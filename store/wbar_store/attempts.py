@@ -30,11 +30,12 @@ FURTHER = 0.01  # of all steps: an attempt that came so much further than any be
 
 @dataclass(frozen=True)
 class ResultBlobs:
-    """The files of an ended job: the weights in both formats, and the report where it could be drawn."""
+    """The files of an ended job: the weights in both formats, the report where it could be drawn, the losses of images."""
 
     weights: str
     pytorch: str
     report: str | None
+    losses: str | None = None
 
 
 class Attempts:
@@ -153,6 +154,7 @@ class Attempts:
             "weights": blobs.weights,
             "weights_pytorch": blobs.pytorch,
             "report": blobs.report,
+            "losses": blobs.losses,
             "result": result.model_dump(mode="json"),
             **sort_values(result),
         }

@@ -46,7 +46,7 @@ class DatasetRecord(UploadRecord):
     """A row of `datasets`.
 
     content: the uploaded archive, until it is packed.
-    packed: the blob of the packed file, once it is ready.
+    packed, samples: the blobs of the packed file and of the sheet of samples, once it is ready.
     summary: of its images, once it is ready.
     """
 
@@ -56,12 +56,13 @@ class DatasetRecord(UploadRecord):
     bytes: int | None
     sha256: str | None
     packed: str | None
+    samples: str | None
     summary: DatasetSummary | None
 
     @property
     def blobs(self) -> list[str]:
         """The blobs that the row keeps alive."""
-        return [blob for blob in (self.content, self.packed) if blob]
+        return [blob for blob in (self.content, self.packed, self.samples) if blob]
 
     def stored(self) -> StoredDataset:
         """Return the dataset as a JobSpec names it. Only of a ready one."""
@@ -108,7 +109,7 @@ class Datasets(UploadRepository[DatasetRecord]):
     """The datasets of all tenants."""
 
     table, kind, noun, record = datasets, "ds", "dataset", DatasetRecord
-    blob_columns = (datasets.c.content, datasets.c.packed)
+    blob_columns = (datasets.c.content, datasets.c.packed, datasets.c.samples)
     job_column = jobs.c.dataset
 
     def create(
@@ -151,13 +152,22 @@ class Datasets(UploadRepository[DatasetRecord]):
             summary = connection.execute(query.where(jobs.c.id == job_id, jobs.c.tenant == tenant.name)).scalar()
         return None if summary is None else DatasetSummary.model_validate(summary)
 
-    def accept(self, claim: Claim, packed: str, size: int, sha256: str, summary: DatasetSummary) -> bool:
+    def accept(
+        self, claim: Claim, packed: str, size: int, sha256: str, summary: DatasetSummary, samples: str | None = None
+    ) -> bool:
         """Make the dataset `ready`; the archive need not be kept. False if the claim is stale.
 
-        packed: the blob of the packed file.
+        packed, samples: the blobs of the packed file and of the sheet of samples.
         size, sha256: of the archive or source, in bytes.
         """
         document = summary.model_dump(mode="json")
         return self._write(
-            claim, status="ready", packed=packed, content=None, bytes=size, sha256=sha256, summary=document
+            claim,
+            status="ready",
+            packed=packed,
+            samples=samples,
+            content=None,
+            bytes=size,
+            sha256=sha256,
+            summary=document,
         )

@@ -31,7 +31,7 @@ NOTIFY_AGAIN = 5.0  # a queued row that a worker was notified of so long ago, wi
 class JobRecord(Record):
     """A row of `jobs`.
 
-    weights, weights_pytorch, report: blobs, once it has succeeded.
+    weights, weights_pytorch, report, losses: blobs, once it has succeeded.
     state: the blob of the latest resumable state.
     """
 
@@ -46,6 +46,7 @@ class JobRecord(Record):
     weights: str | None
     weights_pytorch: str | None
     report: str | None
+    losses: str | None
     error: Fault | None
     attempts: int
     max_seconds: float | None
@@ -74,7 +75,7 @@ class JobRecord(Record):
     @property
     def blobs(self) -> list[str]:
         """The blobs that the row keeps alive."""
-        return [blob for blob in (self.weights, self.weights_pytorch, self.report, self.state) if blob]
+        return [blob for blob in (self.weights, self.weights_pytorch, self.report, self.losses, self.state) if blob]
 
     def to_api(self) -> Job:
         """Return the job as the API sends it."""
@@ -360,9 +361,9 @@ class Jobs(Repository[JobRecord]):
                 return []
             held = _snapshot_blobs(connection, job_id)
             connection.execute(delete(snapshots).where(snapshots.c.job == job_id))
-            gone = {"weights": None, "weights_pytorch": None, "report": None, "expired_at": now()}
+            gone = {"weights": None, "weights_pytorch": None, "report": None, "losses": None, "expired_at": now()}
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(**gone))
-            return [*filter(None, (row.weights, row.weights_pytorch, row.report)), *held]
+            return [*filter(None, (row.weights, row.weights_pytorch, row.report, row.losses)), *held]
 
     # The one place where a status changes.
 

@@ -104,6 +104,7 @@ datasets = Table(
     Column("sha256", _SHA),
     Column("content", _SHA, index=True),  # the uploaded archive until it is packed; null afterwards
     Column("packed", _SHA, index=True),
+    Column("samples", _SHA, index=True),  # a sheet with a few images of each class
     Column("summary", _JSON),  # classes, image, splits, mean, std, held_out, warnings
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),
@@ -142,6 +143,7 @@ jobs = Table(
     Column("weights", _SHA, index=True),
     Column("weights_pytorch", _SHA, index=True),
     Column("report", _SHA, index=True),
+    Column("losses", _SHA, index=True),  # of each held-out image
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),  # the fence: raised by every claim, carried by every later write
     # Attempts without progress since: lost to something else than their own process, and "crashes", which are its own.
@@ -255,9 +257,11 @@ REFERENCES = (
     checkpoints.c.weights,
     datasets.c.content,
     datasets.c.packed,
+    datasets.c.samples,
     jobs.c.weights,
     jobs.c.weights_pytorch,
     jobs.c.report,
+    jobs.c.losses,
     jobs.c.state,
     snapshots.c.sha256,
 )

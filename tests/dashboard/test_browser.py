@@ -86,6 +86,11 @@ def test_every_page_can_be_read_aloud_and_fits_a_phone(
         client.jobs.wait(job.id, timeout=120)
         other = client.jobs.clone(job.id, seed=1)
         client.jobs.wait(other.id, timeout=120)
+        paired = client.request("GET", f"/v1/jobs/{job.id}/losses").json()
+        assert sum(paired["averaged"]) / len(paired["averaged"]) == pytest.approx(
+            client.jobs.get(job.id).result.metrics.averaged.loss, abs=1e-6
+        )
+        assert client.request("GET", f"/v1/datasets/{inputs[1]}/samples").content.startswith(b"\x89PNG")
     pages = (
         "/", f"/jobs/{job.id}", f"/compare?job={job.id}&job={other.id}", f"/jobs/new?clone={job.id}", "/checkpoints",
         f"/checkpoints/{inputs[0]}", "/datasets", f"/datasets/{inputs[1]}", "/workers", "/keys",
@@ -96,6 +101,8 @@ def test_every_page_can_be_read_aloud_and_fits_a_phone(
             page.goto(path)
             page.wait_for_load_state("networkidle")
             check_accessible(page)
+            if path.startswith("/compare"):
+                expect(page.get_by_text("paired image by image")).to_be_visible()
             assert page.evaluate("document.documentElement.scrollWidth") <= 360, f"{path} is wider than a phone"
 
 

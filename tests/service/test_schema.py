@@ -49,6 +49,7 @@ def test_operations_have_names(schema: dict[str, Any]) -> None:
         "createJob", "listJobs", "getJob", "deleteJob", "cancelJob", "pauseJob", "resumeJob",
         "finishJob", "cloneJob",
         "listJobEvents", "getJobMetrics", "listJobSnapshots", "getJobSnapshotWeights", "getJobReport", "getJobWeights",
+        "getJobLosses", "getDatasetSamples",
         "createKey", "listKeys", "getKey", "deleteKey", "createSignInLink", "listWorkers",
         "listArchitectures", "getHealth", "getReadiness", "getMetrics",
     }  # fmt: skip

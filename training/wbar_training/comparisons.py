@@ -78,7 +78,8 @@ def conclude(
         normalization=results.normalization,
         flatness=flatness,
     )
-    return Outcome(result, weights, pytorch)
+    losses = setup.writer.write_losses(outputs.report.losses, _start_losses(results))
+    return Outcome(result, weights, pytorch, losses)
 
 
 def _control(reporter: Reporter, control: Callable[[], Score]) -> Score | None:

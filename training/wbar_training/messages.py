@@ -3,12 +3,14 @@
 JSON, and no pickles: every message is parsed and validated. Torch-free, since the worker imports it.
 """
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from wbar.jobs import MetricsPoint, Progress
 from wbar.results import JobResult, Score
+from wbar_training.outcome import Outcome
 
 # Why training is to stop. After `finish` the job goes on without more steps: what it has is averaged, compared, delivered.
 StopReason = Literal["cancel", "pause", "drain", "finish"]
@@ -70,12 +72,24 @@ class LogLine(_Message):
 
 
 class Succeeded(_Message):
-    """The attempt's last message: the result, and the two files of the averaged weights."""
+    """The attempt's last message: the result, the two files of the averaged weights, and the losses of each image."""
 
     type: Literal["succeeded"] = "succeeded"
     result: JobResult
     weights: str
     pytorch: str
+    losses: str | None = None
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Self:
+        """Return the message of an outcome."""
+        losses = None if outcome.losses is None else str(outcome.losses)
+        return cls(result=outcome.result, weights=str(outcome.weights), pytorch=str(outcome.pytorch), losses=losses)
+
+    def outcome(self) -> Outcome:
+        """Return the outcome that the message tells of."""
+        losses = None if self.losses is None else Path(self.losses)
+        return Outcome(self.result, Path(self.weights), Path(self.pytorch), losses)
 
 
 class Stopped(_Message):

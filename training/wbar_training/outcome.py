@@ -12,8 +12,10 @@ class Outcome:
 
     weights: safetensors, the file that `result.weights` describes.
     pytorch: the same tensors as torch.save writes them.
+    losses: JSON, the loss of each held-out image of the report split, for w̄ and for the start.
     """
 
     result: JobResult
     weights: Path
     pytorch: Path
+    losses: Path | None = None

@@ -4,6 +4,7 @@ Nothing in a file differs between two runs of the same work: no ids, no times, s
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -95,6 +96,14 @@ class ResultWriter:
             torch.save(architectures.as_torch_saves(self._network, read_tensors(weights), self._prefix), pytorch)
         ranks.from_leader(None)
         return weights, pytorch
+
+    def write_losses(self, averaged: Tensor, start: Tensor) -> Path:
+        """Write the loss of each image of the report split, (N,) in nats, of w̄ and of the start; returns the JSON file."""
+        path = self._scratch / "losses.json"
+        if Ranks.here().leads:
+            columns = {"averaged": averaged, "start": start}
+            path.write_text(json.dumps({name: [float(f"{x:.7g}") for x in one] for name, one in columns.items()}))
+        return path
 
     def read(self, path: Path, prefix: str | None = None) -> dict[str, Tensor]:
         """Return a file's tensors as a whole state dict of the network, float32, on the CPU.

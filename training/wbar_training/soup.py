@@ -104,7 +104,8 @@ class SoupJob:
             normalization=normalization,
             flatness=flatness,
         )
-        return Outcome(result, path, pytorch)
+        losses = self.setup.writer.write_losses(outputs.report.losses, start.outputs.report.losses)
+        return Outcome(result, path, pytorch, losses)
 
     def _uniform(self, ingredients: list[Ingredient]) -> Mixture:
         mean, curve = self._empty(), []

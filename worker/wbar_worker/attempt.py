@@ -33,7 +33,7 @@ def run_attempt(request: AttemptRequest, channel: ControlChannel) -> None:
         logging.getLogger("wbar").exception("the attempt failed")
         channel.send(Crashed(why=first_line(error)))
     else:
-        channel.send(Succeeded(result=outcome.result, weights=str(outcome.weights), pytorch=str(outcome.pytorch)))
+        channel.send(Succeeded.of(outcome))
 
 
 def _choose_devices(gpus: Sequence[int]) -> None:

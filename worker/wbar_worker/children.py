@@ -104,7 +104,10 @@ class CheckpointFound(_Message):
 
 
 class DatasetPacked(_Message):
-    """A dataset whose every image was decoded; packed at `out`. images: their number, by split."""
+    """A dataset whose every image was decoded; packed at `out`. images, by_class: their number, by split.
+
+    samples: whether the sheet of samples lies at `samples_path(out)`.
+    """
 
     type: Literal["dataset"] = "dataset"
     classes: list[str]
@@ -117,6 +120,13 @@ class DatasetPacked(_Message):
     std: list[float]
     held_out: list[int] | None
     warnings: list[str]
+    by_class: dict[str, list[int]] = {}
+    samples: bool = False
+
+
+def samples_path(out: Path) -> Path:
+    """Return where the child puts the sheet of samples of the dataset that it packs at `out`."""
+    return out.with_name("samples.png")
 
 
 class UploadRejected(_Message):

@@ -5,7 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,6 +39,7 @@ from wbar_worker.children import (
     ReaderLimits,
     UploadRejected,
     Verdict,
+    samples_path,
 )
 from wbar_worker.outages import is_outage, retry_while_unavailable
 from wbar_worker.processes import Child, first_line
@@ -134,8 +135,11 @@ class Ingester:
         archive = source if isinstance(source, Path) and source.is_file() else None
         size = record.bytes if record.bytes is not None else archive.stat().st_size if archive else received.bytes
         sha256 = record.sha256 or (sha256_of(archive) if archive else received.sha256)
-        with self.store.blobs.keep(received):
-            repository.accept(record.claim, received.sha256, size, sha256, _summary(accepted))
+        with ExitStack() as held:
+            packed = held.enter_context(self.store.blobs.keep(received))
+            sheet = self.store.blobs.put_file(samples_path(out)) if accepted.samples else None
+            shown = held.enter_context(self.store.blobs.keep(sheet)) if sheet else None
+            repository.accept(record.claim, packed, size, sha256, _summary(accepted), shown)
         self._collect(record)
 
     def _source(self, record: DatasetRecord, target: Path) -> Path | str:
@@ -241,7 +245,9 @@ def _renewed(repository: UploadRepository[AnyUpload], claim: Claim) -> Iterator[
 def _summary(packed: DatasetPacked) -> DatasetSummary:
     return DatasetSummary(
         classes=packed.classes,
-        splits={split: Split(images=count) for split, count in packed.images.items()},
+        splits={
+            split: Split(images=count, by_class=packed.by_class.get(split)) for split, count in packed.images.items()
+        },
         image=ImageShape(channels=packed.channels, height=packed.height, width=packed.width),
         many_sizes=packed.many_sizes,
         mean=packed.mean,

@@ -69,7 +69,9 @@ class Publisher:
             pytorch = held.enter_context(blobs.keep(blobs.put_file(Path(ending.pytorch))))
             drawn = self._report(ending.result, Path(ending.weights).with_name("report.html"))
             report = held.enter_context(blobs.keep(drawn)) if drawn else None
-            self._store.attempts.succeed(self._claim, ending.result, ResultBlobs(weights, pytorch, report), progress)
+            losses = held.enter_context(blobs.keep(blobs.put_file(Path(ending.losses)))) if ending.losses else None
+            files = ResultBlobs(weights, pytorch, report, losses)
+            self._store.attempts.succeed(self._claim, ending.result, files, progress)
         self.forget_state()
 
     def _report(self, result: JobResult, path: Path) -> Received | None:

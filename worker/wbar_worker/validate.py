@@ -8,8 +8,9 @@ from pathlib import Path
 
 from wbar.checkpoints import CheckpointFacts, Fault
 from wbar.errors import ContentTooLarge, Rejected
+from wbar_training.data.packed import Packed
 from wbar_training.messages import Crashed
-from wbar_training.uploads import checkpoint_files, dataset_archives
+from wbar_training.uploads import checkpoint_files, dataset_archives, samples
 from wbar_worker.children import (
     CheckpointFound,
     CheckpointUpload,
@@ -17,6 +18,7 @@ from wbar_worker.children import (
     DatasetUpload,
     UploadRejected,
     Verdict,
+    samples_path,
 )
 from wbar_worker.processes import ControlChannel, confine, first_line
 
@@ -43,8 +45,7 @@ def validate_dataset(upload: DatasetUpload, channel: ControlChannel) -> None:
     def pack() -> DatasetPacked:
         assert isinstance(upload.source, Path)
         pack_source = dataset_archives.pack_folder if upload.source.is_dir() else dataset_archives.pack_archive
-        packed = pack_source(upload.source, upload.out, limits.content, upload.multilabel)
-        return DatasetPacked.model_validate(asdict(packed))
+        return _found(upload, pack_source(upload.source, upload.out, limits.content, upload.multilabel))
 
     channel.send(_verdict(pack))
 
@@ -55,10 +56,21 @@ def pack_builtin(upload: DatasetUpload, channel: ControlChannel) -> None:
     confine(limits.memory, limits.seconds, limits.file_bytes)
 
     def pack() -> DatasetPacked:
-        packed = dataset_archives.pack_builtin(str(upload.source), upload.out, upload.max_train_images)
-        return DatasetPacked.model_validate(asdict(packed))
+        return _found(upload, dataset_archives.pack_builtin(str(upload.source), upload.out, upload.max_train_images))
 
     channel.send(_verdict(pack))
+
+
+def _found(upload: DatasetUpload, packed: Packed) -> DatasetPacked:
+    """Return the verdict on a packed dataset; a sheet of samples that cannot be drawn is missing, and no fault of it."""
+    seen = DatasetPacked.model_validate(asdict(packed))
+    try:
+        glance = samples.look(upload.out, len(packed.classes))
+        glance.sheet.save(samples_path(upload.out), optimize=True)
+    except Exception:
+        logging.getLogger("wbar").exception("no samples of %s", upload.out.name)
+        return seen
+    return seen.model_copy(update={"by_class": glance.by_class, "samples": True})
 
 
 def _verdict(work: Callable[[], CheckpointFound | DatasetPacked]) -> Verdict:

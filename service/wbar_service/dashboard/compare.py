@@ -1,17 +1,20 @@
 """Several jobs side by side: only the options that differ, their comparisons, their series in one chart."""
 
 from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean, stdev
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
 from wbar.errors import ValidationFailed
-from wbar.results import Comparisons
+from wbar.results import Comparisons, ImageLosses
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.dashboard.options import options_of
 from wbar_service.dashboard.pages import page
 from wbar_service.dashboard.route import PageRoute
 from wbar_store.jobs import JobRecord
+from wbar_store.store import Store
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 FEWEST, MOST = 2, 12
@@ -44,8 +47,8 @@ def compare(
         options=differing(jobs),
         accuracy=scores(jobs, "accuracy"),
         loss=scores(jobs, "loss"),
-        differences=[],
-        same_images=len({(one.spec.dataset.sha256, _report_images(one)) for one in jobs if one.result}) <= 1,
+        differences=differences(store, jobs),
+        same_images=len({images_of(one) for one in jobs if one.result}) <= 1,
     )
 
 
@@ -78,5 +81,46 @@ def scores(jobs: list[JobRecord], number: str) -> list[Row]:
     return rows
 
 
-def _report_images(job: JobRecord) -> int:
-    return job.result.held_out.report if job.result else 0
+@dataclass(frozen=True)
+class Difference:
+    """How much a job's w̄ differs from the first job's, in mean loss over the same images, with its standard error."""
+
+    job: str
+    name: str
+    images: int
+    mean: float
+    error: float
+
+    @property
+    def sure(self) -> bool:
+        """Whether it is more than two standard errors, as for a verdict."""
+        return abs(self.mean) > 2 * self.error
+
+
+def images_of(job: JobRecord) -> tuple[str, int, int | None]:
+    """Return what decides the images that a job reports on: the dataset, their number, and the seed where it drew them."""
+    assert job.result is not None
+    held_out = job.result.held_out
+    return job.spec.dataset.sha256, held_out.report, job.spec.seed if held_out.selection else None
+
+
+def differences(store: Store, jobs: list[JobRecord]) -> list[Difference]:
+    """Return the paired differences to the first job, of the jobs that were scored on the same images."""
+    first, found = jobs[0], list[Difference]()
+    if not first.result or not first.losses:
+        return found
+    base = _losses(store, first)
+    for other in jobs[1:]:
+        if not other.result or not other.losses or images_of(other) != images_of(first):
+            continue
+        gaps = [a - b for a, b in zip(_losses(store, other), base, strict=True)]
+        if len(gaps) > 1:
+            error = stdev(gaps) / sqrt(len(gaps))
+            found.append(Difference(other.id, other.name or other.id, len(gaps), fmean(gaps), error))
+    return found
+
+
+def _losses(store: Store, job: JobRecord) -> list[float]:
+    assert job.losses is not None
+    content = b"".join(store.blobs.chunks(job.losses, 0, store.blobs.size(job.losses)))
+    return ImageLosses.model_validate_json(content).averaged

@@ -55,7 +55,8 @@ def show_checkpoint(checkpoint_id: str, request: Request, store: StoreOf, tenant
 @router.get("/datasets/{dataset_id}")
 def show_dataset(dataset_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
     """Show one dataset."""
-    return page(request, "dataset.html", one=store.datasets.get(tenant, dataset_id).to_api())
+    dataset = store.datasets.get(tenant, dataset_id)
+    return page(request, "dataset.html", one=dataset.to_api(), sampled=dataset.samples is not None)
 
 
 @router.post("/datasets/builtin")

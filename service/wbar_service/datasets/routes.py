@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from wbar.catalog import BUILTINS
 from wbar.datasets import Dataset, DatasetSource, Task
-from wbar.errors import TaskUnsupported, ValidationFailed
+from wbar.errors import DatasetNotReady, NotFound, TaskUnsupported, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
 from wbar.request import ExpiresAfter
@@ -18,6 +18,7 @@ from wbar.text import NAME_PATTERN
 from wbar_service.answers import answer, polled
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.bodies import with_small_body
+from wbar_service.downloads import blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
@@ -158,6 +159,27 @@ def list_datasets(store: StoreOf, tenant: TenantOf, page: Annotated[PageRequest,
 async def get_dataset(dataset_id: str, store: StoreOf, tenant: TenantOf) -> Response:
     """Return a dataset. Poll until its `status` is `ready` or `rejected`."""
     return await polled(store.datasets, tenant, dataset_id)
+
+
+@router.get(
+    "/{dataset_id}/samples",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "A sheet, 48 × 48 pixels an image: row k shows the first images of class k (up to 100 classes).",
+            "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **responses(404, 409),
+    },
+)
+def get_dataset_samples(dataset_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+    """Return a few training images of each class, as one picture."""
+    dataset = store.datasets.get(tenant, dataset_id)
+    if dataset.status != "ready":
+        raise DatasetNotReady(f"{dataset_id} is {dataset.status}: its samples are there once it is ready")
+    if dataset.samples is None:
+        raise NotFound(f"{dataset_id} was read before version 0.7, which draws samples: add it again to have them")
+    return blob_response(request, store.blobs, dataset.samples, f"{dataset_id}.png", "image/png", inline=True)
 
 
 @router.delete("/{dataset_id}", response_model=Deleted, responses=responses(404, 409))

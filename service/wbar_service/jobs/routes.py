@@ -364,6 +364,28 @@ def get_job_weights(
     return blob_response(request, store.blobs, job.weights, f"{job_id}.safetensors")
 
 
+@router.get(
+    "/{job_id}/losses",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The loss of each image, in the order of the dataset's `val`.",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ImageLosses"}}},
+        },
+        **responses(404, 409, 410),
+    },
+)
+def get_job_losses(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+    """Return the loss of w̄ and of the start on each held-out image of the report split, for paired comparisons of jobs.
+
+    Two jobs on one dataset have the same images in the same order where both report on all of them, or have the same seed.
+    """
+    job = store.jobs.get(tenant, job_id)
+    if job.losses is None:
+        _no_result(job, "losses of images")
+    return blob_response(request, store.blobs, job.losses, f"{job_id}-losses.json", "application/json", inline=True)
+
+
 def _no_result(job: JobRecord, what: str) -> NoReturn:
     if job.status == "succeeded":
         _refuse_expired(job, what)
