@@ -17,6 +17,7 @@ from benchmarks import (
     api_memory,
     api_requests,
     api_speed,
+    dashboard,
     event_streams,
     first_step,
     import_time,
@@ -37,6 +38,7 @@ MEASURES: dict[str, Callable[[bool], Findings]] = {
     "uploads": parallel_uploads.measure,
     "jobs": job_table.measure,
     "streams": event_streams.measure,
+    "dashboard": dashboard.measure,
     "first-step": first_step.measure,
     "training": training_speed.measure,
 }

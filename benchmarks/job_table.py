@@ -18,9 +18,9 @@ PAGE = 20
 def measure(quick: bool) -> Findings:
     count, repetitions = (10_000, 50) if quick else (100_000, 400)
     with serving() as service:
-        _fill(service, 100)
+        fill(service, 100)
         few = _claims(service, repetitions // 4)
-        _fill(service, count)
+        fill(service, count)
         many = _claims(service, repetitions // 4)
         rows = [_pages(service, name, filters, count, repetitions) for name, filters in FILTERS.items()]
     rows.append(
@@ -36,7 +36,7 @@ def measure(quick: bool) -> Findings:
 FILTERS = {"all jobs": {}, "status=failed": {"status": "failed"}, "metadata[team]=t3": {"metadata[team]": "t3"}}
 
 
-def _fill(service: ApiOnly, count: int) -> None:
+def fill(service: ApiOnly, count: int) -> None:
     """Insert jobs as they are after their end: nine in ten succeeded, the rest failed; ten teams."""
     template = service.store.jobs.create(MINE, service.spec, "template", {"team": "t0"})
     with service.store.database.write() as connection:

@@ -167,6 +167,7 @@ jobs = Table(
     Column("started_at", Double),
     Column("finished_at", Double),
     Index(None, "tenant", "id"),
+    Index(None, "tenant", "status"),
     Index(None, "status", "lease_until"),
     Index(None, "checkpoint"),
     Index(None, "dataset"),

@@ -1,127 +1,29 @@
-"""The pages of jobs: the list with its filters, one job, and what is done to them."""
+"""The pages of one job, and what is done to jobs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
-from urllib.parse import urlencode
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from wbar.errors import Conflict, NotFound, ValidationFailed
-from wbar.results import VERDICTS, Comparisons, JobResult, Verdict
-from wbar.states import TERMINAL, JobStatus
-from wbar.text import fault_of
+from wbar.errors import Conflict, NotFound
+from wbar.results import VERDICTS, Comparisons, JobResult
+from wbar.states import TERMINAL
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.dashboard.options import options_of
 from wbar_service.dashboard.pages import page
 from wbar_service.dashboard.route import PageRoute, is_fragment
 from wbar_store.database import Tenant
 from wbar_store.events import EventRecord
-from wbar_store.job_lists import Filters, OrderBy
 from wbar_store.jobs import JobRecord
 from wbar_store.repository import PageRequest
 from wbar_store.store import Store
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
-COLUMNS = {
-    "checkpoint": "Checkpoint",
-    "dataset": "Dataset",
-    "accuracy": "Accuracy",
-    "loss": "NLL",
-    "accuracy_gain": "Δ accuracy, start",
-    "loss_gain": "Δ NLL, start",
-    "accuracy_control": "Δ accuracy, control",
-    "loss_control": "Δ NLL, control",
-    "metadata": "Metadata",
-    "priority": "Priority",
-    "created": "Created",
-    "finished": "Finished",
-}
-SHOWN = ("accuracy", "accuracy_gain", "loss_gain", "accuracy_control", "loss_control", "created")
-SORTED_BY: dict[str, OrderBy] = {
-    "accuracy": "result.accuracy",
-    "loss": "result.loss",
-    "accuracy_gain": "result.accuracy_gain",
-    "loss_gain": "result.loss_gain",
-    "accuracy_control": "result.accuracy_gain_over_control",
-    "loss_control": "result.loss_gain_over_control",
-    "created": "created_at",
-    "finished": "finished_at",
-}
-COLUMNS_COOKIE = "wbar_columns"
-ROWS = 50
+MOST_AT_ONCE = 50
 LOG_LINES = 200
-
-
-@dataclass(frozen=True)
-class ListView:
-    """What the list shows: the query of its address, as text, so that every link keeps the rest of it."""
-
-    query: dict[str, str | list[str]]
-    columns: tuple[str, ...]
-
-    def link(self, **changes: str | None) -> str:
-        """Return the address with some of it changed, from its first page on. None removes."""
-        kept = {name: value for name, value in {**self.query, "after": None, **changes}.items() if value}
-        return "/?" + urlencode(kept, doseq=True) if kept else "/"
-
-
-@router.get("/")
-def show_jobs(
-    request: Request,
-    store: StoreOf,
-    tenant: TenantOf,
-    status: Annotated[list[str] | None, Query(max_length=10)] = None,
-    name: Annotated[str, Query(max_length=256)] = "",
-    checkpoint: Annotated[str, Query(max_length=64)] = "",
-    dataset: Annotated[str, Query(max_length=64)] = "",
-    verdict: Annotated[str, Query(pattern="^(better|same|worse)?$")] = "",
-    metadata: Annotated[str, Query(max_length=700)] = "",
-    order_by: OrderBy = "created_at",
-    order: Annotated[str, Query(pattern="^(asc|desc)$")] = "desc",
-    after: Annotated[str | None, Query(max_length=64)] = None,
-    columns: Annotated[list[str] | None, Query(max_length=20)] = None,
-) -> Response:
-    """Show the tenant's jobs; as a fragment the table alone."""
-    for text in (name, checkpoint, dataset, metadata):
-        if fault := fault_of(text):
-            raise ValidationFailed(fault)
-    statuses = tuple(one for one in get_args(JobStatus) if one in (status or ()))
-    chosen = _columns(request, columns)
-    view = ListView(
-        {
-            "status": list(statuses), "name": name, "checkpoint": checkpoint, "dataset": dataset, "verdict": verdict,
-            "metadata": metadata, "order_by": order_by if order_by != "created_at" else "",
-            "order": order if order != "desc" else "", "after": after or "",
-        },
-        chosen,
-    )  # fmt: skip
-    key, _, value = metadata.partition("=")
-    found = next((one for one in get_args(Verdict) if one == verdict), None)
-    filters = Filters(
-        statuses, checkpoint or None, dataset or None, name or None, found, ((key, value),) if metadata else ()
-    )
-    wanted = PageRequest(ROWS, after, "asc" if order == "asc" else "desc")
-    rows = store.jobs.summaries(tenant, wanted, filters, order_by)
-    places = store.queue.positions(tenant) if any(job.status == "queued" for job in rows.records) else {}
-    answer = page(
-        request, "_job_rows.html" if is_fragment(request) else "jobs.html",
-        jobs=rows, view=view, places=places, counts=store.jobs.counts(tenant), statuses=get_args(JobStatus),
-        all_columns=COLUMNS, sorted_by=SORTED_BY, order=order, order_by=order_by, filtered=any(view.query[one] for one in
-        ("status", "name", "checkpoint", "dataset", "verdict", "metadata")),
-    )  # fmt: skip
-    if columns is not None:
-        answer.set_cookie(COLUMNS_COOKIE, ".".join(chosen), max_age=365 * 86400, samesite="strict", httponly=True)
-    return answer
-
-
-def _columns(request: Request, asked: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the columns to show: those that are asked for, else those that the browser remembers."""
-    remembered = request.cookies.get(COLUMNS_COOKIE)
-    names = asked if asked is not None else remembered.split(".") if remembered is not None else SHOWN
-    return tuple(name for name in COLUMNS if name in names)
 
 
 @router.get("/jobs/confirm")
@@ -130,7 +32,7 @@ def confirm(
     store: StoreOf,
     tenant: TenantOf,
     action: Annotated[str, Query(pattern="^(cancel|delete)$")],
-    job: Annotated[list[str] | None, Query(max_length=ROWS)] = None,
+    job: Annotated[list[str] | None, Query(max_length=MOST_AT_ONCE)] = None,
 ) -> Response:
     """Ask before several jobs are cancelled or deleted; those for which it is too early or too late are named."""
     found = [store.jobs.get(tenant, one) for one in dict.fromkeys(job or ())]
@@ -144,7 +46,7 @@ def act_on_several(
     store: StoreOf,
     tenant: TenantOf,
     action: Annotated[str, Form(pattern="^(cancel|delete)$")],
-    job: Annotated[list[str], Form(max_length=ROWS)],
+    job: Annotated[list[str], Form(max_length=MOST_AT_ONCE)],
 ) -> Response:
     """Cancel or delete the jobs that were confirmed; one that has gone meanwhile is no fault."""
     for one in job:

@@ -103,5 +103,14 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> R
         "may": frozenset(record.scopes) if record else frozenset(),
         **values,
     }
-    body = _environment().get_template(template).render(shown)
+    return as_page(rendered(template, **shown), status)
+
+
+def rendered(template: str, **values: Any) -> Markup:
+    """Return a template that is filled."""
+    return Markup(_environment().get_template(template).render(values))  # noqa: S704  # the template has escaped what it shows
+
+
+def as_page(body: str, status: int = 200) -> Response:
+    """Return a page, or a part of one, with the headers that guard it."""
     return HTMLResponse(body, status, {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"})

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from wbar_service.dashboard import compare, files, jobs, new_job, operations, sign_in, uploads
+from wbar_service.dashboard import compare, files, job_list, jobs, new_job, operations, sign_in, uploads
 
 router = APIRouter()
 for part in (
@@ -11,6 +11,7 @@ for part in (
     sign_in.signed_in,
     new_job.router,  # before the jobs, whose ids could be `new`
     compare.router,
+    job_list.router,
     jobs.router,
     operations.router,
     operations.admin,

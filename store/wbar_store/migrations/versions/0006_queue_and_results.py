@@ -30,6 +30,7 @@ def upgrade() -> None:
             batch.add_column(sa.Column(name, sa.Double()))
     for name in (*NUMBERS, "finished_at"):
         op.create_index(f"ix_jobs_tenant_{name}_id", "jobs", ["tenant", name, "id"])
+    op.create_index("ix_jobs_tenant_status", "jobs", ["tenant", "status"])
     _fill()
 
 
@@ -59,6 +60,7 @@ def _fill() -> None:
 
 
 def downgrade() -> None:
+    op.drop_index("ix_jobs_tenant_status", "jobs")
     for name in (*NUMBERS, "finished_at"):
         op.drop_index(f"ix_jobs_tenant_{name}_id", "jobs")
     with op.batch_alter_table("jobs") as batch:
