@@ -22,8 +22,10 @@ def test_every_class_has_a_row_of_its_own_images(tmp_path: Path) -> None:
     sheet = torch.from_numpy(np.array(glance.sheet))[..., 0]
     for row in range(10):
         first = train.images[(train.labels == row).nonzero()[0, 0], 0]
-        cell = sheet[row * samples.CELL : (row + 1) * samples.CELL, : samples.CELL]
-        assert torch.equal(cell[:: samples.CELL // 8, :: samples.CELL // 8], first), "enlarged, and not smoothed"
+        side = samples.CELL - 2 * samples.EDGE
+        top = row * samples.CELL + samples.EDGE
+        cell = sheet[top : top + side, samples.EDGE : samples.EDGE + side]
+        assert torch.equal(cell[:: side // 8, :: side // 8], first), "enlarged, and not smoothed"
 
 
 def test_images_of_many_sizes_and_a_class_with_few_are_shown(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wbar_training.data.decoding import decode
 
-CELL = 48  # pixels a side
+CELL, EDGE = 48, 4  # pixels a side, with an edge around each image
 EACH, MOST_CLASSES = 8, 100
 PAPER = (128, 128, 128)
 
@@ -38,7 +38,7 @@ def look(packed: Path, classes: int) -> Glance:
                 pixels = decode(file.get_slice("train.encoded")[begin:end].numpy().tobytes(), 3)
             else:
                 pixels = file.get_slice("train.images")[index : index + 1][0]
-            sheet.paste(_thumbnail(pixels), (column * CELL, row * CELL))
+            sheet.paste(_thumbnail(pixels), (column * CELL + EDGE, row * CELL + EDGE))
     return Glance({split: _counts(one, classes) for split, one in labels.items()}, sheet)
 
 
@@ -56,8 +56,9 @@ def _counts(labels: Tensor, classes: int) -> list[int]:
 
 
 def _thumbnail(pixels: Tensor) -> Image.Image:
-    """Return an image, (C, H, W) uint8, as a square of CELL pixels; small ones are enlarged without smoothing."""
+    """Return an image, (C, H, W) uint8, as a square; small ones are enlarged without smoothing."""
     shown = pixels[:3] if pixels.shape[0] >= 3 else pixels[:1].expand(3, -1, -1)
     image = Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy())
-    small = max(image.size) <= CELL
-    return image.resize((CELL, CELL), Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR)
+    side = CELL - 2 * EDGE
+    small = max(image.size) <= side
+    return image.resize((side, side), Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR)
