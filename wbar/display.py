@@ -1,5 +1,6 @@
 """Output in the terminal: the live progress of a job, and the table of the comparisons."""
 
+import json
 from collections.abc import Iterable
 from typing import Self
 
@@ -8,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from wbar.comparing import ComparedScore, JobComparison
 from wbar.jobs import Event, Job
 from wbar.jobs import Progress as JobPosition
 from wbar.results import VERDICTS, Comparisons, JobResult
@@ -134,6 +136,40 @@ def comparison(job: Job) -> Table:
             style=style,
         )
     return table
+
+
+def side_by_side(made: JobComparison) -> list[Table]:
+    """Return the tables of jobs side by side: the options that differ, the comparisons."""
+    options, scores = (Table(title=title, title_justify="left") for title in ("Options that differ", "Held-out images"))
+    for table in (options, scores):
+        table.add_column("")
+        for job in made.jobs:
+            table.add_column(escape("\n".join(part for part in (job.id, job.name) if part)), overflow="fold")
+    for option in made.options:
+        options.add_row(escape(option.option), *(escape(_value(value)) for value in option.values))
+    scores.add_row("status", *(job.status for job in made.jobs))
+    scores.add_row("verdict", *(job.verdict or "–" for job in made.jobs))
+    scores.add_row("images", *("–" if job.held_out is None else f"{job.held_out:,}" for job in made.jobs))
+    for row in made.comparisons:
+        style = "bold" if row.name == "averaged" else ""
+        scores.add_row(f"{row.label}, accuracy", *(_accuracy(score) for score in row.scores), style=style)
+        scores.add_row(
+            f"{row.label}, NLL",
+            *(number(None if score is None else score.loss, 4) for score in row.scores),
+            style=style,
+        )
+    return [options, scores] if made.options else [scores]
+
+
+def _accuracy(score: ComparedScore | None) -> str:
+    if score is None:
+        return "–"
+    error = "" if score.accuracy_error is None else f" ± {score.accuracy_error:.2%}"
+    return f"{score.accuracy:.2%}{error}"
+
+
+def _value(value: object) -> str:
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def number(value: float | None, digits: int) -> str:

@@ -42,7 +42,7 @@ def _cell() -> Show:
     def show(job: Job) -> None:
         nonlocal handle
         if handle is None:
-            handle = display(job, display_id=True)
+            handle = display(job, display_id=True)  # type: ignore[no-untyped-call]
         else:
             handle.update(job)
 

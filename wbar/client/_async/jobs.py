@@ -150,6 +150,10 @@ class AsyncJobs(AsyncResource):
         path = f"/v1/jobs/{job_id}/events"
         return await self._get(path, Page[Event], limit=limit, after=after, order=order, type=[*types] or None)
 
+    def iterate_events(self, job_id: str, types: Sequence[EventType] = ()) -> AsyncIterator[Event]:
+        """Return an iterator over the job's log so far, oldest first, loaded page by page; types: as of `event_list`."""
+        return self._pages(f"/v1/jobs/{job_id}/events", Page[Event], order="asc", type=[*types] or None)
+
     async def metrics(self, job_id: str) -> Sequence[MetricsPoint]:
         """Return every point of the training series, in the order of the steps."""
         answer = await self._client.request("GET", f"/v1/jobs/{job_id}/metrics")

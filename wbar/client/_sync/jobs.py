@@ -147,6 +147,10 @@ class Jobs(Resource):
         path = f"/v1/jobs/{job_id}/events"
         return self._get(path, Page[Event], limit=limit, after=after, order=order, type=[*types] or None)
 
+    def iterate_events(self, job_id: str, types: Sequence[EventType] = ()) -> Iterator[Event]:
+        """Return an iterator over the job's log so far, oldest first, loaded page by page; types: as of `event_list`."""
+        return self._pages(f"/v1/jobs/{job_id}/events", Page[Event], order="asc", type=[*types] or None)
+
     def metrics(self, job_id: str) -> Sequence[MetricsPoint]:
         """Return every point of the training series, in the order of the steps."""
         answer = self._client.request("GET", f"/v1/jobs/{job_id}/metrics")
