@@ -23,11 +23,27 @@ from wbar.cli.output import (
     answer,
     end,
     need,
+    print_json,
+    wants_json,
     with_json,
 )
 from wbar.errors import Unreachable, WbarError
 
-__all__ = ["DETACHED", "FAILED", "REFUSED", "UNREACHABLE", "USAGE", "answer", "app", "main", "need", "with_json"]
+__all__ = [
+    "DETACHED",
+    "FAILED",
+    "REFUSED",
+    "UNREACHABLE",
+    "USAGE",
+    "answer",
+    "app",
+    "end",
+    "main",
+    "need",
+    "print_json",
+    "wants_json",
+    "with_json",
+]
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for _group in (uploads.app, submitting.app, jobs.app, following.app):

@@ -95,8 +95,9 @@ async def _receive(
         done = part.stat().st_size if resumed else 0
         total = done + int(response.headers["content-length"])
         with open(part, "ab" if resumed else "wb") as file:
-            async for chunk in response.aiter_bytes(CHUNK):
-                await in_thread(file.write, chunk)
+            # As it comes, not in pieces of a size: what came before the connection broke is kept.
+            async for chunk in response.aiter_bytes():
+                file.write(chunk)
                 done += len(chunk)
                 if step is not None:
                     step(done, total)

@@ -91,7 +91,8 @@ def _receive(client: "Client", path: str, headers: dict[str, str], part: Path, m
         done = part.stat().st_size if resumed else 0
         total = done + int(response.headers["content-length"])
         with open(part, "ab" if resumed else "wb") as file:
-            for chunk in response.iter_bytes(CHUNK):
+            # As it comes, not in pieces of a size: what came before the connection broke is kept.
+            for chunk in response.iter_bytes():
                 file.write(chunk)
                 done += len(chunk)
                 if step is not None:
