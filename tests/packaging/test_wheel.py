@@ -153,14 +153,9 @@ def test_commands_that_need_no_service(shell: Shell, tmp_path: Path) -> None:
     assert "up to date" in shell.wbar("migrate")
     assert shell.wbar("first-key", "a laptop").startswith("wbar_")
     assert "0 blobs" in shell.wbar("gc", "--dry-run")
-    for words in (
-        ["average", *words, "-o", str(mean)],
-        ["schedule"],
-        ["migrate"],
-        ["first-key", "b"],
-        ["gc", "--dry-run"],
-    ):
-        json.loads(shell.wbar(*words, "--json"))
+    again = (["average", *words, "-o", str(mean)], ["schedule"], ["migrate"], ["first-key", "b"], ["gc", "--dry-run"])
+    for command in again:
+        json.loads(shell.wbar(*command, "--json"))
     assert shell.typed == OFFLINE
 
 

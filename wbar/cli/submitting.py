@@ -44,8 +44,8 @@ def submit(
     lr: Annotated[float | None, typer.Option(help="The highest rate, of methods without cycles.")] = None,
     average: Annotated[str | None, typer.Option(help="uniform, greedy, window")] = None,
     control: Annotated[
-        bool, typer.Option("--control", help="Also run a cosine fine-tune of equal length, to compare with.")
-    ] = False,
+        bool | None, typer.Option(help="Also run a cosine fine-tune of equal length, to compare with.")
+    ] = None,
     guard: Annotated[
         bool | None, typer.Option(help="Give the start back if the average is worse than it (on in `auto`).")
     ] = None,
@@ -55,7 +55,7 @@ def submit(
     high_epochs: Annotated[float | None, typer.Option()] = None,
     low_epochs: Annotated[float | None, typer.Option()] = None,
     pull: Annotated[float | None, typer.Option(help="λ of λ‖w̄ − w‖².")] = None,
-    include_start: Annotated[bool, typer.Option("--include-start", help="Count the start as a point.")] = False,
+    include_start: Annotated[bool | None, typer.Option(help="Count the start as a point of the mean.")] = None,
     soup: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,7 +66,7 @@ def submit(
     ] = None,
     weight: Annotated[list[float] | None, typer.Option(help="Of a soup: one for each --soup, in order.")] = None,
     swag: Annotated[int | None, typer.Option(help="Samples of a Bayesian average (SWAG) to compare with.")] = None,
-    flatness: Annotated[bool, typer.Option("--flatness", help="Measure how flat the loss is, and draw it.")] = False,
+    flatness: Annotated[bool | None, typer.Option(help="Measure how flat the loss is, and draw it.")] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     image_size: Annotated[int | None, typer.Option()] = None,
     augment: Annotated[str | None, typer.Option(help=AUGMENTS)] = None,
@@ -89,7 +89,7 @@ def submit(
         raise typer.BadParameter(f"{job!r}: a file is given as @{job}", param_hint="@FILE")
     asked = _given(
         type=method or ("soup" if soup else None), epochs=epochs, lr=lr, average=average, cycles=cycles, pull=pull,
-        include_start=include_start or None, control=control or None, guard=guard,
+        include_start=include_start, control=control, guard=guard,
         high=_given(lr=high_lr, epochs=high_epochs) or None, low=_given(lr=low_lr, epochs=low_epochs) or None,
         checkpoints=soup or None, weights=weight or None,
     )  # fmt: skip
@@ -97,7 +97,7 @@ def submit(
     trained |= {"optimizer": {"name": optimizer}} if optimizer else {}
     options = _given(
         checkpoint=checkpoint, dataset=dataset, name=name, method=asked or None, recipe=trained or None, seed=seed,
-        swag=swag, flatness=flatness or None, max_seconds=max_seconds, expires_after=expires_after,
+        swag=swag, flatness=flatness, max_seconds=max_seconds, expires_after=expires_after,
         metadata=tags(metadata) or None, dry_run=dry_run or None,
     )  # fmt: skip
     body = _merged(read_object(job, "@FILE"), options)
