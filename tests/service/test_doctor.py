@@ -44,22 +44,6 @@ def test_all_is_well(service: Service) -> None:
     assert "is not installed" not in said
 
 
-def test_json_for_programs(tmp_path: Path) -> None:
-    where = {
-        "WBAR_DATABASE_URL": f"sqlite:///{tmp_path / 'wbar.db'}",
-        "WBAR_BROKER_URL": "redis://127.0.0.1:1/0",
-        "WBAR_BLOBS_URL": f"file://{tmp_path / 'blobs'}",
-        "WBAR_SCRATCH": str(tmp_path / "scratch"),
-    }
-    code, said = doctor("--json", **where)
-    found = {finding["part"]: finding for finding in json.loads(said)}
-    assert code == 1
-    assert found["tables"]["fix"] == "run `wbar migrate`"
-    assert (found["broker"]["verdict"], found["versions"]["verdict"]) == ("fault", "ok")
-    code, said = doctor("--json", **where, WBAR_DOWNLOADS="presigned")
-    assert (code, json.loads(said)["code"]) == (1, "error")
-
-
 def test_a_host_is_told_what_is_wrong_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = Database(f"sqlite:///{tmp_path / 'wbar.db'}")
     assert host_checks.clock(database).verdict == "ok"
@@ -97,10 +81,14 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
     assert "fault    broker: redis://127.0.0.1:1/0: " in said
     upgrade(database)
     database.dispose()
-    code, said = doctor(**environment)
+    code, said = doctor("--json", **environment)
+    found = {finding["part"]: finding for finding in json.loads(said)}
     assert code == 1
-    assert "fault    train workers: none lives: start `wbar worker --queue train`" in said
-    assert "ok       blobs: " in said
+    assert (found["train workers"]["verdict"], found["train workers"]["words"]) == ("fault", "none lives")
+    assert found["train workers"]["fix"] == "start `wbar worker --queue train`"
+    assert (found["blobs"]["verdict"], found["versions"]["verdict"], found["blobs"]["fix"]) == ("ok", "ok", None)
+    code, said = doctor("--json", **environment, WBAR_DOWNLOADS="presigned")
+    assert (code, json.loads(said)["code"]) == (1, "error")
     code, said = doctor(**environment, WBAR_DOWNLOADS="presigned")
     assert code == 1
     assert "WBAR_DOWNLOADS=presigned needs blobs in s3://" in said

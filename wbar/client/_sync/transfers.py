@@ -47,7 +47,7 @@ def download(client: "Client", path: str, target: Path, step: Step | None) -> Pa
     """Download to `target`: first to `<target>.part`, which is continued with a range where it exists, then verified
     and renamed.
 
-    step: called after each piece with the bytes done and the bytes in all.
+    step: called at the beginning and after each piece, with the bytes done and the bytes in all.
 
     A connection that breaks is taken up again as long as it brings something. Raises DigestMismatch (the part is
     deleted), Unreachable (the part is kept for the next try), or the service's refusal.
@@ -91,6 +91,8 @@ def _receive(client: "Client", path: str, headers: dict[str, str], part: Path, m
         done = part.stat().st_size if resumed else 0
         total = done + int(response.headers["content-length"])
         with open(part, "ab" if resumed else "wb") as file:
+            if step is not None:
+                step(done, total)
             # As it comes, not in pieces of a size: what came before the connection broke is kept.
             for chunk in response.iter_bytes():
                 file.write(chunk)
