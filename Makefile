@@ -6,7 +6,7 @@ DATASET ?= builtin:digits
 
 FAULTS ?= --count 1000 --seed 0 --seconds 3600 --database both
 
-.PHONY: demo test long models fuzz fuzz-guided faults clients lint bench bench-load bench-gain-quick lock up clean
+.PHONY: demo test long models fuzz fuzz-guided faults clients lint client bench bench-load bench-gain-quick lock up clean
 
 # One stamp per set of extras: reinstalled only when pyproject.toml changes.
 $(VENV)/.embedded: pyproject.toml
@@ -50,6 +50,9 @@ clients: $(VENV)/clients/bin/openapi-python-client ## four generators make clien
 # As root it does all of them (full disks, memory limits, a PostgreSQL of its own); otherwise it leaves out what it may not do.
 faults: $(VENV)/.test ## seeded faults at every named point of the real service, within an hour; a rerun goes on where it stopped
 	$(BIN)/python -m tests.faults --state $(VENV)/faults.jsonl $(FAULTS)
+
+client: $(VENV)/.test ## derive the blocking client from the asynchronous one
+	$(BIN)/python tools/derive_client.py
 
 lint: $(VENV)/.test ## style, types, and the arrows between the rooms
 	$(BIN)/ruff check .

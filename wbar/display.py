@@ -1,13 +1,17 @@
 """Output in the terminal: the live progress of a job, and the table of the comparisons."""
 
+import json
 from collections.abc import Iterable
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from wbar.comparing import ComparedScore, JobComparison
 from wbar.jobs import Event, Job
+from wbar.jobs import Progress as JobPosition
 from wbar.results import VERDICTS, Comparisons, JobResult
 from wbar.states import TERMINAL
 
@@ -21,49 +25,93 @@ def transfer(console: Console) -> Progress:
     )
 
 
+class JobProgress:
+    """The bar of one job in a terminal. Used as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+        )
+        self._task = self._bar.add_task("waiting", total=1.0, detail="")
+
+    def show(self, job: Job) -> None:
+        """Show a job as it is now."""
+        if job.progress is not None:
+            self.progress(job.progress)
+        if job.status != "running":
+            self.status(job.status)
+
+    def progress(self, at: JobPosition) -> None:
+        """Show how far a job is."""
+        place = f"cycle {at.cycle}/{at.cycles} · {at.phase}" if at.cycle else at.phase
+        self._bar.update(self._task, completed=at.fraction, description=place, detail=_detail(at))
+
+    def status(self, status: str) -> None:
+        """Show a job's new status."""
+        if status == "succeeded":
+            self._bar.update(self._task, completed=1.0, detail="")
+        self._bar.update(self._task, description=status)
+
+    def print(self, line: str, style: str | None = None) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(line, style=style, markup=False)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
 def follow(events: Iterable[Event], console: Console) -> str:
     """Show a job's events as they come: one bar, and a line for each lasting event. Returns the job's last status."""
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.fields[detail]}"),
-        console=console,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("waiting", total=1.0, detail="")
+    with JobProgress(console) as bar:
         for event in events:
-            data = event.data
             if event.type == "progress":
-                place = f"cycle {data['cycle']}/{data['cycles']} · {data['phase']}" if data["cycle"] else data["phase"]
-                bar.update(task, completed=data["fraction"], description=place, detail=_detail(data))
-            elif event.type == "snapshot":
-                score = data["metrics"]
-                bar.console.print(
-                    f"snapshot {data['n']} at step {data['step']}: accuracy {score['accuracy']:.2%}, loss {score['loss']:.4f}"
-                )
-            elif event.type == "metrics":
-                bar.console.print(f"  mean of {data['n']}: accuracy {data['accuracy']:.2%}, loss {data['loss']:.4f}")
-            elif event.type == "log":
-                style = "yellow" if data["level"] == "warning" else "dim"
-                bar.console.print(str(data["message"]), style=style, markup=False)
+                bar.progress(JobPosition.model_validate(event.data))
             elif event.type == "status":
-                status = str(data["status"])
-                if status == "succeeded":
-                    bar.update(task, completed=1.0, detail="")
-                bar.update(task, description=status)
+                status = str(event.data["status"])
+                bar.status(status)
                 if status in TERMINAL:
                     return status
+            else:
+                dim = "dim" if event.type == "log" else None
+                bar.print(line_of(event), "yellow" if event.data.get("level") == "warning" else dim)
     return "unknown"
 
 
-def _detail(data: dict[str, object]) -> str:
+def line_of(event: Event) -> str:
+    """Return an event as one line of text."""
+    data = event.data
+    if event.type == "snapshot":
+        score = data["metrics"]
+        return (
+            f"snapshot {data['n']} at step {data['step']}: accuracy {score['accuracy']:.2%}, loss {score['loss']:.4f}"
+        )
+    if event.type == "metrics":
+        return f"  mean of {data['n']}: accuracy {data['accuracy']:.2%}, loss {data['loss']:.4f}"
+    if event.type == "progress":
+        at = JobPosition.model_validate(data)
+        place = f"cycle {at.cycle}/{at.cycles} · {at.phase}" if at.cycle else at.phase
+        return f"{at.fraction:.0%} {place} · step {at.step}/{at.total_steps} {_detail(at)}".rstrip()
+    return str(data["status"] if event.type == "status" else data["message"])
+
+
+def _detail(at: JobPosition) -> str:
     parts = []
-    if data.get("learning_rate") is not None:
-        parts.append(f"lr {data['learning_rate']:.4g}")
-    if data.get("loss") is not None:
-        parts.append(f"loss {data['loss']:.4f}")
-    if data.get("images_per_second") is not None:
-        parts.append(f"{data['images_per_second']:.0f} img/s")
-    if data.get("eta_seconds") is not None:
-        parts.append(f"ETA {data['eta_seconds']:.0f} s")
+    if at.learning_rate is not None:
+        parts.append(f"lr {at.learning_rate:.4g}")
+    if at.loss is not None:
+        parts.append(f"loss {at.loss:.4f}")
+    if at.images_per_second is not None:
+        parts.append(f"{at.images_per_second:.0f} img/s")
+    if at.eta_seconds is not None:
+        parts.append(f"ETA {at.eta_seconds:.0f} s")
     return " · ".join(parts)
 
 
@@ -88,6 +136,40 @@ def comparison(job: Job) -> Table:
             style=style,
         )
     return table
+
+
+def side_by_side(made: JobComparison) -> list[Table]:
+    """Return the tables of jobs side by side: the options that differ, the comparisons."""
+    options, scores = (Table(title=title, title_justify="left") for title in ("Options that differ", "Held-out images"))
+    for table in (options, scores):
+        table.add_column("")
+        for job in made.jobs:
+            table.add_column(escape("\n".join(part for part in (job.id, job.name) if part)), overflow="fold")
+    for option in made.options:
+        options.add_row(escape(option.option), *(escape(_value(value)) for value in option.values))
+    scores.add_row("status", *(job.status for job in made.jobs))
+    scores.add_row("verdict", *(job.verdict or "–" for job in made.jobs))
+    scores.add_row("images", *("–" if job.held_out is None else f"{job.held_out:,}" for job in made.jobs))
+    for row in made.comparisons:
+        style = "bold" if row.name == "averaged" else ""
+        scores.add_row(f"{row.label}, accuracy", *(_accuracy(score) for score in row.scores), style=style)
+        scores.add_row(
+            f"{row.label}, NLL",
+            *(number(None if score is None else score.loss, 4) for score in row.scores),
+            style=style,
+        )
+    return [options, scores] if made.options else [scores]
+
+
+def _accuracy(score: ComparedScore | None) -> str:
+    if score is None:
+        return "–"
+    error = "" if score.accuracy_error is None else f" ± {score.accuracy_error:.2%}"
+    return f"{score.accuracy:.2%}{error}"
+
+
+def _value(value: object) -> str:
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def number(value: float | None, digits: int) -> str:

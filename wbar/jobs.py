@@ -277,6 +277,12 @@ class Job(BaseModel):
     finished_at: str | None
     estimate: Estimate | None = Field(None, description="Only in the answer to a dry run.")
 
+    def _repr_html_(self) -> str:
+        """Return the job as a notebook shows it."""
+        from wbar.notebook import job_html
+
+        return job_html(self)
+
     @classmethod
     def of(
         cls,

@@ -4,9 +4,11 @@
 """
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from wbar_averaging.cyclic_lr import Position
 
 USAGE = 2
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.", show_default=False)]
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 app = typer.Typer()
@@ -42,6 +45,7 @@ def average(
     max_shard_size: Annotated[
         str | None, typer.Option(help="Split the output: 5GB, 500MiB. Default: one file.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write the weighted mean of checkpoint files, and print its path. Memory does not grow with the files."""
     if importlib.util.find_spec("numpy") is None:
@@ -56,7 +60,7 @@ def average(
             )  # fmt: skip
     except (ValueError, OSError) as error:
         _end(str(error))
-    typer.echo(str(written))
+    typer.echo(json.dumps({"path": str(written)}) if as_json else str(written))
 
 
 @app.command()
@@ -73,6 +77,7 @@ def schedule(
     warmup_steps: Annotated[int, typer.Option(help="First steps of each high phase, from the low rate up.")] = 0,
     warmup: Annotated[str, typer.Option(help="gradual or constant.")] = "gradual",
     plot: Annotated[Path | None, typer.Option(help="Write the plot here, as one HTML page.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Print the phases of a schedule, with the rates they begin and end at; --plot draws every step."""
     from wbar_averaging.cyclic_lr import CyclicSchedule
@@ -88,15 +93,40 @@ def schedule(
     phases: dict[tuple[int, str], list[Position]] = {}
     for at in positions:
         phases.setdefault((at.cycle, at.phase), []).append(at)
+    if plot is not None:
+        _write_plot(plot, positions)
+    spans = [_Span.of(cycle, phase, own) for (cycle, phase), own in phases.items()]
+    if as_json:
+        written = None if plot is None else str(plot)
+        typer.echo(json.dumps({"phases": [asdict(span) for span in spans], "plot": written}, indent=2))
+        return
     typer.echo(
         f"{'cycle':>5}  {'phase':<5}  {'steps':>15}  {'rate at its beginning':>21}  {'largest':>9}  {'at its end':>10}"
     )
-    for (cycle, phase), own in phases.items():
-        rates = [at.lr for at in own]
-        span = f"{own[0].step}–{own[-1].step}"
-        typer.echo(f"{cycle:>5}  {phase:<5}  {span:>15}  {rates[0]:>21.4g}  {max(rates):>9.4g}  {rates[-1]:>10.4g}")
+    for span in spans:
+        steps = f"{span.first_step}–{span.last_step}"
+        first, largest, last = span.first_lr, span.largest_lr, span.last_lr
+        typer.echo(f"{span.cycle:>5}  {span.phase:<5}  {steps:>15}  {first:>21.4g}  {largest:>9.4g}  {last:>10.4g}")
     if plot is not None:
-        _write_plot(plot, positions)
+        typer.echo(str(plot))
+
+
+@dataclass(frozen=True)
+class _Span:
+    """One phase of one cycle, as it is printed."""
+
+    cycle: int
+    phase: str
+    first_step: int
+    last_step: int
+    first_lr: float
+    largest_lr: float
+    last_lr: float
+
+    @classmethod
+    def of(cls, cycle: int, phase: str, steps: "list[Position]") -> "_Span":
+        rates = [at.lr for at in steps]
+        return cls(cycle, phase, steps[0].step, steps[-1].step, rates[0], max(rates), rates[-1])
 
 
 def _write_plot(path: Path, positions: "list[Position]") -> None:
@@ -114,7 +144,6 @@ def _write_plot(path: Path, positions: "list[Position]") -> None:
         path.write_text(figure.to_html(include_plotlyjs=True, config={"displaylogo": False}), encoding="utf-8")
     except OSError as error:
         _end(f"{path}: {error.strerror}")
-    typer.echo(str(path))
 
 
 def _numbers(text: str | None) -> list[float] | None:

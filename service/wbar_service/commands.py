@@ -1,11 +1,12 @@
 """`wbar up`, `wbar serve`, `wbar migrate`, `wbar doctor`, `wbar first-key`, `wbar gc`, `wbar backup`, `wbar restore`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from wbar.cli import need
+from wbar.cli import answer, end, need, print_json, wants_json, with_json
 
 app = typer.Typer()
 
@@ -39,6 +40,7 @@ def serve(
 
 
 @app.command()
+@with_json
 def migrate() -> None:
     """Bring the database's tables to this version. Safe to run again, and from several places at once."""
     need("service", "sqlalchemy", "alembic")
@@ -50,10 +52,11 @@ def migrate() -> None:
     database = Database(settings.database_url)
     upgrade(database)
     database.dispose()
-    typer.echo("the database is up to date")
+    answer({"migrated": True}, "the database is up to date")
 
 
 @app.command()
+@with_json
 def doctor() -> None:
     """Look at every part that the service needs, as WBAR_DATABASE_URL, WBAR_BROKER_URL, WBAR_BLOBS_URL name them.
 
@@ -69,14 +72,19 @@ def doctor() -> None:
         settings = ServiceSettings()
     except ValidationError as error:
         _fail("\n".join(f"fault    settings: {one['msg']}" for one in error.errors()))
-    faults = 0
+    findings = []
     for finding in examine(settings):
-        typer.echo(f"{finding.verdict:8} {finding.part}: {finding.words}")
-        faults += finding.verdict == "fault"
-    raise typer.Exit(1 if faults else 0)
+        findings.append(finding)
+        if not wants_json():
+            fix = f": {finding.fix}" if finding.fix else ""
+            typer.echo(f"{finding.verdict:8} {finding.part}: {finding.words}{fix}")
+    if wants_json():
+        print_json([asdict(finding) for finding in findings])
+    raise typer.Exit(1 if any(finding.verdict == "fault" for finding in findings) else 0)
 
 
 @app.command(name="first-key")
+@with_json
 def first_key(
     name: Annotated[str, typer.Argument(help="What the key is for.")],
     tenant: Annotated[str, typer.Option(help="Whose objects it opens.")] = "default",
@@ -100,7 +108,8 @@ def first_key(
     url = ServiceSettings().database_url
     database = Database(url)
     try:
-        typer.echo(Keys(database).create(name[:256], Tenant(tenant)).key)
+        made = Keys(database).create(name[:256], Tenant(tenant))
+        answer({"key": made.key, "tenant": tenant}, made.key)
     except DBAPIError as error:
         reason = (str(error.orig).splitlines() or [""])[0]
         typer.echo(f"no key was made ({reason}): is WBAR_DATABASE_URL right, and did `wbar migrate` run?", err=True)
@@ -110,6 +119,7 @@ def first_key(
 
 
 @app.command()
+@with_json
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, delete nothing.")] = False,
 ) -> None:
@@ -131,6 +141,9 @@ def gc(
             blobs.sweep_temporaries()
     finally:
         database.dispose()
+    if wants_json():
+        print_json({"deleted": not dry_run, "unreferenced": found.unreferenced, "unknown": found.strays})
+        return
     verb = "would be deleted" if dry_run else "deleted"
     for what, content in (("unreferenced", found.unreferenced), ("unknown to the database", found.strays)):
         for sha256, size in sorted(content.items()):
@@ -139,6 +152,7 @@ def gc(
 
 
 @app.command()
+@with_json
 def backup(
     target: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
     data: Annotated[Path, typer.Option(help="The folder of `wbar up`.")] = Path("~/.local/share/wbar"),
@@ -151,10 +165,12 @@ def backup(
         made = back_up(data.expanduser(), target.expanduser())
     except BackupFailed as error:
         _fail(f"no backup: {error}")
-    typer.echo(f"{made.blobs} blobs, {made.bytes:,} bytes, of wbar {made.version} in {target}: copy it to another disk")
+    words = f"{made.blobs} blobs, {made.bytes:,} bytes, of wbar {made.version} in {target}: copy it to another disk"
+    answer({"path": str(target), "blobs": made.blobs, "bytes": made.bytes, "version": made.version}, words)
 
 
 @app.command()
+@with_json
 def restore(
     source: Annotated[Path, typer.Argument(help="A folder that `wbar backup` made.")],
     data: Annotated[Path, typer.Option(help="The new folder for `wbar up`.")] = Path("~/.local/share/wbar"),
@@ -168,9 +184,12 @@ def restore(
         made = run(source.expanduser(), data.expanduser())
     except BackupFailed as error:
         _fail(f"nothing was restored: {error}")
-    typer.echo(f"{made.blobs} blobs, {made.bytes:,} bytes in {data}: start it with `wbar up --data {data}`")
+    words = f"{made.blobs} blobs, {made.bytes:,} bytes in {data}: start it with `wbar up --data {data}`"
+    answer({"path": str(data), "blobs": made.blobs, "bytes": made.bytes, "version": made.version}, words)
 
 
 def _fail(message: str) -> NoReturn:
+    if wants_json():
+        end(ValueError(message), 1)
     typer.echo(message, err=True)
     raise typer.Exit(1)

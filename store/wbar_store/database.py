@@ -94,6 +94,11 @@ class Database:
             self._as_tenant(connection)
             yield connection
 
+    def seconds_now(self) -> float:
+        """Return the seconds since 1970 by the database's clock."""
+        with self.read() as connection:
+            return float(connection.execute(select(now())).scalar_one())
+
     @contextmanager
     def read_at_once(self) -> Iterator[bool]:
         """Open a block of `read()` for a thread that must not wait, such as an event loop's.

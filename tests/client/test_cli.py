@@ -106,7 +106,7 @@ def test_a_command_whose_extra_is_missing_names_it(command: str) -> None:
 def test_the_names_in_the_help_are_those_of_the_models() -> None:
     from typing import get_args
 
-    from wbar.cli import AUGMENTS
+    from wbar.cli.submitting import AUGMENTS
     from wbar.recipe import Augment
 
     assert tuple(AUGMENTS.split(", ")) == get_args(Augment)

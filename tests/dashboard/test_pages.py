@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.vendor_scripts import FILES, FOLDER
+from tools.vendor_scripts import FILES, FOLDER
 from tests.service.app import App, app_in
 from tests.store.rows import insert_inputs, spec
 from wbar.jobs import JobRequest

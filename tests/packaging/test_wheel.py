@@ -1,5 +1,6 @@
 """What the wheel puts where, and every command of it in a folder whose modules have the names that Python looks for."""
 
+import json
 import shutil
 import signal
 import socket
@@ -25,7 +26,8 @@ OFFLINE = {"average", "schedule", "migrate", "first-key", "gc"}
 PARTS = {"migrate", "doctor", "first-key", "serve", "worker", "sweep", "datasets add"}
 CLIENT = {
     "up", "upload", "checkpoints", "datasets add", "datasets list", "submit", "jobs", "show", "watch", "cancel", "pause",
-    "finish", "clone", "resume", "download", "keys create", "keys list", "keys revoke", "backup", "restore",
+    "finish", "clone", "resume", "download", "keys create", "keys list", "keys revoke", "backup", "restore", "logs",
+    "open", "compare",
 }  # fmt: skip
 
 
@@ -151,6 +153,9 @@ def test_commands_that_need_no_service(shell: Shell, tmp_path: Path) -> None:
     assert "up to date" in shell.wbar("migrate")
     assert shell.wbar("first-key", "a laptop").startswith("wbar_")
     assert "0 blobs" in shell.wbar("gc", "--dry-run")
+    again = (["average", *words, "-o", str(mean)], ["schedule"], ["migrate"], ["first-key", "b"], ["gc", "--dry-run"])
+    for command in again:
+        json.loads(shell.wbar(*command, "--json"))
     assert shell.typed == OFFLINE
 
 
@@ -235,6 +240,9 @@ def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: P
     assert "invalid_transition" in shell.wbar("finish", one, code=REFUSED)
     assert '"cycles": 3' in shell.wbar("clone", one, "--changes", '{"method": {"cycles": 3}}', "--dry-run")
     assert "invalid_transition" in shell.wbar("resume", one, code=REFUSED)
+    assert "snapshot 1 at step" in shell.wbar("logs", one)
+    assert "devices" in shell.wbar("compare", one, two)
+    assert shell.wbar("open", one).endswith(f"/jobs/{one}\n")
     weights = tmp_path / "averaged.safetensors"
     assert shell.wbar("download", two, "-o", str(weights)) == f"{weights}\n"
     for listing, expected in (("jobs", two), ("checkpoints", checkpoint), ("datasets list", dataset)):

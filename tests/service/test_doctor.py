@@ -1,16 +1,21 @@
 """What `wbar doctor` says: of a whole service, of one without workers, of an old database, of settings that clash."""
 
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Service
+from wbar_service import host_checks
 from wbar_store.database import Database
 from wbar_store.migrate import downgrade, upgrade
 
 
-def doctor(**environment: str) -> tuple[int, str]:
-    command = [str(Path(sys.executable).with_name("wbar")), "doctor"]
+def doctor(*options: str, **environment: str) -> tuple[int, str]:
+    command = [str(Path(sys.executable).with_name("wbar")), "doctor", *options]
     done = subprocess.run(command, env={"PATH": "/usr/bin", **environment}, capture_output=True, text=True, timeout=120)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout + done.stderr
@@ -23,6 +28,9 @@ def test_all_is_well(service: Service) -> None:
     assert all(line.startswith(("ok", "warning")) for line in lines.values()), said
     assert {
         "software",
+        "versions",
+        "devices",
+        "clock",
         "database",
         "tables",
         "row security",
@@ -32,6 +40,28 @@ def test_all_is_well(service: Service) -> None:
         "blobs",
     } <= set(lines)
     assert "train-" in lines["train workers"]
+    assert "the CPU, " in lines["devices"] or "CUDA" in lines["devices"]
+    assert "is not installed" not in said
+
+
+def test_a_host_is_told_what_is_wrong_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'wbar.db'}")
+    assert host_checks.clock(database).verdict == "ok"
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 90)
+    behind = host_checks.clock(database)
+    monkeypatch.undo()
+    database.dispose()
+    assert (behind.verdict, behind.words) == ("warning", "90.0 s behind the database's")
+    assert "chrony" in str(behind.fix)
+    monkeypatch.setattr(host_checks, "LITTLE_SPACE", 1 << 60)
+    assert "make room" in str(host_checks.disk("scratch", tmp_path / "not there yet").fix)
+    monkeypatch.setattr(host_checks, "TORCH_SECONDS", 0.01)
+    assert host_checks.torch_and_devices().words == "torch did not load within 0.01 s"
+    monkeypatch.setattr(host_checks, "requires", lambda _: ["celery>=99; extra == 'store'", "nothing-like-it>=1"])
+    (_, versions) = host_checks.software()
+    assert (versions.verdict, versions.fix) == ("fault", "pip install 'celery>=99' 'nothing-like-it>=1'")
+    assert "nothing-like-it is not installed" in versions.words
 
 
 def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
@@ -51,10 +81,14 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
     assert "fault    broker: redis://127.0.0.1:1/0: " in said
     upgrade(database)
     database.dispose()
-    code, said = doctor(**environment)
+    code, said = doctor("--json", **environment)
+    found = {finding["part"]: finding for finding in json.loads(said)}
     assert code == 1
-    assert "fault    train workers: none lives: start `wbar worker --queue train`" in said
-    assert "ok       blobs: " in said
+    assert (found["train workers"]["verdict"], found["train workers"]["words"]) == ("fault", "none lives")
+    assert found["train workers"]["fix"] == "start `wbar worker --queue train`"
+    assert (found["blobs"]["verdict"], found["versions"]["verdict"], found["blobs"]["fix"]) == ("ok", "ok", None)
+    code, said = doctor("--json", **environment, WBAR_DOWNLOADS="presigned")
+    assert (code, json.loads(said)["code"]) == (1, "error")
     code, said = doctor(**environment, WBAR_DOWNLOADS="presigned")
     assert code == 1
     assert "WBAR_DOWNLOADS=presigned needs blobs in s3://" in said

@@ -1,6 +1,6 @@
 """Take the dashboard's two libraries from the npm registry, at the versions and digests that are written here.
 
-    python service/vendor_scripts.py [--check]
+    python tools/vendor_scripts.py [--check]
 
 With `--check` nothing is written: the files in the package are compared with the digests. To update a library, change its
 version, run this, and write the digests that it prints.
@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "wbar_service" / "dashboard" / "static" / "vendor"
+FOLDER = Path(__file__).parent.parent / "service" / "wbar_service" / "dashboard" / "static" / "vendor"
 
 # The package, the file inside it, the name here, its sha256.
 FILES = (

@@ -1,0 +1,150 @@
+"""Commands that look at jobs and control them: list, show, compare, cancel, pause, finish, resume, download."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from wbar.cli.completion import After, JobId, Limit, Order, checkpoint_ids, job_ids, statuses
+from wbar.cli.output import (
+    answer,
+    answer_page,
+    connected,
+    console,
+    note,
+    print_json,
+    step,
+    transfer,
+    wants_json,
+    with_json,
+)
+from wbar.cli.submitting import tags
+
+if TYPE_CHECKING:
+    from wbar.jobs import Job
+
+app = typer.Typer()
+MOST_COMPARED = 12
+
+
+@app.command()
+@with_json
+def jobs(
+    status: Annotated[str | None, typer.Option(help="Keep those in this state.", autocompletion=statuses)] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Keep those that start from it.", autocompletion=checkpoint_ids)
+    ] = None,
+    metadata: Annotated[list[str] | None, typer.Option(help="key=value; keep those with it; repeatable.")] = None,
+    limit: Limit = 20,
+    after: After = None,
+    order: Order = None,
+) -> None:
+    """List the jobs, newest first."""
+    with connected() as client:
+        page = client.jobs.list(
+            limit=limit, after=after, order=order, status=status, checkpoint=checkpoint, metadata=tags(metadata)
+        )
+    answer_page(page, ("id", "name", "status", "done", "verdict"), lambda job: (
+        job.id, job.name or "", job.status, f"{job.progress.fraction:.0%}" if job.progress else "", _outcome(job)
+    ))  # fmt: skip
+
+
+def _outcome(job: "Job") -> str:
+    return job.result.verdict if job.result else (job.error.code if job.error else "")
+
+
+@app.command()
+@with_json
+def show(job: JobId) -> None:
+    """Print one job as JSON."""
+    with connected() as client:
+        print_json(client.jobs.get(job))
+
+
+@app.command()
+@with_json
+def compare(
+    compared: Annotated[
+        list[str], typer.Argument(metavar="JOB JOB …", help="Two jobs or more.", autocompletion=job_ids)
+    ],
+) -> None:
+    """Compare jobs: the options that differ, and the comparisons side by side, with their errors."""
+    if not 2 <= len(compared) <= MOST_COMPARED:
+        raise typer.BadParameter(f"{len(compared)} jobs: 2 to {MOST_COMPARED} can be compared", param_hint="JOB JOB …")
+    from wbar.comparing import compared as side_by_side
+
+    with connected() as client:
+        made = side_by_side([client.jobs.get(job) for job in compared])
+    if wants_json():
+        print_json(made)
+        return
+    from wbar.display import side_by_side as tables
+
+    for table in tables(made):
+        console().print(table)
+    console().print(made.note, soft_wrap=True, markup=False)
+
+
+@app.command()
+@with_json
+def cancel(job: JobId) -> None:
+    """End a job now; its snapshots stay."""
+    with connected() as client:
+        now = client.jobs.cancel(job)
+    answer(now, now.status)
+
+
+@app.command()
+@with_json
+def pause(job: JobId) -> None:
+    """Stop a running job at its next step, exactly resumable."""
+    with connected() as client:
+        answer(client.jobs.pause(job), "pausing")
+
+
+@app.command()
+@with_json
+def finish(job: JobId) -> None:
+    """End a running job's training now, and have the average of what it visited so far."""
+    with connected() as client:
+        answer(client.jobs.finish(job), "finishing")
+
+
+@app.command()
+@with_json
+def resume(job: JobId) -> None:
+    """Queue a paused job again."""
+    with connected() as client:
+        now = client.jobs.resume(job)
+    answer(now, now.status)
+
+
+@app.command()
+@with_json
+def download(
+    job: JobId,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the averaged weights.")] = Path(
+        "averaged.safetensors"
+    ),
+    format: Annotated[str | None, typer.Option(help="safetensors or pytorch; default: by the output's suffix.")] = None,
+    snapshot: Annotated[int | None, typer.Option(help="Download w_n instead.")] = None,
+) -> None:
+    """Download the averaged weights: an interrupted download goes on, and the digest is verified."""
+    from wbar.transfers import sha256_of
+
+    kind: Literal["safetensors", "pytorch"] = "safetensors"
+    if format == "pytorch" or (format is None and output.suffix in (".pt", ".pth")):
+        kind = "pytorch"
+    elif format not in (None, "safetensors"):
+        raise typer.BadParameter(f"{format!r} is not a format: safetensors or pytorch")
+    with connected() as client, transfer() as bar:
+        moved = step(bar, f"download {output.name}")
+        if snapshot is None:
+            client.jobs.download(job, output, kind, moved)
+        else:
+            client.jobs.download_snapshot(job, snapshot, output, moved)
+    note("sha-256 verified")
+    if wants_json():
+        print_json({"path": str(output), "bytes": output.stat().st_size, "sha256": sha256_of(output)})
+    else:
+        typer.echo(str(output))

@@ -1,0 +1,171 @@
+"""`wbar submit` and `wbar clone`: a request from options, from a file, or from both."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wbar.cli.completion import JobId, checkpoint_ids, dataset_ids
+from wbar.cli.following import follow
+from wbar.cli.job_file import read_object
+from wbar.cli.output import answer, connected, wants_json, with_json
+
+if TYPE_CHECKING:
+    from wbar.client import Client
+    from wbar.jobs import Job
+
+app = typer.Typer()
+# The names are written out: importing the models that define them would slow `wbar --help` down.
+AUGMENTS = (
+    "auto, none, pad_crop, pad_crop_flip, resized_crop, resized_crop_flip, imagenet, rand_augment, trivial_augment"
+)
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and estimate, create nothing.")]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Follow the job to its end; exit 1 if it fails. Ctrl-C leaves it running.")
+]
+
+
+@app.command()
+@with_json
+def submit(
+    job: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[@FILE]",
+            help="A whole job in YAML or JSON, as POST /v1/jobs takes it; @- reads stdin. Options go before it.",
+        ),
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="ckpt_…", autocompletion=checkpoint_ids)] = None,
+    dataset: Annotated[str | None, typer.Option(help="ds_…", autocompletion=dataset_ids)] = None,
+    name: Annotated[str | None, typer.Option()] = None,
+    method: Annotated[
+        str | None, typer.Option(help="auto, cyclic_swa (the default), swa, ema, lawa, none; soup: see --soup")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Extra epochs, of methods without cycles.")] = None,
+    lr: Annotated[float | None, typer.Option(help="The highest rate, of methods without cycles.")] = None,
+    average: Annotated[str | None, typer.Option(help="uniform, greedy, window")] = None,
+    control: Annotated[
+        bool | None, typer.Option(help="Also run a cosine fine-tune of equal length, to compare with.")
+    ] = None,
+    guard: Annotated[
+        bool | None, typer.Option(help="Give the start back if the average is worse than it (on in `auto`).")
+    ] = None,
+    cycles: Annotated[int | None, typer.Option(help="Snapshots that enter the mean.")] = None,
+    high_lr: Annotated[float | None, typer.Option()] = None,
+    low_lr: Annotated[float | None, typer.Option()] = None,
+    high_epochs: Annotated[float | None, typer.Option()] = None,
+    low_epochs: Annotated[float | None, typer.Option()] = None,
+    pull: Annotated[float | None, typer.Option(help="λ of λ‖w̄ − w‖².")] = None,
+    include_start: Annotated[bool | None, typer.Option(help="Count the start as a point of the mean.")] = None,
+    soup: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Average this checkpoint with the others given like this (method soup); again for each. The first is the "
+            "start, unless --checkpoint says otherwise.",
+            autocompletion=checkpoint_ids,
+        ),
+    ] = None,
+    weight: Annotated[list[float] | None, typer.Option(help="Of a soup: one for each --soup, in order.")] = None,
+    swag: Annotated[int | None, typer.Option(help="Samples of a Bayesian average (SWAG) to compare with.")] = None,
+    flatness: Annotated[bool | None, typer.Option(help="Measure how flat the loss is, and draw it.")] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    image_size: Annotated[int | None, typer.Option()] = None,
+    augment: Annotated[str | None, typer.Option(help=AUGMENTS)] = None,
+    optimizer: Annotated[str | None, typer.Option(help="auto, sgd, adam, adamw, rmsprop, adagrad")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help='The rest of the recipe as JSON, or @FILE: \'{"mixup": 0.2, "freeze": ["conv1.*"]}\'.'),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="How long it may run; then it fails.")] = None,
+    expires_after: Annotated[
+        int | None, typer.Option(help="Seconds from its end after which its files are deleted; default: they stay.")
+    ] = None,
+    metadata: Annotated[list[str] | None, typer.Option(help="key=value, repeatable.")] = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+) -> None:
+    """Create a job and print its id. What is not given is resolved by the service and shown in the job."""
+    if job is not None and not job.startswith("@"):
+        raise typer.BadParameter(f"{job!r}: a file is given as @{job}", param_hint="@FILE")
+    asked = _given(
+        type=method or ("soup" if soup else None), epochs=epochs, lr=lr, average=average, cycles=cycles, pull=pull,
+        include_start=include_start, control=control, guard=guard,
+        high=_given(lr=high_lr, epochs=high_epochs) or None, low=_given(lr=low_lr, epochs=low_epochs) or None,
+        checkpoints=soup or None, weights=weight or None,
+    )  # fmt: skip
+    trained = read_object(recipe, "--recipe") | _given(batch_size=batch_size, image_size=image_size, augment=augment)
+    trained |= {"optimizer": {"name": optimizer}} if optimizer else {}
+    options = _given(
+        checkpoint=checkpoint, dataset=dataset, name=name, method=asked or None, recipe=trained or None, seed=seed,
+        swag=swag, flatness=flatness, max_seconds=max_seconds, expires_after=expires_after,
+        metadata=tags(metadata) or None, dry_run=dry_run or None,
+    )  # fmt: skip
+    body = _merged(read_object(job, "@FILE"), options)
+    if soup:
+        body.setdefault("checkpoint", soup[0])
+    for input_, option in (("checkpoint", "--checkpoint"), ("dataset", "--dataset")):
+        if input_ not in body:
+            raise typer.BadParameter("missing, and no @FILE names it", param_hint=option)
+    if "idempotency_key" in body:
+        raise typer.BadParameter("idempotency_key is no field of a job", param_hint="@FILE")
+    with connected() as client:
+        _show_created(client, client.jobs.create(**body), wait)
+
+
+@app.command()
+@with_json
+def clone(
+    job: JobId,
+    changes: Annotated[
+        str | None, typer.Option(help='What differs, as JSON or @FILE: \'{"method": {"cycles": 12}}\'; null removes.')
+    ] = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+) -> None:
+    """Create a job like another one, and print its id."""
+    differing = read_object(changes, "--changes")
+    with connected() as client:
+        _show_created(client, client.jobs.clone(job, **(differing | {"dry_run": dry_run})), wait)
+
+
+def _show_created(client: "Client", job: "Job", wait: bool) -> None:
+    """Print a new job's id, and follow it if that is wanted; of a dry run, print what it would be."""
+    if job.id is None:
+        answer(job, job.model_dump_json(indent=2))
+        return
+    if not (wait and wants_json()):
+        answer(job, job.id)
+    if wait:
+        follow(client, job.id)
+
+
+def _merged(base: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return a request with what the options say in its place; another type of method replaces the whole method."""
+    made = dict(base)
+    for name, value in options.items():
+        there = made.get(name)
+        if isinstance(there, dict) and isinstance(value, dict):
+            other = name == "method" and value.get("type", _type(there)) != _type(there)
+            made[name] = value if other else _merged(there, value)
+        else:
+            made[name] = value
+    return made
+
+
+def _type(method: dict[str, Any]) -> Any:
+    return method.get("type") or "cyclic_swa"
+
+
+def tags(pairs: list[str] | None) -> dict[str, str]:
+    """Parse key=value pairs. Raises BadParameter."""
+    found = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{pair!r} is not key=value")
+        found[key] = value
+    return found
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,101 @@
+"""Commands for what jobs begin with: `wbar upload`, `wbar checkpoints`, `wbar datasets add|list`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wbar.cli.completion import After, Limit, Order
+from wbar.cli.output import answer, answer_page, connected, note, step, transfer, with_json
+from wbar.errors import UnknownArchitecture
+
+app = typer.Typer()
+datasets_app = typer.Typer(no_args_is_help=True, help="Datasets: add, list.")
+KEPT = "Seconds until it is deleted, or once no job needs it; default: it stays."
+
+
+@app.command()
+@with_json
+def upload(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="safetensors or PyTorch file.")],
+    name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
+    expires_after: Annotated[int | None, typer.Option(help=KEPT)] = None,
+    architecture: Annotated[str | None, typer.Option(help="Default: detected from the tensors.")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Default: read off the tensors.")] = None,
+) -> None:
+    """Upload a checkpoint, wait until it was validated, print its id."""
+    try:
+        with connected() as client, transfer() as bar:
+            made = client.checkpoints.create(
+                file,
+                name=name,
+                architecture=architecture,
+                num_classes=num_classes,
+                expires_after=expires_after,
+                step=step(bar, f"upload {file.name}"),
+            )
+    except UnknownArchitecture as error:
+        raise UnknownArchitecture(f"{error.detail}. Here `architecture` is --architecture NAME") from None
+    assert made.architecture is not None
+    note(f"{made.architecture.name}, {made.architecture.num_classes} classes, {made.parameters:,} parameters")
+    if made.architecture.warning:
+        note(made.architecture.warning, "yellow")
+    answer(made, made.id)
+
+
+@app.command()
+@with_json
+def checkpoints(limit: Limit = 20, after: After = None, order: Order = None) -> None:
+    """List the checkpoints, newest first."""
+    with connected() as client:
+        page = client.checkpoints.list(limit=limit, after=after, order=order)
+    answer_page(page, ("id", "name", "status", "architecture", "bytes"), lambda item: (
+        item.id, item.name, item.status, item.architecture.name if item.architecture else "", f"{item.bytes:,}"
+    ))  # fmt: skip
+
+
+@datasets_app.command("add")
+@with_json
+def add_dataset(
+    source: Annotated[
+        str,
+        typer.Argument(help="An archive's or folder's path, builtin:digits, builtin:fashion-mnist, file://…, s3://…"),
+    ],
+    name: Annotated[str | None, typer.Option()] = None,
+    expires_after: Annotated[int | None, typer.Option(help=KEPT)] = None,
+    max_train_images: Annotated[
+        int | None, typer.Option(help="Keep this many training images (built-in sets).")
+    ] = None,
+    multilabel: Annotated[bool, typer.Option(help="Several labels per image, from labels.csv.")] = False,
+) -> None:
+    """Add a dataset, wait until it was read, print its id."""
+    if ":" not in source and not Path(source).exists():
+        raise typer.BadParameter(f"{source!r} is no file or folder and no builtin:, file:// or s3:// source")
+    with connected() as client, transfer() as bar:
+        named = source.startswith(("builtin:", "file:", "s3:"))
+        made = client.datasets.create(
+            source,
+            name=name,
+            task="multilabel" if multilabel else "classification",
+            max_train_images=max_train_images,
+            expires_after=expires_after,
+            step=None if named else step(bar, f"upload {Path(source).name}"),
+        )
+    splits = made.splits or {}
+    for warning in made.warnings:
+        note(warning, "yellow")
+    note(
+        f"{len(made.classes or [])} classes, {splits['train'].images:,} training and {splits['val'].images:,} held-out images"
+    )
+    answer(made, made.id)
+
+
+@datasets_app.command("list")
+@with_json
+def list_datasets(limit: Limit = 20, after: After = None, order: Order = None) -> None:
+    """List the datasets, newest first."""
+    with connected() as client:
+        page = client.datasets.list(limit=limit, after=after, order=order)
+    answer_page(page, ("id", "name", "status", "classes", "images"), lambda item: (
+        item.id, item.name, item.status, len(item.classes or []), sum(s.images for s in (item.splits or {}).values())
+    ))  # fmt: skip

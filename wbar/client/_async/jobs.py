@@ -1,0 +1,188 @@
+"""`client.jobs`."""
+
+import json
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal
+
+from anyio import sleep
+
+from wbar.client._async.resource import AsyncResource
+from wbar.client._async.transfers import download
+from wbar.client.job_bar import job_bar
+from wbar.errors import Unreachable
+from wbar.jobs import Event, EventType, Job, MetricsPoint, Snapshot
+from wbar.lists import Page
+from wbar.states import TERMINAL
+from wbar.transfers import Step
+
+
+class AsyncJobs(AsyncResource):
+    """Creates, follows, controls and deletes jobs, and downloads their weights."""
+
+    async def create(self, *, checkpoint: str, dataset: str, idempotency_key: str | None = None, **fields: Any) -> Job:
+        """Create a job; `fields` are those of wbar.jobs.JobRequest (name, method, recipe, seed, classes, dry_run …).
+
+        idempotency_key: default: one of its own for each call.
+        """
+        body = {"checkpoint": checkpoint, "dataset": dataset, **fields}
+        return await self._create("/v1/jobs", Job, body, idempotency_key)
+
+    async def get(self, job_id: str) -> Job:
+        """Return one job. Raises NotFound."""
+        return await self._get(f"/v1/jobs/{job_id}", Job)
+
+    async def list(
+        self,
+        limit: int = 20,
+        after: str | None = None,
+        order: str | None = None,
+        status: str | None = None,
+        checkpoint: str | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> Page[Job]:
+        """Return one page of jobs, newest first unless `order` is `asc`; status, checkpoint, metadata: keep only these."""
+        filters = _filters(order, status, checkpoint, metadata)
+        return await self._get("/v1/jobs", Page[Job], limit=limit, after=after, **filters)
+
+    def iterate(
+        self,
+        order: str | None = None,
+        status: str | None = None,
+        checkpoint: str | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> AsyncIterator[Job]:
+        """Return an iterator over all jobs, loaded page by page; order, status, checkpoint, metadata: as of `list`."""
+        return self._pages("/v1/jobs", Page[Job], **_filters(order, status, checkpoint, metadata))
+
+    async def cancel(self, job_id: str) -> Job:
+        """End a job now; its snapshots stay. Raises InvalidTransition once it has ended otherwise."""
+        return await self._act(job_id, "cancel")
+
+    async def pause(self, job_id: str) -> Job:
+        """Ask a running job to stop at its next step, exactly resumable. Raises InvalidTransition for another job."""
+        return await self._act(job_id, "pause")
+
+    async def clone(self, job_id: str, *, idempotency_key: str | None = None, **changes: Any) -> Job:
+        """Create a job like another one. changes: what differs, as in `create`; inner objects are merged, None removes."""
+        return await self._create(f"/v1/jobs/{job_id}/clone", Job, changes, idempotency_key)
+
+    async def finish(self, job_id: str) -> Job:
+        """Ask a running job to end its training at its next step, and to deliver the average of what it visited so far.
+
+        Raises InvalidTransition for a job that does not run or has no snapshot yet.
+        """
+        return await self._act(job_id, "finish")
+
+    async def resume(self, job_id: str) -> Job:
+        """Queue a paused job again. Raises InvalidTransition for another job."""
+        return await self._act(job_id, "resume")
+
+    async def _act(self, job_id: str, action: str) -> Job:
+        answer = await self._client.request("POST", f"/v1/jobs/{job_id}/{action}")
+        return Job.model_validate(answer.json())
+
+    async def delete(self, job_id: str) -> None:
+        """Delete an ended job. Raises InvalidTransition while it has not ended, InUse while it is a teacher."""
+        await self._client.request("DELETE", f"/v1/jobs/{job_id}")
+
+    async def wait(
+        self, job_id: str, timeout: float | None = None, poll: float = 0.5, progress: bool | None = None
+    ) -> Job:
+        """Poll until the job has ended in any status. Raises TimeoutError after `timeout` seconds, if given.
+
+        progress: show a bar on stderr, or in the notebook's cell. Default: in a notebook only.
+        """
+        deadline = None if timeout is None else monotonic() + timeout
+        with job_bar(progress) as show:
+            while True:
+                job = await self.get(job_id)
+                show(job)
+                if job.status in TERMINAL:
+                    return job
+                if deadline is not None and monotonic() > deadline:
+                    raise TimeoutError(f"{job_id} is still {job.status} after {timeout:g} s")
+                await sleep(poll)
+
+    async def events(self, job_id: str, after: str | None = None, patience: float = 60.0) -> AsyncIterator[Event]:
+        """Follow the job's log until its terminal status; a lost connection is taken up again without loss or repeats.
+
+        patience: seconds to keep trying while the service does not answer, then Unreachable.
+        """
+        last, silent_since = after, monotonic()
+        while True:
+            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
+            try:
+                async with aclosing(self._stream(job_id, headers)) as stream:
+                    async for event in stream:
+                        silent_since = monotonic()
+                        if event is None:
+                            continue  # connected, or a keep-alive
+                        yield event
+                        last = event.id
+                        if event.type == "status" and event.data["status"] in TERMINAL:
+                            return
+                return
+            except Unreachable:
+                if monotonic() - silent_since > patience:
+                    raise
+                await sleep(0.5)
+
+    async def _stream(self, job_id: str, headers: dict[str, str]) -> AsyncGenerator[Event | None, None]:
+        async with self._client.stream(f"/v1/jobs/{job_id}/events", headers) as response:
+            yield None
+            async for line in response.aiter_lines():
+                # Every event is one `data:` line; comments are keep-alives.
+                yield Event.model_validate(json.loads(line[5:])) if line.startswith("data:") else None
+
+    async def event_list(
+        self,
+        job_id: str,
+        limit: int = 100,
+        after: str | None = None,
+        order: str = "asc",
+        types: Sequence[EventType] = (),
+    ) -> Page[Event]:
+        """Return one page of the job's log, oldest first unless `order` is `desc`. types: keep only these; none: all."""
+        path = f"/v1/jobs/{job_id}/events"
+        return await self._get(path, Page[Event], limit=limit, after=after, order=order, type=[*types] or None)
+
+    def iterate_events(self, job_id: str, types: Sequence[EventType] = ()) -> AsyncIterator[Event]:
+        """Return an iterator over the job's log so far, oldest first, loaded page by page; types: as of `event_list`."""
+        return self._pages(f"/v1/jobs/{job_id}/events", Page[Event], order="asc", type=[*types] or None)
+
+    async def metrics(self, job_id: str) -> Sequence[MetricsPoint]:
+        """Return every point of the training series, in the order of the steps."""
+        answer = await self._client.request("GET", f"/v1/jobs/{job_id}/metrics")
+        return [MetricsPoint.model_validate(point) for point in answer.json()["data"]]
+
+    async def snapshots(self, job_id: str) -> Sequence[Snapshot]:
+        """Return all snapshots, in the order of n."""
+        return [item async for item in self._pages(f"/v1/jobs/{job_id}/snapshots", Page[Snapshot])]
+
+    async def download(
+        self,
+        job_id: str,
+        path: str | os.PathLike[str],
+        format: Literal["safetensors", "pytorch"] = "safetensors",
+        step: Step | None = None,
+    ) -> Path:
+        """Download w̄ to `path`. An interrupted download goes on; the digest is verified before the file appears."""
+        return await download(self._client, f"/v1/jobs/{job_id}/weights?format={format}", Path(path), step)
+
+    async def download_snapshot(
+        self, job_id: str, n: int, path: str | os.PathLike[str], step: Step | None = None
+    ) -> Path:
+        """Download w_n to `path`; see download."""
+        return await download(self._client, f"/v1/jobs/{job_id}/snapshots/{n}/weights", Path(path), step)
+
+
+def _filters(
+    order: str | None, status: str | None, checkpoint: str | None, metadata: dict[str, str] | None
+) -> dict[str, Any]:
+    """Return the parameters of a list of jobs."""
+    tags = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
+    return {"order": order, "status": status, "checkpoint": checkpoint, **tags}

@@ -1,0 +1,31 @@
+"""`client.keys`."""
+
+from collections.abc import AsyncIterator, Sequence
+
+from wbar.client._async.resource import AsyncResource
+from wbar.keys import ApiKey, Scope
+from wbar.lists import Page
+
+
+class AsyncKeys(AsyncResource):
+    """Creates, lists and revokes API keys of the same tenant. Raises Forbidden for a key without the scope `admin`."""
+
+    async def create(
+        self, name: str, *, scopes: Sequence[Scope] = ("read", "write"), expires_in_days: float | None = None
+    ) -> ApiKey:
+        """Create a key. Its `key` is in this answer only: that is why this is never sent again by itself."""
+        body = {"name": name, "scopes": [*scopes], "expires_in_days": expires_in_days}
+        answer = await self._client.request("POST", "/v1/keys", json=body)
+        return ApiKey.model_validate(answer.json())
+
+    async def list(self, limit: int = 20, after: str | None = None, order: str | None = None) -> Page[ApiKey]:
+        """Return one page of keys, newest first unless `order` is `asc`."""
+        return await self._get("/v1/keys", Page[ApiKey], limit=limit, after=after, order=order)
+
+    def iterate(self, order: str | None = None) -> AsyncIterator[ApiKey]:
+        """Return an iterator over all keys, loaded page by page, newest first unless `order` is `asc`."""
+        return self._pages("/v1/keys", Page[ApiKey], order=order)
+
+    async def revoke(self, key_id: str) -> None:
+        """Revoke a key: it is refused a second later at most. Raises NotFound."""
+        await self._client.request("DELETE", f"/v1/keys/{key_id}")

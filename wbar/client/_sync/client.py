@@ -1,0 +1,155 @@
+# Derived from wbar/client/_async/client.py by `make client` (tools/derive_client.py): edit that one.
+"""The connection: every request goes through `Client.request` or `Client.stream`, which retry and raise.
+
+Here a new resource is added: a module with a subclass of Resource, and a line in `__init__`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import sleep
+from typing import Any, Self
+
+import httpx
+
+from wbar import __version__, config
+from wbar.client._sync.checkpoints import Checkpoints
+from wbar.client._sync.datasets import Datasets
+from wbar.client._sync.jobs import Jobs
+from wbar.client._sync.keys import Keys
+from wbar.client.problems import refusal, unreachable
+from wbar.client.retries import BROKEN, Retries, passes, repeatable, retry_after
+from wbar.errors import NotFound, Refused
+
+
+class Client:
+    """A connection to one service. Use it as a context manager (`with`), or call `close`.
+
+    url: default: WBAR_URL, then the configuration file.
+    api_key: default: WBAR_API_KEY, then the configuration file.
+    timeout: seconds to wait for one answer.
+    retries: how often a request that may be repeated (GET, HEAD, DELETE, and every POST with an `Idempotency-Key`, which
+        the client sends with everything that it creates but API keys) is sent again after a lost connection or a 429, 502,
+        503 or 504. The pauses grow, with jitter; `Retry-After` is respected up to a minute.
+    """
+
+    def __init__(
+        self, url: str | None = None, api_key: str | None = None, timeout: float = 60.0, retries: int = 3
+    ) -> None:
+        configured = config.current()
+        self.url = (url or configured.url or config.DEFAULT_URL).rstrip("/")
+        self.retries = Retries(retries)
+        key = api_key or configured.api_key
+        headers = {"User-Agent": f"wbar/{__version__}"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        # trust_env off: a proxy from the environment must not see keys and weights bound for a private address.
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+        self.checkpoints = Checkpoints(self)
+        self.datasets = Datasets(self)
+        self.jobs = Jobs(self)
+        self.keys = Keys(self)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: Callable[[], Iterator[bytes]] | None = None,
+        headers: dict[str, str] | None = None,
+        **options: Any,
+    ) -> httpx.Response:
+        """Send one request and return the response.
+
+        content: makes the body, anew for each try.
+        options: as of httpx: params, json.
+
+        Raises Unreachable, or the class of wbar.errors that the problem's code names.
+        """
+        return self._send(method, path, False, content, headers=headers, **options)
+
+    @contextmanager
+    def stream(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        """Send a GET and yield the response, whose body is read as it comes.
+
+        Raises as `request`, also while the body is read.
+        """
+        response = self._send("GET", path, True, headers=headers)
+        try:
+            if response.next_request is None:
+                yield response
+                return
+            response.close()
+            with self._elsewhere(response, headers) as moved:
+                yield moved
+        except httpx.TransportError as error:
+            raise unreachable(self.url, error) from error
+        finally:
+            response.close()
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        stream: bool,
+        content: Callable[[], Iterator[bytes]] | None = None,
+        **options: Any,
+    ) -> httpx.Response:
+        """Send a request until it is answered, or refused for good, or there were too many tries."""
+        tries, lost = 0, False
+        while True:
+            tries += 1
+            body = None if content is None else content()
+            request = self._http.build_request(method, path, content=body, **options)
+            again = repeatable(method, request.headers)
+            try:
+                response = self._http.send(request, stream=stream)
+                if response.status_code >= 400 and stream:
+                    response.read()
+            except httpx.TransportError as error:
+                pause = self.retries.pause(tries) if again and isinstance(error, BROKEN) else None
+                if pause is None:
+                    raise unreachable(self.url, error) from error
+                lost = True
+            else:
+                problem = _problem(response)
+                # The answer to the DELETE that did it was lost: what is asked for has come about.
+                if problem is None or (method == "DELETE" and lost and isinstance(problem, NotFound)):
+                    return response
+                again = again and passes(response, problem)
+                pause = self.retries.pause(tries, retry_after(response)) if again else None
+                if pause is None:
+                    raise problem
+            sleep(pause)
+
+    @contextmanager
+    def _elsewhere(self, redirect: httpx.Response, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        """Yield the answer of the bucket that the service sends a download on to; its history holds the redirect.
+
+        The bucket gets no key, and no `If-Range`, since its tags are others: a range is asked for where the service's tag says
+        that the content is still the same.
+        """
+        assert redirect.next_request is not None
+        same = "Range" in headers and headers.get("If-Range", redirect.headers["etag"]) == redirect.headers["etag"]
+        wanted = {"Range": headers["Range"]} if same else {}
+        url = redirect.next_request.url
+        with (
+            httpx.Client(timeout=self._http.timeout, trust_env=False) as stranger,
+            stranger.stream("GET", url, headers=wanted) as response,
+        ):
+            if response.status_code >= 400:
+                raise Refused(
+                    f"HTTP {response.status_code} from {url.host}, where the service sent this download on to"
+                )
+            response.history = [redirect]
+            yield response
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _problem(response: httpx.Response) -> Refused | None:
+    return None if response.status_code < 400 else refusal(response)

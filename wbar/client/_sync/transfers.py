@@ -1,0 +1,104 @@
+# Derived from wbar/client/_async/transfers.py by `make client` (tools/derive_client.py): edit that one.
+"""The bytes of files, both ways: every upload goes through `upload`, every download through `download`."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from wbar.client._sync.resource import given, new_key
+from wbar.errors import DigestMismatch, RangeNotSatisfiable, Unreachable
+from wbar.transfers import CHUNK, Step, sha256_of, upload_headers
+
+if TYPE_CHECKING:
+    from wbar.client._sync.client import Client
+
+
+def chunks(path: Path, step: Step | None) -> Iterator[bytes]:
+    """Yield a file in pieces of CHUNK bytes; step: called after each with the bytes done and the bytes in all."""
+    total, done = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+            done += len(chunk)
+            if step is not None:
+                step(done, total)
+
+
+def upload(
+    client: "Client",
+    target: str,
+    path: Path,
+    params: dict[str, Any],
+    step: Step | None = None,
+    idempotency_key: str | None = None,
+) -> httpx.Response:
+    """POST the bytes of a file to `target`, with their sha256, and return the answer.
+
+    A lost connection makes it begin again; with the idempotency key one object is made, however often it does.
+    """
+    headers = upload_headers(path, idempotency_key or new_key())
+    return client.request("POST", target, params=given(params), content=lambda: chunks(path, step), headers=headers)
+
+
+def download(client: "Client", path: str, target: Path, step: Step | None) -> Path:
+    """Download to `target`: first to `<target>.part`, which is continued with a range where it exists, then verified
+    and renamed.
+
+    step: called at the beginning and after each piece, with the bytes done and the bytes in all.
+
+    A connection that breaks is taken up again as long as it brings something. Raises DigestMismatch (the part is
+    deleted), Unreachable (the part is kept for the next try), or the service's refusal.
+    """
+    part, mark = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.part.etag")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        before = _size(part)
+        headers = {"Range": f"bytes={before}-", "If-Range": mark.read_text()} if before and mark.exists() else {}
+        try:
+            etag = _receive(client, path, headers, part, mark, step)
+        except RangeNotSatisfiable:
+            # The part is as long as the content or longer: cheaper to begin again than to guess.
+            part.unlink()
+        except Unreachable:
+            if _size(part) <= before:
+                raise
+        else:
+            break
+    expected, received = etag.strip('"'), sha256_of(part)
+    mark.unlink(missing_ok=True)
+    if received != expected:
+        part.unlink()
+        raise DigestMismatch(
+            f"the download has sha-256 {received}, the service says {expected}: it was thrown away, try again"
+        )
+    os.replace(part, target)
+    return target
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _receive(client: "Client", path: str, headers: dict[str, str], part: Path, mark: Path, step: Step | None) -> str:
+    """Append to `part` or write it anew, as the service answers; returns the ETag."""
+    with client.stream(path, headers) as response:
+        etag: str = (response.history or [response])[0].headers["etag"]  # a bucket has another one
+        mark.write_text(etag)
+        resumed = response.status_code == 206
+        done = part.stat().st_size if resumed else 0
+        total = done + int(response.headers["content-length"])
+        with open(part, "ab" if resumed else "wb") as file:
+            if step is not None:
+                step(done, total)
+            # As it comes, not in pieces of a size: what came before the connection broke is kept.
+            for chunk in response.iter_bytes():
+                file.write(chunk)
+                done += len(chunk)
+                if step is not None:
+                    step(done, total)
+            file.flush()
+            os.fsync(file.fileno())
+    return etag
