@@ -50,6 +50,9 @@ def test_operations_have_names(schema: dict[str, Any]) -> None:
         "finishJob", "cloneJob",
         "listJobEvents", "getJobMetrics", "listJobSnapshots", "getJobSnapshotWeights", "getJobReport", "getJobWeights",
         "createKey", "listKeys", "getKey", "deleteKey",
+        "createWebhook", "listWebhooks", "getWebhook", "deleteWebhook",
+        "rotateWebhookSecret", "enableWebhook", "pingWebhook",
+        "listWebhookDeliveries", "getWebhookDelivery", "replayWebhookDelivery",
         "listArchitectures", "getHealth", "getReadiness", "getMetrics",
     }  # fmt: skip
 
@@ -64,6 +67,8 @@ def test_lists_are_called_by_what_they_hold(schema: dict[str, Any]) -> None:
         "SnapshotPage",
         "MetricsPointPage",
         "ApiKeyPage",
+        "WebhookPage",
+        "DeliveryPage",
     }
 
 
