@@ -2,7 +2,7 @@
 
 Safe to run in several processes: a claim is a compare-and-set. A message that was sent by a process that then was killed is
 due again when its lease is over, under the same id: at least once. One receiver, or one tenant, takes a part of the slots at
-most, so that those who do not answer keep nobody else waiting.
+most, so that those who do not answer keep no others waiting.
 """
 
 import logging
