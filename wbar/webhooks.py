@@ -98,9 +98,14 @@ class RotationRequest(RequestModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"overlap_seconds": 3600}]})
 
-    overlap_seconds: int = Field(
-        DAY, ge=0, le=7 * DAY, description="How long messages are signed with the secret of before, too."
+    overlap_seconds: Annotated[int, Field(ge=0, le=7 * DAY)] | None = Field(
+        None, description="How long messages are signed with the secret of before, too. Default: a day."
     )
+
+    @property
+    def overlap(self) -> float:
+        """Seconds for which both secrets sign."""
+        return float(DAY if self.overlap_seconds is None else self.overlap_seconds)
 
 
 class Webhook(BaseModel):

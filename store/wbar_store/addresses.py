@@ -25,11 +25,14 @@ class Reach:
         return _within(_carried(ip_address(address)), self._allowed)
 
     def refusal(self, address: str) -> str | None:
-        """Return why an address may not be reached, in words; None if it may."""
+        """Return why an address may not be reached, in words that do not name it; None if it may.
+
+        Whoever reads them may not be meant to know what a name inside stands for.
+        """
         real = _carried(ip_address(address))
         if _within(real, self._allowed) or (_is_public(real) and not _within(real, _INSIDE_CLOUDS)):
             return None
-        return f"{address} is no address of the public network, and WBAR_WEBHOOKS_ALLOW does not name it"
+        return "this is not in the public network, and WBAR_WEBHOOKS_ALLOW does not name it"
 
     @property
     def is_wider(self) -> bool:

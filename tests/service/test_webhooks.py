@@ -86,7 +86,7 @@ def test_lists_go_on_where_they_ended(app: App) -> None:
         ({"url": "https://2130706433/"}, "/url", "public network"),
         ({"url": "https://169.254.169.254/latest/meta-data"}, "/url", "public network"),
         ({"url": "https://[::ffff:10.0.0.1]/"}, "/url", "public network"),
-        ({"url": "https://localhost:8000/"}, "/url", "this machine"),
+        ({"url": "https://localhost:8000/"}, "/url", "public network"),
         ({"url": URL, "events": []}, "/events", "at least 1"),
         ({"url": URL, "events": ["job.finished"]}, "/events/0", "job.succeeded"),
         ({"url": URL, "secret": "mine"}, "/secret", "not known"),

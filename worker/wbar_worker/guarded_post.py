@@ -96,7 +96,7 @@ class _Dialler(httpcore.NetworkBackend):
         for address in addresses:
             refusal = self._reach.refusal(address)
             if refusal is not None:
-                raise NotSent(f"{host}: {refusal}" if host != address else refusal)
+                raise NotSent(f"{host}: {refusal}")
             if not self._secure and not self._reach.allows(address):
                 raise NotSent("http is for networks that WBAR_WEBHOOKS_ALLOW names: use https")
         tried = addresses[:MOST_ADDRESSES]

@@ -78,7 +78,7 @@ def rotate_webhook_secret(
     body: Annotated[RotationRequest, Body(default_factory=RotationRequest)],
 ) -> Response:
     """Make a new secret, which is in this answer only. Messages are signed with both until the overlap is over."""
-    return _with_secret(store.webhooks.rotate(tenant, webhook_id, float(body.overlap_seconds)))
+    return _with_secret(store.webhooks.rotate(tenant, webhook_id, body.overlap))
 
 
 @router.post("/{webhook_id}/enable", response_model=Webhook, responses=responses(404))
@@ -137,7 +137,7 @@ def _check_url(url: str, reach: Reach) -> None:
         fault = reach.refusal(str(ipaddress.ip_address(host)))
     except ValueError:  # a name
         if (host == "localhost" or host.endswith(".localhost")) and not reach.is_wider:
-            fault = f"{host} is this machine, and WBAR_WEBHOOKS_ALLOW does not name it"
+            fault = "this is not in the public network, and WBAR_WEBHOOKS_ALLOW does not name it"
     if fault is None and parts.scheme != "https" and not reach.is_wider:
         fault = "http is for networks that WBAR_WEBHOOKS_ALLOW names, and it names none: use https"
     if fault is not None:
