@@ -8,6 +8,7 @@ WbarError
 │   ├── UnsafePickle  CorruptFile  NotAStateDict  NonFiniteWeights  ArchitectureMismatch  UnknownArchitecture ...
 │   └── InvalidArchive  UnsafePath  TooFewClasses  NoImages  BrokenImage  UnknownSource ...
 ├── JobError                    a job failed: Diverged  OutOfMemory  NothingMatches  TimeLimit  AttemptsExhausted  ...
+├── InvalidSignature            a receiver of webhooks got a message that is not to be trusted
 └── Unreachable                 the client found no service at the address
 """
 
@@ -33,6 +34,12 @@ class Unreachable(WbarError):
     """Raised by the client when no service answers at the address."""
 
     code = "unreachable"
+
+
+class InvalidSignature(WbarError):
+    """Raised where a webhook's message has no signature by the secret, or is too old."""
+
+    code = "invalid_signature"
 
 
 class Refused(WbarError):

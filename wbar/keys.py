@@ -24,8 +24,8 @@ class KeyRequest(RequestModel):
     name: Name = Field(description="What the key is for.")
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=3, fail_fast=True)] = Field(
         default_factory=_read_and_write,
-        description="`read`: GET and HEAD. `write`: everything that creates, changes or deletes. `admin`: /v1/keys. None of "
-        "them contains another.",
+        description="`read`: GET and HEAD. `write`: everything that creates, changes or deletes. `admin`: /v1/keys, and what "
+        "changes /v1/webhooks. None of them contains another.",
     )
     expires_in_days: float | None = Field(
         None, gt=0, le=MOST_DAYS, allow_inf_nan=False, description="Default: it does not expire."

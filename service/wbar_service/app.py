@@ -15,6 +15,7 @@ from wbar.datasets import Dataset, DatasetSource
 from wbar.jobs import Job, JobRequest
 from wbar.keys import ApiKey, KeyRequest
 from wbar.results import ImageLosses
+from wbar.webhooks import RotationRequest, Webhook, WebhookEvent, WebhookRequest
 from wbar.workers import Worker
 from wbar_service import (
     architectures,
@@ -36,6 +37,7 @@ from wbar_service.jobs.stream import EventStreams
 from wbar_service.keys import routes as key_routes
 from wbar_service.rate_limits import RateLimits
 from wbar_service.settings import ServiceSettings
+from wbar_service.webhooks import routes as webhook_routes
 from wbar_store import logs
 from wbar_store.process_memory import close_memory
 from wbar_store.store import Store
@@ -76,24 +78,16 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.add_middleware(headers.RequestId)
     # Routes are tried one after the other: those that are asked most often come first.
     for routes in (
-        health, job_routes, checkpoint_routes, dataset_routes, architectures, workers, key_routes, sign_in_links, prometheus,
+        health, job_routes, checkpoint_routes, dataset_routes, architectures, workers, key_routes, sign_in_links,
+        webhook_routes, prometheus,
     ):  # fmt: skip
         app.include_router(routes.router)
     app.include_router(dashboard_routes.router)
 
     schema.document(
-        app,
-        settings.sources,
-        ApiKey,
-        Checkpoint,
-        Dataset,
-        DatasetSource,
-        Job,
-        JobRequest,
-        KeyRequest,
-        ImageLosses,
-        Worker,
-    )
+        app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, ImageLosses, Job, JobRequest, KeyRequest,
+        RotationRequest, Webhook, WebhookEvent, WebhookRequest, Worker,
+    )  # fmt: skip
     return app
 
 

@@ -144,15 +144,16 @@ class AuthenticatedRoute(APIRoute):
     """A route that checks the key before the framework reads the body, and caps the body that it reads.
 
     A router with `route_class=AuthenticatedRoute` has only such routes. scope: of the key; None: `read` for GET and HEAD,
-    `write` for the other methods.
+    and `changing` for the other methods.
     """
 
     scope: ClassVar[Scope | None] = None
+    changing: ClassVar[Scope] = "write"
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler that checks the key, reads a declared body, and lets the framework do the rest."""
         handle = super().get_route_handler()
-        scope = self.scope or ("read" if (self.methods or set()) <= {"GET", "HEAD"} else "write")
+        scope = self.scope or ("read" if (self.methods or set()) <= {"GET", "HEAD"} else self.changing)
         # Routes without a declared body read it themselves, or not at all.
         reads_body = self.body_field is not None
 
@@ -178,6 +179,12 @@ class AdminRoute(AuthenticatedRoute):
     """A route for keys with the scope `admin`."""
 
     scope = "admin"
+
+
+class ManagedRoute(AuthenticatedRoute):
+    """A route of what keys with the scope `read` may look at, and those with `admin` may change."""
+
+    changing = "admin"
 
 
 def store_of(request: Request) -> Store:

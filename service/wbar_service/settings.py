@@ -28,6 +28,7 @@ class ServiceSettings(StoreSettings):
         None, gt=0, description="Bytes of checkpoints and datasets that a tenant may keep; default: no limit."
     )
     max_tenant_jobs: int = Field(10_000, gt=0, description="Jobs of a tenant that wait, run or are paused.")
+    max_tenant_webhooks: int = Field(20, gt=0, description="Webhooks of a tenant.")
     metrics_token: SecretStr | None = Field(
         None, description="What `GET /metrics` asks for, as a bearer token; default: nothing, since it names no tenant."
     )
@@ -56,4 +57,4 @@ class ServiceSettings(StoreSettings):
     @property
     def quotas(self) -> Quota:
         """The most that each tenant may have."""
-        return Quota(bytes=self.max_tenant_bytes, jobs=self.max_tenant_jobs)
+        return Quota(bytes=self.max_tenant_bytes, jobs=self.max_tenant_jobs, webhooks=self.max_tenant_webhooks)

@@ -16,6 +16,7 @@ from wbar.jobs import Progress
 from wbar.results import JobResult, Score
 from wbar.spec import JobSpec
 from wbar.states import JobStatus, sources
+from wbar_store import outbox
 from wbar_store.claims import Claim, holds, of_running
 from wbar_store.database import Database, now
 from wbar_store.events import Events
@@ -66,6 +67,7 @@ class Attempts:
                 return None
             claimed = JobRecord.of(row)
             self._events.append(job_id, "status", {"status": "running", "attempt": claimed.attempts})
+            outbox.job_moved(connection, job_id)
         return claimed
 
     def heartbeat(

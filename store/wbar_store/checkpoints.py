@@ -117,4 +117,4 @@ class Checkpoints(UploadRepository[CheckpointRecord]):
 
         weights: the blob of its tensors as safetensors.
         """
-        return self._write(claim, status="ready", weights=weights, facts=asdict(facts))
+        return self._settle(claim.id, self._of_claim(claim), "ready", weights=weights, facts=asdict(facts))

@@ -161,13 +161,5 @@ class Datasets(UploadRepository[DatasetRecord]):
         size, sha256: of the archive or source, in bytes.
         """
         document = summary.model_dump(mode="json")
-        return self._write(
-            claim,
-            status="ready",
-            packed=packed,
-            samples=samples,
-            content=None,
-            bytes=size,
-            sha256=sha256,
-            summary=document,
-        )
+        values = {"packed": packed, "samples": samples, "content": None, "bytes": size, "sha256": sha256}
+        return self._settle(claim.id, self._of_claim(claim), "ready", summary=document, **values)

@@ -16,6 +16,7 @@ from wbar.method import Soup
 from wbar.results import JobResult
 from wbar.spec import JobSpec
 from wbar.states import TERMINAL, JobStatus, sources
+from wbar_store import outbox
 from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant, now, rfc3339
 from wbar_store.events import Events
@@ -161,6 +162,7 @@ class Jobs(Repository[JobRecord]):
                 pairs = [{"job": job_id, "key": key, "value": value} for key, value in metadata.items()]
                 connection.execute(insert(job_metadata), pairs)
             self._events.append(job_id, "status", {"status": "queued"})
+            outbox.job_moved(connection, job_id)
         return self.record.of(row)
 
     def status(self, tenant: Tenant, job_id: str) -> JobStatus:
@@ -368,7 +370,7 @@ class Jobs(Repository[JobRecord]):
     # The one place where a status changes.
 
     def move(self, job_id: str, target: JobStatus, claim: Claim | None = None, **values: object) -> bool:
-        """Change the status along the table of wbar.states, with its event. False if the row has moved on."""
+        """Change the status along the table of wbar.states, its event and what webhooks are told. False if it has moved on."""
         statement = update(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(sources(target)))
         if claim is not None:
             statement = statement.where(jobs.c.attempts == claim.attempt)
@@ -382,6 +384,7 @@ class Jobs(Repository[JobRecord]):
                 return False
             said: dict[str, object] = {name: values[name] for name in ("error", "result") if name in values}
             self._events.append(job_id, "status", {"status": target, **said})
+            outbox.job_moved(connection, job_id)
         return True
 
 

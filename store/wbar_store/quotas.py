@@ -7,7 +7,7 @@ from sqlalchemy import Connection, func, select
 from wbar.errors import QuotaExceeded
 from wbar.states import TERMINAL
 from wbar_store.database import Database, Tenant
-from wbar_store.tables import checkpoints, datasets, jobs
+from wbar_store.tables import checkpoints, datasets, jobs, webhooks
 
 HOLD = "3600"  # seconds: room comes back when something is deleted or has ended, which no clock tells
 
@@ -18,6 +18,7 @@ class Quota:
 
     bytes: int | None
     jobs: int | None
+    webhooks: int | None = None
 
 
 class Quotas:
@@ -59,6 +60,20 @@ class Quotas:
             raise QuotaExceeded(
                 f"{waiting} jobs of this tenant have not ended, and {limits.jobs} is the most: wait, or cancel some",
                 headers={"Retry-After": "60"},
+            )
+
+    def check_webhooks(self, tenant: Tenant, limits: Quota) -> None:
+        """Raise QuotaExceeded where one webhook more would be too many. Call it in the block that inserts it."""
+        if limits.webhooks is None:
+            return
+        with self.database.write() as connection:
+            _one_at_a_time(connection, tenant)
+            mine = select(func.count()).where(webhooks.c.tenant == tenant.name)
+            kept = int(connection.execute(mine).scalar_one())
+        if kept >= limits.webhooks:
+            raise QuotaExceeded(
+                f"this tenant has {kept} webhooks, and {limits.webhooks} is the most: delete one",
+                headers={"Retry-After": HOLD},
             )
 
 

@@ -29,6 +29,8 @@ OF_A_TENANT: tuple[Table, ...] = (
     tables.datasets,
     tables.jobs,
     tables.idempotency,
+    tables.webhooks,
+    tables.webhook_deliveries,
 )
 OF_A_JOB: tuple[Table, ...] = (
     tables.job_metadata,

@@ -1,5 +1,6 @@
 """The settings that every process of the service shares: the addresses of database, broker and blobs."""
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from pydantic import Field
@@ -18,4 +19,8 @@ class StoreSettings(BaseSettings):
     sources: list[str] = Field(
         default_factory=list,
         description='Roots that datasets may be named below: ["file:///data/", "s3://bucket/sets/"]; API and workers alike.',
+    )
+    webhooks_allow: list[IPv4Network | IPv6Network] = Field(
+        default_factory=list,
+        description='Networks beside the public one that webhooks may be sent to, also without TLS: ["10.1.0.0/16"].',
     )

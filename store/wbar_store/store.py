@@ -14,6 +14,7 @@ from wbar_store.blobs import Blobs
 from wbar_store.checkpoints import Checkpoints
 from wbar_store.database import UNAVAILABLE, Database, Tenant
 from wbar_store.datasets import Datasets
+from wbar_store.deliveries import Deliveries
 from wbar_store.events import Events
 from wbar_store.idempotency import Idempotency
 from wbar_store.ids import Kind, kind_of
@@ -28,6 +29,7 @@ from wbar_store.sessions import Sessions
 from wbar_store.settings import StoreSettings
 from wbar_store.snapshots import Snapshots
 from wbar_store.uploads import UploadRepository
+from wbar_store.webhooks import Webhooks
 from wbar_store.workers import Workers
 
 log = logging.getLogger("wbar.store")
@@ -51,6 +53,8 @@ class Store:
         self.quotas = Quotas(database)
         self.idempotency = Idempotency(database)
         self.workers = Workers(database)
+        self.webhooks = Webhooks(database)
+        self.deliveries = Deliveries(database, self.webhooks)
 
     @classmethod
     def open(cls, settings: StoreSettings) -> "Store":
@@ -65,16 +69,19 @@ class Store:
             "ds": self.datasets,
             "job": self.jobs,
             "key": self.keys,
+            "hook": self.webhooks,
+            "msg": self.deliveries,
         }
         kind = kind_of(object_id)
         if kind not in repositories:
-            raise ValueError(f"{object_id!r} names no checkpoint, dataset, job or key")
+            raise ValueError(f"{object_id!r} names no checkpoint, dataset, job, key, webhook or delivery")
         return repositories[kind].exists(tenant, object_id)
 
     def notify(self, object_id: str) -> None:
         """Notify a worker of a job to run, or of an upload to validate, whose row is committed.
 
-        A key needs no worker. After a failure here, the sweeper notifies again. Raises ValueError for an id of another kind.
+        Keys, webhooks and deliveries need no worker. After a failure here, the sweeper notifies again. Raises ValueError for
+        an id of another kind.
         """
         with suppress(DBAPIError, *UNAVAILABLE):
             match kind_of(object_id):
@@ -87,7 +94,7 @@ class Store:
                 case "ds":
                     if self.notifier.notify(INGEST, object_id):
                         self.datasets.notified(object_id)
-                case "key":
+                case "key" | "hook" | "msg":
                     pass
                 case _:
                     raise ValueError(f"{object_id!r} names no job, checkpoint or dataset")

@@ -252,6 +252,45 @@ workers = Table(
     Column("seen_at", Double, nullable=False),
 )
 
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("name", String(256)),
+    Column("url", String(4096), nullable=False),
+    Column("events", _JSON, nullable=False),  # patterns
+    Column("status", String(16), nullable=False),
+    Column("disabled_reason", Text),
+    Column("secret", String(128), nullable=False),  # as it is: a signature cannot be made from a digest
+    Column("former_secrets", _JSON, nullable=False),  # [{"secret", "until"}], which sign too until their time is over
+    Column("created_at", Double, nullable=False),
+    Index(None, "tenant", "id"),
+)
+
+# Written in the transaction of the change that they tell of.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("webhook", _ID, ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("payload", Text, nullable=False),  # the body to the byte: each attempt signs the same
+    Column("status", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),  # the fence of whoever sends it
+    Column("next_attempt_at", Double),  # null once it has ended; while it is sent, the end of the sender's lease
+    Column("retry_until", Double, nullable=False),
+    Column("response_status", Integer),
+    Column("error", Text),
+    Column("attempted_at", Double),
+    Column("delivered_at", Double),
+    Column("created_at", Double, nullable=False),
+    Index(None, "tenant", "id"),
+    Index(None, "webhook", "id"),
+    Index(None, "next_attempt_at"),
+)
+
 # Every column that keeps a blob alive, each with an index. A blob that none of them names is deleted.
 REFERENCES = (
     checkpoints.c.content,

@@ -3,13 +3,14 @@
 A validation is claimed like a job: `attempts` is the fence, and a late verdict of a dead attempt changes nothing.
 """
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from sqlalchemy import Column, ColumnElement, Update, and_, delete, false, or_, select, update
 
 from wbar.checkpoints import Fault
 from wbar.errors import IngestFailed, InUse
 from wbar.states import TERMINAL, UploadStatus
+from wbar_store import outbox
 from wbar_store.claims import Claim
 from wbar_store.database import Tenant, now
 from wbar_store.repository import Record, Repository
@@ -53,6 +54,7 @@ AnyUpload = TypeVar("AnyUpload", bound=UploadRecord)
 class UploadRepository(Repository[AnyUpload]):
     """The uploads of all tenants. Subclasses also name the columns of blobs, and the column of a job that names the object."""
 
+    noun: ClassVar[Literal["checkpoint", "dataset"]]
     blob_columns: ClassVar[tuple[Column[Any], ...]]
     job_column: ClassVar[Column[Any]]
 
@@ -116,7 +118,8 @@ class UploadRepository(Repository[AnyUpload]):
 
     def reject(self, claim: Claim, fault: Fault) -> bool:
         """Make the upload `rejected`. False if the claim is stale."""
-        return self._write(claim, status="rejected", error=fault.model_dump(mode="json"), content=None)
+        values = {"error": fault.model_dump(mode="json"), "content": None}
+        return self._settle(claim.id, self._of_claim(claim), "rejected", **values)
 
     def give_up(self, object_id: str, attempt: int | None = None) -> bool:
         """Reject an upload that ended the process of every attempt to read it. False if attempts are left.
@@ -135,9 +138,8 @@ class UploadRepository(Repository[AnyUpload]):
             table.c.attempts >= MAX_ATTEMPTS,
             self._silent() if attempt is None else table.c.attempts == attempt,
         )
-        values = {"status": "rejected", "error": fault.model_dump(mode="json"), "content": None}
-        with self.database.write() as connection:
-            return connection.execute(statement.values(**values)).rowcount == 1
+        values = {"error": fault.model_dump(mode="json"), "content": None}
+        return self._settle(object_id, statement, "rejected", **values)
 
     # What the sweeper does.
 
@@ -167,6 +169,16 @@ class UploadRepository(Repository[AnyUpload]):
     def _write(self, claim: Claim, **values: object) -> bool:
         with self.database.write() as connection:
             return connection.execute(self._of_claim(claim).values(**values)).rowcount == 1
+
+    def _settle(
+        self, object_id: str, statement: Update, status: Literal["ready", "rejected"], **values: object
+    ) -> bool:
+        """End the validation, with the deliveries of webhooks that tell of it. False if the statement finds no row."""
+        with self.database.write() as connection:
+            if connection.execute(statement.values(status=status, **values)).rowcount != 1:
+                return False
+            outbox.upload_settled(connection, self.table, self.noun, object_id, status)
+        return True
 
     def _of_claim(self, claim: Claim) -> Update:
         table = self.table

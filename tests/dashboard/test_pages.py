@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tools.vendor_scripts import FILES, FOLDER
 from tests.service.app import App, app_in
 from tests.store.rows import insert_inputs, spec
+from tools.vendor_scripts import FILES, FOLDER
 from wbar.jobs import JobRequest
 from wbar.method import TYPES, CyclicSwa
 from wbar_service.dashboard import job_form

@@ -17,7 +17,11 @@ from wbar_store.keys import Keys
 from wbar_store.tables import api_keys
 
 OPEN = {"/healthz", "/readyz", "/metrics"}
-BODIES: dict[str, dict[str, Any]] = {"/v1/jobs": {"checkpoint": "ckpt_1", "dataset": "ds_1"}, "/v1/keys": {"name": "x"}}
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/jobs": {"checkpoint": "ckpt_1", "dataset": "ds_1"},
+    "/v1/keys": {"name": "x"},
+    "/v1/webhooks": {"url": "https://hooks.example/"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +34,20 @@ def owned(service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         job = client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id, method={"cycles": 1})
         ended = client.jobs.wait(job.id, timeout=120)
         key = client.keys.create("kept", scopes=["read"])
+    with service.http() as http:
+        hook = http.post("/v1/webhooks", json=BODIES["/v1/webhooks"]).json()["id"]
+        delivery = http.post(f"/v1/webhooks/{hook}/ping").json()["id"]
     assert ended.status == "succeeded"
     assert job.id is not None
-    return {"checkpoint_id": checkpoint.id, "dataset_id": dataset.id, "job_id": job.id, "key_id": key.id, "n": "1"}
+    return {
+        "checkpoint_id": checkpoint.id,
+        "dataset_id": dataset.id,
+        "job_id": job.id,
+        "key_id": key.id,
+        "n": "1",
+        "webhook_id": hook,
+        "delivery_id": delivery,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +66,9 @@ def ask(http: httpx.Client, method: str, path: str, owned: dict[str, str]) -> ht
 def needed(method: str, path: str) -> str:
     if path.startswith("/v1/keys"):
         return "admin"
-    return "read" if method in ("GET", "HEAD") or path == "/v1/sign-in-links" else "write"
+    if method in ("GET", "HEAD") or path == "/v1/sign-in-links":
+        return "read"
+    return "admin" if path.startswith("/v1/webhooks") else "write"
 
 
 def wrong_keys(service: Service) -> Iterator[tuple[str, str | None]]:
@@ -113,7 +130,7 @@ def test_another_tenant_finds_nothing(
             for name, value in hidden.items():
                 text = text.replace(value, nothing[name])
             assert text == absent.text
-        for path in ("/v1/checkpoints", "/v1/datasets", "/v1/jobs"):
+        for path in ("/v1/checkpoints", "/v1/datasets", "/v1/jobs", "/v1/webhooks"):
             assert http.get(path).json() == {
                 "object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None,
             }  # fmt: skip

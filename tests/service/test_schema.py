@@ -51,6 +51,9 @@ def test_operations_have_names(schema: dict[str, Any]) -> None:
         "listJobEvents", "getJobMetrics", "listJobSnapshots", "getJobSnapshotWeights", "getJobReport", "getJobWeights",
         "getJobLosses", "getDatasetSamples",
         "createKey", "listKeys", "getKey", "deleteKey", "createSignInLink", "listWorkers",
+        "createWebhook", "listWebhooks", "getWebhook", "deleteWebhook",
+        "rotateWebhookSecret", "enableWebhook", "pingWebhook",
+        "listWebhookDeliveries", "getWebhookDelivery", "replayWebhookDelivery",
         "listArchitectures", "getHealth", "getReadiness", "getMetrics",
     }  # fmt: skip
 
@@ -66,6 +69,8 @@ def test_lists_are_called_by_what_they_hold(schema: dict[str, Any]) -> None:
         "MetricsPointPage",
         "ApiKeyPage",
         "WorkerPage",
+        "WebhookPage",
+        "DeliveryPage",
     }
 
 

@@ -61,6 +61,7 @@ def store(url: str, tmp_path: Path) -> Iterator[Store]:
         made.attempts.claim(job.id, 60)
         made.metrics.add(Claim(job.id, 1), [point(1)])
         made.keys.create("key", tenant)
+        made.deliveries.ping(tenant, made.webhooks.create(tenant, "https://example.com/", ("*",)).id)
         with database.write() as connection:
             values = {"job": job.id, "n": 1, "step": 1, "metrics": SCORE.model_dump(), "bytes": 1, "sha256": "a" * 64}
             connection.execute(insert(snapshots).values(id=new_id("snap"), created_at=now(), **values))

@@ -12,6 +12,7 @@ from wbar_store.process_memory import close_memory
 from wbar_store.store import Store
 from wbar_worker.settings import WorkerSettings
 from wbar_worker.sweep import Sweeper
+from wbar_worker.webhook_sender import WebhookSender
 
 
 def main(kind: str) -> None:
@@ -24,8 +25,15 @@ def main(kind: str) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         store = Store.open(settings)
-        Sweeper(store, settings).run(stop)
-        store.close()
+        # Beside the sweeper, not in it: a receiver that does not answer must not keep lost jobs waiting.
+        sender = threading.Thread(target=WebhookSender(store, settings).run, args=(stop,), name="webhooks")
+        sender.start()
+        try:
+            Sweeper(store, settings).run(stop)
+        finally:
+            stop.set()
+            sender.join()
+            store.close()
         return
     from wbar_worker.app import serve
 

@@ -21,7 +21,7 @@ def worker(
 
 @app.command()
 def sweep() -> None:
-    """Notify again of jobs whose worker or broker was lost, and tidy up the scratch of this host: one per host that trains."""
+    """Notify again of jobs whose worker or broker was lost, send webhooks, tidy up this host: one per host that trains."""
     _become("sweep")
 
 

@@ -34,6 +34,16 @@ class WorkerSettings(StoreSettings):
         description="The longest that any job may run, all its attempts together; default: as long as it takes.",
     )
     sweep_seconds: float = Field(2.0, gt=0, description="Time between two looks of the sweeper.")
+    webhook_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="How long sending one webhook's message may take, from its name's look-up to the answer.",
+    )
+    webhook_backoff_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="Time until a message that failed is sent again; it doubles with each attempt, up to two hours.",
+    )
     ingest_slots: int = Field(2, ge=1, description="Uploads validated at a time.")
     ingest_seconds: float = Field(3600.0, gt=0, description="Time limit for validating one upload.")
     ingest_memory: int | None = Field(

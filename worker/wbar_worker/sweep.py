@@ -67,6 +67,7 @@ class Sweeper:
         self.store.blobs.collect()
         self.store.blobs.sweep_temporaries()
         self.store.idempotency.sweep()
+        self.store.deliveries.sweep()
         self._tidy_scratch(self.settings.scratch / "jobs")
         for path in (self.settings.scratch / "ingest").glob("*"):
             if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
