@@ -83,6 +83,30 @@ class TooLarge(Refused):
     code, status, title = "too_large", 413, "The body is larger than this service takes"
 
 
+class UnsupportedMediaType(Refused):
+    """Raised when a body is not of the content type that the request must have."""
+
+    code, status, title = "unsupported_media_type", 415, "The body has another content type"
+
+
+class UnsupportedTusVersion(Refused):
+    """Raised when a request of an upload names another version of tus than the service's."""
+
+    code, status, title = "unsupported_tus_version", 412, "Another version of tus"
+
+
+class UploadIsFinal(Refused):
+    """Raised when bytes are sent to an upload that was made of partial ones."""
+
+    code, status, title = "upload_is_final", 403, "A concatenated upload takes no bytes"
+
+
+class ChecksumMismatch(Refused):
+    """Raised when the bytes of one PATCH have another checksum than it announced; nothing of them is kept."""
+
+    code, status, title = "checksum_mismatch", 460, "The bytes have another checksum than announced"
+
+
 class RangeNotSatisfiable(Refused):
     """Raised when a `Range` header asks for bytes outside the content."""
 
@@ -183,6 +207,24 @@ class DatasetNotReady(Conflict):
     """Raised when a job names a dataset that is not packed yet, or was rejected."""
 
     code = "dataset_not_ready"
+
+
+class UploadNotFinished(Conflict):
+    """Raised when something is to be made of an upload whose bytes have not all come."""
+
+    code = "upload_not_finished"
+
+
+class UploadUsed(Conflict):
+    """Raised when an upload is named that a checkpoint or dataset was made of already."""
+
+    code = "upload_used"
+
+
+class OffsetMismatch(Conflict):
+    """Raised when bytes are sent for another place of an upload than where it stands; `Upload-Offset` says where that is."""
+
+    code = "offset_mismatch"
 
 
 class JobNotFinished(Conflict):

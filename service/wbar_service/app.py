@@ -15,6 +15,7 @@ from wbar.checkpoints import Checkpoint
 from wbar.datasets import Dataset, DatasetSource
 from wbar.jobs import Job, JobRequest
 from wbar.keys import ApiKey, KeyRequest
+from wbar.uploads import UploadReference
 from wbar_service import architectures, auth, connections, headers, health, problems, prometheus, schema
 from wbar_service.checkpoints import routes as checkpoint_routes
 from wbar_service.datasets import routes as dataset_routes
@@ -23,6 +24,8 @@ from wbar_service.jobs.stream import EventStreams
 from wbar_service.keys import routes as key_routes
 from wbar_service.rate_limits import RateLimits
 from wbar_service.settings import ServiceSettings
+from wbar_service.uploads import protocol
+from wbar_service.uploads import routes as upload_routes
 from wbar_store import logs
 from wbar_store.process_memory import close_memory
 from wbar_store.store import Store
@@ -59,17 +62,29 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.streams = EventStreams(app.state.store)
     app.state.metrics = prometheus.RequestMetrics()
     problems.install(app)
+    app.add_middleware(protocol.TusMethod)
     app.add_middleware(headers.SafeHeaders)
     app.add_middleware(headers.RequestId)
     # Routes are tried one after the other: those that are asked most often come first.
-    for routes in (health, job_routes, checkpoint_routes, dataset_routes, architectures, key_routes, prometheus):
+    for routes in (
+        health,
+        job_routes,
+        checkpoint_routes,
+        dataset_routes,
+        upload_routes,
+        architectures,
+        key_routes,
+        prometheus,
+    ):
         app.include_router(routes.router)
 
     @app.get("/", include_in_schema=False)
     def index() -> RedirectResponse:
         return RedirectResponse("/docs")
 
-    schema.document(app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, Job, JobRequest, KeyRequest)
+    schema.document(
+        app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, Job, JobRequest, KeyRequest, UploadReference
+    )
     return app
 
 

@@ -103,8 +103,8 @@ async def authenticate(request: Request, scope: Scope) -> KeyRecord:
 class AuthenticatedRoute(APIRoute):
     """A route that checks the key before the framework reads the body, and caps the body that it reads.
 
-    A router with `route_class=AuthenticatedRoute` has only such routes. scope: of the key; None: `read` for GET and HEAD,
-    `write` for the other methods.
+    A router with `route_class=AuthenticatedRoute` has only such routes. scope: of the key; None: `read` for GET, HEAD and
+    OPTIONS, `write` for the other methods.
     """
 
     scope: ClassVar[Scope | None] = None
@@ -112,7 +112,7 @@ class AuthenticatedRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler that checks the key, reads a declared body, and lets the framework do the rest."""
         handle = super().get_route_handler()
-        scope = self.scope or ("read" if (self.methods or set()) <= {"GET", "HEAD"} else "write")
+        scope = self.scope or ("read" if (self.methods or set()) <= {"GET", "HEAD", "OPTIONS"} else "write")
         # Routes without a declared body read it themselves, or not at all.
         reads_body = self.body_field is not None
 
