@@ -13,6 +13,7 @@ WbarError
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar
 
 MAX_DETAIL = 4000  # characters of the sentence that an upload is rejected with; a file's content may be repeated in it
@@ -433,6 +434,18 @@ def _family(base: type[WbarError]) -> dict[str, type[Any]]:
 REFUSED: dict[str, type[Refused]] = _family(Refused)
 REJECTED: dict[str, type[Rejected]] = _family(Rejected)
 JOB_ERRORS: dict[str, type[JobError]] = _family(JobError)
+
+
+def refusal(status: int, content: bytes) -> Refused:
+    """Return the error that an answer of the service stands for. content: its body, a problem or anything else."""
+    try:
+        problem = json.loads(content)
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict):
+        problem = {}
+    kind = REFUSED.get(problem.get("code", ""), Refused)
+    return kind(problem.get("detail") or f"HTTP {status} from the service", problem.get("errors"))
 
 
 def job_error(code: str, detail: str) -> JobError:
