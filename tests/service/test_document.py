@@ -15,10 +15,10 @@ SECONDS = int(os.environ.get("WBAR_TEST_SCHEMATHESIS_SECONDS", "30"))
 # A service without workers is not ready, and says so by its status; streams and downloads are asked elsewhere.
 LEFT_OUT = ["--exclude-path", "/readyz"]
 # What JSON Schema has no words for: a job's fields must fit each other (a warm-up is shorter than its phase), and so must a
-# dataset's task and its source.
+# dataset's task and its source, and the headers of an upload.
 CONFIGURATION = """
 [[operations]]
-include-name = ["POST /v1/jobs", "POST /v1/datasets"]
+include-name = ["POST /v1/jobs", "POST /v1/datasets", "POST /v1/uploads", "PATCH /v1/uploads/{upload_id}"]
 [operations.checks]
 positive_data_acceptance.enabled = false
 """

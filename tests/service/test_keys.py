@@ -16,6 +16,7 @@ from wbar_store.database import Tenant, now
 from wbar_store.keys import Keys
 from wbar_store.tables import api_keys
 
+TUS = {"Tus-Resumable": "1.0.0"}  # which requests about uploads must have
 OPEN = {"/healthz", "/readyz", "/metrics"}
 BODIES: dict[str, dict[str, Any]] = {"/v1/jobs": {"checkpoint": "ckpt_1", "dataset": "ds_1"}, "/v1/keys": {"name": "x"}}
 
@@ -30,9 +31,14 @@ def owned(service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         job = client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id, method={"cycles": 1})
         ended = client.jobs.wait(job.id, timeout=120)
         key = client.keys.create("kept", scopes=["read"])
+    with service.http() as http:
+        upload = http.post("/v1/uploads", headers=TUS | {"Upload-Length": "5"}).json()
     assert ended.status == "succeeded"
     assert job.id is not None
-    return {"checkpoint_id": checkpoint.id, "dataset_id": dataset.id, "job_id": job.id, "key_id": key.id, "n": "1"}
+    return {
+        "checkpoint_id": checkpoint.id, "dataset_id": dataset.id, "job_id": job.id, "key_id": key.id, "n": "1",
+        "upload_id": upload["id"],
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +51,7 @@ def operations(service: Service) -> list[tuple[str, str]]:
 def ask(http: httpx.Client, method: str, path: str, owned: dict[str, str]) -> httpx.Response:
     for name, value in owned.items():
         path = path.replace(f"{{{name}}}", value)
-    return http.request(method, path, json=BODIES.get(path) if method == "POST" else None)
+    return http.request(method, path, json=BODIES.get(path) if method == "POST" else None, headers=TUS)
 
 
 def needed(method: str, path: str) -> str:
@@ -111,7 +117,7 @@ def test_another_tenant_finds_nothing(
             for name, value in hidden.items():
                 text = text.replace(value, nothing[name])
             assert text == absent.text
-        for path in ("/v1/checkpoints", "/v1/datasets", "/v1/jobs"):
+        for path in ("/v1/checkpoints", "/v1/datasets", "/v1/jobs", "/v1/uploads"):
             assert http.get(path).json() == {
                 "object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None,
             }  # fmt: skip

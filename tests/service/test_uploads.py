@@ -12,6 +12,7 @@ import httpx
 import pytest
 from sqlalchemy import update
 
+from tests.conftest import DATABASES, fresh_database
 from tests.service.app import App, app_in
 from wbar.uploads import decode_metadata, encode_metadata
 from wbar_store.database import Tenant, now
@@ -20,12 +21,20 @@ from wbar_store.tables import resumable_uploads
 
 TUS = {"Tus-Resumable": "1.0.0"}
 BYTES = TUS | {"Content-Type": "application/offset+octet-stream"}
+LIMITS = {"max_checkpoint_bytes": 60_000, "max_dataset_bytes": 50_000}
 CONTENT = bytes(range(256)) * 40
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[App]:
-    with app_in(tmp_path, max_checkpoint_bytes=60_000, max_dataset_bytes=50_000) as started:
+    with app_in(tmp_path, **LIMITS) as started:
+        yield started
+
+
+@pytest.fixture(params=DATABASES)
+def on_each(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[App]:
+    """An API on each database: for what transactions decide, and PostgreSQL's row-level security."""
+    with fresh_database(request.param, tmp_path) as url, app_in(tmp_path, database_url=url, **LIMITS) as started:
         yield started
 
 
@@ -42,11 +51,18 @@ def begin(app: App, length: int | None = len(CONTENT), **headers: str) -> str:
     return answer.headers["location"]
 
 
+def begin_at(http: httpx.Client, length: int, **headers: str) -> str:
+    """Create an upload of a running service and return its path."""
+    answer = http.post("/v1/uploads", headers=TUS | {"Upload-Length": str(length)} | headers)
+    assert answer.status_code == 201, answer.text
+    return answer.headers["location"]
+
+
 def send(app: App, path: str, offset: int, content: Any, **headers: str) -> httpx.Response:
     return app.request("PATCH", path, content=content, headers=BYTES | {"Upload-Offset": str(offset)} | headers)
 
 
-def offset(app: App, path: str) -> int:
+def offset_of(app: App, path: str) -> int:
     answer = app.request("HEAD", path, headers=TUS)
     assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
     return int(answer.headers["upload-offset"])
@@ -94,29 +110,29 @@ def test_another_version_is_refused_with_ours(app: App, version: str | None) -> 
     assert app.request("GET", path).json()["status"] == "receiving", "JSON is for everybody"
 
 
-def test_an_upload_comes_in_pieces_and_becomes_a_checkpoint(app: App, tmp_path: Path) -> None:
+def test_an_upload_comes_in_pieces_and_becomes_a_checkpoint(on_each: App, tmp_path: Path) -> None:
     metadata = encode_metadata({"filename": "start.pth", "note": "ü"})
-    path = begin(app, **{"Upload-Metadata": metadata})
-    assert offset(app, path) == 0
-    assert app.request("POST", "/v1/checkpoints", json=named(path)).json()["code"] == "upload_not_finished"
-    first = send(app, path, 0, CONTENT[:5000])
+    path = begin(on_each, **{"Upload-Metadata": metadata})
+    assert offset_of(on_each, path) == 0
+    assert on_each.request("POST", "/v1/checkpoints", json=named(path)).json()["code"] == "upload_not_finished"
+    first = send(on_each, path, 0, CONTENT[:5000])
     assert (first.status_code, first.headers["upload-offset"]) == (204, "5000")
     assert first.headers["upload-expires"].endswith("GMT")
-    head = app.request("HEAD", path, headers=TUS)
+    head = on_each.request("HEAD", path, headers=TUS)
     assert (head.headers["upload-length"], head.headers["upload-metadata"]) == (str(len(CONTENT)), metadata)
-    send(app, path, 5000, CONTENT[5000:])
-    shown = app.request("GET", path).json()
+    send(on_each, path, 5000, CONTENT[5000:])
+    shown = on_each.request("GET", path).json()
     assert (shown["status"], shown["offset"], shown["metadata"]["note"]) == ("finished", len(CONTENT), "ü")
-    made = app.request("POST", "/v1/checkpoints?num_classes=7", json=named(path))
+    made = on_each.request("POST", "/v1/checkpoints?num_classes=7", json=named(path))
     assert made.status_code == 201, made.text
-    direct = app.request("POST", "/v1/checkpoints?num_classes=7&name=start.pth", content=CONTENT)
+    direct = on_each.request("POST", "/v1/checkpoints?num_classes=7&name=start.pth", content=CONTENT)
     same = ("name", "status", "bytes", "sha256")
     assert [made.json()[field] for field in same] == [direct.json()[field] for field in same]
     assert (made.json()["name"], made.json()["sha256"]) == ("start.pth", hashlib.sha256(CONTENT).hexdigest())
     assert parts(tmp_path) == []
     assert list((tmp_path / "blobs" / "tmp").iterdir()) == []
-    assert app.request("GET", path).json()["status"] == "used"
-    again = app.request("POST", "/v1/checkpoints", json=named(path))
+    assert on_each.request("GET", path).json()["status"] == "used"
+    again = on_each.request("POST", "/v1/checkpoints", json=named(path))
     assert (again.status_code, again.json()["code"]) == (409, "upload_used")
 
 
@@ -129,20 +145,20 @@ def test_a_dataset_is_made_of_an_upload(app: App) -> None:
 
 
 @pytest.mark.parametrize("resource", ["checkpoints", "datasets"])
-def test_a_request_that_comes_again_gets_the_first_answer(app: App, resource: str) -> None:
-    path, key = finished(app), {"Idempotency-Key": "once"}
-    first = app.request("POST", f"/v1/{resource}", json=named(path), headers=key)
-    second = app.request("POST", f"/v1/{resource}", json=named(path), headers=key)
+def test_a_request_that_comes_again_gets_the_first_answer(on_each: App, resource: str) -> None:
+    path, key = finished(on_each), {"Idempotency-Key": "once"}
+    first = on_each.request("POST", f"/v1/{resource}", json=named(path), headers=key)
+    second = on_each.request("POST", f"/v1/{resource}", json=named(path), headers=key)
     assert (second.status_code, second.json()) == (201, first.json())
     assert second.headers["idempotent-replayed"] == "true"
-    direct = app.request("POST", f"/v1/{resource}", content=CONTENT, headers=key)
+    direct = on_each.request("POST", f"/v1/{resource}", content=CONTENT, headers=key)
     assert direct.json() == first.json(), "the same bytes by another way are the same request"
-    other = app.request("POST", f"/v1/{resource}", json=named(finished(app, b"other")), headers=key)
+    other = on_each.request("POST", f"/v1/{resource}", json=named(finished(on_each, b"other")), headers=key)
     assert other.json()["code"] == "idempotency_key_reused"
-    created = [app.request("POST", "/v1/uploads", headers=TUS | key | {"Upload-Length": "5"}) for _ in range(2)]
+    created = [on_each.request("POST", "/v1/uploads", headers=TUS | key | {"Upload-Length": "5"}) for _ in range(2)]
     assert [one.json()["code"] for one in created] == ["idempotency_key_reused"] * 2
     created = [
-        app.request("POST", "/v1/uploads", headers=TUS | {"Upload-Length": "5", "Idempotency-Key": "b"})
+        on_each.request("POST", "/v1/uploads", headers=TUS | {"Upload-Length": "5", "Idempotency-Key": "b"})
         for _ in range(2)
     ]
     assert created[0].headers["location"] == created[1].headers["location"]
@@ -167,7 +183,7 @@ def test_bytes_for_another_place_are_refused(app: App) -> None:
             yield CONTENT[start : start + 1000]
 
     assert send(app, path, 100, of_unknown_length()).status_code == 413
-    assert offset(app, path) == 100
+    assert offset_of(app, path) == 100
 
 
 def test_an_empty_patch_and_an_empty_upload_are_fine(app: App) -> None:
@@ -182,9 +198,9 @@ def test_a_chunk_with_another_checksum_is_not_kept(app: App, tmp_path: Path, alg
     path = begin(app)
     wrong = send(app, path, 0, CONTENT, **{"Upload-Checksum": checksum(algorithm, b"other")})
     assert (wrong.status_code, wrong.json()["code"]) == (460, "checksum_mismatch")
-    assert (offset(app, path), parts(tmp_path)) == (0, [])
+    assert (offset_of(app, path), parts(tmp_path)) == (0, [])
     right = send(app, path, 0, CONTENT, **{"Upload-Checksum": checksum(algorithm, CONTENT)})
-    assert (right.status_code, offset(app, path)) == (204, len(CONTENT))
+    assert (right.status_code, offset_of(app, path)) == (204, len(CONTENT))
     for bad in ("md5 1B2M2Y8AsgTpgAmY7PhCfg==", "sha1", "sha256 !!", "sha1 AAAA"):
         assert send(app, path, len(CONTENT), b"", **{"Upload-Checksum": bad}).status_code == 400, bad
 
@@ -207,18 +223,18 @@ def test_the_digest_of_the_whole_is_checked(app: App, tmp_path: Path, by: str) -
     assert app.request("POST", "/v1/uploads", headers=TUS | bad).status_code == 422
 
 
-def test_creation_with_bytes_and_without_a_length(app: App) -> None:
-    answer = app.request("POST", "/v1/uploads", content=CONTENT[:10], headers=BYTES | {"Upload-Defer-Length": "1"})
+def test_creation_with_bytes_and_without_a_length(on_each: App) -> None:
+    answer = on_each.request("POST", "/v1/uploads", content=CONTENT[:10], headers=BYTES | {"Upload-Defer-Length": "1"})
     assert (answer.status_code, answer.headers["upload-offset"], answer.json()["length"]) == (201, "10", None)
     path = answer.headers["location"]
-    head = app.request("HEAD", path, headers=TUS).headers
+    head = on_each.request("HEAD", path, headers=TUS).headers
     assert (head["upload-defer-length"], head.get("upload-length")) == ("1", None)
-    assert app.request("POST", "/v1/checkpoints", json=named(path)).json()["code"] == "upload_not_finished"
-    assert send(app, path, 10, b"", **{"Upload-Length": "5"}).status_code == 400
-    assert send(app, path, 10, b"", **{"Upload-Length": "60001"}).status_code == 413
-    assert send(app, path, 10, CONTENT[10:20], **{"Upload-Length": "20"}).status_code == 204
-    assert send(app, path, 20, b"", **{"Upload-Length": "30"}).status_code == 400
-    assert app.request("POST", "/v1/checkpoints", json=named(path)).json()["bytes"] == 20
+    assert on_each.request("POST", "/v1/checkpoints", json=named(path)).json()["code"] == "upload_not_finished"
+    assert send(on_each, path, 10, b"", **{"Upload-Length": "5"}).status_code == 400
+    assert send(on_each, path, 10, b"", **{"Upload-Length": "60001"}).status_code == 413
+    assert send(on_each, path, 10, CONTENT[10:20], **{"Upload-Length": "20"}).status_code == 204
+    assert send(on_each, path, 20, b"", **{"Upload-Length": "30"}).status_code == 400
+    assert on_each.request("POST", "/v1/checkpoints", json=named(path)).json()["bytes"] == 20
 
 
 @pytest.mark.parametrize(
@@ -237,45 +253,45 @@ def test_what_makes_no_sense_creates_nothing(app: App, headers: dict[str, str], 
     assert app.request("GET", "/v1/uploads").json()["data"] == []
 
 
-def test_partial_uploads_become_one(app: App, tmp_path: Path) -> None:
+def test_partial_uploads_become_one(on_each: App, tmp_path: Path) -> None:
     partial = {"Upload-Concat": "partial"}
-    one, two = begin(app, 6000, **partial), begin(app, len(CONTENT) - 6000, **partial)
-    send(app, two, 0, CONTENT[6000:])
+    one, two = begin(on_each, 6000, **partial), begin(on_each, len(CONTENT) - 6000, **partial)
+    send(on_each, two, 0, CONTENT[6000:])
     final = TUS | {"Upload-Concat": f"final;{one} http://wbar{two}"}
-    assert app.request("POST", "/v1/uploads", headers=final).json()["code"] == "upload_not_finished"
-    send(app, one, 0, CONTENT[:2000])
-    send(app, one, 2000, CONTENT[2000:6000])
-    assert app.request("HEAD", one, headers=TUS).headers["upload-concat"] == "partial"
-    assert app.request("POST", "/v1/checkpoints", json=named(one)).status_code == 409
+    assert on_each.request("POST", "/v1/uploads", headers=final).json()["code"] == "upload_not_finished"
+    send(on_each, one, 0, CONTENT[:2000])
+    send(on_each, one, 2000, CONTENT[2000:6000])
+    assert on_each.request("HEAD", one, headers=TUS).headers["upload-concat"] == "partial"
+    assert on_each.request("POST", "/v1/checkpoints", json=named(one)).status_code == 409
     twice = TUS | {"Upload-Concat": f"final;{one} {one}"}
-    assert app.request("POST", "/v1/uploads", headers=twice).status_code == 400
-    whole = finished(app)
+    assert on_each.request("POST", "/v1/uploads", headers=twice).status_code == 400
+    whole = finished(on_each)
     mixed = TUS | {"Upload-Concat": f"final;{one} {whole}"}
-    assert app.request("POST", "/v1/uploads", headers=mixed).status_code == 400
-    answers = [app.request("POST", "/v1/uploads", headers=final) for _ in range(2)]
+    assert on_each.request("POST", "/v1/uploads", headers=mixed).status_code == 400
+    answers = [on_each.request("POST", "/v1/uploads", headers=final) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [201, 201]
     made = answers[0].headers["location"]
     assert made == answers[1].headers["location"], "a request whose answer was lost may come again"
-    head = app.request("HEAD", made, headers=TUS).headers
+    head = on_each.request("HEAD", made, headers=TUS).headers
     assert head["upload-length"] == head["upload-offset"] == str(len(CONTENT))
     assert head["upload-concat"] == f"final;{one} {two}"
-    assert app.request("HEAD", one, headers=TUS).status_code == 404
-    refused = send(app, made, len(CONTENT), b"")
+    assert on_each.request("HEAD", one, headers=TUS).status_code == 404
+    refused = send(on_each, made, len(CONTENT), b"")
     assert (refused.status_code, refused.json()["code"]) == (403, "upload_is_final")
-    checkpoint = app.request("POST", "/v1/checkpoints", json=named(made)).json()
+    checkpoint = on_each.request("POST", "/v1/checkpoints", json=named(made)).json()
     assert checkpoint["sha256"] == hashlib.sha256(CONTENT).hexdigest()
-    app.request("DELETE", whole, headers=TUS)
+    on_each.request("DELETE", whole, headers=TUS)
     assert parts(tmp_path) == []
 
 
-def test_an_upload_is_terminated(app: App, tmp_path: Path) -> None:
-    path = begin(app)
-    send(app, path, 0, CONTENT[:100])
+def test_an_upload_is_terminated(on_each: App, tmp_path: Path) -> None:
+    path = begin(on_each)
+    send(on_each, path, 0, CONTENT[:100])
     assert len(parts(tmp_path)) == 1
-    gone = app.request("DELETE", path, headers=TUS)
+    gone = on_each.request("DELETE", path, headers=TUS)
     assert (gone.status_code, gone.content, parts(tmp_path)) == (204, b"", [])
-    assert [app.request(one, path, headers=TUS).status_code for one in ("HEAD", "DELETE")] == [404, 404]
-    assert send(app, path, 100, b"x").status_code == 404
+    assert [on_each.request(one, path, headers=TUS).status_code for one in ("HEAD", "DELETE")] == [404, 404]
+    assert send(on_each, path, 100, b"x").status_code == 404
 
 
 def test_the_method_may_stand_in_a_header(app: App) -> None:
@@ -291,21 +307,24 @@ def test_the_method_may_stand_in_a_header(app: App) -> None:
     assert app.request("GET", "/v1/checkpoints", headers=over).status_code == 200, "for uploads only"
 
 
-def test_another_tenants_upload_is_not_there(app: App) -> None:
-    path, key = finished(app), other_key(app)
+def test_another_tenants_upload_is_not_there(on_each: App) -> None:
+    path, key = finished(on_each), other_key(on_each)
     for method in ("GET", "HEAD", "PATCH", "DELETE"):
-        assert app.request(method, path, headers=BYTES | {"Upload-Offset": "0"}, key=key).status_code == 404
-    partial = begin(app, 0, **{"Upload-Concat": "partial"})
-    assert app.request("POST", "/v1/checkpoints", json=named(path), key=key).status_code == 404
-    assert app.request("POST", "/v1/datasets", json=named(path), key=key).status_code == 404
+        assert on_each.request(method, path, headers=BYTES | {"Upload-Offset": "0"}, key=key).status_code == 404
+    partial = begin(on_each, 0, **{"Upload-Concat": "partial"})
+    assert on_each.request("POST", "/v1/checkpoints", json=named(path), key=key).status_code == 404
+    assert on_each.request("POST", "/v1/datasets", json=named(path), key=key).status_code == 404
     final = TUS | {"Upload-Concat": f"final;{partial}"}
-    assert app.request("POST", "/v1/uploads", headers=final, key=key).status_code == 404
-    assert app.request("GET", "/v1/uploads", key=key).json()["data"] == []
-    assert len(app.request("GET", "/v1/uploads").json()["data"]) == 2
+    assert on_each.request("POST", "/v1/uploads", headers=final, key=key).status_code == 404
+    assert on_each.request("GET", "/v1/uploads", key=key).json()["data"] == []
+    assert len(on_each.request("GET", "/v1/uploads").json()["data"]) == 2
 
 
 def test_unfinished_bytes_count_for_the_quota(tmp_path: Path) -> None:
-    with app_in(tmp_path, max_tenant_bytes=2000) as app:
+    with (
+        fresh_database(DATABASES[-1], tmp_path) as url,
+        app_in(tmp_path, database_url=url, max_tenant_bytes=2000) as app,
+    ):
         path = begin(app, 1500)
         assert send(app, path, 0, CONTENT[:1400]).status_code == 204
         for answer in (
@@ -337,14 +356,14 @@ def test_an_upload_is_too_large_for_what_is_made_of_it(app: App) -> None:
     assert app.request("POST", "/v1/checkpoints", json=named(path)).status_code == 201
 
 
-def test_two_writers_at_one_place_do_not_both_win(app: App, tmp_path: Path) -> None:
+def test_two_writers_at_one_place_do_not_both_win(on_each: App, tmp_path: Path) -> None:
     for _ in range(5):
-        path, statuses = begin(app), list[int]()
+        path, statuses = begin(on_each), list[int]()
         together = threading.Barrier(4)
 
         def write(path: str = path, together: threading.Barrier = together, statuses: list[int] = statuses) -> None:
             together.wait()
-            statuses.append(send(app, path, 0, CONTENT).status_code)
+            statuses.append(send(on_each, path, 0, CONTENT).status_code)
 
         threads = [threading.Thread(target=write) for _ in range(4)]
         for thread in threads:
@@ -353,15 +372,15 @@ def test_two_writers_at_one_place_do_not_both_win(app: App, tmp_path: Path) -> N
             thread.join()
         assert sorted(statuses) == [204, 409, 409, 409]
         assert len(parts(tmp_path)) == 1
-        assert app.request("DELETE", path, headers=TUS).status_code == 204
+        assert on_each.request("DELETE", path, headers=TUS).status_code == 204
 
 
-def test_two_requests_make_one_checkpoint_of_an_upload(app: App, tmp_path: Path) -> None:
-    path, together, answers = finished(app), threading.Barrier(4), list[httpx.Response]()
+def test_two_requests_make_one_checkpoint_of_an_upload(on_each: App, tmp_path: Path) -> None:
+    path, together, answers = finished(on_each), threading.Barrier(4), list[httpx.Response]()
 
     def name() -> None:
         together.wait()
-        answers.append(app.request("POST", "/v1/checkpoints", json=named(path)))
+        answers.append(on_each.request("POST", "/v1/checkpoints", json=named(path)))
 
     threads = [threading.Thread(target=name) for _ in range(4)]
     for thread in threads:
@@ -369,23 +388,23 @@ def test_two_requests_make_one_checkpoint_of_an_upload(app: App, tmp_path: Path)
     for thread in threads:
         thread.join()
     assert sorted(one.status_code for one in answers) == [201, 409, 409, 409]
-    assert len(app.request("GET", "/v1/checkpoints").json()["data"]) == 1
+    assert len(on_each.request("GET", "/v1/checkpoints").json()["data"]) == 1
     assert parts(tmp_path) == list((tmp_path / "blobs" / "tmp").iterdir()) == []
 
 
-def test_what_expires_is_swept(app: App, tmp_path: Path) -> None:
-    store = store_of(app)
-    kept, over = begin(app), begin(app)
+def test_what_expires_is_swept(on_each: App, tmp_path: Path) -> None:
+    store = store_of(on_each)
+    kept, over = begin(on_each), begin(on_each)
     for path in (kept, over):
-        send(app, path, 0, CONTENT[:100])
+        send(on_each, path, 0, CONTENT[:100])
     store.tidy_uploads()
     assert len(parts(tmp_path)) == 2
     with store.database.write() as connection:
         mine = resumable_uploads.c.id == named(over)["upload"]
         connection.execute(update(resumable_uploads).where(mine).values(expires_at=now() - 1))
     store.tidy_uploads()
-    assert app.request("HEAD", over, headers=TUS).status_code == 404
-    assert (offset(app, kept), len(parts(tmp_path))) == (100, 1)
+    assert on_each.request("HEAD", over, headers=TUS).status_code == 404
+    assert (offset_of(on_each, kept), len(parts(tmp_path))) == (100, 1)
     stray = tmp_path / "blobs" / "parts" / ("ab" * 16)
     for path in (stray, stray.with_name(f"{stray.name}#1")):  # of a writer that was killed
         path.write_bytes(b"x")
@@ -394,7 +413,7 @@ def test_what_expires_is_swept(app: App, tmp_path: Path) -> None:
     for path in parts(tmp_path):
         os.utime(path, (0, 0))
     store.tidy_uploads()
-    assert (offset(app, kept), len(parts(tmp_path))) == (100, 1), "its row names it, however old it is"
+    assert (offset_of(on_each, kept), len(parts(tmp_path))) == (100, 1), "its row names it, however old it is"
 
 
 def test_metadata_goes_there_and_back() -> None:
