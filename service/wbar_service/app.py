@@ -15,7 +15,7 @@ from wbar.checkpoints import Checkpoint
 from wbar.datasets import Dataset, DatasetSource
 from wbar.jobs import Job, JobRequest
 from wbar.keys import ApiKey, KeyRequest
-from wbar.uploads import UploadReference
+from wbar.uploads import Upload, UploadReference
 from wbar_service import architectures, auth, connections, headers, health, problems, prometheus, schema
 from wbar_service.checkpoints import routes as checkpoint_routes
 from wbar_service.datasets import routes as dataset_routes
@@ -83,7 +83,17 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         return RedirectResponse("/docs")
 
     schema.document(
-        app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, Job, JobRequest, KeyRequest, UploadReference
+        app,
+        settings.sources,
+        ApiKey,
+        Checkpoint,
+        Dataset,
+        DatasetSource,
+        Job,
+        JobRequest,
+        KeyRequest,
+        Upload,
+        UploadReference,
     )
     return app
 

@@ -36,7 +36,7 @@ router = APIRouter(
     prefix=PATH, tags=["uploads"], route_class=AuthenticatedRoute, responses=responses(401, 403, 429, 503)
 )
 
-# The document says of these headers that they are numbers; a request without one is judged where its object is known.
+# None of them is required by the framework: whether an upload exists is said before what a request about it lacks.
 UploadLength = Annotated[int | None, Header(alias="Upload-Length", ge=0, description="Bytes in all.")]
 UploadOffset = Annotated[
     int | None, Header(alias="Upload-Offset", ge=0, description="Where the bytes go on: the upload's `offset`.")
