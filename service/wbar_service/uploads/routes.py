@@ -20,6 +20,7 @@ from wbar_service.uploads.protocol import (
     ALGORITHMS,
     EXTENSIONS,
     PATH,
+    VERSION_PARAMETER,
     carries_bytes,
     check_version,
     checksum_of,
@@ -46,6 +47,7 @@ UploadChecksum = Annotated[
     Header(alias="Upload-Checksum", max_length=200, description="Of the body: `sha256` or `sha1`, a space, base64."),
 ]
 TUS = [Depends(check_version)]
+_VERSION: dict[str, Any] = {"parameters": [VERSION_PARAMETER]}
 _BYTES: dict[str, Any] = {"content": {CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 
 
@@ -55,7 +57,7 @@ _BYTES: dict[str, Any] = {"content": {CONTENT_TYPE: {"schema": {"type": "string"
     response_model=Upload,
     responses=responses(400, 404, 409, 412, 413, 422, 460, 507),
     dependencies=TUS,
-    openapi_extra={"requestBody": {"required": False, **_BYTES}},
+    openapi_extra=_VERSION | {"requestBody": {"required": False, **_BYTES}},
 )
 async def create_upload(
     request: Request,
@@ -69,14 +71,14 @@ async def create_upload(
         str,
         Header(
             alias="Upload-Metadata",
-            max_length=8192,
+            max_length=4096,
             description="tus's pairs. `filename` is the default name of what is made of the upload, `sha256` is verified.",
         ),
     ] = "",
     upload_concat: Annotated[
         str | None,
         Header(
-            alias="Upload-Concat", max_length=65536, description="`partial`, or `final;` and URLs of partial uploads."
+            alias="Upload-Concat", max_length=32768, description="`partial`, or `final;` and URLs of partial uploads."
         ),
     ] = None,
     upload_checksum: UploadChecksum = None,
@@ -182,7 +184,7 @@ async def get_upload(upload_id: str, store: StoreOf, tenant: TenantOf) -> Respon
     response_class=Response,
     responses=responses(400, 404, 409, 412, 413, 415, 422, 460, 507),
     dependencies=TUS,
-    openapi_extra={"requestBody": {"required": True, **_BYTES}},
+    openapi_extra=_VERSION | {"requestBody": {"required": True, **_BYTES}},
 )
 async def append_to_upload(
     upload_id: str,
@@ -226,7 +228,12 @@ def _with_length(
 
 
 @router.delete(
-    "/{upload_id}", status_code=204, response_class=Response, responses=responses(404, 412), dependencies=TUS
+    "/{upload_id}",
+    status_code=204,
+    response_class=Response,
+    responses=responses(404, 412),
+    dependencies=TUS,
+    openapi_extra=_VERSION,
 )
 def delete_upload(upload_id: str, store: StoreOf, tenant: TenantOf) -> Response:
     """Delete an upload and what has arrived of it; what was made of it stays."""
