@@ -22,6 +22,11 @@ def path() -> Path:
     return Path(os.environ.get("WBAR_CONFIG") or "~/.config/wbar/config.toml").expanduser()
 
 
+def state_folder() -> Path:
+    """Return the folder for what the client remembers between two runs: $XDG_STATE_HOME/wbar, or ~/.local/state/wbar."""
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "wbar"
+
+
 def read() -> Config:
     """Read the file alone. Raises ValueError, naming it, if it is not TOML."""
     try:

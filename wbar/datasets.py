@@ -1,13 +1,14 @@
 """A dataset as the API sends it: its classes, splits and image size, as the worker read them."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from wbar.checkpoints import Fault
 from wbar.request import RequestModel
 from wbar.states import UploadStatus
+from wbar.uploads import UPLOAD_ID
 
 Task = Literal["classification", "multilabel", "segmentation", "detection"]
 THUMBNAIL = 96  # pixels a side: up to here images are trained on at their own size
@@ -57,16 +58,33 @@ class DatasetFacts:
 
 
 class DatasetSource(RequestModel):
-    """A dataset that is not uploaded: a built-in one, or a location below a root that the operator allows."""
+    """A dataset that is not the body: a built-in one, a location below a root that the operator allows, or an upload.
+
+    Either `source` or `upload` is given.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"source": "builtin:digits"}]},
     )
 
-    source: str = Field(pattern=r"^(builtin:|file://|s3://)", max_length=1024)
+    source: str | None = Field(None, pattern=r"^(builtin:|file://|s3://)", max_length=1024)
+    upload: str | None = Field(
+        None,
+        pattern=UPLOAD_ID,
+        max_length=64,
+        description="The id of a finished upload of an archive; it can be used once.",
+    )
     max_train_images: int | None = Field(
         None, ge=40, description="Keep only this many training images, stratified by class with a fixed seed."
     )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.source is None) == (self.upload is None):
+            raise ValueError("give `source` or `upload`, one of them")
+        if self.upload is not None and self.max_train_images is not None:
+            raise ValueError("max_train_images is for built-in datasets; leave images out of the archive instead")
+        return self
 
 
 class Dataset(BaseModel):

@@ -14,6 +14,7 @@ WbarError
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar
 
 MAX_DETAIL = 4000  # characters of the sentence that an upload is rejected with; a file's content may be repeated in it
@@ -88,6 +89,30 @@ class TooLarge(Refused):
     """Raised when a request's body is larger than the service takes."""
 
     code, status, title = "too_large", 413, "The body is larger than this service takes"
+
+
+class UnsupportedMediaType(Refused):
+    """Raised when a body is not of the content type that the request must have."""
+
+    code, status, title = "unsupported_media_type", 415, "The body has another content type"
+
+
+class UnsupportedTusVersion(Refused):
+    """Raised when a request of an upload names another version of tus than the service's."""
+
+    code, status, title = "unsupported_tus_version", 412, "Another version of tus"
+
+
+class UploadIsFinal(Refused):
+    """Raised when bytes are sent to an upload that was made of partial ones."""
+
+    code, status, title = "upload_is_final", 403, "A concatenated upload takes no bytes"
+
+
+class ChecksumMismatch(Refused):
+    """Raised when the bytes of one PATCH have another checksum than it announced; nothing of them is kept."""
+
+    code, status, title = "checksum_mismatch", 460, "The bytes have another checksum than announced"
 
 
 class RangeNotSatisfiable(Refused):
@@ -190,6 +215,24 @@ class DatasetNotReady(Conflict):
     """Raised when a job names a dataset that is not packed yet, or was rejected."""
 
     code = "dataset_not_ready"
+
+
+class UploadNotFinished(Conflict):
+    """Raised when something is to be made of an upload whose bytes have not all come."""
+
+    code = "upload_not_finished"
+
+
+class UploadUsed(Conflict):
+    """Raised when an upload is named that a checkpoint or dataset was made of already."""
+
+    code = "upload_used"
+
+
+class OffsetMismatch(Conflict):
+    """Raised when bytes are sent for another place of an upload than where it stands; `Upload-Offset` says where that is."""
+
+    code = "offset_mismatch"
 
 
 class JobNotFinished(Conflict):
@@ -398,6 +441,18 @@ def _family(base: type[WbarError]) -> dict[str, type[Any]]:
 REFUSED: dict[str, type[Refused]] = _family(Refused)
 REJECTED: dict[str, type[Rejected]] = _family(Rejected)
 JOB_ERRORS: dict[str, type[JobError]] = _family(JobError)
+
+
+def refusal(status: int, content: bytes) -> Refused:
+    """Return the error that an answer of the service stands for. content: its body, a problem or anything else."""
+    try:
+        problem = json.loads(content)
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict):
+        problem = {}
+    kind = REFUSED.get(problem.get("code", ""), Refused)
+    return kind(problem.get("detail") or f"HTTP {status} from the service", problem.get("errors"))
 
 
 def job_error(code: str, detail: str) -> JobError:

@@ -15,6 +15,7 @@ from wbar.datasets import Dataset, DatasetSource
 from wbar.jobs import Job, JobRequest
 from wbar.keys import ApiKey, KeyRequest
 from wbar.results import ImageLosses
+from wbar.uploads import Upload, UploadReference
 from wbar.webhooks import RotationRequest, Webhook, WebhookEvent, WebhookRequest
 from wbar.workers import Worker
 from wbar_service import (
@@ -37,6 +38,8 @@ from wbar_service.jobs.stream import EventStreams
 from wbar_service.keys import routes as key_routes
 from wbar_service.rate_limits import RateLimits
 from wbar_service.settings import ServiceSettings
+from wbar_service.uploads import protocol
+from wbar_service.uploads import routes as upload_routes
 from wbar_service.webhooks import routes as webhook_routes
 from wbar_store import logs
 from wbar_store.process_memory import close_memory
@@ -74,11 +77,12 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.streams = EventStreams(app.state.store)
     app.state.metrics = prometheus.RequestMetrics()
     problems.install(app)
+    app.add_middleware(protocol.TusMethod)
     app.add_middleware(headers.SafeHeaders)
     app.add_middleware(headers.RequestId)
     # Routes are tried one after the other: those that are asked most often come first.
     for routes in (
-        health, job_routes, checkpoint_routes, dataset_routes, architectures, workers, key_routes, sign_in_links,
+        health, job_routes, checkpoint_routes, dataset_routes, upload_routes, architectures, workers, key_routes, sign_in_links,
         webhook_routes, prometheus,
     ):  # fmt: skip
         app.include_router(routes.router)
@@ -86,7 +90,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 
     schema.document(
         app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, ImageLosses, Job, JobRequest, KeyRequest,
-        RotationRequest, Webhook, WebhookEvent, WebhookRequest, Worker,
+        RotationRequest, Upload, UploadReference, Webhook, WebhookEvent, WebhookRequest, Worker,
     )  # fmt: skip
     return app
 

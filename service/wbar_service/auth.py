@@ -143,8 +143,8 @@ async def admit(request: Request, record: KeyRecord, changes: bool) -> None:
 class AuthenticatedRoute(APIRoute):
     """A route that checks the key before the framework reads the body, and caps the body that it reads.
 
-    A router with `route_class=AuthenticatedRoute` has only such routes. scope: of the key; None: `read` for GET and HEAD,
-    and `changing` for the other methods.
+    A router with `route_class=AuthenticatedRoute` has only such routes. scope: of the key; None: `read` for GET, HEAD and
+    OPTIONS, and `changing` for the other methods.
     """
 
     scope: ClassVar[Scope | None] = None
@@ -153,7 +153,7 @@ class AuthenticatedRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler that checks the key, reads a declared body, and lets the framework do the rest."""
         handle = super().get_route_handler()
-        scope = self.scope or ("read" if (self.methods or set()) <= {"GET", "HEAD"} else self.changing)
+        scope = self.scope or ("read" if (self.methods or set()) <= {"GET", "HEAD", "OPTIONS"} else self.changing)
         # Routes without a declared body read it themselves, or not at all.
         reads_body = self.body_field is not None
 

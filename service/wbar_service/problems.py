@@ -28,7 +28,7 @@ from wbar_store.full_disk import is_full
 
 log = logging.getLogger("wbar.service")
 
-METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 MOST_ERRORS = 20  # of one request that are looked at and told: a megabyte of JSON has room for a hundred thousand
 
 
@@ -60,10 +60,13 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         404: "No such object",
         409: "The object's state does not allow this",
         410: "The time of the job's files is over (`expires_after`)",
+        412: "Another version of tus",
         413: "Too large",
+        415: "Another content type",
         416: "The range lies outside the content",
         422: "The request does not fit",
         429: "Too many requests, or the tenant's quota is used up",
+        460: "The bytes have another checksum than announced",
         503: "A part of the service does not answer",
         507: "No room is left",
     }

@@ -18,12 +18,19 @@ NAME_LENGTH = 256  # characters
 FORM_BYTES = 64 * 1024  # of a form beside its file
 
 
-def announced_sha256(request: Request) -> str | None:
-    """Return the sha-256 of Repr-Digest or Content-Digest (RFC 9530) in hex; None where neither is sent.
+def is_sha256(text: str) -> bool:
+    """Return whether a text is a sha-256 in hex."""
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def announced_sha256(request: Request, *names: str) -> str | None:
+    """Return the sha-256 of the first of these headers that is sent, in hex; None where none is.
+
+    names: of digests by RFC 9530; default: Repr-Digest and Content-Digest.
 
     Raises ValidationFailed (422) for a header without a readable sha-256: a digest that is not checked protects nothing.
     """
-    for name in ("Repr-Digest", "Content-Digest"):
+    for name in names or ("Repr-Digest", "Content-Digest"):
         header = request.headers.get(name)
         if header is None:
             continue

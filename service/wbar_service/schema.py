@@ -153,7 +153,9 @@ def _name_sources(schema: dict[str, Any], sources: list[str]) -> None:
     if not sources:
         body = schema["paths"]["/v1/datasets"]["post"]["requestBody"]["content"]["application/json"]
         body["examples"] = {
-            name: one for name, one in body["examples"].items() if one["value"]["source"].startswith("builtin:")
+            name: one
+            for name, one in body["examples"].items()
+            if one["value"].get("source", "builtin:").startswith("builtin:")
         }
 
 

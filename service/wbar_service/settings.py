@@ -25,7 +25,10 @@ class ServiceSettings(StoreSettings):
         None, ge=1, description="Requests that change something, per API key; default: no limit."
     )
     max_tenant_bytes: int | None = Field(
-        None, gt=0, description="Bytes of checkpoints and datasets that a tenant may keep; default: no limit."
+        None, gt=0, description="Bytes of checkpoints, datasets and uploads that a tenant may keep; default: no limit."
+    )
+    uploads_expire_after: int = Field(
+        7 * 24 * 3600, gt=0, description="Seconds after its last byte until an upload that is not used is deleted."
     )
     max_tenant_jobs: int = Field(10_000, gt=0, description="Jobs of a tenant that wait, run or are paused.")
     max_tenant_webhooks: int = Field(20, gt=0, description="Webhooks of a tenant.")

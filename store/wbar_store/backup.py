@@ -116,6 +116,9 @@ def _copy_database(source: Path, target: Path) -> None:
         reading.backup(writing)
         # What is held belongs to writers of the other database, and what is marked is not here to be deleted.
         writing.execute("UPDATE blobs SET holds = 0, deleting = FALSE")
+        # The parts of uploads are no blobs: what had arrived of an upload is not in a backup.
+        writing.execute("DELETE FROM upload_parts")
+        writing.execute("DELETE FROM resumable_uploads")
         writing.commit()
         writing.execute("PRAGMA journal_mode=DELETE")  # one file, without companions
     except sqlite3.Error as error:

@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,6 +30,7 @@ log = logging.getLogger("wbar.store")
 
 CHUNK = 1024 * 1024
 STRAY = timedelta(hours=1)  # a younger file without a row may be one that is just being stored
+PARTS = "parts"  # where the parts of uploads lie
 HALF = "#*"  # what the name of an object has after it in a local store, until its writer is closed
 
 
@@ -54,27 +55,28 @@ class Garbage:
     strays: dict[str, int]
 
 
-class Upload:
-    """An upload in progress: `write` the bytes as they come, then `finish`, or `abort` and nothing is left."""
+@dataclass(frozen=True)
+class Part:
+    """An object with some of the bytes of an upload that arrives in parts; durable."""
 
-    def __init__(self, blobs: "Blobs") -> None:
+    name: str
+    bytes: int
+
+
+class _Writing:
+    """An object in the making: `write` the bytes as they come, then `finish`, or `abort` and nothing is left."""
+
+    def __init__(self, blobs: "Blobs", folder: str) -> None:
         self._blobs = blobs
-        self._name = f"tmp/{secrets.token_hex(16)}"
+        self._name = f"{folder}/{secrets.token_hex(16)}"
         # Of S3 a part has 5 MiB at least. A folder needs no more than a write is worth: many uploads may come at once.
         self._writer = obstore.open_writer(blobs.store, self._name, buffer_size=CHUNK if blobs.root else 8 * CHUNK)
-        self._hash = hashlib.sha256()
         self.bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
-        self._hash.update(data)
         self._writer.write(data)
         self.bytes += len(data)
-
-    def finish(self) -> Received:
-        """Close the object and return its temporary name, digest and size."""
-        self._writer.close()
-        return Received(self._name, self._hash.hexdigest(), self.bytes)
 
     def abort(self) -> None:
         """Delete what was written."""
@@ -83,6 +85,40 @@ class Upload:
         with suppress(OSError, BaseError):
             self._writer.close()
         self._blobs.discard(self._name)
+
+
+class Upload(_Writing):
+    """A whole upload in progress, hashed on its way."""
+
+    def __init__(self, blobs: "Blobs") -> None:
+        super().__init__(blobs, "tmp")
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        self._hash.update(data)
+        super().write(data)
+
+    def finish(self) -> Received:
+        """Close the object and return its temporary name, digest and size."""
+        self._writer.close()
+        return Received(self._name, self._hash.hexdigest(), self.bytes)
+
+
+class PartUpload(_Writing):
+    """A part of an upload in progress."""
+
+    def __init__(self, blobs: "Blobs") -> None:
+        super().__init__(blobs, PARTS)
+
+    def finish(self) -> Part:
+        """Close the object and make it durable: from here on a row may say that its bytes are there."""
+        self._writer.close()
+        if (root := self._blobs.root) is not None:
+            _sync(root / self._name)
+            _sync(root / PARTS)
+            _sync(root)
+        return Part(self._name, self.bytes)
 
 
 class Blobs:
@@ -105,6 +141,25 @@ class Blobs:
     def receive(self) -> Upload:
         """Begin an upload."""
         return Upload(self)
+
+    def receive_part(self) -> PartUpload:
+        """Begin a part of an upload."""
+        return PartUpload(self)
+
+    def join(self, names: Iterable[str]) -> Received:
+        """Write the parts of these names, one after the other, as one object under a temporary name. The parts stay.
+
+        Raises FileNotFoundError where one is not there.
+        """
+        upload = self.receive()
+        try:
+            for name in names:
+                for chunk in obstore.get(self.store, name).stream(min_chunk_size=CHUNK):
+                    upload.write(memoryview(chunk))
+        except BaseException:
+            upload.abort()
+            raise
+        return upload.finish()
 
     def put_file(self, path: Path) -> Received:
         """Stream a local file into the store, under a temporary name."""
@@ -265,7 +320,7 @@ class Blobs:
         """
         limit = datetime.now(UTC) - older_than
         if self.root is not None:
-            return self._sweep_folder(limit.timestamp())
+            return self._sweep_folder("tmp", "*", limit.timestamp())
         old = [
             entry["path"]
             for page in obstore.list(self.store, "tmp")
@@ -276,11 +331,22 @@ class Blobs:
             self.discard(path)
         return len(old)
 
-    def _sweep_folder(self, limit: float) -> int:
-        """Delete old files of `tmp/`, the halves included that the store's own listing does not show."""
+    def sweep_parts(self, named: Callable[[list[str]], set[str]], older_than: timedelta = timedelta(days=1)) -> int:
+        """Delete old parts of uploads that no row names. Returns how many. named: returns those of the names that a row has."""
+        limit, swept = datetime.now(UTC) - older_than, 0
+        for page in obstore.list(self.store, PARTS):
+            old = [entry["path"] for entry in page if entry["last_modified"] < limit]
+            strays = set(old) - named(old) if old else set[str]()
+            for path in strays:
+                self.discard(path)
+            swept += len(strays)
+        return swept if self.root is None else swept + self._sweep_folder(PARTS, f"*{HALF}", limit.timestamp())
+
+    def _sweep_folder(self, folder: str, pattern: str, limit: float) -> int:
+        """Delete old files of a folder, the halves included that the store's own listing does not show."""
         assert self.root is not None
         swept = 0
-        for path in (self.root / "tmp").glob("*"):
+        for path in (self.root / folder).glob(pattern):
             with suppress(FileNotFoundError):  # its writer has just finished it
                 if path.stat().st_mtime < limit:
                     path.unlink()

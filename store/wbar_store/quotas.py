@@ -7,14 +7,17 @@ from sqlalchemy import Connection, func, select
 from wbar.errors import QuotaExceeded
 from wbar.states import TERMINAL
 from wbar_store.database import Database, Tenant
-from wbar_store.tables import checkpoints, datasets, jobs, webhooks
+from wbar_store.tables import checkpoints, datasets, jobs, resumable_uploads, webhooks
 
 HOLD = "3600"  # seconds: room comes back when something is deleted or has ended, which no clock tells
 
 
 @dataclass(frozen=True)
 class Quota:
-    """The most that each tenant may have. bytes: of checkpoints and datasets as they were sent; jobs: that have not ended."""
+    """The most that each tenant may have.
+
+    bytes: of checkpoints, datasets and uploads as they were sent. jobs: that have not ended.
+    """
 
     bytes: int | None
     jobs: int | None
@@ -36,15 +39,20 @@ class Quotas:
             return
         with self.database.write() as connection:
             _one_at_a_time(connection, tenant)
-            kept = sum(
-                int(connection.execute(select(func.coalesce(func.sum(table.c.bytes), 0)).where(mine)).scalar_one())
+            # What has arrived of an upload counts until a checkpoint or dataset is made of it, which counts then.
+            counted = [
+                select(func.sum(table.c.bytes)).where(table.c.tenant == tenant.name, table.c.status != "rejected")
                 for table in (checkpoints, datasets)
-                for mine in [(table.c.tenant == tenant.name) & (table.c.status != "rejected")]
+            ]
+            arrived = select(func.sum(resumable_uploads.c.received))
+            counted.append(
+                arrived.where(resumable_uploads.c.tenant == tenant.name, resumable_uploads.c.used_at.is_(None))
             )
+            kept = sum(int(connection.execute(query).scalar() or 0) for query in counted)
         if kept + max(1, more) > limits.bytes:
             raise QuotaExceeded(
                 f"{more} bytes more than the {kept} that are kept would be over the tenant's {limits.bytes}: delete "
-                "checkpoints or datasets that no job needs",
+                "uploads that are not finished, and checkpoints or datasets that no job needs",
                 headers={"Retry-After": HOLD},
             )
 

@@ -31,6 +31,7 @@ OF_A_TENANT: tuple[Table, ...] = (
     tables.idempotency,
     tables.webhooks,
     tables.webhook_deliveries,
+    tables.resumable_uploads,
 )
 OF_A_JOB: tuple[Table, ...] = (
     tables.job_metadata,
@@ -39,6 +40,7 @@ OF_A_JOB: tuple[Table, ...] = (
     tables.metrics,
     tables.snapshots,
 )
+OF_AN_UPLOAD: tuple[Table, ...] = (tables.upload_parts,)
 OF_NOBODY: tuple[Table, ...] = (tables.blobs, tables.workers)
 
 _ENTER = text("SELECT set_config(:setting, :tenant, true), set_config('role', :role, true)")
@@ -106,9 +108,9 @@ def install(connection: Connection) -> None:
         connection.execute(text("SELECT current_schema()")).scalar_one()
     )
     connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {ROLE}")
-    for table in (*OF_A_TENANT, *OF_A_JOB, *OF_NOBODY):
+    for table in (*OF_A_TENANT, *OF_A_JOB, *OF_AN_UPLOAD, *OF_NOBODY):
         connection.exec_driver_sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table.name} TO {ROLE}")
-    for table in (*OF_A_TENANT, *OF_A_JOB):
+    for table in (*OF_A_TENANT, *OF_A_JOB, *OF_AN_UPLOAD):
         mine = _mine(table)
         name = f"{ROLE}_{hashlib.sha256(mine.encode()).hexdigest()[:8]}"
         if (table.name, name) in there:
@@ -153,6 +155,8 @@ def _mine(table: Table) -> str:
     """Return the condition of a table's policy: everybody but the role passes, for whom the table's owner is no measure."""
     if table in OF_A_JOB:
         owned = f"EXISTS (SELECT FROM jobs WHERE jobs.id = {table.name}.job)"  # the policy of `jobs` holds in there
+    elif table in OF_AN_UPLOAD:
+        owned = f"EXISTS (SELECT FROM resumable_uploads WHERE resumable_uploads.id = {table.name}.upload)"
     else:
         owned = f"tenant = current_setting('{SETTING}', true)"
     return f"current_user <> '{ROLE}' OR {owned}"

@@ -5,6 +5,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from obstore.exceptions import BaseError
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
@@ -25,6 +26,7 @@ from wbar_store.metrics import Metrics
 from wbar_store.notifier import INGEST, RUN_JOB, Notifier
 from wbar_store.quotas import Quotas
 from wbar_store.repository import Repository
+from wbar_store.resumable import ResumableUploads
 from wbar_store.sessions import Sessions
 from wbar_store.settings import StoreSettings
 from wbar_store.snapshots import Snapshots
@@ -52,6 +54,7 @@ class Store:
         self.sessions = Sessions(database)
         self.quotas = Quotas(database)
         self.idempotency = Idempotency(database)
+        self.uploads = ResumableUploads(database)
         self.workers = Workers(database)
         self.webhooks = Webhooks(database)
         self.deliveries = Deliveries(database, self.webhooks)
@@ -71,16 +74,18 @@ class Store:
             "key": self.keys,
             "hook": self.webhooks,
             "msg": self.deliveries,
+            "upload": self.uploads,
         }
         kind = kind_of(object_id)
         if kind not in repositories:
-            raise ValueError(f"{object_id!r} names no checkpoint, dataset, job, key, webhook or delivery")
+            raise ValueError(f"{object_id!r} names no checkpoint, dataset, job, key, webhook, delivery or upload")
         return repositories[kind].exists(tenant, object_id)
 
     def notify(self, object_id: str) -> None:
         """Notify a worker of a job to run, or of an upload to validate, whose row is committed.
 
-        Keys, webhooks and deliveries need no worker. After a failure here, the sweeper notifies again. Raises ValueError for
+        Keys, webhooks, deliveries and uploads in parts need no worker. After a failure here, the sweeper notifies again. Raises
+        ValueError for
         an id of another kind.
         """
         with suppress(DBAPIError, *UNAVAILABLE):
@@ -94,7 +99,7 @@ class Store:
                 case "ds":
                     if self.notifier.notify(INGEST, object_id):
                         self.datasets.notified(object_id)
-                case "key" | "hook" | "msg":
+                case "key" | "hook" | "msg" | "upload":
                     pass
                 case _:
                     raise ValueError(f"{object_id!r} names no job, checkpoint or dataset")
@@ -118,6 +123,20 @@ class Store:
                 raise
             except Exception:
                 log.exception("%s has expired and could not be deleted", object_id)
+
+    def tidy_uploads(self) -> None:
+        """Delete uploads whose time is over, and parts that no row names, such as those of writers that were killed."""
+        for upload_id in self.uploads.expired():
+            self.discard_parts(self.uploads.remove_expired(upload_id))
+        self.blobs.sweep_parts(self.uploads.named)
+
+    def discard_parts(self, names: list[str]) -> None:
+        """Delete objects whose rows are deleted; the sweeper deletes later what cannot be deleted now."""
+        for name in names:
+            try:
+                self.blobs.discard(name)
+            except (OSError, BaseError) as error:
+                log.error("%s could not be deleted (%s: %s)", name, type(error).__name__, error)
 
     def check(self) -> None:
         """Raise if the database does not answer."""

@@ -242,6 +242,35 @@ idempotency = Table(
     Column("created_at", Double, nullable=False),
 )
 
+# Uploads by tus: bytes that arrive in parts, each an object of the blob store, until a checkpoint or dataset is made of them.
+resumable_uploads = Table(
+    "resumable_uploads",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("kind", String(8), nullable=False),  # whole, partial or final
+    Column("length", BigInteger),  # null until it is known
+    Column("received", BigInteger, nullable=False),  # tus's offset: bytes whose parts are durable
+    Column("parts", Integer, nullable=False),
+    Column("given", Text, nullable=False),  # Upload-Metadata as it was sent
+    Column("partials", Text),  # of a final upload: the ids of those that it was made of
+    Column("sha256", _SHA),  # as it was announced, or found when the upload was used
+    Column("used_at", Double),  # when a checkpoint or dataset was made of it; its parts are gone then
+    Column("expires_at", Double, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Index(None, "tenant", "id"),
+    Index(None, "expires_at"),
+)
+
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    Column("upload", _ID, ForeignKey("resumable_uploads.id", ondelete="CASCADE"), primary_key=True),
+    Column("begin", BigInteger, primary_key=True),  # where in the upload the part begins
+    Column("bytes", BigInteger, nullable=False),
+    Column("name", String(64), nullable=False, unique=True),  # of the object
+)
+
 workers = Table(
     "workers",
     metadata,

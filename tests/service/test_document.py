@@ -15,18 +15,31 @@ SECONDS = int(os.environ.get("WBAR_TEST_SCHEMATHESIS_SECONDS", "30"))
 # A service without workers is not ready, and says so by its status; streams and downloads are asked elsewhere.
 LEFT_OUT = ["--exclude-path", "/readyz"]
 # What JSON Schema has no words for: a job's fields must fit each other (a warm-up is shorter than its phase), and so must a
-# dataset's task and its source.
+# dataset's task and its source, and the headers of an upload. And tus has its own statuses for what it does not take.
 CONFIGURATION = """
+hooks = "hooks.py"
 [[operations]]
 include-name = ["POST /v1/jobs", "POST /v1/datasets"]
 [operations.checks]
 positive_data_acceptance.enabled = false
+
+[[operations]]
+include-path-regex = "^/v1/uploads"
+[operations.checks]
+positive_data_acceptance.enabled = false
+negative_data_rejection.expected-statuses = [400, 401, 403, 404, 409, 412, 413, 415, 422, 460]
+missing_required_header.expected-statuses = [412]
+"""
+HOOKS = """
+import schemathesis
+schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
 """
 
 
 def test_nothing_is_answered_that_the_document_does_not_say(breakable: Service, tmp_path: Path) -> None:
     breakable.start("api")
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
+    (tmp_path / "hooks.py").write_text(HOOKS)
     ran = subprocess.run(
         [
             sys.executable, "-P", "-m", "schemathesis.cli", "run", f"{breakable.url}/openapi.json", "--header",

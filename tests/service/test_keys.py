@@ -16,6 +16,7 @@ from wbar_store.database import Tenant, now
 from wbar_store.keys import Keys
 from wbar_store.tables import api_keys
 
+TUS = {"Tus-Resumable": "1.0.0"}  # which requests about uploads must have
 OPEN = {"/healthz", "/readyz", "/metrics"}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/jobs": {"checkpoint": "ckpt_1", "dataset": "ds_1"},
@@ -37,6 +38,7 @@ def owned(service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     with service.http() as http:
         hook = http.post("/v1/webhooks", json=BODIES["/v1/webhooks"]).json()["id"]
         delivery = http.post(f"/v1/webhooks/{hook}/ping").json()["id"]
+        upload = http.post("/v1/uploads", headers=TUS | {"Upload-Length": "5"}).json()["id"]
     assert ended.status == "succeeded"
     assert job.id is not None
     return {
@@ -47,6 +49,7 @@ def owned(service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "n": "1",
         "webhook_id": hook,
         "delivery_id": delivery,
+        "upload_id": upload,
     }
 
 
@@ -60,7 +63,7 @@ def operations(service: Service) -> list[tuple[str, str]]:
 def ask(http: httpx.Client, method: str, path: str, owned: dict[str, str]) -> httpx.Response:
     for name, value in owned.items():
         path = path.replace(f"{{{name}}}", value)
-    return http.request(method, path, json=BODIES.get(path) if method == "POST" else None)
+    return http.request(method, path, json=BODIES.get(path) if method == "POST" else None, headers=TUS)
 
 
 def needed(method: str, path: str) -> str:
@@ -130,7 +133,7 @@ def test_another_tenant_finds_nothing(
             for name, value in hidden.items():
                 text = text.replace(value, nothing[name])
             assert text == absent.text
-        for path in ("/v1/checkpoints", "/v1/datasets", "/v1/jobs", "/v1/webhooks"):
+        for path in ("/v1/checkpoints", "/v1/datasets", "/v1/jobs", "/v1/webhooks", "/v1/uploads"):
             assert http.get(path).json() == {
                 "object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None,
             }  # fmt: skip

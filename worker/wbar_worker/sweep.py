@@ -64,6 +64,7 @@ class Sweeper:
         for job_id in self.store.jobs.ended_with_state():
             self.store.jobs.drop_state(job_id)
         self.store.expire()
+        self.store.tidy_uploads()
         self.store.blobs.collect()
         self.store.blobs.sweep_temporaries()
         self.store.idempotency.sweep()

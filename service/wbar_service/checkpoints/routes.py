@@ -12,13 +12,16 @@ from wbar.jobs import Deleted
 from wbar.lists import Page
 from wbar.request import ExpiresAfter
 from wbar.text import NAME_PATTERN
+from wbar.uploads import UploadReference
 from wbar_service.answers import answer, polled
+from wbar_service.arriving import arriving, named_upload
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
-from wbar_service.receiving import announced_bytes, receive, shown_name
+from wbar_service.receiving import shown_name
+from wbar_service.schema import reference
 from wbar_store.checkpoints import CheckpointRecord, GivenNetwork
 from wbar_store.repository import PageRequest
 
@@ -39,11 +42,15 @@ _FORM: dict[str, Any] = {
     "",
     status_code=201,
     response_model=Checkpoint,
-    responses=responses(400, 409, 413, 422, 507),
+    responses=responses(400, 404, 409, 413, 422, 507),
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/octet-stream": _BINARY, "multipart/form-data": _FORM},
+            "content": {
+                "application/octet-stream": _BINARY,
+                "multipart/form-data": _FORM,
+                "application/json": {"schema": reference(UploadReference)},
+            },
         }
     },
 )
@@ -69,8 +76,8 @@ async def create_checkpoint(
 ) -> Response:
     """Upload a checkpoint: a safetensors file, or a PyTorch file that `torch.load(weights_only=True)` accepts.
 
-    The body is the file itself, streamed. Its content is validated after the answer: poll until `status` is `ready` or
-    `rejected`.
+    The body is the file itself, streamed, or JSON that names a finished upload of /v1/uploads. Its content is validated
+    after the answer: poll until `status` is `ready` or `rejected`.
     """
     if architecture is not None and architecture not in ARCHITECTURES:
         raise ValidationFailed(
@@ -79,22 +86,18 @@ async def create_checkpoint(
             [{"pointer": "", "parameter": "architecture", "detail": "unknown architecture"}],
         )
     shown_name(name, None, "")  # before the upload
-    if not idempotency_key:  # a request that comes again counts already; what is new is checked where its row is made
-        await run_sync(store.quotas.check_bytes, tenant, request.app.state.settings.quotas, announced_bytes(request))
-    received, filename = await receive(request, store.blobs, request.app.state.settings.max_checkpoint_bytes)
+    upload = await named_upload(request)
+    limit = request.app.state.settings.max_checkpoint_bytes
     network = GivenNetwork(architecture=architecture, num_classes=num_classes)
+    async with arriving(request, store, tenant, limit, upload, idempotency_key) as arrived:
 
-    def create() -> CheckpointRecord:
-        store.quotas.check_bytes(tenant, request.app.state.settings.quotas, received.bytes)
-        return store.checkpoints.create(
-            tenant, shown_name(name, filename, "checkpoint"), received, network, expires_after
-        )
+        def create() -> CheckpointRecord:
+            received = arrived.claim()
+            shown = shown_name(name, arrived.filename, "checkpoint")
+            return store.checkpoints.create(tenant, shown, received, network, expires_after)
 
-    print_ = fingerprint("checkpoint", name, network.model_dump(), received.sha256, expires_after=expires_after)
-    try:
-        return await run_sync(once, store, tenant, idempotency_key, print_, create, received)
-    finally:
-        await run_sync(store.blobs.discard, received.temporary)  # a replay or a refusal left it under its first name
+        print_ = fingerprint("checkpoint", name, network.model_dump(), arrived.sha256, expires_after=expires_after)
+        return await run_sync(once, store, tenant, idempotency_key, print_, create, arrived.received)
 
 
 @router.get("", response_model=Page[Checkpoint], responses=responses(422))

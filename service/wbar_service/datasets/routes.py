@@ -1,11 +1,9 @@
 """The routes of /v1/datasets."""
 
-import json
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from wbar.catalog import BUILTINS
@@ -16,17 +14,20 @@ from wbar.lists import Page
 from wbar.request import ExpiresAfter
 from wbar.text import NAME_PATTERN
 from wbar_service.answers import answer, polled
+from wbar_service.arriving import arriving, is_json, not_valid
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.bodies import with_small_body
 from wbar_service.downloads import blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
-from wbar_service.receiving import announced_bytes, receive, shown_name
+from wbar_service.receiving import shown_name
 from wbar_service.schema import reference
+from wbar_store.database import Tenant
 from wbar_store.datasets import DatasetOptions, DatasetRecord
 from wbar_store.repository import PageRequest
 from wbar_store.sources import locate
+from wbar_store.store import Store
 
 router = APIRouter(
     prefix="/v1/datasets", tags=["datasets"], route_class=AuthenticatedRoute, responses=responses(401, 403, 429, 503)
@@ -41,7 +42,7 @@ _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
     "",
     status_code=201,
     response_model=Dataset,
-    responses=responses(400, 409, 413, 422, 507),
+    responses=responses(400, 404, 409, 413, 422, 507),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -51,6 +52,7 @@ _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
                     "examples": {
                         "digits": {"value": {"source": "builtin:digits"}},
                         "fashion": {"value": {"source": "builtin:fashion-mnist", "max_train_images": 10000}},
+                        "upload": {"value": {"upload": "upload_0mk3q8v6zr5d2a7x9c4t"}},
                         "folder": {"value": {"source": "file:///data/flowers.tar"}},
                     },
                 },
@@ -71,7 +73,9 @@ async def create_dataset(
     ] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Upload a zip or tar(.gz/.zst) archive of `train/<class>/*.{jpg,png,webp}` and `val/<class>/…`, or name a source.
+    """Upload a zip or tar(.gz/.zst) archive of `train/<class>/*.{jpg,png,webp}` and `val/<class>/…`, or name one.
+
+    JSON names a source, or a finished upload of /v1/uploads that is an archive.
 
     With `task=multilabel` the archive is `train/…`, `val/…` and `labels.csv`: a column `image` (the path from `train/` or
     `val/` on) and one of 0 and 1 for each class, or `image,labels` with names separated by `|`.
@@ -85,31 +89,35 @@ async def create_dataset(
             f"task={task} comes later; this version takes {' and '.join(f'task={one}' for one in TASKS)}"
         )
     shown_name(name, None, "")  # before the upload
-    if request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json":
-        source = await _source(request, task)
-        print_ = fingerprint("dataset", name, task, source.model_dump(), expires_after=expires_after)
-        options = DatasetOptions(max_train_images=source.max_train_images)
-
-        def name_source() -> DatasetRecord:
-            store.quotas.check_bytes(tenant, request.app.state.settings.quotas, 0)
-            shown = shown_name(name, source.source, "dataset")
-            return store.datasets.create(tenant, shown, task, source.source, options, expires_after)
-
-        return await run_sync(once, store, tenant, idempotency_key, print_, name_source)
-    if not idempotency_key:  # a request that comes again counts already; what is new is checked where its row is made
-        await run_sync(store.quotas.check_bytes, tenant, request.app.state.settings.quotas, announced_bytes(request))
-    received, filename = await receive(request, store.blobs, request.app.state.settings.max_dataset_bytes)
-    try:
-        print_ = fingerprint("dataset", name, task, received.sha256, expires_after=expires_after)
+    source = await _source(request, task) if is_json(request) else None
+    if source is not None and source.source is not None:
+        return await run_sync(_name_source, request, store, tenant, name, task, source, expires_after, idempotency_key)
+    limit = request.app.state.settings.max_dataset_bytes
+    upload = None if source is None else source.upload
+    async with arriving(request, store, tenant, limit, upload, idempotency_key) as arrived:
 
         def create() -> DatasetRecord:
-            store.quotas.check_bytes(tenant, request.app.state.settings.quotas, received.bytes)
-            shown = shown_name(name, filename, "dataset")
+            received = arrived.claim()
+            shown = shown_name(name, arrived.filename, "dataset")
             return store.datasets.create(tenant, shown, task, received, expires_after=expires_after)
 
-        return await run_sync(once, store, tenant, idempotency_key, print_, create, received)
-    finally:
-        await run_sync(store.blobs.discard, received.temporary)
+        print_ = fingerprint("dataset", name, task, arrived.sha256, expires_after=expires_after)
+        return await run_sync(once, store, tenant, idempotency_key, print_, create, arrived.received)
+
+
+def _name_source(
+    request: Request, store: Store, tenant: Tenant, name: str | None, task: Task, given: DatasetSource,
+    expires_after: int | None, idempotency_key: str | None,
+) -> Response:  # fmt: skip
+    source, options = given.source or "", DatasetOptions(max_train_images=given.max_train_images)
+
+    def create() -> DatasetRecord:
+        store.quotas.check_bytes(tenant, request.app.state.settings.quotas, 0)
+        return store.datasets.create(tenant, shown_name(name, source, "dataset"), task, source, options, expires_after)
+
+    asked = given.model_dump(exclude={"upload"})  # as it was before there were uploads to name
+    print_ = fingerprint("dataset", name, task, asked, expires_after=expires_after)
+    return once(store, tenant, idempotency_key, print_, create)
 
 
 async def _source(request: Request, task: str) -> DatasetSource:
@@ -117,36 +125,33 @@ async def _source(request: Request, task: str) -> DatasetSource:
     try:
         source = DatasetSource.model_validate_json(body)
     except ValidationError as error:
-        failures = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
-        raise RequestValidationError(failures, body=_json(body)) from None
-    kind, _, rest = source.source.partition(":")
+        raise not_valid(error, body) from None
+    if source.source is not None:
+        _check_source(request, source, source.source, task)
+    return source
+
+
+def _check_source(request: Request, given: DatasetSource, source: str, task: str) -> None:
+    kind, _, rest = source.partition(":")
     if kind == "builtin" and task != "classification":
-        raise TaskUnsupported(f"{source.source} has one label per image: leave task={task} out")
+        raise TaskUnsupported(f"{source} has one label per image: leave task={task} out")
     if kind == "builtin":
         if rest not in BUILTINS:
             names = ", ".join(f"builtin:{name}" for name in BUILTINS)
             raise ValidationFailed(
-                f"{source.source!r} does not exist; there are {names}",
+                f"{source!r} does not exist; there are {names}",
                 [{"pointer": "/source", "detail": f"one of {names}"}],
             )
-    elif locate(source.source, request.app.state.settings.sources) is None:
+    elif locate(source, request.app.state.settings.sources) is None:
         raise ValidationFailed(
-            f"{source.source!r} is not below a root that this service's operator allows (WBAR_SOURCES)",
+            f"{source!r} is not below a root that this service's operator allows (WBAR_SOURCES)",
             [{"pointer": "/source", "detail": "not below an allowed root"}],
         )
-    if kind != "builtin" and source.max_train_images is not None:
+    if kind != "builtin" and given.max_train_images is not None:
         raise ValidationFailed(
             "max_train_images is for built-in datasets; leave images out of the archive instead",
             [{"pointer": "/max_train_images", "detail": "only with a builtin: source"}],
         )
-    return source
-
-
-def _json(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
 
 
 @router.get("", response_model=Page[Dataset], responses=responses(422))
