@@ -427,6 +427,7 @@ def _table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
 
 def main() -> None:
     """Run the `wbar` command."""
+    app.add_typer(importlib.import_module("wbar.exports.commands").app, name="export")  # here: it imports this module
     for entry in entry_points(group="wbar.commands"):
         app.registered_commands += entry.load().registered_commands
     try:
