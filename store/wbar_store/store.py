@@ -12,6 +12,7 @@ from wbar.errors import InUse, NotFound
 from wbar_store.attempts import Attempts
 from wbar_store.blobs import Blobs
 from wbar_store.checkpoints import Checkpoints
+from wbar_store.counters import Counters
 from wbar_store.database import UNAVAILABLE, Database, Tenant
 from wbar_store.datasets import Datasets
 from wbar_store.events import Events
@@ -47,6 +48,7 @@ class Store:
         self.quotas = Quotas(database)
         self.idempotency = Idempotency(database)
         self.workers = Workers(database)
+        self.counters = Counters(database)
 
     @classmethod
     def open(cls, settings: StoreSettings) -> "Store":

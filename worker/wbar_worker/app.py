@@ -9,6 +9,7 @@ import queue
 import socket
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from celery.signals import worker_ready, worker_shutting_down
@@ -18,6 +19,7 @@ from wbar_store.notifier import INGEST, QUEUES, RUN_JOB
 from wbar_store.store import Store
 from wbar_store.workers import Device, Queue, WorkerRecord
 from wbar_worker.children import warm_up
+from wbar_worker.gpus import Gpus
 from wbar_worker.ingest import Ingester
 from wbar_worker.run_job import Runner
 from wbar_worker.settings import WorkerSettings
@@ -111,16 +113,17 @@ def _register_train(app: OwnCelery, runner: Runner, slots: int, gpus: int, setti
 
 
 class _Presence(threading.Thread):
-    """Tells the store that this worker lives, for `/readyz` and for the meaning of `precision: auto`."""
+    """Tells the store that this worker lives, for `/readyz` and the meaning of `precision: auto`, and how full its GPUs are."""
 
     def __init__(self, store: Store, worker: WorkerRecord) -> None:
         super().__init__(name="presence", daemon=True)
         self._store, self._worker, self._gone = store, worker, threading.Event()
+        self._gpus = Gpus()
 
     def run(self) -> None:
         while True:
             try:
-                self._store.workers.seen(self._worker)
+                self._store.workers.seen(replace(self._worker, gpus=self._gpus.memory()))
             except Exception as error:
                 log.error("the store is not there (%s)", type(error).__name__)
             if self._gone.wait(SEEN_SECONDS):
