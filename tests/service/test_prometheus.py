@@ -48,7 +48,7 @@ def test_a_whole_service_is_counted(service: Service) -> None:
     assert {status for name, *labels in found if name == "wbar_jobs" for status in labels} == {
         "queued", "running", "paused", "succeeded", "failed", "cancelled",
     }  # fmt: skip
-    assert found["wbar_http_bytes_total", "/v1/jobs/{job_id}", "sent"] > 0
+    assert found["wbar_http_bytes_total", "sent", "/v1/jobs/{job_id}"] > 0
     assert found["wbar_sweeps_total", "done"] >= 1
     assert found["wbar_sweep_age_seconds",] < 30
     assert {status for name, *labels in found if name == "wbar_jobs_ended_total" for status in labels} == TERMINAL

@@ -17,6 +17,7 @@ from celery.signals import worker_ready, worker_shutting_down
 from wbar_store.broker import OwnCelery
 from wbar_store.notifier import INGEST, QUEUES, RUN_JOB
 from wbar_store.store import Store
+from wbar_store.tracing import Tracing
 from wbar_store.workers import Device, Queue, WorkerRecord
 from wbar_worker.children import warm_up
 from wbar_worker.gpus import Gpus
@@ -49,7 +50,7 @@ def configured(settings: WorkerSettings) -> OwnCelery:
 
 def serve(settings: WorkerSettings, kind: Queue) -> None:
     """Run a worker of one queue until SIGTERM or SIGINT; running jobs then save their state and are queued again."""
-    store = Store.open(settings)
+    store, tracing = Store.open(settings), Tracing(kind, settings.otlp_endpoint)
     draining = threading.Event()
     machine = warm_up()
     gpus = machine.gpus if settings.device != "cpu" else 0
@@ -58,7 +59,7 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
     app = configured(settings)
     if kind == "train":
         slots = settings.slots or max(1, gpus)
-        _register_train(app, Runner(store, settings, draining), slots, gpus, settings)
+        _register_train(app, Runner(store, settings, draining, tracing), slots, gpus, settings)
     else:
         slots = settings.ingest_slots
         ingester = Ingester(store, settings)
@@ -84,6 +85,7 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
     finally:
         presence.stop()
         store.close()
+        tracing.close()
 
 
 def _register_train(app: OwnCelery, runner: Runner, slots: int, gpus: int, settings: WorkerSettings) -> None:
