@@ -79,7 +79,7 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
     worker_shutting_down.connect(stopping, weak=False)
     try:
         app.worker_main(
-            ["worker", "--pool=threads", f"--concurrency={slots}", f"--queues={kind}", f"--hostname={name}",
+            ["--quiet", "worker", "--pool=threads", f"--concurrency={slots}", f"--queues={kind}", f"--hostname={name}",
              "--without-gossip", "--without-mingle", "--loglevel=WARNING"]
         )  # fmt: skip
     finally:
