@@ -1,6 +1,5 @@
 """Traces go to a real receiver of OTLP: one trace from the client's own span to the job's last step."""
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from tests.conftest import DATABASES, Broker, Service, fresh_database
 from tests.material import write_archive, write_start
 from tests.service.app import app_in
 from tests.store.rows import insert_inputs
+from tests.test_logs import lines_of
 from wbar.checkpoints import CheckpointFacts
 from wbar.datasets import ImageShape, Split
 from wbar.jobs import Progress
@@ -174,5 +174,4 @@ def test_one_trace_from_the_post_to_the_last_step(tmp_path: Path) -> None:
     assert named["publish"].attributes["wbar.ending"] == "succeeded"
     ordered = sorted((span for span in spans if span.parent == attempt.id), key=lambda span: span.began)
     assert all(attempt.began <= span.began <= span.ended <= attempt.ended for span in ordered)
-    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert {line["part"] for line in lines if line.get("trace") == TRACE} >= {"api"}
+    assert {line["part"] for line in lines_of(service) if line.get("trace") == TRACE} == {"api"}
