@@ -31,7 +31,7 @@ Headers = Mapping[str, str]  # `traceparent`, and `tracestate` where there is on
 
 
 class Span:
-    """What is being traced; all its methods do nothing where nothing is traced."""
+    """A span that is open; its methods do nothing where nothing is traced."""
 
     def __init__(self, span: "OtelSpan | None" = None) -> None:
         self._span = span
