@@ -305,6 +305,15 @@ print(json.dumps(sorted(one.path for one in mlflow.MlflowClient().list_artifacts
     torch.testing.assert_close(torch.tensor(predicted), expected(weights), rtol=1e-4, atol=1e-5)
 
 
+def test_an_mlflow_server_that_is_away_is_said_in_a_sentence(service: Service, ended: Job) -> None:
+    assert ended.id is not None
+    words = ("export", "mlflow", ended.id, "--tracking-uri", "http://127.0.0.1:9")
+    done = wbar(service, *words, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: MLflow: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def expected(weights: Path) -> torch.Tensor:
     """The logits by the weights and their metadata alone."""
     from safetensors import safe_open
