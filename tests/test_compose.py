@@ -22,6 +22,7 @@ import jsonschema
 import pytest
 import typer
 import yaml
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 from sqlalchemy import update
 
@@ -594,20 +595,25 @@ def test_the_build_sees_the_packages_and_what_describes_them_and_nothing_else() 
 
 
 def variables_of(settings: type[BaseSettings]) -> set[str]:
-    return {f"WBAR_{name.upper()}" for name in settings.model_fields}
+    return {variable_of(name, known) for name, known in settings.model_fields.items()}
+
+
+def variable_of(name: str, known: FieldInfo) -> str:
+    """Its own name, unless it has that of another program's variable."""
+    return known.validation_alias if isinstance(known.validation_alias, str) else f"WBAR_{name.upper()}"
 
 
 def documented() -> dict[str, str]:
     """Variable -> default, from the tables of docs/operations.md."""
     page = (ROOT / "docs" / "operations.md").read_text()
-    return dict(re.findall(r"^\| `(WBAR_\w+)` \| (?:`([^`]*)`|unset)[^|]*\|", page, re.MULTILINE))
+    return dict(re.findall(r"^\| `((?:WBAR|OTEL)_\w+)` \| (?:`([^`]*)`|unset)[^|]*\|", page, re.MULTILINE))
 
 
 @pytest.mark.parametrize("settings", [StoreSettings, ServiceSettings, WorkerSettings])
 def test_the_operations_page_has_every_setting_with_its_default(settings: type[BaseSettings]) -> None:
     table = documented()
     for name, known in settings.model_fields.items():
-        variable = f"WBAR_{name.upper()}"
+        variable = variable_of(name, known)
         assert variable in table, f"docs/operations.md has no row for {variable}"
         default = known.get_default(call_default_factory=True)
         assert table[variable] == ("" if default is None else str(default)), variable

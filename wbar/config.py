@@ -57,3 +57,12 @@ def write(url: str, api_key: str) -> Path:
         file.write(text)
     os.replace(temporary, target)
     return target
+
+
+def quiet_mlflow() -> None:
+    """Keep MLflow's client, imported later, from reporting its use to its makers and from writing to standard output.
+
+    A user who has set its variables is obeyed.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

@@ -38,12 +38,14 @@ from wbar_service.jobs.stream import EventStreams
 from wbar_service.keys import routes as key_routes
 from wbar_service.rate_limits import RateLimits
 from wbar_service.settings import ServiceSettings
+from wbar_service.traced import TracedRequests
 from wbar_service.uploads import protocol
 from wbar_service.uploads import routes as upload_routes
 from wbar_service.webhooks import routes as webhook_routes
 from wbar_store import logs
 from wbar_store.process_memory import close_memory
 from wbar_store.store import Store
+from wbar_store.tracing import Tracing
 
 M_ARENA_MAX = -8  # glibc's, from malloc.h
 
@@ -63,6 +65,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         app.state.store.close()
+        app.state.tracing.close()
 
     # The offline variant serves the documentation's scripts itself: the pages work where no CDN is reachable.
     app: FastAPI = FastAPIOffline(
@@ -76,9 +79,12 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.limits = RateLimits(settings)
     app.state.streams = EventStreams(app.state.store)
     app.state.metrics = prometheus.RequestMetrics()
+    app.state.tracing = Tracing("api", settings.otlp_endpoint)
     problems.install(app)
     app.add_middleware(protocol.TusMethod)
     app.add_middleware(headers.SafeHeaders)
+    if app.state.tracing.enabled:
+        app.add_middleware(TracedRequests, tracing=app.state.tracing)
     app.add_middleware(headers.RequestId)
     # Routes are tried one after the other: those that are asked most often come first.
     for routes in (

@@ -49,10 +49,17 @@ class RequestId:
         usable = 0 < len(given) <= 200 and given.isprintable() and given.isascii()
         request_id = given if usable else f"{random.getrandbits(128):032x}"  # they only have to differ
         scope["wbar.request_id"] = request_id
-        began, status = time.monotonic(), 0
+        began, status, received, sent = time.monotonic(), 0, 0, 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
 
         async def tagged(message: Message) -> None:
-            nonlocal status
+            nonlocal status, sent
+            sent += len(message.get("body", b""))
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
@@ -61,8 +68,8 @@ class RequestId:
             await send(message)
 
         with logs.belonging_to(request=request_id):
-            await self.app(scope, receive, tagged)
-            scope["app"].state.metrics.answered(scope, status, time.monotonic() - began)
+            await self.app(scope, counted, tagged)
+            scope["app"].state.metrics.answered(scope, status, time.monotonic() - began, received, sent)
             if scope["method"] not in ("GET", "HEAD") or status >= 400:
                 seconds = round(time.monotonic() - began, 4)
                 shown = {"method": scope["method"], "path": scope["path"][:200], "status": status, "seconds": seconds}

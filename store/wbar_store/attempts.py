@@ -18,7 +18,8 @@ from wbar.spec import JobSpec
 from wbar.states import JobStatus, sources
 from wbar_store import outbox
 from wbar_store.claims import Claim, holds, of_running
-from wbar_store.database import Database, now
+from wbar_store.counters import Counters
+from wbar_store.database import Database, Tenant, now
 from wbar_store.events import Events
 from wbar_store.job_lists import sort_values
 from wbar_store.jobs import JobRecord, Jobs
@@ -44,6 +45,7 @@ class Attempts:
 
     def __init__(self, database: Database, jobs_: Jobs, events_: Events) -> None:
         self.database, self._jobs, self._events = database, jobs_, events_
+        self._counters = Counters(database)
 
     def claim(self, job_id: str, lease_seconds: float, worker: str | None = None) -> JobRecord | None:
         """Claim a queued job: it runs, its attempt number is raised, its lease is set. None if it is not queued.
@@ -253,11 +255,20 @@ class Attempts:
 
     # What the sweeper and `wbar up` do.
 
-    def expired(self) -> list[Claim]:
-        """Return the claims of running jobs whose lease has run out."""
-        query = select(jobs.c.id, jobs.c.attempts).where(jobs.c.status == "running", jobs.c.lease_until < now())
+    def expired(self) -> list[tuple[Tenant, Claim]]:
+        """Return the claims of running jobs whose lease has run out, each with the job's tenant."""
+        silent = (jobs.c.status == "running") & (jobs.c.lease_until < now())
+        query = select(jobs.c.tenant, jobs.c.id, jobs.c.attempts).where(silent)
         with self.database.read() as connection:
-            return [Claim(row.id, row.attempts) for row in connection.execute(query)]
+            return [(Tenant(row.tenant), Claim(row.id, row.attempts)) for row in connection.execute(query)]
+
+    def expire(self, claim: Claim, why: str) -> JobStatus | None:
+        """Settle an attempt whose lease has run out, and count it. Returns as `lose`."""
+        with self.database.write():
+            moved = self.lose(claim, why)
+            if moved is not None:
+                self._counters.add("lease_expiries", moved)
+        return moved
 
     def expire_leases(self) -> None:
         """End every lease: the workers of all running jobs are known to be gone."""

@@ -18,6 +18,7 @@ from wbar.spec import JobSpec
 from wbar.states import TERMINAL, JobStatus, sources
 from wbar_store import outbox
 from wbar_store.claims import Claim
+from wbar_store.counters import Counters
 from wbar_store.database import Database, Tenant, now, rfc3339
 from wbar_store.events import Events
 from wbar_store.ids import new_id
@@ -57,6 +58,7 @@ class JobRecord(Record):
     expired_at: float | None
     memory_retries: int
     stop: Literal["pause", "finish"] | None
+    traceparent: str | None
     state: str | None
     state_step: int | None
     created_at: float
@@ -110,7 +112,7 @@ class Jobs(Repository[JobRecord]):
 
     def __init__(self, database: Database, events: Events) -> None:
         super().__init__(database)
-        self._events = events
+        self._events, self._counters = events, Counters(database)
 
     # What the API does.
 
@@ -124,6 +126,7 @@ class Jobs(Repository[JobRecord]):
         expires_after: float | None = None,
         request: Mapping[str, Any] | None = None,
         priority: int = 0,
+        traceparent: str | None = None,
     ) -> JobRecord:
         """Insert a queued job; the caller notifies once it is committed.
 
@@ -131,6 +134,7 @@ class Jobs(Repository[JobRecord]):
         max_seconds: how long it may run, all attempts together; None: as long as it takes.
         expires_after: seconds from its end until its files are deleted; None: they stay.
         priority: among the tenant's queued jobs; the higher is taken first.
+        traceparent: the W3C trace context of the request that creates it; it decides nothing of the result.
         """
         job_id = new_id("job")
         values = {
@@ -153,6 +157,7 @@ class Jobs(Repository[JobRecord]):
             "priority": priority,
             "expires_after": expires_after,
             "last_event": 0,
+            "traceparent": traceparent,
             "created_at": now(),
         }
         with self.database.write() as connection:
@@ -385,6 +390,8 @@ class Jobs(Repository[JobRecord]):
             said: dict[str, object] = {name: values[name] for name in ("error", "result") if name in values}
             self._events.append(job_id, "status", {"status": target, **said})
             outbox.job_moved(connection, job_id)
+            if target in TERMINAL:
+                self._counters.add("jobs_ended", target)
         return True
 
 

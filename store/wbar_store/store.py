@@ -13,6 +13,7 @@ from wbar.errors import InUse, NotFound
 from wbar_store.attempts import Attempts
 from wbar_store.blobs import Blobs
 from wbar_store.checkpoints import Checkpoints
+from wbar_store.counters import Counters
 from wbar_store.database import UNAVAILABLE, Database, Tenant
 from wbar_store.datasets import Datasets
 from wbar_store.deliveries import Deliveries
@@ -58,6 +59,7 @@ class Store:
         self.workers = Workers(database)
         self.webhooks = Webhooks(database)
         self.deliveries = Deliveries(database, self.webhooks)
+        self.counters = Counters(database)
 
     @classmethod
     def open(cls, settings: StoreSettings) -> "Store":

@@ -163,6 +163,7 @@ jobs = Table(
     Column("state", _SHA, index=True),  # the last phase end's resumable state
     Column("state_step", Integer),
     Column("last_event", Integer, nullable=False),
+    Column("traceparent", String(64)),  # of the request that created it, where requests are traced
     Column("created_at", Double, nullable=False),
     Column("started_at", Double),
     Column("finished_at", Double),
@@ -278,6 +279,7 @@ workers = Table(
     Column("queue", String(16), nullable=False),
     Column("device", String(16), nullable=False),
     Column("slots", Integer, nullable=False),
+    Column("gpus", _JSON),  # the memory of each that the host has, a list of wbar_store.workers.GpuMemory
     Column("seen_at", Double, nullable=False),
 )
 
@@ -318,6 +320,16 @@ webhook_deliveries = Table(
     Index(None, "tenant", "id"),
     Index(None, "webhook", "id"),
     Index(None, "next_attempt_at"),
+)
+
+# What happened so often since the tables were made, whatever was deleted since; for monitors.
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("label", String(64), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+    Column("raised_at", Double, nullable=False),
 )
 
 # Every column that keeps a blob alive, each with an index. A blob that none of them names is deleted.

@@ -24,6 +24,7 @@ LEASE = 15.0  # seconds after which a validation that was not renewed belongs to
 class UploadRecord(Record):
     """A row of `checkpoints` or `datasets`. content: the uploaded bytes, as long as they are kept."""
 
+    tenant: str
     name: str
     status: UploadStatus
     content: str | None

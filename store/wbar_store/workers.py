@@ -1,6 +1,6 @@
 """The workers that live: each says so every few seconds, for `/readyz` and for what `precision: auto` means."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from sqlalchemy import delete, select
@@ -15,13 +15,23 @@ Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
+class GpuMemory:
+    """The memory of one GPU, in bytes. uuid: the driver's name of it, the same for every worker of the host."""
+
+    uuid: str
+    used: int
+    total: int
+
+
+@dataclass(frozen=True)
 class WorkerRecord:
-    """A live worker. slots: how many jobs or uploads it takes at a time."""
+    """A live worker. slots: how many jobs or uploads it takes at a time. gpus: of its host, whoever uses them."""
 
     name: str
     queue: Queue
     device: Device
     slots: int
+    gpus: tuple[GpuMemory, ...] = ()
 
 
 class Workers:
@@ -32,7 +42,9 @@ class Workers:
 
     def seen(self, worker: WorkerRecord) -> None:
         """Record that a worker lives."""
-        values = {"queue": worker.queue, "device": worker.device, "slots": worker.slots, "seen_at": now()}
+        values: dict[str, object] = {"queue": worker.queue, "device": worker.device, "slots": worker.slots}
+        values["seen_at"] = now()
+        values["gpus"] = [asdict(gpu) for gpu in worker.gpus] or None
         with self.database.write() as connection:
             statement = upsert(connection, workers).values(name=worker.name, **values)
             connection.execute(statement.on_conflict_do_update(index_elements=[workers.c.name], set_=values))
@@ -46,4 +58,9 @@ class Workers:
         """Return every worker that was seen lately."""
         query = select(workers).where(workers.c.seen_at > now() - SILENCE).order_by(workers.c.name)
         with self.database.read() as connection:
-            return [WorkerRecord(row.name, row.queue, row.device, row.slots) for row in connection.execute(query)]
+            return [
+                WorkerRecord(
+                    row.name, row.queue, row.device, row.slots, tuple(GpuMemory(**gpu) for gpu in row.gpus or ())
+                )
+                for row in connection.execute(query)
+            ]

@@ -42,6 +42,19 @@ def test_the_command_line_imports_no_other_room() -> None:
     assert not {"sqlalchemy", "fastapi", "celery"} & loaded
 
 
+def test_what_is_exported_to_is_loaded_when_it_is_used() -> None:
+    loaded = modules_after("import wbar.cli, wbar.exports.commands")
+    assert not {"tensorboard", "mlflow", "pyarrow", "numpy", "google", "httpx", "pydantic"} & loaded
+
+
+def test_without_an_endpoint_nothing_that_traces_is_loaded() -> None:
+    # FastAPI loads OpenTelemetry's interface by itself, and redis its metrics where they are installed.
+    loaded = modules_after(
+        "import wbar_service.app, wbar_worker.app\nfrom wbar_store.tracing import Tracing\nTracing('api', None)"
+    )
+    assert not {name for name in loaded if name.startswith(("opentelemetry.sdk.trace", "opentelemetry.exporter"))}
+
+
 def test_averaging_and_training_need_only_their_own_libraries() -> None:
     loaded = modules_after("import wbar_training.loop, wbar_averaging.batch_norm")
     assert not {"sqlalchemy", "fastapi", "celery", "httpx", "redis", "obstore"} & loaded

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.client.test_cli import wbar
@@ -138,11 +140,14 @@ def test_logs_and_open(service: Service, material: Material, tmp_path: Path) -> 
     browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
     browser.chmod(0o755)
     done = wbar(service, "open", job, BROWSER=f"{browser} %s")
-    assert (done.returncode, done.stdout) == (0, f"{service.url}/jobs/{job}\n")
+    assert done.returncode == 0
+    assert re.fullmatch(rf"{service.url}/sign-in\?link=[\w-]+&next=/jobs/{job}\n", done.stdout)
     assert (tmp_path / "opened").read_text() == done.stdout
+    entered = httpx.get(done.stdout.strip())
+    assert (entered.status_code, entered.headers["location"]) == (303, f"/jobs/{job}")
     nowhere = {"PATH": str(tmp_path), "BROWSER": "", "DISPLAY": "", "WAYLAND_DISPLAY": ""}
     done = wbar(service, "open", **nowhere)
-    assert (done.returncode, done.stdout) == (0, f"{service.url}\n")
+    assert (done.returncode, done.stdout.startswith(f"{service.url}/sign-in?link=")) == (0, True)
     assert "no browser here" in done.stderr
     assert wbar(service, "open", "job_none").returncode == 3
 

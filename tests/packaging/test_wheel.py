@@ -24,10 +24,12 @@ PACKAGES = {"wbar", "wbar_averaging", "wbar_training", "wbar_store", "wbar_worke
 # Every command, by the test that runs it.
 OFFLINE = {"average", "schedule", "migrate", "first-key", "gc"}
 PARTS = {"migrate", "doctor", "first-key", "serve", "worker", "sweep", "datasets add"}
+WEBHOOKS = ("create", "list", "delete", "ping", "enable", "rotate", "deliveries", "replay")
 CLIENT = {
     "up", "upload", "checkpoints", "datasets add", "datasets list", "submit", "jobs", "show", "watch", "cancel", "pause",
     "finish", "clone", "resume", "download", "keys create", "keys list", "keys revoke", "backup", "restore", "logs",
-    "open", "compare",
+    "open", "compare", *(f"webhooks {one}" for one in WEBHOOKS),
+    "export tensorboard", "export mlflow", "export csv", "export parquet",
 }  # fmt: skip
 
 
@@ -247,6 +249,12 @@ def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: P
     assert shell.wbar("download", two, "-o", str(weights)) == f"{weights}\n"
     for listing, expected in (("jobs", two), ("checkpoints", checkpoint), ("datasets list", dataset)):
         assert expected in shell.wbar(*listing.split())
+    for kind in ("csv", "parquet"):
+        assert shell.wbar("export", kind, two, "-o", str(tmp_path / kind)) == f"{tmp_path / kind}\n"
+    assert shell.wbar("export", "tensorboard", two, "--logdir", str(tmp_path / "board")) == f"{tmp_path / 'board'}\n"
+    assert (
+        len(shell.wbar("export", "mlflow", two, "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}").strip()) == 32
+    )
     assert shell.wbar("keys", "create", "another", "--scope", "read").startswith("wbar_")
     (listed,) = [line for line in shell.wbar("keys", "list").splitlines() if "another" in line]
     assert shell.wbar("keys", "revoke", listed.split()[0]) == f"{listed.split()[0]}\n"

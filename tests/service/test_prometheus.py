@@ -1,5 +1,6 @@
 """`GET /metrics`: what Prometheus' own parser reads of it."""
 
+import threading
 from pathlib import Path
 
 import httpx
@@ -9,9 +10,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import Service
 from tests.service.app import app_in
 from tests.store.rows import insert_inputs, spec
+from wbar.states import TERMINAL
+from wbar_store.counters import Counters
 from wbar_store.counts import count
 from wbar_store.database import Database, Tenant
 from wbar_store.store import Store
+from wbar_store.workers import GpuMemory, WorkerRecord
+
+MINE = Tenant("default")
 
 
 def scraped(answer: httpx.Response) -> dict[tuple[str, ...], float]:
@@ -42,6 +48,10 @@ def test_a_whole_service_is_counted(service: Service) -> None:
     assert {status for name, *labels in found if name == "wbar_jobs" for status in labels} == {
         "queued", "running", "paused", "succeeded", "failed", "cancelled",
     }  # fmt: skip
+    assert found["wbar_http_bytes_total", "sent", "/v1/jobs/{job_id}"] > 0
+    assert found["wbar_sweeps_total", "done"] >= 1
+    assert found["wbar_sweep_age_seconds",] < 30
+    assert {status for name, *labels in found if name == "wbar_jobs_ended_total" for status in labels} == TERMINAL
     assert not any("job_that_is_not_there" in part for sample in found for part in sample)
 
 
@@ -58,6 +68,46 @@ def test_what_waits_and_what_runs_is_counted(database: Database) -> None:
     assert waiting
     assert (found.jobs["queued"], found.jobs["running"], found.expired_leases, found.attempts) == (1, 2, 1, 2)
     assert found.oldest_job > 0
+
+
+def test_what_happened_is_counted_whatever_is_deleted_since(database: Database) -> None:
+    insert_inputs(database)
+    store = Store(database, None, None)  # type: ignore[arg-type]  # nothing is uploaded or notified here
+    assert store.counters.all() == []
+    cancelled, silent = (store.jobs.create(MINE, spec(), None, {}).id for _ in range(2))
+    for _ in range(2):
+        store.jobs.cancel(MINE, cancelled)  # the second time nothing happens
+    store.jobs.remove(MINE, cancelled)
+    store.attempts.claim(silent, -1)
+    ((owner, claim),) = store.attempts.expired()
+    assert (owner, claim.id) == (MINE, silent)
+    assert [store.attempts.expire(claim, "gone") for _ in range(2)] == ["queued", None]
+    store.counters.add("sweeps", "done", 3)
+    found = {(one.name, one.label): one.value for one in store.counters.all()}
+    assert found == {("jobs_ended", "cancelled"): 1, ("lease_expiries", "queued"): 1, ("sweeps", "done"): 3}
+    assert all(0 <= one.raised_seconds < 60 for one in store.counters.all())
+
+
+def test_counters_that_are_raised_at_once_lose_nothing(database: Database) -> None:
+    counters = Counters(database)
+    threads = [threading.Thread(target=lambda: [counters.add("sweeps", "done") for _ in range(20)]) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [one.value for one in counters.all()] == [100]
+
+
+def test_the_memory_of_gpus_is_shown_once_for_each(tmp_path: Path) -> None:
+    gpus = (GpuMemory("GPU-1", 3 * 2**30, 80 * 2**30), GpuMemory("GPU-2", 0, 80 * 2**30))
+    with app_in(tmp_path) as app:
+        for name in ("train-1@here", "train-2@here"):
+            app.asgi.state.store.workers.seen(WorkerRecord(name, "train", "cuda", 2, gpus))
+        found = scraped(app.request("GET", "/metrics", key=None))
+    assert (found["wbar_gpu_memory_used_bytes", "GPU-1"], found["wbar_gpu_memory_total_bytes", "GPU-2"]) == (
+        3 * 2**30,
+        80 * 2**30,
+    )
 
 
 def test_without_its_database_and_broker_it_says_so(tmp_path: Path) -> None:

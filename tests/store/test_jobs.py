@@ -93,7 +93,7 @@ def test_a_stale_fence_changes_nothing(store: Store) -> None:
     job = submit(store)
     store.attempts.claim(job, -1)
     first, second = Claim(job, 1), Claim(job, 2)
-    assert store.attempts.expired() == [first]
+    assert store.attempts.expired() == [(MINE, first)]
     assert store.attempts.lose(first, "gone") == "queued"
     claimed = store.attempts.claim(job, 60)
     assert claimed is not None

@@ -60,7 +60,7 @@ def store(url: str, tmp_path: Path) -> Iterator[Store]:
         job = made.jobs.create(tenant, spec(f"ckpt_1_{tenant.name}", dataset=dataset_of(tenant)), None, {"team": "x"})
         made.attempts.claim(job.id, 60)
         made.metrics.add(Claim(job.id, 1), [point(1)])
-        made.keys.create("key", tenant)
+        made.sessions.begin(made.keys.create("key", tenant).record)
         made.deliveries.ping(tenant, made.webhooks.create(tenant, "https://example.com/", ("*",)).id)
         upload = made.uploads.create(tenant, 10, "", 60)
         made.uploads.append(tenant, upload.id, 0, Part(f"parts/{tenant.name}", 5), 60)

@@ -7,13 +7,14 @@ The other rooms add their commands through the entry-point group `wbar.commands`
 `wbar --help` starts fast and a plain installation is enough for a user.
 """
 
+import importlib
 from importlib.metadata import entry_points
 from typing import Annotated
 
 import typer
 
 from wbar import __version__
-from wbar.cli import following, jobs, keys, submitting, uploads
+from wbar.cli import following, jobs, keys, submitting, uploads, webhooks
 from wbar.cli.output import (
     DETACHED,
     FAILED,
@@ -50,6 +51,7 @@ for _group in (uploads.app, submitting.app, jobs.app, following.app):
     app.registered_commands += _group.registered_commands
 app.add_typer(uploads.datasets_app, name="datasets")
 app.add_typer(keys.app, name="keys")
+app.add_typer(webhooks.app, name="webhooks")
 
 
 @app.callback(invoke_without_command=True)
@@ -66,6 +68,7 @@ def main() -> None:
     """Run the `wbar` command."""
     for entry in entry_points(group="wbar.commands"):
         app.registered_commands += entry.load().registered_commands
+    app.add_typer(importlib.import_module("wbar.exports.commands").app, name="export")  # here: it imports this module
     try:
         app(prog_name="wbar")
     except Unreachable as error:

@@ -73,13 +73,14 @@ def _print_event(event: "Event") -> None:
 def open_page(
     job: Annotated[str | None, typer.Argument(help="job_…; none: all jobs.", autocompletion=job_ids)] = None,
 ) -> None:
-    """Open the dashboard in a browser, at a job where one is given, and print its address."""
+    """Open the dashboard in a browser, signed in, at a job where one is given. Prints the address, which opens it once."""
     import webbrowser
 
     with connected() as client:
-        url = client.url if job is None else f"{client.url}/jobs/{job}"
         if job is not None:
             client.jobs.get(job)  # a wrong id is better said here than in a browser
+        link = client.keys.sign_in_link()
+        url = client.url + link.url + ("" if job is None else f"&next=/jobs/{job}")
     opened = webbrowser.open(url)
     if not opened:
         note("no browser here: open this address")

@@ -35,6 +35,11 @@ def jobs(
         str | None, typer.Option(help="Keep those that start from it.", autocompletion=checkpoint_ids)
     ] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="key=value; keep those with it; repeatable.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Keep those on it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Keep those with this in their name.")] = None,
+    order_by: Annotated[
+        str | None, typer.Option(help="created_at, finished_at, result.accuracy, result.loss_gain and the like.")
+    ] = None,
     limit: Limit = 20,
     after: After = None,
     order: Order = None,
@@ -42,8 +47,9 @@ def jobs(
     """List the jobs, newest first."""
     with connected() as client:
         page = client.jobs.list(
-            limit=limit, after=after, order=order, status=status, checkpoint=checkpoint, metadata=tags(metadata)
-        )
+            limit=limit, after=after, order=order, status=status, checkpoint=checkpoint, metadata=tags(metadata),
+            dataset=dataset, name=name, order_by=order_by,
+        )  # fmt: skip
     answer_page(page, ("id", "name", "status", "done", "verdict"), lambda job: (
         job.id, job.name or "", job.status, f"{job.progress.fraction:.0%}" if job.progress else "", _outcome(job)
     ))  # fmt: skip

@@ -77,6 +77,7 @@ def submit(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="How long it may run; then it fails.")] = None,
+    priority: Annotated[int | None, typer.Option(help="-100 to 100, among your own queued jobs; default: 0.")] = None,
     expires_after: Annotated[
         int | None, typer.Option(help="Seconds from its end after which its files are deleted; default: they stay.")
     ] = None,
@@ -97,7 +98,7 @@ def submit(
     trained |= {"optimizer": {"name": optimizer}} if optimizer else {}
     options = _given(
         checkpoint=checkpoint, dataset=dataset, name=name, method=asked or None, recipe=trained or None, seed=seed,
-        swag=swag, flatness=flatness, max_seconds=max_seconds, expires_after=expires_after,
+        swag=swag, flatness=flatness, max_seconds=max_seconds, priority=priority, expires_after=expires_after,
         metadata=tags(metadata) or None, dry_run=dry_run or None,
     )  # fmt: skip
     body = _merged(read_object(job, "@FILE"), options)

@@ -9,6 +9,7 @@ import queue
 import socket
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from celery.signals import worker_ready, worker_shutting_down
@@ -16,8 +17,10 @@ from celery.signals import worker_ready, worker_shutting_down
 from wbar_store.broker import OwnCelery
 from wbar_store.notifier import INGEST, QUEUES, RUN_JOB
 from wbar_store.store import Store
+from wbar_store.tracing import Tracing
 from wbar_store.workers import Device, Queue, WorkerRecord
 from wbar_worker.children import warm_up
+from wbar_worker.gpus import Gpus
 from wbar_worker.ingest import Ingester
 from wbar_worker.run_job import Runner
 from wbar_worker.settings import WorkerSettings
@@ -47,7 +50,7 @@ def configured(settings: WorkerSettings) -> OwnCelery:
 
 def serve(settings: WorkerSettings, kind: Queue) -> None:
     """Run a worker of one queue until SIGTERM or SIGINT; running jobs then save their state and are queued again."""
-    store = Store.open(settings)
+    store, tracing = Store.open(settings), Tracing(kind, settings.otlp_endpoint)
     draining = threading.Event()
     machine = warm_up()
     gpus = machine.gpus if settings.device != "cpu" else 0
@@ -57,7 +60,7 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
     name = f"{kind}-{os.getpid()}@{socket.gethostname()}"
     if kind == "train":
         slots = settings.slots or max(1, gpus)
-        _register_train(app, Runner(store, settings, draining, name), slots, gpus, settings)
+        _register_train(app, Runner(store, settings, draining, name, tracing), slots, gpus, settings)
     else:
         slots = settings.ingest_slots
         ingester = Ingester(store, settings)
@@ -76,12 +79,13 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
     worker_shutting_down.connect(stopping, weak=False)
     try:
         app.worker_main(
-            ["worker", "--pool=threads", f"--concurrency={slots}", f"--queues={kind}", f"--hostname={name}",
+            ["--quiet", "worker", "--pool=threads", f"--concurrency={slots}", f"--queues={kind}", f"--hostname={name}",
              "--without-gossip", "--without-mingle", "--loglevel=WARNING"]
         )  # fmt: skip
     finally:
         presence.stop()
         store.close()
+        tracing.close()
 
 
 def _register_train(app: OwnCelery, runner: Runner, slots: int, gpus: int, settings: WorkerSettings) -> None:
@@ -117,16 +121,17 @@ def _register_train(app: OwnCelery, runner: Runner, slots: int, gpus: int, setti
 
 
 class _Presence(threading.Thread):
-    """Tells the store that this worker lives, for `/readyz` and for the meaning of `precision: auto`."""
+    """Tells the store that this worker lives, for `/readyz` and the meaning of `precision: auto`, and how full its GPUs are."""
 
     def __init__(self, store: Store, worker: WorkerRecord) -> None:
         super().__init__(name="presence", daemon=True)
         self._store, self._worker, self._gone = store, worker, threading.Event()
+        self._gpus = Gpus()
 
     def run(self) -> None:
         while True:
             try:
-                self._store.workers.seen(self._worker)
+                self._store.workers.seen(replace(self._worker, gpus=self._gpus.memory()))
             except Exception as error:
                 log.error("the store is not there (%s)", type(error).__name__)
             if self._gone.wait(SEEN_SECONDS):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from wbar.jobs import Progress
+from wbar_store import logs
 from wbar_store.claims import Claim
 from wbar_store.store import Store
 from wbar_training.messages import Stop, StopReason
@@ -43,6 +44,7 @@ class Heartbeat(threading.Thread):
         super().__init__(name=f"heartbeat-{claim.id}", daemon=True)
         self._store, self._settings, self._claim, self._draining = store, settings, claim, draining
         self._clock = clock
+        self._belongs = logs.current()
         self._done, self._news, self._watching = threading.Event(), threading.Event(), threading.Lock()
         self._child: Child | None = None  # none yet while the job's files are fetched
         self._heard_at = self._asked_at = clock()
@@ -74,6 +76,10 @@ class Heartbeat(threading.Thread):
             self._news.set()
 
     def run(self) -> None:
+        with logs.belonging_to(**self._belongs):
+            self._beat()
+
+    def _beat(self) -> None:
         sent: Progress | None = None
         event_at, counted = 0.0, self._clock()
         while not self._done.is_set():

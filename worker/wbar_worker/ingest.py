@@ -17,6 +17,7 @@ from wbar.checkpoints import Fault
 from wbar.datasets import ImageShape, Split
 from wbar.errors import ContentTooLarge, SourceUnavailable
 from wbar.transfers import sha256_of
+from wbar_store import logs
 from wbar_store.checkpoints import CheckpointRecord
 from wbar_store.claims import Claim
 from wbar_store.datasets import DatasetRecord, DatasetSummary
@@ -81,6 +82,12 @@ class Ingester:
         record = repository.claim(object_id)
         if record is None:
             return
+        with logs.belonging_to(tenant=record.tenant, upload=record.id, attempt=record.attempts):
+            self._validate(repository, record, validate)
+
+    def _validate(
+        self, repository: UploadRepository[AnyUpload], record: AnyUpload, validate: Callable[[AnyUpload, Path], None]
+    ) -> None:
         scratch = self.settings.scratch / "ingest" / f"{record.id}-{record.attempts}"
         failure: Exception | None = None
         try:
@@ -224,14 +231,15 @@ class Ingester:
 @contextmanager
 def _renewed(repository: UploadRepository[AnyUpload], claim: Claim) -> Iterator[None]:
     """Keep the lease while files are fetched, validated and stored, however long each takes."""
-    done = threading.Event()
+    done, belongs = threading.Event(), logs.current()
 
     def renew() -> None:
         while not done.wait(RENEW_SECONDS):
             try:
                 repository.renew(claim)
             except Exception as error:
-                log.error("no renewal for %s (%s)", claim.id, type(error).__name__)
+                with logs.belonging_to(**belongs):
+                    log.error("no renewal for %s (%s)", claim.id, type(error).__name__)
 
     thread = threading.Thread(target=renew, name=f"renew-{claim.id}", daemon=True)
     thread.start()

@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -37,7 +37,7 @@ _GROUPS = ((Path("/sys/fs/cgroup"), "memory.events"), (Path("/sys/fs/cgroup/memo
 _OF_THE_SYSTEM = Path("/proc/vmstat")
 UNSEEN = 255  # multiprocessing's exit code of a child whose forkserver ended first, so that its end was not seen
 # Variables with the credentials of the store and of S3 sources, by how they begin. Children use neither.
-CREDENTIALS = ("WBAR_DATABASE_URL", "WBAR_BROKER_URL", "WBAR_BLOBS_URL", "AWS_", "AZURE_", "GOOGLE_", "PG")
+CREDENTIALS = ("WBAR_DATABASE_URL", "WBAR_BROKER_URL", "WBAR_BLOBS_URL", "AWS_", "AZURE_", "GOOGLE_", "PG", "OTEL_")
 ORPHANED = 70  # the exit code of a child whose worker is gone
 
 Request = TypeVar("Request")
@@ -169,7 +169,7 @@ def start(entry: Entry[Request], request: Request) -> Child:
     worker_end, child_end = _context().Pipe(duplex=True)
     kills = oom_kills()
     _start_forkserver()
-    process = _context().Process(target=_main, args=(entry, request, child_end), daemon=False)
+    process = _context().Process(target=_main, args=(entry, request, child_end, logs.current()), daemon=False)
     process.start()
     child_end.close()
     return Child(process, worker_end, kills)
@@ -200,10 +200,10 @@ class ControlChannel:
                 os._exit(ORPHANED)  # there is no receiver for the result, and a successor may be at work already
 
 
-def _main(entry: Entry[Request], request: Request, pipe: Connection) -> None:
+def _main(entry: Entry[Request], request: Request, pipe: Connection, belongs: Mapping[str, str | int]) -> None:
     # Ctrl-C in a terminal reaches the whole process group; stopping is the worker's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logs.configure(entry.function)
+    logs.configure(entry.function, belongs)
     if entry.isolated:
         isolate()  # before the channel's thread, which would keep its rights
     run: Callable[[Request, ControlChannel], None] = getattr(import_module(entry.module), entry.function)

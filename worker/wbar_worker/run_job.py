@@ -3,7 +3,8 @@
 import logging
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from wbar.checkpoints import Fault
@@ -11,7 +12,8 @@ from wbar.errors import OutOfMemory
 from wbar_store import logs
 from wbar_store.jobs import JobRecord
 from wbar_store.store import Store
-from wbar_training.messages import Crashed, Ending, Failed, FromAttempt, Stopped, Succeeded
+from wbar_store.tracing import Tracing, of_row
+from wbar_training.messages import Crashed, Ending, Failed, FromAttempt, ProgressMade, Stopped, Succeeded
 from wbar_training.reporter import deliver
 from wbar_training.workspace import Workspace
 from wbar_worker import processes
@@ -20,6 +22,7 @@ from wbar_worker.disk_space import has_room, wait_for_room
 from wbar_worker.heartbeat import Heartbeat
 from wbar_worker.inputs import fetch_inputs
 from wbar_worker.outages import retry_while_unavailable
+from wbar_worker.phases import PhaseSpans
 from wbar_worker.processes import Child, first_line
 from wbar_worker.publish import Publisher
 from wbar_worker.settings import WorkerSettings
@@ -31,9 +34,15 @@ class Runner:
     """Runs jobs for one worker process."""
 
     def __init__(
-        self, store: Store, settings: WorkerSettings, draining: threading.Event, worker: str | None = None
+        self,
+        store: Store,
+        settings: WorkerSettings,
+        draining: threading.Event,
+        worker: str | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.store, self.settings, self.draining, self.worker = store, settings, draining, worker
+        self.tracing = tracing or Tracing("train", None)
 
     def choose(self, job_id: str) -> str | None:
         """Return the job to run for a message that names `job_id`; None where nothing waits."""
@@ -55,14 +64,23 @@ class Runner:
         job = self.store.attempts.claim(job_id, self.settings.lease_seconds, self.worker)
         if job is None:
             return False
-        heartbeat = Heartbeat(self.store, self.settings, job.claim, self.draining)
-        with logs.belonging_to(tenant=job.tenant, job=job.id, attempt=job.attempts):
+        with logs.belonging_to(tenant=job.tenant, job=job.id, attempt=job.attempts), self._traced(job):
+            heartbeat = Heartbeat(self.store, self.settings, job.claim, self.draining)
             heartbeat.start()
             try:
                 self._attempt(job, heartbeat, gpus, threads)
             finally:
                 heartbeat.stop()
         return True
+
+    @contextmanager
+    def _traced(self, job: JobRecord) -> Iterator[None]:
+        """Trace the attempt, as a part of the trace of the request that created the job."""
+        parent, names = of_row(job.traceparent), {"wbar.tenant": job.tenant, "wbar.job": job.id}
+        if job.attempts == 1 and job.started_at is not None:
+            self.tracing.record("queued", job.created_at, job.started_at, names, parent)
+        with self.tracing.span("attempt", {**names, "wbar.attempt": job.attempts}, parent):
+            yield
 
     def _attempt(self, job: JobRecord, heartbeat: Heartbeat, gpus: Sequence[int], threads: int) -> None:
         workspace = Workspace(
@@ -74,10 +92,14 @@ class Runner:
         )
         publisher = Publisher(self.store, job, heartbeat)
         try:
-            workspace = retry_while_unavailable(partial(fetch_inputs, self.store, job, workspace))
+            with self.tracing.span("fetch inputs"):
+                workspace = retry_while_unavailable(partial(fetch_inputs, self.store, job, workspace))
             ending = self._train(AttemptRequest(job.spec, workspace, tuple(gpus)), heartbeat, publisher)
             # The heartbeat goes on while the results are stored, which may take longer than a lease.
-            is_over = retry_while_unavailable(lambda: self._settle(job, ending, heartbeat, publisher))
+            with self.tracing.span("publish", {"wbar.ending": ending.type}) as span:
+                if isinstance(ending, Failed | Crashed):
+                    span.failed(ending.message if isinstance(ending, Failed) else ending.why)
+                is_over = retry_while_unavailable(lambda: self._settle(job, ending, heartbeat, publisher))
         except Exception as error:
             # The worker's part failed: a file that is missing, a message that does not validate, a write that is refused.
             log.exception("%s: attempt %d failed", job.id, job.attempts)
@@ -88,11 +110,12 @@ class Runner:
 
     def _train(self, request: AttemptRequest, heartbeat: Heartbeat, publisher: Publisher) -> Ending:
         """Run the attempt in a fresh process, which has ended when this returns."""
-        child = processes.start(RUN_ATTEMPT, request)
+        phases, child = PhaseSpans(self.tracing), processes.start(RUN_ATTEMPT, request)
         try:
             heartbeat.watch(child)
-            return _listen(child, heartbeat, publisher)
+            return _listen(child, heartbeat, publisher, phases)
         finally:
+            phases.end()
             heartbeat.unwatch()
             child.end()
 
@@ -165,7 +188,7 @@ class Runner:
         return True
 
 
-def _listen(child: Child, heartbeat: Heartbeat, publisher: Publisher) -> Ending:
+def _listen(child: Child, heartbeat: Heartbeat, publisher: Publisher, phases: PhaseSpans) -> Ending:
     """Carry messages to the publisher until the attempt reports its end, or its process ends."""
     while True:
         try:
@@ -175,4 +198,6 @@ def _listen(child: Child, heartbeat: Heartbeat, publisher: Publisher) -> Ending:
         heartbeat.heard()
         if isinstance(message, Ending):
             return message
+        if isinstance(message, ProgressMade):
+            phases.took(message.progress)
         retry_while_unavailable(partial(deliver, message, publisher))

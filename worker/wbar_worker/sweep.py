@@ -4,9 +4,12 @@ import logging
 import shutil
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
-from wbar_store.database import UNAVAILABLE
+from wbar_store import logs
+from wbar_store.claims import Claim
+from wbar_store.database import UNAVAILABLE, Tenant
 from wbar_store.notifier import INGEST, QUEUES, RUN_JOB
 from wbar_store.store import Store
 from wbar_worker.settings import WorkerSettings
@@ -23,6 +26,7 @@ class Sweeper:
     def __init__(self, store: Store, settings: WorkerSettings) -> None:
         self.store, self.settings = store, settings
         self._housekept = 0.0
+        self._failed = 0  # looks that the database could not be told of yet
 
     def run(self, stop: threading.Event) -> None:
         """Look again and again until told to stop; a database or broker that is away is tried again."""
@@ -30,6 +34,7 @@ class Sweeper:
             try:
                 self.look()
             except Exception as error:
+                self._failed += 1
                 log.error(
                     "the sweeper could not look (%s: %s)", type(error).__name__, (str(error).splitlines() or [""])[0]
                 )
@@ -37,25 +42,43 @@ class Sweeper:
 
     def look(self) -> None:
         """Look once: re-queue expired leases, notify again of waiting rows, and now and then tidy up."""
-        for claim in self.store.attempts.expired():
+        for tenant, claim in self.store.attempts.expired():
+            self._settle(tenant, claim)
+        again = Counter[str]()
+        for job_id in self.store.jobs.overdue(self._is_empty(RUN_JOB)):
+            self.store.notify(job_id)
+            again[QUEUES[RUN_JOB]] += 1
+        is_empty = self._is_empty(INGEST)
+        for repository in (self.store.checkpoints, self.store.datasets):
+            for object_id in repository.overdue(is_empty):
+                if not repository.give_up(object_id):
+                    self.store.notify(object_id)
+                    again[QUEUES[INGEST]] += 1
+        if time.monotonic() - self._housekept > HOUSEKEEPING_SECONDS:
+            self._housekept = time.monotonic()
+            self._tidy()
+        self._count(again)
+
+    def _settle(self, tenant: Tenant, claim: Claim) -> None:
+        with logs.belonging_to(tenant=tenant.name, job=claim.id, attempt=claim.attempt):
             try:
-                moved = self.store.attempts.lose(claim, "its worker fell silent (killed, or cut off)")
+                moved = self.store.attempts.expire(claim, "its worker fell silent (killed, or cut off)")
             except UNAVAILABLE:
                 raise
             except Exception:
                 log.exception("%s: its lost attempt could not be settled", claim.id)  # the others must not wait for it
             else:
                 log.warning("%s: attempt %d lost its lease, now %s", claim.id, claim.attempt, moved)
-        for job_id in self.store.jobs.overdue(self._is_empty(RUN_JOB)):
-            self.store.notify(job_id)
-        is_empty = self._is_empty(INGEST)
-        for repository in (self.store.checkpoints, self.store.datasets):
-            for object_id in repository.overdue(is_empty):
-                if not repository.give_up(object_id):
-                    self.store.notify(object_id)
-        if time.monotonic() - self._housekept > HOUSEKEEPING_SECONDS:
-            self._housekept = time.monotonic()
-            self._tidy()
+
+    def _count(self, again: Counter[str]) -> None:
+        """Count this look, and those that failed before it while the database was away."""
+        with self.store.database.write(durable=False):
+            self.store.counters.add("sweeps", "done")
+            if self._failed:
+                self.store.counters.add("sweeps", "failed", self._failed)
+            for queue, times in again.items():
+                self.store.counters.add("notified_again", queue, times)
+        self._failed = 0
 
     def _is_empty(self, task: str) -> bool:
         return self.store.notifier.waiting(QUEUES[task]) == 0

@@ -25,6 +25,7 @@ from wbar_service.jobs.creating import dry_run, gpu_at_hand, make_spec
 from wbar_service.jobs.stream import EventStreams
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
+from wbar_service.traced import TRACEPARENT
 from wbar_store.database import Tenant, rfc3339
 from wbar_store.events import EventRecord, sequence
 from wbar_store.job_lists import Filters, OrderBy
@@ -95,6 +96,7 @@ def _create(
             body.expires_after,
             body.as_sent(),
             body.priority,
+            request.scope.get(TRACEPARENT),
         )
 
     return once(store, tenant, idempotency_key, print_, create)

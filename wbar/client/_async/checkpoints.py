@@ -43,8 +43,8 @@ class AsyncCheckpoints(AsyncResource):
             "num_classes": num_classes,
             "expires_after": expires_after,
         }
-        answer = await upload(self._client, "/v1/checkpoints", path, params, step, idempotency_key)
-        created = Checkpoint.model_validate(answer.json())
+        made = await upload(self._client, "/v1/checkpoints", path, params, step, idempotency_key)
+        created = Checkpoint.model_validate_json(made)
         return await self._wait_ready(lambda: self.get(created.id), timeout) if wait else created
 
     async def get(self, checkpoint_id: str) -> Checkpoint:

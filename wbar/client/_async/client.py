@@ -15,9 +15,12 @@ from wbar.client._async.checkpoints import AsyncCheckpoints
 from wbar.client._async.datasets import AsyncDatasets
 from wbar.client._async.jobs import AsyncJobs
 from wbar.client._async.keys import AsyncKeys
+from wbar.client._async.webhooks import AsyncWebhooks
+from wbar.client._async.workers import AsyncWorkers
 from wbar.client.problems import refusal, unreachable
 from wbar.client.retries import BROKEN, Retries, passes, repeatable, retry_after
 from wbar.errors import NotFound, Refused
+from wbar.resumable_upload import Answer, NoAnswer, Request
 
 
 class AsyncClient:
@@ -45,6 +48,8 @@ class AsyncClient:
         self.datasets = AsyncDatasets(self)
         self.jobs = AsyncJobs(self)
         self.keys = AsyncKeys(self)
+        self.webhooks = AsyncWebhooks(self)
+        self.workers = AsyncWorkers(self)
 
     async def request(
         self,
@@ -63,6 +68,22 @@ class AsyncClient:
         Raises Unreachable, or the class of wbar.errors that the problem's code names.
         """
         return await self._send(method, path, False, content, headers=headers, **options)
+
+    async def exchange(self, request: Request) -> Answer | NoAnswer:
+        """Send a request once and return how it was answered, whatever the status: what follows is the sender's matter."""
+        timeout = self._http.timeout if request.timeout is None else httpx.Timeout(request.timeout)
+        try:
+            response = await self._http.request(
+                request.method,
+                request.path,
+                headers=request.headers,
+                params=request.params,
+                content=request.content,
+                timeout=timeout,
+            )
+        except httpx.TransportError as error:
+            return NoAnswer(str(error) or type(error).__name__)
+        return Answer(response.status_code, response.headers, response.content)
 
     @asynccontextmanager
     async def stream(self, path: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:

@@ -51,8 +51,8 @@ class AsyncDatasets(AsyncResource):
             archive = await in_thread(archived, Path(source))
             params = {"name": name or Path(source).name, **common}
             with archive as path:
-                answer = await upload(self._client, "/v1/datasets", path, params, step, idempotency_key)
-            created = Dataset.model_validate(answer.json())
+                made = await upload(self._client, "/v1/datasets", path, params, step, idempotency_key)
+            created = Dataset.model_validate_json(made)
         return await self._wait_ready(lambda: self.get(created.id), timeout) if wait else created
 
     async def get(self, dataset_id: str) -> Dataset:

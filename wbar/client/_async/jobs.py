@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from anyio import sleep
 
-from wbar.client._async.resource import AsyncResource
+from wbar.client._async.resource import AsyncResource, given
 from wbar.client._async.transfers import download
 from wbar.client.job_bar import job_bar
 from wbar.errors import Unreachable
 from wbar.jobs import Event, EventType, Job, MetricsPoint, Snapshot
 from wbar.lists import Page
+from wbar.results import ImageLosses, Verdict
 from wbar.states import TERMINAL
 from wbar.transfers import Step
 
@@ -43,9 +44,17 @@ class AsyncJobs(AsyncResource):
         status: str | None = None,
         checkpoint: str | None = None,
         metadata: dict[str, str] | None = None,
+        dataset: str | None = None,
+        name: str | None = None,
+        verdict: Verdict | None = None,
+        order_by: str | None = None,
     ) -> Page[Job]:
-        """Return one page of jobs, newest first unless `order` is `asc`; status, checkpoint, metadata: keep only these."""
-        filters = _filters(order, status, checkpoint, metadata)
+        """Return one page of jobs, newest first unless `order` is `asc`.
+
+        status, checkpoint, metadata, dataset, verdict: keep only these. name: a part of it.
+        order_by: what `order` goes by: `created_at`, `finished_at`, `result.accuracy`, `result.loss_gain` and the like.
+        """
+        filters = _filters(order, status, checkpoint, metadata, dataset, name, verdict, order_by)
         return await self._get("/v1/jobs", Page[Job], limit=limit, after=after, **filters)
 
     def iterate(
@@ -54,9 +63,15 @@ class AsyncJobs(AsyncResource):
         status: str | None = None,
         checkpoint: str | None = None,
         metadata: dict[str, str] | None = None,
+        dataset: str | None = None,
+        name: str | None = None,
+        verdict: Verdict | None = None,
+        order_by: str | None = None,
     ) -> AsyncIterator[Job]:
-        """Return an iterator over all jobs, loaded page by page; order, status, checkpoint, metadata: as of `list`."""
-        return self._pages("/v1/jobs", Page[Job], **_filters(order, status, checkpoint, metadata))
+        """Return an iterator over all jobs, loaded page by page; filters and order as of `list`."""
+        return self._pages(
+            "/v1/jobs", Page[Job], **_filters(order, status, checkpoint, metadata, dataset, name, verdict, order_by)
+        )
 
     async def cancel(self, job_id: str) -> Job:
         """End a job now; its snapshots stay. Raises InvalidTransition once it has ended otherwise."""
@@ -154,9 +169,9 @@ class AsyncJobs(AsyncResource):
         """Return an iterator over the job's log so far, oldest first, loaded page by page; types: as of `event_list`."""
         return self._pages(f"/v1/jobs/{job_id}/events", Page[Event], order="asc", type=[*types] or None)
 
-    async def metrics(self, job_id: str) -> Sequence[MetricsPoint]:
-        """Return every point of the training series, in the order of the steps."""
-        answer = await self._client.request("GET", f"/v1/jobs/{job_id}/metrics")
+    async def metrics(self, job_id: str, after: int | None = None) -> Sequence[MetricsPoint]:
+        """Return the points of the training series, in the order of the steps. after: those of later steps only."""
+        answer = await self._client.request("GET", f"/v1/jobs/{job_id}/metrics", params=given({"after": after}))
         return [MetricsPoint.model_validate(point) for point in answer.json()["data"]]
 
     async def snapshots(self, job_id: str) -> Sequence[Snapshot]:
@@ -173,6 +188,14 @@ class AsyncJobs(AsyncResource):
         """Download w̄ to `path`. An interrupted download goes on; the digest is verified before the file appears."""
         return await download(self._client, f"/v1/jobs/{job_id}/weights?format={format}", Path(path), step)
 
+    async def download_report(self, job_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
+        """Download the report, one HTML page, to `path`; see download."""
+        return await download(self._client, f"/v1/jobs/{job_id}/report", Path(path), step)
+
+    async def losses(self, job_id: str) -> ImageLosses:
+        """Return the loss of w̄ and of the start on each held-out image, to compare jobs image by image."""
+        return await self._get(f"/v1/jobs/{job_id}/losses", ImageLosses)
+
     async def download_snapshot(
         self, job_id: str, n: int, path: str | os.PathLike[str], step: Step | None = None
     ) -> Path:
@@ -181,8 +204,16 @@ class AsyncJobs(AsyncResource):
 
 
 def _filters(
-    order: str | None, status: str | None, checkpoint: str | None, metadata: dict[str, str] | None
+    order: str | None,
+    status: str | None,
+    checkpoint: str | None,
+    metadata: dict[str, str] | None,
+    dataset: str | None,
+    name: str | None,
+    verdict: Verdict | None,
+    order_by: str | None,
 ) -> dict[str, Any]:
     """Return the parameters of a list of jobs."""
     tags = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
-    return {"order": order, "status": status, "checkpoint": checkpoint, **tags}
+    common = {"order": order, "status": status, "checkpoint": checkpoint, "dataset": dataset, "name": name}
+    return {**common, "verdict": verdict, "order_by": order_by, **tags}

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 
 from wbar.client._async.resource import AsyncResource
-from wbar.keys import ApiKey, Scope
+from wbar.keys import ApiKey, Scope, SignInLink
 from wbar.lists import Page
 
 
@@ -29,3 +29,8 @@ class AsyncKeys(AsyncResource):
     async def revoke(self, key_id: str) -> None:
         """Revoke a key: it is refused a second later at most. Raises NotFound."""
         await self._client.request("DELETE", f"/v1/keys/{key_id}")
+
+    async def sign_in_link(self) -> SignInLink:
+        """Make a link that opens the dashboard once, with what this client's key may do."""
+        answer = await self._client.request("POST", "/v1/sign-in-links")
+        return SignInLink.model_validate(answer.json())

@@ -44,8 +44,8 @@ class Checkpoints(Resource):
             "num_classes": num_classes,
             "expires_after": expires_after,
         }
-        answer = upload(self._client, "/v1/checkpoints", path, params, step, idempotency_key)
-        created = Checkpoint.model_validate(answer.json())
+        made = upload(self._client, "/v1/checkpoints", path, params, step, idempotency_key)
+        created = Checkpoint.model_validate_json(made)
         return self._wait_ready(lambda: self.get(created.id), timeout) if wait else created
 
     def get(self, checkpoint_id: str) -> Checkpoint:

@@ -16,9 +16,12 @@ from wbar.client._sync.checkpoints import Checkpoints
 from wbar.client._sync.datasets import Datasets
 from wbar.client._sync.jobs import Jobs
 from wbar.client._sync.keys import Keys
+from wbar.client._sync.webhooks import Webhooks
+from wbar.client._sync.workers import Workers
 from wbar.client.problems import refusal, unreachable
 from wbar.client.retries import BROKEN, Retries, passes, repeatable, retry_after
 from wbar.errors import NotFound, Refused
+from wbar.resumable_upload import Answer, NoAnswer, Request
 
 
 class Client:
@@ -46,6 +49,8 @@ class Client:
         self.datasets = Datasets(self)
         self.jobs = Jobs(self)
         self.keys = Keys(self)
+        self.webhooks = Webhooks(self)
+        self.workers = Workers(self)
 
     def request(
         self,
@@ -64,6 +69,22 @@ class Client:
         Raises Unreachable, or the class of wbar.errors that the problem's code names.
         """
         return self._send(method, path, False, content, headers=headers, **options)
+
+    def exchange(self, request: Request) -> Answer | NoAnswer:
+        """Send a request once and return how it was answered, whatever the status: what follows is the sender's matter."""
+        timeout = self._http.timeout if request.timeout is None else httpx.Timeout(request.timeout)
+        try:
+            response = self._http.request(
+                request.method,
+                request.path,
+                headers=request.headers,
+                params=request.params,
+                content=request.content,
+                timeout=timeout,
+            )
+        except httpx.TransportError as error:
+            return NoAnswer(str(error) or type(error).__name__)
+        return Answer(response.status_code, response.headers, response.content)
 
     @contextmanager
     def stream(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:

@@ -50,8 +50,8 @@ class Datasets(Resource):
             archive = archived(Path(source))
             params = {"name": name or Path(source).name, **common}
             with archive as path:
-                answer = upload(self._client, "/v1/datasets", path, params, step, idempotency_key)
-            created = Dataset.model_validate(answer.json())
+                made = upload(self._client, "/v1/datasets", path, params, step, idempotency_key)
+            created = Dataset.model_validate_json(made)
         return self._wait_ready(lambda: self.get(created.id), timeout) if wait else created
 
     def get(self, dataset_id: str) -> Dataset:

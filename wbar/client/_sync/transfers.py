@@ -4,12 +4,12 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Any
-
-import httpx
 
 from wbar.client._sync.resource import given, new_key
 from wbar.errors import DigestMismatch, RangeNotSatisfiable, Unreachable
+from wbar.resumable_upload import RESUMABLE_BYTES, Sending
 from wbar.transfers import CHUNK, Step, sha256_of, upload_headers
 
 if TYPE_CHECKING:
@@ -34,13 +34,30 @@ def upload(
     params: dict[str, Any],
     step: Step | None = None,
     idempotency_key: str | None = None,
-) -> httpx.Response:
-    """POST the bytes of a file to `target`, with their sha256, and return the answer.
+) -> bytes:
+    """Send a file to `target`, with its sha256, and return what the service answers: the object that it made of it.
 
-    A lost connection makes it begin again; with the idempotency key one object is made, however often it does.
+    A lost connection makes a small file begin again; with the idempotency key one object is made, however often it does.
+    From RESUMABLE_BYTES on a file is sent in parts (tus), and goes on where it was, also in another process.
     """
+    if path.stat().st_size >= RESUMABLE_BYTES:
+        return _upload_in_parts(client, target, path, params, step, idempotency_key)
     headers = upload_headers(path, idempotency_key or new_key())
-    return client.request("POST", target, params=given(params), content=lambda: chunks(path, step), headers=headers)
+    answer = client.request("POST", target, params=given(params), content=lambda: chunks(path, step), headers=headers)
+    return answer.content
+
+
+def _upload_in_parts(
+    client: "Client", target: str, path: Path, params: dict[str, Any], step: Step | None, key: str | None
+) -> bytes:
+    sending = Sending(path, target, given(params), service=client.url, idempotency_key=key, step=step)
+    request = sending.begin()
+    while request is not None:
+        sleep(request.after)
+        answer = client.exchange(request)
+        request = sending.go_on(answer)
+    assert sending.answer is not None
+    return sending.answer.content
 
 
 def download(client: "Client", path: str, target: Path, step: Step | None) -> Path:

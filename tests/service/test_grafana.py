@@ -1,0 +1,75 @@
+"""The Grafana dashboard asks for nothing that `GET /metrics` does not have, and leaves nothing of it out."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.service.app import app_in
+from wbar_store.workers import GpuMemory, WorkerRecord
+
+DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana" / "wbar.json"
+NAME = re.compile(r"wbar_\w+")
+OWN_LABELS = {"instance", "le"}  # of Prometheus
+
+
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    return found
+
+
+def queries() -> Iterator[str]:
+    for panel in dashboard()["panels"]:
+        yield from (target["expr"] for target in panel.get("targets", []))
+    for variable in dashboard()["templating"]["list"]:
+        if variable["type"] == "query":
+            yield variable["query"]["query"]
+
+
+def families(folder: Path) -> list[Metric]:
+    """What a service answers that has seen everything once."""
+    with app_in(folder) as app:
+        store = app.asgi.state.store
+        store.counters.add("sweeps", "done")
+        store.workers.seen(WorkerRecord("train-1@here", "train", "cuda", 1, (GpuMemory("GPU-1", 1, 2),)))
+        app.request("GET", "/v1/jobs")
+        return list(text_string_to_metric_families(app.request("GET", "/metrics", key=None).text))
+
+
+def test_every_query_names_a_metric_that_is_there_and_every_metric_is_asked_for(tmp_path: Path) -> None:
+    there = families(tmp_path)
+    samples = {sample.name for family in there for sample in family.samples}
+    asked = {name for query in queries() for name in NAME.findall(query)}
+    assert asked <= samples
+    own = [family.name for family in there if not family.name.endswith("_created")]  # those are the client library's
+    unasked = [family for family in own if not any(name.startswith(family) for name in asked)]
+    assert unasked == []
+
+
+def test_every_label_of_a_query_is_one_of_its_metric(tmp_path: Path) -> None:
+    labels: dict[str, set[str]] = {}
+    for family in families(tmp_path):
+        for sample in family.samples:
+            labels.setdefault(sample.name, set()).update(sample.labels)
+    for query in queries():
+        known = set.union(*(labels[name] for name in NAME.findall(query))) | OWN_LABELS
+        by = {label.strip() for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(",")}
+        matched = set(re.findall(r"(\w+)=~?\"", query))
+        assert by | matched <= known, query
+
+
+def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24

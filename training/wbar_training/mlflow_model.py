@@ -1,0 +1,57 @@
+"""The averaged weights as an MLflow model: `mlflow.pyfunc.load_model("runs:/…/model").predict(images)`.
+
+The weights' own header says how they are used: nothing else is read, and no service is asked.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from wbar_training.losses import class_logits
+from wbar_training.networks.architectures import load
+from wbar_training.networks.recognition import identify
+from wbar_training.uploads.checkpoint_files import common_prefix
+
+
+class AveragedModel:
+    """The network with its averaged weights, on the CPU.
+
+    classes: names, in the order of the columns that `predict` returns.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        with safe_open(weights, framework="pt") as file:
+            header: dict[str, str] = file.metadata()
+            named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        prefix = common_prefix(named)
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        network = identify(header["wbar.architecture"], shapes, int(header["wbar.num_classes"]))
+        self._module = load(network, tensors)[0].eval()
+        self.classes: list[str] = json.loads(header["wbar.classes"])
+        self._size: list[int] = json.loads(header["wbar.image_size"])
+        normalize = json.loads(header["wbar.normalize"])
+        self._mean, self._std = (torch.tensor(normalize[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+
+    def predict(self, images: NDArray[np.floating[Any]], params: Any = None) -> NDArray[np.float32]:  # noqa: ARG002
+        """Return the classes' logits, (N, classes), float32.
+
+        images: (N, channels, height, width), pixels in [0, 1], in the size that the weights were trained for.
+        params: MLflow passes them; there are none. Raises ValueError for another shape.
+        """
+        if images.ndim != 4 or list(images.shape[1:]) != self._size:
+            raise ValueError(f"images of {list(images.shape)}, and the network takes [N, {str(self._size)[1:]}")
+        pixels = torch.from_numpy(np.ascontiguousarray(images, np.float32))
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = class_logits(self._module((pixels - self._mean) / self._std)).numpy()
+        return logits
+
+
+def _load_pyfunc(path: str) -> AveragedModel:
+    """Load the model; MLflow calls it, with the path of the weights."""
+    return AveragedModel(Path(path))

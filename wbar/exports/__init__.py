@@ -1,0 +1,1 @@
+"""What a job did, in the files and stores of other tools: TensorBoard, MLflow, CSV, Parquet. Read through the API alone."""
