@@ -20,7 +20,7 @@ $(VENV)/.test: pyproject.toml
 	@touch $@ $(VENV)/.embedded
 
 demo: $(VENV)/.embedded ## upload, fine-tune, download, compare: the whole path on real images
-	$(BIN)/python -m demo --dataset $(DATASET)
+	$(BIN)/wbar demo --dataset $(DATASET)
 
 test: $(VENV)/.test ## the whole suite, with real servers
 	$(BIN)/python -m pytest

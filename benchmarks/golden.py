@@ -21,7 +21,7 @@ from safetensors import safe_open
 from sklearn.datasets import load_digits
 
 from benchmarks.running import running, wait_until
-from demo.start import train_start
+from wbar_training.demo.start import train_start
 
 SHORT: dict[str, Any] = {"cycles": 3, "high": {"epochs": 1}, "low": {"epochs": 1}}
 ENDED = ("succeeded", "failed", "cancelled")

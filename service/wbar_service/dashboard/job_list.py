@@ -55,7 +55,7 @@ FRESH_SECONDS = 1.0  # for which the rows of one view are shown to everybody of 
 
 @dataclass(frozen=True)
 class ListView:
-    """What the list shows, as its address says it: every link keeps the rest of it."""
+    """A view of the list, as its address says it: every link keeps the rest of it."""
 
     statuses: tuple[JobStatus, ...]
     name: str

@@ -1,5 +1,5 @@
 // The live parts of the dashboard, on the same API that everything else uses: refreshing tables, charts, events, uploads.
-// Every page works without it; what it adds is that nobody has to press reload.
+// Every page works without it; what it adds is that no reader has to press reload.
 import { Charts } from "./charts.js";
 import { installUploads } from "./uploads.js";
 
@@ -104,7 +104,7 @@ function followJob(page) {
     }
   }
 
-  // A browser has six connections to a host: a page that nobody sees holds none of them.
+  // A browser has six connections to a host: a page that is hidden holds none of them.
   function rest() { source?.close(); source = null; }
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) rest();

@@ -25,12 +25,14 @@ from rich.table import Table
 from safetensors import safe_open
 from torch import nn
 
-from demo.start import train_start
 from wbar import Client, config, display
 from wbar.jobs import Job
+from wbar.method import AutoMethod
 from wbar.results import VERDICTS, Comparisons, JobResult
 from wbar.spec import Network
 from wbar_training.data.packed import load_split
+from wbar_training.demo.start import train_start
+from wbar_training.evaluate import even_slices
 from wbar_training.networks.architectures import initialized
 from wbar_training.uploads.dataset_archives import pack_builtin
 
@@ -41,14 +43,15 @@ METHOD = {"type": "auto", "control": True}
 SEEDS = 3
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; returns the exit code. arguments: default: those of the command line."""
+    parser = argparse.ArgumentParser(prog="wbar demo", description=__doc__)
     parser.add_argument("--dataset", default="builtin:digits", choices=sorted(SETTINGS))
     parser.add_argument(
         "--images", type=int, help="training images to keep; default: all digits, 10,000 of Fashion-MNIST"
     )
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where the service keeps its data")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     images, epochs = SETTINGS[options.dataset]
     images, folder = options.images or images, options.folder
     began = time.monotonic()
@@ -71,6 +74,8 @@ def main() -> int:
         return 1
     results = [job.result for job, _, _ in done if job.result is not None]
     console.print(_table(results))
+    for line in _gains(results):
+        console.print(line, soft_wrap=True)
     for seed, (result, (_, weights, report)) in enumerate(zip(results, done, strict=True)):
         accuracy = evaluate_plainly(weights, options.dataset, folder)
         chosen = "; ".join(result.selection_in_words()[:1])
@@ -79,7 +84,11 @@ def main() -> int:
             f"metadata: {accuracy:.2%} of all held-out images; the report is {report}",
             soft_wrap=True,
         )
-    console.print(f"{time.monotonic() - began:.0f} s in all", soft_wrap=True)
+    console.print(
+        f"{time.monotonic() - began:.0f} s in all. Next: [bold]wbar up[/bold] starts the service and prints a link to its "
+        "dashboard, where a checkpoint and images of your own are dropped",
+        soft_wrap=True,
+    )
     return 0
 
 
@@ -118,6 +127,36 @@ def _table(results: list[JobResult]) -> Table:
             style="bold" if name == "averaged" else "",
         )
     return table
+
+
+def _gains(results: list[JobResult]) -> list[str]:
+    """Return a sentence for the start and one for the control: what w̄ gained over it, by how much beyond its error."""
+    lines = []
+    for name, rival in (("start", "the start"), ("control", "the control, the fine-tune of equal length")):
+        pairs = [
+            (scores[name], scores["averaged"]) for scores in (one.metrics.named() for one in results) if name in scores
+        ]
+        if len(pairs) < 2:
+            continue
+        points = [100 * (ours.accuracy - theirs.accuracy) for theirs, ours in pairs]
+        nats = [theirs.loss - ours.loss for theirs, ours in pairs]
+        lines.append(
+            f"over {rival}: accuracy {_signed(points, 2)} points, {_beyond(points)}; "
+            f"NLL lower by {_signed(nats, 4)}, {_beyond(nats)}"
+        )
+    return lines
+
+
+def _signed(values: list[float], digits: int) -> str:
+    return f"{mean(values):+.{digits}f} ± {stdev(values) / math.sqrt(len(values)):.{digits}f}"
+
+
+def _beyond(values: list[float]) -> str:
+    """Say how a mean over the seeds stands to its standard error."""
+    error = stdev(values) / math.sqrt(len(values))
+    if abs(mean(values)) <= 2 * error:
+        return "within two standard errors of nothing"
+    return f"{abs(mean(values)) / error:.1f} standard errors" if error else "the same in every seed"
 
 
 def _spread(values: list[float], digits: int) -> str:
@@ -164,6 +203,7 @@ def _fine_tune(client: Client, start: Path, dataset: str, seed: int, folder: Pat
         checkpoint=checkpoint.id, dataset=dataset, name=f"demo, seed {seed}", method=METHOD, seed=seed
     )
     assert job.id is not None
+    assert isinstance(job.method, AutoMethod)
     console.print(
         f"[bold]{4 + seed}[/bold]  seed {seed}: {checkpoint.id} is a {checkpoint.architecture.name}; {job.id}: auto, "
         f"{job.method.epochs} epochs, rate {job.method.lr} or more, batch {job.recipe.batch_size}"
@@ -172,7 +212,7 @@ def _fine_tune(client: Client, start: Path, dataset: str, seed: int, folder: Pat
     weights, report = folder / f"averaged-{seed}.safetensors", folder / f"report-{seed}.html"
     if status == "succeeded":
         client.jobs.download(job.id, weights)
-        report.write_bytes(client.request("GET", f"/v1/jobs/{job.id}/report").content)
+        client.jobs.download_report(job.id, report)
     return client.jobs.get(job.id), weights, report
 
 
@@ -193,7 +233,7 @@ def evaluate_plainly(weights: Path, dataset: str, folder: Path) -> float:
     data.unlink()
     centre, std = (torch.tensor(normalize[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
     correct = 0
-    for chosen in torch.arange(len(held_out)).split(1000):
+    for chosen in even_slices(len(held_out), 1000):
         pixels = held_out.images[chosen].float() / 255
         logits = model((pixels.expand(-1, channels, -1, -1) - centre) / std)
         correct += int((logits.argmax(1) == held_out.labels[chosen]).sum())

@@ -50,12 +50,12 @@ def train_start(
     steps, step, walked = epochs * per_epoch, 0, round(epochs * STOPPED_AT)
     for epoch in range(walked):
         correct = 0
-        for chosen in permutation(len(split), seed, "start-order", epoch).split(plan.batch_size):
+        for chosen in torch.split(permutation(len(split), seed, "start-order", epoch), plan.batch_size):
             torch.manual_seed(key(seed, "start", step))
             labels = split.labels[chosen]
             logits = model(prepare.augmented(split.images[chosen], "start-augment", step))
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(logits, labels).backward()
+            F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
             for group in optimizer.param_groups:
                 group["lr"] = 0.5 * PEAK_LR * (1 + math.cos(math.pi * step / steps))
             optimizer.step()

@@ -1,1 +1,0 @@
-"""`make demo`: everything a user would do, on real images, against the real service."""
