@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -233,12 +234,16 @@ def test_ctrl_c_leaves_the_job_running(service: Service, material: Material, wor
             wait_until(lambda: client.jobs.get(str(job.id)).status == "running", 60, "the job")
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "wbar.cli", words[0], job.id, *words[1:]],
-                env=os.environ | {"WBAR_URL": service.url, "WBAR_API_KEY": service.key, "PYTHONUNBUFFERED": "1"},
+                env=os.environ | {"WBAR_URL": service.url, "WBAR_API_KEY": service.key},
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
-            wait_until(lambda: following(process.pid, service.port), 60, "its connection")
-            process.send_signal(signal.SIGINT)
-            out, said = process.communicate(timeout=60)
+            try:
+                wait_until(lambda: following(process.pid, service.port), 60, "its connection")
+                process.send_signal(signal.SIGINT)
+                out, said = process.communicate(timeout=60)
+            finally:
+                process.kill()
+                process.communicate()
             assert process.returncode == 130, said
             assert client.jobs.get(job.id).status == "running"
             assert "Traceback" not in said
@@ -255,5 +260,8 @@ def following(pid: int, port: int) -> bool:
     remote = f"0100007F:{port:04X}"
     table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     sockets = {f"socket:[{row[9]}]" for row in table if row[2] == remote and row[3] == "01"}
-    open_files = Path(f"/proc/{pid}/fd")
-    return any(os.readlink(file) in sockets for file in open_files.iterdir())
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            if os.readlink(file) in sockets:
+                return True
+    return False
