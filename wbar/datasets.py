@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from wbar.checkpoints import Fault
 from wbar.request import RequestModel
@@ -79,7 +80,10 @@ class DatasetSource(RequestModel):
     @classmethod
     def _one_of_both(cls, source: str | None, others: ValidationInfo) -> str | None:
         if (source is None) == (others.data.get("upload") is None):
-            raise ValueError("give `source` or `upload`, one of them")
+            kind = (
+                "missing" if source is None else "value_error"
+            )  # a pointer leads to what is missing, as to what is wrong
+            raise PydanticCustomError(kind, "give `source` or `upload`, one of them")
         return source
 
     @field_validator("max_train_images")
