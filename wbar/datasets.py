@@ -1,9 +1,10 @@
 """A dataset as the API sends it: its classes, splits and image size, as the worker read them."""
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from wbar.checkpoints import Fault
 from wbar.request import RequestModel
@@ -67,24 +68,33 @@ class DatasetSource(RequestModel):
         json_schema_extra={"examples": [{"source": "builtin:digits"}]},
     )
 
-    source: str | None = Field(None, pattern=r"^(builtin:|file://|s3://)", max_length=1024)
     upload: str | None = Field(
         None,
         pattern=UPLOAD_ID,
         max_length=64,
         description="The id of a finished upload of an archive; it can be used once.",
     )
+    source: str | None = Field(None, pattern=r"^(builtin:|file://|s3://)", max_length=1024, validate_default=True)
     max_train_images: int | None = Field(
         None, ge=40, description="Keep only this many training images, stratified by class with a fixed seed."
     )
 
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if (self.source is None) == (self.upload is None):
-            raise ValueError("give `source` or `upload`, one of them")
-        if self.upload is not None and self.max_train_images is not None:
-            raise ValueError("max_train_images is for built-in datasets; leave images out of the archive instead")
-        return self
+    @field_validator("source")
+    @classmethod
+    def _one_of_both(cls, source: str | None, others: ValidationInfo) -> str | None:
+        if (source is None) == (others.data.get("upload") is None):
+            kind = (
+                "missing" if source is None else "value_error"
+            )  # a pointer leads to what is missing, as to what is wrong
+            raise PydanticCustomError(kind, "give `source` or `upload`, one of them")
+        return source
+
+    @field_validator("max_train_images")
+    @classmethod
+    def _of_a_source(cls, images: int | None, others: ValidationInfo) -> int | None:
+        if images is not None and others.data.get("upload") is not None:
+            raise ValueError("it is for built-in datasets; leave images out of the archive instead")
+        return images
 
 
 class Dataset(BaseModel):

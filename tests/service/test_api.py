@@ -467,6 +467,8 @@ def test_answers_are_as_the_schema_says(service: Service, ready: tuple[str, str]
         client.jobs.wait(made.id)
         schema = http.get("/openapi.json").json()
         job = {"job_id": made.id, "checkpoint_id": ready[0], "dataset_id": ready[1]}
+        created = http.post("/v1/uploads", headers={"Tus-Resumable": "1.0.0", "Upload-Length": "5"})
+        job["upload_id"] = created.json()["id"]
         job["key_id"] = http.get("/v1/keys").json()["first_id"]
         asked = []
         for path, operations in schema["paths"].items():
