@@ -6,7 +6,7 @@ The lazy names stand in `__init__.pyi`: a server or worker that needs only the c
 
 import lazy_loader
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ += ["__version__"]

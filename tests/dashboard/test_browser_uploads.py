@@ -101,8 +101,7 @@ def test_an_api_that_is_killed_is_waited_for(browser: Browser, breakable: Servic
         expect(status).to_contain_text("of 40.0 MiB")
         watched.allowed = ("net::", "status of 5", "503", "409")
         service.signal("api", signal.SIGKILL)
-        expect(status).to_contain_text("connection lost", timeout=READ)
-        service.start("api")
+        service.start("api")  # the part that was on its way is sent again, by the browser or by the page
         expect(status).to_contain_text("safetensors", timeout=READ)
         page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
