@@ -55,8 +55,12 @@ class RememberedKeys:
         """Return what the key of a session in the dashboard allows; None where it is over."""
         return await self._valid(f"session {token}", lambda: self._store.sessions.valid(token))
 
+    def forget_session(self, token: str) -> None:
+        """Have the next request of a session look it up again."""
+        self._remembered.pop(_digest(f"session {token}"), None)
+
     async def _valid(self, secret: str, look_up: Callable[[], KeyRecord | None]) -> KeyRecord | None:
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+        digest = _digest(secret)
         record, until = self._remembered.get(digest, (None, 0.0))
         if record is not None and time.monotonic() < until:
             return record
@@ -87,6 +91,10 @@ class RememberedKeys:
         task = asyncio.create_task(write())
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 async def authenticate(request: Request, scope: Scope) -> KeyRecord:

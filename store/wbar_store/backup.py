@@ -119,6 +119,7 @@ def _copy_database(source: Path, target: Path) -> None:
         # The parts of uploads are no blobs: what had arrived of an upload is not in a backup.
         writing.execute("DELETE FROM upload_parts")
         writing.execute("DELETE FROM resumable_uploads")
+        writing.execute("DELETE FROM sessions")  # one that was ended after the backup must not come back with it
         writing.commit()
         writing.execute("PRAGMA journal_mode=DELETE")  # one file, without companions
     except sqlite3.Error as error:

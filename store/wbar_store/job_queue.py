@@ -4,13 +4,17 @@ A message of the broker stands for a place in the queue rather than for a job: w
 same tenant. So a priority delays no other tenant's jobs, and a place that was waited for is never lost.
 """
 
-from sqlalchemy import func, select
+import time
+from collections.abc import Collection, Mapping
+
+from sqlalchemy import Connection, or_, select
 
 from wbar_store.database import Database, Tenant
 from wbar_store.row_security import lifted
 from wbar_store.tables import jobs
 
 QUEUED = jobs.c.status == "queued"
+REMEMBERED_SECONDS = 1.0  # for which the places are not looked up again, however many ask
 FIRST = (jobs.c.priority.desc(), jobs.c.id)  # ids sort by creation
 
 
@@ -19,11 +23,18 @@ class JobQueue:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._seen: tuple[float, Mapping[str, int]] = (-REMEMBERED_SECONDS, {})
 
-    def first_beside(self, job_id: str) -> str | None:
-        """Return the job to run for a message that names `job_id`: its tenant's first; None if there is none."""
-        tenant = select(jobs.c.tenant).where(jobs.c.id == job_id).scalar_subquery()
-        query = select(jobs.c.id).where(jobs.c.tenant == tenant, QUEUED).order_by(*FIRST).limit(1)
+    def first_beside(self, job_id: str, without: Collection[str] = ()) -> str | None:
+        """Return the job to run for a message that names `job_id`: its tenant's first; None if there is none.
+
+        A job that was cancelled before it ran gives its place up: no place can be kept by asking and cancelling.
+        without: jobs that are passed over.
+        """
+        named = select(jobs.c.tenant).where(jobs.c.id == job_id, or_(jobs.c.status != "cancelled", jobs.c.attempts > 0))
+        query = select(jobs.c.id).where(jobs.c.tenant == named.scalar_subquery(), QUEUED).order_by(*FIRST).limit(1)
+        if without:
+            query = query.where(jobs.c.id.not_in(without))
         with self.database.read() as connection:
             first: str | None = connection.execute(query).scalar()
         return first
@@ -38,7 +49,15 @@ class JobQueue:
             order = list(connection.execute(mine).scalars())
             if not order:
                 return {}
+            place = self._places(connection)
+        return dict(zip(order, sorted(place.get(one, len(place) + 1) for one in order), strict=True))
+
+    def _places(self, connection: Connection) -> Mapping[str, int]:
+        """Return the place of every queued job, by creation."""
+        seen_at, places = self._seen
+        if time.monotonic() - seen_at >= REMEMBERED_SECONDS:
             with lifted(connection):  # the others' jobs are counted, and nothing of them is told
-                places = select(jobs.c.id, func.row_number().over(order_by=jobs.c.id).label("place")).where(QUEUED)
-                place = {row.id: row.place for row in connection.execute(places)}
-        return dict(zip(order, sorted(place.get(one, len(place)) for one in order), strict=True))
+                ids = connection.execute(select(jobs.c.id).where(QUEUED).order_by(jobs.c.id)).scalars()
+                places = {job: place for place, job in enumerate(ids, start=1)}
+            self._seen = (time.monotonic(), places)
+        return places

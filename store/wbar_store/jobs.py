@@ -277,6 +277,11 @@ class Jobs(Repository[JobRecord]):
                 raise InUse(f"{job_id} is the teacher of {student}: cancel that job or wait for it")
             held = _snapshot_blobs(connection, job_id)
             connection.execute(delete(jobs).where(jobs.c.id == job_id))
+            if job.attempts:
+                # Its message may be another one's place in the queue, which is not found through a job that is gone.
+                waiting = tenant.select(jobs).where(jobs.c.status == "queued").with_only_columns(jobs.c.id).limit(1)
+                told = update(jobs).where(jobs.c.id == waiting.scalar_subquery()).values(notified_at=None)
+                connection.execute(told)
             with lifted(connection):  # hidden rows are no tenant's
                 for table, column in ((checkpoints, jobs.c.checkpoint), (datasets, jobs.c.dataset)):
                     # A deleted checkpoint or dataset was kept, hidden, only for the jobs that name it.

@@ -72,6 +72,7 @@ def test_the_environment_is_read_in_the_settings_only() -> None:
         "wbar/config.py",
         "worker/wbar_worker/attempt.py",
         "worker/wbar_worker/processes.py",
+        "training/wbar_training/demo/__main__.py",
         "training/wbar_training/safe_path.py",
         "service/wbar_service/embedded.py",
     }  # all but the first write it for children

@@ -60,6 +60,8 @@ def signed_in(browser: Browser, service: Service, **options: object) -> Iterator
     with service.client() as client:
         link = client.request("POST", "/v1/sign-in-links").json()["url"]
     page.goto(link)
+    page.get_by_role("button", name="Open the dashboard").click()
+    page.wait_for_url(f"{service.url}/")
     try:
         yield page, watched
         watched.check()

@@ -4,11 +4,13 @@ import gzip
 import hashlib
 import re
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import update
 
 from tests.service.app import App, app_in
 from tests.store.rows import insert_inputs, spec
@@ -21,6 +23,7 @@ from wbar_service.sessions import COOKIE, csrf_of
 from wbar_store.database import Tenant
 from wbar_store.keys import DEFAULT_TENANT
 from wbar_store.store import Store
+from wbar_store.tables import checkpoints
 
 MINE, OTHER = DEFAULT_TENANT, Tenant("other")
 PAGES = ("/", "/jobs/new", "/checkpoints", "/datasets", "/workers", "/keys")
@@ -48,6 +51,8 @@ class Browser:
 def app(tmp_path: Path) -> Iterator[App]:
     with app_in(tmp_path) as made:
         insert_inputs(store_of(made).database)
+        with store_of(made).database.write() as connection:  # what they are made of is no matter of these tests
+            connection.execute(update(checkpoints).values(status="processing"))
         yield made
 
 
@@ -81,16 +86,26 @@ def test_a_stranger_is_asked_to_sign_in_and_comes_back_to_the_page(app: App) -> 
         assert "HttpOnly" in cookie
         assert "SameSite=strict" in cookie
         assert app.key not in cookie
+    elsewhere = {"Sec-Fetch-Site": "cross-site"}
+    assert app.request("POST", "/sign-in", key=None, data={"api_key": app.key}, headers=elsewhere).status_code == 401
     refused = app.request("POST", "/sign-in", key=None, data={"api_key": "wbar_wrong"})
     assert refused.status_code == 401
     assert "set-cookie" not in refused.headers
     assert "not known here" in refused.text
 
 
-def test_a_link_signs_in_once(app: App) -> None:
-    made = app.request("POST", "/v1/sign-in-links").json()
-    first, second = (app.request("GET", made["url"], key=None) for _ in range(2))
-    assert (first.status_code, first.headers["location"]) == (303, "/")
+def test_a_link_signs_in_once_and_not_by_being_looked_at(app: App) -> None:
+    url = app.request("POST", "/v1/sign-in-links").json()["url"]
+    link = url.partition("link=")[2]
+    for _ in range(2):
+        seen = app.request("GET", f"{url}&next=/workers", key=None)
+        assert (seen.status_code, "Open the dashboard" in seen.text) == (200, True)
+        assert "set-cookie" not in seen.headers
+    elsewhere = app.request("POST", "/sign-in", key=None, data={"link": link}, headers={"Sec-Fetch-Site": "cross-site"})
+    assert elsewhere.status_code == 401
+    asked = {"link": link, "next": "/workers"}
+    first, second = (app.request("POST", "/sign-in", key=None, data=asked) for _ in range(2))
+    assert (first.status_code, first.headers["location"]) == (303, "/workers")
     assert (second.status_code, "was used before" in second.text) == (401, True)
 
 
@@ -98,6 +113,7 @@ def test_a_session_ends_with_its_key_and_by_signing_out(app: App) -> None:
     store, browser = store_of(app), sign_in(app)
     assert browser.get("/").status_code == 200
     assert browser.post("/sign-out").status_code == 303
+    assert browser.get("/").status_code == 303
     assert store.sessions.valid(browser.token) is None
     other = store.keys.create("short")
     session = store.sessions.begin(other.record)
@@ -268,6 +284,56 @@ def test_a_form_is_read_as_the_request_that_it_shows() -> None:
         "method": {"type": "auto"},
         "recipe": {"optimizer": {"betas": [0.8, 0.9]}},
     }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recipe": {"normalize": {"mean": [0.5], "std": [0.25]}}},
+        {"recipe": {"distillation": {"teacher": "ckpt_2", "temperature": 2.0}}},
+        {"metadata": {"note": "a, b=c", "{": "}"}},
+        {"method": {"type": "cyclic_swa", "high": {"milestones": [0.5]}}, "classes": ["3", "7"]},
+        {"method": {"type": "soup", "checkpoints": ["ckpt_1", "ckpt_2"]}},
+    ],
+)
+def test_a_clone_asks_for_what_its_job_was_asked_for(app: App, changes: dict[str, Any]) -> None:
+    asked = {"checkpoint": "ckpt_1", "dataset": "ds_1", "method": {"type": "cyclic_swa"}} | changes
+    job = store_of(app).jobs.create(MINE, spec(), None, {}, request=asked).id
+    page = sign_in(app).get(f"/jobs/new?clone={job}").text
+    form = {
+        name: unescape(value) for name, value in re.findall(r'<input id="[^"]+" name="([^"]+)" value="([^"]+)"', page)
+    }
+    one = r'<select[^>]* name="([^"]+)"[^>]*>(?:(?!</select>).)*?<option value="([^"]+)" selected'
+    chosen = re.findall(one, page, re.DOTALL)
+    sent = job_form.body_of(form | dict(chosen))
+    assert {name: sent[name] for name in asked} == asked
+
+
+def test_a_clone_of_a_job_whose_request_is_not_kept_has_its_options(app: App) -> None:
+    job = store_of(app).jobs.create(MINE, spec(method=CyclicSwa(cycles=7), seed=42), None, {}).id
+    page = sign_in(app).get(f"/jobs/new?clone={job}").text
+    assert re.search(r'name="method.cycles" value="7"', page)
+    assert re.search(r'name="seed" value="42"', page)
+
+
+def test_whatever_is_typed_is_a_fault_of_its_field(app: App) -> None:
+    base = {"checkpoint": "ckpt_1", "dataset": "ds_1", "method.type": "cyclic_swa"}
+    for odd in (
+        {"seed": "[" * 5000},
+        {"recipe.normalize": "auto", "recipe.normalize.mean": "1"},
+        {"metadata": "{" * 5000},
+    ):
+        answer = sign_in(app).post("/jobs/new/preview", **base, **odd)
+        assert answer.status_code == 200, answer.text
+    assert job_form.body_of(base | {"method.high.milestones": "0.5"})["method"]["high"]["milestones"] == [0.5]
+
+
+def test_a_preview_is_no_change(app: App) -> None:
+    reader = sign_in(app, scopes=("read",))
+    assert reader.post("/jobs/new/preview", **{"method.type": "auto"}).status_code == 200
+    assert reader.post("/jobs/new/preview", csrf="", **{"method.type": "auto"}).status_code == 403
+    assert reader.post("/jobs/new", **{"method.type": "auto"}).status_code == 403
+    assert "New job</a>" not in reader.get("/").text.split("</form>")[0]
 
 
 def test_a_form_that_does_not_fit_names_the_field() -> None:

@@ -104,3 +104,23 @@ def test_a_tenants_own_jobs_are_taken_by_priority_and_its_places_stay(store: Sto
     assert store.queue.first_beside(urgent) == plain, "its message's place is the tenant's, whatever became of the job"
     assert store.queue.first_beside("job_0mk3q8v1zr5d2a7x9c4t") is None
     assert store.queue.positions(Tenant("third")) == {}
+
+
+def test_no_place_is_lost_with_a_deleted_job_nor_kept_by_a_cancelled_one(store: Store) -> None:
+    def queued(tenant: Tenant, priority: int = 0) -> str:
+        return store.jobs.create(tenant, spec(), None, {}, priority=priority).id
+
+    low, urgent = queued(MINE), queued(MINE, 5)
+    for job in (low, urgent):
+        store.jobs.notified(job)
+    assert store.queue.first_beside(low) == urgent
+    assert store.attempts.claim(urgent, 60) is not None
+    store.jobs.cancel(MINE, urgent)
+    store.jobs.remove(MINE, urgent)
+    assert store.queue.first_beside(urgent) is None, "its message finds nothing any more"
+    assert store.jobs.overdue(False) == [low], "so another one is sent"
+    waits, gone = queued(MINE), queued(MINE)
+    store.jobs.cancel(MINE, gone)
+    assert store.queue.first_beside(gone) is None
+    assert store.queue.first_beside(waits) == low
+    assert store.queue.first_beside(waits, without={low}) == waits

@@ -100,9 +100,14 @@ def _register_train(app: OwnCelery, runner: Runner, slots: int, gpus: int, setti
     @app.task(name=RUN_JOB)  # type: ignore[untyped-decorator]  # Celery has no types
     def run_job(job_id: str) -> None:
         # Another worker may take the chosen one first: then the next one is tried, until none of the tenant's waits.
-        while (chosen := runner.choose(job_id)) is not None:
-            if run(chosen):
-                return
+        unreadable = set[str]()
+        while (chosen := runner.choose(job_id, unreadable)) is not None:
+            try:
+                if run(chosen):
+                    return
+            except ValueError as error:  # a row of another version, or a damaged one: it must not hold up the others
+                log.error("%s cannot be read and is passed over (%s)", chosen, type(error).__name__)
+                unreadable.add(chosen)
 
     def run(job_id: str) -> bool:
         needed = max(1, min(runner.devices(job_id), gpus, slots)) if gpus else 1

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -44,9 +44,9 @@ class Runner:
         self.store, self.settings, self.draining, self.worker = store, settings, draining, worker
         self.tracing = tracing or Tracing("train", None)
 
-    def choose(self, job_id: str) -> str | None:
-        """Return the job to run for a message that names `job_id`; None where nothing waits."""
-        return self.store.queue.first_beside(job_id)
+    def choose(self, job_id: str, without: Collection[str] = ()) -> str | None:
+        """Return the job to run for a message that names `job_id`; None where nothing waits. without: those passed over."""
+        return self.store.queue.first_beside(job_id, without)
 
     def devices(self, job_id: str) -> int:
         """Return how many devices the job asks for."""

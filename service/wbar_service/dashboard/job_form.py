@@ -93,7 +93,8 @@ def body_of(form: Mapping[str, str]) -> dict[str, Any]:
         node = body
         *outer, last = path.split(".")
         for name in outer:
-            node = node.setdefault(name, {})
+            inner = node.setdefault(name, {})
+            node = inner if isinstance(inner, dict) else {}  # a text that stands where fields are: the text counts
         node[last] = text if path in ("name", "checkpoint", "dataset") else _value(text, path in lines)
     if metadata := form.get("metadata", "").strip():
         body["metadata"] = dict(_tags(metadata))
@@ -101,16 +102,21 @@ def body_of(form: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _value(text: str, many: bool) -> Any:
+    """Return the value that a text stands for. many: whether it may be several, separated by commas."""
     try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    if many and text != "auto":
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    if many and text != "auto" and not isinstance(value, list | dict):
         return [_value(part.strip(), False) for part in text.replace("\n", ",").split(",") if part.strip()]
-    return text
+    return value
 
 
 def _tags(text: str) -> Iterator[tuple[str, str]]:
+    if text.startswith("{"):
+        value = _value(text, False)
+        yield from value.items() if isinstance(value, dict) else ()
+        return
     for pair in text.replace("\n", ",").split(","):
         if pair.strip():
             key, _, value = pair.partition("=")
@@ -120,13 +126,18 @@ def _tags(text: str) -> Iterator[tuple[str, str]]:
 def filled_with(body: Mapping[str, Any]) -> dict[str, str]:
     """Return the form that stands for a request, which `body_of` reads back."""
     form: dict[str, str] = {}
+    method = body.get("method", {}).get("type", "cyclic_swa")
+    form["method.type"] = method
+    known = {field.path for field in fields(method)}
 
     def walk(node: Mapping[str, Any], prefix: str) -> None:
         for name, value in node.items():
-            if isinstance(value, dict) and prefix + name != "metadata":
+            if prefix + name == "metadata":
+                plain = not any("," in text or "\n" in text for text in value.values())
+                pairs = ", ".join(f"{key}={text}" for key, text in value.items())
+                form["metadata"] = pairs if plain and not pairs.startswith("{") else json.dumps(value)
+            elif isinstance(value, dict) and prefix + name not in known:
                 walk(value, f"{prefix}{name}.")
-            elif prefix + name == "metadata":
-                form["metadata"] = ", ".join(f"{key}={text}" for key, text in value.items())
             elif value is not None:
                 form[prefix + name] = value if isinstance(value, str) else json.dumps(value)
 

@@ -43,17 +43,23 @@ def confirm(
 
 @router.post("/jobs/act")
 def act_on_several(
+    request: Request,
     store: StoreOf,
     tenant: TenantOf,
     action: Annotated[str, Form(pattern="^(cancel|delete)$")],
     job: Annotated[list[str], Form(max_length=MOST_AT_ONCE)],
 ) -> Response:
-    """Cancel or delete the jobs that were confirmed; one that has gone meanwhile is no fault."""
+    """Cancel or delete the jobs that were confirmed. One that has gone meanwhile is no fault; one that must stay is said."""
+    refused = []
     for one in job:
         try:
             _ACTIONS[action](store, tenant, one)
-        except (NotFound, Conflict):
+        except NotFound:
             continue
+        except Conflict as problem:
+            refused.append(problem.detail)
+    if refused:
+        return page(request, "problem.html", 409, problem=Conflict("; ".join(refused)))
     return RedirectResponse("/", 303)
 
 

@@ -1,6 +1,7 @@
 """The page for a new job: a checkpoint, a dataset, the options as a form, and what it would cost before it is asked for."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
@@ -8,20 +9,23 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
-from wbar.errors import Refused
+from wbar.errors import NotFound, Refused
 from wbar.jobs import Job, JobRequest
 from wbar.method import TYPES
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.dashboard.job_form import DEFAULT_METHOD, fields, filled_with, read
 from wbar_service.dashboard.pages import page
-from wbar_service.dashboard.route import PageRoute
+from wbar_service.dashboard.route import PageRoute, PreviewRoute
 from wbar_service.dashboard.schedule_picture import Picture, picture_of
+from wbar_service.jobs.cloning import changed
 from wbar_service.jobs.creating import dry_run, gpu_at_hand, make_spec
 from wbar_store.database import Tenant
 from wbar_store.repository import PageRequest
 from wbar_store.store import Store
+from wbar_store.uploads import AnyUpload, UploadRepository
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
+previews = APIRouter(include_in_schema=False, route_class=PreviewRoute)
 MOST_CHOICES = 100
 
 
@@ -38,26 +42,25 @@ def show_new_job(
     form = {"method.type": DEFAULT_METHOD, "method.control": "true", "checkpoint": checkpoint, "dataset": dataset}
     if clone is not None:
         former = store.jobs.get(tenant, clone)
-        form = filled_with(former.request or {"checkpoint": former.spec.start.id, "dataset": former.spec.dataset.id})
-        form.setdefault("method.type", "cyclic_swa")
+        form = filled_with(changed(former, {}).as_sent())
     return _shown(request, store, tenant, form)
 
 
-@router.post("/jobs/new/preview")
+@previews.post("/jobs/new/preview")
 async def preview(request: Request, store: StoreOf, tenant: TenantOf) -> Response:
     """Show what the job would be: the estimate, the schedule, what is wrong. Nothing is created."""
     form = await _form(request)
     return await run_sync(lambda: page(request, "_preview.html", **_tried(store, tenant, form)))
 
 
-@router.post("/jobs/new/again")
+@previews.post("/jobs/new/again")
 async def show_again(request: Request, store: StoreOf, tenant: TenantOf) -> Response:
     """Show the form as it is filled, with the fields of the method that was chosen: for browsers without scripts."""
     form = await _form(request)
     return await run_sync(_shown, request, store, tenant, form)
 
 
-@router.post("/jobs/new/fields")
+@previews.post("/jobs/new/fields")
 async def show_fields(request: Request) -> Response:
     """Show the fields of the method that was chosen, filled as far as they are the same."""
     form = await _form(request)
@@ -101,10 +104,21 @@ def _shown(request: Request, store: Store, tenant: Tenant, form: Mapping[str, st
         tried = _tried(store, tenant, form)
     return page(
         request, "new_job.html", status,
-        checkpoints=[one for one in store.checkpoints.page(tenant, wanted).records if one.status != "rejected"],
-        datasets=[one for one in store.datasets.page(tenant, wanted).records if one.status != "rejected"],
+        checkpoints=_choices(store.checkpoints, tenant, wanted, form.get("checkpoint")),
+        datasets=_choices(store.datasets, tenant, wanted, form.get("dataset")),
         **_form_values(form), **tried,
     )  # fmt: skip
+
+
+def _choices(
+    repository: UploadRepository[AnyUpload], tenant: Tenant, wanted: PageRequest, chosen: str | None
+) -> list[AnyUpload]:
+    """Return the latest uploads that can be chosen, and the one that is, however old."""
+    found = [one for one in repository.page(tenant, wanted).records if one.status != "rejected"]
+    if chosen and chosen not in {one.id for one in found}:
+        with suppress(NotFound):
+            found.append(repository.get(tenant, chosen))
+    return found
 
 
 def _form_values(form: Mapping[str, str]) -> dict[str, Any]:

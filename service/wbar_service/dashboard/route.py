@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from wbar.errors import InternalError, Refused, Unauthorized, ValidationFailed
 from wbar.keys import Scope
 from wbar_service import sessions
-from wbar_service.auth import RememberedKeys, admit, check_scope
+from wbar_service.auth import KEY, RememberedKeys, admit, check_scope
 from wbar_service.bodies import with_small_body
 from wbar_service.dashboard.pages import page
 
@@ -29,6 +29,7 @@ class PageRoute(APIRoute):
     """
 
     scope: ClassVar[Scope | None] = None
+    counts: ClassVar[bool] = True  # whether a POST is a change, for the limit of the key's rate
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler that finds the session, checks a change's token, and lets the framework do the rest."""
@@ -43,8 +44,9 @@ class PageRoute(APIRoute):
                 record = await keys.of_session(token) if token else None
                 if token is None or record is None:
                     raise Unauthorized("sign in to see this")
+                request.scope[KEY] = record  # also on the page that says what it may not
                 check_scope(record, scope)
-                await admit(request, record, changes)
+                await admit(request, record, changes and self.counts)
                 if changes:
                     request = await with_small_body(request)
                     form = await request.form(max_files=0, max_fields=2000)
@@ -68,6 +70,13 @@ class PageRoute(APIRoute):
                 return page(request, "problem.html", 500, problem=failed)
 
         return checked
+
+
+class PreviewRoute(PageRoute):
+    """A route that is POSTed a form, and changes nothing."""
+
+    scope = "read"
+    counts = False
 
 
 class AdminPageRoute(PageRoute):

@@ -9,6 +9,7 @@ for part in (
     files.router,
     sign_in.router,
     sign_in.signed_in,
+    new_job.previews,
     new_job.router,  # before the jobs, whose ids could be `new`
     compare.router,
     job_list.router,

@@ -20,27 +20,27 @@ signed_in = APIRouter(include_in_schema=False, route_class=PageRoute)
 @router.get("/sign-in")
 async def show_sign_in(
     request: Request,
-    store: StoreOf,
     next: Annotated[str, Query(max_length=2000)] = "/",
-    link: Annotated[str | None, Query(max_length=128)] = None,
+    link: Annotated[str, Query(max_length=128)] = "",
 ) -> Response:
-    """Show the form; with a one-time link, begin the session that it stands for."""
-    if link is not None:
-        session = await run_sync(store.sessions.follow, link)
-        if session is not None:
-            return _enter(request, session, next)
-        minutes = round(LIFETIMES["link"] / 60)
-        return _refuse(
-            request, next, f"this link was used before, or is older than {minutes} minutes: sign in with an API key"
-        )
-    return page(request, "sign_in.html", next=next, fault=None)
+    """Show the form; for a one-time link its one button. Following an address changes nothing: previewers do it, too."""
+    return page(request, "sign_in.html", next=_local(next), link=link, fault=None)
 
 
 @router.post("/sign-in")
 async def sign_in(request: Request, store: StoreOf) -> Response:
-    """Begin a session for an API key."""
+    """Begin a session for an API key or a link. Only this service's own form may ask: no other site signs a reader in."""
     form = await (await with_small_body(request)).form(max_files=0, max_fields=10)
-    api_key, after = str(form.get("api_key", "")).strip(), str(form.get("next", "/"))
+    api_key, link, after = (str(form.get(name, "")).strip() for name in ("api_key", "link", "next"))
+    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        return _refuse(request, after, "another site has sent this form: sign in here")
+    if link:
+        session = await run_sync(store.sessions.follow, link)
+        if session is not None:
+            return _enter(request, session, after)
+        minutes = round(LIFETIMES["link"] / 60)
+        fault = f"this link was used before, or is older than {minutes} minutes: sign in with an API key"
+        return _refuse(request, after, fault)
     keys: RememberedKeys = request.app.state.keys
     record = await keys.valid(api_key) if api_key else None
     if record is None:
@@ -54,18 +54,22 @@ def sign_out(request: Request, store: StoreOf) -> Response:
     token = sessions.token_of(request)
     if token is not None:
         store.sessions.end(token)
+        request.app.state.keys.forget_session(token)
     answer = RedirectResponse("/sign-in", 303)
     answer.delete_cookie(sessions.COOKIE, path="/", httponly=True, samesite="strict")
     return answer
 
 
 def _enter(request: Request, session: Session, after: str) -> Response:
-    # A path of this service, and never another host's: `//host` and `/\\host` are addresses, too.
-    local = after.startswith("/") and not after.startswith(("//", "/\\"))
-    answer = RedirectResponse(after if local else "/", 303)
+    answer = RedirectResponse(_local(after), 303)
     sessions.set_cookie(request, answer, session.token)
     return answer
 
 
+def _local(after: str) -> str:
+    """Return a path of this service, and never another host's: `//host` and `/\\host` are addresses, too."""
+    return after if after.startswith("/") and not after.startswith(("//", "/\\")) else "/"
+
+
 def _refuse(request: Request, after: str, fault: str) -> Response:
-    return page(request, "sign_in.html", 401, next=after, fault=fault)
+    return page(request, "sign_in.html", 401, next=_local(after), link="", fault=fault)

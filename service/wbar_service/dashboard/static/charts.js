@@ -83,6 +83,8 @@ export class Charts {
     new ResizeObserver(() => this.drawn.forEach((chart, place) => chart.setSize({ width: place.clientWidth, height: HEIGHT }))).observe(document.getElementById("main"));
   }
 
+  restart() { this.runs = this.runs.map((run) => new Run(run.id, run.label, false)); }
+
   ended() { this.runs.forEach((run) => { run.ended = true; }); }
 
   loadSoon() { this.timer ??= setTimeout(() => { this.timer = null; this.load(); }, 2000); }

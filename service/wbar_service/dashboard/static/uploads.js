@@ -20,28 +20,40 @@ class Upload {
     let offset = await this.offset(url), failures = 0;
     while (offset < this.file.size) {
       if (this.stopped) { await this.forget(url); return null; }
-      if (this.paused) { await wait(0.2); continue; }
+      if (this.paused) {
+        while (this.paused && !this.stopped) await wait(0.2);
+        if (!this.stopped) offset = await this.offset(url);  // of the part that was cut off, some has arrived
+        continue;
+      }
       try {
         offset = await this.send(url, offset);
         failures = 0;
       } catch (error) {
-        if (error instanceof Refused) { localStorage.removeItem(this.place); throw error; }
+        if (error instanceof Refused) throw error;
         if (this.paused || this.stopped) continue;
         this.tell(offset, "connection lost, trying again…");
         await wait(RETRY_SECONDS[Math.min(failures++, RETRY_SECONDS.length - 1)]);
         offset = await this.offset(url).catch(() => offset);
       }
     }
-    localStorage.removeItem(this.place);
     return url.split("/").at(-1);
   }
+
+  // What was made of it needs it no more.
+  done() { localStorage.removeItem(this.place); }
 
   // The address of an upload of the same file that was begun before and is still there.
   async begun() {
     const url = localStorage.getItem(this.place);
     if (!url) return null;
-    const answer = await fetch(url, { method: "HEAD", headers: TUS }).catch(() => null);
-    if (answer?.ok) return url;
+    for (const seconds of [...RETRY_SECONDS, 0]) {
+      const answer = await fetch(url, { method: "HEAD", headers: TUS }).catch(() => null);
+      if (answer?.ok) return url;
+      if (answer && [404, 410].includes(answer.status)) break;
+      if (answer && answer.status < 500) throw new Refused(`HTTP ${answer.status}`);
+      this.tell(0, "connection lost, trying again…");
+      await wait(seconds);
+    }
     localStorage.removeItem(this.place);
     return null;
   }
@@ -72,7 +84,7 @@ class Upload {
       request.upload.onprogress = (event) => this.tell(offset + event.loaded, "");
       request.onload = () => {
         if (request.status === 204) return resolve(Number(request.getResponseHeader("Upload-Offset")));
-        const gone = request.status >= 400 && request.status < 500 && ![409, 423, 429].includes(request.status);
+        const gone = request.status >= 400 && request.status < 500 && ![408, 409, 423, 429].includes(request.status);
         return reject(new (gone ? Refused : Error)(detail(request)));
       };
       request.onerror = request.onabort = () => reject(new Error("no answer"));
@@ -99,13 +111,14 @@ const size = (bytes) => (bytes < 1048576 ? `${(bytes / 1024).toFixed(0)} KiB` : 
 async function create(kind, name, upload, csrf, api, tell) {
   const headers = { "Content-Type": "application/json", "X-CSRF-Token": csrf, "Idempotency-Key": upload };
   const path = `/v1/${kind}s`;
-  let made = await api(`${path}?name=${encodeURIComponent(name)}`, { method: "POST", headers, body: JSON.stringify({ upload }) });
+  const asked = { method: "POST", headers, body: JSON.stringify({ upload }) };
+  const again = () => wait(5).then(() => api(`${path}?name=${encodeURIComponent(name)}`, asked));  // the same key: one object
+  let made = await api(`${path}?name=${encodeURIComponent(name)}`, asked).catch((error) => (error instanceof TypeError ? again() : Promise.reject(error)));
   tell("being read…");
   while (made.status === "processing") {
     await wait(0.5);
     made = await api(`${path}/${made.id}`);
   }
-  if (made.status === "rejected") throw new Refused(made.error.message);
   return made;
 }
 
@@ -137,6 +150,8 @@ function install(drop, csrf, api) {
       pause.hidden = stop.hidden = true;
       if (id === null) { text.textContent = "stopped"; return; }
       const made = await create(kind, file.name, id, csrf, api, (note) => { text.textContent = note; });
+      upload.done();
+      if (made.status === "rejected") throw new Refused(made.error.message);
       text.textContent = recognised(kind, made);
       const select = document.getElementById(kind);
       if (select) {

@@ -17,9 +17,10 @@ function localTimes(from = document) {
   }
 }
 
-function connection(lost) {
+const AWAY = "The service does not answer: trying again…";
+function connection(text) {
   const shown = one("#connection");
-  if (shown) shown.textContent = lost ? "The service does not answer: trying again…" : "";
+  if (shown) shown.textContent = text;
 }
 
 async function api(path, options = {}) {
@@ -29,14 +30,21 @@ async function api(path, options = {}) {
   return answer.json();
 }
 
-// A part of the page is fetched again while it is seen, and left alone while the reader works in it.
+// A part of the page is fetched again while it is seen, and later where the reader is filling something in.
 function refresh(part) {
-  const busy = part.contains(document.activeElement) && document.activeElement !== part;
-  const ticked = one("input:checked", part);
-  if (document.hidden || busy || ticked) return Promise.resolve();
+  const held = document.activeElement, inside = part.contains(held);
+  const busy = (inside && held.matches("input, select, textarea")) || one("input:checked", part);
+  if (document.hidden || busy) {
+    if (inside && !document.hidden) held.addEventListener("blur", () => setTimeout(() => refresh(part)), { once: true });
+    return Promise.resolve();
+  }
+  const stops = () => all("a, button, summary, [tabindex]", part);
+  const place = inside ? stops().indexOf(held) : -1, name = held?.textContent;
   const open = all("details", part).map((details) => details.open);
   return htmx.ajax("GET", part.dataset.refresh, { target: part, swap: "innerHTML" }).then(() => {
     all("details", part).forEach((details, i) => { if (i < open.length) details.open = open[i]; });
+    const same = stops()[place];
+    if (same && same.textContent === name) same.focus({ preventScroll: true });
   });
 }
 
@@ -47,9 +55,12 @@ function keepFresh(part) {
   document.addEventListener("visibilitychange", () => refresh(part));
 }
 
-document.addEventListener("htmx:afterSwap", (event) => { connection(false); localTimes(event.target); });
-document.addEventListener("htmx:sendError", () => connection(true));
-document.addEventListener("htmx:responseError", () => connection(true));
+document.addEventListener("htmx:afterSwap", (event) => { connection(""); localTimes(event.target); });
+document.addEventListener("htmx:sendError", () => connection(AWAY));
+document.addEventListener("htmx:responseError", (event) => {
+  const { status } = event.detail.xhr;
+  connection(status >= 500 ? AWAY : `This part of the page cannot be shown any more (HTTP ${status}): reload it.`);
+});
 
 // One job: events as they come, series behind them.
 function followJob(page) {
@@ -89,8 +100,13 @@ function followJob(page) {
   function listen() {
     if (ended || source || document.hidden) return;
     source = new EventSource(`/v1/jobs/${job}/events${last ? `?after=${last}` : ""}`);
-    source.onopen = () => connection(false);
-    source.onerror = () => connection(true);
+    source.onopen = () => connection("");
+    source.onerror = () => {
+      connection(AWAY);
+      if (source?.readyState !== EventSource.CLOSED) return;  // else the browser tries again by itself
+      rest();
+      setTimeout(listen, 5 * SECONDS);
+    };
     for (const type of ["status", "progress", "metrics", "snapshot", "log"]) {
       source.addEventListener(type, (message) => {
         const event = JSON.parse(message.data);
@@ -99,6 +115,7 @@ function followJob(page) {
         if (type !== "metrics") say(event);
         ended = type === "status" && ["succeeded", "failed", "cancelled"].includes(event.data.status);
         if (ended) { charts.ended(); rest(); }
+        else if (type === "status") charts.restart();  // a run that started over has other points
         soon();
       });
     }
@@ -132,7 +149,23 @@ function previewJob(form) {
   });
 }
 
+// Who comes from another site is signed in, and the browser has not said so: it does, once this page asks itself.
+async function goOn(form) {
+  const answer = await fetch(form.dataset.next, { redirect: "manual" }).catch(() => null);
+  if (answer?.ok) location.replace(form.dataset.next);
+}
+
+// A second click must not make a second job.
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (form.method !== "post") return;
+  if (form.dataset.sent) event.preventDefault();
+  form.dataset.sent = "yes";
+  setTimeout(() => { delete form.dataset.sent; }, 5 * SECONDS);
+});
+
 localTimes();
+if (one("#sign-in:not(:has([name=link]))")) goOn(one("#sign-in"));
 all("[data-refresh]").filter((part) => part.id === "rows").forEach(keepFresh);
 if (one("#job")) followJob(one("#job"));
 if (one("#new-job")) previewJob(one("#new-job"));
