@@ -28,10 +28,7 @@ def job_moved(connection: Connection, job_id: str) -> None:
     if not subscribed:
         return
     row = connection.execute(
-        select(
-            *(jobs.c[name] for name in JobSummary.model_fields if name in jobs.c),
-            jobs.c.result["verdict"].as_string().label("verdict"),
-        ).where(of_job)
+        select(*(jobs.c[name] for name in JobSummary.model_fields if name in jobs.c)).where(of_job)
     ).one()
     times = {name: rfc3339(getattr(row, name)) for name in ("created_at", "started_at", "finished_at")}
     try:

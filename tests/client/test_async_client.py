@@ -14,6 +14,7 @@ from wbar.errors import CorruptFile, NotFound
 METHOD = {"cycles": 1, "high": {"lr": 0.02}, "low": {"lr": 0.002}}
 
 
+@pytest.mark.long
 def test_from_upload_to_weights(service: Service, tmp_path: Path) -> None:
     async def run() -> None:
         async with AsyncClient(service.url, service.key) as client:

@@ -141,6 +141,7 @@ def test_submit_passes_method_and_recipe_on(service: Service, tmp_path: Path) ->
         assert said in refused.stderr
 
 
+@pytest.mark.long
 def test_an_upload_says_what_it_could_be_instead_and_what_an_unknown_one_is_near(
     service: Service, tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_download_goes_on_where_it_stopped_and_is_verified(service: Service, t
         assert not part.exists()
 
 
+@pytest.mark.long
 def test_an_event_stream_survives_a_restart_of_the_api(breakable: Service, tmp_path: Path) -> None:
     breakable.start()
     with breakable.client() as client:

@@ -77,7 +77,8 @@ def test_a_job_from_the_form_to_its_result(
         expect(page.get_by_role("row", name="three cycles")).to_contain_text("succeeded")
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_can_be_read_aloud_and_fits_a_phone(
     browser: Browser, service: Service, inputs: tuple[str, str], scheme: str
 ) -> None:
@@ -124,6 +125,7 @@ def test_the_list_by_keyboard_alone(browser: Browser, service: Service, inputs: 
         assert client.jobs.get(job).status == "cancelled"
 
 
+@pytest.mark.long
 def test_a_page_survives_reloads_and_a_restart_of_the_api(browser: Browser, breakable: Service, tmp_path: Path) -> None:
     service = breakable
     service.start()

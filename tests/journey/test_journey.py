@@ -136,6 +136,7 @@ def check_report(service: Service, job: Job) -> None:
     assert "src=" not in page.text.split("<body>")[1]  # nothing is fetched
 
 
+@pytest.mark.long
 def test_a_job_measures_flatness_and_swag_where_it_is_asked_to(service: Service, tmp_path: Path) -> None:
     with service.client() as client, service.http() as http:
         asked = submit(client, tmp_path, name="<script>alert(1)</script>", flatness=True, swag=2)

@@ -64,6 +64,7 @@ def test_a_host_is_told_what_is_wrong_with_it(tmp_path: Path, monkeypatch: pytes
     assert "nothing-like-it is not installed" in versions.words
 
 
+@pytest.mark.long
 def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'wbar.db'}"
     environment = {

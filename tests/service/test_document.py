@@ -36,6 +36,7 @@ schemathesis.serializer.alias("application/offset+octet-stream", "application/oc
 """
 
 
+@pytest.mark.long
 def test_nothing_is_answered_that_the_document_does_not_say(breakable: Service, tmp_path: Path) -> None:
     breakable.start("api")
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)

@@ -119,6 +119,7 @@ def test_one_command_from_nothing_to_a_job_that_survives_a_restart(up: Up, monke
     assert up.stop() == 0
 
 
+@pytest.mark.long
 def test_a_part_that_dies_is_started_again_and_said_so(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
     up.start()
     wait_until(lambda: up.said("workers ready"), 60, "readiness")
@@ -184,6 +185,7 @@ def lists(client: Client) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_a_half_done_job_is_finished_from_a_backup_to_the_same_bits(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
     up.start()
     wait_until(lambda: up.said("workers ready"), 60, "readiness")

@@ -69,6 +69,7 @@ def test_a_creation_that_failed_frees_the_key_and_leaves_nothing(store: Store) -
     assert store.keys.page(MINE, PageRequest()).records == []
 
 
+@pytest.mark.long
 def test_fifty_identical_posts_make_one_object_though_the_api_dies(breakable: Service, tmp_path: Path) -> None:
     """Every client sends its request again until it is answered; the API is killed three times while they do."""
     breakable.start("api")

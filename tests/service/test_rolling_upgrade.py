@@ -30,6 +30,7 @@ def version_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_old_workers_serve_a_new_api(breakable: Service, version_before: Path, tmp_path: Path) -> None:
     """Old workers validate and train what a new API took; a new worker, beside them, makes the same weights."""
     new = breakable.environment

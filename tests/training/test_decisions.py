@@ -93,6 +93,7 @@ def test_the_control_is_of_equal_length_whatever_stops_the_job(tmp_path: Path) -
     assert build_schedule(control.method, 7).total_steps == schedule.total_steps
 
 
+@pytest.mark.long
 def test_a_remainder_is_never_cut_into_single_images(tmp_path: Path) -> None:
     # 50 images in batches of 8 leave 2; four parts of them would have no variance at 1 × 1 pixels.
     network = Network("resnet18", 10)

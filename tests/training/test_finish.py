@@ -96,6 +96,7 @@ def test_no_weights_are_visited_twice(tmp_path: Path, name: str, monkeypatch: py
         assert visited[-1] == stop_at - 1  # the last weights are among them
 
 
+@pytest.mark.long
 def test_a_job_that_was_finished_survives_a_death_afterwards(tmp_path: Path, cycle: int) -> None:
     """The state says that it is finished: a later attempt, whom nobody asks, concludes with the same bytes."""
     undisturbed = run(make_job(tmp_path / "whole", FOUR), Recorder(stop_at=2 * cycle + 3, reason="finish"))

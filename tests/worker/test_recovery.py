@@ -97,6 +97,7 @@ def test_pause_and_resume_end_in_the_same_weights(service: Service, tmp_path: Pa
         assert client.jobs.wait(job.id, timeout=60).result.weights.sha256 == first.result.weights.sha256
 
 
+@pytest.mark.long
 def test_a_job_is_finished_now_though_its_worker_is_killed(breakable: Service, tmp_path: Path) -> None:
     breakable.start()
     with breakable.client() as client, breakable.http() as http:
@@ -147,6 +148,7 @@ def test_a_training_process_that_dies_is_tried_again_from_where_it_was(
         assert any("went on from step" in message for message in log)
 
 
+@pytest.mark.long
 def test_a_job_that_kills_every_attempt_fails_with_a_clear_error(breakable: Service, tmp_path: Path) -> None:
     breakable.environment["WBAR_SAVE_EVERY_SECONDS"] = "1000"
     breakable.start()
@@ -167,6 +169,7 @@ def test_a_job_that_kills_every_attempt_fails_with_a_clear_error(breakable: Serv
         assert "SIGSEGV" in ended.error.message
 
 
+@pytest.mark.long
 def test_a_stopping_worker_gives_its_job_back_and_leaves_no_process(breakable: Service, tmp_path: Path) -> None:
     breakable.start()
     with breakable.client() as client:
@@ -183,6 +186,7 @@ def test_a_stopping_worker_gives_its_job_back_and_leaves_no_process(breakable: S
         assert client.jobs.wait(job.id, timeout=60).result.weights.sha256 == whole.result.weights.sha256
 
 
+@pytest.mark.long
 def test_losing_the_whole_broker_loses_nothing(breakable: Service, tmp_path: Path) -> None:
     breakable.start()
     with breakable.client() as client, breakable.http() as http:
