@@ -16,13 +16,15 @@ from tests.docs.not_run import NOT_RUN
 from tests.docs.pages import ROOT, Block, blocks_of
 from tests.material import start_state, write_archive, write_start
 from tests.service.test_embedded import Up
+from wbar_averaging import write_safetensors
 
 # Blocks may await at their top level, as a notebook's cells may.
 PROGRAM = """
 import ast, asyncio, inspect, sys
 names = {"__name__": "__main__"}
 for path in sys.argv[1:]:
-    source = open(path, encoding="utf-8").read()
+    with open(path, encoding="utf-8") as file:
+        source = file.read()
     code = compile(source, path, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     waiting = eval(code, names)
     if inspect.iscoroutine(waiting):
@@ -94,7 +96,12 @@ class Scenario:
             text=True,
             timeout=280,
             env=clean
-            | {"HOME": str(folder), "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COLUMNS": "200", "BROWSER": "true"}
+            | {
+                "HOME": str(folder),
+                "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+                "COLUMNS": "200",
+                "BROWSER": "true",
+            }
             | {"MPLCONFIGDIR": str(folder), "GIT_PYTHON_REFRESH": "quiet"}
             | known
             | dict(self.environment),
@@ -122,13 +129,17 @@ def _readme(service: Service, folder: Path) -> Scenario:
 
 def _guide(service: Service, folder: Path) -> Scenario:
     checkpoint, dataset = _inputs(service, folder)
+    write_safetensors(folder / "other.safetensors", start_state(30), {})
     with service.client() as client:
+        other = client.checkpoints.create(folder / "other.safetensors").id
         first = client.jobs.create(checkpoint=checkpoint, dataset=dataset, method={"cycles": 1})
         second = client.jobs.create(checkpoint=checkpoint, dataset=dataset, method={"cycles": 2})
         jobs = [str(client.jobs.wait(job.id, 120).id) for job in (first, second)]
-    ids = {"ckpt_…": checkpoint, "ckpt_A": checkpoint, "ckpt_B": checkpoint, "ds_…": dataset}
+    ids = {"ckpt_…": checkpoint, "ckpt_A": checkpoint, "ckpt_B": str(other), "ds_…": dataset}
     ids |= {"job_…": jobs[0], "job_A": jobs[0], "job_B": jobs[1]}
-    tracking = {"http://127.0.0.1:5000": f"sqlite:///{folder / 'mlflow.db'}"}  # tests/client/test_exports.py has a server
+    tracking = {
+        "http://127.0.0.1:5000": f"sqlite:///{folder / 'mlflow.db'}"
+    }  # tests/client/test_exports.py has a server
     return Scenario("docs/guide.md", ids | tracking)
 
 
@@ -147,7 +158,10 @@ def _api(service: Service, folder: Path) -> Scenario:
         body = event.model_dump_json().encode()
         headers = signed_headers(["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"], "msg_1", int(time.time()), body)
     """
-    replaced = {"upload_0mk3q8v6zr5d2a7x9c4t": upload.rsplit("/", 1)[1], "architecture=resnet50": "architecture=resnet20"}
+    replaced = {
+        "upload_0mk3q8v6zr5d2a7x9c4t": upload.rsplit("/", 1)[1],
+        "architecture=resnet50": "architecture=resnet20",
+    }
     return Scenario("docs/api.md", replaced | {"whsec_…": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}, given)
 
 
@@ -162,11 +176,12 @@ def _averaging(_service: Service, folder: Path) -> Scenario:
 
         model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
         epochs, loader = 3, [torch.rand(8, 3) for _ in range(4)]
-        optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=1e-4)
+        pulled = nn.Linear(3, 4)
+        optimizer = torch.optim.SGD(pulled.parameters(), 0.1, weight_decay=1e-4)
         scaler, λ = torch.amp.GradScaler("cpu", enabled=False), 1e-3
-        parameters = list(model.parameters())
+        parameters = list(pulled.parameters())
         anchor = [parameter.detach().clone() for parameter in parameters]
-        loss = model(loader[0]).square().mean()
+        loss = pulled(loader[0]).square().mean()
 
         def train_one_epoch(model):
             with torch.no_grad():

@@ -57,7 +57,9 @@ def test_python_reads_it(block: Block) -> None:
 @pytest.mark.parametrize("block", those("yaml"))
 def test_what_reads_the_file_takes_it(block: Block) -> None:
     if block.file == "job.yaml":
-        JobRequest.model_validate(parsed(block.code.replace("ckpt_…", IDS["checkpoint"]).replace("ds_…", IDS["dataset"])) | IDS)
+        JobRequest.model_validate(
+            parsed(block.code.replace("ckpt_…", IDS["checkpoint"]).replace("ds_…", IDS["dataset"])) | IDS
+        )
     elif block.file == "prometheus.yml":
         (scraped,) = yaml.safe_load(block.code)["scrape_configs"]
         assert scraped["metrics_path"] == "/metrics"
@@ -82,10 +84,14 @@ def override(block: Block) -> None:
 @pytest.mark.parametrize("block", those("nginx"))
 def test_nginx_takes_it(block: Block, tmp_path: Path) -> None:
     server = f"server {{ listen 127.0.0.1:1; {block.code} }}\nupstream wbar {{ server 127.0.0.1:2; }}"
-    paths = " ".join(f"{kind}_temp_path {tmp_path / kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    paths = " ".join(
+        f"{kind}_temp_path {tmp_path / kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
     head = f"pid {tmp_path / 'pid'}; error_log stderr; events {{}}"
     (tmp_path / "nginx.conf").write_text(f"{head}\nhttp {{ access_log off; {paths}\n{server} }}\n")
-    told = subprocess.run(["nginx", "-t", "-c", str(tmp_path / "nginx.conf")], capture_output=True, text=True, timeout=30)
+    told = subprocess.run(
+        ["nginx", "-t", "-c", str(tmp_path / "nginx.conf")], capture_output=True, text=True, timeout=30
+    )
     assert told.returncode == 0, told.stderr
 
 
