@@ -24,8 +24,8 @@ class Block:
 
     @property
     def first(self) -> str:
-        """The first line, by which lists name the block."""
-        return self.code.split("\n", 1)[0].strip()
+        """The beginning of its first line, by which lists name the block."""
+        return self.code.split("\n", 1)[0].strip()[:60]
 
     @property
     def file(self) -> str | None:

@@ -67,7 +67,7 @@ class Scenario:
                 (folder / block.file).write_text(self.text(block))
 
     def run_shell(self, folder: Path, service: Service | None = None) -> str:
-        """Type the shell blocks in one session in `folder`, and return what was printed. Fails at the first command that does."""
+        """Type the shell blocks in one session in `folder`, and return what was printed. The first that fails, fails it."""
         (folder / "bin").mkdir(exist_ok=True)
         for name, words in (("wbar", "-m wbar.cli"), ("python", ""), ("python3", "")):
             program = folder / "bin" / name
