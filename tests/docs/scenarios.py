@@ -1,6 +1,7 @@
 """What each page leaves to its reader, and the running of its blocks: files first, one shell, one Python program."""
 
 import os
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -69,9 +70,10 @@ class Scenario:
     def run_shell(self, folder: Path, service: Service | None = None) -> str:
         """Type the shell blocks in one session in `folder`, and return what was printed. The first that fails, fails it."""
         (folder / "bin").mkdir(exist_ok=True)
-        for name, words in (("wbar", "-m wbar.cli"), ("python", ""), ("python3", "")):
+        for name, words in (("wbar", ["-m", "wbar.cli"]), ("python", []), ("python3", [])):
             program = folder / "bin" / name
-            program.write_text(f'#!/bin/sh\nexec {sys.executable} -P {words} "$@"\n')
+            start = shlex.join([sys.executable, "-P", *words])
+            program.write_text(f'#!/bin/sh\nexec {start} "$@"\n')
             program.chmod(0o755)
         lines = "\n".join(self.text(block) for block in self.blocks("sh"))
         return self._run(["bash", "-euo", "pipefail", "-c", lines], folder, service)
