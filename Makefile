@@ -6,7 +6,7 @@ DATASET ?= builtin:digits
 
 FAULTS ?= --count 1000 --seed 0 --seconds 3600 --database both
 
-.PHONY: demo test long models fuzz fuzz-guided faults clients lint client bench bench-load bench-gain-quick lock up clean
+.PHONY: demo test long models fuzz fuzz-guided faults clients lint client docs bench bench-load bench-gain-quick lock up clean
 
 # One stamp per set of extras: reinstalled only when pyproject.toml changes.
 $(VENV)/.embedded: pyproject.toml
@@ -54,6 +54,14 @@ faults: $(VENV)/.test ## seeded faults at every named point of the real service,
 client: $(VENV)/.test ## derive the blocking client from the asynchronous one
 	$(BIN)/python tools/derive_client.py
 
+$(VENV)/.docs: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs ## the pages as a site in site/: a link that leads nowhere fails; nothing is asked of the network
+	$(BIN)/zensical build --strict --clean
+
 lint: $(VENV)/.test ## style, types, and the arrows between the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,4 +89,4 @@ up: $(VENV)/.embedded ## the service on this machine, until Ctrl-C
 	$(BIN)/wbar up
 
 clean:
-	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .demo site .cache .pytest_cache .mypy_cache .ruff_cache

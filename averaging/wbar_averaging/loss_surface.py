@@ -39,7 +39,7 @@ ALPHAS = tuple(step / 10 for step in range(-10, 21))  # −1 to 2, with 0 and 1 
 
 @dataclass(frozen=True)
 class Line:
-    """Numbers along a line. values[name][i]: the number that `evaluate` called `name` at positions[i]."""
+    """Numbers along a line. `values[name][i]`: the number that `evaluate` called `name` at positions[i]."""
 
     positions: list[float]
     values: dict[str, list[float]]
@@ -47,7 +47,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Surface:
-    """Numbers on a plane. values[name][row][column]: what `evaluate` called `name` at (xs[column], ys[row])."""
+    """Numbers on a plane. `values[name][row][column]`: what `evaluate` called `name` at (xs[column], ys[row])."""
 
     xs: list[float]
     ys: list[float]
