@@ -19,9 +19,6 @@ class Split(BaseModel):
     """The number of images in one split."""
 
     images: int
-    by_class: list[int] | None = Field(
-        None, description="How many images each class has, in the order of `classes`; null where it was not counted."
-    )
 
 
 class ImageShape(BaseModel):
@@ -111,6 +108,7 @@ class Dataset(BaseModel):
                 "source": "builtin:digits",
                 "classes": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
                 "splits": {"train": {"images": 1438}, "val": {"images": 359}},
+                "class_counts": None,
                 "image": {"channels": 1, "height": 8, "width": 8},
                 "bytes": 115008,
                 "sha256": "7d865e959b2466918c9863afca942d0fb89d7c9ac0c99bafc3749504ded97730",
@@ -130,6 +128,9 @@ class Dataset(BaseModel):
     source: str | None = Field(None, description="`builtin:…`, `file://…` or `s3://…` where it was not uploaded.")
     classes: list[str] | None
     splits: dict[str, Split] | None
+    class_counts: dict[str, list[int]] | None = Field(
+        None, description="By split, how many images each class has, in the order of `classes`; null where unknown."
+    )
     image: ImageShape | None
     bytes: int | None
     sha256: str | None

@@ -34,6 +34,7 @@ class DatasetSummary(BaseModel):
 
     classes: list[str]
     splits: dict[str, Split]
+    class_counts: dict[str, list[int]] | None = None
     image: ImageShape
     many_sizes: bool
     mean: list[float]
@@ -95,6 +96,7 @@ class DatasetRecord(UploadRecord):
             source=self.source,
             classes=summary.classes if summary else None,
             splits=summary.splits if summary else None,
+            class_counts=summary.class_counts if summary else None,
             image=summary.image if summary else None,
             bytes=self.bytes,
             sha256=self.sha256,

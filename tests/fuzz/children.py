@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from tests.fuzz.inputs import Reader
 from wbar_training.data.packed import Packed, load_split
 from wbar_training.messages import Crashed
-from wbar_worker.children import CheckpointUpload, DatasetUpload, ReaderLimits, UploadRejected
+from wbar_worker.children import CheckpointUpload, DatasetUpload, ReaderLimits, UploadRejected, samples_path
 from wbar_worker.processes import ControlChannel, Entry
 from wbar_worker.validate import validate_checkpoint, validate_dataset
 
@@ -90,7 +90,7 @@ def _read(path: Path, reader: Reader, batch: Batch) -> Outcome:
         sha256=hashlib.sha256(out.read_bytes()).hexdigest() if accepted else "",
         structure=_structure(out) if accepted else "",
         pictures=_pictures(out) if accepted and reader == "dataset" else [],
-        left=[entry.name for entry in batch.scratch.iterdir() if not (accepted and entry == out)],
+        left=[entry.name for entry in batch.scratch.iterdir() if not (accepted and entry in (out, samples_path(out)))],
         ran=len(list(batch.canary.iterdir())),
     )
 

@@ -469,6 +469,8 @@ def test_answers_are_as_the_schema_says(service: Service, ready: tuple[str, str]
         job = {"job_id": made.id, "checkpoint_id": ready[0], "dataset_id": ready[1]}
         created = http.post("/v1/uploads", headers={"Tus-Resumable": "1.0.0", "Upload-Length": "5"})
         job["upload_id"] = created.json()["id"]
+        hook = http.post("/v1/webhooks", json={"url": "https://hooks.example/"}).json()["id"]
+        job |= {"webhook_id": hook, "delivery_id": http.post(f"/v1/webhooks/{hook}/ping").json()["id"]}
         job["key_id"] = http.get("/v1/keys").json()["first_id"]
         asked = []
         for path, operations in schema["paths"].items():
@@ -490,7 +492,7 @@ def test_health_readiness_and_documentation(service: Service) -> None:
         found = http.get("/readyz").json()
         assert found["status"] == "ready"
         assert found["checks"] == {"database": "ok", "broker": "ok", "blobs": "ok", "workers": "ok"}
-        assert http.get("/").headers["location"] == "/docs"
+        assert http.get("/").headers["location"] == "/sign-in", "the dashboard"
         page = http.get("/docs").text
         assert "swagger" in page.lower()
         assert "cdn." not in page

@@ -16,7 +16,7 @@ from wbar_training.uploads.limits import UploadLimits
 def test_every_class_has_a_row_of_its_own_images(tmp_path: Path) -> None:
     packed = pack_archive(write_archive(tmp_path), tmp_path / "out", UploadLimits())
     glance = samples.look(tmp_path / "out", len(packed.classes))
-    assert glance.by_class == {"train": [TRAIN] * 10, "val": [VAL] * 10}
+    assert glance.class_counts == {"train": [TRAIN] * 10, "val": [VAL] * 10}
     assert glance.sheet.size == (samples.EACH * samples.CELL, 10 * samples.CELL)
     train = load_split(tmp_path / "out", "train", (8, 8), None)
     sheet = torch.from_numpy(np.array(glance.sheet))[..., 0]
@@ -33,7 +33,7 @@ def test_images_of_many_sizes_and_a_class_with_few_are_shown(tmp_path: Path) -> 
     packed = pack_archive(write_zip(tmp_path / "a", content), tmp_path / "out", UploadLimits())
     assert packed.many_sizes
     glance = samples.look(tmp_path / "out", len(packed.classes))
-    assert glance.by_class == {"train": [4, 4, 4], "val": [2, 2, 2]}
+    assert glance.class_counts == {"train": [4, 4, 4], "val": [2, 2, 2]}
     pixels = np.array(glance.sheet)
     assert (pixels[:, 4 * samples.CELL :] == samples.PAPER).all(), "four images a class, and eight places"
     assert not (pixels[:, : 4 * samples.CELL] == samples.PAPER).all()

@@ -104,7 +104,7 @@ class CheckpointFound(_Message):
 
 
 class DatasetPacked(_Message):
-    """A dataset whose every image was decoded; packed at `out`. images, by_class: their number, by split.
+    """A dataset whose every image was decoded; packed at `out`. images, class_counts: their number, by split.
 
     samples: whether the sheet of samples lies at `samples_path(out)`.
     """
@@ -120,7 +120,7 @@ class DatasetPacked(_Message):
     std: list[float]
     held_out: list[int] | None
     warnings: list[str]
-    by_class: dict[str, list[int]] = {}
+    class_counts: dict[str, list[int]] = {}
     samples: bool = False
 
 

@@ -253,10 +253,9 @@ def _renewed(repository: UploadRepository[AnyUpload], claim: Claim) -> Iterator[
 def _summary(packed: DatasetPacked) -> DatasetSummary:
     return DatasetSummary(
         classes=packed.classes,
-        splits={
-            split: Split(images=count, by_class=packed.by_class.get(split)) for split, count in packed.images.items()
-        },
+        splits={split: Split(images=count) for split, count in packed.images.items()},
         image=ImageShape(channels=packed.channels, height=packed.height, width=packed.width),
+        class_counts=packed.class_counts or None,
         many_sizes=packed.many_sizes,
         mean=packed.mean,
         std=packed.std,

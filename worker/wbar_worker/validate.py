@@ -70,7 +70,7 @@ def _found(upload: DatasetUpload, packed: Packed) -> DatasetPacked:
     except Exception:
         logging.getLogger("wbar").exception("no samples of %s", upload.out.name)
         return seen
-    return seen.model_copy(update={"by_class": glance.by_class, "samples": True})
+    return seen.model_copy(update={"class_counts": glance.class_counts, "samples": True})
 
 
 def _verdict(work: Callable[[], CheckpointFound | DatasetPacked]) -> Verdict:

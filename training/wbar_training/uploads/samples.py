@@ -20,7 +20,7 @@ PAPER = (128, 128, 128)
 class Glance:
     """The number of images of each class, by split; and the sheet, of which row k shows class k."""
 
-    by_class: dict[str, list[int]]
+    class_counts: dict[str, list[int]]
     sheet: Image.Image
 
 
