@@ -11,12 +11,14 @@ FAULTS ?= --count 1000 --seed 0 --seconds 3600 --database both
 # One stamp per set of extras: reinstalled only when pyproject.toml changes.
 $(VENV)/.embedded: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded]'
+	@echo "installing into $(VENV): some minutes, the first time …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@echo "installing into $(VENV): some minutes, the first time …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@ $(VENV)/.embedded
 
 demo: $(VENV)/.embedded ## upload, fine-tune, download, compare: the whole path on real images
@@ -56,7 +58,8 @@ client: $(VENV)/.test ## derive the blocking client from the asynchronous one
 
 $(VENV)/.docs: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@echo "installing into $(VENV): some minutes, the first time …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
 docs: $(VENV)/.docs ## the pages as a site in site/: a link that leads nowhere fails; nothing is asked of the network

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 
 from wbar.lists import Page
-from wbar.workers import Worker
+from wbar.workers import GpuMemory, Worker
 from wbar_service.answers import answer
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.problems import responses
@@ -33,6 +33,7 @@ def of_tenant(store: Store, tenant: Tenant) -> list[Worker]:
     return [
         Worker(
             id=one.name, queue=one.queue, device=one.device, slots=one.slots,
+            gpus=[GpuMemory(used=gpu.used, total=gpu.total) for gpu in one.gpus],
             jobs=[job.id for job in running if job.worker == one.name],
         )
         for one in store.workers.live()

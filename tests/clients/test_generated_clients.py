@@ -18,7 +18,8 @@ def test_openapi_python_client(service: Service, tmp_path: Path) -> None:
     settings = tmp_path / "settings.yml"
     settings.write_text(
         "project_name_override: wbar_generated\npackage_name_override: wbar_generated\npost_hooks: []\n"
-        'content_type_overrides: {"application/offset+octet-stream": "application/octet-stream"}\n'
+        'content_type_overrides: {"application/offset+octet-stream": "application/octet-stream", '
+        '"image/png": "application/octet-stream"}\n'
     )
     schema = str(write_schema(service, tmp_path))
     command = [python, "-P", "-m", "openapi_python_client", "generate", "--fail-on-warning", "--meta", "none"]
