@@ -137,7 +137,7 @@ class Shell:
 
     def _note(self, words: tuple[str, ...]) -> None:
         if "--help" not in words:
-            self.typed.add(" ".join(words[:2]) if words[0] in ("datasets", "keys", "export") else words[0])
+            self.typed.add(" ".join(words[:2]) if words[0] in ("datasets", "keys", "export", "webhooks") else words[0])
 
 
 def _listed(help_text: str) -> list[str]:
