@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -214,7 +215,9 @@ def test_the_shell_completes_commands_ids_and_states(service: Service, material:
     assert complete(service, "wbar jobs --status suc") == ["succeeded", ""]
     assert checkpoint in complete(service, f"wbar submit --checkpoint {checkpoint[:-1]}")
     assert complete(None, "wbar watch job_", WBAR_URL="http://127.0.0.1:9", WBAR_API_KEY="x") == ["", ""]
-    shown = wbar(None, "--show-completion", "bash")
+    # Typer asks the process above which shell it is; `true` keeps bash from becoming the command itself.
+    command = f"{shlex.quote(sys.executable)} -P -m wbar.cli --show-completion; true"
+    shown = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert "_WBAR_COMPLETE=complete_bash" in shown.stdout + shown.stderr
 
 
@@ -237,6 +240,8 @@ def test_ctrl_c_leaves_the_job_running(service: Service, material: Material, wor
                 [sys.executable, "-P", "-m", "wbar.cli", words[0], job.id, *words[1:]],
                 env=os.environ | {"WBAR_URL": service.url, "WBAR_API_KEY": service.key},
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                # Tests that run in the background ignore the signal, and would hand that down.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
             try:
                 wait_until(lambda: following(process.pid, service.port), 60, "its connection")
