@@ -103,7 +103,7 @@ MAY_START_UNSAFE = {
 def test_python_starts_python_with_a_safe_path() -> None:
     unsafe = {
         path.relative_to(ROOT).as_posix()
-        for folder in (*PACKAGES, "demo", "benchmarks", "tests")
+        for folder in (*PACKAGES, "benchmarks", "tests")
         for path in (ROOT / folder).rglob("*.py")
         if UNSAFE_START.search(path.read_text())
     }
@@ -111,7 +111,7 @@ def test_python_starts_python_with_a_safe_path() -> None:
 
 
 def test_no_module_is_called_utils_and_every_one_opens_with_its_idea() -> None:
-    for folder in (*PACKAGES, "demo", "benchmarks"):
+    for folder in (*PACKAGES, "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
             assert path.name not in ("utils.py", "helpers.py")
             assert ast.get_docstring(ast.parse(path.read_text())), path

@@ -216,7 +216,7 @@ def test_the_shell_completes_commands_ids_and_states(service: Service, material:
     assert checkpoint in complete(service, f"wbar submit --checkpoint {checkpoint[:-1]}")
     assert complete(None, "wbar watch job_", WBAR_URL="http://127.0.0.1:9", WBAR_API_KEY="x") == ["", ""]
     # Typer asks the process above which shell it is; `true` keeps bash from becoming the command itself.
-    command = f"{shlex.quote(sys.executable)} -P -m wbar.cli --show-completion; true"
+    command = shlex.join([sys.executable, "-P", "-m", "wbar.cli", "--show-completion"]) + "; true"
     shown = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert "_WBAR_COMPLETE=complete_bash" in shown.stdout + shown.stderr
 
