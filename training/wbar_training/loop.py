@@ -24,7 +24,7 @@ from wbar.method import AutoMethod, CyclicSwa, Plain, Soup, Training
 from wbar.results import NormalizationProbe, Score
 from wbar.schedule import BACK_OFF, Schedule, build_schedule, number, shifted, steps_per_epoch
 from wbar.spec import JobSpec
-from wbar_averaging import Position, Trajectory, pull_loss
+from wbar_averaging import Position, Trajectory
 from wbar_training import decisions, normalization_probe, resume, safe_path, state_files
 from wbar_training.averages.average import Average, Mean, mean_of
 from wbar_training.averages.making import make_average
@@ -45,6 +45,7 @@ from wbar_training.selection_evaluator import SelectionEvaluator, limits_of
 from wbar_training.setup import make_deterministic, set_up
 from wbar_training.soup import SoupJob
 from wbar_training.step import Stepper, StepResult
+from wbar_training.to_device import to_device
 from wbar_training.workspace import Workspace
 
 # How often the host waits for the device, to report the progress (it changes no result).
@@ -107,7 +108,8 @@ class TrainingJob:
         self.position: Position | None = None
         self._plan_schedule()
         self.estimate = self._estimate(state.step if state else 0, begun=state is not None)
-        self.meter = Meter(self.schedule.total_steps, self._rate_field, self.stepper.scaler.is_enabled())
+        scaled = self.stepper.scaler.is_enabled()
+        self.meter = Meter(self.schedule.total_steps, self._rate_field, reporter.metrics, scaled)
         self.trajectory = self._new_trajectory()
         self.batches = Batches(self.setup.data.feed, self.plan)
         self.states = resume.StateKeeper(workspace.scratch, workspace.save_every_seconds)
@@ -196,19 +198,15 @@ class TrainingJob:
 
     def _train_step(self, position: Position) -> None:
         inputs, indices = self.batches.next()
-        labels = self.setup.data.train.labels[indices].to(self.setup.device, non_blocking=True)
+        labels = to_device(self.setup.data.train.labels[indices], self.setup.device)
         inputs, target = mix(self.plan.recipe, inputs, labels, self.plan.seed, position.step)
         pull = self.schedule.pull(position.step - self.results.discarded_steps)
         logged = position.ends_phase or (position.step + 1) % self.meter.every == 0
 
         def check(result: StepResult) -> None:
-            """End the job before the weights are changed by what is not finite; on a GPU only where it is waited for anyway."""
-            self.meter.add(position, result, len(indices))
-            if result.norm is not None and result.distance is not None:
-                distance = result.distance.item()
-                point = self.meter.point(position, result.norm.item(), distance, pull_loss(distance, pull))
-                self.reporter.metrics([point])
-            elif self.setup.device.type == "cpu":
+            """End the job before the weights are changed by what is not finite; a GPU is not waited for, but at heartbeats."""
+            self.meter.add(position, result, len(indices), pull)
+            if self.setup.device.type == "cpu":
                 self.meter.check()
 
         self.stepper.take(inputs, target, position.step, position.lr, pull, self.anchor, logged, check)

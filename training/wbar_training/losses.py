@@ -24,16 +24,16 @@ class Target:
 
     labels: (B,) int64 classes, or (B, C) of 0 and 1.
     other: the labels of the image that was mixed in, shaped as `labels`.
-    share: the share of the first image, in [0, 1].
+    share: the share of the first image, in [0, 1]; in a CUDA graph a float64 scalar on the device.
     soft: (B, C) float32, the teacher's probabilities at its temperature.
-    norms: the divisors of the sums over `labels` and over `other`.
+    norms: the divisors of the sums over `labels` and over `other`; scalars on the device where they are sums of weights.
     """
 
     labels: Tensor
     other: Tensor | None = None
-    share: float = 1.0
+    share: float | Tensor = 1.0
     soft: Tensor | None = None
-    norms: tuple[float, float] = (1.0, 1.0)
+    norms: tuple[float | Tensor, float | Tensor] = (1.0, 1.0)
 
     def part(self, images: slice) -> "Target":
         """Return the targets of one part of the images; the norms stay the whole batch's."""
@@ -68,10 +68,10 @@ class Loss:
         other = target.labels if target.other is None else target.other
         return replace(target, norms=(self._norm(target.labels), self._norm(other)))
 
-    def _norm(self, labels: Tensor) -> float:
+    def _norm(self, labels: Tensor) -> float | Tensor:
         if labels.dim() > 1 or self.weights is None:
             return float(len(labels))
-        return float(self.weights[labels].sum())
+        return self.weights[labels].sum().double()
 
     def __call__(self, logits: Tensor, target: Target, images: int) -> Tensor:
         """Return a part's share of the batch's loss, a scalar.

@@ -17,6 +17,7 @@ from wbar_training.data.batches import Batches
 from wbar_training.data.mixing import mix
 from wbar_training.setup import Setup
 from wbar_training.step import Stepper
+from wbar_training.to_device import to_device
 
 STEPS = 10
 IMAGES = 256
@@ -63,7 +64,7 @@ class RateProber:
         batches.start(self.schedule.at(step) for step in range(steps))
         for step in range(steps):
             inputs, indices = batches.next()
-            labels = setup.data.train.labels[indices].to(setup.device, non_blocking=True)
+            labels = to_device(setup.data.train.labels[indices], setup.device)
             inputs, target = mix(setup.plan.recipe, inputs, labels, setup.plan.seed, step)
             self.stepper.take(inputs, target, step, lr, 0.0, (), False)
             setup.evaluator.tick("evaluate", int(TRAINING * len(indices)) // self.stepper.ranks.size)

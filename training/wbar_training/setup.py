@@ -89,6 +89,8 @@ def make_deterministic(spec: JobSpec, device: str, threads: int | None) -> None:
         torch.set_num_threads(threads)
     if device.startswith("cuda"):
         torch.use_deterministic_algorithms(True, warn_only=not spec.reproducible)
+        # Or every tensor that torch allocates would be filled first, for programs that read what they have not written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
 
 

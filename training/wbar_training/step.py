@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wbar_averaging import add_folded_pull_gradient, add_pull_gradient, can_fold_pull, distance, fold_pull
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.draws import key
+from wbar_training.graphed import GraphedBackward
 from wbar_training.losses import Loss, Target, correct
 from wbar_training.networks.teachers import Teachers
 from wbar_training.optim import make_optimizer
@@ -51,6 +52,9 @@ class Stepper:
         self.forward = self._wrapped(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.recipe.precision == "float16")
+        # Other ranks' gradients come in between, and parts add up: only a batch in one piece is captured.
+        alone = device.type == "cuda" and self.ranks.size == 1
+        self._graphed = GraphedBackward(self._backward, self.parameters) if alone else None
         self.renew()
 
     def _wrapped(self, model: nn.Module) -> nn.Module:
@@ -101,7 +105,11 @@ class Stepper:
         parts = [slice(len(inputs) * n // count, len(inputs) * (n + 1) // count) for n in range(count)]
         for index, part in enumerate(parts):
             place = self.ranks.rank * len(parts) + index
-            torch.manual_seed(key(self.plan.seed, f"forward/{place}" if place else "forward", step))
+            seed = key(self.plan.seed, f"forward/{place}" if place else "forward", step)
+            if self._graphed is not None and count == 1:
+                sums += self._graphed(seed, inputs, target, images)
+                continue
+            torch.manual_seed(seed)
             with self._joined(index + 1 == len(parts)):
                 sums += self._backward(inputs[part], target.part(part), images)
         loss, right = self.ranks.summed(sums)

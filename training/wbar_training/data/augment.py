@@ -15,6 +15,7 @@ from torch import Tensor
 from wbar.recipe import Augment
 from wbar_training.data import colour, crops
 from wbar_training.draws import generator
+from wbar_training.to_device import to_device
 
 FLIPS = ("pad_crop_flip", "resized_crop_flip", "imagenet", "rand_augment", "trivial_augment")
 RESIZED = ("resized_crop", "resized_crop_flip", "imagenet")
@@ -43,14 +44,14 @@ class Preparer:
 
     def plain(self, images: Tensor) -> Tensor:
         """Normalize held-out images, without augmentation."""
-        return self._normalize(images.to(self.device, non_blocking=True))
+        return self._normalize(to_device(images, self.device))
 
     def augmented(self, images: Tensor, purpose: str, index: int) -> Tensor:
         """Augment and normalize training images, by draws that depend on (seed, purpose, index) alone.
 
         Images that were cropped or changed one by one already (`wbar_training.data.feed`) go to `finished`.
         """
-        images = images.to(self.device, non_blocking=True)
+        images = to_device(images, self.device)
         if self.augment == "none":
             return self._normalize(images)
         draws, flip = generator(self.seed, purpose, index), self.augment in FLIPS
@@ -60,14 +61,14 @@ class Preparer:
 
     def finished(self, images: Tensor, purpose: str, index: int) -> Tensor:
         """Finish images that were cropped or changed one by one: colour, where the recipe has it, and normalization."""
-        images = images.to(self.device, non_blocking=True)
+        images = to_device(images, self.device)
         return self._coloured(images, generator(self.seed, f"{purpose}/colour", index))
 
     def _coloured(self, images: Tensor, draws: torch.Generator) -> Tensor:
         if self.augment == "imagenet":
             assert self.axes is not None
             images = colour.jitter(images.float(), draws)
-            images = colour.pca_noise(images, self.axes.to(images.device), draws)
+            images = colour.pca_noise(images, self.axes, draws)
         return self._normalize(images)
 
     def _normalize(self, images: Tensor) -> Tensor:
@@ -89,14 +90,13 @@ def pad_crop(images: Tensor, draws: torch.Generator, flip: bool) -> Tensor:
     pad_y, pad_x = max(1, height // 8), max(1, width // 8)
     top = torch.randint(2 * pad_y + 1, (batch, 1), generator=draws)
     left = torch.randint(2 * pad_x + 1, (batch, 1), generator=draws)
-    rows = top + torch.arange(height)
-    columns = torch.arange(width).expand(batch, width)
-    if flip:
-        mirrored = torch.rand((batch, 1), generator=draws) < 0.5
-        columns = torch.where(mirrored, width - 1 - columns, columns)
-    columns = left + columns
+    mirrored = torch.rand((batch, 1), generator=draws) < 0.5 if flip else torch.zeros((batch, 1), dtype=torch.bool)
+    top, left, mirrored = to_device(torch.stack([top, left, mirrored]), images.device).unbind()
+    rows = top + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device)
+    columns = left + torch.where(mirrored.bool(), width - 1 - columns, columns)
     padded = torch.nn.functional.pad(images, (pad_x, pad_x, pad_y, pad_y))
     which = torch.arange(batch, device=images.device).view(-1, 1, 1)
     # Advanced indices around a slice put the channels last: (B, H, W, C), which is channels_last once permuted.
-    cropped = padded[which, :, rows.to(images.device)[:, :, None], columns.to(images.device)[:, None, :]]
+    cropped = padded[which, :, rows[:, :, None], columns[:, None, :]]
     return cropped.permute(0, 3, 1, 2)

@@ -12,6 +12,8 @@ from math import pi
 import torch
 from torch import Tensor
 
+from wbar_training.to_device import to_device
+
 RANGE = (0.6, 1.4)
 NOISE = 0.1
 LUMA = (0.299, 0.587, 0.114)
@@ -21,25 +23,27 @@ SAMPLED = 2048  # images that the covariance is computed from
 
 def jitter(images: Tensor, draws: torch.Generator) -> Tensor:
     """Change brightness and, of colour images, saturation and hue. images: (B, C, H, W) float32 in 0…255, clipped to it."""
-    factors = torch.empty(3, len(images)).uniform_(*RANGE, generator=draws).to(images.device)
-    brightness, saturation, hue = factors.view(3, -1, 1, 1, 1)
+    drawn = torch.empty(3, len(images)).uniform_(*RANGE, generator=draws)
+    brightness, saturation, _ = to_device(drawn, images.device).view(3, -1, 1, 1, 1)
     if images.shape[1] == 3:
-        grey = (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+        luma = to_device(torch.tensor(LUMA), images.device)
+        grey = (images * luma.view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
         images = grey + (images - grey) * saturation
-        images = torch.einsum("bij,bjhw->bihw", _turns((hue.flatten() - 1) * pi), images)
+        turns = to_device(_turns((drawn[2] - 1) * pi), images.device)
+        images = torch.einsum("bij,bjhw->bihw", turns, images)
     bright: Tensor = images * brightness
     return bright.clamp_(0, 255)
 
 
 def _turns(angles: Tensor) -> Tensor:
-    """Return (B, 3, 3): RGB to YIQ, chroma turned by the angle, and back."""
+    """Return (B, 3, 3), on the CPU: RGB to YIQ, chroma turned by the angle, and back. angles: on the CPU, in radians."""
     to = torch.tensor(TO_YIQ, dtype=torch.float64)
-    cos, sin = angles.double().cpu().cos(), angles.double().cpu().sin()
+    cos, sin = angles.double().cos(), angles.double().sin()
     turn = torch.zeros(len(angles), 3, 3, dtype=torch.float64)
     turn[:, 0, 0] = 1
     turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cos, -sin, sin, cos
     turned: Tensor = torch.linalg.inv(to) @ turn @ to
-    return turned.float().to(angles.device)
+    return turned.float()
 
 
 def principal_axes(images: Tensor) -> Tensor:
@@ -59,8 +63,8 @@ def pca_noise(images: Tensor, axes: Tensor, draws: torch.Generator) -> Tensor:
     """Add noise along the colours' principal axes.
 
     images: (B, C, H, W) float32 in 0…255, returned clipped to it.
-    axes: (C, C), see `principal_axes`.
+    axes: (C, C), see `principal_axes`, on the images' device.
     """
     strengths = torch.randn(len(images), images.shape[1], generator=draws) * NOISE
-    shift = 255 * strengths.to(axes.device) @ axes.T
+    shift = 255 * to_device(strengths, axes.device) @ axes.T
     return (images + shift[:, :, None, None]).clamp_(0, 255)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wbar_training.to_device import to_device
+
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 TRIES = 10
@@ -55,17 +57,11 @@ def resized_crop(images: Tensor, draws: torch.Generator, flip: bool) -> Tensor:
     if flip:
         mirrored = torch.rand(batch, generator=draws) < 0.5
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    grid = torch.stack(
-        [
-            columns[:, None, :].expand(batch, height, width) * 2 / width - 1,
-            rows[:, :, None].expand(batch, height, width) * 2 / height - 1,
-        ],
-        dim=-1,
-    )
+    x = to_device((columns * 2 / width - 1).float(), images.device)
+    y = to_device((rows * 2 / height - 1).float(), images.device)
+    grid = torch.stack([x[:, None, :].expand(batch, height, width), y[:, :, None].expand(batch, height, width)], dim=-1)
     # Edges are repeated beyond the box's half pixel at the image's border.
-    return F.grid_sample(
-        images.float(), grid.float().to(images.device), mode="bilinear", padding_mode="border", align_corners=False
-    )
+    return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _places(begin: Tensor, length: Tensor, count: int) -> Tensor:

@@ -23,6 +23,7 @@ from wbar_training.data import crops
 from wbar_training.data.augment import FLIPS, POLICIES, RESIZED, Preparer, pad_crop
 from wbar_training.data.packed import Encoded, Split
 from wbar_training.draws import key
+from wbar_training.to_device import to_device
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Feed:
     def inputs(self, request: Request) -> Tensor:
         """Make the inputs of one batch, (B, C, H, W), in this process."""
         if self._single is None:
-            images = self.split.images[request.images.to(self.split.images.device)]
+            images = self.split.images[to_device(request.images, self.split.images.device)]
             return self.prepare.augmented(images, request.purpose, request.index)
         images = torch.stack([self._single[one] for one in _ones(request)])
         return self.prepare.finished(images, request.purpose, request.index)

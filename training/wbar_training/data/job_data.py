@@ -38,7 +38,7 @@ class JobData:
             self.report, self.selection = _halves(held_out, plan.seed)
         self.output_names = _output_names(list(spec.classes or packed.classes), outputs)
         self.prepare = Preparer(plan.mean, plan.std, plan.augment, plan.seed, device)
-        self.prepare.axes = principal_axes(self.train.images) if plan.augment == "imagenet" else None
+        self.prepare.axes = principal_axes(self.train.images).to(device) if plan.augment == "imagenet" else None
         encoded = load_encoded(path, "train") if plan.augment in RESIZED else None
         self.feed = Feed(self.train, self.prepare, encoded, workspace.loaders)
 

@@ -10,13 +10,14 @@ from torch import Tensor
 from wbar.recipe import Recipe
 from wbar_training.draws import generator, key
 from wbar_training.losses import Target
+from wbar_training.to_device import to_device
 
 
 def mix(recipe: Recipe, inputs: Tensor, labels: Tensor, seed: int, step: int) -> tuple[Tensor, Target]:
     """Mix a step's batch as the recipe says; draws depend on (seed, step) alone.
 
     inputs: (B, C, H, W), normalized.
-    labels: (B,) int64, or (B, outputs) of 0 and 1.
+    labels: on the inputs' device, (B,) int64, or (B, outputs) of 0 and 1.
     """
     if recipe.mixup is None and recipe.cutmix is None:
         return inputs, Target(labels)
@@ -25,12 +26,12 @@ def mix(recipe: Recipe, inputs: Tensor, labels: Tensor, seed: int, step: int) ->
     alpha = recipe.cutmix if cut else recipe.mixup
     assert alpha is not None
     share = _beta(alpha, seed, step)
-    other = torch.randperm(len(inputs), generator=draws)
+    other = to_device(torch.randperm(len(inputs), generator=draws), inputs.device)
     if cut:
         inputs, share = _paste(inputs, inputs[other], share, draws)
     else:
         inputs = inputs * share + inputs[other] * (1 - share)
-    return inputs, Target(labels, labels[other.to(labels.device)], share)
+    return inputs, Target(labels, labels[other], share)
 
 
 def _beta(alpha: float, seed: int, step: int) -> float:
