@@ -12,6 +12,8 @@ the temperature that the job's held-out images give it.
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
 
 from benchmarks.gain.blocks import Block
-from benchmarks.gain.images import Splits, splits
+from benchmarks.gain.images import splits
 from wbar.catalog import ARCHITECTURES, BATCH
 from wbar.jobs import JobOptions, MetricsPoint, Progress
 from wbar.resolve import resolve_job
@@ -72,13 +74,35 @@ class Silent:
     def log(self, level: LogLevel, message: str) -> None: ...
 
 
-class Bench:
-    """A block and a seed. folder: for its files, which the caller removes."""
+@dataclass(frozen=True)
+class Execution:
+    """How the arms are run. precision: a recipe's. batch_size: None leaves it to the recipe's default."""
 
-    def __init__(self, block: Block, seed: int, folder: Path) -> None:
+    device: str = "cpu"
+    precision: str = "float32"
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Files:
+    """The packed files of a block's images: what the jobs are given, and the unseen images as the other's `val`."""
+
+    jobs: Path
+    unseen: Path
+
+
+class Bench:
+    """A block and a seed. folder: for its files, which the caller removes. files: those of the block; None: made here."""
+
+    def __init__(
+        self, block: Block, seed: int, folder: Path, execution: Execution | None = None, files: Files | None = None
+    ) -> None:
         self.block, self.seed, self.folder = block, seed, folder
+        self.execution = execution or Execution()
+        self.device = torch.device(self.execution.device)
         self.network, self.size = block.architecture, (block.side, block.side)
-        self.data, test = _packed(splits(block.images, block.size, block.held_out), folder)
+        files = files or packed(block, folder)
+        self.data, test = files.jobs, files.unseen
         self.packed = Packed.read(self.data)
         self.held_out = load_split(self.data, "val", self.size, None)
         self.unseen = load_split(test, "val", self.size, None)
@@ -96,18 +120,22 @@ class Bench:
             "image_size": self.block.side,
             "normalize": {"mean": self.packed.mean, "std": self.packed.std},
             "augment": self.augment,
-            "precision": "float32",
+            "precision": self.execution.precision,
         }
+        if self.execution.batch_size is not None:
+            recipe["batch_size"] = self.execution.batch_size
         options = JobOptions.model_validate({"method": method, "recipe": recipe, "seed": self.seed})
         folder = self.folder / scratch
         folder.mkdir(exist_ok=True)
-        workspace = Workspace(folder, self.folder, threads=torch.get_num_threads(), save_every_seconds=1e9)
+        threads = torch.get_num_threads()
+        workspace = Workspace(folder, self.folder, self.execution.device, threads, save_every_seconds=1e9)
         start = StoredWeights(id="start", sha256="", blob=checkpoint.stem, prefix="", network=self.network)
         if checkpoint != workspace.input(start.blob):
             shutil.copyfile(checkpoint, workspace.input(start.blob))
         shutil.copyfile(self.data, workspace.input("jobs"))
         dataset = StoredDataset(id="jobs", sha256="", blob="jobs")
-        return resolve_job(options, start, dataset, facts_of(self.packed, None), False), workspace
+        gpu = self.device.type == "cuda"
+        return resolve_job(options, start, dataset, facts_of(self.packed, None), gpu), workspace
 
     def make_start(self, epochs: int) -> None:
         """A network trained from its initialization along a cosine; of an underfit one, the weights after a third."""
@@ -145,7 +173,8 @@ class Bench:
         """Nothing of ours but the order of the images and their augmentation, which are every arm's."""
         spec, _ = self.job({"type": "swa"}, self.checkpoint, "torch")
         plan = Plan.of(spec.recipe, spec.seed)
-        train = load_split(self.data, "train", plan.image_size, None)
+        split = load_split(self.data, "train", plan.image_size, None)
+        train = Split(split.images.to(self.device), split.labels.to(self.device))
         prepare = self._preparer(plan)
         model = self._network(self.checkpoint).to(memory_format=torch.channels_last)
         optimizer = make_optimizer(model, plan)
@@ -153,36 +182,43 @@ class Bench:
         for group in optimizer.param_groups:
             group["lr"] = peak / 2
         averaged, scheduler = AveragedModel(model), SWALR(optimizer, swa_lr=peak / 2, anneal_epochs=1)
+        mixed = partial(torch.autocast, self.device.type, dtype=plan.autocast, enabled=plan.autocast is not None)
         step = 0
         for epoch in range(1, self.block.epochs + 1):
-            for chosen in permutation(len(train), plan.seed, "order", epoch).split(plan.batch_size):
+            for chosen in self._batches(train, plan, "order", epoch):
                 inputs = prepare.augmented(train.images[chosen], "augment", step)
                 optimizer.zero_grad()
-                F.cross_entropy(model(inputs), train.labels[chosen]).backward()
+                with mixed():
+                    outputs = model(inputs)
+                F.cross_entropy(outputs.float(), train.labels[chosen]).backward()
                 optimizer.step()
                 step += 1
             scheduler.step()
             averaged.update_parameters(model)
-        batches = permutation(len(train), plan.seed, "update_bn").split(plan.batch_size)
-        update_bn(
-            [prepare.augmented(train.images[chosen], "update_bn", i) for i, chosen in enumerate(batches)], averaged
-        )
+        batches = enumerate(self._batches(train, plan, "update_bn"))
+        with mixed():
+            update_bn((prepare.augmented(train.images[chosen], "update_bn", i) for i, chosen in batches), averaged)
         return self._scored(averaged.module)
+
+    def _batches(self, train: Split, plan: Plan, *purpose: Any) -> Iterator[Tensor]:
+        """Yield the indices of every batch of an epoch, on the device."""
+        order = permutation(len(train), plan.seed, *purpose).to(self.device)
+        yield from order.split(plan.batch_size)
 
     # Measuring.
 
     def _network(self, weights: Path) -> nn.Module:
-        return load(self.network, read_tensors(weights))[0].train()
+        return load(self.network, read_tensors(weights))[0].to(self.device).train()
 
     def _preparer(self, plan: Plan) -> Preparer:
-        return Preparer(plan.mean, plan.std, plan.augment, plan.seed, torch.device("cpu"))
+        return Preparer(plan.mean, plan.std, plan.augment, plan.seed, self.device)
 
     def _probabilities(self, model: nn.Module, split: Split) -> Tensor:
         spec, _ = self.job({"type": "none"}, self.checkpoint, "measure")
-        prepare = self._preparer(Plan.of(spec.recipe, spec.seed))
-        return predict(
-            model, split.labels, lambda chunk, _: prepare.plain(split.images[chunk]), self.size, None, lambda _: None
-        ).probabilities
+        plan = Plan.of(spec.recipe, spec.seed)
+        prepare = self._preparer(plan)
+        inputs = partial(_inputs, prepare, split)
+        return predict(model, split.labels, inputs, self.size, plan.autocast, lambda _: None).probabilities
 
     def _scored(self, model: nn.Module) -> dict[str, Any]:
         return self._score(self._probabilities(model, self.unseen), self._probabilities(model, self.held_out))
@@ -193,14 +229,19 @@ class Bench:
         return found.model_dump(include={"accuracy", "loss", "ece", "nll_calibrated", "temperature"})
 
 
-def _packed(parts: Splits, folder: Path) -> tuple[Path, Path]:
-    """Write the jobs' dataset (train, val), and the unseen images as `val` of a second file."""
+def _inputs(prepare: Preparer, split: Split, chunk: slice, _: int) -> Tensor:
+    return prepare.plain(split.images[chunk])
+
+
+def packed(block: Block, folder: Path) -> Files:
+    """Write the packed files of a block's images into a folder."""
+    parts = splits(block.images, block.size, block.held_out)
     tensors = {"train.images": parts.train.pixels, "train.labels": parts.train.labels}
-    paths = folder / "jobs.safetensors", folder / "unseen.safetensors"
-    for path, held in zip(paths, (parts.held_out, parts.unseen), strict=True):
+    files = Files(folder / "jobs.safetensors", folder / "unseen.safetensors")
+    for path, held in ((files.jobs, parts.held_out), (files.unseen, parts.unseen)):
         both = tensors | {"val.images": held.pixels, "val.labels": held.labels}
         write_packed(path, both, DIGITS, parts.train.pixels, None, [])
-    return paths
+    return files
 
 
 def _choice(result: JobResult) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 TRAINING          rules were made on these: the schedule, the rate probe, the order of preference, the gates
 LOOKED_AT_ONCE    named before any of their arms was run, and looked at when the rules stood
 QUICK             three of TRAINING, as a guard against regressions
+FULL              all of Fashion-MNIST and two published networks at its own size: for a GPU (`benchmarks.gpu.gain`)
 """
 
 from dataclasses import dataclass
@@ -11,9 +12,15 @@ from typing import Literal
 from wbar.spec import Network
 
 Start = Literal["memorised", "settled", "underfit"]
-HELD_OUT = {400: 500, 2000: 1000, 8000: 2000}
-START_EPOCHS = {400: 42, 2000: 24, 8000: 18}  # multiples of six: an underfit start is the second of six snapshots
-SEEDS = {400: 5, 2000: 5, 8000: 3}  # five where an arm takes less than a minute
+WHOLE = 60_000  # Fashion-MNIST's training images
+HELD_OUT = {400: 500, 2000: 1000, 8000: 2000, WHOLE: 5000}
+START_EPOCHS = {
+    400: 42,
+    2000: 24,
+    8000: 18,
+    WHOLE: 24,
+}  # multiples of six: an underfit start is the second of six snapshots
+SEEDS = {400: 5, 2000: 5, 8000: 3, WHOLE: 3}  # five where an arm takes less than a minute
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,12 @@ class Block:
 
     @property
     def side(self) -> int:
-        """Pixels that images are resized to: ResNet-20 at half of Fashion-MNIST's side."""
+        """Pixels that images are resized to: ResNet-20 at half of Fashion-MNIST's side, but for the whole of it."""
         if self.images == "digits" or self.images.startswith("digits-"):
             return 8
         if self.images.endswith("collage"):
             return 27
-        return 14 if self.network == "resnet20" else 28
+        return 14 if self.network == "resnet20" and self.size != WHOLE else 28
 
     @property
     def architecture(self) -> Network:
@@ -88,4 +95,11 @@ LOOKED_AT_ONCE = (
     Block("fashion-collage", 8000, "mobile_groupnorm", "settled", 12),
 )
 QUICK = TRAINING[:3]
-PARTS = {"training": TRAINING, "once": LOOKED_AT_ONCE, "quick": QUICK}
+# The most valuable first: the smaller network at both lengths, then the larger one.
+FULL = tuple(
+    Block("fashion", WHOLE, network, start, epochs)
+    for network in ("resnet20", "wide_resnet16_4")
+    for epochs in (12, 24)
+    for start in ("memorised", "settled")
+)
+PARTS = {"training": TRAINING, "once": LOOKED_AT_ONCE, "quick": QUICK, "full": FULL}

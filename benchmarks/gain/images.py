@@ -3,6 +3,9 @@
 rotated   by an angle that is uniform in ±30°
 noisy     one label in ten is drawn anew, uniformly, in every split
 collage   3 × 3 images of 9 × 9 pixels, with the label of the middle one
+
+Of Fashion-MNIST the jobs' held-out images are official training images, so long as some are left over, and the unseen ones
+official test images; where a job trains on all 60,000, one half of the 10,000 test images is held out and the other unseen.
 """
 
 from dataclasses import dataclass
@@ -45,6 +48,10 @@ def splits(name: str, train: int, held_out: int) -> Splits:
     """Return the images of a set: `digits` or `fashion`, with or without a variation after a hyphen."""
     source, _, variation = name.partition("-")
     everything = Images(*(digits() if source == "digits" else fashion("train")))
+    if train == len(everything.labels):
+        assert source == "fashion"
+        assert not variation, variation
+        return _all_of_fashion(everything, held_out)
     share = (train + held_out) / len(everything.labels)
     kept = torch.tensor(stratified(everything.labels.tolist(), share, HELD_OUT_SEED))
     if source == "digits":
@@ -59,6 +66,14 @@ def splits(name: str, train: int, held_out: int) -> Splits:
     own = torch.ones(len(kept), dtype=torch.bool)
     own[held] = False
     return Splits(given[own.nonzero().squeeze(1)], given[held], _varied(unseen, variation, seed=2))
+
+
+def _all_of_fashion(train: Images, held_out: int) -> Splits:
+    tests = Images(*fashion("t10k"))
+    held = torch.tensor(stratified(tests.labels.tolist(), held_out / len(tests.labels), HELD_OUT_SEED))
+    rest = torch.ones(len(tests.labels), dtype=torch.bool)
+    rest[held] = False
+    return Splits(train, tests[held], tests[rest.nonzero().squeeze(1)])
 
 
 def _varied(images: Images, variation: str, seed: int) -> Images:

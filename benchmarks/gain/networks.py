@@ -1,4 +1,4 @@
-"""Two small networks without BatchNorm, registered in the catalog for this benchmark alone."""
+"""Two small networks without BatchNorm, and WRN-16-4, registered in the catalog for this benchmark alone."""
 
 from functools import partial
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from wbar.catalog import ARCHITECTURES, Architecture
 from wbar_training.networks.architectures import CIFAR
+from wbar_training.networks.cifar import CifarWideResNet
 
 GROUPS = 8
 
@@ -77,3 +78,5 @@ def register() -> None:
         ARCHITECTURES[name] = Architecture(name, "small_vit", side, 8, optimizer="adamw", peak_lr=1e-3)
     CIFAR["mobile_groupnorm"] = MobileGroupNorm
     ARCHITECTURES["mobile_groupnorm"] = Architecture("mobile_groupnorm", "mobile_groupnorm", 32, 8, peak_lr=0.1)
+    CIFAR["wide_resnet16_4"] = partial(CifarWideResNet, 16, 4)
+    ARCHITECTURES["wide_resnet16_4"] = Architecture("wide_resnet16_4", "cifar_wide_resnet", 32, 4)
