@@ -1,8 +1,11 @@
-"""A step's forward and backward as one CUDA graph: hundreds of kernels launched at once instead of one by one.
+"""A step's two halves as CUDA graphs: hundreds of kernels launched at once instead of one by one.
+
+    forward and backward      of a batch, which is copied to where the captured kernels read it
+    pull, clip and optimizer  on the gradients where the captured backward pass leaves them
 
     the first steps           as they are: kernels are loaded and chosen, torch.compile compiles
     then, once                the same calls are captured, not run
-    from then on              the batch is copied to where the captured kernels read, and they are launched together
+    from then on              the captured kernels are launched together
 
 The kernels, their order and their random draws (the seed is set before every replay) are those of a step that is not
 captured, and so are the bits: a job may be captured in one attempt and not in the next. Without it a GPU waits for the
@@ -21,6 +24,7 @@ from wbar_training.losses import Target
 log = logging.getLogger("wbar.training")
 
 WARM_UP = 3  # steps of a layout before it is captured
+MOST_CAPTURES = 32  # of updates: a pull that changes at every step is not worth it
 Backward = Callable[[Tensor, Target, int], Tensor]  # inputs, target, images of the whole batch -> (loss, right answers)
 Layout = tuple[object, ...]
 
@@ -29,23 +33,30 @@ class GraphedBackward:
     """Calls `backward`, by a graph once its arguments have had one layout for some steps.
 
     backward: the forward and backward pass of a batch; adds to the parameters' gradients and returns a tensor.
-    parameters: those that get gradients; none may have one when this is called.
+    parameters: those that get gradients; none may have one when a whole batch comes.
     """
 
     def __init__(self, backward: Backward, parameters: Sequence[Tensor]) -> None:
         self._backward, self._parameters = backward, parameters
+        self.replayed = False  # whether the last call was a replay, so that the gradients are where they always are
         self._seen: dict[Layout, int] = {}
         self._graph: _Graph | None = None
         self._graphed: Layout | None = None
         self._refused = False
 
-    def __call__(self, seed: int, inputs: Tensor, target: Target, images: int) -> Tensor:
-        """Run the passes. seed: of the network's own random draws. The result is overwritten by the next call."""
+    def __call__(self, seed: int, inputs: Tensor, target: Target, images: int, alone: bool) -> Tensor:
+        """Run the passes. The result is overwritten by the next call.
+
+        seed: of the network's own random draws.
+        images: of the whole batch.
+        alone: whether this is all of it. Parts of a batch add to gradients that are there, and are not captured.
+        """
         layout = _layout(inputs, target, images)
-        if self._graph is None and not self._refused and self._is_ready(layout):
+        if alone and self._graph is None and not self._refused and self._is_ready(layout):
             self._capture(layout, inputs, target, images)
         torch.manual_seed(seed)
-        if self._graph is not None and layout == self._graphed:
+        self.replayed = alone and self._graph is not None and layout == self._graphed
+        if self._graph is not None and self.replayed:
             return self._graph.replay(inputs, target)
         return self._backward(inputs, target, images)
 
@@ -71,6 +82,48 @@ class GraphedBackward:
             for parameter in self._parameters:
                 parameter.grad = None
             log.info("the steps run without a CUDA graph (%s)", str(error).splitlines()[0])
+
+
+class GraphedUpdate:
+    """Changes the weights by the gradients that a replayed backward pass left: by a graph, after some steps that were alike.
+
+    optimizer: whose step is part of it; its rate must be a tensor.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._alike: object = None
+        self._seen, self._captures = 0, 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, update: Callable[[], None], alike: object) -> None:
+        """Run `update`. alike: what it has as plain numbers; where they change, it is captured anew."""
+        if alike != self._alike:
+            self._alike, self._seen, self._graph = alike, 0, None
+        self._seen += 1
+        if self._graph is None and self._seen > WARM_UP and self._captures < MOST_CAPTURES:
+            self._capture(update)
+        if self._graph is None:
+            update()
+        else:
+            self._graph.replay()
+
+    def _capture(self, update: Callable[[], None]) -> None:
+        self._captures += 1
+        graph = torch.cuda.CUDAGraph()
+        groups = [group for group in self._optimizer.param_groups if "capturable" in group]
+        try:
+            for group in groups:  # only meanwhile: outside of a capture torch warns of it
+                group["capturable"] = True
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                update()
+            self._graph = graph
+        except RuntimeError as error:
+            self._captures = MOST_CAPTURES
+            log.info("the weights are updated without a CUDA graph (%s)", str(error).splitlines()[0])
+        finally:
+            for group in groups:
+                group["capturable"] = False
 
 
 class _Graph:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wbar_averaging import add_folded_pull_gradient, add_pull_gradient, can_fold_pull, distance, fold_pull
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.draws import key
-from wbar_training.graphed import GraphedBackward
+from wbar_training.graphed import GraphedBackward, GraphedUpdate
 from wbar_training.losses import Loss, Target, correct
 from wbar_training.networks.teachers import Teachers
 from wbar_training.optim import make_optimizer
@@ -52,9 +52,9 @@ class Stepper:
         self.forward = self._wrapped(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.recipe.precision == "float16")
-        # Other ranks' gradients come in between, and parts add up: only a batch in one piece is captured.
-        alone = device.type == "cuda" and self.ranks.size == 1
-        self._graphed = GraphedBackward(self._backward, self.parameters) if alone else None
+        # With several ranks, gradients of others come in between.
+        graphs = device.type == "cuda" and self.ranks.size == 1
+        self._graphed = GraphedBackward(self._backward, self.parameters) if graphs else None
         self.renew()
 
     def _wrapped(self, model: nn.Module) -> nn.Module:
@@ -71,6 +71,10 @@ class Stepper:
         # Folding gives the same number with one pass less over the weights; not where clipping must see the whole gradient.
         self._folds = self.plan.grad_clip_norm is None and can_fold_pull(self.optimizer)
         self._folded = 0.0
+        # On the device, for kernels that were captured; those of a list of tensors take numbers only.
+        fused = self.device.type == "cuda" and all(group.get("fused") for group in self.optimizer.param_groups)
+        self._rate = torch.zeros((), device=self.device) if fused else None
+        self._graphed_update = GraphedUpdate(self.optimizer)
 
     def take(
         self,
@@ -106,8 +110,8 @@ class Stepper:
         for index, part in enumerate(parts):
             place = self.ranks.rank * len(parts) + index
             seed = key(self.plan.seed, f"forward/{place}" if place else "forward", step)
-            if self._graphed is not None and count == 1:
-                sums += self._graphed(seed, inputs, target, images)
+            if self._graphed is not None:
+                sums += self._graphed(seed, inputs[part], target.part(part), images, alone=count == 1)
                 continue
             torch.manual_seed(seed)
             with self._joined(index + 1 == len(parts)):
@@ -115,16 +119,29 @@ class Stepper:
         loss, right = self.ranks.summed(sums)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) if logged else None
-        self._pull(anchor, pull)
-        if self.plan.grad_clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.plan.grad_clip_norm)
         to_mean = distance(self.parameters, anchor) if logged else None
         result = StepResult(loss, right, norm, to_mean)
         if check is not None:
             check(result)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.scaler.step(self.optimizer)
+        self._set_rate(lr)
+        self._fold(pull)
+
+        def update() -> None:
+            self._pull(anchor, pull)
+            if self.plan.grad_clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.parameters, self.plan.grad_clip_norm)
+            self.scaler.step(self.optimizer)
+
+        # The scaler keeps a record of its calls beside the kernels.
+        if (
+            self._graphed is not None
+            and self._graphed.replayed
+            and self._rate is not None
+            and not self.scaler.is_enabled()
+        ):
+            self._graphed_update(update, (pull, id(anchor)))
+        else:
+            update()
         self.scaler.update()
         return result
 
@@ -152,15 +169,21 @@ class Stepper:
         self.scaler.scale(loss * self.ranks.size).backward()  # type: ignore[no-untyped-call]
         return torch.stack([loss.detach().float(), correct(logits.detach(), target).float()])
 
+    def _set_rate(self, lr: float) -> None:
+        if self._rate is not None:
+            self._rate.fill_(lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr if self._rate is None else self._rate
+
+    def _fold(self, strength: float) -> None:
+        if self._folds and strength != self._folded:
+            fold_pull(self.optimizer, strength)
+            self._folded = strength
+
     def _pull(self, anchor: Sequence[Tensor], strength: float) -> None:
-        if self._folds:
-            if strength != self._folded:
-                fold_pull(self.optimizer, strength)
-                self._folded = strength
-            if strength:
-                add_folded_pull_gradient(self.parameters, anchor, strength)
-        elif strength:
-            add_pull_gradient(self.parameters, anchor, strength)
+        if not strength:
+            return
+        (add_folded_pull_gradient if self._folds else add_pull_gradient)(self.parameters, anchor, strength)
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "folded": self._folded}

@@ -1,0 +1,56 @@
+"""The tests of tests/gpu, a line for each as it ends; those that passed before are left out."""
+
+import json
+import os
+import sys
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu.options import parsed
+
+WORKERS = 4  # of pytest-xdist, where it is there: most of a test is starting processes
+
+
+class Lines:
+    """A plugin that writes each test's outcome, and of a failure the end of what it said."""
+
+    def __init__(self, out: int) -> None:
+        self._out = os.fdopen(out, "w", buffering=1)
+        self._seconds: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0.0) + report.duration
+        if report.when != "call" and report.outcome == "passed":
+            return
+        line: dict[str, Any] = {"name": report.nodeid, "outcome": report.outcome}
+        line["seconds"] = round(self._seconds[report.nodeid], 2)
+        if report.outcome == "skipped":
+            line["why"] = str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr)[:300]
+        elif report.outcome == "failed":
+            line["why"] = str(report.longrepr)[-3000:]
+        self._out.write(json.dumps(line) + "\n")
+
+
+def main() -> int:
+    options = parsed(__doc__)
+    passed = {line["name"] for line in options.finished("tests") if line.get("outcome") == "passed"}
+    out = os.dup(1)
+    os.dup2(2, 1)  # pytest's own words go to the log
+    arguments = ["tests/gpu", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--tb=short"]
+    arguments += [f"--deselect={name}" for name in sorted(passed)]
+    try:
+        import xdist  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        arguments += ["-n", str(WORKERS)]
+    if options.device != "cuda":
+        os.environ["WBAR_GPU_TESTS_DEVICE"] = options.device
+    status = pytest.main(arguments, plugins=[Lines(out)])
+    # A test that fails is a result, which the page shows; only tests that did not run are an error.
+    return 0 if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
