@@ -21,15 +21,15 @@ from wbar_training.networks.architectures import load
 
 
 def augment(images: Tensor, flip: bool) -> Tensor:
-    """Pad by an eighth, crop at random, mirror at random: the whole batch in one gather."""
+    """Pad by an eighth, crop at random, mirror at random: the whole batch in one gather, where the images are."""
     batch, _, height, width = images.shape
-    y, x = max(1, height // 8), max(1, width // 8)
-    rows = torch.randint(2 * y + 1, (batch, 1)) + torch.arange(height)
-    columns = torch.randint(2 * x + 1, (batch, 1)) + torch.arange(width)
+    y, x, where = max(1, height // 8), max(1, width // 8), images.device
+    rows = torch.randint(2 * y + 1, (batch, 1), device=where) + torch.arange(height, device=where)
+    columns = torch.randint(2 * x + 1, (batch, 1), device=where) + torch.arange(width, device=where)
     if flip:
-        columns = torch.where(torch.rand(batch, 1) < 0.5, columns.flip(1), columns)
+        columns = torch.where(torch.rand(batch, 1, device=where) < 0.5, columns.flip(1), columns)
     padded = F.pad(images, (x, x, y, y))
-    cropped = padded[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    cropped = padded[torch.arange(batch, device=where)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return cropped.permute(0, 3, 1, 2)
 
 

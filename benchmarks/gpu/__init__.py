@@ -1,1 +1,1 @@
-"""What only a GPU can show, one part a module; each prints its results as JSON lines."""
+"""Measurements that only a GPU can show: `python -m benchmarks.gpu`, and each part by itself."""
