@@ -13,7 +13,7 @@ if [ ! -e "$site/.complete" ]; then
     # A folder for Fashion-MNIST where one of the places is that the dataset is looked for in: below the tree.
     if [ -e "$root/.wheels/fashion-mnist.tar.xz" ]; then
         mkdir -p "$root/data/FashionMNIST/raw"
-        python3 -m tarfile -e "$root/.wheels/fashion-mnist.tar.xz" "$root/data/FashionMNIST/raw"
+        python3 -m tarfile --filter data -e "$root/.wheels/fashion-mnist.tar.xz" "$root/data/FashionMNIST/raw"
     fi
     touch "$site/.complete"
 fi

@@ -62,6 +62,23 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield tuple(tensor[begin : begin + size] for tensor in flat)
 
 
+def pieces(*lists: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
+    """The lists in flat pieces, gathered up to a block's size, so that no temporary is larger (but of a tensor that
+    cannot be cut)."""
+    gathered: tuple[list[Tensor], ...] = tuple([] for _ in lists)
+    elements = 0
+    for tensors in zip(*lists, strict=True):
+        for piece in blocks(*tensors):
+            if gathered[0] and elements + piece[0].numel() > block_size(piece[0].device):
+                yield gathered
+                gathered, elements = tuple([] for _ in lists), 0
+            for tensor, into in zip(piece, gathered, strict=True):
+                into.append(tensor)
+            elements += piece[0].numel()
+    if gathered[0]:
+        yield gathered
+
+
 def _dense_alike(tensors: tuple[Tensor, ...]) -> bool:
     first = tensors[0]
     if all(tensor.is_contiguous() for tensor in tensors):

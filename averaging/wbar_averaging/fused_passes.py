@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wbar_averaging.blocks import block_size, blocks
+from wbar_averaging.blocks import pieces
 
 Tensors = list[Tensor]
 
@@ -85,25 +85,8 @@ def _foreach_means(means: Tensors, sources: Tensors, fraction: float) -> None:
 
 
 def _foreach_corrections(means: Tensors, sources: Tensors, corrections: Tensors, fraction: float) -> None:
-    for m, w, c in _pieces(means, sources, corrections):
+    for m, w, c in pieces(means, sources, corrections):
         torch._foreach_lerp_(c, torch._foreach_sub(w, m), fraction)
-
-
-def _pieces(*lists: Tensors) -> Iterator[tuple[Tensors, ...]]:
-    """The lists in flat pieces, gathered up to a block's size, so that no temporary is larger (but of a tensor that
-    cannot be cut)."""
-    gathered: tuple[Tensors, ...] = tuple([] for _ in lists)
-    elements = 0
-    for tensors in zip(*lists, strict=True):
-        for piece in blocks(*tensors):
-            if gathered[0] and elements + piece[0].numel() > block_size(piece[0].device):
-                yield gathered
-                gathered, elements = tuple([] for _ in lists), 0
-            for tensor, into in zip(piece, gathered, strict=True):
-                into.append(tensor)
-            elements += piece[0].numel()
-    if gathered[0]:
-        yield gathered
 
 
 FOREACH = Passes(_foreach_means, _foreach_corrections)

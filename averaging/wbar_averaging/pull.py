@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wbar_averaging.blocks import blocks
+from wbar_averaging.blocks import pieces
 
 FOLDED = "folded_pull"  # the key of an optimizer's group that says how much of its weight decay is the pull's
 
@@ -80,12 +80,11 @@ def fold_pull(optimizer: torch.optim.Optimizer, strength: float) -> None:
 @torch.no_grad()
 def distance(parameters: Sequence[Tensor], mean: Sequence[Tensor]) -> Tensor:
     """‖w − w̄‖₂ over all parameters, a scalar on their device, float32 or wider. Works block by block."""
-    parts = [
-        torch.linalg.vector_norm(part - anchor).to(torch.promote_types(part.dtype, torch.float32))
-        for w, m in zip(parameters, mean, strict=True)
-        for part, anchor in blocks(w, m)
-    ]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(parts))
+    norms: list[Tensor] = []
+    for some, anchors in pieces(list(parameters), list(mean)):
+        norms += torch._foreach_norm(torch._foreach_sub(some, anchors))
+    wide = [norm.to(torch.promote_types(norm.dtype, torch.float32)) for norm in norms]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(wide))
     return total
 
 

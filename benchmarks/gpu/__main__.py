@@ -24,20 +24,27 @@ RESERVE = 10.0  # seconds kept for the page
 
 @dataclass(frozen=True)
 class Part:
-    """One part. name: of the module, and of the lines' `part`. seconds: the most it may take. least: not begun with less."""
+    """One part.
+
+    name: of the module, and of the lines' `part`.
+    seconds: the most it may take.
+    least: with less time left it is not begun.
+    arguments: with {minutes}, {results} (so far) and {out} (the folder) put in.
+    """
 
     name: str
     seconds: float
     least: float
+    arguments: tuple[str, ...] = ("--done", "{results}")
 
 
 PARTS = (
     Part("tests", 240, 40),
     Part("bandwidth", 60, 20),
     Part("speed", 240, 40),
-    Part("trace", 60, 25),
+    Part("trace", 60, 25, ("--out", "{out}")),
     Part("first_step", 60, 30),
-    Part("gain", 3600, 45),
+    Part("gain", 3600, 45, ("--minutes", "{minutes}", "--results", "{out}/gain.jsonl")),
 )
 
 
@@ -72,9 +79,9 @@ def _run(part: Part, seconds: float, options: argparse.Namespace, results: Path)
     """Run a part within its time and keep its lines as they come; False if it broke."""
     began = time.monotonic()
     print(f"{part.name}: {seconds:.0f} s at most …", flush=True)
-    command = [sys.executable, "-u", "-P", "-m", f"benchmarks.gpu.{part.name}"]
-    command += ["--device", options.device, "--minutes", f"{seconds / 60:.3f}"]
-    command += ["--done", str(results), "--out", str(options.out)] + (["--quick"] if options.quick else [])
+    values = {"minutes": f"{(seconds - 5) / 60:.3f}", "results": str(results), "out": str(options.out)}
+    command = [sys.executable, "-u", "-P", "-m", f"benchmarks.gpu.{part.name}", "--device", options.device]
+    command += [argument.format(**values) for argument in part.arguments] + (["--quick"] if options.quick else [])
     with open(options.out / f"{part.name}.log", "ab") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
         timer = threading.Timer(seconds, lambda: os.killpg(process.pid, signal.SIGTERM))

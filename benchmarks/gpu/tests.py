@@ -1,13 +1,16 @@
 """The tests of tests/gpu, a line for each as it ends; those that passed before are left out."""
 
+import argparse
 import json
 import os
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.gpu.options import parsed
+from benchmarks.gpu.lines import read
 
 WORKERS = 4  # of pytest-xdist, where it is there: most of a test is starting processes
 
@@ -33,17 +36,18 @@ class Lines:
 
 
 def main() -> int:
-    options = parsed(__doc__)
-    passed = {line["name"] for line in options.finished("tests") if line.get("outcome") == "passed"}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.tests", description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="nothing here is smaller")
+    parser.add_argument("--done", type=Path, help="a file of results: what passed there is not run again")
+    parser.add_argument("--only", metavar="EXPRESSION", help="tests whose names match, as pytest's -k has it")
+    options = parser.parse_args()
+    passed = {line["name"] for line in read(options.done) if line.get("outcome") == "passed"}
     out = os.dup(1)
     os.dup2(2, 1)  # pytest's own words go to the log
     arguments = ["tests/gpu", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--tb=short"]
-    arguments += [f"--deselect={name}" for name in sorted(passed)]
-    try:
-        import xdist  # noqa: F401
-    except ImportError:
-        pass
-    else:
+    arguments += [f"--deselect={name}" for name in sorted(passed)] + (["-k", options.only] if options.only else [])
+    if find_spec("xdist") is not None:
         arguments += ["-n", str(WORKERS)]
     if options.device != "cuda":
         os.environ["WBAR_GPU_TESTS_DEVICE"] = options.device

@@ -33,7 +33,7 @@ class GraphedBackward:
     """Calls `backward`, by a graph once its arguments have had one layout for some steps.
 
     backward: the forward and backward pass of a batch; adds to the parameters' gradients and returns a tensor.
-    parameters: those that get gradients; none may have one when a whole batch comes.
+    parameters: those that get gradients.
     """
 
     def __init__(self, backward: Backward, parameters: Sequence[Tensor]) -> None:
@@ -44,21 +44,25 @@ class GraphedBackward:
         self._graphed: Layout | None = None
         self._refused = False
 
-    def __call__(self, seed: int, inputs: Tensor, target: Target, images: int, alone: bool) -> Tensor:
-        """Run the passes. The result is overwritten by the next call.
+    def __call__(self, seed: int, inputs: Tensor, target: Target, images: int) -> Tensor:
+        """Run the passes of a whole batch; the gradients are its own, whatever was there. The next call overwrites the result.
 
         seed: of the network's own random draws.
-        images: of the whole batch.
-        alone: whether this is all of it. Parts of a batch add to gradients that are there, and are not captured.
+        images: in the batch.
         """
         layout = _layout(inputs, target, images)
-        if alone and self._graph is None and not self._refused and self._is_ready(layout):
+        if self._graph is None and not self._refused and self._is_ready(layout):
             self._capture(layout, inputs, target, images)
         torch.manual_seed(seed)
-        self.replayed = alone and self._graph is not None and layout == self._graphed
+        self.replayed = self._graph is not None and layout == self._graphed
         if self._graph is not None and self.replayed:
             return self._graph.replay(inputs, target)
+        self._forget_gradients()
         return self._backward(inputs, target, images)
+
+    def _forget_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _is_ready(self, layout: Layout) -> bool:
         if not self._seen:
@@ -75,12 +79,11 @@ class GraphedBackward:
             # What a graph works in stays its own: evaluations need as much again.
             if free < 2 * needed:
                 raise RuntimeError(f"{free >> 20} MiB are free, and it would keep {needed >> 20} MiB")
+            self._forget_gradients()
             self._graph = _Graph(self._backward, self._parameters, inputs, target, images)
             self._graphed = layout
         except RuntimeError as error:  # torch's errors of CUDA and of memory are RuntimeErrors
             self._refused = True
-            for parameter in self._parameters:
-                parameter.grad = None
             log.info("the steps run without a CUDA graph (%s)", str(error).splitlines()[0])
 
 
@@ -135,18 +138,21 @@ class _Graph:
         self._parameters = parameters
         self._inputs = torch.empty_like(inputs)
         self._target = _held(target, inputs.device)
+        self._numbers: dict[Tensor, float] = {}  # as they were last written
         self._load(inputs, target)
         self._graph = torch.cuda.CUDAGraph()
         # thread_local: a thread that pins a loader's images meanwhile does no harm.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._result = backward(self._inputs, self._target, images)
         self._gradients = [parameter.grad for parameter in parameters]
+        self._some = next(index for index, gradient in enumerate(self._gradients) if gradient is not None)
 
     def replay(self, inputs: Tensor, target: Target) -> Tensor:
         self._load(inputs, target)
         self._graph.replay()
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            parameter.grad = gradient
+        if self._parameters[self._some].grad is not self._gradients[self._some]:  # an ordinary step came between
+            for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+                parameter.grad = gradient
         return self._result
 
     def _load(self, inputs: Tensor, target: Target) -> None:
@@ -154,8 +160,9 @@ class _Graph:
         for held, value in zip(_values(self._target), _values(target), strict=True):
             if isinstance(value, Tensor):
                 held.copy_(value)
-            else:
+            elif value != self._numbers.get(held):
                 held.fill_(value)
+                self._numbers[held] = value
 
 
 def _values(target: Target) -> list[Tensor]:

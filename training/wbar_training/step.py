@@ -74,6 +74,7 @@ class Stepper:
         # On the device, for kernels that were captured; those of a list of tensors take numbers only.
         fused = self.device.type == "cuda" and all(group.get("fused") for group in self.optimizer.param_groups)
         self._rate = torch.zeros((), device=self.device) if fused else None
+        self._rate_held = 0.0
         self._graphed_update = GraphedUpdate(self.optimizer)
 
     def take(
@@ -97,7 +98,6 @@ class Stepper:
         logged: whether the norms are computed.
         check: called with the result before the weights are changed; they are not where it raises.
         """
-        self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(2, device=self.device)
         images = len(inputs)
         target = self.loss.normed(target)
@@ -107,11 +107,14 @@ class Stepper:
         share = self.ranks.share(images)
         inputs, target = inputs[share], target.part(share)
         parts = [slice(len(inputs) * n // count, len(inputs) * (n + 1) // count) for n in range(count)]
+        graphed = self._graphed if count == 1 else None
+        if graphed is None:
+            self.optimizer.zero_grad(set_to_none=True)
         for index, part in enumerate(parts):
             place = self.ranks.rank * len(parts) + index
             seed = key(self.plan.seed, f"forward/{place}" if place else "forward", step)
-            if self._graphed is not None:
-                sums += self._graphed(seed, inputs[part], target.part(part), images, alone=count == 1)
+            if graphed is not None:
+                sums += graphed(seed, inputs, target, images)
                 continue
             torch.manual_seed(seed)
             with self._joined(index + 1 == len(parts)):
@@ -133,12 +136,8 @@ class Stepper:
             self.scaler.step(self.optimizer)
 
         # The scaler keeps a record of its calls beside the kernels.
-        if (
-            self._graphed is not None
-            and self._graphed.replayed
-            and self._rate is not None
-            and not self.scaler.is_enabled()
-        ):
+        replayed = graphed is not None and graphed.replayed
+        if replayed and self._rate is not None and not self.scaler.is_enabled():
             self._graphed_update(update, (pull, id(anchor)))
         else:
             update()
@@ -170,8 +169,9 @@ class Stepper:
         return torch.stack([loss.detach().float(), correct(logits.detach(), target).float()])
 
     def _set_rate(self, lr: float) -> None:
-        if self._rate is not None:
+        if self._rate is not None and lr != self._rate_held:
             self._rate.fill_(lr)
+            self._rate_held = lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr if self._rate is None else self._rate
 

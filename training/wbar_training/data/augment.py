@@ -90,11 +90,14 @@ def pad_crop(images: Tensor, draws: torch.Generator, flip: bool) -> Tensor:
     pad_y, pad_x = max(1, height // 8), max(1, width // 8)
     top = torch.randint(2 * pad_y + 1, (batch, 1), generator=draws)
     left = torch.randint(2 * pad_x + 1, (batch, 1), generator=draws)
-    mirrored = torch.rand((batch, 1), generator=draws) < 0.5 if flip else torch.zeros((batch, 1), dtype=torch.bool)
-    top, left, mirrored = to_device(torch.stack([top, left, mirrored]), images.device).unbind()
-    rows = top + torch.arange(height, device=images.device)
-    columns = torch.arange(width, device=images.device)
-    columns = left + torch.where(mirrored.bool(), width - 1 - columns, columns)
+    rows = top + torch.arange(height)
+    columns = torch.arange(width).expand(batch, width)
+    if flip:
+        mirrored = torch.rand((batch, 1), generator=draws) < 0.5
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+    # One transfer: on a GPU the host's time for a step is short.
+    places = to_device(torch.cat([rows, left + columns], dim=1), images.device)
+    rows, columns = places[:, :height], places[:, height:]
     padded = torch.nn.functional.pad(images, (pad_x, pad_x, pad_y, pad_y))
     which = torch.arange(batch, device=images.device).view(-1, 1, 1)
     # Advanced indices around a slice put the channels last: (B, H, W, C), which is channels_last once permuted.
