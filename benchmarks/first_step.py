@@ -6,6 +6,7 @@ either the first metrics point or a polled row whose progress is at step 1 or la
 
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,18 +35,21 @@ class Wait:
 
 def measure(quick: bool) -> Findings:
     repetitions = 2 if quick else 5
-    with running() as service, tempfile.TemporaryDirectory(prefix="wbar-bench-") as folder:
+    return _findings(list(waits(repetitions, "cpu"))[1:])  # the first job warmed the worker up
+
+
+def waits(repetitions: int, device: str) -> Iterator[Wait]:
+    """Yield the wait of each job of one service on `device`, as soon as it is over; the first warms the worker up."""
+    with running(device) as service, tempfile.TemporaryDirectory(prefix="wbar-bench-") as folder:
         start = write_start(Path(folder) / "resnet20.safetensors")
         checkpoint = service.client.checkpoints.create(start).id
         dataset = service.client.datasets.create("builtin:digits").id
         idle = len(descendants(service.train_worker))
-        waits = []
         for _ in range(1 + repetitions):
-            waits.append(_wait(service, checkpoint, dataset))
+            yield _wait(service, checkpoint, dataset)
             # The slot is free once the attempt's process is gone, which is after the row says `cancelled`.
             wait_until(lambda: len(descendants(service.train_worker)) <= idle, 30, "the attempt to end")
             time.sleep(0.5)
-    return _findings(waits[1:])  # the first job warmed the worker up
 
 
 def _wait(service: Service, checkpoint: str, dataset: str) -> Wait:

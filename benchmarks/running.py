@@ -68,14 +68,14 @@ class Service:
 
 
 @contextmanager
-def running() -> Iterator[Service]:
-    """Start `wbar up`, wait until its workers are there, and stop it with SIGTERM however the block ends."""
+def running(device: str = "cpu") -> Iterator[Service]:
+    """Start `wbar up` on `device`, wait until its workers are there, and stop it with SIGTERM however the block ends."""
     with tempfile.TemporaryDirectory(prefix="wbar-bench-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
         log = home / "up.log"
         # Nothing that was set for the user's own service may reach this one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WBAR_")}
-        environment |= {"WBAR_CONFIG": str(home / "config.toml"), "WBAR_DEVICE": "cpu", "WBAR_THREADS": str(THREADS)}
+        environment |= {"WBAR_CONFIG": str(home / "config.toml"), "WBAR_DEVICE": device, "WBAR_THREADS": str(THREADS)}
         command = [str(Path(sys.executable).with_name("wbar")), "up", "--port", "0", "--data", str(home / "data")]
         with open(log, "wb") as out:
             process = subprocess.Popen(
