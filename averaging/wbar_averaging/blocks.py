@@ -64,12 +64,13 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def pieces(*lists: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
     """The lists in flat pieces, gathered up to a block's size, so that no temporary is larger (but of a tensor that
-    cannot be cut)."""
+    cannot be cut); each on one device."""
     gathered: tuple[list[Tensor], ...] = tuple([] for _ in lists)
     elements = 0
     for tensors in zip(*lists, strict=True):
         for piece in blocks(*tensors):
-            if gathered[0] and elements + piece[0].numel() > block_size(piece[0].device):
+            full = gathered[0] and elements + piece[0].numel() > block_size(piece[0].device)
+            if full or (gathered[0] and gathered[0][0].device != piece[0].device):
                 yield gathered
                 gathered, elements = tuple([] for _ in lists), 0
             for tensor, into in zip(piece, gathered, strict=True):

@@ -1,7 +1,9 @@
-"""The two in-place passes of a mean over its tensors, by torch's fused SGD kernel where that does what they need.
+"""The in-place passes of a mean over its tensors, by torch's fused SGD kernel where that does what they need.
 
     move_means         m ← m − f·(m − w)
     move_corrections   c ← (1 − f)·c + f·(w − m),  the difference taken first, m left as it is
+
+and the seldom one, `fold_corrections`, of public operations on lists.
 
 `torch._fused_sgd_`, the kernel behind `SGD(fused=True)`, is the one elementwise kernel that reads three tensors and
 writes one in a single pass, and takes hundreds of tensors in one call; its name is private, so that a release may change
@@ -39,6 +41,15 @@ def move_corrections(means: Tensors, sources: Tensors, corrections: Tensors, fra
     """c ← (1 − f)·c + f·(w − m), in place; m and w are only read, and lie in memory as c does."""
     for passes, (m, w, c) in _by_passes(means, sources, corrections):
         passes.move_corrections(m, w, c, fraction)
+
+
+def fold_corrections(means: Tensors, corrections: Tensors) -> None:
+    """t = fl(m + c), c ← c − (t − m), m ← t, in place: m + c is unchanged, and c becomes a rounding's size."""
+    for m, c in pieces(means, corrections):
+        totals = torch._foreach_add(m, c)
+        torch._foreach_sub_(m, totals)
+        torch._foreach_add_(c, m)
+        torch._foreach_copy_(m, totals)
 
 
 def _by_passes(means: Tensors, *others: Tensors) -> Iterator[tuple[Passes, tuple[Tensors, ...]]]:

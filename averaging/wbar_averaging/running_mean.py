@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from wbar_averaging.blocks import alike, blocks, converted, zeros_in_one
-from wbar_averaging.fused_passes import move_corrections, move_means
+from wbar_averaging.fused_passes import fold_corrections, move_corrections, move_means
 from wbar_averaging.sources import Reader, Source, first_not_finite, named_tensors
 
 FOLD_AT = 0.5  # the share of new weight in w̄ at which c is folded into m
@@ -136,12 +136,7 @@ class WeightMean(ABC):
 
     def _fold(self, means: list[Tensor]) -> None:
         """t = fl(m + c), c ← c − (t − m), m ← t: w̄ = m + c is unchanged, and c becomes a rounding's size."""
-        for mean, correction in zip(means, self._correction, strict=True):
-            for m, c in blocks(mean, correction):
-                total = m + c
-                m.sub_(total)
-                c.add_(m)
-                m.copy_(total)
+        fold_corrections(means, self._correction)
         self._new_weight, self._since_fold = 0.0, 0
 
     # Reading.
@@ -247,8 +242,14 @@ class RunningMean(WeightMean):
             return
         self.total_weight += weight
         self._take_others(tensors)
-        for i in self._floating:
-            for part, value in converted(self._mean[i], tensors[i]):
+        means, sources = ([several[i] for i in self._floating] for several in (self._mean, tensors))
+        pairs = list(zip(means, sources, strict=True))
+        if pairs and all(mean.is_cuda and mean.device == source.device for mean, source in pairs):
+            # There the kernel widens what it reads: nothing is converted before, and the bits are the same.
+            torch._foreach_add_(means, sources, alpha=weight)
+            return
+        for mean, source in pairs:
+            for part, value in converted(mean, source):
                 part.add_(value, alpha=weight)
 
     def _values(self) -> Iterator[tuple[str, Tensor]]:

@@ -150,15 +150,29 @@ class Reader:
                 raise ValueError(f"{name}: {tuple(tensors[name].shape)} in the source, {tuple(shape)} in the mean")
 
 
+WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
+
 def first_not_finite(names: list[str], tensors: list[Tensor]) -> str | None:
     """Return the name of the first tensor that holds a NaN or an infinity, or None. Each byte is read once, none copied."""
     chosen = [(name, tensor) for name, tensor in zip(names, tensors, strict=True) if tensor.is_floating_point()]
-    # A sum is finite only if every term is, and costs the least of all tests; a sum that overflows is looked at again.
-    wide = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
-    sums = [tensor.detach().sum(dtype=wide.get(tensor.dtype)) for _, tensor in chosen]
     by_place: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for value in sums:
-        by_place.setdefault((value.device, value.dtype), []).append(value)
-    if all(bool(torch.stack(values).isfinite().all()) for values in by_place.values()):
+    for _, tensor in chosen:
+        by_place.setdefault((tensor.device, tensor.dtype), []).append(tensor.detach())
+    if all(bool(torch.stack(_sums(group)).isfinite().all()) for group in by_place.values()):
         return None
     return next((name for name, tensor in chosen if not bool(torch.isfinite(tensor).all())), None)
+
+
+def _sums(tensors: list[Tensor]) -> list[Tensor]:
+    """A number for each tensor of one device and dtype, which is finite only if every element is.
+
+    A sum costs the least of all tests; one that overflows is looked at again. On a GPU, where hundreds of small sums cost their
+    launches, it is the sum of magnitudes of the whole list at once.
+    """
+    dtype = tensors[0].dtype
+    wide = WIDE.get(dtype)
+    if tensors[0].is_cuda and (wide is not None or dtype in (torch.float32, torch.float64)):
+        full = [tensor for tensor in tensors if tensor.numel()]
+        return list(torch._foreach_norm(full, 1, dtype=wide)) if full else [tensors[0].sum()]
+    return [tensor.sum(dtype=wide) for tensor in tensors]

@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.bare_loop import augment, groups
 from benchmarks.gain.arms import Silent
 from benchmarks.gpu.cases import CASES, MOMENTUM, Case, fresh, job_of, pixels
-from benchmarks.gpu.gauge import Gauge, Talk, Turn
+from benchmarks.gpu.gauge import Gauge, Talk
 from wbar.jobs import Progress
 from wbar.recipe import IMAGENET
 from wbar_training.loop import TrainingJob

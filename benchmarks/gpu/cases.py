@@ -97,7 +97,9 @@ def pixels(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(case.network.num_classes, (len(images),), generator=draws)
 
 
-def job_of(case: Case, folder: Path, device: str, threads: int | None = None, **recipe: Any) -> tuple[JobSpec, Workspace]:
+def job_of(
+    case: Case, folder: Path, device: str, threads: int | None = None, **recipe: Any
+) -> tuple[JobSpec, Workspace]:
     """The job that trains the case's network; its files lie in `folder`. recipe: options beside the case's own."""
     workspace = Workspace(folder, device=device, threads=threads, save_every_seconds=1e9)
     write_safetensors(workspace.input("start"), dict(fresh(case).state_dict()), {})

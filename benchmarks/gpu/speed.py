@@ -57,11 +57,12 @@ class Arm:
     """One arm's process, as the driver sees it."""
 
     def __init__(self, name: str, device: str, quick: bool) -> None:
-        self.name, self._log = name, tempfile.TemporaryFile("w+")
+        self.name = name
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
         command = [sys.executable, "-P", "-m", "benchmarks.gpu.arms", "--arm", name, "--device", device]
         self.process = subprocess.Popen(
             command + (["--quick"] if quick else []),
-            cwd=ROOT, env=os.environ | (DETERMINISTIC if name.startswith("wbar") else {}), text=True,
+            cwd=ROOT, env=_environment() | (DETERMINISTIC if name.startswith("wbar") else {}), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
         )  # fmt: skip
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -101,6 +102,12 @@ class Arm:
             if stream is not None:
                 with suppress(BrokenPipeError):
                     stream.close()
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with the repository's root among what can be imported, which -P would leave out."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 class Driver:

@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     case = CASES[options.case].quick() if options.quick else CASES[options.case]
     with tempfile.TemporaryDirectory(prefix="wbar-trace-") as folder:
         path = Path(folder) / "trace.json"
-        job, warned = _watch(case, Path(folder), path, options.device)
+        warned = _watch(case, Path(folder), path, options.device)
         found = Trace.read(path)
         _say_waits(case, found)
         _say_times(case, found)
@@ -122,13 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _watch(case: Case, folder: Path, trace: Path, device: str) -> tuple[Watched, Counter[tuple[str, bool]]]:
-    """Run the job until it has been seen; returns it and torch's warnings, by source line and whether at a log point."""
+def _watch(case: Case, folder: Path, trace: Path, device: str) -> Counter[tuple[str, bool]]:
+    """Run the job until it has been seen; returns torch's warnings, by source line and whether at a log point."""
     spec, workspace = job_of(case, folder, device)
     job = Watched(spec, workspace, Silent()).watch(trace)
     warned: Counter[tuple[str, bool]] = Counter()
 
-    def note(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
+    def note(message: Any, _category: Any, filename: str, lineno: int, *_: Any) -> None:
         if job.watching and "synchroniz" in str(message):
             warned[f"{_short(filename)}:{lineno}", job.log_point] += 1
 
@@ -142,7 +142,7 @@ def _watch(case: Case, folder: Path, trace: Path, device: str) -> tuple[Watched,
         finally:
             if device.startswith("cuda"):
                 torch.cuda.set_sync_debug_mode("default")
-    return job, warned
+    return warned
 
 
 def _short(filename: str) -> str:
