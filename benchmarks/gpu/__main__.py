@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.lines import read
 from benchmarks.gpu.page import write_page
 
 RESERVE = 10.0  # seconds kept for the page
+COMPLETE = "complete"  # the `part` of the lines that name the parts which are done
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,10 @@ class Part:
 
 PARTS = (
     Part("tests", 240, 40),
-    Part("bandwidth", 60, 20),
+    Part("bandwidth", 60, 20, ()),
     Part("speed", 240, 40),
     Part("trace", 60, 25, ("--out", "{out}")),
-    Part("first_step", 60, 30),
+    Part("first_step", 60, 30, ()),
     Part("gain", 3600, 45, ("--minutes", "{minutes}", "--results", "{out}/gain.jsonl")),
 )
 
@@ -65,6 +67,9 @@ def main() -> int:
     for part in PARTS:
         left = deadline - time.monotonic()
         if options.only and part.name not in options.only:
+            continue
+        if any(line.get("part") == COMPLETE and line["name"] == part.name for line in read(results)):
+            print(f"{part.name}: complete", flush=True)
             continue
         if left < part.least:
             print(f"{part.name}: not begun, {left:.0f} s are left", flush=True)
@@ -103,6 +108,8 @@ def _run(part: Part, seconds: float, options: argparse.Namespace, results: Path)
     )
     if status and not over:
         print("\n".join((options.out / f"{part.name}.log").read_text(errors="replace").splitlines()[-15:]), flush=True)
+    if status == 0 and not over:
+        _add(results, {"part": COMPLETE, "name": part.name})
     return status == 0 or over
 
 
@@ -114,9 +121,13 @@ def _keep(part: str, text: str, results: Path) -> bool:
     if not isinstance(line, dict) or "name" not in line:
         print(f"  {text.rstrip()[:300]}", flush=True)
         return False
-    with open(results, "a") as file:
-        file.write(json.dumps({"part": part, **line}) + "\n")
+    _add(results, {"part": part, **line})
     return True
+
+
+def _add(results: Path, line: dict[str, Any]) -> None:
+    with open(results, "a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
@@ -131,8 +142,7 @@ def _note_machine(results: Path) -> None:
     found |= {"python": sys.version.split()[0], "processors": os.cpu_count()}
     if torch.cuda.is_available():
         found |= {"device": torch.cuda.get_device_name(0), "cuda": torch.version.cuda}
-    with open(results, "a") as file:
-        file.write(json.dumps(found) + "\n")
+    _add(results, found)
 
 
 if __name__ == "__main__":

@@ -55,17 +55,17 @@ def _ratios(lines: list[Line], networks: list[str]) -> str:
             rows.append(
                 [
                     f"{network}: {arm}",
-                    *_judged(ours, bare, BARE_GOAL if arm == "wbar" else None),
+                    *_compared(ours, bare, BARE_GOAL if arm == "wbar" else None),
                     fastest or "–",
-                    *_judged(ours, [peers[fastest]] if fastest else [], BEST_GOAL),
-                    _judged(ours, lightning, None)[0],
+                    *_compared(ours, [peers[fastest]] if fastest else [], BEST_GOAL),
+                    _compared(ours, lightning, None)[0],
                 ]
             )
     header = ["`training`", "over bare", f"≥ {BARE_GOAL}", "best loop", "over it", f"≥ {BEST_GOAL}", "over lightning"]
     return table(header, rows)
 
 
-def _judged(ours: list[float], peers: list[float], goal: float | None) -> tuple[str, str]:
+def _compared(ours: list[float], peers: list[float], goal: float | None) -> tuple[str, str]:
     """The ratio of medians, and whether the goal is met."""
     if not ours or not peers:
         return "–", "not measured" if goal is not None else ""
