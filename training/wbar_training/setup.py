@@ -1,5 +1,6 @@
 """The parts that every job works with: the plan, the images, the network on its device, the writer and the evaluator."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wbar.errors import PrecisionUnsupported
+from wbar.recipe import Precision
 from wbar.spec import JobSpec
 from wbar_training.data.job_data import JobData
 from wbar_training.evaluator import Evaluator, Tick
@@ -75,8 +77,7 @@ def set_up(spec: JobSpec, workspace: Workspace, tick: Tick, data: JobData | None
     model = model.to(device).to(memory_format=torch.channels_last)
     if plan.recipe.sync_batch_norm:
         model = _synchronized(model, device)
-    if plan.recipe.precision == "tf32":
-        _use_tf32(device)
+    _choose_float32(plan.recipe.precision, device)
     return Setup(spec, plan, device, data, writer, model, Evaluator(plan, data, model, writer.dtype, tick))
 
 
@@ -88,6 +89,8 @@ def make_deterministic(spec: JobSpec, device: str, threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     if device.startswith("cuda"):
+        # cuBLAS is deterministic only with it, and torch refuses to multiply without it; read at cuBLAS's first use.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=not spec.reproducible)
         # Or every tensor that torch allocates would be filled first, for programs that read what they have not written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -101,10 +104,13 @@ def _synchronized(model: nn.Module, device: torch.device) -> nn.Module:
     return synchronized
 
 
-def _use_tf32(device: torch.device) -> None:
-    if device.type != "cuda":
+def _choose_float32(precision: Precision, device: torch.device) -> None:
+    """Let float32 operations use tf32 where the recipe says so, and nowhere else: torch's convolutions do by default."""
+    wanted = precision == "tf32"
+    if wanted and device.type != "cuda":
         raise PrecisionUnsupported(
             f'recipe.precision is "tf32", which GPUs have, and this job runs on {device.type}: choose float32 or bfloat16'
         )
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if wanted else "highest")
+        torch.backends.cudnn.allow_tf32 = wanted

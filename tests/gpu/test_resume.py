@@ -1,0 +1,77 @@
+"""Killed by SIGKILL in the middle, and gone on in another process: the same bytes as a run that nothing disturbed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wbar.catalog import ARCHITECTURES
+from wbar_training import state_files
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(280)]
+
+# Of every kind of layer one: plain and dense residuals, depthwise and grouped convolutions, attention, positions.
+PRECISIONS = {
+    "resnet20": "float16",
+    "resnet18": "bfloat16",
+    "wide_resnet28_10": "bfloat16",
+    "cifar_vgg16_bn": "float32",
+    "densenet121": "bfloat16",
+    "mobilenet_v3_small": "float32",
+    "efficientnet_b0": "bfloat16",
+    "regnet_y_400mf": "float32",
+    "convnext_tiny": "bfloat16",
+    "swin_t": "float32",
+    "vit_b_32": "bfloat16",
+}
+KILL_AT = 2  # of the six steps; large networks save at the end of a phase only, after three
+SECONDS = 120
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    shutil.rmtree(tmp_path)  # the states of large networks are gigabytes
+
+
+def start(name: str, device: str, folder: Path, *more: str) -> "subprocess.Popen[str]":
+    folder.mkdir(exist_ok=True)
+    environment = {key: value for key, value in os.environ.items() if key != "CUBLAS_WORKSPACE_CONFIG"}
+    words = [name, PRECISIONS[name], device, str(folder), *more]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "tests.gpu.job_process", *words],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]", expected: int = 0) -> None:
+    try:
+        _, error = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == expected, error[-3000:]
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_a_killed_job_ends_in_the_same_bytes(device: str, folder: Path, name: str) -> None:
+    assert ARCHITECTURES[name].reproducible
+    killed, whole = start(name, device, folder / "broken", str(KILL_AT)), start(name, device, folder / "whole")
+    finish(killed, -signal.SIGKILL)
+    finish(whole)
+    latest = state_files.latest(folder / "broken")
+    assert latest is not None
+    assert KILL_AT <= state_files.step_of(latest) <= 3
+    resumed, again = start(name, device, folder / "broken"), start(name, device, folder / "again")
+    finish(resumed)
+    finish(again)
+    expected = (folder / "whole" / "weights").read_bytes()
+    assert (folder / "again" / "weights").read_bytes() == expected, "two whole runs differ"
+    assert (folder / "broken" / "weights").read_bytes() == expected, "the resumed run differs"
