@@ -20,8 +20,8 @@ def job_on(device: str, folder: Path, method: Training = METHOD, **changes: obje
 
 def job_of(name: str, precision: str, device: str, folder: Path) -> LocalJob:
     """One cycle of an architecture at about the smallest image size, with its own optimizer; 40 digits are trained on."""
-    side = max(ARCHITECTURES[name].min_size, 16)
-    rate = 0.5 * ARCHITECTURES[name].peak_lr
+    side = max(ARCHITECTURES[name].min_size, 32)
+    rate = 0.02 * ARCHITECTURES[name].peak_lr  # fresh networks, and a few steps of small batches
     method = METHOD.model_copy(
         update={
             "cycles": 1,

@@ -47,7 +47,9 @@ def test_every_augmentation_is_the_cpus(device: str, augment: Augment, channels:
         assert there.device.type == torch.device(device).type
         assert there.is_contiguous(memory_format=torch.channels_last)
         # Of pixels in 0 … 255 over a deviation of 51 and more.
-        torch.testing.assert_close(there.cpu(), here, rtol=1e-4, atol=2e-3 if augment not in ("none", "pad_crop") else 1e-5)
+        torch.testing.assert_close(
+            there.cpu(), here, rtol=1e-4, atol=2e-3 if augment not in ("none", "pad_crop") else 1e-5
+        )
 
 
 @pytest.mark.parametrize("recipe", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
