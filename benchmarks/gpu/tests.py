@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks.gpu.lines import read
 
-WORKERS = 4  # of pytest-xdist, where it is there: most of a test is starting processes
+WORKERS = 6  # of pytest-xdist, where it is there: most of a test is starting processes
+ALONE = "alone"  # in the names of tests that measure the whole card
 
 
 class Lines:
@@ -43,16 +44,21 @@ def main() -> int:
     parser.add_argument("--only", metavar="EXPRESSION", help="tests whose names match, as pytest's -k has it")
     options = parser.parse_args()
     passed = {line["name"] for line in read(options.done) if line.get("outcome") == "passed"}
-    out = os.dup(1)
+    out = Lines(os.dup(1))
     os.dup2(2, 1)  # pytest's own words go to the log
-    arguments = ["tests/gpu", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--tb=short"]
-    arguments += [f"--deselect={name}" for name in sorted(passed)] + (["-k", options.only] if options.only else [])
-    if find_spec("xdist") is not None:
-        arguments += ["-n", str(WORKERS)]
+    arguments = ["tests/gpu", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "--tb=short"]
+    arguments += [f"--deselect={name}" for name in sorted(passed)]
+    together = f"not {ALONE}" + (f" and ({options.only})" if options.only else "")
+    apart = ALONE + (f" and ({options.only})" if options.only else "")
+    beside = ["-n", str(WORKERS)] if find_spec("xdist") is not None else []
     if options.device != "cuda":
         os.environ["WBAR_GPU_TESTS_DEVICE"] = options.device
-    status = pytest.main(arguments, plugins=[Lines(out)])
-    return 0 if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) else 1
+    statuses = [
+        pytest.main([*arguments, "-k", together, *beside], plugins=[out]),
+        pytest.main([*arguments, "-k", apart], plugins=[out]),
+    ]
+    good = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    return 0 if all(status in good for status in statuses) else 1
 
 
 if __name__ == "__main__":
