@@ -14,6 +14,11 @@ import torch
 
 from tests.conftest import Broker, Service, fresh_database
 
+# cuBLAS repeats its bits only with it, and torch looks for it once a process, at the first product on a GPU. What is started
+# by these tests sets it by itself.
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+os.environ.setdefault(CUBLAS, ":4096:8")
+
 DEVICE = os.environ.get("WBAR_GPU_TESTS_DEVICE", "cuda")
 HERE = Path(__file__).parent
 # Said once a process by torch and its libraries; nothing is wrong.
@@ -79,6 +84,7 @@ def running_service(folder: Path, **environment: str) -> Iterator[Service]:
         broker = Broker()
         broker.start()
         service = Service(folder, url, broker, WBAR_DEVICE=DEVICE, **environment)
+        service.environment.pop(CUBLAS)
         try:
             service.start()
             yield service

@@ -47,9 +47,11 @@ def on_cpu(states: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
 def close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
     for name, tensor in expected.items():
         if tensor.is_floating_point():
-            torch.testing.assert_close(found[name].cpu().double(), tensor.double(), rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(
+                found[name].cpu().double(), tensor.cpu().double(), rtol=tolerance, atol=tolerance
+            )
         else:
-            assert torch.equal(found[name].cpu(), tensor), name
+            assert torch.equal(found[name].cpu(), tensor.cpu()), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -47,7 +47,7 @@ def test_pooled_as_the_float64_twin_on_the_cpu(device: str) -> None:
     expected = reference.batch_norm_statistics(twin, [batch.cpu().double() for batch in batches(device)])
     done = recompute_batch_norm(model, batches(device))
     assert (done.layers, done.images) == (len(expected), 200)
-    compare(model, expected, 2e-4)
+    compare(model, expected, 5e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

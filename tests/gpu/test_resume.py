@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu.conftest import CUBLAS
 from wbar.catalog import ARCHITECTURES
 from wbar_training import state_files
 
@@ -41,7 +42,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def start(name: str, device: str, folder: Path, *more: str) -> "subprocess.Popen[str]":
     folder.mkdir(exist_ok=True)
-    environment = {key: value for key, value in os.environ.items() if key != "CUBLAS_WORKSPACE_CONFIG"}
+    environment = {key: value for key, value in os.environ.items() if key != CUBLAS}
     words = [name, PRECISIONS[name], device, str(folder), *more]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "tests.gpu.job_process", *words],
@@ -52,26 +53,29 @@ def start(name: str, device: str, folder: Path, *more: str) -> "subprocess.Popen
     )
 
 
-def finish(process: "subprocess.Popen[str]", expected: int = 0) -> None:
+def finish(*processes: "subprocess.Popen[str]") -> list[int]:
+    """Wait for processes that run beside one another, and return how they ended."""
     try:
-        _, error = process.communicate(timeout=SECONDS)
+        errors = [process.communicate(timeout=SECONDS)[1] for process in processes]
     finally:
-        process.kill()
-    assert process.returncode == expected, error[-3000:]
+        for process in processes:
+            process.kill()
+            process.wait()
+    codes = [process.returncode for process in processes]
+    assert all(code in (0, -signal.SIGKILL) for code in codes), "\n".join(errors)[-3000:]
+    return codes
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_a_killed_job_ends_in_the_same_bytes(device: str, folder: Path, name: str) -> None:
     assert ARCHITECTURES[name].reproducible
     killed, whole = start(name, device, folder / "broken", str(KILL_AT)), start(name, device, folder / "whole")
-    finish(killed, -signal.SIGKILL)
-    finish(whole)
+    assert finish(killed, whole) == [-signal.SIGKILL, 0]
     latest = state_files.latest(folder / "broken")
     assert latest is not None
     assert KILL_AT <= state_files.step_of(latest) <= PHASE_ENDS
     resumed, again = start(name, device, folder / "broken"), start(name, device, folder / "again")
-    finish(resumed)
-    finish(again)
+    assert finish(resumed, again) == [0, 0]
     expected = (folder / "whole" / "weights").read_bytes()
     assert (folder / "again" / "weights").read_bytes() == expected, "two whole runs differ"
     assert (folder / "broken" / "weights").read_bytes() == expected, "the resumed run differs"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests.averaging import reference
 from tests.conftest import wait_until
+from tests.gpu.conftest import CUBLAS
 from tests.material import write_archive, write_start
 from tests.service.test_embedded import Up
 from wbar.config import read
@@ -31,7 +32,7 @@ METHOD = {"cycles": 3, "high": {"lr": 0.02}, "low": {"lr": 0.002}, "pull": 0.001
 
 @pytest.fixture
 def up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Up]:
-    for name in ("WBAR_URL", "WBAR_API_KEY"):
+    for name in ("WBAR_URL", "WBAR_API_KEY", CUBLAS):
         monkeypatch.delenv(name, raising=False)
     made = Up(tmp_path)
     yield made

@@ -63,7 +63,7 @@ def test_two_slots_share_a_gpu_and_change_no_bit(device: str, tmp_path: Path) ->
     """Both jobs run at once on the one card, and neither the worker nor the forkserver has a context of its own."""
     with running_service(tmp_path, WBAR_SLOTS="2") as service, service.client() as client:
         inputs = uploaded(client, tmp_path)
-        method = LONG | {"cycles": 10}
+        method = LONG | {"cycles": 15}
         jobs = [client.jobs.create(**inputs, method=method, seed=seed) for seed in (5, 6)]
         wait_until(lambda: min(step_of(client, job.id) for job in jobs) > 2, 90, "the first steps of both jobs")
         attempts = training_processes(worker_of(service))
