@@ -9,6 +9,7 @@ from torch import nn
 from tests.gpu.jobs import job_of, job_on
 from tests.training.jobs import METHOD, Recorder, run
 from wbar.catalog import ARCHITECTURES
+from wbar.errors import OutOfMemory
 from wbar.method import HighPhase, LowPhase
 from wbar_training.loop import TrainingJob
 from wbar_training.outcome import Outcome
@@ -84,8 +85,6 @@ def test_what_cannot_repeat_its_bits_trains_and_says_so(device: str, tmp_path: P
 
 
 def test_what_does_not_fit_on_the_device_is_out_of_memory(cuda: torch.device, tmp_path: Path) -> None:
-    from wbar.errors import OutOfMemory
-
     before = torch.cuda.get_per_process_memory_fraction(cuda)
     torch.cuda.empty_cache()
     limit = torch.cuda.memory_reserved() + 256 * 2**20
