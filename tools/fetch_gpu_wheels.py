@@ -25,12 +25,31 @@ TAGS = [f"manylinux_2_{minor}_x86_64" for minor in (35, 34, 31, 28, 27, 24, 17)]
 TAGS += [f"manylinux{year}_x86_64" for year in ("2014", "2010", "1")]
 
 # What a machine with torch and the usual scientific packages has, of those that we resolve to.
-THERE = frozenset(
-    "cloudpickle cuda-bindings cuda-pathfinder cuda-toolkit filelock fsspec joblib markupsafe mpmath narwhals networkx numpy "
-    "pillow pyyaml safetensors scikit-learn scipy setuptools sympy threadpoolctl torch torchvision triton uvloop".split()
-)
-# What nothing needs that runs there: drawing, a reload at every change, PostgreSQL.
-LEFT_OUT = frozenset(["plotly", "watchfiles", "psycopg", "psycopg-binary"])
+THERE = {
+    "cloudpickle",
+    "cuda-bindings",
+    "cuda-pathfinder",
+    "cuda-toolkit",
+    "filelock",
+    "fsspec",
+    "joblib",
+    "markupsafe",
+}
+THERE |= {
+    "mpmath",
+    "narwhals",
+    "networkx",
+    "numpy",
+    "pillow",
+    "pygments",
+    "pyyaml",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+}
+THERE |= {"setuptools", "sympy", "threadpoolctl", "torch", "torchvision", "triton", "uvloop"}
+# What nothing needs that runs there, and much: PostgreSQL, a reload at every change, archives of Zstandard.
+LEFT_OUT = {"psycopg", "psycopg-binary", "watchfiles", "zstandard"}
 
 
 def main() -> int:
