@@ -13,7 +13,7 @@ the temperature that the job's held-out images give it.
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +213,13 @@ class Bench:
     def _preparer(self, plan: Plan) -> Preparer:
         return Preparer(plan.mean, plan.std, plan.augment, plan.seed, self.device)
 
-    def _probabilities(self, model: nn.Module, split: Split) -> Tensor:
+    @cached_property
+    def _plan(self) -> Plan:
         spec, _ = self.job({"type": "none"}, self.checkpoint, "measure")
-        plan = Plan.of(spec.recipe, spec.seed)
+        return Plan.of(spec.recipe, spec.seed)
+
+    def _probabilities(self, model: nn.Module, split: Split) -> Tensor:
+        plan = self._plan
         prepare = self._preparer(plan)
         inputs = partial(_inputs, prepare, split)
         return predict(model, split.labels, inputs, self.size, plan.autocast, lambda _: None).probabilities
