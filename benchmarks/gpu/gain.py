@@ -5,7 +5,7 @@
 
 The arms are those of `benchmarks.gain`, in bfloat16 autocast on a GPU, in batches of 512 at linearly scaled rates. Several
 processes share the GPU, since one network this small leaves most of it idle; the most valuable arms come first. Every finished
-arm is a line of the results file and of stdout, and is not run again; the trained starts are kept beside that file. When the
+arm is a line of the results file and of stdout, and is not run again; trained starts are kept in a folder of their own. When the
 time is over, what runs is ended and what is finished stays. The tables are written beside the results file, as markdown.
 """
 
@@ -38,6 +38,7 @@ QUICK_START_EPOCHS = 6
 SMALLEST_SECONDS = 20.0  # with less time than this, an arm whose length is unknown is not begun
 SLACK = 1.15  # an arm may take so many times what the longest of its kind took
 START = "start"
+Key = tuple[str, int, str]  # block, seed and arm, as a line of the results file has them
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Task:
     seed: int
     arm: str
     epochs: int
+
+    @property
+    def key(self) -> Key:
+        """What names it in the results file."""
+        return self.block.name, self.seed, self.arm
 
     @property
     def start(self) -> str:
@@ -204,20 +210,24 @@ class Pool:
 
 
 def tasks_of(
-    blocks: Sequence[Block], seeds: int, start_epochs: int | None, lines: Sequence[dict[str, Any]]
+    blocks: Sequence[Block], seeds: int, start_epochs: int | None, there: set[Key], starts: Path
 ) -> list[Task]:
-    """Return what the results file does not have, the most valuable first: block after block, in it seed after seed."""
-    there = {(line["block"], line["seed"], line["arm"]) for line in lines}
+    """Return what is not there yet, the most valuable first: network, length, seed, arm; in them the blocks in their order.
+
+    A start that was scored already is trained again, to the same bits, where an arm needs it and its file is gone.
+    """
     tasks = []
     for network in dict.fromkeys(block.network for block in blocks):
         for epochs in sorted({block.epochs for block in blocks}):
+            chosen = [block for block in blocks if (block.network, block.epochs) == (network, epochs)]
             for seed in range(seeds):
-                chosen = [block for block in blocks if (block.network, block.epochs) == (network, epochs)]
                 for arm in (START, *ALL_ARMS):
                     for block in chosen:
                         length = (start_epochs or START_EPOCHS[block.size]) if arm == START else epochs
                         tasks.append(Task(block, seed, arm, length))
-    return [task for task in tasks if (task.block.name, task.seed, task.arm) not in there]
+    missing = [task for task in tasks if task.key not in there]
+    needed = {task.start for task in missing if not (starts / task.start).exists()}
+    return [task for task in tasks if task.key not in there or (task.arm == START and task.start in needed)]
 
 
 def main() -> int:
@@ -231,26 +241,27 @@ def main() -> int:
         block for block in (QUICK if options.quick else FULL) if options.only is None or options.only in block.name
     ]
     execution = Execution(options.device, options.precision, None if options.quick else options.batch_size)
-    tasks = tasks_of(blocks, options.seeds, QUICK_START_EPOCHS if options.quick else None, read(options.results))
-    starts = options.results.with_suffix(".starts")
-    starts.mkdir(parents=True, exist_ok=True)
     failures = 0
     with tempfile.TemporaryDirectory(prefix="wbar-gain-") as folder:
+        starts = Path(folder) if options.quick else options.starts
+        starts.mkdir(parents=True, exist_ok=True)
+        there = {_key(line) for line in read(options.results)}
+        tasks = tasks_of(blocks, options.seeds, QUICK_START_EPOCHS if options.quick else None, there, starts)
         place = Place(_files(tasks, Path(folder)), starts, execution)
         for done in Pool(tasks, place, options.processes, until).run():
             for line in done.lines:
-                with options.results.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                _say(f"{line['block']}, seed {line['seed']}, {line['arm']}", **_measures(line))
+                if _key(line) not in there:
+                    there.add(_key(line))
+                    with options.results.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                    _say(f"{line['block']}, seed {line['seed']}, {line['arm']}", **_measures(line))
             if done.error:
                 failures += 1
-                task = done.task
-                _say(f"failed: {task.block.name}, seed {task.seed}, {task.arm}", error=done.error)
+                _say(f"failed: {done.task.block.name}, seed {done.task.seed}, {done.task.arm}", error=done.error)
     batch = execution.batch_size or "auto"
     head = f"torch {torch.__version__}, {execution.device}, {execution.precision}, batches of {batch}.\n\n"
     options.results.with_suffix(".md").write_text(head + "\n".join(tables(read(options.results), blocks)) + "\n")
-    left = len(tasks_of(blocks, options.seeds, None, read(options.results)))
-    _say("gain", arms_left=left, failures=failures)
+    _say("gain", arms_left=sum(task.key not in there for task in tasks), failures=failures)
     return 1 if failures else 0
 
 
@@ -261,6 +272,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--data", type=Path, help="a folder with Fashion-MNIST's four files, gzipped or not")
     parser.add_argument("--results", type=Path, default=Path("gain-full.jsonl"), help="one line per finished arm")
+    parser.add_argument("--starts", type=Path, default=Path(".cache/gain-starts"), help="where trained starts are kept")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--processes", type=int, help="default: 8 on a GPU, else 2; of one thread each")
     parser.add_argument("--seeds", type=int, help="default: 3; 1 with --quick")
@@ -283,6 +295,10 @@ def _files(tasks: Sequence[Task], folder: Path) -> dict[tuple[str, int], Files]:
             own.mkdir()
             found[block.images, block.size] = packed(block, own)
     return found
+
+
+def _key(line: dict[str, Any]) -> Key:
+    return line["block"], line["seed"], line["arm"]
 
 
 def _measures(line: dict[str, Any]) -> dict[str, Any]:
