@@ -5,8 +5,8 @@
 
 The arms are those of `benchmarks.gain`, in bfloat16 autocast on a GPU, in batches of 512 at linearly scaled rates. Several
 processes share the GPU, since one network this small leaves most of it idle; the most valuable arms come first. Every finished
-arm is a line of the results file and of stdout, and is not run again; trained starts are kept in a folder of their own. When the
-time is over, what runs is ended and what is finished stays. The tables are written beside the results file, as markdown.
+arm is a line of the results file and of stdout, and is not run again; trained starts are kept in a folder of their own. When
+the time is over, what runs is ended and what is finished stays. The tables go beside the results file, as markdown.
 """
 
 import argparse
