@@ -179,14 +179,16 @@ def pack(folder: Path, workspace: Workspace) -> tuple[StoredDataset, DatasetFact
             dataset, facts = prepare_dataset(name, workspace)
     else:
         dataset, facts = prepare_dataset(str(folder), workspace)
-    if facts.many_sizes or (facts.shape.height, facts.shape.width) != (SIDE, SIDE):
-        raise SystemExit(f"{folder}: images of {SIDE} × {SIDE} pixels are expected, {facts.shape.text} were found")
+    found = (facts.shape.height, facts.shape.width)
+    if facts.many_sizes or found != (SIDE, SIDE):
+        what = "many sizes" if facts.many_sizes else f"{found[0]} × {found[1]}"
+        raise SystemExit(f"{folder}: images of {SIDE} × {SIDE} pixels are expected, {what} were found")
     return dataset, facts
 
 
 def write_digits(folder: Path) -> None:
     """Write scikit-learn's digits as a folder like CIFAR's: 32 × 32 pixels, `train` and `test`, a folder per class."""
-    from torchvision.io import write_png
+    from PIL import Image
     from torchvision.transforms.v2.functional import resize
 
     images, labels = digits()
@@ -194,7 +196,7 @@ def write_digits(folder: Path) -> None:
     for index, (image, label) in enumerate(zip(resize(images, [SIDE, SIDE]), labels.tolist(), strict=True)):
         place = folder / ("test" if index % 5 == 0 else "train") / str(label)
         place.mkdir(parents=True, exist_ok=True)
-        write_png(image, str(place / f"{index}.png"))
+        Image.fromarray(image[0].numpy()).save(place / f"{index}.png")
 
 
 def main() -> int:
