@@ -76,7 +76,17 @@ def running(device: str = "cpu") -> Iterator[Service]:
         # Nothing that was set for the user's own service may reach this one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WBAR_")}
         environment |= {"WBAR_CONFIG": str(home / "config.toml"), "WBAR_DEVICE": device, "WBAR_THREADS": str(THREADS)}
-        command = [str(Path(sys.executable).with_name("wbar")), "up", "--port", "0", "--data", str(home / "data")]
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            "from wbar.cli import main; main()",
+            "up",
+            "--port",
+            "0",
+            "--data",
+            str(home / "data"),
+        ]
         with open(log, "wb") as out:
             process = subprocess.Popen(
                 command, env=environment, cwd=home, stdin=subprocess.DEVNULL, stdout=out, stderr=out,

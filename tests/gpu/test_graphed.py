@@ -31,7 +31,7 @@ RECIPES = {
 }
 NETWORKS = {  # with and without draws of their own: dropout, stochastic depth
     "resnet20": 32,
-    "vgg16_bn": 32,
+    "cifar_vgg16_bn": 32,
     "efficientnet_b0": 64,
     "convnext_tiny": 64,
     "swin_t": 64,
