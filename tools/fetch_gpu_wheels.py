@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -100,7 +99,9 @@ def fetch(requirements: list[str], folder: Path) -> None:
 def pack(data: Path, archive: Path) -> None:
     """Write an archive of the plain files: smaller by a sixth than the gzipped ones."""
     files = sorted(data.glob("*-ubyte.gz"))
-    with tarfile.open(archive, "w:xz", preset=9) if files else nullcontext() as tar:
+    if not files:
+        return
+    with tarfile.open(archive, "w:xz", preset=9) as tar:
         for path in files:
             content = gzip.decompress(path.read_bytes())
             entry = tarfile.TarInfo(path.stem)

@@ -169,7 +169,7 @@ class Pool:
                 if not self.busy or left <= 0:
                     return
                 for connection in wait(list(self.busy), timeout=left):
-                    yield self._received(connection)  # type: ignore[arg-type]  # connections alone were given
+                    yield self._received(connection)
         finally:
             for process in self.processes:
                 process.kill()
