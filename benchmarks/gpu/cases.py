@@ -63,6 +63,7 @@ CASES = {
         Case("wrn28_10_32", Network("wide_resnet28_10", 10), 32, 20_480, 128),
         Case("resnet50_224", Network("resnet50", 1000), 224, 2048, 128),
         Case("vit_s_224", Network(VIT_S, 1000), 224, 2048, 128, optimizer="adamw"),
+        Case("resnet20_28", Network("resnet20", 10), 28, 20_480, 512),  # what the gain at full size trains
         Case("resnet18_32_tf32", Network("resnet18", 10), 32, 20_480, 128, precision="tf32"),
     )
 }

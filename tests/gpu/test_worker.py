@@ -19,6 +19,8 @@ from tests.training.jobs import METHOD, Recorder, run
 from tests.worker.test_recovery import alive, step_of, training_processes
 from wbar.client import Client
 from wbar.jobs import Job
+from wbar_training.uploads.dataset_archives import pack_archive
+from wbar_training.uploads.limits import UploadLimits
 from wbar_worker.gpus import Gpus
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240)]
@@ -116,7 +118,9 @@ def peak(folder: Path, accumulate: int) -> int:
     torch.cuda.reset_peak_memory_stats()
     method = METHOD.model_copy(update={"cycles": 1})
     sizes = {"recipe_image_size": (128, 128), "recipe_batch_size": BATCH, "recipe_accumulate": accumulate}
-    run(job_on("cuda", folder, method, images=200, **sizes), Recorder())
+    job = job_on("cuda", folder, method, **sizes)
+    pack_archive(write_archive(folder), job.dataset, UploadLimits(), False)  # whose held-out images are few
+    run(job, Recorder())
     return torch.cuda.max_memory_allocated()
 
 

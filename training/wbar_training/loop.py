@@ -51,6 +51,8 @@ from wbar_training.workspace import Workspace
 # How often the host waits for the device, to report the progress (it changes no result).
 HEARTBEAT_SECONDS = 0.4
 NO_MEMORY = "DefaultCPUAllocator: "
+# The driver's and the libraries' own words, where others fill the card beside torch's allocator.
+NO_DEVICE_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 SMALLER = "lower recipe.batch_size or image_size"
 
 
@@ -71,6 +73,10 @@ def run(spec: JobSpec, workspace: Workspace, reporter: Reporter) -> Outcome:
     except MemoryError as error:
         raise OutOfMemory(f"this machine ran out of memory: {SMALLER}") from error
     except RuntimeError as error:
+        if any(words in str(error) for words in NO_DEVICE_MEMORY):
+            raise OutOfMemory(
+                f"the device ran out of memory ({str(error).splitlines()[0][:200]}): {SMALLER}"
+            ) from error
         if NO_MEMORY in str(error):  # torch's allocator of the CPU has no class of its own
             raise OutOfMemory(
                 f"this machine ran out of memory ({str(error).splitlines()[0][:200]}): {SMALLER}"
