@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATASET ?= builtin:digits
 
+GPU ?= --minutes 9 --out .gpu
 FAULTS ?= --count 1000 --seed 0 --seconds 3600 --database both
 
-.PHONY: demo test long models fuzz fuzz-guided faults clients lint client docs bench bench-load bench-gain-quick lock up clean
+.PHONY: demo test long models gpu fuzz fuzz-guided faults clients lint client docs bench bench-load bench-gain-quick lock up clean
 
 # One stamp per set of extras: reinstalled only when pyproject.toml changes.
 $(VENV)/.embedded: pyproject.toml
@@ -52,6 +53,11 @@ clients: $(VENV)/clients/bin/openapi-python-client ## four generators make clien
 # As root it does all of them (full disks, memory limits, a PostgreSQL of its own); otherwise it leaves out what it may not do.
 faults: $(VENV)/.test ## seeded faults at every named point of the real service, within an hour; a rerun goes on where it stopped
 	$(BIN)/python -m tests.faults --state $(VENV)/faults.jsonl $(FAULTS)
+
+# On a machine without a network: `python tools/fetch_gpu_wheels.py` elsewhere, and .wheels/ carried there.
+gpu: ## what only a GPU can show, in ten minutes at most; a rerun goes on where it stopped
+	@if [ -d .wheels ]; then sh tools/gpu_machine.sh python3 -m benchmarks.gpu $(GPU); \
+	else $(MAKE) $(VENV)/.test && $(BIN)/python -m benchmarks.gpu $(GPU); fi
 
 client: $(VENV)/.test ## derive the blocking client from the asynchronous one
 	$(BIN)/python tools/derive_client.py

@@ -85,7 +85,7 @@ def _run(part: Part, seconds: float, options: argparse.Namespace, results: Path)
     began = time.monotonic()
     print(f"{part.name}: {seconds:.0f} s at most …", flush=True)
     values = {"minutes": f"{(seconds - 5) / 60:.3f}", "results": str(results), "out": str(options.out)}
-    command = [sys.executable, "-u", "-P", "-m", f"benchmarks.gpu.{part.name}", "--device", options.device]
+    command = [sys.executable, "-P", "-u", "-m", f"benchmarks.gpu.{part.name}", "--device", options.device]
     command += [argument.format(**values) for argument in part.arguments] + (["--quick"] if options.quick else [])
     with open(options.out / f"{part.name}.log", "ab") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)

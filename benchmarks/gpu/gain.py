@@ -274,14 +274,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=Path("gain-full.jsonl"), help="one line per finished arm")
     parser.add_argument("--starts", type=Path, default=Path(".cache/gain-starts"), help="where trained starts are kept")
     parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--processes", type=int, help="default: 8 on a GPU, else 2; of one thread each")
+    parser.add_argument(
+        "--processes", type=int, help="default: 4 on a GPU, which takes them in turns, else 2; one thread each"
+    )
     parser.add_argument("--seeds", type=int, help="default: 3; 1 with --quick")
     parser.add_argument("--only", metavar="TEXT", help="blocks whose name has this in it: `resnet20`, `+12`")
     parser.add_argument("--quick", action="store_true", help="a few epochs on the digits: does it run?")
     options = parser.parse_args()
     on_gpu = options.device == "cuda"
     options.precision = options.precision or ("bfloat16" if on_gpu else "float32")
-    options.processes = options.processes or (8 if on_gpu else 2)
+    options.processes = options.processes or (4 if on_gpu else 2)
     options.seeds = options.seeds or (1 if options.quick else 3)
     return options
 

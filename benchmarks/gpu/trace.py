@@ -129,7 +129,7 @@ def _watch(case: Case, folder: Path, trace: Path, device: str) -> Counter[tuple[
     warned: Counter[tuple[str, bool]] = Counter()
 
     def note(message: Any, _category: Any, filename: str, lineno: int, *_: Any) -> None:
-        if job.watching and "synchroniz" in str(message):
+        if job.watching and "synchronizing CUDA operation" in str(message):
             warned[f"{_short(filename)}:{lineno}", job.log_point] += 1
 
     with warnings.catch_warnings():
