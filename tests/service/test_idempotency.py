@@ -16,7 +16,7 @@ from tests.material import write_start
 from wbar.errors import IdempotentObjectDeleted
 from wbar.jobs import JobRequest
 from wbar_service.idempotency import once
-from wbar_service.jobs.routes import digest_of
+from wbar_service.jobs.creating import digest_of
 from wbar_store.blobs import Blobs
 from wbar_store.database import Database, Tenant
 from wbar_store.keys import KeyRecord

@@ -88,7 +88,7 @@ def body_of(form: Mapping[str, str]) -> dict[str, Any]:
     lines = {field.path for field in fields(method if method in TYPES else DEFAULT_METHOD) if field.lines}
     for path, text in form.items():
         text = text.strip()
-        if not text or path in ("csrf", "metadata", "clone", "base"):
+        if not text or path in ("csrf", "token", "metadata", "clone", "base"):
             continue
         node = body
         *outer, last = path.split(".")

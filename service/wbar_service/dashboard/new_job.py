@@ -1,5 +1,6 @@
 """The page for a new job: a checkpoint, a dataset, the options as a form, and what it would cost before it is asked for."""
 
+import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any
@@ -17,8 +18,10 @@ from wbar_service.dashboard.job_form import DEFAULT_METHOD, fields, filled_with,
 from wbar_service.dashboard.pages import page
 from wbar_service.dashboard.route import PageRoute, PreviewRoute
 from wbar_service.dashboard.schedule_picture import Picture, picture_of
+from wbar_service.idempotency import once
 from wbar_service.jobs.cloning import changed
-from wbar_service.jobs.creating import dry_run, gpu_at_hand, make_spec
+from wbar_service.jobs.creating import Creation, digest_of, dry_run, gpu_at_hand, insert_job, make_spec
+from wbar_service.traced import TRACEPARENT
 from wbar_store.database import Tenant
 from wbar_store.repository import PageRequest
 from wbar_store.store import Store
@@ -27,6 +30,7 @@ from wbar_store.uploads import AnyUpload, UploadRepository
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 previews = APIRouter(include_in_schema=False, route_class=PreviewRoute)
 MOST_CHOICES = 100
+TOKEN, MOST_TOKEN = "token", 64  # the field that names one showing of the form, and its most characters
 
 
 @router.get("/jobs/new")
@@ -79,18 +83,15 @@ def _create(request: Request, store: Store, tenant: Tenant, form: Mapping[str, s
     if filled.request is None:
         return _shown(request, store, tenant, form, 422)
     body = filled.request
-    gpu = gpu_at_hand(store)
+    made = Creation(gpu_at_hand(store), request.app.state.settings.quotas, request.scope.get(TRACEPARENT))
+    # A form that is sent twice, by a double click or a reload, makes one job; filled otherwise, it makes another.
+    digest = digest_of(body)
+    key = f"page-{form[TOKEN][:MOST_TOKEN]}-{digest}" if form.get(TOKEN) else None
     try:
-        with store.database.write():
-            store.quotas.check_jobs(tenant, request.app.state.settings.quotas)
-            job = store.jobs.create(
-                tenant, make_spec(store, tenant, body, gpu), body.name, body.metadata, body.max_seconds, body.expires_after,
-                body.as_sent(), body.priority,
-            )  # fmt: skip
+        answer = once(store, tenant, key, digest, lambda: insert_job(store, tenant, body, made))
     except Refused as problem:
         return _shown(request, store, tenant, form, problem.status)
-    store.notify(job.id)
-    return RedirectResponse(f"/jobs/{job.id}", 303)
+    return RedirectResponse(f"/jobs/{Job.model_validate_json(bytes(answer.body)).id}", 303)
 
 
 async def _form(request: Request) -> dict[str, str]:
@@ -103,7 +104,7 @@ def _shown(request: Request, store: Store, tenant: Tenant, form: Mapping[str, st
     if form.get("checkpoint") and form.get("dataset"):
         tried = _tried(store, tenant, form)
     return page(
-        request, "new_job.html", status,
+        request, "new_job.html", status, token=form.get(TOKEN) or secrets.token_urlsafe(16),
         checkpoints=_choices(store.checkpoints, tenant, wanted, form.get("checkpoint")),
         datasets=_choices(store.datasets, tenant, wanted, form.get("dataset")),
         **_form_values(form), **tried,

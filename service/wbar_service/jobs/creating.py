@@ -8,9 +8,12 @@ from wbar.jobs import Estimate, Job, JobRequest
 from wbar.method import Soup
 from wbar.resolve import planned_snapshots, planned_steps, planned_steps_per_epoch, resolve_job
 from wbar.spec import JobSpec, StoredWeights
+from wbar_service.idempotency import fingerprint
 from wbar_store.checkpoints import CheckpointRecord
 from wbar_store.database import Tenant
 from wbar_store.ids import kind_of
+from wbar_store.jobs import JobRecord
+from wbar_store.quotas import Quota
 from wbar_store.store import Store
 from wbar_store.uploads import UploadRecord
 
@@ -36,6 +39,46 @@ def make_spec(store: Store, tenant: Tenant, request: JobRequest, gpu: bool) -> J
     if teacher is not None:
         _check_order(teacher, list(spec.classes or dataset.facts().classes), spec.network.num_classes)
     return spec
+
+
+@dataclass(frozen=True)
+class Creation:
+    """What a job is created with beside its request.
+
+    gpu: see `make_spec`; looked up before the block, since it asks for other rows.
+    quota: of a tenant.
+    traceparent: of the request's trace.
+    """
+
+    gpu: bool
+    quota: Quota
+    traceparent: str | None
+
+
+def insert_job(store: Store, tenant: Tenant, body: JobRequest, made: Creation) -> JobRecord:
+    """Write the row of a job; a worker is to be notified of it once the block has committed.
+
+    Raises QuotaExceeded, and what `make_spec` raises.
+    """
+    store.quotas.check_jobs(tenant, made.quota)
+    return store.jobs.create(
+        tenant,
+        make_spec(store, tenant, body, made.gpu),
+        body.name,
+        body.metadata,
+        body.max_seconds,
+        body.expires_after,
+        body.as_sent(),
+        body.priority,
+        made.traceparent,
+    )
+
+
+def digest_of(body: JobRequest) -> str:
+    """Return the digest of a request: without the fields that came after 0.5, its own digest of it."""
+    asked = body.model_dump(mode="json")
+    later = {name: asked.pop(name) or None for name in ("max_seconds", "expires_after", "priority")}
+    return fingerprint("job", asked, **later)
 
 
 def dry_run(store: Store, tenant: Tenant, request: JobRequest, spec: JobSpec) -> Job:

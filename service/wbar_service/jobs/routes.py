@@ -21,7 +21,7 @@ from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf, store_of
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.jobs.cloning import CHANGES, changed
-from wbar_service.jobs.creating import dry_run, gpu_at_hand, make_spec
+from wbar_service.jobs.creating import Creation, digest_of, dry_run, gpu_at_hand, insert_job, make_spec
 from wbar_service.jobs.stream import EventStreams
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
@@ -59,13 +59,6 @@ def create_job(
     return _create(request, lambda: body, store, tenant, idempotency_key, digest_of(body))
 
 
-def digest_of(body: JobRequest) -> str:
-    """Return the digest of a request: without the fields that came after 0.5, its own digest of it."""
-    asked = body.model_dump(mode="json")
-    later = {name: asked.pop(name) or None for name in ("max_seconds", "expires_after", "priority")}
-    return fingerprint("job", asked, **later)
-
-
 def _dry_run(body: JobRequest, store: Store, tenant: Tenant) -> Response:
     gpu = gpu_at_hand(store)
     with store.database.write():
@@ -82,24 +75,8 @@ def _create(
     print_: str,
 ) -> Response:
     """Create the job that is wanted, which a request that comes again need not find out."""
-    gpu, limits = gpu_at_hand(store), request.app.state.settings.quotas
-
-    def create() -> JobRecord:
-        body = wanted()
-        store.quotas.check_jobs(tenant, limits)
-        return store.jobs.create(
-            tenant,
-            make_spec(store, tenant, body, gpu),
-            body.name,
-            body.metadata,
-            body.max_seconds,
-            body.expires_after,
-            body.as_sent(),
-            body.priority,
-            request.scope.get(TRACEPARENT),
-        )
-
-    return once(store, tenant, idempotency_key, print_, create)
+    made = Creation(gpu_at_hand(store), request.app.state.settings.quotas, request.scope.get(TRACEPARENT))
+    return once(store, tenant, idempotency_key, print_, lambda: insert_job(store, tenant, wanted(), made))
 
 
 @router.get("", response_model=Page[Job], responses=responses(422))
