@@ -43,7 +43,7 @@ def make_spec(store: Store, tenant: Tenant, request: JobRequest, gpu: bool) -> J
 
 @dataclass(frozen=True)
 class Creation:
-    """What a job is created with beside its request.
+    """The circumstances that a job is created in, beside its request.
 
     gpu: see `make_spec`; looked up before the block, since it asks for other rows.
     quota: of a tenant.
