@@ -4,6 +4,7 @@ from .batch_norm import recompute_batch_norm as recompute_batch_norm
 from .cyclic_lr import CyclicSchedule as CyclicSchedule
 from .cyclic_lr import PhaseRate as PhaseRate
 from .cyclic_lr import Position as Position
+from .decay_weights import decay_weights as decay_weights
 from .drop_in import SWALR as SWALR
 from .drop_in import AveragedModel as AveragedModel
 from .drop_in import get_ema_avg_fn as get_ema_avg_fn

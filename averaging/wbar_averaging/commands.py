@@ -39,7 +39,13 @@ def average(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Where to write the mean; what lay there is replaced.")
     ] = Path("mean.safetensors"),
-    weights: Annotated[str | None, typer.Option(help="One per checkpoint: 1,2,1. Default: equal.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="One per checkpoint: 1,2,1. Or, for checkpoints of one run, oldest first, the shape of the decay that their "
+            "mean replaces: linear, cosine, 1-sqrt, ema:0.9. Default: equal."
+        ),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="F16, BF16, F32 or F64. Default: each tensor's own.")] = None,
     accumulate: Annotated[str, typer.Option(help="float64 or float32: what is summed in.")] = "float64",
     max_shard_size: Annotated[
@@ -55,7 +61,7 @@ def average(
     try:
         with _bar(f"average {len(checkpoints)} checkpoints") as progress:
             written = average_checkpoints(
-                checkpoints, _numbers(weights), output, accumulate=accumulate, dtype=dtype,
+                checkpoints, _weights(weights, len(checkpoints)), output, accumulate=accumulate, dtype=dtype,
                 max_shard_bytes=_bytes(max_shard_size), progress=progress,
             )  # fmt: skip
     except (ValueError, OSError) as error:
@@ -146,11 +152,17 @@ def _write_plot(path: Path, positions: "list[Position]") -> None:
         _end(f"{path}: {error.strerror}")
 
 
-def _numbers(text: str | None) -> list[float] | None:
+def _weights(text: str | None, count: int) -> list[float] | None:
+    if text is None:
+        return None
+    from wbar_averaging.decay_weights import decay_weights
+
     try:
-        return None if text is None else [float(part) for part in text.split(",")]
+        return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--weights {text}: numbers with commas between them were expected, as in 1,2,1") from None
+        if "," in text:
+            raise ValueError(f"--weights {text}: numbers with commas between them were expected, as in 1,2,1") from None
+    return decay_weights(text, count)
 
 
 def _bytes(text: str | None) -> int | None:
