@@ -8,7 +8,7 @@ const KEYS = {
   ArrowLeft: [-0.1, 1], ArrowRight: [0.1, 1], PageUp: [-0.9, 1], PageDown: [0.9, 1],
   "+": [0, 0.5], "=": [0, 0.5], "-": [0, 2], Home: [0, Infinity],
 };
-const FEWEST = 10;  // points that are seen at the closest
+const FEWEST = 5;  // points that are seen at the closest
 
 // Return at most so many columns between two steps; null where the points of all series are few enough to be drawn each.
 // All series of a chart have the same columns: their tables need not be merged, which costs more than to draw them.
