@@ -191,8 +191,8 @@ export class Charts {
       series.push({ label: run.label || name, stroke: colour, width: runs.length > 3 ? 1 : 1.5, spanGaps: true, points: { show: false } });
       if (envelope) {
         columns.push(bins.max, bins.min);
-        series.push({ label: "max", stroke: `${colour}55`, width: 0.5, spanGaps: true, points: { show: false } }, { label: "min", stroke: `${colour}55`, width: 0.5, spanGaps: true, points: { show: false } });
-        bands.push({ series: [2, 3], fill: `${colour}22` });
+        series.push({ label: "max", stroke: `${colour}55`, width: 0, spanGaps: true, points: { show: false } }, { label: "min", stroke: `${colour}55`, width: 0, spanGaps: true, points: { show: false } });
+        bands.push({ series: [2, 3], fill: `${colour}33` });
       }
       tables.push(columns);
     });
