@@ -1,10 +1,13 @@
-"""The dashboard: how soon a list of ten thousand jobs is painted, what a page weighs, what two hundred open pages cost."""
+"""The dashboard: how soon a list of ten thousand jobs is painted, what a page weighs, how fluid charts of a hundred thousand
+points are, what two hundred open pages cost.
+"""
 
 import asyncio
 import random
 import shutil
 import time
 from statistics import median
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -17,6 +20,11 @@ from wbar.jobs import Progress
 from wbar_service.sessions import COOKIE
 from wbar_store.claims import Claim
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from playwright.sync_api import BrowserContext
+
 PAINT_GOAL, WEIGHT_GOAL, CPU_GOAL, MEMORY_GOAL = 0.3, 200_000, 0.25, 50 * MIB
 LIVE_SECONDS = 3.0  # between two looks of a list in which jobs run, as the page's script does it
 
@@ -28,31 +36,45 @@ def measure(quick: bool) -> Findings:
         record = service.store.keys.valid(service.key)
         assert record is not None
         token = service.store.sessions.begin(record).token
-        rows = _painted(service, token, jobs, paints)
+        rows = _shown(service, token, jobs, paints, quick)
         rows += asyncio.run(_open(service, token, pages, seconds))
     return Findings(rows)
 
 
-def _painted(service: ApiOnly, token: str, jobs: int, times: int) -> list[Row]:
+def _shown(service: ApiOnly, token: str, jobs: int, times: int, quick: bool) -> list[Row]:
     from playwright.sync_api import sync_playwright
+
+    from benchmarks.dashboard_charts import measure_charts
 
     chromium = shutil.which("chromium")
     if chromium is None:
-        return [Row("first paint of the list of jobs", "not measured", "Chromium is not installed", "–")]
-    found, weight = list[float](), 0
+        return [Row("first paint of the list of jobs, charts", "not measured", "Chromium is not installed", "–")]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for _ in range(times):
-            context = browser.new_context()  # nothing is kept from the time before
-            context.add_cookies([{"name": COOKIE, "value": token, "url": f"http://127.0.0.1:{service.port}"}])
-            page = context.new_page()
-            page.goto(f"http://127.0.0.1:{service.port}/", wait_until="load")
-            page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
-            found.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000)
-            sizes = "performance.getEntries().reduce((sum, one) => sum + (one.encodedBodySize || 0), 0)"
-            weight = page.evaluate(sizes)
-            context.close()
+
+        def opened() -> "BrowserContext":
+            """Return a fresh browser of a reader who has signed in: nothing is kept from the time before."""
+            url = f"http://127.0.0.1:{service.port}"
+            context = browser.new_context(base_url=url, viewport={"width": 1200, "height": 1000})
+            context.add_cookies([{"name": COOKIE, "value": token, "url": url}])
+            return context
+
+        rows = _painted(opened, jobs, times) + measure_charts(service, opened, quick)
         browser.close()
+    return rows
+
+
+def _painted(opened: "Callable[[], BrowserContext]", jobs: int, times: int) -> list[Row]:
+    found, weight = list[float](), 0
+    for _ in range(times):
+        context = opened()
+        page = context.new_page()
+        page.goto("/", wait_until="load")
+        page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
+        found.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000)
+        sizes = "performance.getEntries().reduce((sum, one) => sum + (one.encodedBodySize || 0), 0)"
+        weight = page.evaluate(sizes)
+        context.close()
     paint = median(found)
     return [
         Row(

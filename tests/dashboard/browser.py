@@ -52,12 +52,14 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def signed_in(browser: Browser, service: Service, **options: object) -> Iterator[tuple[Page, Watched]]:
-    """A page of a new session, which has nothing to complain about when the block ends."""
+def signed_in(
+    browser: Browser, service: Service, key: str | None = None, **options: object
+) -> Iterator[tuple[Page, Watched]]:
+    """A page of a new session, which has nothing to complain about when the block ends. key: whose; None: the tests'."""
     context = browser.new_context(base_url=service.url, locale="en-GB", **options)  # type: ignore[arg-type]
     watched = Watched(context)
     page = context.new_page()
-    with service.client() as client:
+    with service.client(key) as client:
         link = client.request("POST", "/v1/sign-in-links").json()["url"]
     page.goto(link)
     page.get_by_role("button", name="Open the dashboard").click()

@@ -46,6 +46,13 @@ def take(service: Service, folder: Path, out: Path) -> None:
         running = client.jobs.create(name="two hundred cycles", method={"cycles": 200}, **common).id
         client.jobs.create(name="waits", priority=5, **common)
         wait_until(lambda: client.jobs.snapshots(running), 60)
+        asked = {
+            "url": "https://hooks.example/wbar",
+            "name": "the team's chat",
+            "events": ["job.succeeded", "job.failed"],
+        }
+        hook = client.request("POST", "/v1/webhooks", json=asked).json()["id"]
+        client.request("POST", f"/v1/webhooks/{hook}/ping")
     pages = {
         "jobs": "/",
         "job": f"/jobs/{jobs[0]}",
@@ -57,6 +64,8 @@ def take(service: Service, folder: Path, out: Path) -> None:
         "dataset": f"/datasets/{dataset}",
         "workers": "/workers",
         "keys": "/keys",
+        "webhooks": "/webhooks",
+        "webhook": f"/webhooks/{hook}",
     }
     with chromium() as browser, signed_in(browser, service, viewport={"width": 1200, "height": 800}) as (page, _):
         for name, path in pages.items():

@@ -91,10 +91,15 @@ def test_every_page_can_be_read_aloud_and_fits_a_phone(
         assert sum(paired["averaged"]) / len(paired["averaged"]) == pytest.approx(
             client.jobs.get(job.id).result.metrics.averaged.loss, abs=1e-6
         )
+        hook = client.request(
+            "POST", "/v1/webhooks", json={"url": "https://hooks.example/wbar", "events": ["job.paused"]}
+        )
+        hook_page = f"/webhooks/{hook.json()['id']}"
+        client.request("POST", f"/v1{hook_page}/rotate")
         assert client.request("GET", f"/v1/datasets/{inputs[1]}/samples").content.startswith(b"\x89PNG")
     pages = (
         "/", f"/jobs/{job.id}", f"/compare?job={job.id}&job={other.id}", f"/jobs/new?clone={job.id}", "/checkpoints",
-        f"/checkpoints/{inputs[0]}", "/datasets", f"/datasets/{inputs[1]}", "/workers", "/keys",
+        f"/checkpoints/{inputs[0]}", "/datasets", f"/datasets/{inputs[1]}", "/workers", "/keys", "/webhooks", hook_page,
         f"/jobs/confirm?action=delete&job={job.id}",
     )  # fmt: skip
     with signed_in(browser, service, color_scheme=scheme, viewport={"width": 360, "height": 740}) as (page, _):

@@ -26,7 +26,7 @@ from wbar_store.store import Store
 from wbar_store.tables import checkpoints
 
 MINE, OTHER = DEFAULT_TENANT, Tenant("other")
-PAGES = ("/", "/jobs/new", "/checkpoints", "/datasets", "/workers", "/keys")
+PAGES = ("/", "/jobs/new", "/checkpoints", "/datasets", "/workers", "/webhooks", "/keys")
 
 
 class Browser:

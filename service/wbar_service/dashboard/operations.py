@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
@@ -36,9 +36,11 @@ def show_workers(request: Request, store: StoreOf, tenant: TenantOf) -> Response
 
 
 @admin.get("/keys")
-def show_keys(request: Request, store: StoreOf, tenant: TenantOf) -> Response:
-    """Show the tenant's API keys."""
-    return _keys(request, store, tenant)
+def show_keys(
+    request: Request, store: StoreOf, tenant: TenantOf, after: Annotated[str | None, Query(max_length=64)] = None
+) -> Response:
+    """Show the tenant's API keys, newest first."""
+    return _keys(request, store, tenant, after)
 
 
 @admin.post("/keys")
@@ -83,12 +85,13 @@ def _keys(
     request: Request,
     store: StoreOf,
     tenant: TenantOf,
+    after: str | None = None,
     issued: IssuedKey | None = None,
     fault: str | None = None,
     status: int = 200,
 ) -> Response:
-    keys = store.keys.page(tenant, PageRequest(ROWS))
+    rows = store.keys.page(tenant, PageRequest(ROWS, after))
     return page(
-        request, "keys.html", status, keys=[one.to_api() for one in keys.records], issued=issued, fault=fault, scopes=SCOPES,
-        own=request.scope[KEY].id,
+        request, "keys.html", status, rows=rows, keys=[one.to_api() for one in rows.records], issued=issued, fault=fault,
+        scopes=SCOPES, own=request.scope[KEY].id, after=after,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from wbar_service.dashboard import compare, files, job_list, jobs, new_job, operations, sign_in, uploads
+from wbar_service.dashboard import compare, files, job_list, jobs, new_job, operations, sign_in, uploads, webhooks
 
 router = APIRouter()
 for part in (
@@ -16,6 +16,8 @@ for part in (
     jobs.router,
     operations.router,
     operations.admin,
+    webhooks.router,
+    webhooks.admin,
     uploads.router,
 ):
     router.include_router(part)

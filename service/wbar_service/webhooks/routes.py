@@ -19,8 +19,10 @@ from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
 from wbar_service.settings import ServiceSettings
 from wbar_store.addresses import Reach
+from wbar_store.database import Tenant
 from wbar_store.deliveries import DeliveryRecord
 from wbar_store.repository import PageRequest
+from wbar_store.store import Store
 from wbar_store.webhooks import WebhookRecord
 
 router = APIRouter(
@@ -37,12 +39,10 @@ def create_webhook(
     `secret` is in this answer only: a repeated request gets it without.
     """
     settings: ServiceSettings = request.app.state.settings
-    _check_url(body.url, Reach(settings.webhooks_allow))
     made: list[WebhookRecord] = []
 
     def create() -> WebhookRecord:
-        store.quotas.check_webhooks(tenant, settings.quotas)
-        made.append(store.webhooks.create(tenant, body.url, tuple(body.events), body.name))
+        made.append(make(store, tenant, settings, body))
         return made[0]
 
     first = once(store, tenant, idempotency_key, fingerprint("webhook", body.model_dump(mode="json")), create)
@@ -119,6 +119,13 @@ def get_webhook_delivery(webhook_id: str, delivery_id: str, store: StoreOf, tena
 def replay_webhook_delivery(webhook_id: str, delivery_id: str, store: StoreOf, tenant: TenantOf) -> Response:
     """Send an event now, whether or not it has arrived before: the same body under the same `webhook-id`."""
     return answer(store.deliveries.replay(tenant, webhook_id, delivery_id).to_api())
+
+
+def make(store: Store, tenant: Tenant, settings: ServiceSettings, body: WebhookRequest) -> WebhookRecord:
+    """Insert a webhook, in a block of `write()`. Raises ValidationFailed, QuotaExceeded."""
+    _check_url(body.url, Reach(settings.webhooks_allow))
+    store.quotas.check_webhooks(tenant, settings.quotas)
+    return store.webhooks.create(tenant, body.url, tuple(body.events), body.name)
 
 
 def _with_secret(webhook: WebhookRecord, status: int = 200) -> Response:

@@ -1,28 +1,46 @@
 // Charts of training series: thousands of points are drawn as their mean, minimum and maximum in each column of pixels.
 
-const COLUMNS = 500;
+const COLUMN = 1.5;  // pixels: more columns are not seen, and every one is drawn for every series
 const COLOURS = ["#2f6fdb", "#d2691e", "#2e8b57", "#b23a9b", "#8a6d00", "#00868b", "#c0392b", "#6a5acd", "#7f8c00", "#a0522d", "#4682b4", "#777777"];
 const HEIGHT = 220;
+// What a key does to the steps that are seen: how far they move, in their own width, and how many times as wide they become.
+const KEYS = {
+  ArrowLeft: [-0.1, 1], ArrowRight: [0.1, 1], PageUp: [-0.9, 1], PageDown: [0.9, 1],
+  "+": [0, 0.5], "=": [0, 0.5], "-": [0, 2], Home: [0, Infinity],
+};
+const FEWEST = 5;  // points that are seen at the closest
 
-// Bin the points from `low` to `high` into at most COLUMNS columns.
-export function binned(xs, ys, low, high) {
+// Return at most so many columns between two steps; null where the points of all series are few enough to be drawn each.
+// All series of a chart have the same columns: their tables need not be merged, which costs more than to draw them.
+function gridOf(tables, low, high, most) {
+  const counts = tables.map((xs) => lowerBound(xs, high + 1e-9) - lowerBound(xs, low));
+  if (counts.reduce((sum, count) => sum + count, 0) <= most) return null;
+  const count = Math.min(most, Math.max(...counts)), width = (high - low) / count;
+  return { low, count, width, x: Array.from({ length: count }, (_, i) => low + (i + 0.5) * width) };
+}
+
+// Return the points from `low` to `high`, or what they are in each column of a grid: a column without points has nulls.
+function binned(xs, ys, low, high, grid) {
   const first = lowerBound(xs, low), last = lowerBound(xs, high + 1e-9);
-  const each = Math.max(1, Math.ceil((last - first) / COLUMNS));
-  const x = [], mean = [], min = [], max = [];
-  for (let begin = first; begin < last; begin += each) {
-    const end = Math.min(begin + each, last);
+  if (!grid) {
+    const mean = ys.slice(first, last).map((y) => (Number.isFinite(y) ? y : null));
+    return { x: xs.slice(first, last), mean, min: mean, max: mean };
+  }
+  const nothing = () => new Array(grid.count).fill(null), mean = nothing(), min = nothing(), max = nothing();
+  for (let i = first; i < last;) {
+    const column = Math.min(grid.count - 1, Math.floor((xs[i] - grid.low) / grid.width));
+    const end = column === grid.count - 1 ? Infinity : grid.low + (column + 1) * grid.width;
     let sum = 0, count = 0, least = Infinity, most = -Infinity;
-    for (let i = begin; i < end; i++) {
-      const y = ys[i];
+    do {
+      const y = ys[i++];
       if (y === null || !Number.isFinite(y)) continue;
       sum += y; count++;
       if (y < least) least = y;
       if (y > most) most = y;
-    }
-    x.push(xs[Math.floor((begin + end - 1) / 2)]);
-    mean.push(count ? sum / count : null); min.push(count ? least : null); max.push(count ? most : null);
+    } while (i < last && xs[i] < end);
+    if (count) { mean[column] = sum / count; min[column] = least; max[column] = most; }
   }
-  return { x, mean, min, max };
+  return { x: grid.x, mean, min, max };
 }
 
 function lowerBound(xs, value) {
@@ -35,7 +53,7 @@ function lowerBound(xs, value) {
 }
 
 // An exponential mean that weighs its beginning right (as Adam does): a short series is not pulled to 0.
-export function smoothed(values) {
+function smoothed(values) {
   const keep = 1 - 1 / Math.max(1, Math.min(20, values.length / 20));
   let sum = 0, weight = 0;
   return values.map((value) => {
@@ -48,26 +66,19 @@ export function smoothed(values) {
 
 class Run {
   constructor(id, label, ended) {
-    Object.assign(this, { id, label, ended, steps: [], columns: {}, phases: [], curve: [] });
+    Object.assign(this, { id, label, ended, steps: [], columns: {}, bands: [], high: false, curve: [] });
   }
 
+  // Take points that come behind the ones that are there. bands: the stretches of steps in high phases.
   take(points) {
     for (const point of points) {
       this.steps.push(point.step);
-      this.phases.push(point.phase);
+      const high = point.phase === "high";
+      if (high && this.high) this.bands.at(-1).end = point.step;
+      else if (high) this.bands.push({ begin: point.step, end: point.step });
+      this.high = high;
       for (const name of ["loss", "lr", "distance_to_mean", "grad_norm"]) (this.columns[name] ??= []).push(point[name]);
     }
-  }
-
-  // The stretches of steps in high phases.
-  bands() {
-    const found = [];
-    this.phases.forEach((phase, i) => {
-      if (phase !== "high") return;
-      const step = this.steps[i], band = found.at(-1);
-      if (band && band.index === i - 1) { band.end = step; band.index = i; } else found.push({ begin: step, end: step, index: i });
-    });
-    return found;
   }
 }
 
@@ -78,8 +89,10 @@ export class Charts {
     this.drawn = new Map();
     this.range = null;
     this.timer = null;
+    this.frame = null;
     for (const id of ["smooth", "envelope"]) document.getElementById(id)?.addEventListener("change", () => this.draw());
     document.getElementById("unzoom")?.addEventListener("click", () => { this.range = null; this.draw(); });
+    for (const place of document.querySelectorAll(".chart[data-series]")) this.listen(place);
     new ResizeObserver(() => this.drawn.forEach((chart, place) => chart.setSize({ width: place.clientWidth, height: HEIGHT }))).observe(document.getElementById("main"));
   }
 
@@ -96,8 +109,15 @@ export class Charts {
   }
 
   async loadRun(run) {
+    await Promise.all([this.loadSeries(run), this.loadCurve(run)]);
+  }
+
+  async loadSeries(run) {
     const after = run.steps.length ? `?after=${run.steps.at(-1)}` : "";
     run.take((await this.api(`/v1/jobs/${run.id}/metrics${after}`)).data);
+  }
+
+  async loadCurve(run) {
     if (run.ended) {
       const job = await this.api(`/v1/jobs/${run.id}`);
       if (job.result) { run.curve = job.result.curve; return; }
@@ -109,6 +129,44 @@ export class Charts {
       curve.push(...page.data.map((event) => event.data));
     }
     run.curve = curve;
+  }
+
+  // The steps of all series, from the first to the last.
+  extent() {
+    const there = this.runs.filter((run) => run.steps.length);
+    return [Math.min(...there.map((run) => run.steps[0])), Math.max(...there.map((run) => run.steps.at(-1)))];
+  }
+
+  // See other steps than those from `low` to `high`: moved, wider or narrower, never beyond the ends.
+  look([low, high], move, scale) {
+    const [first, last] = this.extent(), most = Math.max(...this.runs.map((run) => run.steps.length));
+    const width = Math.max((high - low) * scale, FEWEST * (last - first) / most);
+    if (!(width < last - first)) this.range = null;
+    else {
+      const begin = Math.min(Math.max((low + high - width) / 2 + move * (high - low), first), last - width);
+      this.range = [begin, begin + width];
+    }
+    this.frame ??= requestAnimationFrame(() => { this.frame = null; this.draw(); });
+  }
+
+  // A chart is moved and zoomed with keys, too, and moved by the pointer while Shift is held.
+  listen(place) {
+    place.tabIndex = 0;
+    place.addEventListener("keydown", (event) => {
+      const what = KEYS[event.key];
+      if (!what || event.ctrlKey || event.metaKey || event.altKey || !this.drawn.has(place)) return;
+      event.preventDefault();
+      this.look(this.range ?? this.extent(), ...what);
+    });
+    place.addEventListener("mousedown", (event) => {
+      const over = event.target.closest(".u-over");
+      if (!event.shiftKey || !over || !this.range) return;
+      event.stopPropagation();  // else the chart begins to select
+      event.preventDefault();
+      const from = this.range, begin = event.clientX, moved = new AbortController(), { signal } = moved;
+      addEventListener("mousemove", (at) => this.look(from, (begin - at.clientX) / over.clientWidth, 1), { signal });
+      addEventListener("mouseup", () => moved.abort(), { signal });
+    }, { capture: true });
   }
 
   draw() {
@@ -123,22 +181,24 @@ export class Charts {
   drawSeries(place, name) {
     const runs = this.runs.filter((run) => run.steps.length);
     if (!runs.length) return;
-    const low = this.range?.[0] ?? Math.min(...runs.map((run) => run.steps[0])), high = this.range?.[1] ?? Math.max(...runs.map((run) => run.steps.at(-1)));
+    const [low, high] = this.range ?? this.extent();
     const smooth = this.checked("smooth") && name !== "lr", envelope = runs.length === 1 && this.checked("envelope");
-    const tables = [], series = [{ label: "step" }], bands = [];
+    const tables = [], series = [{ label: "step", value: (_, step) => (step === null ? "–" : Math.round(step)) }], bands = [];
+    const grid = gridOf(runs.map((run) => run.steps), low, high, Math.max(100, Math.round(place.clientWidth / COLUMN)));
     runs.forEach((run, i) => {
-      const bins = binned(run.steps, run.columns[name], low, high), colour = COLOURS[i % COLOURS.length];
+      const bins = binned(run.steps, run.columns[name], low, high, grid), colour = COLOURS[i % COLOURS.length];
       const columns = [bins.x, smooth ? smoothed(bins.mean) : bins.mean];
-      series.push({ label: run.label || name, stroke: colour, width: 1.5, spanGaps: true, points: { show: false } });
+      series.push({ label: run.label || name, stroke: colour, width: runs.length > 3 ? 1 : 1.5, spanGaps: true, points: { show: false } });
       if (envelope) {
         columns.push(bins.max, bins.min);
-        series.push({ label: "max", stroke: `${colour}55`, width: 0.5, points: { show: false } }, { label: "min", stroke: `${colour}55`, width: 0.5, points: { show: false } });
-        bands.push({ series: [2, 3], fill: `${colour}22` });
+        series.push({ label: "max", stroke: `${colour}55`, width: 0, spanGaps: true, points: { show: false } }, { label: "min", stroke: `${colour}55`, width: 0, spanGaps: true, points: { show: false } });
+        bands.push({ series: [2, 3], fill: `${colour}33` });
       }
       tables.push(columns);
     });
-    const shades = runs.length === 1 ? runs[0].bands() : [];
-    this.show(place, tables.length === 1 ? tables[0] : uPlot.join(tables), series, bands, shades, true);
+    const shades = runs.length === 1 ? runs[0].bands : [];
+    const data = tables.length === 1 ? tables[0] : grid ? [grid.x, ...tables.flatMap((table) => table.slice(1))] : uPlot.join(tables);
+    this.show(place, data, series, bands, shades, true);
   }
 
   drawCurve(place, name) {

@@ -49,7 +49,7 @@ function refresh(part) {
 }
 
 function keepFresh(part) {
-  const wait = () => (one(".status.running, .status.processing, .status.queued", part) ? 3 : 15) * SECONDS;
+  const wait = () => (one(".status.running, .status.processing, .status.queued, .status.pending", part) ? 3 : 15) * SECONDS;
   const again = () => setTimeout(() => refresh(part).finally(again), wait() * (0.9 + 0.2 * Math.random()));
   again();
   document.addEventListener("visibilitychange", () => refresh(part));
