@@ -93,6 +93,8 @@ class ServiceCollector(Collector):
         yield _gauge("wbar_jobs_attempts", "Attempts at the jobs that are kept.", counts.attempts)
         yield _gauge("wbar_training_images_per_second", "Of all running jobs.", counts.images_per_second)
         yield _gauge("wbar_stored_bytes", "Of all blobs.", counts.stored_bytes)
+        yield _gauge("wbar_webhook_deliveries_pending", "Messages to webhooks to be sent.", counts.pending_deliveries)
+        yield _gauge("wbar_webhook_oldest_delivery_seconds", "Wait of the oldest of them.", counts.oldest_delivery)
         yield from _counters(counted)
         yield from _gpus(live)
         by_queue = {queue: [worker for worker in live if worker.queue == queue] for queue in QUEUES.values()}

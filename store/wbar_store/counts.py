@@ -1,4 +1,4 @@
-"""What a monitor asks about all tenants together: jobs by status, what waits and for how long, speed, bytes."""
+"""What a monitor asks about all tenants together: jobs by status, what waits and for how long, speed, bytes, webhooks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ from sqlalchemy import ColumnElement, Float, Select, Table, case, cast, func, se
 
 from wbar.states import JobStatus, UploadStatus
 from wbar_store.database import Database, now
-from wbar_store.tables import blobs, checkpoints, datasets, jobs
+from wbar_store.outbox import RETRY_SECONDS
+from wbar_store.tables import blobs, checkpoints, datasets, jobs, webhook_deliveries
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Counts:
     attempts: of all jobs that are kept.
     images_per_second: of all running jobs together.
     stored_bytes: of all blobs.
+    pending_deliveries: events that no receiver of a webhook has taken yet, those that are tried again included.
+    oldest_delivery: seconds since the oldest of them happened, or was asked for again; 0 where there is none.
     """
 
     jobs: Mapping[str, int]
@@ -31,12 +34,16 @@ class Counts:
     attempts: int
     images_per_second: float
     stored_bytes: int
+    pending_deliveries: int
+    oldest_delivery: float
 
 
 def count(database: Database) -> Counts:
     """Count, in one block of `read()`."""
     running, speed = jobs.c.status == "running", cast(jobs.c.progress["images_per_second"].as_string(), Float)
     silent = func.sum(case((jobs.c.lease_until < now(), 1), else_=0))
+    pending = webhook_deliveries.c.next_attempt_at.is_not(None)  # by its index: those that have ended are many more
+    due_since = webhook_deliveries.c.retry_until - RETRY_SECONDS
     uploads = dict.fromkeys(get_args(UploadStatus), 0)
     with database.read() as connection:
 
@@ -60,6 +67,8 @@ def count(database: Database) -> Counts:
             attempts=int(scalar(select(func.sum(jobs.c.attempts)))),
             images_per_second=scalar(select(func.sum(speed)).where(running)),
             stored_bytes=int(scalar(select(func.sum(blobs.c.bytes)))),
+            pending_deliveries=int(scalar(select(func.count(webhook_deliveries.c.next_attempt_at)).where(pending))),
+            oldest_delivery=scalar(select(now() - func.min(due_since)).where(pending)),
         )
 
 

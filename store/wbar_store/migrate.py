@@ -8,7 +8,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from wbar_store import row_security
+from wbar_store import blob_guard, row_security
 from wbar_store.database import Database
 from wbar_store.tables import metadata
 
@@ -25,9 +25,12 @@ def upgrade(database: Database) -> None:
     with database.migrating() as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(797226)")
+        if connection.dialect.name == "sqlite":
+            blob_guard.remove(connection)  # no table that a trigger names can be made anew
         command.upgrade(_config(connection), "head")
         if connection.dialect.name == "postgresql":
             row_security.install(connection)
+        blob_guard.install(connection)
 
 
 def downgrade(database: Database, revision: str) -> None:
@@ -35,6 +38,7 @@ def downgrade(database: Database, revision: str) -> None:
     with database.migrating() as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(797226)")
+        blob_guard.remove(connection)
         command.downgrade(_config(connection), revision)
 
 

@@ -1,7 +1,8 @@
 """What must be true after every fault. Each check returns the violations that it found, as sentences."""
 
 import hashlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -115,3 +116,13 @@ def claims(house: House, job: str) -> list[float]:
         for event in events_of(house, job)
         if event["type"] == "status" and event["data"]["status"] == "running"
     ]
+
+
+def quiet(check: Callable[[], list[str]], seconds: float = 8.0) -> list[str]:
+    """Check again for some seconds: the worker may just be tidying up."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found: list[str] = check()
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.25)

@@ -12,7 +12,7 @@ from tests.faults.hook.fault_points import POINTS, Point
 
 When = Literal["before", "after"]
 Upload = Literal["checkpoint", "dataset"]
-Work = Literal["job"] | Upload
+Work = Literal["job", "webhook", "parts"] | Upload
 UPLOADS: tuple[Upload, ...] = ("checkpoint", "dataset")
 MOMENT = "moment"  # a random one, while the job runs
 
@@ -42,6 +42,9 @@ OF_MEMORY = ("memory-killed", "memory-killed-always", "memory-refused")
 # Faults of the surroundings are done at these points too: something is being written there.
 SURROUNDINGS = ("broker-kill", "database-cut", "database-restart", "disk-full-blobs", "disk-full-scratch")
 WRITING = ("state-row", "snapshot-row", "result-row", "state-file", "blob-place", "claim")
+TELLING = {"api": "kill-api", "worker": "kill-worker", "sweeper": "kill-sweeper"}  # at the points of webhooks
+STORING = ("parts-write", "parts-join")  # of uploads in parts, where the disk may be full, too
+TWICE = ("parts-write", "parts-offset")  # passed by the last bytes of an upload as well as by the first
 ONLY_POSTGRESQL = ("database-cut", "database-restart")
 
 
@@ -84,6 +87,11 @@ def matrix(database: str) -> list[tuple[str, str, When, Work]]:
     for point in POINTS:
         for when in _sides(point):
             match point.where:
+                case _ if point.name.endswith("outbox") or point.name.startswith("send-"):
+                    cells.append((TELLING[point.where], point.name, when, "webhook"))
+                case _ if point.name.startswith("parts-"):
+                    kinds = ("kill-api", "disk-full-blobs") if point.name in STORING else ("kill-api",)
+                    cells += [(kind, point.name, when, "parts") for kind in kinds]
                 case "worker" | "trainer":
                     cells += [(kind, point.name, when, "job") for kind in OF_JOB if _fits(kind, point, when)]
                     if point.name in WRITING:
@@ -132,5 +140,7 @@ def drawn(seed: int, database: str) -> Iterator[Plan]:
         for kind, point, when, work in cells:
             first = index < len(cells)
             nth = 1 if first or work != "job" else generator.choice((1, 1, 2))
+            if point in TWICE:
+                nth = generator.choice((1, 2))
             yield Plan(seed, index, kind, point, when, work, nth, round(generator.uniform(0.02, 0.98), 3))
             index += 1

@@ -101,21 +101,23 @@ class Post(threading.Thread):
         self._house, self._path, self._options = house, path, options
         self._key = uuid.uuid4().hex
         self.answers: list[httpx.Response] = []
+        self._answered = threading.Event()
 
     def run(self) -> None:
         for _ in range(2):  # a second time, as a client does that never saw the answer
             headers = {"Idempotency-Key": self._key}
             self.answers.append(self._house.ask("POST", self._path, headers=headers, **self._options))
+            self._answered.set()
 
     def first(self, seconds: float = 150.0) -> dict[str, Any]:
-        """Return the object that the request made."""
-        self.join(seconds)
-        assert self.answers, "the POST was never answered"
+        """Return the object that the request made; it may be on its way for the second time."""
+        assert self._answered.wait(seconds), "the POST was never answered"
         document: dict[str, Any] = self.answers[0].json()
         return document
 
     def problems(self) -> Iterator[str]:
         """Check that both requests were answered alike, with one object."""
+        self.join(150.0)
         codes = [answer.status_code for answer in self.answers]
         if codes != [201, 201]:
             yield f"the POSTs were answered {codes}: {self.answers[-1].text[:300]}"

@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -30,14 +33,28 @@ def queries() -> Iterator[str]:
             yield variable["query"]["query"]
 
 
-def families(folder: Path) -> list[Metric]:
+def answer(folder: Path) -> str:
     """What a service answers that has seen everything once."""
     with app_in(folder) as app:
         store = app.asgi.state.store
         store.counters.add("sweeps", "done")
         store.workers.seen(WorkerRecord("train-1@here", "train", "cuda", 1, (GpuMemory("GPU-1", 1, 2),)))
         app.request("GET", "/v1/jobs")
-        return list(text_string_to_metric_families(app.request("GET", "/metrics", key=None).text))
+        return app.request("GET", "/metrics", key=None).text
+
+
+def families(folder: Path) -> list[Metric]:
+    return list(text_string_to_metric_families(answer(folder)))
+
+
+def promtool(*arguments: str, given: str = "") -> str:
+    """What Prometheus' own checker (Debian: the package `prometheus`) finds: nothing."""
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not installed")
+    ran = subprocess.run([program, *arguments], input=given, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout + ran.stderr
 
 
 def test_every_query_names_a_metric_that_is_there_and_every_metric_is_asked_for(tmp_path: Path) -> None:
@@ -73,3 +90,14 @@ def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
     ]
     assert len(set(cells)) == len(cells)
     assert max(x for x, _ in cells) < 24
+
+
+def test_promtool_finds_nothing_in_what_is_scraped(tmp_path: Path) -> None:
+    assert promtool("check", "metrics", given=answer(tmp_path)) == ""
+
+
+def test_promtool_reads_every_query(tmp_path: Path) -> None:
+    asked = [query.replace("$instance", ".*") for query in queries() if not query.startswith("label_values")]
+    rules = [{"record": f"panel:{n}", "expr": query} for n, query in enumerate(asked)]
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
+    assert f"SUCCESS: {len(asked)} rules found" in promtool("check", "rules", str(tmp_path / "rules.yml"))

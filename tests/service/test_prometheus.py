@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import update
 
 from tests.conftest import Service
 from tests.service.app import app_in
@@ -15,6 +16,7 @@ from wbar_store.counters import Counters
 from wbar_store.counts import count
 from wbar_store.database import Database, Tenant
 from wbar_store.store import Store
+from wbar_store.tables import webhook_deliveries
 from wbar_store.workers import GpuMemory, WorkerRecord
 
 MINE = Tenant("default")
@@ -68,6 +70,31 @@ def test_what_waits_and_what_runs_is_counted(database: Database) -> None:
     assert waiting
     assert (found.jobs["queued"], found.jobs["running"], found.expired_leases, found.attempts) == (1, 2, 1, 2)
     assert found.oldest_job > 0
+
+
+def test_messages_to_webhooks_are_counted_until_they_have_ended(database: Database) -> None:
+    insert_inputs(database)
+    store = Store(database, None, None)  # type: ignore[arg-type]  # nothing is uploaded or notified here
+    hook = store.webhooks.create(MINE, "https://example.com/hook", ("*",)).id
+    assert (count(database).pending_deliveries, count(database).oldest_delivery) == (0, 0.0)
+    ids = [store.deliveries.ping(MINE, hook).id for _ in range(3)]
+    with database.write() as connection:
+        times = ("created_at", "retry_until", "next_attempt_at")
+        earlier = {name: webhook_deliveries.c[name] - 600 for name in times}
+        connection.execute(update(webhook_deliveries).where(webhook_deliveries.c.id == ids[0]).values(**earlier))
+    sent, missed, _ = (store.deliveries.claim(due, 10) for due in store.deliveries.due(3))  # the longest waiting first
+    assert sent
+    assert missed
+    found = count(database)
+    assert found.pending_deliveries == 3, "what is on its way has not arrived"
+    assert 600 <= found.oldest_delivery < 660
+    store.deliveries.delivered(sent, 204)
+    store.deliveries.missed(missed, 500, "answered with 500", 60.0)
+    found = count(database)
+    assert found.pending_deliveries == 2
+    assert found.oldest_delivery < 60
+    store.deliveries.replay(MINE, hook, ids[0])
+    assert count(database).oldest_delivery < 60, "since it was asked for again"
 
 
 def test_what_happened_is_counted_whatever_is_deleted_since(database: Database) -> None:

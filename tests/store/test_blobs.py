@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, select, update
 
+from tests.store.rows import insert_inputs, spec
 from wbar_store.blobs import Blobs, Received
-from wbar_store.database import Database, now
+from wbar_store.database import Database, Tenant, now
+from wbar_store.events import Events
+from wbar_store.jobs import Jobs
+from wbar_store.tables import REFERENCES, checkpoints, jobs, snapshots
 from wbar_store.tables import blobs as rows
-from wbar_store.tables import checkpoints
 
 
 @pytest.fixture
@@ -82,6 +85,41 @@ def test_held_content_is_not_collected(blobs: Blobs, tmp_path: Path) -> None:
         assert blobs.collect() == 0
         assert files(tmp_path) == [received.sha256]
     assert blobs.collect() == 1
+
+
+def test_a_version_that_does_not_know_a_reference_does_not_mark_its_blob(blobs: Blobs, tmp_path: Path) -> None:
+    """Its statement marks what it takes for unused; the database leaves out what a row names, and only that."""
+    named, unused = receive(blobs, b"named"), receive(blobs, b"unused")
+    refer(blobs, named, "a")
+    with blobs.keep(unused):
+        pass
+    with blobs.references.database.write() as connection:
+        connection.execute(update(rows).values(deleting=True))
+    assert blobs.references.marked() == [unused.sha256]
+    assert blobs.finish_deletions() == 1
+    assert files(tmp_path) == [named.sha256]
+    forget(blobs, "a")
+    assert blobs.collect() == 1
+
+
+def test_every_reference_is_guarded_by_the_database(blobs: Blobs) -> None:
+    insert_inputs(blobs.references.database)
+    Jobs(blobs.references.database, Events(blobs.references.database)).create(Tenant("default"), spec(), None, {})
+    with blobs.references.database.write() as connection:
+        job = connection.execute(select(jobs.c.id)).scalar_one()
+        connection.execute(
+            insert(snapshots).values(
+                id="snap_1", job=job, n=1, step=1, metrics={}, bytes=1, sha256="0", created_at=now()
+            )
+        )
+    for n, column in enumerate(REFERENCES):
+        with blobs.references.database.write() as connection:
+            connection.execute(update(column.table).values({column.name: f"{n:064}"}))
+            values = {"bytes": 1, "holds": 0, "touched_at": 0.0, "deleting": False}
+            connection.execute(insert(rows).values(sha256=f"{n:064}", **values))
+    with blobs.references.database.write() as connection:
+        connection.execute(update(rows).values(deleting=True))
+    assert blobs.references.marked() == []
 
 
 def test_a_blob_that_cannot_be_deleted_keeps_no_other_from_it(

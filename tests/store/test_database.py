@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from tests.store.rows import insert_inputs, spec
 from wbar.errors import IdempotencyKeyReused, NotFound, Unavailable
 from wbar.method import METHODS, AutoMethod
+from wbar_store import blob_guard
 from wbar_store.database import Database, Tenant, clock, now, rfc3339
 from wbar_store.events import Events
 from wbar_store.idempotency import FirstAnswer, Idempotency
@@ -85,11 +86,12 @@ def test_the_version_before_goes_on_beside_the_new_tables(database: Database) ->
 def test_a_table_is_made_anew_without_losing_what_refers_to_it(database: Database) -> None:
     insert_inputs(database)
     job = Jobs(database, Events(database)).create(Tenant("default"), spec(), None, {"team": "vision"}).id
-    with (
-        database.migrating() as connection,
-        Operations(MigrationContext.configure(connection)).batch_alter_table("jobs") as table,
-    ):
-        table.alter_column("name", existing_type=String(256), type_=String(512))  # SQLite: a copy, and the old one goes
+    with database.migrating() as connection:
+        blob_guard.remove(connection)
+        with Operations(MigrationContext.configure(connection)).batch_alter_table("jobs") as table:
+            table.alter_column(
+                "name", existing_type=String(256), type_=String(512)
+            )  # SQLite: a copy, and the old one goes
     with database.read() as connection:
         for parts in (events, job_inputs, job_metadata):
             assert connection.execute(select(parts.c.job)).scalars().first() == job, parts.name

@@ -541,3 +541,15 @@ def test_what_a_job_needs_is_kept_until_it_has_ended(store: Store) -> None:
 
 def test_terminal_states_are_those_without_a_way_out() -> None:
     assert {"succeeded", "failed", "cancelled"} == TERMINAL
+
+
+def test_losses_that_a_sweeper_of_0_6_left_are_forgotten_too(store: Store) -> None:
+    job = store.jobs.create(MINE, spec(), None, {}, expires_after=60).id
+    assert store.jobs.expired() == []
+    by_0_6 = {"status": "succeeded", "finished_at": 1.0, "expired_at": 100.0, "losses": "1" * 64}
+    with store.database.write() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job).values(**by_0_6))
+    assert store.jobs.expired() == [job]
+    assert store.jobs.drop_files(job) == ["1" * 64]
+    assert store.jobs.expired() == store.jobs.drop_files(job) == []
+    assert store.jobs.get(MINE, job).expired_at == 100.0

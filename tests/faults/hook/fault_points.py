@@ -81,4 +81,19 @@ POINTS: tuple[Point, ...] = (
     Point("sweep-lose", "wbar_store.attempts:Attempts.lose", "sweeper"),
     Point("sweep-notify", "wbar_store.store:Store.notify", "sweeper"),
     Point("sweep-message", "wbar_store.notifier:Notifier.notify", "sweeper"),
+    # Webhooks: the outbox in the transaction of the change, and the sender in the sweeper's process.
+    Point("api-outbox", "wbar_store.outbox:_write", "api"),
+    Point("outbox", "wbar_store.outbox:_write", "worker"),
+    Point("send-claim", "wbar_store.deliveries:Deliveries.claim", "sweeper"),
+    Point("send-post", "wbar_worker.guarded_post:GuardedPost.send", "sweeper"),
+    Point("send-record", "wbar_store.deliveries:Deliveries.delivered", "sweeper"),
+    Point("send-missed", "wbar_store.deliveries:Deliveries.missed", "sweeper"),
+    # Uploads in parts, until an object is made of one.
+    Point("parts-write", "wbar_store.blobs:PartUpload.finish", "api"),
+    Point("parts-offset", "wbar_store.resumable:ResumableUploads.append", "api"),
+    Point("parts-concat", "wbar_store.resumable:ResumableUploads.concatenate", "api"),
+    Point("parts-join", "wbar_store.blobs:Blobs.join", "api"),
+    Point("parts-place", "wbar_store.blobs:Blobs._place", "api"),
+    Point("parts-use", "wbar_store.resumable:ResumableUploads.use", "api"),
+    Point("parts-discard", "wbar_store.store:Store.discard_parts", "api"),
 )
