@@ -11,9 +11,9 @@ Verdict = Literal["better", "same", "worse"]
 Delivered = Literal["averaged", "start"]
 
 VERDICTS: dict[Verdict, str] = {
-    "better": "w̄ is better than the start, by more than two standard errors",
-    "worse": "w̄ is worse than the start, by more than two standard errors",
-    "same": "w̄ and the start are the same within two standard errors",
+    "better": "the average is better than the start, by more than two standard errors of the loss",
+    "worse": "the average is worse than the start, by more than two standard errors of the loss",
+    "same": "the average and the start cannot be told apart: their losses differ by less than two standard errors",
 }
 
 
@@ -327,5 +327,8 @@ class JobResult(BaseModel):
                 "start on these than on those it was chosen by"
             )
         if selection.delivered == "start":
-            lines.append("guard: the average is worse than the start there, so the weights to download are the start's")
+            lines.append(
+                "guard: the average was worse than the start on the images that chose, so the weights to download are the "
+                "start's, unchanged"
+            )
         return lines

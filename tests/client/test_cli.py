@@ -37,7 +37,13 @@ def test_the_whole_path_on_the_command_line(service: Service, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     job = done.stdout.split()[0]
     assert job.startswith("job_")
-    for words in ("start", "start, BatchNorm recomputed", "averaged weights w̄", "ensemble of snapshots", "verdict: w̄"):
+    for words in ("start, BatchNorm recomputed", "averaged weights w̄", "ensemble of snapshots", "verdict: the average"):
+        "start",
+        "start, BatchNorm recomputed",
+        "averaged weights w̄",
+        "ensemble of snapshots",
+        "verdict: the average",
+    ):
         assert words in done.stdout
     assert "snapshot 2 at step" in done.stderr
     listed = wbar(service, "jobs", "--limit", "5")
@@ -48,7 +54,25 @@ def test_the_whole_path_on_the_command_line(service: Service, tmp_path: Path) ->
     assert wbar(service, "download", job, "-o", str(out)).returncode == 0
     assert set(load_file(out)) == set(start_state())
     assert wbar(service, "download", job, "-o", str(tmp_path / "a.pth")).returncode == 0
+    refused = wbar(service, "download", job, "--snapshot", "1", "-o", str(tmp_path / "first.pth"))
+    assert (refused.returncode, "snapshots are safetensors" in refused.stderr) == (2, True)
     assert wbar(service, "cancel", job).returncode == 3
+
+
+def test_a_download_says_when_the_guard_chose_the_start(service: Service, tmp_path: Path) -> None:
+    rate = {"lr": 0.5}
+    with service.client() as client:
+        job = client.jobs.create(
+            checkpoint=client.checkpoints.create(write_start(tmp_path)).id,
+            dataset=client.datasets.create(write_archive(tmp_path)).id,
+            method={"cycles": 1, "high": rate, "low": rate, "guard": True, "back_off": False},
+        )
+        done = client.jobs.wait(job.id)  # type: ignore[arg-type]
+    assert done.result is not None
+    assert done.result.selection is not None
+    assert done.result.selection.delivered == "start"
+    told = wbar(service, "download", str(job.id), "-o", str(tmp_path / "weights.safetensors"))
+    assert (told.returncode, "the guard chose the start" in told.stderr) == (0, True)
 
 
 def test_a_failed_job_is_exit_code_1(service: Service, tmp_path: Path) -> None:

@@ -143,10 +143,15 @@ def download(
         kind = "pytorch"
     elif format not in (None, "safetensors"):
         raise typer.BadParameter(f"{format!r} is not a format: safetensors or pytorch")
+    if snapshot is not None and kind == "pytorch":
+        raise typer.BadParameter(f"snapshots are safetensors files, and {output.name} would be a PyTorch file")
     with connected() as client, transfer() as bar:
         moved = step(bar, f"download {output.name}")
         if snapshot is None:
             client.jobs.download(job, output, kind, moved)
+            result = client.jobs.get(job).result
+            if result is not None and result.selection is not None and result.selection.delivered == "start":
+                note("the guard chose the start: these are its weights, unchanged, since the average was worse")
         else:
             client.jobs.download_snapshot(job, snapshot, output, moved)
     note("sha-256 verified")

@@ -157,6 +157,11 @@ def read(path: Path, limits: UploadLimits) -> tuple[Literal["safetensors", "pyto
     return "pytorch", state_dict_of(_load_pytorch(path))
 
 
+def _shown(head: bytes) -> str:
+    """Return a file's first bytes as text, where they are text."""
+    return repr(head.decode("ascii")) if head.isascii() and head.decode().isprintable() else head[:8].hex(" ")
+
+
 def _check_other(path: Path, head: bytes, limits: UploadLimits) -> None:
     """Check a file that is neither archive nor safetensors: a pickle, which begins with any byte before protocol 2."""
     try:
@@ -166,8 +171,8 @@ def _check_other(path: Path, head: bytes, limits: UploadLimits) -> None:
             raise
     if head[:1] != b"\x80":
         raise CorruptFile(
-            f"the file starts with {head[:8].hex(' ')}: it is no safetensors and no PyTorch file "
-            "(torch.save or safetensors.torch.save_file write what can be uploaded)"
+            "it is no safetensors and no PyTorch file, which torch.save or safetensors.torch.save_file write "
+            f"(it starts with {_shown(head[:16])})"
         )
 
 

@@ -137,7 +137,8 @@ function install(drop, csrf, api) {
   stop.addEventListener("click", () => upload?.stop());
 
   async function take(file) {
-    if (!file || upload) return;
+    if (!file) return;
+    if (upload) { text.textContent = `${upload.file.name} is still being sent: stop it first`; return; }
     transfer.hidden = false;
     pause.hidden = stop.hidden = false;
     pause.textContent = "Pause";
@@ -171,7 +172,17 @@ function install(drop, csrf, api) {
   input.addEventListener("change", () => take(input.files[0]));
   drop.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
   drop.addEventListener("dragleave", () => drop.classList.remove("over"));
-  drop.addEventListener("drop", (event) => { event.preventDefault(); drop.classList.remove("over"); take(event.dataTransfer.files[0]); });
+  drop.addEventListener("drop", (event) => { event.preventDefault(); drop.classList.remove("over"); takeDropped(event.dataTransfer); });
+
+  function takeDropped(given) {
+    if (given.items[0]?.webkitGetAsEntry?.()?.isDirectory) {
+      transfer.hidden = false;
+      pause.hidden = stop.hidden = true;
+      text.textContent = `${given.files[0]?.name ?? "this"} is a folder: make a .zip of it, or send it with: wbar datasets add FOLDER`;
+      return;
+    }
+    take(given.files[0]);
+  }
 }
 
 export function installUploads(csrf, api) {
