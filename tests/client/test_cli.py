@@ -38,12 +38,6 @@ def test_the_whole_path_on_the_command_line(service: Service, tmp_path: Path) ->
     job = done.stdout.split()[0]
     assert job.startswith("job_")
     for words in ("start, BatchNorm recomputed", "averaged weights w̄", "ensemble of snapshots", "verdict: the average"):
-        "start",
-        "start, BatchNorm recomputed",
-        "averaged weights w̄",
-        "ensemble of snapshots",
-        "verdict: the average",
-    ):
         assert words in done.stdout
     assert "snapshot 2 at step" in done.stderr
     listed = wbar(service, "jobs", "--limit", "5")
