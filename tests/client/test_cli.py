@@ -80,6 +80,8 @@ def test_a_failed_job_is_exit_code_1(service: Service, tmp_path: Path) -> None:
 
 def test_wrong_usage_is_exit_code_2() -> None:
     assert wbar(None, "submit").returncode == 2
+    cyclic = wbar(None, "submit", "--checkpoint", "ckpt_1", "--dataset", "ds_1", "--epochs", "2")
+    assert (cyclic.returncode, "--high-epochs" in cyclic.stderr) == (2, True)
     assert wbar(None, "nonsense").returncode == 2
     assert wbar(None, "upload", "/no/such/file").returncode == 2
 

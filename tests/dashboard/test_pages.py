@@ -107,6 +107,8 @@ def test_a_link_signs_in_once_and_not_by_being_looked_at(app: App) -> None:
     first, second = (app.request("POST", "/sign-in", key=None, data=asked) for _ in range(2))
     assert (first.status_code, first.headers["location"]) == (303, "/workers")
     assert (second.status_code, "was used before" in second.text) == (401, True)
+    looked_at = app.request("GET", url, key=None)
+    assert (looked_at.status_code, "was used before" in looked_at.text) == (401, True), "said before it is clicked"
 
 
 def test_a_session_ends_with_its_key_and_by_signing_out(app: App) -> None:

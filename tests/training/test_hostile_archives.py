@@ -57,6 +57,10 @@ def test_an_archive_that_is_cut_off_anywhere_is_refused(tmp_path: Path, kind: st
         refused(tmp_path, data[: max(1, len(data) - cut)])
 
 
+def test_a_file_shorter_than_any_header_is_said_to_be_no_archive(tmp_path: Path) -> None:
+    assert "29 bytes: it is no zip, tar" in refused(tmp_path, b"a note, and no archive at all")
+
+
 def test_what_ends_well_inside_and_not_outside(tmp_path: Path) -> None:
     whole = tar(files(), tmp_path)
     gz, zst = PACKERS["tar.gz"](whole), PACKERS["tar.zst"](whole)

@@ -107,6 +107,11 @@ def submit(
     for input_, option in (("checkpoint", "--checkpoint"), ("dataset", "--dataset")):
         if input_ not in body:
             raise typer.BadParameter("missing, and no @FILE names it", param_hint=option)
+    if epochs is not None and _type(body["method"]) == "cyclic_swa":
+        raise typer.BadParameter(
+            "cyclic_swa has cycles: give --cycles and --high-epochs, or a method that has epochs, as --method auto",
+            param_hint="--epochs",
+        )
     if "idempotency_key" in body:
         raise typer.BadParameter("idempotency_key is no field of a job", param_hint="@FILE")
     with connected() as client:

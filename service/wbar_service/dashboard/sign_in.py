@@ -18,12 +18,15 @@ signed_in = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 
 @router.get("/sign-in")
-async def show_sign_in(
+def show_sign_in(
     request: Request,
+    store: StoreOf,
     next: Annotated[str, Query(max_length=2000)] = "/",
     link: Annotated[str, Query(max_length=128)] = "",
 ) -> Response:
     """Show the form; for a one-time link its one button. Following an address changes nothing: previewers do it, too."""
+    if link and store.sessions.valid(link, "link") is None:
+        return _refuse(request, next, _used_up())
     return page(request, "sign_in.html", next=_local(next), link=link, fault=None)
 
 
@@ -38,9 +41,7 @@ async def sign_in(request: Request, store: StoreOf) -> Response:
         session = await run_sync(store.sessions.follow, link)
         if session is not None:
             return _enter(request, session, after)
-        minutes = round(LIFETIMES["link"] / 60)
-        fault = f"this link was used before, or is older than {minutes} minutes: sign in with an API key"
-        return _refuse(request, after, fault)
+        return _refuse(request, after, _used_up())
     keys: RememberedKeys = request.app.state.keys
     record = await keys.valid(api_key) if api_key else None
     if record is None:
@@ -64,6 +65,14 @@ def _enter(request: Request, session: Session, after: str) -> Response:
     answer = RedirectResponse(_local(after), 303)
     sessions.set_cookie(request, answer, session.token)
     return answer
+
+
+def _used_up() -> str:
+    minutes = round(LIFETIMES["link"] / 60)
+    return (
+        f"this link was used before, is older than {minutes} minutes, or was never one: `wbar open` makes a new one, "
+        "or sign in with an API key"
+    )
 
 
 def _local(after: str) -> str:

@@ -28,7 +28,7 @@ def tar_members(stream: Stream, limits: UploadLimits, wanted: Callable[[str], bo
     """
     names, files = Names(), 0
     extensions: dict[str, str] = {}
-    while (header := stream.exactly(BLOCK, "the tar archive")) != bytes(BLOCK):
+    while (header := _header(stream)) != bytes(BLOCK):
         _check_sum(header, stream.position)
         name, kind, size = _name(header), header[156:157], _number(header[124:136], "size")
         if kind in (b"x", b"L", b"g"):
@@ -54,6 +54,16 @@ def tar_members(stream: Stream, limits: UploadLimits, wanted: Callable[[str], bo
             continue
         stream.skip(size + -size % BLOCK, quoted(name))
     _check_end(stream)
+
+
+def _header(stream: Stream) -> bytes:
+    """Return the next header. Raises InvalidArchive where there is none; a file shorter than one is no archive at all."""
+    if stream.position:
+        return stream.exactly(BLOCK, "the tar archive")
+    header = stream.read(BLOCK)
+    if len(header) < BLOCK:
+        raise InvalidArchive(f"the file has {len(header)} bytes: it is no zip, tar, tar.gz or tar.zst")
+    return header
 
 
 def _check_end(stream: Stream) -> None:

@@ -17,6 +17,14 @@ function localTimes(from = document) {
   }
 }
 
+// As the service writes durations: the two largest units.
+function duration(seconds) {
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+}
+
 const AWAY = "The service does not answer: trying again…";
 function connection(text) {
   const shown = one("#connection");
@@ -92,9 +100,10 @@ function followJob(page) {
     const bar = one("progress", state), text = one("#progress-text", state);
     if (!bar || !text) return soon();
     bar.value = at.fraction;
-    const left = at.eta_seconds === null ? "" : ` · ${Math.round(at.eta_seconds)} s left`;
+    const left = at.eta_seconds === null ? "" : ` · ${duration(at.eta_seconds)} left`;
     const speed = at.images_per_second ? ` · ${Math.round(at.images_per_second)} images/s` : "";
-    text.textContent = `${at.phase} · cycle ${at.cycle} of ${at.cycles} · step ${at.step} of ${at.total_steps}${speed}${left}`;
+    const place = at.step ? `${at.phase} · cycle ${at.cycle} of ${at.cycles} · step ${at.step} of ${at.total_steps}` : `preparing: the start is measured first (${at.phase})`;
+    text.textContent = `${place}${speed}${left}`;
   }
 
   function listen() {
