@@ -27,14 +27,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.gain.arms import Silent
 from wbar.datasets import DatasetFacts
-from wbar.jobs import JobOptions, MetricsPoint, Progress
-from wbar.results import Score
+from wbar.jobs import JobOptions, Progress
 from wbar.spec import Network, StoredDataset, StoredWeights
 from wbar_averaging import write_safetensors
 from wbar_training.local import prepare_dataset, prepare_job
 from wbar_training.loop import run
-from wbar_training.messages import LogLevel, StopReason
+from wbar_training.messages import StopReason
 from wbar_training.networks.architectures import initialized
 from wbar_training.state_files import latest
 from wbar_training.uploads.builtin_images import digits
@@ -78,7 +78,7 @@ class Setting:
     precision: str
 
 
-class Shown:
+class Shown(Silent):
     """A reporter that shows where the job is, and keeps nothing."""
 
     def __init__(self, label: str) -> None:
@@ -88,12 +88,6 @@ class Shown:
         if sys.stderr.isatty():
             print(f"\r{self.label}: {progress.fraction:.1%} ", end="", file=sys.stderr)
         return None
-
-    def metrics(self, points: list[MetricsPoint]) -> None: ...
-    def snapshot(self, n: int, step: int, path: str, score: Score) -> None: ...
-    def averaged(self, n: int, score: Score) -> None: ...
-    def saved(self, path: str, step: int, durable: bool) -> None: ...
-    def log(self, level: LogLevel, message: str) -> None: ...
 
 
 def measure(row: Row, seed: int, setting: Setting) -> dict[str, Any]:

@@ -16,7 +16,7 @@ _NAMED = " OR ".join(
     for column in REFERENCES
 )
 _MARKING = "BEFORE UPDATE OF deleting ON blobs FOR EACH ROW WHEN (NEW.deleting AND NOT OLD.deleting"
-_HAS_TRIGGER = f"SELECT 1 FROM pg_trigger WHERE tgrelid = 'blobs'::regclass AND tgname = '{NAME}'"  # noqa: S608
+_HAS_TRIGGER = f"SELECT 1 FROM pg_trigger WHERE tgrelid = 'blobs'::regclass AND tgname = '{NAME}'"  # noqa: S608  # our own name
 
 
 def install(connection: Connection) -> None:
