@@ -212,13 +212,13 @@ class Pool:
 def tasks_of(
     blocks: Sequence[Block], seeds: int, start_epochs: int | None, there: set[Key], starts: Path
 ) -> list[Task]:
-    """Return what is not there yet, the most valuable first: network, length, seed, arm; in them the blocks in their order.
+    """Return what is not there yet, the most valuable first: length, network, seed, arm; in them the blocks in their order.
 
     A start that was scored already is trained again, to the same bits, where an arm needs it and its file is gone.
     """
     tasks = []
-    for network in dict.fromkeys(block.network for block in blocks):
-        for epochs in sorted({block.epochs for block in blocks}):
+    for epochs in sorted({block.epochs for block in blocks}):
+        for network in dict.fromkeys(block.network for block in blocks):
             chosen = [block for block in blocks if (block.network, block.epochs) == (network, epochs)]
             for seed in range(seeds):
                 for arm in (START, *ALL_ARMS):

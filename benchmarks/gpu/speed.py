@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -185,13 +185,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="tiny networks, to see that everything works")
     parser.add_argument("--done", type=Path, help="a file of results: what it has is not measured again")
     parser.add_argument("--groups", type=int, nargs="+", help="of the comparisons, by number from 1; all, otherwise")
+    parser.add_argument("--networks", nargs="+", help="of each comparison; all, otherwise")
     options = parser.parse_args(arguments)
     # The arms are ended however this process is.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     driver = Driver(options.device, options.quick, done(options.done))
     groups = QUICK_GROUPS if options.quick else GROUPS
     for number in options.groups or range(1, len(groups) + 1):
-        driver.run(groups[number - 1])
+        group = groups[number - 1]
+        cases = tuple(case for case in group.cases if not options.networks or case in options.networks)
+        driver.run(replace(group, cases=cases))
     return 0
 
 

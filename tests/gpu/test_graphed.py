@@ -1,5 +1,6 @@
 """Steps by a CUDA graph end in the bits of ordinary steps: whatever draws the network, whatever the target is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ RECIPES = {
     "mixed": {"precision": "bfloat16", "mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1},
     "weighted": {"precision": "bfloat16", "class_weights": [1.0 + k for k in range(CLASSES)]},
     "clipped adamw": {"grad_clip_norm": 1.0, "optimizer": {"name": "adamw", "weight_decay": 0.05}},
+    "distilled": {"precision": "bfloat16", "distillation": {"teacher": "ckpt_0mk3q8v4zr5d2a7x9c4t", "temperature": 4.0}},
     "penalized": {"precision": "float32", "gradient_penalty": 0.01},
 }
 NETWORKS = {  # with and without draws of their own: dropout, stochastic depth
@@ -103,6 +105,9 @@ def _stepped(model: torch.nn.Module, plan: Plan, side: int, captured: bool | Non
         images = torch.randn(size, 3, side, side, generator=draws).cuda().to(memory_format=torch.channels_last)
         labels = torch.randint(CLASSES, (size,), generator=draws).cuda()
         inputs, target = mix(plan.recipe, images, labels, plan.seed, step)
+        if plan.recipe.distillation is not None:
+            soft = torch.randn(size, CLASSES, generator=draws).softmax(dim=1)
+            target = replace(target, soft=soft.cuda())
         result = stepper.take(inputs, target, step, 0.01, 1e-3, anchor, logged=step % 2 == 0)
         losses.append(result.loss)
     if captured is not None:
