@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from wbar.checkpoints import Fault
+from wbar.job_warnings import JobWarning
 from wbar.method import AnyMethod, CyclicSwa
 from wbar.recipe import MAX_CLASSES, Recipe
 from wbar.request import ExpiresAfter, RequestModel
@@ -276,6 +277,10 @@ class Job(BaseModel):
     started_at: str | None
     finished_at: str | None
     estimate: Estimate | None = Field(None, description="Only in the answer to a dry run.")
+    warnings: list[JobWarning] | None = Field(
+        None,
+        description="Only in the answer to a dry run: what is worth knowing before the job is created. None of them stops it.",
+    )
 
     def _repr_html_(self) -> str:
         """Return the job as a notebook shows it."""
@@ -305,6 +310,7 @@ class Job(BaseModel):
         started_at: str | None = None,
         finished_at: str | None = None,
         estimate: Estimate | None = None,
+        warnings: list[JobWarning] | None = None,
     ) -> "Job":
         """Make a job as the API sends it: the resolved request from its spec, and the given status.
 
@@ -340,6 +346,7 @@ class Job(BaseModel):
             started_at=started_at,
             finished_at=finished_at,
             estimate=estimate,
+            warnings=warnings,
         )
 
 
