@@ -24,7 +24,12 @@ class JobOptions(RequestModel):
 
     method: AnyMethod = Field(default_factory=CyclicSwa)
     recipe: Recipe = Field(default_factory=Recipe)
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**31,
+        description="Of all that is drawn by chance: the same job with the same seed gives the same weights.",
+    )
     classes: Annotated[list[ClassName], Field(min_length=2, max_length=MAX_CLASSES, fail_fast=True)] | None = Field(
         None, description="The checkpoint's class order, if it is not the sorted names."
     )
@@ -107,7 +112,7 @@ class JobRequest(JobOptions):
 
     checkpoint: Id
     dataset: Id
-    name: Name | None = None
+    name: Name | None = Field(None, description="What to find the job by. Without one it is shown by its id.")
     metadata: dict[TagName, Annotated[Text, Field(max_length=512)]] = Field(default_factory=dict, max_length=MOST_TAGS)
     max_seconds: float | None = Field(
         None,

@@ -222,11 +222,11 @@ def test_lists_are_filtered_sorted_and_remember_their_columns(app: App) -> None:
     assert shown("?dataset=ds_1&checkpoint=ckpt_1&status=cancelled") == [second]
     assert shown("?verdict=better") == []
     chosen = browser.get("/?columns=&columns=priority")
-    assert re.findall(r"<th scope=\"col\">\s*(Priority|NLL|Created)", chosen.text) == ["Priority"]
+    assert re.findall(r"<th scope=\"col\"[^>]*>\s*(Priority|Loss|Created)", chosen.text) == ["Priority"]
     cookie = chosen.headers["set-cookie"].split(";")[0]
     again = browser.ask("GET", "/", headers={"Cookie": f"{COOKIE}={browser.token}; {cookie}"})
     assert "Priority" in again.text
-    assert "Δ NLL, start" not in re.sub(r"(?s)<details.*?</details>", "", again.text)
+    assert "Loss vs start" not in re.sub(r"(?s)<details.*?</details>", "", again.text)
     assert browser.get("/?metadata=%00").status_code == 422
     assert browser.get("/?after=nothing").status_code == 422
 

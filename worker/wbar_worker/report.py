@@ -24,8 +24,9 @@ h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5r
 .verdict { font-weight: 600 } .note { color: #555 }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .9rem .3rem 0; text-align: right }
 th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
-tr.delivered td { font-weight: 600 } .tag { border: 1px solid #999; border-radius: 4px; padding: 0 .3rem; font-weight: 400; font-size: .85em } pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: 1rem }
+tr.delivered td { font-weight: 600 } pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: 1rem }
 .wide { overflow-x: auto }
+.tag { border: 1px solid #999; border-radius: 4px; padding: 0 .3rem; font-weight: 400; font-size: .85em }
 """
 
 

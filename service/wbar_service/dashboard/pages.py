@@ -13,8 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from wbar import __version__
+from wbar.catalog import ARCHITECTURES
+from wbar.results import VERDICTS
 from wbar_service import sessions
 from wbar_service.auth import KEY
+from wbar_service.dashboard.glossary import ROWS, STATES, TERMS, VERDICT_WORDS
 from wbar_store.keys import KeyRecord
 
 STATIC = Path(__file__).parent / "static"
@@ -88,7 +91,10 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(time=_time, duration=_duration, bytes=_bytes, percent=_percent, number=_number, code=_code)
-    made.globals.update(static=static, version=__version__)
+    made.globals.update(
+        static=static, version=__version__, terms=TERMS, row_terms=ROWS, states=STATES, verdict_words=VERDICT_WORDS,
+        verdicts=VERDICTS, architectures=tuple(ARCHITECTURES),
+    )  # fmt: skip
     return made
 
 
