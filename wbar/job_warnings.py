@@ -25,12 +25,12 @@ def warnings_about(spec: JobSpec, facts: DatasetFacts) -> Iterator[JobWarning]:
     if spec.classes is not None or len(classes) == outputs:
         return
     # More classes than outputs are refused: `wbar.resolve.resolve_classes`.
-    first = ", ".join(f"{name} is output {n}" for n, name in enumerate(classes[:NAMED]))
+    first = ", ".join(f"{name!r} is output {n}" for n, name in enumerate(classes[:NAMED]))
     more = ", …" if len(classes) > NAMED else ""
     yield JobWarning(
         pointer="/dataset",
         detail=f"the dataset has {len(classes)} classes and the checkpoint's network {outputs} outputs: in the order of "
-        f"their names {first}{more}, and {outputs - len(classes)} outputs get no images. If the network was trained with "
-        'other classes, set recipe.head to "reset", which starts a new last layer; if with these among others, give '
-        "`classes`, the names of all its outputs in their order",
+        f"their names {first}{more}, and {outputs - len(classes)} outputs get no images. If the network was trained on other "
+        'classes, set `recipe.head` to "reset", which starts a new last layer; if on these among others, give `classes`, the '
+        "names of all its outputs in their order",
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from wbar.jobs import StepPhase
 from wbar.results import Verdict
 from wbar.states import JobStatus
 
@@ -40,5 +41,14 @@ STATES: Mapping[JobStatus, str] = {
     "succeeded": "The job has succeeded.",
     "failed": "The job failed.",
     "cancelled": "The job was cancelled.",
+}
+# What a running job is doing.
+PHASES: Mapping[StepPhase, str] = {
+    "loading": "reading the data",
+    "high": "training at the high rate",
+    "low": "training at the low rate",
+    "batchnorm": "measuring BatchNorm statistics for the average",
+    "evaluate": "measuring on held-out images",
+    "report": "comparing, and drawing the report",
 }
 VERDICT_WORDS: Mapping[Verdict, str] = {"better": "better", "same": "no clear difference", "worse": "worse"}

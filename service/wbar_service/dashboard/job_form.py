@@ -34,8 +34,8 @@ GROUPS = {
     "Tags, priority, limits and seed": ("",),
 }  # fmt: skip
 METHODS: Mapping[str, str] = {
-    "auto": "recommended: finds its learning rate, and picks the best average by held-out images",
-    "cyclic_swa": "high and low learning rates in turn, the mean of the snapshots (the API's default)",
+    "auto": "recommended: finds its learning rate, picks the best average",
+    "cyclic_swa": "high and low rates in turn, the mean of the snapshots (API's default)",
     "swa": "a constant learning rate, the mean of a snapshot per epoch",
     "ema": "a running mean of every training step",
     "lawa": "the mean of the last few snapshots",

@@ -10,7 +10,7 @@ const KEYS = {
 };
 const COUNTS = Array.from({ length: 24 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3));  // between two ticks of what is counted
 // An accuracy ends at 0 and at 1: its axis does, too, however close to an end all values lie.
-function accuracies(chart, low, high) {
+export function accuracies(chart, low, high) {
   if (low === null) return [0, 1];
   const space = Math.max(0.1 * (high - low), 0.005);
   return [Math.max(0, low - space), Math.min(1, high + space)];

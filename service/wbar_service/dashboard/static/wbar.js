@@ -119,7 +119,7 @@ document.addEventListener("htmx:responseError", (event) => {
 
 // One job: events as they come, series behind them.
 function followJob(page) {
-  const job = page.dataset.job, state = one("#state"), log = one("#log"), states = JSON.parse(log.dataset.states);
+  const job = page.dataset.job, state = one("#state"), log = one("#log"), states = JSON.parse(log.dataset.states), phases = JSON.parse(log.dataset.phases);
   const charts = new Charts([{ id: job, label: "", ended: "ended" in page.dataset }], api);
   charts.load();
   let last = page.dataset.after, source = null, ended = "ended" in page.dataset, due = false;
@@ -149,7 +149,7 @@ function followJob(page) {
     bar.value = at.fraction;
     const left = at.eta_seconds === null ? "" : ` · ${duration(at.eta_seconds)} left`;
     const speed = at.images_per_second ? ` · ${Math.round(at.images_per_second)} images/s` : "";
-    const place = at.step ? `${at.phase} · cycle ${at.cycle} of ${at.cycles} · step ${at.step} of ${at.total_steps}` : `preparing: the start is measured first (${at.phase})`;
+    const place = at.step ? `${phases[at.phase]} · cycle ${at.cycle} of ${at.cycles} · step ${at.step} of ${at.total_steps}` : `${phases[at.phase]}: the start is measured first`;
     text.textContent = `${place}${speed}${left}`;
   }
 
