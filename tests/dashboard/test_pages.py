@@ -283,7 +283,7 @@ def test_the_form_shows_little_at_once_and_explains_it(method: str) -> None:
 
 
 def test_a_blank_form_says_what_it_recommends_and_that_it_is_not_the_default(app: App) -> None:
-    assert job_form.DEFAULT_METHOD == JobRequest(checkpoint="ckpt_1", dataset="ds_1").method.type
+    assert JobRequest(checkpoint="ckpt_1", dataset="ds_1").method.type == job_form.DEFAULT_METHOD
     assert set(job_form.METHODS) == set(TYPES)
     page = sign_in(app).get("/jobs/new").text
     for path, value in job_form.RECOMMENDED.items():
