@@ -303,7 +303,7 @@ class JobResult(BaseModel):
 
     @property
     def delivered(self) -> Delivered:
-        """What `/weights` answers with, which is also its name among the comparisons."""
+        """The weights that `/weights` answers with, by their name among the comparisons."""
         return self.selection.delivered if self.selection else "averaged"
 
     def selection_in_words(self) -> list[str]:
