@@ -62,3 +62,13 @@ def write_start(folder: Path, prefix: str = "") -> Path:
     path = folder / "start.safetensors"
     write_safetensors(path, {prefix + name: tensor for name, tensor in start_state().items()}, {})
     return path
+
+
+def write_part(folder: Path, classes: str = "01234") -> Path:
+    """The archive's training images of some of its classes, without held-out ones."""
+    path = folder / "part.zip"
+    with zipfile.ZipFile(io.BytesIO(archive_bytes())) as whole, zipfile.ZipFile(path, "w") as part:
+        for name in whole.namelist():
+            if name.startswith("train/") and name.split("/")[1] in classes:
+                part.writestr(zipfile.ZipInfo(name), whole.read(name))
+    return path

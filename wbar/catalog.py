@@ -105,6 +105,10 @@ _ALL = [
 
 ARCHITECTURES: dict[str, Architecture] = {arch.name: arch for arch in sorted(_ALL, key=lambda arch: arch.name)}
 
+# Networks whose published weights belong to a relative with the same tensors that normalizes its inputs itself: torchvision's
+# googlenet and inception_v3 with transform_input=True. `recipe.normalize: auto` tries what that amounts to.
+NORMALIZED_INSIDE = frozenset({"googlenet", "inception_v3"})
+
 
 def similar_names(name: str) -> str:
     """Return a clause that names the architectures which are spelled most like `name`; empty where none is."""

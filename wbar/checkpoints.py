@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wbar.catalog import NORMALIZED_INSIDE
 from wbar.spec import Network
 from wbar.states import UploadStatus
 
@@ -32,13 +33,24 @@ class NetworkArchitecture(BaseModel):
     )
 
     @property
-    def warning(self) -> str | None:
-        """A sentence about the networks that `name` cannot be told apart from; None where there are none."""
-        if not self.ambiguous_with:
+    def note(self) -> str | None:
+        """A sentence about rarer networks with the same tensors, where `name` is the usual one; None where there are none."""
+        if not self.ambiguous_with or self.name in NORMALIZED_INSIDE:
             return None
         return (
-            f"recognized as {self.name} by its tensors, which it shares with {' and '.join(self.ambiguous_with)}; a job "
-            f"computes {self.name}, whose outputs differ: give architecture {self.name} to say that the checkpoint is one"
+            f"Taken for {self.name}, the usual network with these tensors. Nothing is to be done, unless it is "
+            f"{' or '.join(self.ambiguous_with)}: that has the same tensors, gives other outputs, and is not in the catalog."
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence about a relative that a published checkpoint is more likely to be; None where there is none."""
+        if not self.ambiguous_with or self.name not in NORMALIZED_INSIDE:
+            return None
+        return (
+            f"Taken for {self.name}. torchvision's pretrained weights are of {' or '.join(self.ambiguous_with)}, which has the "
+            "same tensors and amounts to inputs normalized with mean 0.5 and deviation 0.5: a job tries that by itself "
+            'where recipe.normalize is left "auto".'
         )
 
 

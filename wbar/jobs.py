@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from wbar.checkpoints import Fault
+from wbar.job_warnings import JobWarning
 from wbar.method import AnyMethod, CyclicSwa
 from wbar.recipe import MAX_CLASSES, Recipe
 from wbar.request import ExpiresAfter, RequestModel
@@ -23,7 +24,12 @@ class JobOptions(RequestModel):
 
     method: AnyMethod = Field(default_factory=CyclicSwa)
     recipe: Recipe = Field(default_factory=Recipe)
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**31,
+        description="Of all that is drawn by chance: the same job with the same seed gives the same weights.",
+    )
     classes: Annotated[list[ClassName], Field(min_length=2, max_length=MAX_CLASSES, fail_fast=True)] | None = Field(
         None, description="The checkpoint's class order, if it is not the sorted names."
     )
@@ -106,7 +112,7 @@ class JobRequest(JobOptions):
 
     checkpoint: Id
     dataset: Id
-    name: Name | None = None
+    name: Name | None = Field(None, description="What to find the job by. Without one it is shown by its id.")
     metadata: dict[TagName, Annotated[Text, Field(max_length=512)]] = Field(default_factory=dict, max_length=MOST_TAGS)
     max_seconds: float | None = Field(
         None,
@@ -276,6 +282,10 @@ class Job(BaseModel):
     started_at: str | None
     finished_at: str | None
     estimate: Estimate | None = Field(None, description="Only in the answer to a dry run.")
+    warnings: list[JobWarning] | None = Field(
+        None,
+        description="Only in the answer to a dry run: what is worth knowing before the job is created. None of them stops it.",
+    )
 
     def _repr_html_(self) -> str:
         """Return the job as a notebook shows it."""
@@ -305,6 +315,7 @@ class Job(BaseModel):
         started_at: str | None = None,
         finished_at: str | None = None,
         estimate: Estimate | None = None,
+        warnings: list[JobWarning] | None = None,
     ) -> "Job":
         """Make a job as the API sends it: the resolved request from its spec, and the given status.
 
@@ -340,6 +351,7 @@ class Job(BaseModel):
             started_at=started_at,
             finished_at=finished_at,
             estimate=estimate,
+            warnings=warnings,
         )
 
 

@@ -33,6 +33,10 @@ Average = Literal["uniform", "greedy", "window"]
 StartKind = Literal["memorised", "settled", "underfit"]
 SelectBy = Literal["loss", "accuracy", "brier"]
 MAX_CYCLES = 1000
+PULL_WORDS = (
+    "How strongly the weights are held near the running mean: λ of λ‖w̄ − w‖², with w̄ held constant: its gradient is "
+    "2λ(w − w̄). 0: not at all."
+)
 
 
 class Phase(RequestModel):
@@ -90,7 +94,7 @@ class LowPhase(Phase):
 class _Trained(RequestModel):
     """The options that every method with training has."""
 
-    pull: Auto | Strength = Field(0.0, description="λ of λ‖w̄ − w‖², with w̄ held constant: its gradient is 2λ(w − w̄).")
+    pull: Auto | Strength = Field(0.0, description=PULL_WORDS)
     pull_in: Literal["all", "low", "late"] = Field(
         "all",
         description="When it pulls: always; in low phases only (cyclic_swa: the low phases; swa: after its annealing; else: "
@@ -98,14 +102,15 @@ class _Trained(RequestModel):
     )
     control: bool = Field(
         False,
-        description="One more comparison, `result.metrics.control`: a cosine fine-tune from the same start with as many steps. "
-        "Doubles the training.",
+        description="Also train a plain fine-tune of the same length from the same start (along a cosine), so that the result "
+        "says what averaging won over it: `result.metrics.control`. It doubles the training, but not where `auto` walks the "
+        "same way anyway.",
     )
     control_lr: Auto | Rate = Field("auto", description="Its peak rate. `auto`: the architecture's customary one.")
     guard: bool = Field(
         False,
-        description="If w̄ is worse than the start on the selection split, `/weights` answers with the "
-        "start, and `result.selection.delivered` says so.",
+        description="Give the start back where the average is worse: if w̄ has the higher loss on the selection split (the half "
+        "of the held-out images that chooses), `/weights` answers with the start, and `result.selection.delivered` says so.",
     )
     back_off: bool = Field(
         True,
@@ -122,12 +127,16 @@ class CyclicSwa(_Trained):
     """
 
     type: Literal["cyclic_swa"] = "cyclic_swa"
-    cycles: int = Field(6, ge=1, le=MAX_CYCLES, description="n, the number of snapshots that enter the mean.")
+    cycles: int = Field(
+        6,
+        ge=1,
+        le=MAX_CYCLES,
+        description="How many times to go from the high rate to the low one; each cycle ends with a snapshot, and their mean "
+        "is the result. As the phases are by default, a cycle is two passes over the training images.",
+    )
     high: HighPhase = Field(default_factory=HighPhase, description="Leaves the basin's floor.")
     low: LowPhase = Field(default_factory=LowPhase, description="Settles again; the snapshot is taken at its end.")
-    pull: Auto | Strength = Field(
-        "auto", description="λ of λ‖w̄ − w‖², with w̄ held constant: its gradient is 2λ(w − w̄)."
-    )
+    pull: Auto | Strength = Field("auto", description=PULL_WORDS)
     include_start: bool = Field(False, description="Whether the start w_0 counts as one more point of the mean.")
     average: Average = Field(
         "uniform",
@@ -162,7 +171,7 @@ class CyclicSwa(_Trained):
 class _Straight(_Trained):
     """One pass of `epochs` epochs instead of cycles."""
 
-    epochs: Epochs = Field(12, description="Passes over the training images.")
+    epochs: Epochs = Field(12, description="How long to train: the number of passes over all training images.")
     lr: Auto | Rate = Field("auto", description="The highest rate, taken as given.")
     base_lr: Rate | None = Field(
         None, description="Instead of `lr`: lr = base_lr × batch / 256. Shown resolved, as `lr`."

@@ -301,6 +301,11 @@ class JobResult(BaseModel):
     normalization: NormalizationProbe | None = Field(None, description="Where `recipe.normalize` was `auto`.")
     flatness: Flatness | None = Field(None, description="Where the job asked for it.")
 
+    @property
+    def delivered(self) -> Delivered:
+        """The weights that `/weights` answers with, by their name among the comparisons."""
+        return self.selection.delivered if self.selection else "averaged"
+
     def selection_in_words(self) -> list[str]:
         """Return the selection as lines of text; no lines where nothing was selected."""
         selection, lines = self.selection, list[str]()
@@ -329,6 +334,6 @@ class JobResult(BaseModel):
         if selection.delivered == "start":
             lines.append(
                 "guard: the average was worse than the start on the images that chose, so the weights to download are the "
-                "start's, unchanged"
+                "start's, unchanged; the numbers of the average stay, to compare with"
             )
         return lines

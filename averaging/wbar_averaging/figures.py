@@ -132,7 +132,7 @@ def curve_figure(
         low, high = min([*values, *levels]), max([*values, *levels])
         if kind == "accuracy" and high - low < LEAST_RANGE:
             # Where all are (nearly) equal, plotly's own range goes from 0 to 150 %.
-            middle = (low + high) / 2
+            middle = min(max((low + high) / 2, LEAST_RANGE / 2), 1 - LEAST_RANGE / 2)
             figure.update_yaxes(range=[middle - LEAST_RANGE / 2, middle + LEAST_RANGE / 2], row=row, col=1)
         for number, comparison in enumerate(comparisons):
             level = getattr(comparison, kind)
@@ -325,9 +325,13 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def _held_out_axis(figure: go.Figure, row: int, kind: str) -> None:
-    """Loss in nats; accuracy in percent of a fraction."""
+    """Loss in nats; accuracy in percent of a fraction, whose axis ends where it does: at 0 and at 100 %."""
     if kind == "accuracy":
-        figure.update_yaxes(title_text="accuracy (%)", tickformat=".4~p", hoverformat=".2%", row=row, col=1)
+        # Of a point at the end of the axis the marker is drawn whole.
+        figure.update_traces(cliponaxis=False, row=row, col=1)
+        figure.update_yaxes(
+            title_text="accuracy (%)", tickformat=".4~p", hoverformat=".2%", minallowed=0, maxallowed=1, row=row, col=1
+        )
     else:
         figure.update_yaxes(title_text="loss (nats)", hoverformat=".4g", row=row, col=1)
 

@@ -3,6 +3,7 @@
 A validation is claimed like a job: `attempts` is the fence, and a late verdict of a dead attempt changes nothing.
 """
 
+from collections.abc import Collection
 from typing import Any, ClassVar, Literal, TypeVar
 
 from sqlalchemy import Column, ColumnElement, Update, and_, delete, false, or_, select, update
@@ -58,6 +59,13 @@ class UploadRepository(Repository[AnyUpload]):
     noun: ClassVar[Literal["checkpoint", "dataset"]]
     blob_columns: ClassVar[tuple[Column[Any], ...]]
     job_column: ClassVar[Column[Any]]
+
+    def names(self, tenant: Tenant, ids: Collection[str]) -> dict[str, str]:
+        """Return the names of those of the ids that are the tenant's, by id."""
+        table = self.table
+        wanted = tenant.select(table).where(table.c.id.in_(ids)).with_only_columns(table.c.id, table.c.name)
+        with self.database.read() as connection:
+            return {row.id: row.name for row in connection.execute(wanted)}
 
     def remove(self, tenant: Tenant, object_id: str) -> list[str]:
         """Delete the row; returns the blobs to collect.

@@ -41,10 +41,10 @@ def test_from_signing_in_to_the_file_by_keyboard_alone(browser: Browser, service
 
     expect(page.get_by_role("heading", name="New job")).to_be_visible()
     keys.skip()
-    for label, value in (("Checkpoint", checkpoint), ("Dataset", dataset), ("How to visit and average", "cyclic_swa")):
+    for label, value in (("Checkpoint", checkpoint), ("Dataset", dataset), ("Method", "cyclic_swa")):
         keys.go_to(page.get_by_label(label, exact=True))
         keys.choose(value)
-    for label, text in (("cycles", "200"), ("name", "keys alone")):
+    for label, text in (("How long: cycles", "200"), ("Name", "keys alone")):
         field = page.get_by_label(label, exact=True)
         while not field.is_visible():  # folded: open what it is in
             keys.go_to(page.locator("details:not([open]) > summary").first)
@@ -104,7 +104,7 @@ def test_a_job_is_ticked_and_cancelled_by_keyboard_alone(browser: Browser, servi
     keys.press("Enter")
     expect(page.get_by_role("heading", name="Cancel 1 job?")).to_be_visible()
     keys.skip()
-    keys.go_to(page.get_by_role("button", name="Cancel them"))
+    keys.go_to(page.get_by_role("button", name="Yes, cancel it"))
     keys.press("Enter")
     expect(page.get_by_role("row", name="ticked by keys")).to_contain_text("cancelled")
     with service.client() as client:

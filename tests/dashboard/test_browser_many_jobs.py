@@ -51,7 +51,7 @@ def copy(n: int) -> dict[str, object]:
 
 
 def names(page: Page) -> list[str]:
-    return page.locator("table.jobs tbody th").all_inner_texts()
+    return page.locator("table.jobs tbody th a").all_inner_texts()
 
 
 def check_light(page: Page) -> None:
@@ -70,7 +70,7 @@ def test_ten_thousand_jobs(browser: Browser, service: Service, key: str) -> None
         expect(page.locator("table.jobs tbody tr")).to_have_count(11)
         page.get_by_label("Status").select_option("failed")
         page.get_by_role("button", name="Filter").click()
-        expect(page.locator("table.jobs tbody th")).to_have_text(["job 7773"])
+        expect(page.locator("table.jobs tbody th a")).to_have_text(["job 7773"])
         page.get_by_role("link", name="Clear").click()
 
         best = [n for n in range(MANY - 2, 0, -1) if n % 10 != FAILED]
@@ -80,13 +80,13 @@ def test_ten_thousand_jobs(browser: Browser, service: Service, key: str) -> None
         assert first == [f"job {n}" for n in best[:ROWS]]
         for turned in (1, 2):
             page.get_by_role("link", name="Next page").click()
-            expect(page.locator("table.jobs tbody th").first).to_have_text(f"job {best[ROWS * turned]}")
+            expect(page.locator("table.jobs tbody th a").first).to_have_text(f"job {best[ROWS * turned]}")
             assert names(page) == [f"job {n}" for n in best[ROWS * turned : ROWS * (turned + 1)]]
             check_light(page)
         page.go_back()
         assert names(page) == [f"job {n}" for n in best[ROWS : 2 * ROWS]]
         page.get_by_role("link", name="First page").click()
-        expect(page.locator("table.jobs tbody th").first).to_have_text(first[0])
+        expect(page.locator("table.jobs tbody th a").first).to_have_text(first[0])
         assert names(page) == first
 
 
@@ -97,14 +97,14 @@ def test_some_of_ten_thousand_are_cancelled_and_deleted(browser: Browser, servic
         expect(page.locator("table.jobs tbody tr")).to_have_count(10)
         for name in ("job 5", "job 15", "job 25"):
             page.get_by_label(f"Tick {name}", exact=True).check()
-        for action, verb in (("Cancel", "Cancel them"), ("Delete", "Delete them")):
+        for action, verb in (("Cancel", "Yes, cancel them"), ("Delete", "Yes, delete them")):
             page.get_by_role("button", name=f"{action}…").click()
             expect(page.get_by_role("heading", name=f"{action} 3 jobs?")).to_be_visible()
             page.get_by_role("button", name=verb).click()
             expect(page.get_by_role("heading", name="Jobs", exact=True)).to_be_visible()
             page.goto("/?status=cancelled")
             if action == "Cancel":
-                expect(page.locator("table.jobs tbody th")).to_have_text(["job 25", "job 15", "job 5"])
+                expect(page.locator("table.jobs tbody th a")).to_have_text(["job 25", "job 15", "job 5"])
                 for box in page.locator("table.jobs tbody input").all():
                     box.check()
         expect(page.get_by_text("No job meets these conditions")).to_be_visible()

@@ -78,6 +78,7 @@ def test_a_pause_and_a_reload_cost_nothing_that_arrived(browser: Browser, servic
         pause.click()
         expect(page.get_by_role("button", name="Resume")).to_be_visible()
         watched.allowed = ("net::ERR_ABORTED",)
+        page.on("dialog", lambda asked: asked.accept())  # whether to leave, while a file is on its way
         page.reload()
         offsets = sent(page)
         choose(page, "checkpoint", file)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -15,9 +15,11 @@ from sqlalchemy import update
 from tests.service.app import App, app_in
 from tests.store.rows import insert_inputs, spec
 from tools.vendor_scripts import FILES, FOLDER
-from wbar.jobs import JobRequest
+from wbar.jobs import JobRequest, StepPhase
 from wbar.method import TYPES, CyclicSwa
-from wbar_service.dashboard import job_form
+from wbar.results import VERDICTS, Comparisons
+from wbar.states import JobStatus
+from wbar_service.dashboard import glossary, job_form, job_list
 from wbar_service.dashboard.pages import STATIC
 from wbar_service.sessions import COOKIE, csrf_of
 from wbar_store.database import Tenant
@@ -222,11 +224,11 @@ def test_lists_are_filtered_sorted_and_remember_their_columns(app: App) -> None:
     assert shown("?dataset=ds_1&checkpoint=ckpt_1&status=cancelled") == [second]
     assert shown("?verdict=better") == []
     chosen = browser.get("/?columns=&columns=priority")
-    assert re.findall(r"<th scope=\"col\">\s*(Priority|NLL|Created)", chosen.text) == ["Priority"]
+    assert re.findall(r"<th scope=\"col\"[^>]*>\s*(Priority|Loss|Created)", chosen.text) == ["Priority"]
     cookie = chosen.headers["set-cookie"].split(";")[0]
     again = browser.ask("GET", "/", headers={"Cookie": f"{COOKIE}={browser.token}; {cookie}"})
     assert "Priority" in again.text
-    assert "Δ NLL, start" not in re.sub(r"(?s)<details.*?</details>", "", again.text)
+    assert "Loss vs start" not in re.sub(r"(?s)<details.*?</details>", "", again.text)
     assert browser.get("/?metadata=%00").status_code == 422
     assert browser.get("/?after=nothing").status_code == 422
 
@@ -268,6 +270,56 @@ def test_the_form_has_every_field_of_the_request(method: str) -> None:
     top = {path.split(".")[0] for path in paths} | job_form.ELSEWHERE
     assert top >= set(JobRequest.model_fields)
     assert {"recipe.optimizer.momentum", "seed", "flatness"} <= paths
+
+
+@pytest.mark.parametrize("method", TYPES)
+def test_the_form_shows_little_at_once_and_explains_it(method: str) -> None:
+    shown = [field for field in job_form.fields(method) if field.open]
+    assert len(shown) <= 3
+    assert all(field.description for field in shown)
+    folded = [field for group in job_form.grouped(method, {"seed": "3", "metadata": "a=b"}) for field in group.fields]
+    assert len(folded) + len(shown) == len(job_form.fields(method))
+    assert sum(group.given for group in job_form.grouped(method, {"seed": "3", "metadata": "a=b"})) == 2
+
+
+def test_a_blank_form_says_what_it_recommends_and_that_it_is_not_the_default(app: App) -> None:
+    assert JobRequest(checkpoint="ckpt_1", dataset="ds_1").method.type == job_form.DEFAULT_METHOD
+    assert set(job_form.METHODS) == set(TYPES)
+    page = sign_in(app).get("/jobs/new").text
+    for path, value in job_form.RECOMMENDED.items():
+        chosen = rf'<select id="{path}"[^>]*>(?:(?!</select>).)*?<option value="{value}" selected'
+        assert re.search(chosen, page, re.DOTALL), path
+    assert "begins with what is recommended" in page
+    assert "API's default, <code>cyclic_swa</code>" in page
+
+
+def test_every_word_of_a_result_is_explained() -> None:
+    assert set(glossary.ROWS) == set(Comparisons.model_fields)
+    assert set(glossary.STATES) == set(get_args(JobStatus))
+    assert set(glossary.PHASES) == set(get_args(StepPhase))
+    assert set(glossary.VERDICT_WORDS) == set(VERDICTS)
+    assert set(job_list.EXPLAINED.values()) <= set(glossary.TERMS)
+
+
+def test_an_upload_is_deleted_after_a_question(app: App) -> None:
+    browser = sign_in(app)
+    for path in ("/checkpoints/ckpt_1", "/datasets/ds_1"):
+        assert f'href="{path}/delete"' in browser.get(path).text
+        question = browser.get(f"{path}/delete").text
+        assert "Lost for good" in question
+        assert "Kept" in question
+        assert sign_in(app, OTHER).get(f"{path}/delete").status_code == 404
+        assert browser.get(path).status_code == 200, "nothing is deleted by a question"
+        assert browser.post(f"{path}/delete").status_code == 303
+        assert browser.get(path).status_code == 404
+
+
+def test_lists_have_names_and_ids(app: App) -> None:
+    job = store_of(app).jobs.create(MINE, spec(), "my job", {}).id
+    page = sign_in(app).get("/?columns=&columns=checkpoint&columns=dataset").text
+    assert f'<code class="id">{job}</code>' in page
+    for one in ("ckpt_1", "ds_1"):
+        assert re.search(rf'<a href="/\w+/{one}">x</a> <code class="id">{one}</code>', page)
 
 
 def test_a_form_is_read_as_the_request_that_it_shows() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.conftest import Service, wait_until
-from tests.material import archive_bytes, start_state, write_archive, write_start
+from tests.material import archive_bytes, start_state, write_archive, write_part, write_start
 from wbar.catalog import ARCHITECTURES
 from wbar.client import Client
 
@@ -418,6 +418,25 @@ def test_a_dry_run_resolves_everything_and_creates_nothing(service: Service, rea
     assert job["recipe"]["precision"] == "float32"
     assert job["estimate"]["steps"] == 6 * 2 * 15
     assert "auto" not in json.dumps(job)
+
+
+def test_classes_that_do_not_fill_the_outputs_are_warned_of(
+    service: Service, ready: tuple[str, str], tmp_path: Path
+) -> None:
+    with service.client() as client, service.http() as http:
+        five = client.datasets.create(write_part(tmp_path)).id
+        body = {"checkpoint": ready[0], "dataset": five, "method": {"cycles": 1}}
+        tried = http.post("/v1/jobs", json=body | {"dry_run": True}).json()
+        assert [one["pointer"] for one in tried["warnings"]] == ["/dataset", "/dataset"]
+        assert "5 classes and the checkpoint's network 10 outputs" in tried["warnings"][0]["detail"]
+        assert "there is no val/" in tried["warnings"][1]["detail"]
+        fits = http.post("/v1/jobs", json={"checkpoint": ready[0], "dataset": ready[1], "dry_run": True}).json()
+        assert fits["warnings"] == []
+        job = http.post("/v1/jobs", json=body).json()
+        first = http.get(f"/v1/jobs/{job['id']}/events?type=log&limit=1").json()["data"][0]["data"]
+        assert first == {"level": "warning", "message": tried["warnings"][0]["detail"]}
+        assert job["warnings"] is None
+        client.jobs.cancel(job["id"])
 
 
 def test_an_idempotency_key_answers_once(service: Service, ready: tuple[str, str]) -> None:

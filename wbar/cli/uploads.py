@@ -40,6 +40,8 @@ def upload(
     note(f"{made.architecture.name}, {made.architecture.num_classes} classes, {made.parameters:,} parameters")
     if made.architecture.warning:
         note(made.architecture.warning, "yellow")
+    elif made.architecture.note:
+        note(made.architecture.note, "dim")
     answer(made, made.id)
 
 

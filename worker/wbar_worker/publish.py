@@ -79,7 +79,7 @@ class Publisher:
         job = self._job
         try:
             points = self._store.metrics.all(job.owner, job.id)
-            ReportPage(job.id, job.name, job.spec, result, points).write(path)
+            ReportPage(job.id, job.name, job.spec, result, points, job.request).write(path)
         except Exception as error:
             log.exception("%s: the report could not be drawn", job.id)
             self.log(

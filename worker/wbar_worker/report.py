@@ -3,12 +3,13 @@
 Drawn by the worker when the job has succeeded, from its spec, its result and its training series, and kept as a blob.
 """
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wbar.jobs import MetricsPoint
 from wbar.results import VERDICTS, Comparisons, Flatness, JobResult
@@ -23,20 +24,26 @@ h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5r
 .verdict { font-weight: 600 } .note { color: #555 }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .9rem .3rem 0; text-align: right }
 th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
-tr.averaged td { font-weight: 600 } pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: 1rem }
+tr.delivered td { font-weight: 600 } pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: 1rem }
 .wide { overflow-x: auto }
+.tag { border: 1px solid #999; border-radius: 4px; padding: 0 .3rem; font-weight: 400; font-size: .85em }
 """
 
 
 @dataclass(frozen=True)
 class ReportPage:
-    """The contents of a report. points: the training series, in the order of its steps."""
+    """The contents of a report.
+
+    points: the training series, in the order of its steps.
+    request: what was asked for, as it was sent; None where it is not kept.
+    """
 
     job_id: str
     name: str | None
     spec: JobSpec
     result: JobResult
     points: Sequence[MetricsPoint]
+    request: Mapping[str, Any] | None = None
 
     def write(self, path: Path) -> None:
         """Write the page to `path`."""
@@ -57,30 +64,37 @@ class ReportPage:
         ids = f"{self.job_id} · checkpoint {spec.start.id} · dataset {spec.dataset.id}"
         yield f"<p class='note'>{escape(ids)}</p>"
         yield f"<p class='verdict'>Verdict: {result.verdict} – {VERDICTS[result.verdict]}.</p>"
-        yield _comparisons(result.metrics)
+        yield _comparisons(result)
         yield from (f"<p class='note'>{escape(line)}</p>" for line in result.selection_in_words())
         yield from _curve(result)
         yield from _training(self.points)
         if result.flatness is not None:
             yield from _flatness(result.flatness)
-        asked = spec.model_dump_json(indent=2, include={"method", "recipe", "seed", "classes"})
-        yield f"<h2>What was asked for</h2>\n<pre>{escape(asked)}</pre>"
+        if self.request is not None:
+            # The names are those of this tenant's objects; whatever else was left out was the service's to decide.
+            sent = {name: value for name, value in self.request.items() if name not in ("name", "metadata")}
+            yield f"<h2>What was asked for</h2>\n<pre>{escape(json.dumps(sent, indent=2, ensure_ascii=False))}</pre>"
+        used = spec.model_dump_json(indent=2, include={"method", "recipe", "seed", "classes"})
+        yield f"<h2>What it became: every option as it was used</h2>\n<pre>{escape(used)}</pre>"
 
 
-def _comparisons(metrics: Comparisons) -> str:
+def _comparisons(result: JobResult) -> str:
     rows = "".join(
-        f"<tr{' class=averaged' if name == 'averaged' else ''}><td>{Comparisons.label(name)}</td>"
+        f"<tr{' class=delivered' if name == result.delivered else ''}><td>{Comparisons.label(name)}"
+        f"{' <span class=tag>download</span>' if name == result.delivered else ''}</td>"
         f"<td>{score.accuracy:.2%}</td><td>{score.loss:.4f}</td><td>{_number(score.nll_calibrated, '.4f')}</td>"
         f"<td>{_number(score.temperature, '.2f')}</td><td>{score.ece:.4f}</td></tr>"
-        for name, score in metrics.named().items()
+        for name, score in result.metrics.named().items()
     )
     head = (
-        "<tr><th>held-out images</th><th>accuracy</th><th>NLL (nats)</th><th>NLL, calibrated</th><th>temperature</th>"
-        "<th>calibration error</th></tr>"
+        f"<tr><th>on {result.held_out.report} held-out images</th><th>accuracy</th><th>loss (NLL, nats)</th>"
+        "<th>loss, calibrated</th><th>temperature</th><th>calibration error (ECE)</th></tr>"
     )
     note = (
-        "<p class='note'>Calibrated: the NLL once the outputs are divided by the temperature, which is fitted on other "
-        "held-out images. A loss that is lower before, and not after it, was won by less confidence.</p>"
+        "<p class='note'>Bold: the weights that a download gives. Loss: the mean negative log-likelihood of the right class; "
+        "lower is better, and confident mistakes cost most. Calibration error: how far the stated confidence is from the share "
+        "that was right; 0 is best. Calibrated: the loss once the outputs are divided by the temperature, which is fitted on "
+        "other held-out images. A loss that is lower before, and not after it, was won by less confidence.</p>"
     )
     return f"<div class='wide'><table>{head}{rows}</table></div>\n{note}"
 

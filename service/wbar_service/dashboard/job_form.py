@@ -5,7 +5,7 @@ A field that is left blank is left out of the request, so that the service decid
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -14,14 +14,38 @@ from pydantic import ValidationError
 from wbar.jobs import JobRequest
 from wbar.method import TYPES
 
-# Shown at once; whatever else the schema has is folded.
-FIRST = (
-    "name", "seed", "method.cycles", "method.epochs", "method.high.lr", "method.high.epochs", "method.low.lr",
-     "method.low.epochs", "method.pull", "method.control", "method.guard", "method.checkpoints", "method.average",
-     "recipe.batch_size", "recipe.augment", "recipe.normalize", "recipe.image_size", "flatness",
-)  # fmt: skip
+# Shown at once, by these names; whatever else the schema has is folded, under the names that it has there.
+OPEN = {
+    "method.epochs": "How long: epochs",
+    "method.cycles": "How long: cycles",
+    "method.checkpoints": "Checkpoints to average",
+    "method.control": "Compare with a plain fine-tune",
+    "name": "Name",
+}
+# What is folded, by group: a path, or the beginning of paths. What the first groups do not name falls to the last that does.
+GROUPS = {
+    "Learning rates, phases and averaging": ("method.",),
+    "Images and classes": (
+        "recipe.image_size", "recipe.normalize", "recipe.augment", "recipe.mixup", "recipe.cutmix", "classes",
+        "recipe.class_weights", "recipe.head",
+    ),
+    "Extra measurements": ("flatness", "swag"),
+    "Optimizer, batch, precision and regularization": ("recipe.",),
+    "Tags, priority, limits and seed": ("",),
+}  # fmt: skip
+METHODS: Mapping[str, str] = {
+    "auto": "recommended: finds its learning rate, picks the best average",
+    "cyclic_swa": "high and low rates in turn, the mean of the snapshots (API's default)",
+    "swa": "a constant learning rate, the mean of a snapshot per epoch",
+    "ema": "a running mean of every training step",
+    "lawa": "the mean of the last few snapshots",
+    "none": "a plain fine-tune, nothing averaged",
+    "soup": "the mean of checkpoints that you have, nothing trained",
+}
 ELSEWHERE = frozenset({"checkpoint", "dataset", "dry_run", "metadata", "method", "method.type"})
-DEFAULT_METHOD = "auto"
+DEFAULT_METHOD = JobRequest.model_fields["method"].get_default(call_default_factory=True).type
+# What a blank form has chosen, and says that it has; every other field is left to the service, as for `curl`.
+RECOMMENDED: Mapping[str, str] = {"method.type": "auto", "method.control": "true"}
 
 
 @dataclass(frozen=True)
@@ -39,9 +63,20 @@ class Field:
     lines: bool = False
 
     @property
-    def first(self) -> bool:
+    def open(self) -> bool:
         """Whether it is shown at once."""
-        return self.path in FIRST
+        return self.path in OPEN
+
+    @property
+    def group(self) -> str:
+        """The heading that it is folded under."""
+        return next(
+            group
+            for group, paths in GROUPS.items()
+            if any(
+                self.path == path or ((path.endswith(".") or not path) and self.path.startswith(path)) for path in paths
+            )
+        )
 
 
 @cache
@@ -53,7 +88,27 @@ def fields(method: str) -> tuple[Field, ...]:
     chosen = next(one for one in members if one["properties"]["type"]["const"] == method)
     order = {"method": chosen, **{name: node for name, node in schema["properties"].items() if name != "method"}}
     found = _walk(order, definitions, "")
-    return tuple(sorted(found, key=lambda field: FIRST.index(field.path) if field.first else len(FIRST)))
+    first = list(OPEN)
+    return tuple(sorted(found, key=lambda field: first.index(field.path) if field.open else len(first)))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Fields that are folded together. given: how many of them are filled."""
+
+    heading: str
+    fields: tuple[Field, ...]
+    given: int
+
+
+def grouped(method: str, form: Mapping[str, str]) -> list[Group]:
+    """Return the folded fields of a job with this method. The tags, which the form writes in one line, count as the last's."""
+    found = []
+    for heading in GROUPS:
+        members = tuple(field for field in fields(method) if not field.open and field.group == heading)
+        if members:
+            found.append(Group(heading, members, sum(bool(form.get(field.path)) for field in members)))
+    return [*found[:-1], replace(found[-1], given=found[-1].given + bool(form.get("metadata")))]
 
 
 def _walk(properties: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str) -> Iterator[Field]:
@@ -78,6 +133,7 @@ def _field(path: str, node: Mapping[str, Any]) -> Field:
     shown = "" if default is None else default if isinstance(default, str) else json.dumps(default)
     label = path.split(".", 1)[1] if path.startswith(("method.", "recipe.")) else path
     label = label.replace("_", " ").replace(".", " · ")
+    label = OPEN.get(path, label)
     return Field(path, label, node.get("description", ""), shown, choices, "array" in kinds)
 
 
@@ -126,7 +182,7 @@ def _tags(text: str) -> Iterator[tuple[str, str]]:
 def filled_with(body: Mapping[str, Any]) -> dict[str, str]:
     """Return the form that stands for a request, which `body_of` reads back."""
     form: dict[str, str] = {}
-    method = body.get("method", {}).get("type", "cyclic_swa")
+    method = body.get("method", {}).get("type", DEFAULT_METHOD)
     form["method.type"] = method
     known = {field.path for field in fields(method)}
 

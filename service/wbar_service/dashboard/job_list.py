@@ -17,7 +17,7 @@ from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.dashboard.pages import as_page, page, rendered
 from wbar_service.dashboard.route import PageRoute, is_fragment
 from wbar_store.database import Tenant
-from wbar_store.job_lists import Filters, OrderBy
+from wbar_store.job_lists import Filters, JobSummary, OrderBy
 from wbar_store.repository import PageRequest
 from wbar_store.store import Store
 
@@ -27,15 +27,24 @@ COLUMNS = {
     "checkpoint": "Checkpoint",
     "dataset": "Dataset",
     "accuracy": "Accuracy",
-    "loss": "NLL",
-    "accuracy_gain": "Δ accuracy, start",
-    "loss_gain": "Δ NLL, start",
-    "accuracy_control": "Δ accuracy, control",
-    "loss_control": "Δ NLL, control",
+    "loss": "Loss",
+    "accuracy_gain": "Accuracy vs start",
+    "loss_gain": "Loss vs start",
+    "accuracy_control": "Accuracy vs control",
+    "loss_control": "Loss vs control",
     "metadata": "Metadata",
     "priority": "Priority",
     "created": "Created",
     "finished": "Finished",
+}
+EXPLAINED = {
+    "accuracy": "accuracy",
+    "loss": "loss",
+    "accuracy_gain": "vs_start",
+    "loss_gain": "vs_start",
+    "accuracy_control": "vs_control",
+    "loss_control": "vs_control",
+    "priority": "priority",
 }
 SHOWN = ("accuracy", "accuracy_gain", "loss_gain", "accuracy_control", "loss_control", "created")
 SORTED_BY: dict[str, OrderBy] = {
@@ -148,7 +157,19 @@ def _rows(store: Store, tenant: Tenant, view: ListView) -> str:
         statuses=get_args(JobStatus),
         all_columns=COLUMNS,
         sorted_by=SORTED_BY,
+        explained=EXPLAINED,
+        names=_names(store, tenant, found.records, view.columns),
     )
+
+
+def _names(store: Store, tenant: Tenant, jobs: Sequence[JobSummary], columns: tuple[str, ...]) -> dict[str, str]:
+    """Return the names of the checkpoints and datasets that the columns show, by id; deleted ones have none."""
+    found: dict[str, str] = {}
+    if "checkpoint" in columns:
+        found |= store.checkpoints.names(tenant, {job.checkpoint for job in jobs})
+    if "dataset" in columns:
+        found |= store.datasets.names(tenant, {job.dataset for job in jobs})
+    return found
 
 
 @lru_cache(maxsize=64)

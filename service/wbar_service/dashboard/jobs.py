@@ -8,7 +8,7 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from wbar.errors import Conflict, NotFound
-from wbar.results import VERDICTS, Comparisons, JobResult
+from wbar.results import Comparisons, JobResult
 from wbar.states import TERMINAL
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.dashboard.options import options_of
@@ -103,9 +103,12 @@ def _job_values(store: Store, tenant: Tenant, job: JobRecord) -> dict[str, Any]:
         "fault": None,
         "last_event": EventRecord.to_api(latest[0]).id if latest else "",
         "curve": [one.data for one in curve],
+        # Of other methods the average is made of more than the snapshots, or of fewer.
+        "plain_mean": job.spec.method.type in ("cyclic_swa", "swa")
+        and not getattr(job.spec.method, "include_start", False),
+        "anew": job.spec.recipe.batch_norm in ("recompute", "consistent"),
         "options": options_of(job),
         "rows": comparisons_of(job.result) if job.result else [],
-        "verdicts": VERDICTS,
         "checkpoint": _name(store.checkpoints.get, tenant, job.spec.start.id),
         "dataset": _name(store.datasets.get, tenant, job.spec.dataset.id),
     }
@@ -136,13 +139,12 @@ class ComparisonRow:
 def comparisons_of(result: JobResult) -> list[ComparisonRow]:
     """Return the comparisons of a result, in the order of the report."""
     start = result.metrics.start
-    delivered = result.selection.delivered if result.selection else "averaged"
     return [
         ComparisonRow(
             name, Comparisons.label(name), score.accuracy, score.loss, score.ece,
             None if name == "start" else score.accuracy - start.accuracy,
             None if name == "start" else start.loss - score.loss,
-            name == delivered,
+            name == result.delivered,
         )
         for name, score in result.metrics.named().items()
     ]  # fmt: skip

@@ -8,13 +8,12 @@ from typing import Annotated, Any
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
-from pydantic import ValidationError
 
 from wbar.errors import NotFound, Refused
 from wbar.jobs import Job, JobRequest
 from wbar.method import TYPES
 from wbar_service.auth import StoreOf, TenantOf
-from wbar_service.dashboard.job_form import DEFAULT_METHOD, fields, filled_with, read
+from wbar_service.dashboard.job_form import DEFAULT_METHOD, METHODS, RECOMMENDED, fields, filled_with, grouped, read
 from wbar_service.dashboard.pages import page
 from wbar_service.dashboard.route import PageRoute, PreviewRoute
 from wbar_service.dashboard.schedule_picture import Picture, picture_of
@@ -43,7 +42,7 @@ def show_new_job(
     dataset: Annotated[str, Query(max_length=64)] = "",
 ) -> Response:
     """Show the form: blank, or filled with what another job was asked for."""
-    form = {"method.type": DEFAULT_METHOD, "method.control": "true", "checkpoint": checkpoint, "dataset": dataset}
+    form = {**RECOMMENDED, "checkpoint": checkpoint, "dataset": dataset}
     if clone is not None:
         former = store.jobs.get(tenant, clone)
         form = filled_with(changed(former, {}).as_sent())
@@ -100,7 +99,7 @@ async def _form(request: Request) -> dict[str, str]:
 
 def _shown(request: Request, store: Store, tenant: Tenant, form: Mapping[str, str], status: int = 200) -> Response:
     wanted = PageRequest(MOST_CHOICES)
-    tried: dict[str, Any] = {"job": None, "faults": {}, "picture": None, "warnings": []}
+    tried: dict[str, Any] = {"job": None, "faults": {}, "picture": None, "warnings": {}}
     if form.get("checkpoint") and form.get("dataset"):
         tried = _tried(store, tenant, form)
     return page(
@@ -125,7 +124,9 @@ def _choices(
 def _form_values(form: Mapping[str, str]) -> dict[str, Any]:
     method = form.get("method.type", DEFAULT_METHOD)
     method = method if method in TYPES else DEFAULT_METHOD
-    return {"form": form, "methods": TYPES, "method": method, "fields": fields(method)}
+    return {
+        "form": form, "methods": METHODS, "method": method, "fields": fields(method), "groups": grouped(method, form),
+    }  # fmt: skip
 
 
 def _tried(store: Store, tenant: Tenant, form: Mapping[str, str]) -> dict[str, Any]:
@@ -141,7 +142,10 @@ def _tried(store: Store, tenant: Tenant, form: Mapping[str, str]) -> dict[str, A
             faults = {_path(one.get("pointer", "")): one["detail"] for one in problem.errors or ()} or {
                 "": problem.detail
             }
-    return {"job": job, "faults": faults, "picture": picture, "warnings": _warnings(store, tenant, filled.request)}
+    warnings: dict[str, list[str]] = {}
+    for one in (job.warnings or ()) if job else ():
+        warnings.setdefault(_path(one.pointer), []).append(one.detail)
+    return {"job": job, "faults": faults, "picture": picture, "warnings": warnings}
 
 
 def _dry_run(store: Store, tenant: Tenant, body: JobRequest) -> tuple[Job, Picture | None]:
@@ -150,22 +154,6 @@ def _dry_run(store: Store, tenant: Tenant, body: JobRequest) -> tuple[Job, Pictu
         spec = make_spec(store, tenant, body, gpu)
         facts = store.datasets.get(tenant, spec.dataset.id).facts()
         return dry_run(store, tenant, body, spec), picture_of(spec, facts)
-
-
-def _warnings(store: Store, tenant: Tenant, body: JobRequest | None) -> list[str]:
-    """Return what is worth knowing of the chosen inputs before a job is spent on them."""
-    if body is None:
-        return []
-    found: list[str] = []
-    try:
-        checkpoint = store.checkpoints.get(tenant, body.checkpoint).to_api()
-        found += (
-            [checkpoint.architecture.warning] if checkpoint.architecture and checkpoint.architecture.warning else []
-        )
-        found += store.datasets.get(tenant, body.dataset).to_api().warnings
-    except (Refused, ValidationError):
-        return found
-    return found
 
 
 def _path(pointer: str) -> str:

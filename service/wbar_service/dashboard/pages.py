@@ -1,5 +1,6 @@
 """Pages are templates filled with typed values: what an answer of the dashboard looks like, and the headers that guard it."""
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -13,8 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from wbar import __version__
+from wbar.catalog import ARCHITECTURES
+from wbar.results import VERDICTS
 from wbar_service import sessions
 from wbar_service.auth import KEY
+from wbar_service.dashboard.glossary import PHASES, ROWS, STATES, TERMS, VERDICT_WORDS
 from wbar_store.keys import KeyRecord
 
 STATIC = Path(__file__).parent / "static"
@@ -64,10 +68,16 @@ def _bytes(number: float | None) -> str:
     return f"{number:.1f} TiB"
 
 
-def _code(text: str) -> Markup:
-    """Return a description of the schema, whose `names` stand between backticks, for a page."""
+def _code(text: str, links: bool = False) -> Markup:
+    """Return a text whose `names` stand between backticks for a page. links: names of options lead to their fields."""
     parts = escape(text).split("`")
-    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
+    option = re.compile(r"recipe\.[\w.]+|method\.[\w.]+|classes")
+
+    def named(part: Markup) -> Markup:
+        shown = Markup("<code>{}</code>").format(part)
+        return Markup('<a href="#{}">{}</a>').format(part, shown) if links and option.fullmatch(part) else shown
+
+    return Markup("").join(named(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def _percent(share: float | None, signed: bool = False) -> str:
@@ -88,7 +98,10 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(time=_time, duration=_duration, bytes=_bytes, percent=_percent, number=_number, code=_code)
-    made.globals.update(static=static, version=__version__)
+    made.globals.update(
+        static=static, version=__version__, terms=TERMS, row_terms=ROWS, states=STATES, phases=PHASES,
+        verdict_words=VERDICT_WORDS, verdicts=VERDICTS, architectures=tuple(ARCHITECTURES),
+    )  # fmt: skip
     return made
 
 

@@ -54,7 +54,7 @@ def picture_of(spec: JobSpec, facts: DatasetFacts) -> Picture | None:
             bands.append((left, width))
     note = None
     if spec.method.type == "auto":
-        note = "for a start that underfits; where the job finds it memorised, the high rate is held first"
+        note = "where the job finds that the start has memorised its training images, it holds the high rate longer"
     return Picture(
         line=line,
         bands=tuple(bands),

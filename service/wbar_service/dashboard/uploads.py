@@ -69,6 +69,13 @@ def add_builtin(store: StoreOf, tenant: TenantOf, source: Annotated[str, Form(ma
     return RedirectResponse(f"/jobs/new?dataset={added.id}", 303)
 
 
+@router.get("/{kind}/{object_id}/delete")
+def confirm_delete(kind: Kind, object_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+    """Ask before a checkpoint or dataset is deleted, and say what is lost."""
+    found = (store.checkpoints if kind == "checkpoints" else store.datasets).get(tenant, object_id)
+    return page(request, "confirm_upload.html", kind=kind[:-1], one=found.to_api())
+
+
 @router.post("/{kind}/{object_id}/delete")
 def delete_upload(kind: Kind, object_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
     """Delete a checkpoint or dataset; one that a job needs stays, and the page says which job."""

@@ -1,9 +1,10 @@
 """From a request to a JobSpec: what it names is looked up and locked here; `wbar.resolve` decides and checks the rest."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from wbar.errors import CheckpointNotReady, CheckpointsDiffer, DatasetNotReady, ValidationFailed
+from wbar.job_warnings import JobWarning, warnings_about
 from wbar.jobs import Estimate, Job, JobRequest
 from wbar.method import Soup
 from wbar.resolve import planned_snapshots, planned_steps, planned_steps_per_epoch, resolve_job
@@ -11,6 +12,7 @@ from wbar.spec import JobSpec, StoredWeights
 from wbar_service.idempotency import fingerprint
 from wbar_store.checkpoints import CheckpointRecord
 from wbar_store.database import Tenant
+from wbar_store.datasets import DatasetRecord
 from wbar_store.ids import kind_of
 from wbar_store.jobs import JobRecord
 from wbar_store.quotas import Quota
@@ -61,9 +63,10 @@ def insert_job(store: Store, tenant: Tenant, body: JobRequest, made: Creation) -
     Raises QuotaExceeded, and what `make_spec` raises.
     """
     store.quotas.check_jobs(tenant, made.quota)
-    return store.jobs.create(
+    spec = make_spec(store, tenant, body, made.gpu)
+    job = store.jobs.create(
         tenant,
-        make_spec(store, tenant, body, made.gpu),
+        spec,
         body.name,
         body.metadata,
         body.max_seconds,
@@ -72,6 +75,10 @@ def insert_job(store: Store, tenant: Tenant, body: JobRequest, made: Creation) -
         body.priority,
         made.traceparent,
     )
+    # Whoever asked for no dry run reads it in the log, before the job has cost anything.
+    for warning in warnings_about(spec, store.datasets.get(tenant, spec.dataset.id).facts()):
+        store.events.append(job.id, "log", {"level": "warning", "message": warning.detail})
+    return job
 
 
 def digest_of(body: JobRequest) -> str:
@@ -82,15 +89,16 @@ def digest_of(body: JobRequest) -> str:
 
 
 def dry_run(store: Store, tenant: Tenant, request: JobRequest, spec: JobSpec) -> Job:
-    """Return the job as it would be, with an estimate and no id."""
-    facts = store.datasets.get(tenant, spec.dataset.id).facts()
+    """Return the job as it would be, with an estimate, warnings and no id."""
+    checkpoint, dataset = store.checkpoints.get(tenant, spec.start.id), store.datasets.get(tenant, spec.dataset.id)
+    facts = dataset.facts()
     steps = planned_steps(spec, facts)
     images = steps * facts.train_images / planned_steps_per_epoch(facts, spec.recipe)
     speed = store.jobs.images_per_second(tenant, spec.start.id)
     estimate = Estimate(
         steps=steps,
         seconds=round(images / speed * _cost(spec), 1) if speed and steps else None,
-        bytes=(planned_snapshots(spec, facts) + 2) * store.checkpoints.get(tenant, spec.start.id).bytes,
+        bytes=(planned_snapshots(spec, facts) + 2) * checkpoint.bytes,
     )
     return Job.of(
         spec,
@@ -100,7 +108,17 @@ def dry_run(store: Store, tenant: Tenant, request: JobRequest, spec: JobSpec) ->
         priority=request.priority,
         expires_after=request.expires_after,
         estimate=estimate,
+        warnings=[*warnings_about(spec, facts), *_of_inputs(checkpoint, dataset)],
     )
+
+
+def _of_inputs(checkpoint: CheckpointRecord, dataset: DatasetRecord) -> Iterator[JobWarning]:
+    """Yield the warnings that the inputs carry themselves, since they were read."""
+    architecture = checkpoint.to_api().architecture
+    if architecture is not None and architecture.warning:
+        yield JobWarning(pointer="/checkpoint", detail=architecture.warning)
+    for text in dataset.to_api().warnings:
+        yield JobWarning(pointer="/dataset", detail=text)
 
 
 def gpu_at_hand(store: Store) -> bool:

@@ -108,12 +108,12 @@ function detail(request) {
 const size = (bytes) => (bytes < 1048576 ? `${(bytes / 1024).toFixed(0)} KiB` : `${(bytes / 1048576).toFixed(1)} MiB`);
 
 // What becomes of the bytes: a checkpoint or dataset, which a worker reads.
-async function create(kind, name, upload, csrf, api, tell) {
+async function create(kind, name, architecture, upload, csrf, api, tell) {
   const headers = { "Content-Type": "application/json", "X-CSRF-Token": csrf, "Idempotency-Key": upload };
-  const path = `/v1/${kind}s`;
+  const path = `/v1/${kind}s`, query = new URLSearchParams({ name, ...(architecture && { architecture }) });
   const asked = { method: "POST", headers, body: JSON.stringify({ upload }) };
-  const again = () => wait(5).then(() => api(`${path}?name=${encodeURIComponent(name)}`, asked));  // the same key: one object
-  let made = await api(`${path}?name=${encodeURIComponent(name)}`, asked).catch((error) => (error instanceof TypeError ? again() : Promise.reject(error)));
+  const again = () => wait(5).then(() => api(`${path}?${query}`, asked));  // the same key: one object
+  let made = await api(`${path}?${query}`, asked).catch((error) => (error instanceof TypeError ? again() : Promise.reject(error)));
   tell("being read…");
   while (made.status === "processing") {
     await wait(0.5);
@@ -127,9 +127,26 @@ function recognised(kind, made) {
   return `${made.classes.length} classes, ${made.splits.train.images} training and ${made.splits.val.images} held-out images`;
 }
 
+// What is worth knowing of it, and where the rest stands.
+function notesOf(kind, made) {
+  const items = (made.warnings ?? []).map((text) => Object.assign(document.createElement("li"), { textContent: text }));
+  const link = Object.assign(document.createElement("a"), { href: `/${kind}s/${made.id}`, textContent: `more about this ${kind}` });
+  const last = document.createElement("li");
+  last.append(link);
+  return [...items, last];
+}
+
+// While a file is on its way the browser asks before the page is left, whichever drop it was given to.
+const running = new Set();
+const ask = (event) => event.preventDefault();
+function leaving(upload, runs) {
+  if (runs) running.add(upload); else running.delete(upload);
+  if (running.size) addEventListener("beforeunload", ask); else removeEventListener("beforeunload", ask);
+}
+
 function install(drop, csrf, api) {
   const kind = drop.dataset.upload, input = drop.querySelector("input[type=file]"), transfer = drop.querySelector(".transfer");
-  const bar = transfer.querySelector("progress"), text = transfer.querySelector("[role=status]");
+  const bar = transfer.querySelector("progress"), notes = transfer.querySelector("[data-notes]"), text = transfer.querySelector("[role=status]");
   const pause = transfer.querySelector("[data-pause]"), stop = transfer.querySelector("[data-stop]");
   let upload = null;
   drop.hidden = false;
@@ -146,14 +163,18 @@ function install(drop, csrf, api) {
       bar.value = file.size ? sent / file.size : 0;
       text.textContent = note || `${size(sent)} of ${size(file.size)}`;
     });
+    const architecture = drop.querySelector("[data-architecture]")?.value ?? "";
+    notes.replaceChildren();
+    leaving(upload, true);
     try {
       const id = await upload.run();
       pause.hidden = stop.hidden = true;
       if (id === null) { text.textContent = "stopped"; return; }
-      const made = await create(kind, file.name, id, csrf, api, (note) => { text.textContent = note; });
+      const made = await create(kind, file.name, architecture, id, csrf, api, (note) => { text.textContent = note; });
       upload.done();
       if (made.status === "rejected") throw new Refused(made.error.message);
       text.textContent = recognised(kind, made);
+      notes.replaceChildren(...notesOf(kind, made));
       const select = document.getElementById(kind);
       if (select) {
         select.append(new Option(`${made.name} · ${made.id}`, made.id, true, true));
@@ -162,6 +183,7 @@ function install(drop, csrf, api) {
     } catch (error) {
       text.textContent = error.message;
     } finally {
+      leaving(upload, false);
       upload = null;
       input.value = "";
       const rows = document.querySelector("#rows[data-refresh]");

@@ -28,7 +28,54 @@ function duration(seconds) {
 const AWAY = "The service does not answer: trying again…";
 function connection(text) {
   const shown = one("#connection");
-  if (shown) shown.textContent = text;
+  if (!shown) return;
+  if (text === AWAY && shown.textContent !== AWAY) heartbeat.soon();
+  shown.textContent = text;
+}
+
+// Pages on which nothing happens by itself ask once a minute while they are seen whether the service is still there: when it
+// is not, they say so, ask every five seconds, and take it back. down: no connection came about, which an answer disproves.
+const heartbeat = {
+  timer: null,
+  down: false,
+  soon() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.beat(), (one("#connection").textContent === AWAY ? 5 : 60) * SECONDS);
+  },
+  async beat() {
+    if (!document.hidden) {
+      const there = await fetch("/healthz", { cache: "no-store" }).then((answer) => answer.ok, () => false);
+      if (!there) { this.down = true; connection(AWAY); }
+      else if (this.down) {
+        this.down = false;
+        connection("");
+        all("#rows[data-refresh]").forEach((part) => refresh(part).catch(() => {}));
+      }
+    }
+    this.soon();
+  },
+};
+
+// What the API and the command line call a thing can be copied, also where the browser keeps its clipboard from pages without TLS.
+function copyButtons(from = document) {
+  for (const text of all("[data-copy]", from)) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "plain copy";
+    button.textContent = "Copy";
+    button.setAttribute("aria-label", `Copy ${text.textContent}`);
+    button.addEventListener("click", async () => {
+      const written = await navigator.clipboard?.writeText(text.textContent).then(() => true, () => false);
+      if (!written) {
+        getSelection().selectAllChildren(text);
+        document.execCommand("copy");
+      }
+      button.textContent = "Copied";
+      setTimeout(() => { button.textContent = "Copy"; }, 2 * SECONDS);
+    });
+    text.removeAttribute("data-copy");
+    text.after(" ", button);
+  }
 }
 
 async function api(path, options = {}) {
@@ -58,21 +105,21 @@ function refresh(part) {
 
 function keepFresh(part) {
   const wait = () => (one(".status.running, .status.processing, .status.queued, .status.pending", part) ? 3 : 15) * SECONDS;
-  const again = () => setTimeout(() => refresh(part).finally(again), wait() * (0.9 + 0.2 * Math.random()));
+  const again = () => setTimeout(() => refresh(part).catch(() => {}).finally(again), wait() * (0.9 + 0.2 * Math.random()));
   again();
-  document.addEventListener("visibilitychange", () => refresh(part));
+  document.addEventListener("visibilitychange", () => refresh(part).catch(() => {}));
 }
 
-document.addEventListener("htmx:afterSwap", (event) => { connection(""); localTimes(event.target); });
-document.addEventListener("htmx:sendError", () => connection(AWAY));
+document.addEventListener("htmx:afterSwap", (event) => { connection(""); localTimes(event.target); copyButtons(event.target); });
+document.addEventListener("htmx:sendError", () => { heartbeat.down = true; connection(AWAY); });
 document.addEventListener("htmx:responseError", (event) => {
   const { status } = event.detail.xhr;
-  connection(status >= 500 ? AWAY : `This part of the page cannot be shown any more (HTTP ${status}): reload it.`);
+  connection(status >= 500 ? `The service cannot answer now (HTTP ${status}): trying again…` : `This part of the page cannot be shown any more (HTTP ${status}): reload it.`);
 });
 
 // One job: events as they come, series behind them.
 function followJob(page) {
-  const job = page.dataset.job, state = one("#state"), log = one("#log");
+  const job = page.dataset.job, state = one("#state"), log = one("#log"), states = JSON.parse(log.dataset.states), phases = JSON.parse(log.dataset.phases);
   const charts = new Charts([{ id: job, label: "", ended: "ended" in page.dataset }], api);
   charts.load();
   let last = page.dataset.after, source = null, ended = "ended" in page.dataset, due = false;
@@ -80,7 +127,7 @@ function followJob(page) {
   function soon() {
     if (due) return;
     due = true;
-    setTimeout(() => { due = false; refresh(state); charts.load(); }, 0.3 * SECONDS);
+    setTimeout(() => { due = false; refresh(state).catch(() => {}); charts.load(); }, 0.3 * SECONDS);
   }
 
   function say(event) {
@@ -89,7 +136,7 @@ function followJob(page) {
     time.dateTime = event.created_at;
     const kind = document.createElement("b");
     kind.textContent = ` ${event.type} `;
-    const text = event.type === "log" ? data.message : event.type === "snapshot" ? `snapshot ${data.n}` : data.status + (data.error ? `: ${data.error.message}` : "");
+    const text = event.type === "log" ? data.message : event.type === "snapshot" ? `snapshot ${data.n}` : states[data.status] + (data.error ? ` ${data.error.message}` : "");
     line.append(time, kind, text);
     if (event.type === "log") line.className = data.level;
     log.prepend(line);
@@ -102,7 +149,7 @@ function followJob(page) {
     bar.value = at.fraction;
     const left = at.eta_seconds === null ? "" : ` · ${duration(at.eta_seconds)} left`;
     const speed = at.images_per_second ? ` · ${Math.round(at.images_per_second)} images/s` : "";
-    const place = at.step ? `${at.phase} · cycle ${at.cycle} of ${at.cycles} · step ${at.step} of ${at.total_steps}` : `preparing: the start is measured first (${at.phase})`;
+    const place = at.step ? `${phases[at.phase]} · cycle ${at.cycle} of ${at.cycles} · step ${at.step} of ${at.total_steps}` : `${phases[at.phase]}: the start is measured first`;
     text.textContent = `${place}${speed}${left}`;
   }
 
@@ -148,6 +195,13 @@ function previewJob(form) {
       const path = field.dataset.path;
       one(".field-fault", field).textContent = fault ? fault.textContent.trim().replace(`${path}: `, "") : "";
       field.classList.toggle("wrong", Boolean(fault));
+      if (fault && field.closest("details")) field.closest("details").open = true;
+    }
+    for (const input of all("[data-input]", form)) {
+      const found = all(`#preview [data-warning="${input.dataset.input}"]`, form).map((text) => text.cloneNode(true));
+      const texts = (nodes) => nodes.map((node) => node.textContent).join();
+      const shown = one(".field-warnings", input);
+      if (texts(found) !== texts([...shown.children])) shown.replaceChildren(...found);  // said aloud once
     }
   });
   const later = () => { clearTimeout(timer); timer = setTimeout(show, 0.4 * SECONDS); };
@@ -174,6 +228,12 @@ document.addEventListener("submit", (event) => {
 });
 
 localTimes();
+copyButtons();
+if (one("meta[name=csrf]")) {
+  heartbeat.soon();
+  for (const woken of ["focus", "online", "offline"]) addEventListener(woken, () => heartbeat.beat());
+  document.addEventListener("visibilitychange", () => heartbeat.beat());
+}
 if (one("#sign-in:not(:has([name=link]))")) goOn(one("#sign-in"));
 all("[data-refresh]").filter((part) => part.id === "rows").forEach(keepFresh);
 if (one("#job")) followJob(one("#job"));

@@ -1,0 +1,54 @@
+"""The words of results in plain ones, known in one place: what a column, a row or a state means to who sees it first."""
+
+from collections.abc import Mapping
+
+from wbar.jobs import StepPhase
+from wbar.results import Verdict
+from wbar.states import JobStatus
+
+# By column or word; each stands alone, as the title of what it explains and in the legend below a table.
+TERMS: Mapping[str, str] = {
+    "accuracy": "The share of held-out images that got the right class.",
+    "loss": "How little probability the right class was given: the mean negative log-likelihood (NLL), in nats. Lower is "
+    "better; confident mistakes cost most.",
+    "ece": "Expected calibration error: how far the stated confidence is from the share that was right. 0 is best.",
+    "verdict": "Whether the average beat the start: better or worse where their losses on the same held-out images differ by "
+    "more than two standard errors, else there is no clear difference.",
+    "held_out": "Images that were not trained on. Where held-out images choose between averages, half of them choose (the "
+    "selection split), and every number is from the other half.",
+    "guard": "A safeguard: where the average is worse than the start on the images that choose, the download is the start.",
+    "snapshot": "The weights as they stood at one moment of the training.",
+    "vs_start": "The difference to the start, the checkpoint as it was uploaded. Green: the average won.",
+    "vs_control": "The difference to the control: a plain fine-tune of the same length, where the job trained one. Green: the "
+    "average won.",
+    "priority": "Of your own queued jobs the one with the highest number is taken first.",
+}
+# By comparison: what stands in its row.
+ROWS: Mapping[str, str] = {
+    "start": "the checkpoint as it was uploaded",
+    "start_recomputed": "the same, with BatchNorm statistics measured anew as for the average: what that alone changes",
+    "last": "the weights at the end of the training, not averaged",
+    "averaged": "one network of the same size, the mean of weights along the training",
+    "ensemble": "the mean of all snapshots' outputs, at as many times the cost: what the average comes close to",
+    "swag": "the mean of outputs of networks drawn around the snapshots",
+    "control": "a plain fine-tune of the same length, not averaged: what averaging is to beat",
+}
+# What a log says of a job that has come to a status.
+STATES: Mapping[JobStatus, str] = {
+    "queued": "The job waits in the queue.",
+    "running": "The job is running.",
+    "paused": "The job is paused; it goes on where it stopped once it is resumed.",
+    "succeeded": "The job has succeeded.",
+    "failed": "The job failed.",
+    "cancelled": "The job was cancelled.",
+}
+# What a running job is doing.
+PHASES: Mapping[StepPhase, str] = {
+    "loading": "reading the data",
+    "high": "training at the high rate",
+    "low": "training at the low rate",
+    "batchnorm": "measuring BatchNorm statistics for the average",
+    "evaluate": "measuring on held-out images",
+    "report": "comparing, and drawing the report",
+}
+VERDICT_WORDS: Mapping[Verdict, str] = {"better": "better", "same": "no clear difference", "worse": "worse"}
