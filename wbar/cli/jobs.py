@@ -133,6 +133,9 @@ def download(
         "averaged.safetensors"
     ),
     format: Annotated[str | None, typer.Option(help="safetensors or pytorch; default: by the output's suffix.")] = None,
+    averaged: Annotated[
+        bool, typer.Option("--averaged", help="The average, also where the guard chose to deliver the start.")
+    ] = False,
     snapshot: Annotated[int | None, typer.Option(help="Download w_n instead.")] = None,
 ) -> None:
     """Download the averaged weights: an interrupted download goes on, and the digest is verified."""
@@ -145,13 +148,20 @@ def download(
         raise typer.BadParameter(f"{format!r} is not a format: safetensors or pytorch")
     if snapshot is not None and kind == "pytorch":
         raise typer.BadParameter(f"snapshots are safetensors files, and {output.name} would be a PyTorch file")
+    if snapshot is not None and averaged:
+        raise typer.BadParameter("--averaged or --snapshot N, not both")
     with connected() as client, transfer() as bar:
         moved = step(bar, f"download {output.name}")
-        if snapshot is None:
+        if averaged:
+            client.jobs.download(job, output, kind, moved, which="averaged")
+        elif snapshot is None:
             client.jobs.download(job, output, kind, moved)
             result = client.jobs.get(job).result
             if result is not None and result.selection is not None and result.selection.delivered == "start":
-                note("the guard chose the start: these are its weights, unchanged, since the average was worse")
+                note(
+                    "the guard chose the start: these are its weights, unchanged, since the average was worse. The average "
+                    f"itself: wbar download {job} --averaged"
+                )
         else:
             client.jobs.download_snapshot(job, snapshot, output, moved)
     note("sha-256 verified")
