@@ -11,10 +11,14 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 @dataclass(frozen=True)
 class Config:
-    """The address of a service and a key to it; None where it is not configured."""
+    """The address of a service and a key to it; None where it is not configured.
+
+    data: the folder of the `wbar up` that wrote the file.
+    """
 
     url: str | None = None
     api_key: str | None = None
+    data: str | None = None
 
 
 def path() -> Path:
@@ -27,36 +31,39 @@ def state_folder() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "wbar"
 
 
-def read() -> Config:
-    """Read the file alone. Raises ValueError, naming it, if it is not TOML."""
+def read(file: Path | None = None) -> Config:
+    """Read a file alone, by default the client's own. Raises ValueError, naming it, if it is not TOML."""
+    file = file or path()
     try:
-        stored = tomllib.loads(path().read_text())
+        stored = tomllib.loads(file.read_text())
     except FileNotFoundError:
         return Config()
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path()} is not a TOML file ({error}): mend or delete it") from None
-    return Config(stored.get("url"), stored.get("api_key"))
+        raise ValueError(f"{file} is not a TOML file ({error}): mend or delete it") from None
+    return Config(stored.get("url"), stored.get("api_key"), stored.get("data"))
 
 
 def current() -> Config:
     """Return the configuration: the environment before the file, the default address where neither names one."""
     stored = read()
+    url = os.environ.get("WBAR_URL")
     return Config(
-        os.environ.get("WBAR_URL") or stored.url or DEFAULT_URL, os.environ.get("WBAR_API_KEY") or stored.api_key
+        url or stored.url or DEFAULT_URL,
+        os.environ.get("WBAR_API_KEY") or stored.api_key,
+        None if url and url != stored.url else stored.data,
     )
 
 
-def write(url: str, api_key: str) -> Path:
-    """Replace the file, readable by its owner only from its first byte on."""
-    target = path()
+def write(target: Path, url: str, api_key: str, data: Path) -> None:
+    """Replace a file, readable by its owner only from its first byte on. data: the folder of the `wbar up` that writes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     # JSON strings are TOML strings for the characters that addresses and keys have.
-    text = f"# Written by `wbar up`.\nurl = {json.dumps(url)}\napi_key = {json.dumps(api_key)}\n"
+    words = {"url": url, "api_key": api_key, "data": str(data)}
+    text = "# Written by `wbar up`.\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in words.items())
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
     os.replace(temporary, target)
-    return target
 
 
 def quiet_mlflow() -> None:

@@ -58,9 +58,10 @@ def migrate() -> None:
 @app.command()
 @with_json
 def doctor() -> None:
-    """Look at every part that the service needs, as WBAR_DATABASE_URL, WBAR_BROKER_URL, WBAR_BLOBS_URL name them.
+    """Look at this host and at the service, and say what to do about whatever is wrong.
 
-    Exits 1 if something is missing that it cannot work without.
+    The service is the one that the command line talks to, or, where WBAR_DATABASE_URL, WBAR_BROKER_URL or WBAR_BLOBS_URL are
+    set, the parts that they name. Exits 1 if something is missing that it cannot work without.
     """
     need("service", "fastapi", "sqlalchemy", "celery")
     from pydantic import ValidationError

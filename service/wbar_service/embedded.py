@@ -25,10 +25,10 @@ from typing import IO
 
 import httpx
 from rich.console import Console
+from rich.markup import escape
 
-from wbar import config
+from wbar_service import client_config
 from wbar_service.settings import ServiceSettings
-from wbar_store.keys import is_plausible
 from wbar_store.migrate import upgrade
 from wbar_store.process_memory import close_memory
 from wbar_store.sessions import LIFETIMES
@@ -172,32 +172,21 @@ class Embedded:
             f"the API did not start; see {self._log.name}",
             api,
         )
-        path = self._write_config()
+        written = client_config.write(self.data, self.url, self.store)
         say = self.console.print
         say(f"[bold]wbar[/bold] is up at [link={self.url}]{self.url}[/link] (documentation at /docs)")
-        if (link := self._sign_in_link()) is not None:
+        if (link := self._sign_in_link(written.api_key)) is not None:
             minutes = round(LIFETIMES["link"] / 60)
             say(f"  dashboard [link={link}]{link}[/link] (signs in once, within {minutes} minutes)", soft_wrap=True)
-        say(f"  API key   in {path} (the client and the command line read it there)", soft_wrap=True)
+        say(f"  API key   in {written.path} (the client and the command line read it there)", soft_wrap=True)
+        for line in written.words:
+            say(f"            [yellow]{escape(line)}[/yellow]", soft_wrap=True)
         self._api_answered_at = time.monotonic()
         say(f"  data      in {self.data}, log in {self._log.name}", soft_wrap=True)
 
-    def _write_config(self) -> Path:
-        key = config.read().api_key
-        if key is None or self.store.keys.valid(key) is None:
-            # Only a fresh folder takes a key over that it does not know: elsewhere it was revoked, or has expired.
-            known = key if key and is_plausible(key) and self.store.keys.is_empty() else None
-            if key and known is None:
-                self.console.print(
-                    "[yellow]the API key of the configuration opens nothing here: it is replaced[/yellow]"
-                )
-            key = self.store.keys.create("created by wbar up", key=known).key
-        return config.write(url=self.url, api_key=key)
-
-    def _sign_in_link(self) -> str | None:
-        """Return an address that opens the dashboard with the configured key; None where that key has no use here."""
-        key = config.read().api_key
-        record = self.store.keys.valid(key) if key else None
+    def _sign_in_link(self, api_key: str) -> str | None:
+        """Return an address that opens the dashboard with the key; None where that key has no use here."""
+        record = self.store.keys.valid(api_key)
         return None if record is None else f"{self.url}/sign-in?link={self.store.sessions.begin(record, 'link').token}"
 
     def _watch(self) -> int:

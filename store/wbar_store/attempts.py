@@ -32,12 +32,17 @@ FURTHER = 0.01  # of all steps: an attempt that came so much further than any be
 
 @dataclass(frozen=True)
 class ResultBlobs:
-    """The files of an ended job: the weights in both formats, the report where it could be drawn, the losses of images."""
+    """The files of an ended job: the weights in both formats, the report where it could be drawn, the losses of images.
+
+    averaged, averaged_pytorch: w̄, where `weights` and `pytorch` are the start.
+    """
 
     weights: str
     pytorch: str
     report: str | None
     losses: str | None = None
+    averaged: str | None = None
+    averaged_pytorch: str | None = None
 
 
 class Attempts:
@@ -157,6 +162,8 @@ class Attempts:
         values: dict[str, object] = {
             "weights": blobs.weights,
             "weights_pytorch": blobs.pytorch,
+            "averaged": blobs.averaged,
+            "averaged_pytorch": blobs.averaged_pytorch,
             "report": blobs.report,
             "losses": blobs.losses,
             "result": result.model_dump(mode="json"),

@@ -27,6 +27,8 @@ from wbar_store.repository import PageRequest, Record, RecordPage, Repository, S
 from wbar_store.row_security import lifted
 from wbar_store.tables import checkpoints, datasets, job_inputs, job_metadata, jobs, snapshots
 
+# The columns of an ended job's files, which go when their time is over.
+FILES = ("weights", "weights_pytorch", "averaged", "averaged_pytorch", "report", "losses")
 NOTIFY_AGAIN = 5.0  # a queued row that a worker was notified of so long ago, with nothing left in the broker
 
 
@@ -34,6 +36,7 @@ class JobRecord(Record):
     """A row of `jobs`.
 
     weights, weights_pytorch, report, losses: blobs, once it has succeeded.
+    averaged, averaged_pytorch: w̄ likewise, where the weights are the start's.
     state: the blob of the latest resumable state.
     """
 
@@ -47,6 +50,8 @@ class JobRecord(Record):
     result: JobResult | None
     weights: str | None
     weights_pytorch: str | None
+    averaged: str | None
+    averaged_pytorch: str | None
     report: str | None
     losses: str | None
     error: Fault | None
@@ -78,7 +83,7 @@ class JobRecord(Record):
     @property
     def blobs(self) -> list[str]:
         """The blobs that the row keeps alive."""
-        return [blob for blob in (self.weights, self.weights_pytorch, self.report, self.losses, self.state) if blob]
+        return [blob for name in (*FILES, "state") if (blob := getattr(self, name))]
 
     def to_api(self) -> Job:
         """Return the job as the API sends it."""
@@ -357,8 +362,8 @@ class Jobs(Repository[JobRecord]):
     def expired(self) -> list[str]:
         """Return the jobs whose files' time is over."""
         due = jobs.c.finished_at + jobs.c.expires_after < now()
-        # A sweeper of 0.6 forgets all files but the losses, which it does not know.
-        left = or_(jobs.c.expired_at.is_(None), jobs.c.losses.is_not(None))
+        # A sweeper of 0.6 forgets all files but those that it does not know.
+        left = or_(jobs.c.expired_at.is_(None), *(jobs.c[name].is_not(None) for name in FILES))
         query = select(jobs.c.id).where(due, left, jobs.c.status.in_(TERMINAL))
         with self.database.read() as connection:
             return list(connection.execute(query).scalars())
@@ -373,14 +378,15 @@ class Jobs(Repository[JobRecord]):
             row = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).first()
             if row is None or _student(connection, job_id) is not None:
                 return []
-            if row.expired_at is not None and row.losses is None:
+            files = [getattr(row, name) for name in FILES]
+            if row.expired_at is not None and not any(files):
                 return []
             held = _snapshot_blobs(connection, job_id)
             connection.execute(delete(snapshots).where(snapshots.c.job == job_id))
-            gone: dict[str, object] = dict.fromkeys(("weights", "weights_pytorch", "report", "losses"))
+            gone: dict[str, object] = dict.fromkeys(FILES)
             gone["expired_at"] = func.coalesce(jobs.c.expired_at, now())
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(**gone))
-            return [*filter(None, (row.weights, row.weights_pytorch, row.report, row.losses)), *held]
+            return [*filter(None, files), *held]
 
     # The one place where a status changes.
 

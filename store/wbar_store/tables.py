@@ -142,6 +142,8 @@ jobs = Table(
     Column("result_loss_gain_over_control", Double),
     Column("weights", _SHA, index=True),
     Column("weights_pytorch", _SHA, index=True),
+    Column("averaged", _SHA, index=True),  # w̄, where the guard chose the start, whose files are the two above
+    Column("averaged_pytorch", _SHA, index=True),
     Column("report", _SHA, index=True),
     Column("losses", _SHA, index=True),  # of each held-out image
     Column("error", _JSON),
@@ -341,6 +343,8 @@ REFERENCES = (
     datasets.c.samples,
     jobs.c.weights,
     jobs.c.weights_pytorch,
+    jobs.c.averaged,
+    jobs.c.averaged_pytorch,
     jobs.c.report,
     jobs.c.losses,
     jobs.c.state,

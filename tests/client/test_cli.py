@@ -67,6 +67,13 @@ def test_a_download_says_when_the_guard_chose_the_start(service: Service, tmp_pa
     assert done.result.selection.delivered == "start"
     told = wbar(service, "download", str(job.id), "-o", str(tmp_path / "weights.safetensors"))
     assert (told.returncode, "the guard chose the start" in told.stderr) == (0, True)
+    assert f"wbar download {job.id} --averaged" in told.stderr
+    told = wbar(service, "download", str(job.id), "--averaged", "-o", str(tmp_path / "averaged.safetensors"))
+    assert (told.returncode, "the guard chose" in told.stderr) == (0, False)
+    averaged = load_file(tmp_path / "averaged.safetensors")
+    assert not all(bool((tensor == averaged[name]).all()) for name, tensor in start_state().items())
+    both = wbar(service, "download", str(job.id), "--averaged", "--snapshot", "1")
+    assert (both.returncode, "not both" in both.stderr) == (2, True)
 
 
 def test_a_failed_job_is_exit_code_1(service: Service, tmp_path: Path) -> None:

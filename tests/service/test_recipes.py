@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from tests.conftest import Service, wait_until
 from tests.material import write_archive, write_start
@@ -191,6 +192,27 @@ def test_the_guard_gives_the_start_back(service: Service, ready: tuple[str, str]
         assert job.result.verdict == "worse"
         client.jobs.download(job.id, tmp_path / "weights.safetensors")
         client.checkpoints.download(ready[0], tmp_path / "start.safetensors")
+        # The average itself, as the same job delivers it without a guard.
+        client.jobs.download(job.id, tmp_path / "averaged.safetensors", which="averaged")
+        client.jobs.download(job.id, tmp_path / "averaged.pth", "pytorch", which="averaged")
+        without = client.jobs.create(checkpoint=ready[0], dataset=ready[1], method=ruinous | {"guard": False})
+        unguarded = finished(client, without)
+        client.jobs.download(str(unguarded.id), tmp_path / "unguarded.safetensors")
+        with service.http() as http:
+            path = f"/v1/jobs/{unguarded.id}/weights"
+            same = [http.head(path + query).headers["etag"] for query in ("", "?which=averaged")]
+            assert same[0] == same[1], "the average is what is delivered"
+            kept = http.head(f"/v1/jobs/{job.id}/weights?which=averaged").headers
+            assert f"{job.id}-averaged.safetensors" in kept["content-disposition"]
+            assert http.get(path + "?which=both").status_code == 422
+        averaged, unguarded_ = (load_file(tmp_path / f"{name}.safetensors") for name in ("averaged", "unguarded"))
+        saved = torch.load(tmp_path / "averaged.pth")
+        assert all(
+            torch.equal(tensor, averaged[name]) and torch.equal(tensor, saved[name])
+            for name, tensor in unguarded_.items()
+        )
+        client.jobs.delete(job.id)
+        assert kept["etag"].strip('"') not in service.blob_files()
     with (
         safe_open(tmp_path / "weights.safetensors", "pt") as mine,
         safe_open(tmp_path / "start.safetensors", "pt") as own,

@@ -26,7 +26,7 @@ from wbar_store.store import Store
 from wbar_store.tables import checkpoints, events, job_inputs, job_metadata, jobs, metrics, snapshots
 
 MINE, OTHER = Tenant("default"), Tenant("other")
-FILES = ResultBlobs("w" * 64, "p" * 64, None)
+FILES = ResultBlobs("w" * 64, "p" * 64, None, averaged="a" * 64, averaged_pytorch="b" * 64)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_stale_fence_changes_nothing(store: Store) -> None:
     assert store.attempts.succeed(second, result(), FILES, PROGRESS)
     ended = store.jobs.get(MINE, job)
     assert (ended.status, ended.result, ended.progress) == ("succeeded", result(), PROGRESS)
-    assert ended.blobs == [FILES.weights, FILES.pytorch]
+    assert ended.blobs == [FILES.weights, FILES.pytorch, FILES.averaged, FILES.averaged_pytorch]
 
 
 @pytest.mark.parametrize(("crashed", "most"), [(True, MAX_CRASHES), (False, MAX_KILLED)])

@@ -81,6 +81,15 @@ def test_the_guards_file_is_the_start_and_the_numbers_are_the_averages(tmp_path:
     assert outcome.result.selection.delivered == "start"
     assert outcome.result.metrics.averaged.loss > outcome.result.metrics.start.loss
     assert all(bool((tensor == start[name]).all()) for name, tensor in load_file(outcome.weights).items())
+    # The average is kept beside it, as it is delivered where no guard stands.
+    assert outcome.averaged is not None
+    averaged, pytorch = load_file(outcome.averaged.safetensors), torch.load(outcome.averaged.pytorch)
+    unguarded = run(make_job(tmp_path / "unguarded", method.model_copy(update={"guard": False})), Recorder())
+    assert unguarded.averaged is None
+    assert all(
+        torch.equal(tensor, averaged[name]) and torch.equal(tensor, pytorch[name])
+        for name, tensor in load_file(unguarded.weights).items()
+    )
 
 
 def test_the_control_is_of_equal_length_whatever_stops_the_job(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from wbar_training.analysis import attempted, bayesian_score, measure_flatness
 from wbar_training.averages.average import Average, Evaluated
 from wbar_training.averages.choice import ChoiceLimits
 from wbar_training.evaluate import HeldOutOutputs, Outputs, score, verdict
-from wbar_training.outcome import Outcome
+from wbar_training.outcome import Outcome, WeightsFiles
 from wbar_training.reporter import Reporter
 from wbar_training.result_writer import weights_file
 from wbar_training.resume import Results
@@ -43,16 +43,17 @@ def conclude(
     evaluator.hold(finished.mean, recompute=not finished.own_statistics)
     outputs = evaluator.predict_held_out(evaluator.probe)
     averaged = evaluator.calibrated_score(outputs)
-    weights, pytorch = setup.writer.write_result(evaluator.probe.state_dict(), finished.points, averaged.temperature)
+    of_mean = setup.writer.write_result(evaluator.probe.state_dict(), finished.points, averaged.temperature)
     swag = flatness = None
     if spec.swag:
         points = [setup.read(path) for path in snapshots]
         swag = attempted(reporter, "SWAG", lambda: bayesian_score(setup, points, spec.swag))
     if epochs is not None:
-        last, written = setup.read(snapshots[-1]), setup.read(weights)
+        last, written = setup.read(snapshots[-1]), setup.read(of_mean.safetensors)
         flatness = attempted(reporter, "the flatness", lambda: measure_flatness(setup, last, written, epochs))
-    # After what reads the file, since the start may be put there.
     selection = _selection(setup, finished.selection, outputs, results, reporter)
+    delivers_start = selection is not None and selection.delivered == "start"
+    delivered = _write_start(setup, results) if delivers_start else of_mean
     metrics = Comparisons(
         start=_score(results.start),
         start_recomputed=_score(results.start_recomputed),
@@ -63,7 +64,7 @@ def conclude(
         control=_control(reporter, control) if control else None,
     )
     result = JobResult(
-        weights=weights_file(weights),
+        weights=weights_file(delivered.safetensors),
         metrics=metrics,
         curve=[
             CurvePoint(n=n, accuracy=p["accuracy"], loss=p["loss"]) for n, p in enumerate(results.averaged, start=1)
@@ -79,7 +80,7 @@ def conclude(
         flatness=flatness,
     )
     losses = setup.writer.write_losses(outputs.report.losses, _start_losses(results))
-    return Outcome(result, weights, pytorch, losses)
+    return Outcome(result, *delivered, losses, averaged=of_mean if delivers_start else None)
 
 
 def _control(reporter: Reporter, control: Callable[[], Score]) -> Score | None:
@@ -93,7 +94,7 @@ def _control(reporter: Reporter, control: Callable[[], Score]) -> Score | None:
 def _selection(
     setup: Setup, made: Selection | None, outputs: HeldOutOutputs, results: Results, reporter: Reporter
 ) -> Selection | None:
-    """Return the selection with the choice of `guard` and its optimism; the start is in the files where it is delivered.
+    """Return the selection with the choice of `guard` and its optimism.
 
     made: by the average. outputs: of w̄.
     """
@@ -113,13 +114,15 @@ def _selection(
     by: SelectBy = getattr(setup.spec.method, "select_by", "loss")
     evaluated = [Evaluated(per_image(one, labels, by), one.losses.mean().item()) for one in (start, outputs.selection)]
     delivered: Delivered = decisions.guard(evaluated[0], evaluated[1], reporter)
-    if delivered == "start":
-        recipe = setup.plan.recipe
-        fresh = recipe.head == "reset" or bool(recipe.reset)
-        # The uploaded tensors as they are: float64 does not survive the network, which is float32.
-        tensors = setup.start() if fresh else setup.writer.start()
-        setup.writer.write_result(tensors, 0, _score(results.start).temperature)
     return selection.model_copy(update={"delivered": delivered})
+
+
+def _write_start(setup: Setup, results: Results) -> WeightsFiles:
+    recipe = setup.plan.recipe
+    fresh = recipe.head == "reset" or bool(recipe.reset)
+    # The uploaded tensors as they are: float64 does not survive the network, which is float32.
+    tensors = setup.start() if fresh else setup.writer.start()
+    return setup.writer.write_result(tensors, 0, _score(results.start).temperature, "start")
 
 
 def _ensemble(setup: Setup, results: Results) -> Score:

@@ -24,7 +24,7 @@ class ControlLeftOut(Exception):
 def kind_of_start(method: AutoMethod, training_loss: float, held_out_loss: float) -> StartKind:
     """Return the kind of start, by the ratio of its losses.
 
-    training_loss: on training images, augmented as they are trained on, in nats.
+    training_loss: on training images, see `wbar_training.familiarity`; in nats.
     held_out_loss: on held-out images, in nats.
     """
     if training_loss < method.memorised.ratio * held_out_loss:

@@ -116,13 +116,20 @@ class Evaluator:
             fitted_on = (selection, self.data.selection.labels)
         return calibrated(plain, report, self.data.report.labels, fitted_on)
 
-    def train_score(self, model: nn.Module, images: int = BATCH_NORM_IMAGES) -> Score:
+    def train_score(self, model: nn.Module, images: int = BATCH_NORM_IMAGES, augmented: bool = True) -> Score:
         """Return the score on the training images that BatchNorm is recomputed from, in eval mode.
 
-        They are augmented as they are trained on. images: how many, at most. Raises Diverged if a loss is not finite.
+        images: how many, at most.
+        augmented: as they are trained on; else as they are.
+
+        Raises Diverged if a loss is not finite.
         """
         drawn = permutation(len(self.data.train), self.plan.seed, "batchnorm")[:images]
         labels = self.data.train.labels[drawn]
+        if not augmented:
+            pixels = self.data.train.images
+            split = Split(pixels[drawn.to(pixels.device)], labels)
+            return self.score(self.predict(model, split), split)
         outputs = predict(
             model,
             labels,
@@ -134,13 +141,13 @@ class Evaluator:
         self._checked(outputs)
         return score(outputs.probabilities, labels, outputs.losses)
 
-    def settled_train_score(self, model: nn.Module, images: int = BATCH_NORM_IMAGES) -> Score:
-        """Return the score on training images with recomputed BatchNorm statistics, whatever the recipe makes of them.
+    def settled_train_score(self, model: nn.Module, images: int = BATCH_NORM_IMAGES, augmented: bool = True) -> Score:
+        """Return `train_score` with recomputed BatchNorm statistics, whatever the recipe makes of them.
 
         At a high rate the tracked statistics lag behind and say little about the weights. The start's stay, if frozen.
         """
         self._settle(model, images)
-        return self.train_score(self.probe, images)
+        return self.train_score(self.probe, images, augmented)
 
     def settled_loss(self, model: nn.Module, split: Split) -> float:
         """Return the mean loss on a split with recomputed BatchNorm statistics, as `settled_train_score` has them; in nats."""

@@ -25,7 +25,7 @@ from wbar.results import NormalizationProbe, Score
 from wbar.schedule import BACK_OFF, Schedule, build_schedule, number, shifted, steps_per_epoch
 from wbar.spec import JobSpec
 from wbar_averaging import Position, Trajectory
-from wbar_training import decisions, normalization_probe, resume, safe_path, state_files
+from wbar_training import decisions, familiarity, normalization_probe, resume, safe_path, state_files
 from wbar_training.averages.average import Average, Mean, mean_of
 from wbar_training.averages.making import make_average
 from wbar_training.comparisons import add_to_ensemble, conclude
@@ -35,6 +35,7 @@ from wbar_training.data.mixing import mix
 from wbar_training.distributed.launch import run_on_ranks
 from wbar_training.distributed.ranks import HEARTBEAT_STEPS, Ranks
 from wbar_training.evaluator import StartEvaluation
+from wbar_training.familiarity import StartLosses
 from wbar_training.meter import Meter
 from wbar_training.networks.teachers import Teachers
 from wbar_training.outcome import Outcome
@@ -165,8 +166,13 @@ class TrainingJob:
         results = self.results
         results.start_losses, results.start_train_accuracy = start.outputs.report.losses, training.accuracy
         results.start_selection = start.outputs.selection
+        held_out = (start.outputs.selection or start.outputs.report).losses.mean().item()
+        losses = familiarity.measured(self.evaluator, self.model, training.loss, held_out)
+        unfamiliar = losses.warning(self.plan.augment)
+        if unfamiliar is not None:
+            self.reporter.log("warning", unfamiliar)
         if isinstance(self.method, AutoMethod | CyclicSwa) and self.spec.selects:
-            self._know_start(self.method, training.loss, start)
+            self._know_start(self.method, losses, start)
         results.start, results.start_recomputed = start.as_it_came.model_dump(), start.recomputed.model_dump()
         if isinstance(self.method, CyclicSwa) and self.method.include_start:
             add_to_ensemble(results, start.outputs)
@@ -175,21 +181,17 @@ class TrainingJob:
         if warning is not None:
             self.reporter.log("warning", warning)
 
-    def _know_start(self, method: AutoMethod | CyclicSwa, training_loss: float, start: StartEvaluation) -> None:
-        """Find out what the method asks of the start: its kind, and the rate that it bears. training_loss: in nats."""
-        results = self.results
-        assert start.outputs.selection is not None
-        held_out = start.outputs.selection.losses.mean().item()
-        found = (
-            f"the start's loss is {training_loss:.4f} on augmented training images and {held_out:.4f} on held-out ones"
-        )
+    def _know_start(self, method: AutoMethod | CyclicSwa, losses: StartLosses, start: StartEvaluation) -> None:
+        """Find out what the method asks of the start: its kind, and the rate that it bears."""
+        results, found = self.results, losses.in_words()
         if isinstance(method, AutoMethod):
-            results.start_kind = decisions.kind_of_start(method, training_loss, held_out)
+            results.start_kind = decisions.kind_of_start(method, losses.training, losses.held_out)
             found += f": it is {results.start_kind}"
         fresh = self.plan.recipe.head == "reset" or bool(self.plan.recipe.reset)
         if method.probe_rate is True and not fresh:  # the loss of fresh layers is no bound: any rate lowers it
             customary = number(method.lr if isinstance(method, AutoMethod) else method.high.lr)
-            probe = RateProber(self.setup, self.stepper, self.schedule, customary).find(self._bearable_loss(start))
+            prober = RateProber(self.setup, self.stepper, self.schedule, customary)
+            probe = prober.find(self._bearable_loss(start), augmented=not losses.unfamiliar)
             results.rate_probe = probe.model_dump()
             found += "".join(f"; {one.in_words()}" for one in probe.tried)
         self._plan_schedule()

@@ -3,13 +3,12 @@
 JSON, and no pickles: every message is parsed and validated. Torch-free, since the worker imports it.
 """
 
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from wbar.jobs import MetricsPoint, Progress
-from wbar.results import JobResult, Score
+from wbar.results import Score
 from wbar_training.outcome import Outcome
 
 # Why training is to stop. After `finish` the job goes on without more steps: what it has is averaged, compared, delivered.
@@ -72,24 +71,10 @@ class LogLine(_Message):
 
 
 class Succeeded(_Message):
-    """The attempt's last message: the result, the two files of the averaged weights, and the losses of each image."""
+    """The attempt's last message: what came of it, and where the files lie."""
 
     type: Literal["succeeded"] = "succeeded"
-    result: JobResult
-    weights: str
-    pytorch: str
-    losses: str | None = None
-
-    @classmethod
-    def of(cls, outcome: Outcome) -> Self:
-        """Return the message of an outcome."""
-        losses = None if outcome.losses is None else str(outcome.losses)
-        return cls(result=outcome.result, weights=str(outcome.weights), pytorch=str(outcome.pytorch), losses=losses)
-
-    def outcome(self) -> Outcome:
-        """Return the outcome that the message tells of."""
-        losses = None if self.losses is None else Path(self.losses)
-        return Outcome(self.result, Path(self.weights), Path(self.pytorch), losses)
+    outcome: Outcome
 
 
 class Stopped(_Message):

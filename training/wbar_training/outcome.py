@@ -1,9 +1,17 @@
-"""The outcome of a run: the result, and the two files of the averaged weights."""
+"""The outcome of a run: the result, and the files of the weights, each in both formats."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from wbar.results import JobResult
+
+
+class WeightsFiles(NamedTuple):
+    """One network in both formats. pytorch: the tensors of `safetensors`, as torch.save writes them."""
+
+    safetensors: Path
+    pytorch: Path
 
 
 @dataclass(frozen=True)
@@ -13,9 +21,11 @@ class Outcome:
     weights: safetensors, the file that `result.weights` describes.
     pytorch: the same tensors as torch.save writes them.
     losses: JSON, the loss of each held-out image of the report split, for w̄ and for the start.
+    averaged: w̄, where the guard chose the start, whose weights the two files are then; else None.
     """
 
     result: JobResult
     weights: Path
     pytorch: Path
     losses: Path | None = None
+    averaged: WeightsFiles | None = None

@@ -36,12 +36,16 @@ class RateProber:
         self.setup, self.stepper, self.schedule, self.lr = setup, stepper, schedule, lr
         self._scaler: dict[str, Any] = {}
 
-    def find(self, held_out_loss: float) -> RateProbe:
-        """Return the rate that the start bears. held_out_loss: of the start, in nats."""
+    def find(self, held_out_loss: float, augmented: bool = True) -> RateProbe:
+        """Return the rate that the start bears.
+
+        held_out_loss: of the start, in nats.
+        augmented: whether the training images that tell are augmented as they are trained on.
+        """
         chosen, tried = 1.0, list[TriedRate]()
         self._scaler = self.stepper.scaler.state_dict()
         for factor in FACTORS:
-            loss = self._loss_after(factor * self.lr)
+            loss = self._loss_after(factor * self.lr, augmented)
             tried.append(TriedRate(factor=factor, lr=factor * self.lr, loss=loss))
             if loss is None or loss > TOLERANCE * held_out_loss:
                 break
@@ -55,7 +59,7 @@ class RateProber:
         if self._scaler:
             self.stepper.scaler.load_state_dict(self._scaler)
 
-    def _loss_after(self, lr: float) -> float | None:
+    def _loss_after(self, lr: float, augmented: bool) -> float | None:
         """Return the loss on training images after STEPS steps from the start; None where it is not finite."""
         self._reset()
         self.setup.train_mode()
@@ -69,6 +73,6 @@ class RateProber:
             self.stepper.take(inputs, target, step, lr, 0.0, (), False)
             setup.evaluator.tick("evaluate", int(TRAINING * len(indices)) // self.stepper.ranks.size)
         try:
-            return setup.evaluator.settled_train_score(setup.model, IMAGES).loss
+            return setup.evaluator.settled_train_score(setup.model, IMAGES, augmented).loss
         except Diverged:
             return None

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from wbar import __version__
-from wbar.results import WeightsFile
+from wbar.results import Delivered, WeightsFile
 from wbar.spec import JobSpec, canonical
 from wbar_averaging import write_safetensors
 from wbar_training.data.augment import RESIZED
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.networks import architectures
 from wbar_training.networks.tensors import read_tensors
+from wbar_training.outcome import WeightsFiles
 from wbar_training.plan import Plan
 from wbar_training.workspace import Workspace
 
@@ -85,17 +86,17 @@ class ResultWriter:
         write_safetensors(path, out, metadata)
 
     def write_result(
-        self, tensors: Mapping[str, Tensor], snapshots: int, temperature: float | None
-    ) -> tuple[Path, Path]:
-        """Write both files of the result, safetensors and PyTorch's; they are there when any rank goes on."""
-        weights = self._scratch / "averaged.safetensors"
+        self, tensors: Mapping[str, Tensor], snapshots: int, temperature: float | None, name: Delivered = "averaged"
+    ) -> WeightsFiles:
+        """Write a network in both formats, safetensors and PyTorch's; they are there when any rank goes on."""
+        weights = self._scratch / f"{name}.safetensors"
         pytorch = weights.with_suffix(".pth")
         ranks = Ranks.here()
         if ranks.leads:
             self.write(weights, tensors, snapshots, temperature=temperature)
             torch.save(architectures.as_torch_saves(self._network, read_tensors(weights), self._prefix), pytorch)
         ranks.from_leader(None)
-        return weights, pytorch
+        return WeightsFiles(weights, pytorch)
 
     def write_losses(self, averaged: Tensor, start: Tensor) -> Path:
         """Write the loss of each image of the report split, (N,) in nats, of w̄ and of the start; returns the JSON file."""

@@ -83,13 +83,13 @@ class SoupJob:
         outputs = self.evaluator.predict_held_out(self.evaluator.probe)
         averaged = self.evaluator.calibrated_score(outputs)
         weights_of_mean = self.evaluator.probe.state_dict()
-        path, pytorch = self.setup.writer.write_result(weights_of_mean, mixture.mean.n, averaged.temperature)
+        files = self.setup.writer.write_result(weights_of_mean, mixture.mean.n, averaged.temperature)
         flatness = None
         if self.spec.flatness:
-            last, written = self._tensors(mixture.ingredients[-1].weights), self.setup.read(path)
+            last, written = self._tensors(mixture.ingredients[-1].weights), self.setup.read(files.safetensors)
             flatness = attempted(self.reporter, "the flatness", lambda: measure_flatness(self.setup, last, written, []))
         result = JobResult(
-            weights=weights_file(path),
+            weights=weights_file(files.safetensors),
             metrics=Comparisons(
                 start=start.as_it_came,
                 start_recomputed=start.recomputed,
@@ -105,7 +105,7 @@ class SoupJob:
             flatness=flatness,
         )
         losses = self.setup.writer.write_losses(outputs.report.losses, start.outputs.report.losses)
-        return Outcome(result, path, pytorch, losses)
+        return Outcome(result, *files, losses)
 
     def _uniform(self, ingredients: list[Ingredient]) -> Mixture:
         mean, curve = self._empty(), []

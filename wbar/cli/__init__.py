@@ -28,6 +28,7 @@ from wbar.cli.output import (
     wants_json,
     with_json,
 )
+from wbar.cli.sections import Sections
 from wbar.errors import Unreachable, WbarError
 
 __all__ = [
@@ -46,9 +47,10 @@ __all__ = [
     "with_json",
 ]
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(cls=Sections, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for _group in (uploads.app, submitting.app, jobs.app, following.app):
     app.registered_commands += _group.registered_commands
+app.add_typer(uploads.checkpoints_app, name="checkpoints")
 app.add_typer(uploads.datasets_app, name="datasets")
 app.add_typer(keys.app, name="keys")
 app.add_typer(webhooks.app, name="webhooks")
@@ -58,7 +60,17 @@ app.add_typer(webhooks.app, name="webhooks")
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False,
 ) -> None:
-    """wbar: fine-tune a trained image network with cyclic rates, download the mean of the weights it visited."""
+    """wbar: fine-tune a trained image network with cyclic rates, download the mean of the weights it visited.
+
+    Begin with `wbar demo`, which shows in a minute or two what is won, or with `wbar up`, which runs the service here and
+    prints a link to its dashboard. Then, in another terminal:
+
+    \b
+      wbar upload model.pth               prints ckpt_…
+      wbar datasets add folder/           prints ds_…   (folder/train/<class>/*.jpg, and val/ likewise)
+      wbar submit --checkpoint ckpt_… --dataset ds_… --method auto --wait
+      wbar download job_…
+    """
     if version:
         typer.echo(__version__)
         raise typer.Exit

@@ -41,7 +41,7 @@ def statuses(incomplete: str) -> list[str]:
     return [status for status in TRANSITIONS if status.startswith(incomplete)]
 
 
-JobId = Annotated[str, typer.Argument(help="job_…", autocompletion=job_ids)]
+JobId = Annotated[str, typer.Argument(help="job_…, or its name.", autocompletion=job_ids)]
 Limit = Annotated[int, typer.Option(min=1, max=100, help="How many at most.")]
 After = Annotated[str | None, typer.Option(help="Begin after this id: the last one of the page before.")]
 Order = Annotated[str | None, typer.Option(help="asc: oldest first; desc (the default): newest first.")]

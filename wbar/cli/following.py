@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wbar.cli.completion import JobId, job_ids
+from wbar.cli.names import job_of
 from wbar.cli.output import (
     DETACHED,
     FAILED,
@@ -30,7 +31,7 @@ app = typer.Typer()
 def watch(job: JobId) -> None:
     """Follow a job to its end, from its first event on. Ctrl-C leaves it running."""
     with connected() as client:
-        follow(client, job)
+        follow(client, job_of(client, job))
 
 
 @app.command()
@@ -43,6 +44,7 @@ def logs(
     """Print what a job has said: its states, snapshots, means and messages. With --json -f one event a line."""
     types: tuple[EventType, ...] = ("status", "metrics", "snapshot", "log", *(("progress",) if progress else ()))
     with connected() as client:
+        job = job_of(client, job)
         if not following:
             events = [*client.jobs.iterate_events(job, types)]
             if wants_json():
@@ -71,14 +73,16 @@ def _print_event(event: "Event") -> None:
 @app.command(name="open")
 @with_json
 def open_page(
-    job: Annotated[str | None, typer.Argument(help="job_…; none: all jobs.", autocompletion=job_ids)] = None,
+    job: Annotated[
+        str | None, typer.Argument(help="job_…, or its name; none: all jobs.", autocompletion=job_ids)
+    ] = None,
 ) -> None:
     """Open the dashboard in a browser, signed in, at a job where one is given. Prints the address, which opens it once."""
     import webbrowser
 
     with connected() as client:
         if job is not None:
-            client.jobs.get(job)  # a wrong id is better said here than in a browser
+            job = client.jobs.get(job_of(client, job)).id  # a wrong id is better said here than in a browser
         link = client.keys.sign_in_link()
         url = client.url + link.url + ("" if job is None else f"&next=/jobs/{job}")
     opened = webbrowser.open(url)
@@ -109,7 +113,7 @@ def follow(client: "Client", job_id: str) -> None:
     elif job.error is not None:
         note(f"{job.error.code}: {job.error.message}", "red")
     else:
-        note(f"{job_id} was {job.status}")
+        note(f"{job_id} was {job.status}: wbar logs {job_id} says what happened")
     if job.result is None:
         raise typer.Exit(FAILED)
 

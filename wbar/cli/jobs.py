@@ -1,4 +1,4 @@
-"""Commands that look at jobs and control them: list, show, compare, cancel, pause, finish, resume, download."""
+"""Commands that look at jobs and control them: list, show, compare, cancel, pause, finish, resume, delete, download."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from wbar.cli.completion import After, JobId, Limit, Order, checkpoint_ids, job_ids, statuses
+from wbar.cli.names import checkpoint_of, dataset_of, job_of
 from wbar.cli.output import (
     answer,
     answer_page,
@@ -47,8 +48,8 @@ def jobs(
     """List the jobs, newest first."""
     with connected() as client:
         page = client.jobs.list(
-            limit=limit, after=after, order=order, status=status, checkpoint=checkpoint, metadata=tags(metadata),
-            dataset=dataset, name=name, order_by=order_by,
+            limit=limit, after=after, order=order, status=status, metadata=tags(metadata), name=name, order_by=order_by,
+            checkpoint=checkpoint and checkpoint_of(client, checkpoint), dataset=dataset and dataset_of(client, dataset),
         )  # fmt: skip
     answer_page(page, ("id", "name", "status", "done", "verdict"), lambda job: (
         job.id, job.name or "", job.status, f"{job.progress.fraction:.0%}" if job.progress else "", _outcome(job)
@@ -64,7 +65,7 @@ def _outcome(job: "Job") -> str:
 def show(job: JobId) -> None:
     """Print one job as JSON."""
     with connected() as client:
-        print_json(client.jobs.get(job))
+        print_json(client.jobs.get(job_of(client, job)))
 
 
 @app.command()
@@ -80,7 +81,7 @@ def compare(
     from wbar.comparing import compared as side_by_side
 
     with connected() as client:
-        made = side_by_side([client.jobs.get(job) for job in compared])
+        made = side_by_side([client.jobs.get(job_of(client, job)) for job in compared])
     if wants_json():
         print_json(made)
         return
@@ -96,7 +97,7 @@ def compare(
 def cancel(job: JobId) -> None:
     """End a job now; its snapshots stay."""
     with connected() as client:
-        now = client.jobs.cancel(job)
+        now = client.jobs.cancel(job_of(client, job))
     answer(now, now.status)
 
 
@@ -105,7 +106,7 @@ def cancel(job: JobId) -> None:
 def pause(job: JobId) -> None:
     """Stop a running job at its next step, exactly resumable."""
     with connected() as client:
-        answer(client.jobs.pause(job), "pausing")
+        answer(client.jobs.pause(job_of(client, job)), "pausing")
 
 
 @app.command()
@@ -113,7 +114,7 @@ def pause(job: JobId) -> None:
 def finish(job: JobId) -> None:
     """End a running job's training now, and have the average of what it visited so far."""
     with connected() as client:
-        answer(client.jobs.finish(job), "finishing")
+        answer(client.jobs.finish(job_of(client, job)), "finishing")
 
 
 @app.command()
@@ -121,8 +122,18 @@ def finish(job: JobId) -> None:
 def resume(job: JobId) -> None:
     """Queue a paused job again."""
     with connected() as client:
-        now = client.jobs.resume(job)
+        now = client.jobs.resume(job_of(client, job))
     answer(now, now.status)
+
+
+@app.command()
+@with_json
+def delete(job: JobId) -> None:
+    """Delete an ended job with everything it made: weights, snapshots, events, report."""
+    with connected() as client:
+        found = job_of(client, job)
+        client.jobs.delete(found)
+    answer({"id": found, "object": "job", "deleted": True}, found)
 
 
 @app.command()
@@ -133,6 +144,9 @@ def download(
         "averaged.safetensors"
     ),
     format: Annotated[str | None, typer.Option(help="safetensors or pytorch; default: by the output's suffix.")] = None,
+    averaged: Annotated[
+        bool, typer.Option("--averaged", help="The average, also where the guard chose to deliver the start.")
+    ] = False,
     snapshot: Annotated[int | None, typer.Option(help="Download w_n instead.")] = None,
 ) -> None:
     """Download the averaged weights: an interrupted download goes on, and the digest is verified."""
@@ -145,13 +159,20 @@ def download(
         raise typer.BadParameter(f"{format!r} is not a format: safetensors or pytorch")
     if snapshot is not None and kind == "pytorch":
         raise typer.BadParameter(f"snapshots are safetensors files, and {output.name} would be a PyTorch file")
+    if snapshot is not None and averaged:
+        raise typer.BadParameter("--averaged or --snapshot N, not both")
     with connected() as client, transfer() as bar:
-        moved = step(bar, f"download {output.name}")
-        if snapshot is None:
+        job, moved = job_of(client, job), step(bar, f"download {output.name}")
+        if averaged:
+            client.jobs.download(job, output, kind, moved, which="averaged")
+        elif snapshot is None:
             client.jobs.download(job, output, kind, moved)
             result = client.jobs.get(job).result
             if result is not None and result.selection is not None and result.selection.delivered == "start":
-                note("the guard chose the start: these are its weights, unchanged, since the average was worse")
+                note(
+                    "the guard chose the start: these are its weights, unchanged, since the average was worse. The average "
+                    f"itself: wbar download {job} --averaged"
+                )
         else:
             client.jobs.download_snapshot(job, snapshot, output, moved)
     note("sha-256 verified")

@@ -7,11 +7,13 @@ import typer
 from wbar.cli.completion import JobId, checkpoint_ids, dataset_ids
 from wbar.cli.following import follow
 from wbar.cli.job_file import read_object
-from wbar.cli.output import answer, connected, wants_json, with_json
+from wbar.cli.names import in_request, job_of
+from wbar.cli.output import answer, connected, note, wants_json, with_json
 
 if TYPE_CHECKING:
     from wbar.client import Client
     from wbar.jobs import Job
+    from wbar.method import CyclicSwa
 
 app = typer.Typer()
 # The names are written out: importing the models that define them would slow `wbar --help` down.
@@ -34,8 +36,8 @@ def submit(
             help="A whole job in YAML or JSON, as POST /v1/jobs takes it; @- reads stdin. Options go before it.",
         ),
     ] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="ckpt_…", autocompletion=checkpoint_ids)] = None,
-    dataset: Annotated[str | None, typer.Option(help="ds_…", autocompletion=dataset_ids)] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="ckpt_…, or its name.", autocompletion=checkpoint_ids)] = None,
+    dataset: Annotated[str | None, typer.Option(help="ds_…, or its name.", autocompletion=dataset_ids)] = None,
     name: Annotated[str | None, typer.Option()] = None,
     method: Annotated[
         str | None, typer.Option(help="auto, cyclic_swa (the default), swa, ema, lawa, none; soup: see --soup")
@@ -115,7 +117,10 @@ def submit(
     if "idempotency_key" in body:
         raise typer.BadParameter("idempotency_key is no field of a job", param_hint="@FILE")
     with connected() as client:
-        _show_created(client, client.jobs.create(**body), wait)
+        made = client.jobs.create(**in_request(client, body))
+        if "type" not in (body.get("method") or {}) and made.method.type == "cyclic_swa":
+            note(_by_default(made.method))
+        _show_created(client, made, wait)
 
 
 @app.command()
@@ -131,7 +136,8 @@ def clone(
     """Create a job like another one, and print its id."""
     differing = read_object(changes, "--changes")
     with connected() as client:
-        _show_created(client, client.jobs.clone(job, **(differing | {"dry_run": dry_run})), wait)
+        same = job_of(client, job)
+        _show_created(client, client.jobs.clone(same, **(in_request(client, differing) | {"dry_run": dry_run})), wait)
 
 
 def _show_created(client: "Client", job: "Job", wait: bool) -> None:
@@ -143,6 +149,17 @@ def _show_created(client: "Client", job: "Job", wait: bool) -> None:
         answer(job, job.id)
     if wait:
         follow(client, job.id)
+
+
+def _by_default(method: "CyclicSwa") -> str:
+    """Return what the method is that nobody named, and what another one measures beyond it."""
+    beside = "and a control" if method.control else "without a control"
+    control = "" if method.control else " --control"
+    compares = "" if method.control else ", and compares with a plain fine-tune of equal length"
+    return (
+        f"method cyclic_swa, {method.cycles} cycles, {beside}. --method auto{control} measures more: it tries the rate on the "
+        f"start, chooses among many averages on half of the held-out images{compares}"
+    )
 
 
 def _merged(base: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,18 @@
-"""Commands for what jobs begin with: `wbar upload`, `wbar checkpoints`, `wbar datasets add|list`."""
+"""Commands for what jobs begin with: `wbar upload`, `wbar checkpoints [list|delete]`, `wbar datasets [add|list|delete]`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from wbar.cli.completion import After, Limit, Order
+from wbar.cli.completion import After, Limit, Order, checkpoint_ids, dataset_ids
+from wbar.cli.names import checkpoint_of, dataset_of
 from wbar.cli.output import answer, answer_page, connected, note, step, transfer, with_json
 from wbar.errors import UnknownArchitecture
 
 app = typer.Typer()
-datasets_app = typer.Typer(no_args_is_help=True, help="Datasets: add, list.")
+checkpoints_app = typer.Typer(invoke_without_command=True)
+datasets_app = typer.Typer(invoke_without_command=True)
 KEPT = "Seconds until it is deleted, or once no job needs it; default: it stays."
 
 
@@ -45,15 +47,47 @@ def upload(
     answer(made, made.id)
 
 
-@app.command()
+@checkpoints_app.callback()
 @with_json
-def checkpoints(limit: Limit = 20, after: After = None, order: Order = None) -> None:
+def checkpoints(ctx: typer.Context, limit: Limit = 20, after: After = None, order: Order = None) -> None:
+    """Checkpoints: list (also without a word more), delete."""
+    if ctx.invoked_subcommand is None:
+        _list_checkpoints(limit, after, order)
+
+
+@checkpoints_app.command("list")
+@with_json
+def list_checkpoints(limit: Limit = 20, after: After = None, order: Order = None) -> None:
     """List the checkpoints, newest first."""
+    _list_checkpoints(limit, after, order)
+
+
+def _list_checkpoints(limit: int, after: str | None, order: str | None) -> None:
     with connected() as client:
         page = client.checkpoints.list(limit=limit, after=after, order=order)
     answer_page(page, ("id", "name", "status", "architecture", "bytes"), lambda item: (
         item.id, item.name, item.status, item.architecture.name if item.architecture else "", f"{item.bytes:,}"
     ))  # fmt: skip
+
+
+@checkpoints_app.command("delete")
+@with_json
+def delete_checkpoint(
+    checkpoint: Annotated[str, typer.Argument(help="ckpt_…, or its name.", autocompletion=checkpoint_ids)],
+) -> None:
+    """Delete a checkpoint; refused while a job that has not ended needs it."""
+    with connected() as client:
+        found = checkpoint_of(client, checkpoint)
+        client.checkpoints.delete(found)
+    answer({"id": found, "object": "checkpoint", "deleted": True}, found)
+
+
+@datasets_app.callback()
+@with_json
+def datasets(ctx: typer.Context, limit: Limit = 20, after: After = None, order: Order = None) -> None:
+    """Datasets: add, list (also without a word more), delete."""
+    if ctx.invoked_subcommand is None:
+        _list_datasets(limit, after, order)
 
 
 @datasets_app.command("add")
@@ -96,6 +130,22 @@ def add_dataset(
 @with_json
 def list_datasets(limit: Limit = 20, after: After = None, order: Order = None) -> None:
     """List the datasets, newest first."""
+    _list_datasets(limit, after, order)
+
+
+@datasets_app.command("delete")
+@with_json
+def delete_dataset(
+    dataset: Annotated[str, typer.Argument(help="ds_…, or its name.", autocompletion=dataset_ids)],
+) -> None:
+    """Delete a dataset; refused while a job that has not ended needs it."""
+    with connected() as client:
+        found = dataset_of(client, dataset)
+        client.datasets.delete(found)
+    answer({"id": found, "object": "dataset", "deleted": True}, found)
+
+
+def _list_datasets(limit: int, after: str | None, order: str | None) -> None:
     with connected() as client:
         page = client.datasets.list(limit=limit, after=after, order=order)
     answer_page(page, ("id", "name", "status", "classes", "images"), lambda item: (

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from wbar.cli import need
+from wbar.cli.completion import JobId
+from wbar.cli.names import job_of
 from wbar.cli.output import note
 
 app = typer.Typer(no_args_is_help=True, help="A job's series and files for TensorBoard, MLflow, CSV, Parquet.")
@@ -16,7 +18,7 @@ Follow = Annotated[bool, typer.Option("--follow", help="Go on until the job has 
 
 @app.command()
 def tensorboard(
-    job: str,
+    job: JobId,
     logdir: Annotated[Path, typer.Option(help="The folder of this job's event files, one for each job.")],
     follow: Follow = False,
 ) -> None:
@@ -27,7 +29,7 @@ def tensorboard(
     from wbar.exports.tensorboard import EventFiles
 
     with Client() as client:
-        client.jobs.get(job)  # before the folder is made
+        job = str(client.jobs.get(job_of(client, job)).id)  # before the folder is made
         with EventFiles(logdir, job) as files:
             written = sum(files.write(look.samples) for look in looks(client, job, follow))
     note(f"{written:,} numbers written; look at them with: tensorboard --logdir {logdir}")
@@ -36,7 +38,7 @@ def tensorboard(
 
 @app.command()
 def mlflow(
-    job: str,
+    job: JobId,
     tracking_uri: Annotated[str | None, typer.Option(help="Default: MLflow's own, MLFLOW_TRACKING_URI.")] = None,
     experiment: Annotated[str, typer.Option(help="Made where there is none of that name.")] = "wbar",
     register: Annotated[
@@ -70,6 +72,7 @@ def _to_mlflow(
     from wbar.states import TERMINAL
 
     with Client() as client:
+        job_id = job_of(client, job_id)
         run = RunOfJob(client.jobs.get(job_id), tracking_uri, experiment)
         for look in looks(client, job_id, follow):
             run.write(look.job, look.samples)
@@ -80,23 +83,23 @@ def _to_mlflow(
 
 
 @app.command("csv")
-def write_csv(job: str, output: Output) -> None:
+def write_csv(job: JobId, output: Output) -> None:
     """Write the training series as CSV."""
     from wbar.client import Client
     from wbar.exports import files
 
     with Client() as client:
-        files.write_csv(client, job, output)
+        files.write_csv(client, job_of(client, job), output)
     typer.echo(str(output))
 
 
 @app.command("parquet")
-def write_parquet(job: str, output: Output) -> None:
+def write_parquet(job: JobId, output: Output) -> None:
     """Write the training series as Parquet."""
     need("parquet", "pyarrow")
     from wbar.client import Client
     from wbar.exports import files
 
     with Client() as client:
-        files.write_parquet(client, job, output)
+        files.write_parquet(client, job_of(client, job), output)
     typer.echo(str(output))

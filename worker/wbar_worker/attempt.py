@@ -33,7 +33,7 @@ def run_attempt(request: AttemptRequest, channel: ControlChannel) -> None:
         logging.getLogger("wbar").exception("the attempt failed")
         channel.send(Crashed(why=first_line(error)))
     else:
-        channel.send(Succeeded.of(outcome))
+        channel.send(Succeeded(outcome=outcome))
 
 
 def _choose_devices(gpus: Sequence[int]) -> None:

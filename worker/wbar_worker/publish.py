@@ -65,13 +65,21 @@ class Publisher:
         progress = reported.model_copy(update={"fraction": 1.0, "eta_seconds": 0.0}) if reported else None
         with ExitStack() as held:
             # Each is held as soon as it is there: where a later one fails, nothing is left of those before it.
-            weights = held.enter_context(blobs.keep(blobs.put_file(Path(ending.weights))))
-            pytorch = held.enter_context(blobs.keep(blobs.put_file(Path(ending.pytorch))))
-            drawn = self._report(ending.result, Path(ending.weights).with_name("report.html"))
-            report = held.enter_context(blobs.keep(drawn)) if drawn else None
-            losses = held.enter_context(blobs.keep(blobs.put_file(Path(ending.losses)))) if ending.losses else None
-            files = ResultBlobs(weights, pytorch, report, losses)
-            self._store.attempts.succeed(self._claim, ending.result, files, progress)
+            def kept(path: Path) -> str:
+                return held.enter_context(blobs.keep(blobs.put_file(path)))
+
+            outcome = ending.outcome
+            weights, pytorch = kept(outcome.weights), kept(outcome.pytorch)
+            drawn = self._report(outcome.result, outcome.weights.with_name("report.html"))
+            files = ResultBlobs(
+                weights,
+                pytorch,
+                report=held.enter_context(blobs.keep(drawn)) if drawn else None,
+                losses=kept(outcome.losses) if outcome.losses else None,
+                averaged=kept(outcome.averaged.safetensors) if outcome.averaged else None,
+                averaged_pytorch=kept(outcome.averaged.pytorch) if outcome.averaged else None,
+            )
+            self._store.attempts.succeed(self._claim, outcome.result, files, progress)
         self.forget_state()
 
     def _report(self, result: JobResult, path: Path) -> Received | None:

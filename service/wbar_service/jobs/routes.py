@@ -332,15 +332,36 @@ def get_job_weights(
     request: Request,
     store: StoreOf,
     tenant: TenantOf,
-    format: Literal["safetensors", "pytorch"] = "safetensors",
+    format: Annotated[
+        Literal["safetensors", "pytorch"], Query(description="`pytorch` is a flat state_dict.")
+    ] = "safetensors",
+    which: Annotated[
+        Literal["delivered", "averaged"],
+        Query(
+            description="`delivered`: what `result.selection.delivered` names, the start where `guard` chose it. "
+            "`averaged`: w̄ whatever the guard chose.",
+            examples=["averaged"],
+        ),
+    ] = "delivered",
 ) -> Response:
-    """Download w̄ with recomputed BatchNorm statistics, under the uploaded names; `pytorch` is a flat state_dict."""
+    """Download w̄ with recomputed BatchNorm statistics, under the uploaded names.
+
+    Where the guard chose the start, these are the start's weights, and w̄ itself is at `?which=averaged`.
+    """
     job = store.jobs.get(tenant, job_id)
     if job.weights is None or job.weights_pytorch is None:
         _no_result(job, "averaged weights")
+    weights, pytorch, name = job.weights, job.weights_pytorch, job_id
+    selection = job.result.selection if job.result else None
+    if which == "averaged" and selection is not None and selection.delivered == "start":
+        if job.averaged is None or job.averaged_pytorch is None:
+            raise NoWeights(
+                f"the average of {job_id} was not kept: its guard chose the start, and workers before 0.7 kept that alone"
+            )
+        weights, pytorch, name = job.averaged, job.averaged_pytorch, f"{job_id}-averaged"
     if format == "pytorch":
-        return blob_response(request, store.blobs, job.weights_pytorch, f"{job_id}.pth")
-    return blob_response(request, store.blobs, job.weights, f"{job_id}.safetensors")
+        return blob_response(request, store.blobs, pytorch, f"{name}.pth")
+    return blob_response(request, store.blobs, weights, f"{name}.safetensors")
 
 
 @router.get(
@@ -371,7 +392,8 @@ def _no_result(job: JobRecord, what: str) -> NoReturn:
     if job.status not in TERMINAL:
         raise JobNotFinished(f"{job.id} is {job.status}: {what} will be there once it has succeeded")
     kept = "; its snapshots are at /snapshots" if job.expired_at is None else ""
-    raise NoWeights(f"{job.id} has {job.status} and made no {what}{kept}")
+    ended = "was cancelled" if job.status == "cancelled" else f"has {job.status}"
+    raise NoWeights(f"{job.id} {ended} and made no {what}{kept}")
 
 
 def _refuse_expired(job: JobRecord, what: str) -> None:

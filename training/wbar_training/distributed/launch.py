@@ -134,7 +134,7 @@ class _Host:
         ending = self.ending or self.failure
         match ending:
             case Succeeded():
-                return ending.outcome()
+                return ending.outcome
             case Stopped():
                 raise StopRequested(ending.reason)
             case Failed():
@@ -194,7 +194,7 @@ def _ending(run: RunJob, order: RankOrder, reporter: Reporter) -> Succeeded | St
         return Stopped(reason=stopped.reason)
     except JobError as error:
         return Failed(code=error.code, message=error.detail)
-    return Succeeded.of(outcome)
+    return Succeeded(outcome=outcome)
 
 
 def _die_with(lifeline: Connection) -> None:

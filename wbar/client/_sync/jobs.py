@@ -181,9 +181,15 @@ class Jobs(Resource):
         path: str | os.PathLike[str],
         format: Literal["safetensors", "pytorch"] = "safetensors",
         step: Step | None = None,
+        which: Literal["delivered", "averaged"] = "delivered",
     ) -> Path:
-        """Download w̄ to `path`. An interrupted download goes on; the digest is verified before the file appears."""
-        return download(self._client, f"/v1/jobs/{job_id}/weights?format={format}", Path(path), step)
+        """Download w̄ to `path`. An interrupted download goes on; the digest is verified before the file appears.
+
+        which: `delivered` is the start where the job's guard chose it, `averaged` is w̄ whatever it chose.
+        """
+        # An older service has one choice, and does not know the parameter.
+        chosen = "" if which == "delivered" else f"&which={which}"
+        return download(self._client, f"/v1/jobs/{job_id}/weights?format={format}{chosen}", Path(path), step)
 
     def download_report(self, job_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """Download the report, one HTML page, to `path`; see download."""
