@@ -72,7 +72,9 @@ def models(draw: st.DrawFn) -> tuple[list[Tensors], int]:
     rng, coarse = np.random.default_rng(seed), draw(st.booleans())
     files = []
     for _ in range(count):
-        drawn = {name: rng.integers(-2, 3, n) / 2 if coarse else rng.standard_normal(n) for name, (_, n) in layout.items()}
+        drawn = {
+            name: rng.integers(-2, 3, n) / 2 if coarse else rng.standard_normal(n) for name, (_, n) in layout.items()
+        }
         files.append({name: (dtype, stored(drawn[name], dtype)) for name, (dtype, _) in layout.items()})
     return files, draw(st.integers(1, 10))
 
@@ -139,7 +141,9 @@ def test_dare_keeps_or_drops_each_number_and_is_the_same_however_it_is_cut(
     base, other = map(flat, files)
     found = merged(files, Dare(drop, 0.5, seed), piece)
     again = merged(files, Dare(drop, 0.5, seed), other_piece, max_shard_bytes=None)
-    assert {name: x.tobytes() for name, (_, x) in found.items()} == {name: x.tobytes() for name, (_, x) in again.items()}
+    assert {name: x.tobytes() for name, (_, x) in found.items()} == {
+        name: x.tobytes() for name, (_, x) in again.items()
+    }
     kept = base + 0.5 * (other - base) / (1 - drop)
     values, expected = flat(found), np.empty_like(base)
     for place, value in enumerate(values):
