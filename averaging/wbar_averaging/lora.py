@@ -30,6 +30,7 @@ from wbar_averaging.streamed_mean import FactorsApart, Mismatch, NotFinite
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OTHER_STARTS = ("pissa", "olora", "corda", "loftq")  # initializations that change the weights that ΔW is added to
+OTHER_KINDS = ("lora_bias", "arrow_config", "kasa_config", "monteclora_config", "target_parameters")
 COMPARED = ("base_model_name_or_path", "task_type", "fan_in_fan_out", "bias", "layer_replication")
 _FACTOR = re.compile(r"(.*)\.lora_(embedding_)?([AB])((?:\.[^.]+)?(?:\.weight)?)")
 _PLAIN = re.compile(r"[\w.]+")  # of a pattern: a module's name, or the end of one
@@ -118,9 +119,10 @@ def merge_adapters(
             mean = sum((share * adapter.read(name) for share, adapter in zip(weights, adapters, strict=True)), 0.0)
             tensors[name] = (_dtype(adapters[0], name, chosen), np.asarray(mean))
         _write(folder / WEIGHTS, tensors, {"format": "pt", "wbar.averaged": str(len(adapters))})
+        # auto_mapping names a module that a reader would import; without it the class is what the reader says.
         merged = adapters[0].config | {
             "r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {},
-            "init_lora_weights": True, "inference_mode": True,
+            "init_lora_weights": True, "inference_mode": True, "auto_mapping": None,
         }  # fmt: skip
         (folder / CONFIG).write_text(json.dumps(merged, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         copy_files([path for path in carried_files(sources) if path.name != "config.json"], folder, None)
@@ -142,8 +144,8 @@ def _refuse_kind(source: Path, config: dict[str, Any]) -> None:
     path, start = source / CONFIG, config.get("init_lora_weights")
     if config.get("peft_type") != "LORA":
         raise UnfitConfig(f"{path}: peft_type is {config.get('peft_type')}, and only LORA is merged")
-    for key in ("use_dora", "use_qalora", "lora_bias"):
-        if config.get(key):
+    for key in sorted(config):
+        if config[key] and (key in OTHER_KINDS or (key.startswith("use_") and key != "use_rslora")):
             raise UnfitConfig(f"{path}: {key} is set: what it adds is not ΔW = B·A, and is not merged")
     if isinstance(start, str) and start.lower().startswith(OTHER_STARTS):
         raise UnfitConfig(f"{path}: init_lora_weights is {start}, which changed the weights that its ΔW is added to")
@@ -151,10 +153,6 @@ def _refuse_kind(source: Path, config: dict[str, Any]) -> None:
     odd = [key for key in patterns if not _PLAIN.fullmatch(key)] if isinstance(patterns, dict) else ["no object"]
     if odd:
         raise UnfitConfig(f"{path}: alpha_pattern has {shown(odd[0])}, which is no name of a module or its end")
-    mapping = config.get("auto_mapping") or {}
-    library = mapping.get("parent_library") if isinstance(mapping, dict) else mapping
-    if library is not None and not str(library).startswith("transformers."):
-        raise UnfitConfig(f"{path}: auto_mapping names code to import ({shown(library)}); none was run")
 
 
 def _layout(adapters: list[_Adapter]) -> tuple[list[_Module], list[str]]:

@@ -97,11 +97,13 @@ def test_a_module_with_an_alpha_of_its_own_is_scaled_by_it(tmp_path: Path) -> No
 
 
 def test_the_dtype_is_kept_or_chosen_and_tokenizer_files_go_along(tmp_path: Path) -> None:
-    a = adapter(tmp_path / "a", np.random.default_rng(0), dtype=np.float16)
+    code = {"parent_library": "evil.code", "base_model_class": "Net"}
+    a = adapter(tmp_path / "a", np.random.default_rng(0), dtype=np.float16, auto_mapping=code)
     (a / "tokenizer.json").write_text("{}")
     merge_checkpoints([a, a], tmp_path / "m", lora_rank=2)
     assert {x.dtype for x in load_file(tmp_path / "m" / "adapter_model.safetensors").values()} == {np.dtype("float16")}
     assert (tmp_path / "m" / "tokenizer.json").exists()
+    assert json.loads((tmp_path / "m" / "adapter_config.json").read_text())["auto_mapping"] is None
     merge_checkpoints([a, a], tmp_path / "wide", lora_rank=2, dtype="F64")
     assert {x.dtype for x in load_file(tmp_path / "wide" / "adapter_model.safetensors").values()} == {
         np.dtype("float64")
@@ -131,7 +133,7 @@ def test_without_a_rank_the_refusal_says_which_to_give(tmp_path: Path) -> None:
         ({"use_dora": True}, "use_dora is set"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is pissa_niter_4"),
         ({"alpha_pattern": {"(a+)+$": 1}}, "no name of a module"),
-        ({"auto_mapping": {"parent_library": "evil.code"}}, "auto_mapping names code"),
+        ({"use_new": True}, "use_new is set"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map names code"),
         ({"lora_alpha": "x"}, "lora_alpha is x, no number"),
         ({"base_model_name_or_path": "c/d"}, "base_model_name_or_path: a/b in .*, c/d in"),
