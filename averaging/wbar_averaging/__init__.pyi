@@ -29,6 +29,12 @@ from .loss_surface import interpolate as interpolate
 from .loss_surface import line as line
 from .loss_surface import plane as plane
 from .loss_surface import surface as surface
+from .merging import Dare as Dare
+from .merging import Merged as Merged
+from .merging import TaskArithmetic as TaskArithmetic
+from .merging import Ties as Ties
+from .merging import WeightedMean as WeightedMean
+from .merging import merge_checkpoints as merge_checkpoints
 from .pull import add_folded_pull_gradient as add_folded_pull_gradient
 from .pull import add_pull_gradient as add_pull_gradient
 from .pull import can_fold_pull as can_fold_pull

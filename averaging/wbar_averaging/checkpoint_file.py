@@ -251,6 +251,7 @@ def _sharded(label: str, index: Path, files: OpenFiles, scratch: Path) -> Safete
     for path in paths:
         if not path.is_file():
             raise UnreadableCheckpoint(f"{index}: names {path.name}, which is missing")
+        refuse_outside(index.parent, path)
     checkpoint = _opened(label, paths, files, scratch)
     actual = {name: paths[entry.file].name for name, entry in checkpoint.entries.items()}
     wrong = sorted(name for name in actual.keys() | stated.keys() if actual.get(name) != stated.get(name))
@@ -260,6 +261,14 @@ def _sharded(label: str, index: Path, files: OpenFiles, scratch: Path) -> Safete
         )
         raise UnreadableCheckpoint(f"{index}: {len(wrong)} tensors lie elsewhere: {listed}")
     return checkpoint
+
+
+def refuse_outside(folder: Path, path: Path) -> None:
+    """Raise UnreadableCheckpoint for a link out of its folder; those of Hugging Face's cache lead to the blobs beside it."""
+    inside, target = folder.resolve(), path.resolve()
+    blobs = inside.parent.parent / "blobs" if inside.parent.name == "snapshots" else inside
+    if not target.is_relative_to(inside) and not target.is_relative_to(blobs):
+        raise UnreadableCheckpoint(f"{folder}: {path.name} is a link to {target}, outside the folder")
 
 
 def _weight_map(index: Path) -> dict[str, str]:

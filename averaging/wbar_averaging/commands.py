@@ -1,33 +1,31 @@
-"""`wbar average`: the mean of checkpoint files, here and offline.
+"""`wbar merge`, and `wbar average` as the short name of its mean: here and offline. `wbar schedule`: rates, printed and drawn.
 
 `python -m wbar_averaging.commands average` is the same without the client's modules, a quarter of a second sooner.
 """
 
 import importlib.util
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wbar_averaging.merge_command import end, merge, need_numpy, progress_bar, size_in_bytes, weights_or_shape
+
 if TYPE_CHECKING:
     from wbar_averaging.cyclic_lr import Position
 
-USAGE = 2
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.", show_default=False)]
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
 app = typer.Typer()
 
 
 @app.callback()
 def group() -> None:
-    """Average checkpoint files, and show schedules."""
-    # Without a callback typer would make a single command of an app with one.
+    """Merge and average checkpoint files, and show schedules."""
+
+
+app.command()(merge)
 
 
 @app.command()
@@ -53,19 +51,19 @@ def average(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the weighted mean of checkpoint files, and print its path. Memory does not grow with the files."""
-    if importlib.util.find_spec("numpy") is None:
-        _end("this command needs numpy: pip install 'wbar[average]'")
-    from wbar_averaging.soup import average_checkpoints
+    """Write the weighted mean of checkpoint files, and print its path: `wbar merge --method mean` into one file."""
+    need_numpy()
+    from wbar_averaging.merging import WeightedMean, checked_out, merge_checkpoints
 
     try:
-        with _bar(f"average {len(checkpoints)} checkpoints") as progress:
-            written = average_checkpoints(
-                checkpoints, _weights(weights, len(checkpoints)), output, accumulate=accumulate, dtype=dtype,
-                max_shard_bytes=_bytes(max_shard_size), progress=progress,
-            )  # fmt: skip
+        with progress_bar(f"average {len(checkpoints)} checkpoints") as progress:
+            method = WeightedMean(None if weights is None else weights_or_shape(weights), accumulate)
+            written = merge_checkpoints(
+                checkpoints, checked_out(output), method, dtype=dtype, max_shard_bytes=size_in_bytes(max_shard_size),
+                progress=progress,
+            ).path  # fmt: skip
     except (ValueError, OSError) as error:
-        _end(str(error))
+        end(str(error))
     typer.echo(json.dumps({"path": str(written)}) if as_json else str(written))
 
 
@@ -94,7 +92,7 @@ def schedule(
             shape=shape, warmup_steps=warmup_steps, warmup=warmup,  # type: ignore[arg-type]  # checked there
         )  # fmt: skip
     except ValueError as error:
-        _end(str(error))
+        end(str(error))
     positions = [planned.at(step) for step in range(planned.total_steps)]
     phases: dict[tuple[int, str], list[Position]] = {}
     for at in positions:
@@ -137,7 +135,7 @@ class _Span:
 
 def _write_plot(path: Path, positions: "list[Position]") -> None:
     if importlib.util.find_spec("plotly") is None:
-        _end("--plot needs plotly: pip install 'wbar[average]'")
+        end("--plot needs plotly: pip install 'wbar[average]'")
     from wbar_averaging.figures import schedule_figure
 
     figure = schedule_figure(
@@ -149,50 +147,7 @@ def _write_plot(path: Path, positions: "list[Position]") -> None:
     try:
         path.write_text(figure.to_html(include_plotlyjs=True, config={"displaylogo": False}), encoding="utf-8")
     except OSError as error:
-        _end(f"{path}: {error.strerror}")
-
-
-def _weights(text: str | None, count: int) -> list[float] | None:
-    if text is None:
-        return None
-    from wbar_averaging.decay_weights import decay_weights
-
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        if "," in text:
-            raise ValueError(f"--weights {text}: numbers with commas between them were expected, as in 1,2,1") from None
-    return decay_weights(text, count)
-
-
-def _bytes(text: str | None) -> int | None:
-    if text is None:
-        return None
-    number = text.rstrip("BKMGibkmg ")
-    unit = text.removeprefix(number).strip().upper()
-    if not number.isdecimal() or unit not in UNITS:
-        raise ValueError(f"--max-shard-size {text}: a size was expected, as in 5GB or 500MiB")
-    return int(number) * UNITS[unit]
-
-
-@contextmanager
-def _bar(description: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar where a person looks on; elsewhere not even its module is loaded."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _end(message: str) -> None:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(USAGE)
+        end(f"{path}: {error.strerror}")
 
 
 if __name__ == "__main__":

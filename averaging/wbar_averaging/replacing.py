@@ -57,7 +57,7 @@ def replace_checkpoint(written: Sequence[tuple[Path, Path]], out: Path, scratch:
         os.replace(*written[-1])
     else:
         _place_shards(written, out, attic)
-    _sync_folder(out.parent)
+    sync_folder(out.parent)
     for path in (index_of(out), *sorted(shards_at(out))):
         if path not in names and path.is_file():
             try:
@@ -84,15 +84,15 @@ def _place_shards(written: Sequence[tuple[Path, Path]], out: Path, attic: Path) 
             move(path, final)
         if out.exists():
             move(new_index, index)
-            _sync_folder(out.parent)
+            sync_folder(out.parent)
             os.rename(out, attic / out.name)
         else:
             os.replace(new_index, index)
         undo.pop_all()
 
 
-def _sync_folder(folder: Path) -> None:
-    """What was renamed stays so when the power fails, before anything is deleted for it."""
+def sync_folder(folder: Path) -> None:
+    """Wait until what was renamed in the folder stays so when the power fails, before anything is deleted for it."""
     if os.name != "posix":
         return  # elsewhere a folder cannot be opened
     descriptor = os.open(folder, os.O_RDONLY)

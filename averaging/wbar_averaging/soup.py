@@ -1,28 +1,31 @@
-"""w̄ = Σ wᵢxᵢ / Σ wᵢ over checkpoint files, a small piece of every file at a time: memory does not grow with them.
+"""Soups of checkpoint files: the mean w̄ = Σ wᵢxᵢ / Σ wᵢ, and the greedy choice of what enters it.
 
 Wortsman et al. 2022, "Model soups": the uniform soup (section 2), other weights, and the greedy soup (their recipe 1).
-numpy is all that is needed, unless a checkpoint is a PyTorch file.
+`merging` makes the means.
 """
 
-import json
 import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from wbar_averaging.checkpoint_file import OpenFiles
 from wbar_averaging.float_formats import dtype_named
-from wbar_averaging.replacing import index_of, replace_checkpoint, shard_of
-from wbar_averaging.safetensors_file import SIZES, header_bytes
-from wbar_averaging.streamed_mean import Mean, Plan, Progress, make_plan
-
-StrPath = str | os.PathLike[str]
+from wbar_averaging.merging import (
+    StrPath,
+    WeightedMean,
+    accumulator,
+    checked_out,
+    merge_checkpoints,
+    normalized_weights,
+)
+from wbar_averaging.replacing import replace_checkpoint
+from wbar_averaging.streamed_mean import Progress, make_plan
 
 
 def average_checkpoints(
@@ -46,8 +49,9 @@ def average_checkpoints(
     path is then returned. A tensor larger than that has a file to itself.
     progress: called with the bytes read so far and in all.
 
-    Integer and boolean tensors are the last checkpoint's. Metadata: the keys that all have, where they differ the first's
-    values, and `wbar.averaged`, the number of checkpoints.
+    Single integers, which count, are the last checkpoint's. Other integers, booleans and 8-bit floating-point numbers are
+    codes: they are copied, and must be equal in all. Metadata: the keys that all have, where they differ the first's values,
+    and `wbar.averaged`, the number of checkpoints.
 
     Files appear under their own names only when all is written and synced; on failure nothing is left. What lay under `out`
     before is replaced as a whole: a single file goes when shards come, shards and their index when others or a single file
@@ -57,103 +61,9 @@ def average_checkpoints(
     Raises ValueError for arguments that make no sense, UnreadableCheckpoint, InvalidSafetensors, Mismatch or NotFinite (all
     of them ValueErrors), OSError.
     """
-    shares = _shares(len(paths), weights)
-    wide = _accumulator(accumulate)
-    chosen = None if dtype is None else dtype_named(dtype)
-    if max_shard_bytes is not None and max_shard_bytes < 1:
-        raise ValueError(f"max_shard_bytes must be at least 1, not {max_shard_bytes}")
-    out = _checked_out(out)
-    with OpenFiles() as files, tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        scratch = Path(folder)
-        (scratch / "copies").mkdir()
-        plan = make_plan(paths, files, scratch / "copies", chosen)
-        mean = Mean(plan, shares, wide, progress)
-        return _write(plan, mean, out, scratch, max_shard_bytes)
-
-
-def _shares(count: int, weights: Sequence[float] | None) -> list[float] | None:
-    """The weights over their sum, None where all are equal."""
-    if count == 0:
-        raise ValueError("the mean of no checkpoints is undefined: name at least one")
-    if weights is None:
-        return None
-    if len(weights) != count:
-        raise ValueError(f"{len(weights)} weights for {count} checkpoints")
-    values = [float(weight) for weight in weights]
-    if not all(map(math.isfinite, values)) or not math.isfinite(sum(values)):
-        raise ValueError(f"the weights and their sum must be finite: {values}")
-    total = math.fsum(values)
-    if total <= 0:
-        raise ValueError(f"the weights must have a sum above 0, not {total:g}")
-    return None if len(set(values)) == 1 else [value / total for value in values]
-
-
-def _accumulator(accumulate: DTypeLike) -> "np.dtype[Any]":
-    try:
-        wide = np.dtype(accumulate)
-    except TypeError:
-        wide = None
-    if wide not in (np.float32, np.float64):
-        raise ValueError(f"accumulate must be float32 or float64, not {accumulate}")
-    return wide
-
-
-def _checked_out(out: StrPath) -> Path:
-    path = Path(out)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: the mean is a safetensors file: let its name end with .safetensors")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: there is no such folder to write to")
-    return path
-
-
-def _write(plan: Plan, mean: Mean, out: Path, scratch: Path, max_shard_bytes: int | None) -> Path:
-    """Write the mean and return its path. All files are complete and synced in `scratch` before one gets its own name."""
-    # The order of write_safetensors: by falling alignment, then by name.
-    order = sorted(range(len(plan.names)), key=lambda index: (-SIZES[plan.dtypes[index]], plan.names[index]))
-    shards = _shards(plan, order, max_shard_bytes)
-    finals = [out] if len(shards) == 1 else [shard_of(out, n, len(shards)) for n in range(1, len(shards) + 1)]
-    written = [(scratch / final.name, final) for final in finals]
-    with np.errstate(all="ignore"):  # what is not finite is refused, with its name
-        for shard, (path, _) in zip(shards, written, strict=True):
-            tensors = [(plan.names[index], plan.dtypes[index], list(plan.shapes[index])) for index in shard]
-            with open(path, "wb") as file:
-                file.write(header_bytes(tensors, plan.metadata))
-                for index in shard:
-                    file.writelines(mean.pieces(index))
-                _sync(file)
-    if len(shards) > 1:
-        homes = {plan.names[index]: final.name for shard, final in zip(shards, finals, strict=True) for index in shard}
-        written.append((scratch / "index", index_of(out)))
-        _write_index(written[-1][0], homes, sum(map(plan.bytes, order)))
-    replace_checkpoint(written, out, scratch)
-    return written[-1][1]
-
-
-def _shards(plan: Plan, order: list[int], max_shard_bytes: int | None) -> list[list[int]]:
-    shards, room = [list[int]()], max_shard_bytes or math.inf
-    for index in order:
-        size = plan.bytes(index)
-        if size > room and shards[-1]:
-            shards.append([])
-            room = max_shard_bytes or math.inf
-        shards[-1].append(index)
-        room -= size
-    return shards
-
-
-def _write_index(path: Path, homes: dict[str, str], total: int) -> None:
-    with open(path, "wb") as file:
-        content = {"metadata": {"total_size": total}, "weight_map": homes}
-        file.write(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n")
-        _sync(file)
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    out = checked_out(out)
+    method = WeightedMean(None if weights is None else tuple(weights), accumulate)
+    return merge_checkpoints(paths, out, method, dtype=dtype, max_shard_bytes=max_shard_bytes, progress=progress).path
 
 
 @dataclass(frozen=True)
@@ -204,8 +114,8 @@ def greedy_soup(
 
     Raises what average_checkpoints does, ValueError for a score that is NaN, and what `score` does.
     """
-    out, chosen = _checked_out(out), dtype and dtype_named(dtype)
-    _accumulator(accumulate), _shares(len(paths), None)
+    out, chosen = checked_out(out), dtype and dtype_named(dtype)
+    accumulator(accumulate), normalized_weights(len(paths), None)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         best, candidate = Path(folder) / "best.safetensors", Path(folder) / "candidate.safetensors"
         with OpenFiles() as files:

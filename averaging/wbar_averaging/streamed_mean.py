@@ -1,11 +1,18 @@
-"""The mean of several checkpoints' tensors, given out in pieces that are small enough to stay in a core's own cache.
+"""Several checkpoints' tensors combined, given out in pieces that are small enough to stay in a core's own cache.
 
-Where the sum is wider than what is summed (float64 over float32), adding k equal numbers and dividing by k gives the number
-back. Where it is not, x₀ − Σ wᵢ(x₀ − xᵢ) / Σ wᵢ does, and that is what is summed there.
+The mean is here, other combinations in `task_vectors`. Where the sum is wider than what is summed (float64 over float32),
+adding k equal numbers and dividing by k gives the number back. Where it is not, x₀ − Σ wᵢ(x₀ − xᵢ) / Σ wᵢ does, and that is
+what is summed there.
+
+Only floating-point numbers of 16 bits and more are combined. A single integer is a count, as BatchNorm's
+`num_batches_tracked`: the last checkpoint's is taken. All else (integers, booleans, 8-bit floating-point formats) is codes,
+whose mean means nothing: it is copied where all checkpoints agree, and refused by name where they do not.
 """
 
 import math
 import os
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,27 +23,34 @@ import numpy as np
 from wbar_averaging import float_formats
 from wbar_averaging.checkpoint_file import Checkpoint, Entry, OpenFiles, open_checkpoint
 from wbar_averaging.float_formats import Array
+from wbar_averaging.quoting import shown
 from wbar_averaging.safetensors_file import SIZES
 
 # Numbers at a time: all buffers are 5 MiB, the sum and one file's piece 1.5. On 8 × 346 MB, 32 to 256 thousand differ little.
 PIECE = 131_072
 LISTED = 20
-INTEGER, BOOLEAN, FLOAT = "integer", "boolean", "float"
+COUNT, FLOAT = "a count", "float"
+# As PEFT and kohya's scripts name them; PEFT also names the adapter, as in lora_A.default.weight.
+LORA_FACTOR = re.compile(r"(^|[._])lora_(embedding_)?(A|B|a|b|down|up)(\.|$)")
 
 Progress = Callable[[int, int], None]
 
 
 class Mismatch(ValueError):
-    """The checkpoints do not hold the same tensors; the message lists how, in up to LISTED lines."""
+    """The checkpoints do not hold the same tensors, or codes that differ; the message lists how, in up to LISTED lines."""
 
 
 class NotFinite(ValueError):
-    """A value is NaN or infinite, in a checkpoint or in the mean; the message names the tensor and the file."""
+    """A value is NaN or infinite, in a checkpoint or in the result; the message names the tensor and the file."""
+
+
+class FactorsApart(Mismatch):
+    """The checkpoints hold the two factors of LoRA adapters, whose product is what has a mean; the message names one."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The inputs of a mean: checkpoints, and their tensors numbered as in the first one, with the mean's dtypes and shapes."""
+    """Checkpoints, and their tensors numbered as in the first one, with the result's dtypes and shapes."""
 
     checkpoints: list[Checkpoint]
     names: list[str]
@@ -49,28 +63,30 @@ class Plan:
         return math.prod(self.shapes[index])
 
     def bytes(self, index: int) -> int:
-        """Return how many bytes tensor `index` takes in the mean's file."""
+        """Return how many bytes tensor `index` takes in the result's file."""
         return self.elements(index) * SIZES[self.dtypes[index]]
 
     def read_bytes(self, index: int, elements: int) -> int:
         """Return how many bytes are read, over all checkpoints, for `elements` numbers of tensor `index`."""
-        used = self.checkpoints if _kind(self.dtypes[index]) == FLOAT else self.checkpoints[-1:]
+        used = self.checkpoints[-1:] if self.kind(index) == COUNT else self.checkpoints
         return elements * sum(SIZES[checkpoint.dtypes[index]] for checkpoint in used)
+
+    def kind(self, index: int) -> str:
+        """Return FLOAT for what is combined, COUNT for what the last checkpoint decides, else the dtype of what is copied."""
+        return _kind(self.dtypes[index], self.shapes[index])
 
 
 def make_plan(paths: Sequence[str | os.PathLike[str]], files: OpenFiles, copies: Path, chosen: str | None) -> Plan:
     """Open and compare the checkpoints. Of all but the first, only dtypes and places are kept.
 
     copies: a folder for copies of PyTorch files, see `open_checkpoint`. chosen: the dtype of all floating-point tensors of
-    the mean; None leaves each as it is in the first checkpoint.
+    the result; None leaves each as it is in the first checkpoint.
 
-    Raises Mismatch, and what `open_checkpoint` does.
+    Raises Mismatch, FactorsApart, and what `open_checkpoint` does.
     """
     first = open_checkpoint(paths[0], files, copies)
     entries, names, checkpoints, metadata = first.entries, list(first.entries), [first], dict(first.metadata)
-    _refuse(
-        [f"{name}: {e.dtype} in {first.label} cannot be averaged" for name, e in entries.items() if not _kind(e.dtype)]
-    )
+    _refuse_factors(first)
     for path in paths[1:]:
         checkpoint = open_checkpoint(path, files, copies)
         _refuse(_differences(first.label, entries, checkpoint))
@@ -79,26 +95,37 @@ def make_plan(paths: Sequence[str | os.PathLike[str]], files: OpenFiles, copies:
         checkpoints.append(checkpoint)
     first.keep(names)
     pairs = zip(first.dtypes, checkpoints[-1].dtypes, strict=True)
-    dtypes = [(chosen or begin) if _kind(begin) == FLOAT else end for begin, end in pairs]
-    metadata["wbar.averaged"] = str(len(checkpoints))
+    dtypes = [(chosen or begin) if begin in float_formats.SIZES else end for begin, end in pairs]
     return Plan(checkpoints, names, dtypes, [entries[name].shape for name in names], metadata)
+
+
+def _refuse_factors(checkpoint: Checkpoint) -> None:
+    """Raise FactorsApart for a checkpoint with factors of adapters."""
+    name = next((name for name in checkpoint.entries if LORA_FACTOR.search(name)), None)
+    if name is not None:
+        raise FactorsApart(
+            f"{shown(name)} in {checkpoint.label} is one factor of a LoRA adapter: the mean of ΔW = B·A is not the product of "
+            "the factors' means; merge adapters as folders with their adapter_config.json, and give the rank of the result"
+        )
 
 
 def _differences(label: str, entries: dict[str, Entry], other: Checkpoint) -> list[str]:
     lines = []
     for name in sorted(entries.keys() | other.entries.keys()):
         here, there = entries.get(name), other.entries.get(name)
-        same = here and there and here.shape == there.shape and _kind(here.dtype) == _kind(there.dtype)
-        if not same:
+        if here is None or there is None or _likeness(here) != _likeness(there):
             lines.append(f"{name}: {_shown(here)} in {label}, {_shown(there)} in {other.label}")
     return lines
 
 
-def _kind(dtype: str) -> str:
-    """What can be averaged or copied together; empty for the 8-bit floating-point formats, which cannot."""
-    if dtype.startswith(("U", "I")):
-        return INTEGER
-    return BOOLEAN if dtype == "BOOL" else FLOAT if dtype in float_formats.SIZES else ""
+def _likeness(entry: Entry) -> tuple[str, tuple[int, ...]]:
+    return _kind(entry.dtype, entry.shape), entry.shape
+
+
+def _kind(dtype: str, shape: tuple[int, ...]) -> str:
+    if dtype in float_formats.SIZES:
+        return FLOAT
+    return COUNT if dtype.startswith(("U", "I")) and math.prod(shape) == 1 else dtype
 
 
 def _shown(entry: Entry | None) -> str:
@@ -111,17 +138,16 @@ def _refuse(lines: list[str]) -> None:
         raise Mismatch("\n".join(lines[:LISTED] + more))
 
 
-class Mean:
-    """The mean of any piece of any tensor, in buffers that are made once: new ones would cost a page fault for every page.
+class Combination(ABC):
+    """The result's tensors, piece by piece, in buffers that are made once: new ones would cost a page fault for every page.
 
-    shares: the weights, of sum 1; None for equal ones. wide: the dtype to sum in. progress: called after every piece with the
-    bytes read so far and in all.
+    wide: the dtype to compute in. progress: called after every piece with the bytes read so far and in all.
     """
 
-    def __init__(
-        self, plan: Plan, shares: list[float] | None, wide: "np.dtype[Any]", progress: Progress | None
-    ) -> None:
-        self._plan, self._shares, self._wide = plan, shares, wide
+    noun = "result"
+
+    def __init__(self, plan: Plan, wide: "np.dtype[Any]", progress: Progress | None) -> None:
+        self._plan, self._wide = plan, wide
         self._progress, self._done = progress, 0
         self._all = sum(plan.read_bytes(index, plan.elements(index)) for index in range(len(plan.names)))
         self._raw = np.empty(PIECE * 8, np.uint8)
@@ -129,30 +155,44 @@ class Mean:
         self._scratch = np.empty(PIECE, np.float32)
 
     def pieces(self, index: int) -> Iterator[memoryview]:
-        """Yield the tensor's mean as bytes, in order. Each piece overwrites the one before. Raises NotFinite."""
-        elements, averaged = self._plan.elements(index), _kind(self._plan.dtypes[index]) == FLOAT
+        """Yield the tensor's result as bytes, in order. Each piece overwrites the one before.
+
+        Raises NotFinite, and Mismatch for codes that differ.
+        """
+        elements, kind = self._plan.elements(index), self._plan.kind(index)
         for begin in range(0, elements, PIECE):
             count = min(PIECE, elements - begin)
-            yield (self._average if averaged else self._copy)(index, begin, count)
-            if self._progress:
-                self._done += self._plan.read_bytes(index, count)
-                self._progress(self._done, self._all)
+            yield self._combined(index, begin, count) if kind == FLOAT else self._copy(index, begin, count)
+            self._advance(self._plan.read_bytes(index, count))
+
+    @abstractmethod
+    def _combine(self, index: int, begin: int, total: Array) -> None:
+        """Compute the numbers from `begin` on of tensor `index` into `total`, which is of the dtype to compute in."""
+
+    def _advance(self, count: int) -> None:
+        if self._progress:
+            self._done += count
+            self._progress(self._done, self._all)
 
     def _copy(self, index: int, begin: int, count: int) -> memoryview:
-        last = self._plan.checkpoints[-1]
+        last, kind = self._plan.checkpoints[-1], self._plan.kind(index)
         size = SIZES[last.dtypes[index]]
-        last.read(index, begin * size, self._raw[: count * size].data)
-        return self._raw[: count * size].data
+        raw, other = self._raw[: count * size], self._sum.view(np.uint8)[: count * size]
+        last.read(index, begin * size, raw.data)
+        for checkpoint in self._plan.checkpoints[:-1] if kind != COUNT else []:
+            checkpoint.read(index, begin * size, other.data)
+            if not np.array_equal(raw, other):
+                raise Mismatch(
+                    f"{self._plan.names[index]}: {kind} {list(self._plan.shapes[index])} holds codes, which have no mean, and "
+                    f"they differ between {checkpoint.label} and {last.label}: dequantize the checkpoints first"
+                )
+        return raw.data
 
-    def _average(self, index: int, begin: int, count: int) -> memoryview:
+    def _combined(self, index: int, begin: int, count: int) -> memoryview:
         dtype = self._plan.dtypes[index]
-        widest = max(float_formats.SIZES[checkpoint.dtypes[index]] for checkpoint in self._plan.checkpoints)
-        wide = self._wide if max(widest, float_formats.SIZES[dtype]) <= self._wide.itemsize else np.dtype(np.float64)
-        total = self._sum.view(wide)[:count]
-        if widest < wide.itemsize:
-            self._add(index, begin, total)
-        else:
-            self._add_differences(index, begin, total)
+        widest = max(self._widest(index), float_formats.SIZES[dtype])
+        total = self._sum.view(self._wide if widest <= self._wide.itemsize else np.dtype(np.float64))[:count]
+        self._combine(index, begin, total)
         raw = self._raw[: count * float_formats.SIZES[dtype]]
         whole = float_formats.all_finite(total)
         if whole:
@@ -160,6 +200,44 @@ class Mean:
         if not whole or not float_formats.finite(raw, dtype):
             raise NotFinite(self._culprit(index, begin, count))
         return raw.data
+
+    def _widest(self, index: int) -> int:
+        """Bytes of the widest number that is read for tensor `index`."""
+        return max(float_formats.SIZES[checkpoint.dtypes[index]] for checkpoint in self._plan.checkpoints)
+
+    def _read(self, number: int, index: int, begin: int, count: int) -> Array:
+        checkpoint = self._plan.checkpoints[number]
+        dtype = checkpoint.dtypes[index]
+        size = float_formats.SIZES[dtype]
+        raw = self._raw[: count * size]
+        checkpoint.read(index, begin * size, raw.data)
+        return float_formats.widen(raw, dtype, self._scratch)
+
+    def _culprit(self, index: int, begin: int, count: int) -> str:
+        name = self._plan.names[index]
+        for number, checkpoint in enumerate(self._plan.checkpoints):
+            if not np.isfinite(self._read(number, index, begin, count)).all():
+                return f"{name}: values are NaN or infinite in {checkpoint.label}"
+        dtype = self._plan.dtypes[index]
+        return f"{name}: the {self.noun} is too large for {dtype}, or a sum on the way to it for its own dtype"
+
+
+class Mean(Combination):
+    """The mean of all checkpoints. shares: the weights, of sum 1; None for equal ones."""
+
+    noun = "mean"
+
+    def __init__(
+        self, plan: Plan, shares: list[float] | None, wide: "np.dtype[Any]", progress: Progress | None
+    ) -> None:
+        super().__init__(plan, wide, progress)
+        self._shares = shares
+
+    def _combine(self, index: int, begin: int, total: Array) -> None:
+        if self._widest(index) < total.itemsize:
+            self._add(index, begin, total)
+        else:
+            self._add_differences(index, begin, total)
 
     def _add(self, index: int, begin: int, total: Array) -> None:
         term = self._term.view(total.dtype)[: len(total)]
@@ -187,20 +265,3 @@ class Mean:
         if not self._shares:
             np.divide(total, len(self._plan.checkpoints), out=total)
         np.subtract(first, total, out=total)  # -0 less nothing is -0; -0 and nothing would be 0
-
-    def _read(self, number: int, index: int, begin: int, count: int) -> Array:
-        checkpoint = self._plan.checkpoints[number]
-        dtype = checkpoint.dtypes[index]
-        size = float_formats.SIZES[dtype]
-        raw = self._raw[: count * size]
-        checkpoint.read(index, begin * size, raw.data)
-        return float_formats.widen(raw, dtype, self._scratch)
-
-    def _culprit(self, index: int, begin: int, count: int) -> str:
-        name = self._plan.names[index]
-        for number, checkpoint in enumerate(self._plan.checkpoints):
-            if not np.isfinite(self._read(number, index, begin, count)).all():
-                return f"{name}: values are NaN or infinite in {checkpoint.label}"
-        return (
-            f"{name}: the mean is too large for {self._plan.dtypes[index]}, or a sum on the way to it for its own dtype"
-        )

@@ -32,12 +32,14 @@ MEMORY_GOAL = 20
 PEERS = os.environ.get("WBAR_PEERS_PYTHON", sys.executable)
 
 OURS, FLOAT32 = "average_checkpoints", "average_checkpoints, accumulate=float32"
-COMMAND, DIRECT = "wbar average", "python -m wbar_averaging.commands average"
-FLOOR, LOOP, TIMM, MERGEKIT = (
+COMMAND, MERGE, DIRECT = "wbar average", "wbar merge", "python -m wbar_averaging.commands average"
+METHODS = {name: f"merge_checkpoints, {name}()" for name in ("TaskArithmetic", "Dare", "Ties")}
+FLOOR, LOOP, TIMM, MERGEKIT, MERGEKIT_TIES = (
     "one-pass C loop",
     "plain torch loop",
     "timm (avg_checkpoints.py's way)",
     "mergekit linear",
+    "mergekit ties (each tensor trimmed by itself)",
 )
 BASE = "import numpy"
 
@@ -54,6 +56,13 @@ AVERAGE = """
 import sys
 from wbar_averaging.soup import average_checkpoints
 average_checkpoints(sys.argv[3:], out=sys.argv[2], accumulate=sys.argv[1])
+"""
+
+METHOD = """
+import sys
+import wbar_averaging
+from wbar_averaging.merging import merge_checkpoints
+merge_checkpoints(sys.argv[4:], sys.argv[2], getattr(wbar_averaging, sys.argv[1])(), base=sys.argv[3])
 """
 
 CLI = "from wbar.cli import main; main()"  # the `wbar` command
@@ -89,7 +98,7 @@ limits = torch.finfo(torch.float32)
 save_file({name: t.clamp(limits.min, limits.max).to(torch.float32) for name, t in sums.items()}, sys.argv[1])
 """
 
-MERGE = "from mergekit.scripts.merge_raw_pytorch import main; main()"
+RAW_MERGE = "from mergekit.scripts.merge_raw_pytorch import main; main()"
 
 C_LOOP = r"""
 #include <fcntl.h>
@@ -195,10 +204,13 @@ def _turns(folder: Path, paths: list[Path]) -> tuple[dict[str, Callable[[], Use]
         OURS: [sys.executable, "-P", "-c", AVERAGE, "float64", _out(folder, OURS), *words],
         FLOAT32: [sys.executable, "-P", "-c", AVERAGE, "float32", _out(folder, FLOAT32), *words],
         COMMAND: [sys.executable, "-P", "-c", CLI, "average", *words, "-o", _out(folder, COMMAND)],
+        MERGE: [sys.executable, "-P", "-c", CLI, "merge", *words, "-o", _out(folder, MERGE)],
         DIRECT: [sys.executable, "-P", "-m", "wbar_averaging.commands", "average", *words, "-o", _out(folder, DIRECT)],
         LOOP: [sys.executable, "-P", "-c", TORCH_LOOP, _out(folder, LOOP), *words],
         BASE: [sys.executable, "-P", "-c", BASE],
     }
+    for method, name in METHODS.items():  # the first file is the base
+        commands[name] = [sys.executable, "-P", "-c", METHOD, method, _out(folder, name), *words]
     absent = dict[str, str]()
     program = _compiled(folder)
     if program:
@@ -211,8 +223,13 @@ def _turns(folder: Path, paths: list[Path]) -> tuple[dict[str, Callable[[], Use]
         absent[TIMM] = "not installed"
     if _imports_well("mergekit.scripts.merge_raw_pytorch"):
         merge = {"merge_method": "linear", "models": [{"model": word, "parameters": {"weight": 1.0}} for word in words]}
-        (folder / "merge.yml").write_text(json.dumps(merge))  # JSON is YAML
-        commands[MERGEKIT] = [PEERS, "-P", "-c", MERGE, str(folder / "merge.yml"), str(folder / "merged")]
+        tuned = [{"model": word, "parameters": {"weight": 1.0, "density": 0.2}} for word in words[1:]]
+        ties = {"merge_method": "ties", "base_model": words[0], "models": [{"model": words[0]}, *tuned]}
+        for name, config in ((MERGEKIT, merge), (MERGEKIT_TIES, ties)):
+            file = folder / f"{config['merge_method']}.yml"
+            file.write_text(json.dumps(config))  # JSON is YAML
+            out = folder / ("merged" if name == MERGEKIT else "merged-ties")
+            commands[name] = [PEERS, "-P", "-c", RAW_MERGE, str(file), str(out)]
     else:
         absent[MERGEKIT] = "not installed"
 
@@ -220,7 +237,8 @@ def _turns(folder: Path, paths: list[Path]) -> tuple[dict[str, Callable[[], Use]
         def work() -> Use:
             # Writing over a file costs less than a new one does.
             Path(_out(folder, name)).unlink(missing_ok=True)
-            shutil.rmtree(folder / "merged", ignore_errors=True)
+            if name in (MERGEKIT, MERGEKIT_TIES):
+                shutil.rmtree(commands[name][-1], ignore_errors=True)
             return _run(command)
 
         return work
@@ -262,7 +280,7 @@ def _run(command: list[str]) -> Use:
 def _agreement(folder: Path) -> str:
     """How far the means lie apart. Raises RuntimeError where ours differs from the float64 mean of a plain loop."""
     ours, texts = load_file(_out(folder, OURS)), list[str]()
-    for name in (LOOP, FLOOR, COMMAND, DIRECT, FLOAT32, TIMM):
+    for name in (LOOP, FLOOR, COMMAND, MERGE, DIRECT, FLOAT32, TIMM):
         if Path(_out(folder, name)).exists():
             other = load_file(_out(folder, name))
             exact = ours.keys() == other.keys() and all(torch.equal(ours[key], other[key]) for key in ours)
@@ -282,9 +300,10 @@ def _apart(ours: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _findings(uses: Uses, paths: list[Path], quick: bool) -> Findings:
-    what = f"mean of {len(paths)} × {paths[0].stat().st_size / 1e6:.0f} MB float32"
+    files = f"{len(paths)} × {paths[0].stat().st_size / 1e6:.0f} MB float32"
 
     def row(field: str, ours: str, peer: str, goal: float | None) -> Row:
+        what = f"{'merge' if ours in (MERGE, *METHODS.values()) else 'mean'} of {files}"
         mine, others = (Sample([getattr(use, field) for use in uses[name]]) for name in (ours, peer))
         ratio = mine.median / others.median
         kind = "processor time" if field == "cpu" else "wall time"
@@ -309,6 +328,11 @@ def _findings(uses: Uses, paths: list[Path], quick: bool) -> Findings:
         ("wall", DIRECT, TIMM, None),
         ("wall", COMMAND, MERGEKIT, None),
         ("wall", COMMAND, LOOP, None),
+        ("cpu", MERGE, FLOOR, None),
+        ("wall", MERGE, MERGEKIT, None),
+        ("wall", MERGE, LOOP, None),
+        *(("cpu", name, FLOOR, None) for name in METHODS.values()),
+        ("cpu", METHODS["Ties"], MERGEKIT_TIES, None),
     ]
     return Findings([row(*each) for each in wanted if each[2] in uses])
 
@@ -318,17 +342,19 @@ def _memory_rows(folder: Path, uses: Uses, quick: bool) -> list[Row]:
     peers = [
         f"{name} {max(use.peak for use in uses[name]) - base:,.0f}" for name in (LOOP, TIMM, MERGEKIT) if name in uses
     ]
-    command, direct = (max(use.peak for use in uses[name]) - base for name in (COMMAND, DIRECT))
+    command, merge, direct = (max(use.peak for use in uses[name]) - base for name in (COMMAND, MERGE, DIRECT))
     worst = max(use.peak for use in uses[OURS])
     rows = [
         _memory_row(f"peak memory above {BASE}: {OURS}", worst, base, f"MiB: {', '.join(peers)}"),
         Row(
-            f"peak memory above {BASE}: {COMMAND}",
-            f"{command:.1f} MiB",
+            f"peak memory above {BASE}: {COMMAND} / {MERGE}",
+            f"{command:.1f} / {merge:.1f} MiB",
             f"its imports are in it; {DIRECT}: {direct:.1f} MiB",
             "–",
         ),
     ]
+    for name in METHODS.values():
+        rows.append(_memory_row(f"the same: {name}", max(use.peak for use in uses[name]), base, "–"))
     for path in folder.glob("*.safetensors"):
         path.unlink()
     for count, tensors, length in ((50, 100, 8), (2, 2, 16 * MIB)) if quick else ((1000, 100, 8), (2, 2, 256 * MIB)):
@@ -356,6 +382,7 @@ def _imports(uses: Uses) -> list[str]:
     code = {
         OURS: (sys.executable, "import wbar_averaging.soup"),
         COMMAND: (sys.executable, "import wbar.cli, wbar_averaging.commands, wbar_averaging.soup"),
+        MERGE: (sys.executable, "import wbar.cli, wbar_averaging.commands, wbar_averaging.merging"),
         DIRECT: (sys.executable, "import wbar_averaging.commands, wbar_averaging.soup"),
         LOOP: (sys.executable, "import torch, safetensors.torch"),
         TIMM: (PEERS, "import timm.models, safetensors.torch"),

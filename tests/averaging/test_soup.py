@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from wbar_averaging import InvalidSafetensors, float_formats, streamed_mean, write_safetensors
 from wbar_averaging.checkpoint_file import OPEN_FILES
 from wbar_averaging.pytorch_file import UnreadableCheckpoint
-from wbar_averaging.safetensors_file import header_bytes, read_layout
+from wbar_averaging.safetensors_file import SIZES, header_bytes, read_layout
 from wbar_averaging.soup import average_checkpoints, greedy_soup
 from wbar_averaging.streamed_mean import Mismatch, NotFinite
 
@@ -198,16 +198,29 @@ def test_bfloat16_is_rounded_in_one_step(tmp_path: Path) -> None:
     assert wide(*load(mean)["w"]) == [1 + 2.0**-7]
 
 
-def test_integers_and_booleans_are_the_last_ones(tmp_path: Path) -> None:
+def test_counts_are_the_last_ones(tmp_path: Path) -> None:
     files = [
-        save(tmp_path / f"{n}.safetensors", {"n": ("I64", np.array(n)), "m": ("BOOL", np.array([n == 1, False])),
-                                             "w": ("F32", np.array([float(n)]))})
+        save(tmp_path / f"{n}.safetensors", {"n": ("I64", np.array(n)), "w": ("F32", np.array([float(n)]))})
         for n in range(3)
-    ]  # fmt: skip
+    ]
     found = load(average_checkpoints(files, out=tmp_path / "mean.safetensors", dtype="F64"))
     assert found["n"] == ("I64", np.array(2))
-    assert found["m"][1].tolist() == [False, False]
     assert found["w"] == ("F64", np.array([1.0]))
+
+
+@pytest.mark.parametrize("dtype", ["I64", "BOOL", "F8_E4M3", "F8_E5M2", "U8"])
+def test_codes_are_copied_where_they_agree_and_refused_by_name_where_not(tmp_path: Path, dtype: str) -> None:
+    paths = [tmp_path / f"{n}.safetensors" for n in range(3)]
+    size = SIZES[dtype]
+    for n, path in enumerate(paths):
+        path.write_bytes(header_bytes([("q", dtype, [5])], {}) + bytes([0, 1] * (2 * size)) + bytes([n == 2]) * size)
+    with patch.object(streamed_mean, "PIECE", 2):
+        out = average_checkpoints(paths[:2], None, tmp_path / "m.safetensors")
+        assert out.read_bytes()[-5 * size :] == paths[0].read_bytes()[-5 * size :]
+        out.unlink()
+        with pytest.raises(Mismatch, match=rf"q: {dtype} \[5\] holds codes.* differ between .*0.safe.* and .*2.safe"):
+            average_checkpoints(paths, None, out)
+    assert sorted(tmp_path.iterdir()) == paths
 
 
 def test_equal_weights_of_any_size_are_the_uniform_mean(tmp_path: Path) -> None:
@@ -278,13 +291,6 @@ def test_differences_are_listed(tmp_path: Path) -> None:
         average_checkpoints([floats(tmp_path / "d.safetensors", w=[1]), many], None, tmp_path / "m.safetensors")
 
 
-def test_eight_bit_floats_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(header_bytes([("w", "F8_E5M2", [1])], {}) + b"0")
-    with pytest.raises(Mismatch, match="w: F8_E5M2"):
-        average_checkpoints([path], None, tmp_path / "m.safetensors")
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64"])
 def test_values_that_are_not_finite_are_refused_by_name(tmp_path: Path, bad: float, dtype: str) -> None:
@@ -327,7 +333,7 @@ def test_progress_counts_the_bytes_read(tmp_path: Path) -> None:
     a = save(tmp_path / "a.safetensors", {"w": ("F32", np.ones(7)), "n": ("I64", np.ones(3))})
     with patch.object(streamed_mean, "PIECE", 2):
         average_checkpoints([a, a], None, tmp_path / "m.safetensors", progress=lambda *pair: seen.append(pair))
-    assert seen[-1] == (80, 80)
+    assert seen[-1] == (104, 104)  # codes of all files are compared
     assert seen == sorted(seen)
 
 
