@@ -183,8 +183,14 @@ def summary(result: JobResult) -> list[str]:
     low, high = min(losses), max(losses)
     marks = "".join(SPARKS[round((loss - low) / (high - low) * 7) if high > low else 0] for loss in losses)
     points = "  ".join(f"{point.n}: {point.accuracy:.2%}/{point.loss:.4f}" for point in result.curve)
+    line = result.interpolation
+    points_of_line = "  ".join(
+        f"{one.alpha:g}: {'–' if one.accuracy is None else f'{one.accuracy:.2%}'}/{number(one.loss, 4)}"
+        for one in (line.points if line else [])
+    )
     return [
         *result.selection_in_words(),
+        *([f"line (α: accuracy/NLL, from the start to w̄)  {points_of_line}"] if line else []),
         f"curve (n: accuracy/NLL of the mean of n snapshots)  {points}",
         f"NLL over n  {marks}  ({losses[0]:.4f} → {losses[-1]:.4f})",
         f"verdict: {VERDICTS[result.verdict]} (paired per-image loss on held-out images)",

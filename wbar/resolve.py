@@ -58,6 +58,12 @@ def resolve_job(
     method = resolve_method(options.method, recipe, network)
     for ingredient in ingredients:
         _check_same_network(ingredient, start)
+    if isinstance(method, Soup) and method.average == "stock" and start.id in method.checkpoints:
+        raise ValidationFailed(
+            f"method.average is stock, and {start.id} is both `checkpoint`, the start of the runs, and one of the runs: leave "
+            "it out of method.checkpoints",
+            [{"pointer": "/method/checkpoints", "detail": f"{start.id} is the start"}],
+        )
     for teacher in teachers:
         _check_teacher(teacher, network, recipe)
     if not isinstance(method, Soup):
@@ -352,7 +358,8 @@ def _check_class_weights(recipe: Recipe, network: Network) -> None:
 def _batch_norm(recipe: Recipe, method: Training | Soup | None) -> BatchNorm:
     if recipe.batch_norm != "auto":
         return recipe.batch_norm
-    return "track" if isinstance(method, Plain) else "recompute"
+    # The statistics of a point between two networks are neither one's.
+    return "track" if isinstance(method, Plain) and method.interpolate is None else "recompute"
 
 
 def _normalization(recipe: Recipe, network: Network, facts: DatasetFacts) -> Normalization:

@@ -212,6 +212,19 @@ class Candidate(BaseModel):
         return names[self.kind] + line
 
 
+class Valley(BaseModel):
+    """Where dense averaging (`swad`) found the valley of the loss: the mean is of every step from `first` to `last`."""
+
+    first: int | None = Field(
+        description="The evaluation that it began at, from 1; null: none was found, so every step."
+    )
+    last: int = Field(description="The evaluation that it ended at.")
+    bound: float | None = Field(
+        description="The loss that ended it, once all evaluations in a row were above; in nats."
+    )
+    losses: list[float] = Field(description="Of w at every evaluation, on the selection split, in nats.")
+
+
 class Selection(BaseModel):
     """The choices that were made on the selection split."""
 
@@ -238,6 +251,32 @@ class Selection(BaseModel):
         "chosen by: mean loss in nats, above 0 where the choice flattered itself.",
     )
     candidates: list[Candidate] | None = Field(None, description="Of `window` and `auto`: every mean that was tried.")
+    valley: Valley | None = Field(None, description="Of `swad`.")
+
+
+class AlphaPoint(BaseModel):
+    """A point of the line from the start to w̄; its losses are null where they are not finite."""
+
+    alpha: float
+    accuracy: float | None = Field(description="On the report split.")
+    loss: float | None = Field(description="On the report split, in nats.")
+    selection_loss: float | None = Field(description="On the selection split, in nats; null too where there is none.")
+
+
+class AlphaLine(BaseModel):
+    """The line (1 − α)·w_0 + α·w̄ of `method.interpolate`, BatchNorm recomputed at every point; w̄ stands at α = 1.
+
+    `/weights`, and the comparison `averaged`, are the point at the chosen α.
+    """
+
+    chosen: float
+    by: Literal["selection", "request"] = Field(description="Whether the selection split chose α, or the request.")
+    points: list[AlphaPoint]
+
+    def in_words(self) -> str:
+        """Return what was chosen, as a sentence."""
+        by = "the selection split chose it" if self.by == "selection" else "as asked for"
+        return f"delivered is the point at α = {self.chosen:g} of the line from the start (0) to w̄ (1): {by}"
 
 
 NormalizationName = Literal["dataset", "imagenet", "half", "none"]
@@ -298,16 +337,25 @@ class JobResult(BaseModel):
     )
     held_out: HeldOut
     selection: Selection | None = Field(None, description="Null where nothing was selected by held-out images.")
+    interpolation: AlphaLine | None = Field(None, description="Where the method has `interpolate`.")
+    stock: dict[str, float] | None = Field(
+        None, description="Of a soup that is a model stock: t of each tensor, the share of the mean in it."
+    )
     normalization: NormalizationProbe | None = Field(None, description="Where `recipe.normalize` was `auto`.")
     flatness: Flatness | None = Field(None, description="Where the job asked for it.")
 
     def selection_in_words(self) -> list[str]:
         """Return the selection as lines of text; no lines where nothing was selected."""
         selection, lines = self.selection, list[str]()
+        if self.interpolation is not None:
+            lines.append(self.interpolation.in_words())
         if selection is None:
             return lines
         if selection.chosen is not None:
             lines.append(f"w̄ is {selection.chosen.in_words()} ({selection.of} segments)")
+        elif selection.valley is not None:
+            first, last = selection.valley.first or 1, selection.valley.last
+            lines.append(f"w̄ is the mean of every step from evaluation {first} to {last} (of {selection.of})")
         elif selection.kept is not None:
             kept = ", ".join(str(one) for one in selection.kept)
             lines.append(f"in the mean: {kept}" + (f" (of {selection.of})" if selection.of is not None else ""))

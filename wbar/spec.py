@@ -104,6 +104,8 @@ class JobSpec(_Frozen):
         report split.
         """
         method = self.method
+        if method.interpolate is not None and method.interpolate.choose == "selection":
+            return True
         if isinstance(method, Soup):
             return method.average == "greedy"
         chooses = getattr(method, "average", "uniform") != "uniform" or method.guard

@@ -29,6 +29,8 @@ from .loss_surface import interpolate as interpolate
 from .loss_surface import line as line
 from .loss_surface import plane as plane
 from .loss_surface import surface as surface
+from .model_stock import ModelStock as ModelStock
+from .model_stock import stock_ratio as stock_ratio
 from .pull import add_folded_pull_gradient as add_folded_pull_gradient
 from .pull import add_pull_gradient as add_pull_gradient
 from .pull import can_fold_pull as can_fold_pull

@@ -13,6 +13,7 @@ from wbar_training.analysis import attempted, bayesian_score, measure_flatness
 from wbar_training.averages.average import Average, Evaluated
 from wbar_training.averages.choice import ChoiceLimits
 from wbar_training.evaluate import HeldOutOutputs, Outputs, score, verdict
+from wbar_training.interpolation import interpolated
 from wbar_training.outcome import Outcome
 from wbar_training.reporter import Reporter
 from wbar_training.result_writer import weights_file
@@ -39,7 +40,10 @@ def conclude(
     control: trains and evaluates the control, where it was asked for.
     """
     evaluator, spec = setup.evaluator, setup.spec
-    finished = average.finish(SelectionEvaluator(setup, reporter, limits))
+    finished, line = average.finish(SelectionEvaluator(setup, reporter, limits)), None
+    by: SelectBy = getattr(spec.method, "select_by", "loss")
+    if spec.method.interpolate is not None:
+        finished, line = interpolated(setup, reporter, spec.method.interpolate, finished, by)
     evaluator.hold(finished.mean, recompute=not finished.own_statistics)
     outputs = evaluator.predict_held_out(evaluator.probe)
     averaged = evaluator.calibrated_score(outputs)
@@ -75,6 +79,7 @@ def conclude(
         rate_probe=results.rate_probe,
         held_out=setup.data.held_out,
         selection=selection,
+        interpolation=line,
         normalization=results.normalization,
         flatness=flatness,
     )

@@ -302,8 +302,10 @@ class TrainingJob:
     # Decisions by held-out and training images between the steps: stopping early, backing off.
 
     def _should_stop_early(self, position: Position) -> bool:
-        """Return whether w̄ has not improved on the selection split for as long as the recipe waits."""
+        """Return whether nothing more enters w̄, or it has not improved on the selection split while the recipe waits."""
         patience = self.plan.recipe.early_stopping
+        if position.ends_cycle and self.average.has_ended and self.step < self.total_steps:
+            return True
         if patience is None or self.step >= self.total_steps or self.step == self.results.discarded_steps:
             return False
         ends_epoch = position.step_in_epoch + 1 == self.schedule.steps_per_epoch
@@ -324,11 +326,11 @@ class TrainingJob:
             if self._backed_off(position):
                 return False
             self._take_last_snapshot(position)
+        why = f"the loss of the mean has not been below {self.results.best} for {self.plan.recipe.early_stopping} "
+        why = "nothing more enters the mean" if self.average.has_ended else why + self.schedule.stops_by
         self.reporter.log(
             "info",
-            f"early stopping: the loss of the mean has not been below {self.results.best:.5f} for "
-            f"{self.plan.recipe.early_stopping} {self.schedule.stops_by}; {self.step - self.results.discarded_steps} of "
-            f"{self.schedule.total_steps} steps are taken",
+            f"early stopping: {why}; {self.step - self.results.discarded_steps} of {self.schedule.total_steps} steps are taken",
         )
         self.results.stopped_at = self.total_steps = self.step
         return True

@@ -67,6 +67,7 @@ class Cost:
         after = float(both + recompute + spec.swag * (recompute + both))
         after += flatness_images(setup) if spec.flatness else 0
         after += average.selection_forwards(limits)
+        after += len(method.interpolate.points()) * (both + recompute) if method.interpolate is not None else 0
         per_snapshot = float(both + held_out + recompute)
         if setup.plan.recipe.early_stopping is not None:
             epochs = schedule.total_steps / schedule.steps_per_epoch

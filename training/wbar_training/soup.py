@@ -2,6 +2,7 @@
 
     uniform   w̄ = Σ aᵢwᵢ / Σ aᵢ
     greedy    by rising held-out loss: w enters if the mean's held-out loss does not rise    (Wortsman et al. 2022, recipe 1)
+    stock     (1 − t)·w_0 + t·w̄ in each tensor, by the angle between the runs from w_0       (Jang et al. 2024)
 
 Greedy selects on one half of the held-out images, and every reported number is from the other. There is nothing to resume:
 an interrupted soup starts again, to the same bits.
@@ -16,10 +17,12 @@ from wbar.jobs import Progress, StepPhase
 from wbar.method import Soup
 from wbar.results import Comparisons, CurvePoint, JobResult, Score, Selection
 from wbar.spec import JobSpec, StoredWeights
-from wbar_averaging import RunningMean
+from wbar_averaging import ModelStock, RunningMean
 from wbar_training import normalization_probe
 from wbar_training.analysis import attempted, flatness_images, measure_flatness
+from wbar_training.averages.average import Finished
 from wbar_training.evaluate import HeldOutOutputs, score, verdict
+from wbar_training.interpolation import interpolated
 from wbar_training.outcome import Outcome
 from wbar_training.reporter import Reporter, StopRequested
 from wbar_training.result_writer import weights_file
@@ -44,12 +47,19 @@ class Ingredient:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A soup: its mean and its ingredients. selection: the choice of greedy."""
+    """A soup: its mean and its ingredients.
+
+    points: how many weights are averaged in the mean.
+    selection: the choice of greedy.
+    ratios: of a stock, the share of the mean in each tensor.
+    """
 
     mean: RunningMean
+    points: int
     ingredients: list[Ingredient]
     curve: list[CurvePoint]
     selection: Selection | None = None
+    ratios: dict[str, float] | None = None
 
 
 class SoupJob:
@@ -65,6 +75,8 @@ class SoupJob:
         recompute, held_out = self.evaluator.recomputed_images, self.data.held_out
         per_point = recompute + held_out.report + (held_out.selection or held_out.report)
         self._total = (2 + 2 * len(spec.ingredients)) * per_point + recompute
+        line = self.method.interpolate
+        self._total += len(line.points()) * per_point if line is not None else 0
         self._total += flatness_images(self.setup) if spec.flatness else 0
 
     def run(self) -> Outcome:
@@ -78,12 +90,16 @@ class SoupJob:
             self.reporter.log("warning", warning)
         weights = self.method.weights or [1.0] * len(self.spec.ingredients)
         ingredients = [self._evaluate(*pair) for pair in zip(self.spec.ingredients, weights, strict=True)]
-        mixture = self._greedy(ingredients) if self.method.average == "greedy" else self._uniform(ingredients)
-        self.evaluator.hold(mixture.mean)
+        mix = {"greedy": self._greedy, "stock": self._stock, "uniform": self._uniform}[self.method.average]
+        mixture = mix(ingredients)
+        finished, line = Finished(mixture.mean, mixture.points, mixture.selection), None
+        if self.method.interpolate is not None:
+            finished, line = interpolated(self.setup, self.reporter, self.method.interpolate, finished)
+        self.evaluator.hold(finished.mean)
         outputs = self.evaluator.predict_held_out(self.evaluator.probe)
         averaged = self.evaluator.calibrated_score(outputs)
         weights_of_mean = self.evaluator.probe.state_dict()
-        path, pytorch = self.setup.writer.write_result(weights_of_mean, mixture.mean.n, averaged.temperature)
+        path, pytorch = self.setup.writer.write_result(weights_of_mean, finished.points, averaged.temperature)
         flatness = None
         if self.spec.flatness:
             last, written = self._tensors(mixture.ingredients[-1].weights), self.setup.read(path)
@@ -100,7 +116,9 @@ class SoupJob:
             curve=mixture.curve,
             verdict=verdict(outputs.report.losses, start.outputs.report.losses),
             held_out=self.data.held_out,
-            selection=mixture.selection,
+            selection=_selection(finished.selection, outputs),
+            interpolation=line,
+            stock=mixture.ratios,
             normalization=normalization,
             flatness=flatness,
         )
@@ -112,7 +130,21 @@ class SoupJob:
         for n, one in enumerate(ingredients, start=1):
             mean.update(self._tensors(one.weights), one.weight)
             curve.append(self._point(n, self.evaluator.score(self.evaluator.predict_mean(mean))))
-        return Mixture(mean, ingredients, curve)
+        return Mixture(mean, mean.n, ingredients, curve)
+
+    def _stock(self, ingredients: list[Ingredient]) -> Mixture:
+        stock = ModelStock(self.setup.start())
+        for one in ingredients:
+            stock.update(self._tensors(one.weights))
+        mean, ratios = self._empty(), stock.ratios()
+        mean.update(stock.weights())
+        self.reporter.log(
+            "info",
+            f"model stock of {stock.n} runs: the share of their mean is from {min(ratios.values()):.3f} to "
+            f"{max(ratios.values()):.3f}, by tensor; the rest is the start's",
+        )
+        curve = [self._point(stock.n, self.evaluator.score(self.evaluator.predict_mean(mean)))]
+        return Mixture(mean, stock.n, ingredients, curve, ratios=ratios)
 
     def _greedy(self, ingredients: list[Ingredient]) -> Mixture:
         mean, kept, curve, best = self._empty(), list[Ingredient](), list[CurvePoint](), float("inf")
@@ -129,7 +161,7 @@ class SoupJob:
             curve.append(self._point(mean.n, self.evaluator.score(self.evaluator.predict_mean(mean))))
         ids = [one.weights.id for one in kept]
         selection = Selection(delivered="averaged", kept=ids, of=len(ingredients), loss=best)
-        return Mixture(mean, kept, curve, selection)
+        return Mixture(mean, mean.n, kept, curve, selection)
 
     def _evaluate(self, weights: StoredWeights, weight: float) -> Ingredient:
         self.evaluator.where = f"of {weights.id}"
@@ -168,3 +200,12 @@ class SoupJob:
         reason = self.reporter.heartbeat(progress)
         if reason is not None and reason != "finish":  # there is no training to end
             raise StopRequested(reason)
+
+
+def _selection(made: Selection | None, outputs: HeldOutOutputs) -> Selection | None:
+    """Return the selection with the loss of what is delivered. made: by greedy."""
+    if outputs.selection is None:
+        return made
+    selection = made or Selection(delivered="averaged")
+    loss = outputs.selection.losses.mean().item() if selection.loss is None else selection.loss
+    return selection.model_copy(update={"loss": loss})

@@ -42,7 +42,19 @@ def submit(
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Extra epochs, of methods without cycles.")] = None,
     lr: Annotated[float | None, typer.Option(help="The highest rate, of methods without cycles.")] = None,
-    average: Annotated[str | None, typer.Option(help="uniform, greedy, window")] = None,
+    average: Annotated[
+        str | None, typer.Option(help="uniform, greedy, window; of swa also swad, of a soup stock")
+    ] = None,
+    interpolate: Annotated[
+        bool,
+        typer.Option(
+            "--interpolate",
+            help="Deliver the point of the line from the start to the average that held-out images choose.",
+        ),
+    ] = False,
+    alpha: Annotated[
+        float | None, typer.Option(help="Deliver this point of that line: 0 is the start, 1 the average.")
+    ] = None,
     control: Annotated[
         bool | None, typer.Option(help="Also run a cosine fine-tune of equal length, to compare with.")
     ] = None,
@@ -93,6 +105,7 @@ def submit(
         include_start=include_start, control=control, guard=guard,
         high=_given(lr=high_lr, epochs=high_epochs) or None, low=_given(lr=low_lr, epochs=low_epochs) or None,
         checkpoints=soup or None, weights=weight or None,
+        interpolate=_given(choose=alpha) if interpolate or alpha is not None else None,
     )  # fmt: skip
     trained = read_object(recipe, "--recipe") | _given(batch_size=batch_size, image_size=image_size, augment=augment)
     trained |= {"optimizer": {"name": optimizer}} if optimizer else {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wbar.jobs import MetricsPoint
-from wbar.results import VERDICTS, Comparisons, Flatness, JobResult
+from wbar.results import VERDICTS, AlphaLine, Comparisons, Flatness, JobResult
 from wbar.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class ReportPage:
         yield _comparisons(result.metrics)
         yield from (f"<p class='note'>{escape(line)}</p>" for line in result.selection_in_words())
         yield from _curve(result)
+        if result.interpolation is not None:
+            yield from _line(result.interpolation)
         yield from _training(self.points)
         if result.flatness is not None:
             yield from _flatness(result.flatness)
@@ -103,6 +105,27 @@ def _curve(result: JobResult) -> Iterator[str]:
             comparisons=lines,
         )
     )
+
+
+def _line(line: AlphaLine) -> Iterator[str]:
+    from wbar_averaging import figures
+
+    yield "<h2>From the start to w̄</h2>"
+    rows = "".join(
+        f"<tr{' class=averaged' if point.alpha == line.chosen else ''}><td>{point.alpha:g}</td>"
+        f"<td>{_number(point.accuracy, '.2%')}</td><td>{_number(point.loss, '.4f')}</td>"
+        f"<td>{_number(point.selection_loss, '.4f')}</td></tr>"
+        for point in line.points
+    )
+    head = "<tr><th>α</th><th>accuracy</th><th>NLL (nats)</th><th>NLL on the selection split</th></tr>"
+    yield f"<div class='wide'><table>{head}{rows}</table></div>"
+    if len(line.points) < 2:
+        return
+    losses = {"held-out": _gaps([point.loss for point in line.points])}
+    if line.by == "selection":
+        losses["selection split"] = _gaps([point.selection_loss for point in line.points])
+    accuracies = {"held-out": _gaps([point.accuracy for point in line.points])}
+    yield _html(figures.interpolation_figure([point.alpha for point in line.points], losses, accuracies))
 
 
 def _training(points: Sequence[MetricsPoint]) -> Iterator[str]:
