@@ -98,6 +98,17 @@ class Comparisons(BaseModel):
         return title
 
 
+class EvaluatedSet(BaseModel):
+    """One of the sets of `evaluate`: the comparisons scored on its images.
+
+    `nll_calibrated` there is at the temperature that the selection split gives; null where there is no selection split.
+    """
+
+    images: int
+    selected_on: bool = Field(description="Whether these images made the choices of the job (`select_on`).")
+    metrics: Comparisons
+
+
 class EpochPoint(BaseModel):
     """One epoch of the training."""
 
@@ -254,6 +265,13 @@ class Selection(BaseModel):
     valley: Valley | None = Field(None, description="Of `swad`.")
 
 
+class SetPoint(BaseModel):
+    """The score of a point on an evaluation set."""
+
+    accuracy: float
+    loss: float
+
+
 class AlphaPoint(BaseModel):
     """A point of the line from the start to w̄; its losses are null where they are not finite."""
 
@@ -261,6 +279,9 @@ class AlphaPoint(BaseModel):
     accuracy: float | None = Field(description="On the report split.")
     loss: float | None = Field(description="On the report split, in nats.")
     selection_loss: float | None = Field(description="On the selection split, in nats; null too where there is none.")
+    evaluation: dict[str, SetPoint] = Field(
+        default_factory=dict, description="On the sets of `evaluate`, by name; empty where the losses are not finite."
+    )
 
 
 class AlphaLine(BaseModel):
@@ -337,6 +358,9 @@ class JobResult(BaseModel):
     )
     held_out: HeldOut
     selection: Selection | None = Field(None, description="Null where nothing was selected by held-out images.")
+    evaluation: dict[str, EvaluatedSet] = Field(
+        default_factory=dict, description="The comparisons on the sets of `evaluate`, by name."
+    )
     interpolation: AlphaLine | None = Field(None, description="Where the method has `interpolate`.")
     stock: dict[str, float] | None = Field(
         None, description="Of a soup that is a model stock: t of each tensor, the share of the mean in it."
@@ -364,7 +388,13 @@ class JobResult(BaseModel):
                 f"{self.held_out.selection} images of the selection split, after this much training, cannot tell candidates "
                 "apart: w̄ is the mean of the last third of the walk, which was assumed, not chosen"
             )
-        if self.held_out.selection:
+        own = next((name for name, one in self.evaluation.items() if one.selected_on), None)
+        if own is not None:
+            lines.append(
+                f"selected on the {self.held_out.selection} images of the evaluation set {own}; the numbers of the comparisons "
+                f"are from the {self.held_out.report} held-out images of the dataset"
+            )
+        elif self.held_out.selection:
             lines.append(
                 f"selected on {self.held_out.selection} held-out images; every number is from the other "
                 f"{self.held_out.report}"

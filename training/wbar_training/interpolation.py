@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wbar.errors import Diverged
 from wbar.method import Interpolate, SelectBy
-from wbar.results import AlphaLine, AlphaPoint
+from wbar.results import AlphaLine, AlphaPoint, SetPoint
 from wbar_training.averages.average import Finished, on_line
 from wbar_training.averages.choice import alpha_of
 from wbar_training.evaluate import HeldOutOutputs
@@ -66,4 +66,11 @@ def _recorded(setup: Setup, alpha: float, outputs: HeldOutOutputs | None) -> Alp
         return AlphaPoint(alpha=alpha, accuracy=None, loss=None, selection_loss=None)
     score = setup.evaluator.score(outputs.report)
     selection = None if outputs.selection is None else outputs.selection.losses.mean().item()
-    return AlphaPoint(alpha=alpha, accuracy=score.accuracy, loss=score.loss, selection_loss=selection)
+    sets = setup.evaluator.scores(outputs).sets
+    return AlphaPoint(
+        alpha=alpha,
+        accuracy=score.accuracy,
+        loss=score.loss,
+        selection_loss=selection,
+        evaluation={name: SetPoint(accuracy=one.accuracy, loss=one.loss) for name, one in sets.items()},
+    )

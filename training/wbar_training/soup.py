@@ -22,6 +22,8 @@ from wbar_training import normalization_probe
 from wbar_training.analysis import attempted, flatness_images, measure_flatness
 from wbar_training.averages.average import Finished
 from wbar_training.evaluate import HeldOutOutputs, score, verdict
+from wbar_training.evaluation_sets import evaluated_sets
+from wbar_training.evaluator import Scores
 from wbar_training.interpolation import interpolated
 from wbar_training.outcome import Outcome
 from wbar_training.reporter import Reporter, StopRequested
@@ -73,7 +75,7 @@ class SoupJob:
         self.setup = set_up(spec, workspace, self._evaluated)
         self.evaluator, self.data = self.setup.evaluator, self.setup.data
         recompute, held_out = self.evaluator.recomputed_images, self.data.held_out
-        per_point = recompute + held_out.report + (held_out.selection or held_out.report)
+        per_point = recompute + self.data.evaluated_images + (0 if held_out.selection else held_out.report)
         self._total = (2 + 2 * len(spec.ingredients)) * per_point + recompute
         line = self.method.interpolate
         self._total += len(line.points()) * per_point if line is not None else 0
@@ -85,7 +87,7 @@ class SoupJob:
         if self.spec.find_normalization:
             normalization = normalization_probe.find_normalization(self.setup, self.reporter)
         start = self.evaluator.evaluate_start(self.setup.model)
-        warning = normalization_probe.near_chance(self.setup, start.as_it_came)
+        warning = normalization_probe.near_chance(self.setup, start.as_it_came.report)
         if warning is not None:
             self.reporter.log("warning", warning)
         weights = self.method.weights or [1.0] * len(self.spec.ingredients)
@@ -97,21 +99,34 @@ class SoupJob:
             finished, line = interpolated(self.setup, self.reporter, self.method.interpolate, finished)
         self.evaluator.hold(finished.mean)
         outputs = self.evaluator.predict_held_out(self.evaluator.probe)
-        averaged = self.evaluator.calibrated_score(outputs)
+        averaged, ensemble = self.evaluator.scores(outputs), self._ensemble(mixture.ingredients)
+        last = self.evaluator.scores(mixture.ingredients[-1].outputs)
         weights_of_mean = self.evaluator.probe.state_dict()
-        path, pytorch = self.setup.writer.write_result(weights_of_mean, finished.points, averaged.temperature)
+        path, pytorch = self.setup.writer.write_result(weights_of_mean, finished.points, averaged.report.temperature)
         flatness = None
         if self.spec.flatness:
-            last, written = self._tensors(mixture.ingredients[-1].weights), self.setup.read(path)
-            flatness = attempted(self.reporter, "the flatness", lambda: measure_flatness(self.setup, last, written, []))
+            newest, written = self._tensors(mixture.ingredients[-1].weights), self.setup.read(path)
+            flatness = attempted(
+                self.reporter, "the flatness", lambda: measure_flatness(self.setup, newest, written, [])
+            )
         result = JobResult(
             weights=weights_file(path),
             metrics=Comparisons(
-                start=start.as_it_came,
-                start_recomputed=start.recomputed,
-                last=self.evaluator.calibrated_score(mixture.ingredients[-1].outputs),
-                averaged=averaged,
-                ensemble=self._ensemble(mixture.ingredients),
+                start=start.as_it_came.report,
+                start_recomputed=start.recomputed.report,
+                last=last.report,
+                averaged=averaged.report,
+                ensemble=ensemble.report,
+            ),
+            evaluation=evaluated_sets(
+                self.data,
+                {
+                    "start": start.as_it_came.sets,
+                    "start_recomputed": start.recomputed.sets,
+                    "last": last.sets,
+                    "averaged": averaged.sets,
+                    "ensemble": ensemble.sets,
+                },
             ),
             curve=mixture.curve,
             verdict=verdict(outputs.report.losses, start.outputs.report.losses),
@@ -170,7 +185,7 @@ class SoupJob:
         self.evaluator.where = "of the mean"
         return Ingredient(weights, weight, outputs, (outputs.selection or outputs.report).losses.mean().item())
 
-    def _ensemble(self, ingredients: list[Ingredient]) -> Score:
+    def _ensemble(self, ingredients: list[Ingredient]) -> Scores:
         """Score the mean of the members' outputs, weighted as their weights are."""
         total = sum(one.weight for one in ingredients)
         members = [(one.weight / total, one.outputs) for one in ingredients]
@@ -179,7 +194,12 @@ class SoupJob:
         if self.data.selection is not None:
             chosen_by = [(share, each.selection) for share, each in members if each.selection is not None]
             selection = sum((share * each.probabilities.double() for share, each in chosen_by), torch.zeros(()))
-        return self.evaluator.calibrated(score(report, self.data.report.labels), report, selection)
+        sets = {
+            name: sum((share * each.sets[name].probabilities.double() for share, each in members), torch.zeros(()))
+            for name in self.data.sets
+        }
+        plain = self.evaluator.calibrated(score(report, self.data.report.labels), report, selection)
+        return Scores(plain, self.evaluator.on_sets(sets, selection))
 
     def _empty(self) -> RunningMean:
         return RunningMean(self.setup.model, dtype=torch.float64)

@@ -77,6 +77,15 @@ def submit(
         ),
     ] = None,
     weight: Annotated[list[float] | None, typer.Option(help="Of a soup: one for each --soup, in order.")] = None,
+    evaluate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="name=ds_…: a further dataset that every comparison is scored on, under this name; again for each."
+        ),
+    ] = None,
+    select_on: Annotated[
+        str | None, typer.Option(help="The name of one of them that chooses, instead of half of the held-out images.")
+    ] = None,
     swag: Annotated[int | None, typer.Option(help="Samples of a Bayesian average (SWAG) to compare with.")] = None,
     flatness: Annotated[bool | None, typer.Option(help="Measure how flat the loss is, and draw it.")] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
@@ -112,7 +121,7 @@ def submit(
     options = _given(
         checkpoint=checkpoint, dataset=dataset, name=name, method=asked or None, recipe=trained or None, seed=seed,
         swag=swag, flatness=flatness, max_seconds=max_seconds, priority=priority, expires_after=expires_after,
-        metadata=tags(metadata) or None, dry_run=dry_run or None,
+        metadata=tags(metadata) or None, evaluate=tags(evaluate) or None, select_on=select_on, dry_run=dry_run or None,
     )  # fmt: skip
     body = _merged(read_object(job, "@FILE"), options)
     if soup:

@@ -57,8 +57,16 @@ class ReportPage:
         ids = f"{self.job_id} · checkpoint {spec.start.id} · dataset {spec.dataset.id}"
         yield f"<p class='note'>{escape(ids)}</p>"
         yield f"<p class='verdict'>Verdict: {result.verdict} – {VERDICTS[result.verdict]}.</p>"
-        yield _comparisons(result.metrics)
+        yield _comparisons(result.metrics, "held-out images")
+        yield (
+            "<p class='note'>Calibrated: the NLL once the outputs are divided by the temperature, which is fitted on other "
+            "held-out images. A loss that is lower before, and not after it, was won by less confidence.</p>"
+        )
         yield from (f"<p class='note'>{escape(line)}</p>" for line in result.selection_in_words())
+        for name, one in result.evaluation.items():
+            chosen_by = "; the choices of this job were made on them" if one.selected_on else ""
+            yield f"<h2>On {escape(name)}</h2>\n<p class='note'>{one.images:,} images{chosen_by}.</p>"
+            yield _comparisons(one.metrics, f"{name}, {one.images:,} images")
         yield from _curve(result)
         if result.interpolation is not None:
             yield from _line(result.interpolation)
@@ -69,7 +77,7 @@ class ReportPage:
         yield f"<h2>What was asked for</h2>\n<pre>{escape(asked)}</pre>"
 
 
-def _comparisons(metrics: Comparisons) -> str:
+def _comparisons(metrics: Comparisons, images: str) -> str:
     rows = "".join(
         f"<tr{' class=averaged' if name == 'averaged' else ''}><td>{Comparisons.label(name)}</td>"
         f"<td>{score.accuracy:.2%}</td><td>{score.loss:.4f}</td><td>{_number(score.nll_calibrated, '.4f')}</td>"
@@ -77,14 +85,10 @@ def _comparisons(metrics: Comparisons) -> str:
         for name, score in metrics.named().items()
     )
     head = (
-        "<tr><th>held-out images</th><th>accuracy</th><th>NLL (nats)</th><th>NLL, calibrated</th><th>temperature</th>"
+        f"<tr><th>{escape(images)}</th><th>accuracy</th><th>NLL (nats)</th><th>NLL, calibrated</th><th>temperature</th>"
         "<th>calibration error</th></tr>"
     )
-    note = (
-        "<p class='note'>Calibrated: the NLL once the outputs are divided by the temperature, which is fitted on other "
-        "held-out images. A loss that is lower before, and not after it, was won by less confidence.</p>"
-    )
-    return f"<div class='wide'><table>{head}{rows}</table></div>\n{note}"
+    return f"<div class='wide'><table>{head}{rows}</table></div>"
 
 
 def _curve(result: JobResult) -> Iterator[str]:
@@ -125,6 +129,10 @@ def _line(line: AlphaLine) -> Iterator[str]:
     if line.by == "selection":
         losses["selection split"] = _gaps([point.selection_loss for point in line.points])
     accuracies = {"held-out": _gaps([point.accuracy for point in line.points])}
+    for name in line.points[-1].evaluation:
+        scores = [point.evaluation.get(name) for point in line.points]
+        losses[name] = _gaps([None if score is None else score.loss for score in scores])
+        accuracies[name] = _gaps([None if score is None else score.accuracy for score in scores])
     yield _html(figures.interpolation_figure([point.alpha for point in line.points], losses, accuracies))
 
 
