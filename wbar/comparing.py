@@ -13,7 +13,19 @@ from wbar.jobs import Job
 from wbar.results import Comparisons, JobResult, Verdict
 from wbar.states import JobStatus
 
-_OPTIONS = {"checkpoint", "dataset", "method", "recipe", "classes", "seed", "flatness", "swag", "max_seconds"}
+_OPTIONS = {
+    "checkpoint",
+    "dataset",
+    "method",
+    "recipe",
+    "classes",
+    "seed",
+    "flatness",
+    "swag",
+    "max_seconds",
+    "evaluate",
+    "select_on",
+}
 NOTE = (
     "± is one standard error of a share of the held-out images, each job for itself. Where two jobs were evaluated on the same "
     "images, their difference is known better than that."

@@ -138,6 +138,24 @@ def comparison(job: Job) -> Table:
     return table
 
 
+def evaluation(job: Job) -> Table | None:
+    """Return a table of the comparisons on the evaluation sets, accuracy and NLL; None where there is none."""
+    assert job.result is not None
+    sets = job.result.evaluation
+    if not sets:
+        return None
+    table = Table(title="Evaluation sets: accuracy, NLL", title_justify="left")
+    table.add_column("")
+    for name, one in sets.items():
+        chosen_by = ", selected on" if one.selected_on else ""
+        table.add_column(escape(f"{name} ({one.images:,}{chosen_by})"), justify="right")
+    for name in job.result.metrics.named():
+        scores = [one.metrics.named().get(name) for one in sets.values()]
+        cells = ("–" if score is None else f"{score.accuracy:.2%} {score.loss:.4f}" for score in scores)
+        table.add_row(Comparisons.label(name), *cells, style="bold" if name == "averaged" else "")
+    return table
+
+
 def side_by_side(made: JobComparison) -> list[Table]:
     """Return the tables of jobs side by side: the options that differ, the comparisons."""
     options, scores = (Table(title=title, title_justify="left") for title in ("Options that differ", "Held-out images"))
@@ -183,8 +201,14 @@ def summary(result: JobResult) -> list[str]:
     low, high = min(losses), max(losses)
     marks = "".join(SPARKS[round((loss - low) / (high - low) * 7) if high > low else 0] for loss in losses)
     points = "  ".join(f"{point.n}: {point.accuracy:.2%}/{point.loss:.4f}" for point in result.curve)
+    line = result.interpolation
+    points_of_line = "  ".join(
+        f"{one.alpha:g}: {'–' if one.accuracy is None else f'{one.accuracy:.2%}'}/{number(one.loss, 4)}"
+        for one in (line.points if line else [])
+    )
     return [
         *result.selection_in_words(),
+        *([f"line (α: accuracy/NLL, from the start to w̄)  {points_of_line}"] if line else []),
         f"curve (n: accuracy/NLL of the mean of n snapshots)  {points}",
         f"NLL over n  {marks}  ({losses[0]:.4f} → {losses[-1]:.4f})",
         f"verdict: {VERDICTS[result.verdict]} (paired per-image loss on held-out images)",

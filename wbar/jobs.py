@@ -1,8 +1,8 @@
 """A job as a request asks for it and as the API sends it: progress, result, failure, events, metrics, snapshots."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from wbar.checkpoints import Fault
 from wbar.job_warnings import JobWarning
@@ -17,6 +17,9 @@ from wbar.text import ClassName, Name, Text
 StepPhase = Literal["loading", "high", "low", "batchnorm", "evaluate", "report"]
 EventType = Literal["status", "progress", "metrics", "snapshot", "log"]
 MOST_TAGS = 16
+MOST_SETS = 16
+Id = Annotated[Text, Field(max_length=64)]
+SetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,31}$")]
 
 
 class JobOptions(RequestModel):
@@ -45,9 +48,43 @@ class JobOptions(RequestModel):
         description="Samples of a Bayesian average over the snapshots' Gaussian (SWAG, Maddox et al. 2019), as one more "
         "comparison: `result.metrics.swag`. Each costs a BatchNorm recompute and an evaluation; 0: none.",
     )
+    evaluate: dict[SetName, Id] = Field(
+        default_factory=dict,
+        max_length=MOST_SETS,
+        description='Further datasets by names of your own, `{"sketch": "ds_…"}`: each comparison is scored on them too, in '
+        "`result.evaluation`. Of a dataset whose archive had no `val/` all images count, else those of `val/`. Its classes are "
+        "some of the job's, by name. Nothing is chosen by them.",
+    )
+    select_on: SetName | None = Field(
+        None,
+        description="The name of one of `evaluate` whose images make every choice in the place of half of the held-out images: "
+        "which then are all reported.",
+    )
+
+    @field_validator("evaluate", mode="before")
+    @classmethod
+    def _few_sets(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MOST_SETS:
+            raise ValueError(f"{len(value)} evaluation sets, and a job takes {MOST_SETS}")
+        return value
+
+    @field_validator("evaluate")
+    @classmethod
+    def _each_once(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, dataset in value.items():
+            first = next(other for other in value if value[other] == dataset)
+            if first != name:
+                raise ValueError(f"{first} and {name} are both {dataset}: name it once")
+        return value
+
+    @model_validator(mode="after")
+    def _known_set(self) -> Self:
+        if self.select_on is not None and self.select_on not in self.evaluate:
+            names = ", ".join(self.evaluate) or "none"
+            raise ValueError(f"select_on is {self.select_on!r}, which is not among the names of `evaluate` ({names})")
+        return self
 
 
-Id = Annotated[Text, Field(max_length=64)]
 TagName = Annotated[Name, Field(max_length=64)]
 
 
@@ -80,6 +117,13 @@ class JobRequest(JobOptions):
                     "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
                     "name": "no numbers, compared with a plain fine-tune",
                     "method": {"type": "auto", "epochs": 12, "control": True, "guard": True},
+                },
+                {
+                    "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
+                    "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
+                    "name": "pretrained elsewhere, to stay robust",
+                    "method": {"type": "auto", "epochs": 12, "control": True, "interpolate": {"choose": "selection"}},
+                    "evaluate": {"sketch": "ds_0mk3q8v5zr5d2a7x9c4t", "rotated": "ds_0mk3q8v6zr5d2a7x9c4t"},
                 },
                 {
                     "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
@@ -213,6 +257,8 @@ class Job(BaseModel):
                 "classes": None,
                 "flatness": False,
                 "swag": 0,
+                "evaluate": {},
+                "select_on": None,
                 "seed": 0,
                 "requested": {
                     "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
@@ -258,6 +304,8 @@ class Job(BaseModel):
     recipe: Recipe
     flatness: bool = False
     swag: int = 0
+    evaluate: dict[str, str] = Field(default_factory=dict)
+    select_on: str | None = None
     classes: list[str] | None = None
     seed: int
     requested: dict[str, JsonValue] | None = Field(
@@ -335,6 +383,8 @@ class Job(BaseModel):
             recipe=recipe,
             flatness=spec.flatness,
             swag=spec.swag,
+            evaluate={one.name: one.dataset.id for one in spec.evaluation},
+            select_on=spec.select_on,
             classes=list(spec.classes) if spec.classes else None,
             seed=spec.seed,
             requested=requested,

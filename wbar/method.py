@@ -7,6 +7,8 @@ ema          the exponential mean of every step                                 
 lawa         the mean of the last L snapshots                                     (Kaddour 2022)
 none         a plain fine-tune, nothing averaged
 soup         the mean of checkpoints that are there already                       (Wortsman et al. 2022)
+
+After each of them, `interpolate` may deliver a point of the line from the start to w̄ in the place of w̄.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -30,6 +32,7 @@ Epochs = Annotated[int | float, BeforeValidator(_whole), Field(gt=0, le=MAX_EPOC
 EpochsOrNone = Annotated[int | float, BeforeValidator(_whole), Field(ge=0, le=MAX_EPOCHS)]
 Shape = Literal["constant", "linear", "cosine", "exponential", "step", "sawtooth"]
 Average = Literal["uniform", "greedy", "window"]
+SwaAverage = Literal["uniform", "greedy", "window", "swad"]
 StartKind = Literal["memorised", "settled", "underfit"]
 SelectBy = Literal["loss", "accuracy", "brier"]
 MAX_CYCLES = 1000
@@ -37,6 +40,31 @@ PULL_WORDS = (
     "How strongly the weights are held near the running mean: λ of λ‖w̄ − w‖², with w̄ held constant: its gradient is "
     "2λ(w − w̄). 0: not at all."
 )
+Alpha = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Interpolate(RequestModel):
+    """The line from the start to w̄, w_α = (1 − α)·w_0 + α·w̄, BatchNorm recomputed at every point of it.
+
+    What is delivered is the point at the chosen α (WiSE-FT, Wortsman et al. 2022, section 3).
+    """
+
+    alphas: list[Alpha] = Field(
+        default=[n / 10 for n in range(11)],
+        min_length=1,
+        max_length=64,
+        description="The points that are evaluated, 0 the start and 1 w̄; 1 and a fixed α are added where they are missing.",
+    )
+    choose: Literal["selection"] | Alpha = Field(
+        "selection",
+        description="α. `selection`: the selection split chooses, as `average` does: 1, unless another point is better by "
+        "more than one standard error; then the best. It takes one half of the held-out images.",
+    )
+
+    def points(self) -> list[float]:
+        """Return every α that is evaluated, rising."""
+        fixed = [] if self.choose == "selection" else [self.choose]
+        return sorted({*map(float, self.alphas), 1.0, *map(float, fixed)})
 
 
 class Phase(RequestModel):
@@ -111,6 +139,9 @@ class _Trained(RequestModel):
         False,
         description="Give the start back where the average is worse: if w̄ has the higher loss on the selection split (the half "
         "of the held-out images that chooses), `/weights` answers with the start, and `result.selection.delivered` says so.",
+    )
+    interpolate: Interpolate | None = Field(
+        None, description="Deliver a point of the line from the start to w̄; null: w̄ itself."
     )
     back_off: bool = Field(
         True,
@@ -211,6 +242,18 @@ class _Spaced(_Straight):
     )
 
 
+class Swad(RequestModel):
+    """When dense averaging begins and ends, by the losses E_i of w at the evaluations i on the selection split.
+
+    It begins at the first evaluation s that is no higher than the N_s − 1 after it, and ends at the last evaluation before
+    N_e in a row that are all above r · (E_s + … + E_{s+N_s−1}) / N_s  (Cha et al. 2021, algorithm 1).
+    """
+
+    optimum_patience: int = Field(3, ge=1, le=100, description="N_s, evaluations.")
+    overfit_patience: int = Field(6, ge=1, le=100, description="N_e, evaluations; each costs one copy of the network.")
+    tolerance: float = Field(1.3, ge=1, le=100, allow_inf_nan=False, description="r.")
+
+
 class Swa(_Spaced):
     """Stochastic weight averaging at a constant rate: annealing to it, then a snapshot per epoch (Izmailov et al. 2018).
 
@@ -221,7 +264,13 @@ class Swa(_Spaced):
     anneal_epochs: float = Field(0, ge=0, le=1000, description="Epochs from `anneal_from` to `lr`, without snapshots.")
     anneal_from: Auto | Rate = "auto"
     anneal: Literal["cosine", "linear"] = "cosine"
-    average: Average = Field("uniform", description="See cyclic_swa.")
+    average: SwaAverage = Field(
+        "uniform",
+        description="See cyclic_swa. `swad`: the mean of every step, not of the snapshots alone, from the first minimum of "
+        "the loss on the selection split until it has risen (Cha et al. 2021); training ends there. w is evaluated at each "
+        "snapshot.",
+    )
+    swad: Swad = Field(default_factory=Swad, description="Of `average` `swad`; ignored by the others.")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -323,6 +372,8 @@ class Soup(RequestModel):
 
     `greedy` orders them by their held-out loss and lets one in only if the mean's held-out loss does not rise. It chooses
     on one half of the held-out images, drawn with the job's seed; the report's numbers are from the other half.
+    `stock` takes `checkpoint` for the common start w_0 of N runs, and is (1 − t)·w_0 + t·w̄ in each tensor, t = N·cos θ /
+    (1 + (N − 1)·cos θ), θ the mean angle between the runs' displacements from w_0 (Model Stock, Jang et al. 2024).
     """
 
     type: Literal["soup"]
@@ -331,20 +382,23 @@ class Soup(RequestModel):
         max_length=64,
         description="The checkpoints that are averaged. `checkpoint`, the start, is one of them only if it is listed.",
     )
-    average: Literal["uniform", "greedy"] = "uniform"
+    average: Literal["uniform", "greedy", "stock"] = "uniform"
     weights: (
         Annotated[
             list[Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]], Field(max_length=64, fail_fast=True)
         ]
         | None
     ) = Field(None, description="One per checkpoint, with `uniform`; they are divided by their sum.")
+    interpolate: Interpolate | None = Field(
+        None, description="Deliver a point of the line from `checkpoint` to the mean; null: the mean itself."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(set(self.checkpoints)) != len(self.checkpoints):
             raise ValueError("a checkpoint is listed twice: give it a larger weight instead")
         if self.weights is not None and self.average != "uniform":
-            raise ValueError("weights go with average uniform: greedy chooses them itself")
+            raise ValueError(f"weights go with average uniform: {self.average} chooses them itself")
         if self.weights is not None and len(self.weights) != len(self.checkpoints):
             raise ValueError(f"there are {len(self.checkpoints)} checkpoints and {len(self.weights)} weights")
         return self

@@ -1,6 +1,6 @@
 """`auto` becomes a number: a static, pure function of the catalog, the checkpoint and the dataset. No search, no clock."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -9,11 +9,12 @@ from pydantic import BaseModel, ValidationError
 from wbar.catalog import ARCHITECTURES, BATCH, BUILTINS
 from wbar.datasets import DatasetFacts
 from wbar.errors import ChannelsMismatch, CheckpointsDiffer, ClassesMismatch, ImageSizeUnsupported, ValidationFailed
+from wbar.evaluation_sets import check_evaluation_set
 from wbar.jobs import JobOptions
 from wbar.method import MAX_EPOCHS, AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
 from wbar.recipe import IMAGENET, Augment, BatchNorm, Normalization, Recipe, is_about_training
 from wbar.schedule import build_schedule, steps_per_epoch
-from wbar.spec import JobSpec, Network, StoredDataset, StoredWeights
+from wbar.spec import EvaluationSet, JobSpec, Network, StoredDataset, StoredWeights
 
 Resolved = TypeVar("Resolved", bound=BaseModel)
 PULL = 5e-4
@@ -37,6 +38,7 @@ def resolve_job(
     gpu: bool,
     ingredients: Sequence[StoredWeights] = (),
     teachers: Sequence[StoredWeights] = (),
+    evaluation: Mapping[str, tuple[StoredDataset, DatasetFacts]] | None = None,
 ) -> JobSpec:
     """Make the JobSpec of a request: every `auto` replaced, everything checked that can be architecture before the job runs.
 
@@ -44,6 +46,7 @@ def resolve_job(
     gpu: whether a live worker has a GPU.
     ingredients: the checkpoints that a soup names, in its order.
     teachers: the networks of a distillation.
+    evaluation: the datasets of `options.evaluate`, by name, with their facts.
 
     Raises Refused (422, 409) with the field and both values: ValidationFailed, ClassesMismatch, ChannelsMismatch,
     ImageSizeUnsupported, CheckpointsDiffer.
@@ -58,6 +61,15 @@ def resolve_job(
     method = resolve_method(options.method, recipe, network)
     for ingredient in ingredients:
         _check_same_network(ingredient, start)
+    if isinstance(method, Soup) and method.average == "stock" and start.id in method.checkpoints:
+        raise ValidationFailed(
+            f"method.average is stock, and {start.id} is both `checkpoint`, the start of the runs, and one of the runs: leave "
+            "it out of method.checkpoints",
+            [{"pointer": "/method/checkpoints", "detail": f"{start.id} is the start"}],
+        )
+    sets = evaluation or {}
+    for name, (other, its_facts) in sets.items():
+        check_evaluation_set(name, other, its_facts, dataset, facts, network, classes)
     for teacher in teachers:
         _check_teacher(teacher, network, recipe)
     if not isinstance(method, Soup):
@@ -71,7 +83,7 @@ def resolve_job(
         raise ValidationFailed(
             "swag samples around the snapshots of a training, and a soup trains nothing: leave it out"
         )
-    return JobSpec(
+    spec = JobSpec(
         start=start,
         dataset=dataset,
         network=network,
@@ -85,7 +97,16 @@ def resolve_job(
         swag=options.swag,
         ingredients=tuple(ingredients),
         teachers=tuple(teachers),
+        evaluation=tuple(EvaluationSet(name=name, dataset=other) for name, (other, _) in sets.items()),
+        select_on=options.select_on,
     )
+    if spec.select_on is not None and not spec.selects:
+        raise ValidationFailed(
+            f"select_on is {spec.select_on!r}, and this job chooses nothing by held-out images: leave it out, or ask for a "
+            "choice (method auto; average greedy, window or swad; interpolate; guard; recipe.early_stopping)",
+            [{"pointer": "/select_on", "detail": "nothing is chosen"}],
+        )
+    return spec
 
 
 def planned_steps_per_epoch(facts: DatasetFacts, recipe: Recipe) -> int:
@@ -352,7 +373,8 @@ def _check_class_weights(recipe: Recipe, network: Network) -> None:
 def _batch_norm(recipe: Recipe, method: Training | Soup | None) -> BatchNorm:
     if recipe.batch_norm != "auto":
         return recipe.batch_norm
-    return "track" if isinstance(method, Plain) else "recompute"
+    # The statistics of a point between two networks are neither one's.
+    return "track" if isinstance(method, Plain) and method.interpolate is None else "recompute"
 
 
 def _normalization(recipe: Recipe, network: Network, facts: DatasetFacts) -> Normalization:

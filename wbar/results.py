@@ -98,6 +98,17 @@ class Comparisons(BaseModel):
         return title
 
 
+class EvaluatedSet(BaseModel):
+    """One of the sets of `evaluate`: the comparisons scored on its images.
+
+    `nll_calibrated` there is at the temperature that the selection split gives; null where there is no selection split.
+    """
+
+    images: int
+    selected_on: bool = Field(description="Whether these images made the choices of the job (`select_on`).")
+    metrics: Comparisons
+
+
 class EpochPoint(BaseModel):
     """One epoch of the training."""
 
@@ -212,6 +223,19 @@ class Candidate(BaseModel):
         return names[self.kind] + line
 
 
+class Valley(BaseModel):
+    """Where dense averaging (`swad`) found the valley of the loss: the mean is of every step from `first` to `last`."""
+
+    first: int | None = Field(
+        description="The evaluation that it began at, from 1; null: none was found, so every step."
+    )
+    last: int = Field(description="The evaluation that it ended at.")
+    bound: float | None = Field(
+        description="The loss that ended it, once all evaluations in a row were above; in nats."
+    )
+    losses: list[float] = Field(description="Of w at every evaluation, on the selection split, in nats.")
+
+
 class Selection(BaseModel):
     """The choices that were made on the selection split."""
 
@@ -238,6 +262,42 @@ class Selection(BaseModel):
         "chosen by: mean loss in nats, above 0 where the choice flattered itself.",
     )
     candidates: list[Candidate] | None = Field(None, description="Of `window` and `auto`: every mean that was tried.")
+    valley: Valley | None = Field(None, description="Of `swad`.")
+
+
+class SetPoint(BaseModel):
+    """The score of a point on an evaluation set."""
+
+    accuracy: float
+    loss: float
+
+
+class AlphaPoint(BaseModel):
+    """A point of the line from the start to w̄; its losses are null where they are not finite."""
+
+    alpha: float
+    accuracy: float | None = Field(description="On the report split.")
+    loss: float | None = Field(description="On the report split, in nats.")
+    selection_loss: float | None = Field(description="On the selection split, in nats; null too where there is none.")
+    evaluation: dict[str, SetPoint] = Field(
+        default_factory=dict, description="On the sets of `evaluate`, by name; empty where the losses are not finite."
+    )
+
+
+class AlphaLine(BaseModel):
+    """The line (1 − α)·w_0 + α·w̄ of `method.interpolate`, BatchNorm recomputed at every point; w̄ stands at α = 1.
+
+    `/weights`, and the comparison `averaged`, are the point at the chosen α.
+    """
+
+    chosen: float
+    by: Literal["selection", "request"] = Field(description="Whether the selection split chose α, or the request.")
+    points: list[AlphaPoint]
+
+    def in_words(self) -> str:
+        """Return what was chosen, as a sentence."""
+        by = "the selection split chose it" if self.by == "selection" else "as asked for"
+        return f"delivered is the point at α = {self.chosen:g} of the line from the start (0) to w̄ (1): {by}"
 
 
 NormalizationName = Literal["dataset", "imagenet", "half", "none"]
@@ -298,6 +358,13 @@ class JobResult(BaseModel):
     )
     held_out: HeldOut
     selection: Selection | None = Field(None, description="Null where nothing was selected by held-out images.")
+    evaluation: dict[str, EvaluatedSet] = Field(
+        default_factory=dict, description="The comparisons on the sets of `evaluate`, by name."
+    )
+    interpolation: AlphaLine | None = Field(None, description="Where the method has `interpolate`.")
+    stock: dict[str, float] | None = Field(
+        None, description="Of a soup that is a model stock: t of each tensor, the share of the mean in it."
+    )
     normalization: NormalizationProbe | None = Field(None, description="Where `recipe.normalize` was `auto`.")
     flatness: Flatness | None = Field(None, description="Where the job asked for it.")
 
@@ -309,10 +376,15 @@ class JobResult(BaseModel):
     def selection_in_words(self) -> list[str]:
         """Return the selection as lines of text; no lines where nothing was selected."""
         selection, lines = self.selection, list[str]()
+        if self.interpolation is not None:
+            lines.append(self.interpolation.in_words())
         if selection is None:
             return lines
         if selection.chosen is not None:
             lines.append(f"w̄ is {selection.chosen.in_words()} ({selection.of} segments)")
+        elif selection.valley is not None:
+            first, last = selection.valley.first or 1, selection.valley.last
+            lines.append(f"w̄ is the mean of every step from evaluation {first} to {last} (of {selection.of})")
         elif selection.kept is not None:
             kept = ", ".join(str(one) for one in selection.kept)
             lines.append(f"in the mean: {kept}" + (f" (of {selection.of})" if selection.of is not None else ""))
@@ -321,7 +393,13 @@ class JobResult(BaseModel):
                 f"{self.held_out.selection} images of the selection split, after this much training, cannot tell candidates "
                 "apart: w̄ is the mean of the last third of the walk, which was assumed, not chosen"
             )
-        if self.held_out.selection:
+        own = next((name for name, one in self.evaluation.items() if one.selected_on), None)
+        if own is not None:
+            lines.append(
+                f"selected on the {self.held_out.selection} images of the evaluation set {own}; the numbers of the comparisons "
+                f"are from the {self.held_out.report} held-out images of the dataset"
+            )
+        elif self.held_out.selection:
             lines.append(
                 f"selected on {self.held_out.selection} held-out images; every number is from the other "
                 f"{self.held_out.report}"

@@ -2,7 +2,7 @@
 mean, and how strongly it pulls. Resuming restores one integer. Torch-free: the API plans with it what training does.
 
     cyclic_swa   |high|low|high|low|…           a snapshot at the end of every cycle
-    swa          \\anneal|constant …             snapshots at a fixed spacing once the annealing is over
+    swa          \\anneal|constant …             snapshots at a fixed spacing once the annealing is over; `swad`: every step
     ema, lawa,   one decay (cosine by default)    every step, the last L snapshots,
     none                                          the last weights
     auto         fall along a cosine to 0         every quarter of an epoch, in segments; a memorised start: after a hold
@@ -174,6 +174,7 @@ def _swa(method: Swa, steps_per_epoch: int, scale: float) -> Schedule:
     def phase(step: int) -> Phase:
         return "high" if step < begin else "low"
 
+    dense = method.average == "swad"
     return Schedule(
         total,
         steps_per_epoch,
@@ -181,7 +182,8 @@ def _swa(method: Swa, steps_per_epoch: int, scale: float) -> Schedule:
         lambda step: annealing.at(step) if step < begin else lr,
         phase,
         _pull(method, number(method.pull), phase, total),
-        lambda step: step + 1 in visited,
+        lambda step: step >= begin if dense else step + 1 in visited,
+        visits_every_step=dense,
     )
 
 

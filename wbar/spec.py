@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from wbar import __version__
 from wbar.catalog import ARCHITECTURES
-from wbar.method import AnyMethod, Soup
+from wbar.method import AnyMethod, Soup, Swad
 from wbar.recipe import Recipe
 
 
@@ -69,6 +69,13 @@ class StoredDataset(_Frozen):
     blob: str
 
 
+class EvaluationSet(_Frozen):
+    """A further dataset that every comparison is scored on. name: as the request has it."""
+
+    name: str
+    dataset: StoredDataset
+
+
 class JobSpec(_Frozen):
     """The work of one job, with no `auto` left in method and recipe.
 
@@ -81,6 +88,8 @@ class JobSpec(_Frozen):
     swag: samples of the Bayesian average that is measured then; 0: none.
     ingredients: the checkpoints of a soup, in its order.
     teachers: the networks of a distillation, one checkpoint or a former job's snapshots.
+    evaluation: further datasets to score the comparisons on.
+    select_on: the name of the one among them that stands for the selection split; None: half of the held-out images does.
     """
 
     start: StoredWeights
@@ -95,15 +104,19 @@ class JobSpec(_Frozen):
     swag: int = 0
     ingredients: tuple[StoredWeights, ...] = ()
     teachers: tuple[StoredWeights, ...] = ()
+    evaluation: tuple[EvaluationSet, ...] = ()
+    select_on: str | None = None
 
     @property
     def selects(self) -> bool:
         """Whether held-out images decide about the result.
 
         One half of them is then the selection split, and every number that is reported is from the other half, the
-        report split.
+        report split; with `select_on` that set is the selection split, and all held-out images are the report split.
         """
         method = self.method
+        if method.interpolate is not None and method.interpolate.choose == "selection":
+            return True
         if isinstance(method, Soup):
             return method.average == "greedy"
         chooses = getattr(method, "average", "uniform") != "uniform" or method.guard
@@ -122,12 +135,18 @@ class JobSpec(_Frozen):
     def blobs(self) -> list[str]:
         """Return the blobs that training reads, each once."""
         weights = (self.start, *self.ingredients, *self.teachers)
-        return list(dict.fromkeys([*(one.blob for one in weights), self.dataset.blob]))
+        datasets = (self.dataset, *(one.dataset for one in self.evaluation))
+        return list(dict.fromkeys([*(one.blob for one in weights), *(one.blob for one in datasets)]))
 
     def needs(self) -> list[str]:
-        """Return the ids of all that must stay until the job has ended, each once: checkpoints, dataset, former job."""
+        """Return the ids of all that must stay until the job has ended, each once: checkpoints, datasets, former job."""
         teacher = [self.recipe.distillation.teacher] if self.recipe.distillation else []
-        return list(dict.fromkeys([self.start.id, self.dataset.id, *(one.id for one in self.ingredients), *teacher]))
+        datasets = [self.dataset.id, *(one.dataset.id for one in self.evaluation)]
+        return list(dict.fromkeys([self.start.id, *datasets, *(one.id for one in self.ingredients), *teacher]))
+
+    def document(self) -> dict[str, Any]:
+        """Return the spec as it is stored."""
+        return without_new_defaults(self.model_dump(mode="json"))
 
     def run_digest(self) -> str:
         """Return the sha256 of everything that the weights are a function of, on the same hardware and thread count.
@@ -144,11 +163,37 @@ class JobSpec(_Frozen):
             "find_normalization": self.find_normalization,
             "version": __version__,
         }
+        if self.select_on is not None:
+            inputs["select_on"] = [one.dataset.sha256 for one in self.evaluation if one.name == self.select_on]
         if self.ingredients:
             inputs["method"]["checkpoints"] = [one.sha256 for one in self.ingredients]
         if self.teachers:
             inputs["recipe"]["distillation"]["teacher"] = [one.sha256 for one in self.teachers]
         return hashlib.sha256(canonical(inputs).encode()).hexdigest()
+
+
+# Options that came after 0.6, by their place in a spec or a request, with their defaults.
+_NEW: dict[tuple[str, ...], Any] = {
+    ("method", "interpolate"): None,
+    ("method", "swad"): Swad().model_dump(mode="json"),
+    ("evaluation",): [],
+    ("evaluate",): {},
+    ("select_on",): None,
+}
+
+
+def without_new_defaults(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a spec's or a request's document without the options that came after 0.6 and have their defaults.
+
+    A worker of 0.6 refuses fields that it does not know: it goes on with jobs that ask for nothing new. A request of then
+    keeps its digest, too.
+    """
+    whole = {name: dict(value) if isinstance(value, dict) else value for name, value in document.items()}
+    for (*outer, name), default in _NEW.items():
+        place = whole.get(outer[0]) if outer else whole
+        if isinstance(place, dict) and name in place and place[name] == default:
+            del place[name]
+    return whole
 
 
 def canonical(value: Any) -> str:

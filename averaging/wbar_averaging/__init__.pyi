@@ -35,6 +35,8 @@ from .merging import TaskArithmetic as TaskArithmetic
 from .merging import Ties as Ties
 from .merging import WeightedMean as WeightedMean
 from .merging import merge_checkpoints as merge_checkpoints
+from .model_stock import ModelStock as ModelStock
+from .model_stock import stock_ratio as stock_ratio
 from .pull import add_folded_pull_gradient as add_folded_pull_gradient
 from .pull import add_pull_gradient as add_pull_gradient
 from .pull import can_fold_pull as can_fold_pull

@@ -18,6 +18,34 @@ def mean_of(sources: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return out
 
 
+def model_stock(start: dict[str, Tensor], runs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Jang et al. 2024: (1 − t)·w_0 + t·w̄ by tensor, the cosine of every pair of displacements written out."""
+    out, mean, n = {}, mean_of(runs), len(runs)
+    for name, w0 in start.items():
+        if not w0.is_floating_point():
+            out[name] = mean[name]
+            continue
+        away = [(run[name].double() - w0.double()).flatten() for run in runs]
+        pairs = [(a, b) for i, a in enumerate(away) for b in away[i + 1 :]]
+        cosine = sum((torch.dot(a, b) / (a.norm() * b.norm())).item() for a, b in pairs) / len(pairs)
+        t = min(1.0, max(0.0, n * cosine / (1 + (n - 1) * cosine)))
+        out[name] = (1 - t) * w0.double() + t * mean[name]
+    return out
+
+
+def swad_range(losses: Sequence[float], n_s: int, n_e: int, r: float) -> tuple[int | None, int, int]:
+    """Cha et al. 2021, algorithm 1, as it is printed: t_s (None where none was found), t_e and the evaluations it looked at."""
+    energy = [float("nan"), *losses]  # counted from 1
+    begin, bound = None, None
+    for i in range(1, len(losses) + 1):
+        if bound is None and i >= n_s and energy[i - n_s + 1] == min(energy[i - k] for k in range(n_s)):
+            begin = i - n_s + 1
+            bound = r / n_s * sum(energy[i - k] for k in range(n_s))
+        if bound is not None and i >= n_e and bound < min(energy[i - k] for k in range(n_e)):
+            return begin, i - n_e, i
+    return begin, len(losses), len(losses)
+
+
 def pull_value(weights: Sequence[Tensor], mean: Sequence[Tensor], strength: float) -> Tensor:
     """λ‖w̄ − w‖² as an expression that autograd can differentiate."""
     return strength * torch.stack([(m.detach() - w).square().sum() for w, m in zip(weights, mean, strict=True)]).sum()

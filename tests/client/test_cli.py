@@ -156,10 +156,11 @@ def test_submit_passes_method_and_recipe_on(service: Service, tmp_path: Path) ->
         "--epochs",
         "4",
     ]
-    more = ["--control", "--guard", "--recipe", f"@{tmp_path / 'recipe.json'}", "--augment", "none"]
+    more = ["--control", "--guard", "--interpolate", "--recipe", f"@{tmp_path / 'recipe.json'}", "--augment", "none"]
     job = json.loads(wbar(service, *asked, *more).stdout)
     assert (job["method"]["type"], job["method"]["epochs"]) == ("auto", 4)
     assert (job["method"]["control"], job["method"]["guard"]) == (True, True)
+    assert job["method"]["interpolate"]["choose"] == "selection"
     assert (job["recipe"]["mixup"], job["recipe"]["augment"]) == (0.2, "none")
     assert job["recipe"]["optimizer"]["name"] == "adam"
     for wrong, said in (("[1]", "a JSON object"), ("{", "no JSON"), ("@/nowhere", "cannot be read")):

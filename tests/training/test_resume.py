@@ -37,12 +37,19 @@ VARIANTS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
         {},
     ),
     "greedy": (METHOD.model_dump() | {"average": "greedy", "cycles": 3}, {}),
+    "interpolated": (METHOD.model_dump() | {"interpolate": {"alphas": [0, 0.5]}}, {}),
     "window": (METHOD.model_dump() | {"average": "window", "cycles": 3}, {}),
     "window at a rate that is found, falling at the end": (
         METHOD.model_dump() | {"average": "window", "cycles": 2, "probe_rate": True, "anneal_last": True},
         {},
     ),
     "swa": (STRAIGHT | {"type": "swa", "anneal_epochs": 1, "anneal_from": 0.1, "snapshot_epochs": 0.5}, {}),
+    "swad, from a line": (
+        STRAIGHT
+        | {"type": "swa", "anneal_from": 0.1, "snapshot_epochs": 0.25, "average": "swad", "interpolate": {}}
+        | {"swad": {"optimum_patience": 2, "overfit_patience": 2, "tolerance": 1.0}},
+        {},
+    ),
     "ema, pulled": (STRAIGHT | {"type": "ema", "final_lr": 0.005, "pull": 0.5, "pull_in": "late"}, {}),
     "ema": (STRAIGHT | {"type": "ema", "final_lr": 0.005}, {}),
     "lawa": (STRAIGHT | {"type": "lawa", "final_lr": 0.005, "window": 2, "snapshot_steps": 5}, {}),
@@ -79,7 +86,8 @@ def job_of(folder: Path, variant: str) -> LocalJob:
 
 # Of every kind one; the others are `make long`'s.
 QUICK = {
-    "cutmix or mixup, in parts", "frozen layers and statistics", "greedy", "window", "swa", "ema, pulled", "lawa", "auto",
+    "cutmix or mixup, in parts", "frozen layers and statistics", "greedy", "window", "swa", "swad, from a line", "ema, pulled",
+    "lawa", "auto",
     "early stopping by epochs, and a control", "the start counts",
 }  # fmt: skip
 
@@ -102,6 +110,7 @@ def test_deaths_after_random_steps_change_nothing(tmp_path: Path, variant: str) 
     assert again.result.metrics == undisturbed.result.metrics
     assert again.result.curve == undisturbed.result.curve
     assert again.result.selection == undisturbed.result.selection
+    assert again.result.interpolation == undisturbed.result.interpolation
     for n, path in whole.snapshots.items():
         assert told.snapshots[n].read_bytes() == path.read_bytes()
     # The last attempt tells the whole history: an earlier one may have died, or lost its lease, unheard.

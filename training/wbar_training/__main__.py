@@ -11,6 +11,7 @@ An interrupted job goes on from the state in its output folder, to the same bits
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", help="folder or archive with train/<class>/ images, or builtin:digits")
     parser.add_argument("-o", "--out", type=Path, default=Path("wbar-run"), help="folder for states and results")
     parser.add_argument(
-        "--job", type=Path, help="JSON with method, recipe, seed, classes, flatness, swag, as POST /v1/jobs"
+        "--job", type=Path, help="JSON with method, recipe, seed, classes, flatness, swag, select_on, as POST /v1/jobs"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE",
@@ -79,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--with", action="append", default=[], metavar="NAME=FILE", dest="others",
         help="another checkpoint, which a soup or a distillation names ckpt_NAME; the first is ckpt_start",
+    )  # fmt: skip
+    parser.add_argument(
+        "--evaluate", action="append", default=[], metavar="NAME=PATH", dest="sets",
+        help="a further dataset, of the same classes, that every comparison is scored on",
     )  # fmt: skip
     parser.add_argument("--architecture", help="catalog name; default: detected from the tensors")
     parser.add_argument("--multilabel", action="store_true", help="the labels are those of the dataset's labels.csv")
@@ -99,11 +104,12 @@ def main() -> int:
     parser = _parser()
     asked = parser.parse_args()
     try:
-        options = _options(asked.job, asked.set)
+        sets = dict(map(_named, asked.sets))
+        options = _options(asked.job, [*asked.set, *(f"evaluate.{name}=ds_{name}" for name in sets)])
     except (ValueError, OSError) as error:
         parser.error(str(error))
     try:
-        outcome = _run(asked, options)
+        outcome = _run(asked, options, sets)
     except WbarError as error:
         console.print(f"{error.code}: {error.detail}", style="red", markup=False)
         return 1
@@ -113,6 +119,14 @@ def main() -> int:
     json.dump({"weights": str(outcome.weights), "result": outcome.result.model_dump(mode="json")}, sys.stdout, indent=2)
     print()
     return 0
+
+
+def _named(pair: str) -> tuple[str, str]:
+    """Parse NAME=PATH. Raises ValueError."""
+    name, equals, path = pair.partition("=")
+    if not equals or not name or not path:
+        raise ValueError(f"--evaluate {pair}: a name, an equals sign and a folder or archive are expected")
+    return name, path
 
 
 def _options(job: Path | None, assignments: list[str]) -> JobOptions:
@@ -147,7 +161,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _run(asked: argparse.Namespace, options: JobOptions) -> Outcome:
+def _run(asked: argparse.Namespace, options: JobOptions, sets: Mapping[str, str]) -> Outcome:
     out: Path = asked.out
     out.mkdir(parents=True, exist_ok=True)
     workspace = Workspace(out, device=asked.device, threads=asked.threads, resume=latest(out))
@@ -161,7 +175,8 @@ def _run(asked: argparse.Namespace, options: JobOptions) -> Outcome:
             )
         others[f"ckpt_{name}"] = prepare_weights(Path(path), workspace, name, asked.architecture)
     dataset, facts = prepare_dataset(asked.dataset, workspace, asked.multilabel)
-    spec = prepare_job(options, start, dataset, facts, workspace, others)
+    evaluation = {name: prepare_dataset(path, workspace, asked.multilabel, name) for name, path in sets.items()}
+    spec = prepare_job(options, start, dataset, facts, workspace, others, evaluation)
     with Bar(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), console=console
     ) as bar:

@@ -29,6 +29,7 @@ from wbar_averaging import (
 from wbar_training.data.packed import Split
 from wbar_training.draws import key, permutation
 from wbar_training.evaluate import even_slices, score
+from wbar_training.evaluator import Scores
 from wbar_training.losses import class_logits
 from wbar_training.reporter import Reporter
 from wbar_training.setup import Setup
@@ -69,7 +70,7 @@ def flatness_images(setup: Setup) -> int:
     return points * 2 * images + held_out + 3 * (GRADIENTS + 2 * HESSIAN_STEPS) * images
 
 
-def bayesian_score(setup: Setup, snapshots: Sequence[Mapping[str, Tensor]], samples: int) -> Score:
+def bayesian_score(setup: Setup, snapshots: Sequence[Mapping[str, Tensor]], samples: int) -> Scores:
     """Score the Bayesian average of weights drawn from the snapshots' Gaussian, BatchNorm recomputed for each.
 
     snapshots: whole state dicts of the network.
@@ -81,23 +82,26 @@ def bayesian_score(setup: Setup, snapshots: Sequence[Mapping[str, Tensor]], samp
     for snapshot in snapshots:
         swag.update(snapshot)
 
-    def both_splits(model: nn.Module) -> Tensor:
+    def everything(model: nn.Module) -> Tensor:
         outputs = evaluator.predict_held_out(model)
-        parts = [outputs.report, *([outputs.selection] if outputs.selection else [])]
+        parts = [outputs.report, *([outputs.selection] if outputs.selection else []), *outputs.sets.values()]
         return torch.cat([part.probabilities for part in parts])
 
     probabilities = bayesian_average(
         evaluator.probe,
         swag,
-        both_splits,
+        everything,
         samples=samples,
         seed=key(setup.plan.seed, "swag", 0),
         recompute=evaluator.recompute,
     )
-    images = len(setup.data.report)
-    report, selection = probabilities[:images], probabilities[images:]
-    plain = score(report, setup.data.report.labels)
-    return evaluator.calibrated(plain, report, selection if setup.data.selection else None)
+    data = setup.data
+    splits = [data.report, *([data.selection] if data.selection else []), *data.sets.values()]
+    report, *others = torch.split(probabilities, [len(split) for split in splits])
+    selection = others.pop(0) if data.selection else None
+    plain = score(report, data.report.labels)
+    on_sets = evaluator.on_sets(dict(zip(data.sets, others, strict=True)), selection)
+    return Scores(evaluator.calibrated(plain, report, selection), on_sets)
 
 
 def measure_flatness(

@@ -13,6 +13,9 @@ from wbar_training.analysis import attempted, bayesian_score, measure_flatness
 from wbar_training.averages.average import Average, Evaluated
 from wbar_training.averages.choice import ChoiceLimits
 from wbar_training.evaluate import HeldOutOutputs, Outputs, score, verdict
+from wbar_training.evaluation_sets import evaluated_sets, read
+from wbar_training.evaluator import Scores
+from wbar_training.interpolation import interpolated
 from wbar_training.outcome import Outcome, WeightsFiles
 from wbar_training.reporter import Reporter
 from wbar_training.result_writer import weights_file
@@ -29,7 +32,7 @@ def conclude(
     limits: ChoiceLimits,
     snapshots: Sequence[Path],
     epochs: Sequence[Epoch] | None,
-    control: Callable[[], Score] | None,
+    control: Callable[[], Scores] | None,
 ) -> Outcome:
     """Finish the average, write the weights, and compare them.
 
@@ -39,11 +42,14 @@ def conclude(
     control: trains and evaluates the control, where it was asked for.
     """
     evaluator, spec = setup.evaluator, setup.spec
-    finished = average.finish(SelectionEvaluator(setup, reporter, limits))
+    finished, line = average.finish(SelectionEvaluator(setup, reporter, limits)), None
+    by: SelectBy = getattr(spec.method, "select_by", "loss")
+    if spec.method.interpolate is not None:
+        finished, line = interpolated(setup, reporter, spec.method.interpolate, finished, by)
     evaluator.hold(finished.mean, recompute=not finished.own_statistics)
     outputs = evaluator.predict_held_out(evaluator.probe)
-    averaged = evaluator.calibrated_score(outputs)
-    of_mean = setup.writer.write_result(evaluator.probe.state_dict(), finished.points, averaged.temperature)
+    averaged = evaluator.scores(outputs)
+    of_mean = setup.writer.write_result(evaluator.probe.state_dict(), finished.points, averaged.report.temperature)
     swag = flatness = None
     if spec.swag:
         points = [setup.read(path) for path in snapshots]
@@ -54,14 +60,18 @@ def conclude(
     selection = _selection(setup, finished.selection, outputs, results, reporter)
     delivers_start = selection is not None and selection.delivered == "start"
     delivered = _write_start(setup, results) if delivers_start else of_mean
+    ensemble, beside = _ensemble(setup, results), _control(reporter, control) if control else None
+    on_sets = {name: read(scores) for name, scores in results.on_sets.items()}
+    on_sets |= {"averaged": averaged.sets, "ensemble": ensemble.sets}
+    on_sets |= {name: one.sets for name, one in (("swag", swag), ("control", beside)) if one is not None}
     metrics = Comparisons(
         start=_score(results.start),
         start_recomputed=_score(results.start_recomputed),
         last=_score(results.snapshots[-1]),
-        averaged=averaged,
-        ensemble=_ensemble(setup, results),
-        swag=swag,
-        control=_control(reporter, control) if control else None,
+        averaged=averaged.report,
+        ensemble=ensemble.report,
+        swag=swag and swag.report,
+        control=beside and beside.report,
     )
     result = JobResult(
         weights=weights_file(delivered.safetensors),
@@ -76,6 +86,8 @@ def conclude(
         rate_probe=results.rate_probe,
         held_out=setup.data.held_out,
         selection=selection,
+        evaluation=evaluated_sets(setup.data, on_sets),
+        interpolation=line,
         normalization=results.normalization,
         flatness=flatness,
     )
@@ -83,7 +95,7 @@ def conclude(
     return Outcome(result, *delivered, losses, averaged=of_mean if delivers_start else None)
 
 
-def _control(reporter: Reporter, control: Callable[[], Score]) -> Score | None:
+def _control(reporter: Reporter, control: Callable[[], Scores]) -> Scores | None:
     try:
         return attempted(reporter, "the control", control)
     except decisions.ControlLeftOut as reason:
@@ -125,13 +137,15 @@ def _write_start(setup: Setup, results: Results) -> WeightsFiles:
     return setup.writer.write_result(tensors, 0, _score(results.start).temperature, "start")
 
 
-def _ensemble(setup: Setup, results: Results) -> Score:
+def _ensemble(setup: Setup, results: Results) -> Scores:
     assert results.probabilities is not None
     # The points of the curve are the ensemble's members: the start too, if it is included.
     members, selection = len(results.averaged), results.selection_probabilities
     report = results.probabilities / members
     plain = score(report, setup.data.report.labels)
-    return setup.evaluator.calibrated(plain, report, None if selection is None else selection / members)
+    chosen_by = None if selection is None else selection / members
+    sets = {name: total / members for name, total in results.set_probabilities.items()}
+    return Scores(setup.evaluator.calibrated(plain, report, chosen_by), setup.evaluator.on_sets(sets, chosen_by))
 
 
 def _score(stored: dict[str, float] | None) -> Score:
@@ -148,6 +162,8 @@ def add_to_ensemble(results: Results, outputs: HeldOutOutputs) -> None:
     results.probabilities = _sum(results.probabilities, outputs.report)
     if outputs.selection is not None:
         results.selection_probabilities = _sum(results.selection_probabilities, outputs.selection)
+    for name, one in outputs.sets.items():
+        results.set_probabilities[name] = _sum(results.set_probabilities.get(name), one)
 
 
 def _sum(total: Tensor | None, outputs: Outputs) -> Tensor:

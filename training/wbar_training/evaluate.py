@@ -1,7 +1,7 @@
 """Scores of weights on held-out images: accuracy, negative log-likelihood and calibration."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 
 import torch
@@ -44,10 +44,11 @@ class Outputs:
 
 @dataclass(frozen=True)
 class HeldOutOutputs:
-    """The outputs on both held-out splits; `selection` is None where nothing is selected."""
+    """The outputs on both held-out splits and, by name, on evaluation sets; `selection` is None where nothing is selected."""
 
     report: Outputs
     selection: Outputs | None
+    sets: dict[str, Outputs] = field(default_factory=dict)
 
 
 @torch.no_grad()

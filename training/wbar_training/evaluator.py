@@ -1,7 +1,7 @@
 """Weights in, numbers out: BatchNorm statistics recomputed for them, and how well they do on a split of the images."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,16 +30,24 @@ Tick = Callable[
 
 
 @dataclass(frozen=True)
+class Scores:
+    """The scores of one network on everything that is held out: the report split, and the evaluation sets by name."""
+
+    report: Score
+    sets: dict[str, Score]
+
+
+@dataclass(frozen=True)
 class StartEvaluation:
     """The start on the held-out images.
 
-    as_it_came: its score with the uploaded BatchNorm statistics.
-    recomputed: its score with recomputed ones.
+    as_it_came: its scores with the uploaded BatchNorm statistics.
+    recomputed: its scores with recomputed ones.
     outputs, recomputed_outputs: likewise.
     """
 
-    as_it_came: Score
-    recomputed: Score
+    as_it_came: Scores
+    recomputed: Scores
     outputs: HeldOutOutputs
     recomputed_outputs: HeldOutOutputs
 
@@ -81,9 +89,12 @@ class Evaluator:
         return self._checked(self.outputs(model, self.data.report if split is None else split))
 
     def predict_held_out(self, model: nn.Module) -> HeldOutOutputs:
-        """Return outputs on both held-out splits, in eval mode. Raises Diverged if a loss is not finite."""
-        selection = self.data.selection
-        return HeldOutOutputs(self.predict(model), None if selection is None else self.predict(model, selection))
+        """Return outputs on all that is held out, in eval mode. Raises Diverged if a loss is not finite."""
+        data = self.data
+        report, sets = self.predict(model), {name: self.predict(model, split) for name, split in data.sets.items()}
+        if data.select_on is not None:
+            return HeldOutOutputs(report, sets[data.select_on], sets)
+        return HeldOutOutputs(report, None if data.selection is None else self.predict(model, data.selection), sets)
 
     def outputs(self, model: nn.Module, split: Split) -> Outputs:
         """Return the same for any losses, finite or not."""
@@ -107,6 +118,31 @@ class Evaluator:
         return self.calibrated(
             self.score(report), report.probabilities, None if selection is None else selection.probabilities
         )
+
+    def scores(self, outputs: HeldOutOutputs) -> Scores:
+        """Return the scores on all that is held out, with the temperature that the selection split gives."""
+        probabilities = {name: one.probabilities for name, one in outputs.sets.items()}
+        losses = {name: one.losses for name, one in outputs.sets.items()}
+        selection = None if outputs.selection is None else outputs.selection.probabilities
+        return Scores(self.calibrated_score(outputs), self.on_sets(probabilities, selection, losses))
+
+    def on_sets(
+        self, probabilities: Mapping[str, Tensor], selection: Tensor | None, losses: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Score]:
+        """Return the scores on the evaluation sets.
+
+        probabilities: by set, (images, classes). losses: by set, (images,); they follow from the probabilities where they
+            are not given.
+        selection: the probabilities on the selection split, which the temperature is fitted on; None: there is none.
+        """
+        found = {}
+        for name, outputs in probabilities.items():
+            labels = self.data.sets[name].labels
+            found[name] = score(outputs, labels, losses[name] if losses else None)
+            if selection is not None and self.data.selection is not None:
+                fitted_on = (selection, self.data.selection.labels)
+                found[name] = calibrated(found[name], outputs, labels, fitted_on)
+        return found
 
     def calibrated(self, plain: Score, report: Tensor, selection: Tensor | None) -> Score:
         """Return a score with its temperature. report, selection: the probabilities on the splits, (images, classes)."""
@@ -164,12 +200,12 @@ class Evaluator:
     def evaluate_start(self, model: nn.Module) -> StartEvaluation:
         """Evaluate the start, which `model` must hold, as it came and with recomputed BatchNorm statistics."""
         outputs = again = self.predict_held_out(model)
-        plain = recomputed = self.calibrated_score(outputs)
+        plain = recomputed = self.scores(outputs)
         if self.recomputed_images:
             self.probe.load_state_dict(model.state_dict())
             self.recompute(self.probe)
             again = self.predict_held_out(self.probe)
-            recomputed = self.calibrated_score(again)
+            recomputed = self.scores(again)
         return StartEvaluation(plain, recomputed, outputs, again)
 
     # Evaluating a mean, in the probe.

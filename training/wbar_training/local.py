@@ -32,12 +32,17 @@ def prepare_weights(
     )
 
 
-def prepare_dataset(source: str, workspace: Workspace, multilabel: bool = False) -> tuple[StoredDataset, DatasetFacts]:
+def prepare_dataset(
+    source: str, workspace: Workspace, multilabel: bool = False, name: str = "local"
+) -> tuple[StoredDataset, DatasetFacts]:
     """Pack the images of a folder, an archive, `builtin:…`, or a file that is packed already.
+
+    name: becomes the dataset's id, `ds_name`.
 
     Raises Rejected, saying what is wrong with them.
     """
-    out, path = workspace.input("dataset"), Path(source)
+    blob = f"dataset-{name}"
+    out, path = workspace.input(blob), Path(source)
     if source.startswith("builtin:"):
         packed = dataset_archives.pack_builtin(source.removeprefix("builtin:"), out, None)
     elif path.is_dir():
@@ -47,7 +52,7 @@ def prepare_dataset(source: str, workspace: Workspace, multilabel: bool = False)
         shutil.copyfile(path, out)
     else:
         packed = dataset_archives.pack_archive(path, out, UploadLimits(), multilabel)
-    return StoredDataset(id="ds_local", sha256=_sha256(out), blob="dataset"), facts_of(packed, source, multilabel)
+    return StoredDataset(id=f"ds_{name}", sha256=_sha256(out), blob=blob), facts_of(packed, source, multilabel)
 
 
 def facts_of(packed: Packed, source: str | None, multilabel: bool = False) -> DatasetFacts:
@@ -71,10 +76,12 @@ def prepare_job(
     facts: DatasetFacts,
     workspace: Workspace,
     others: dict[str, StoredWeights] | None = None,
+    evaluation: dict[str, tuple[StoredDataset, DatasetFacts]] | None = None,
 ) -> JobSpec:
     """Return the spec of a job on prepared files.
 
     others: by id, the checkpoints that a soup or a distillation names.
+    evaluation: by name, the evaluation sets.
 
     Raises Refused, saying which option does not fit; NotFound for an id that is not among the others.
     """
@@ -86,7 +93,8 @@ def prepare_job(
         raise NotFound(f"there is no checkpoint {unknown[0]!r} here: the files are {', '.join(sorted(by_id))}")
     ingredients = [by_id[name] for name in getattr(options.method, "checkpoints", [])]
     teachers = [by_id[distillation.teacher]] if distillation else []
-    return resolve_job(options, start, dataset, facts, workspace.device.startswith("cuda"), ingredients, teachers)
+    gpu = workspace.device.startswith("cuda")
+    return resolve_job(options, start, dataset, facts, gpu, ingredients, teachers, evaluation)
 
 
 def _sha256(path: Path) -> str:

@@ -34,7 +34,8 @@ from wbar_training.data.job_data import JobData
 from wbar_training.data.mixing import mix
 from wbar_training.distributed.launch import run_on_ranks
 from wbar_training.distributed.ranks import HEARTBEAT_STEPS, Ranks
-from wbar_training.evaluator import StartEvaluation
+from wbar_training.evaluation_sets import stored
+from wbar_training.evaluator import Scores, StartEvaluation
 from wbar_training.familiarity import StartLosses
 from wbar_training.meter import Meter
 from wbar_training.networks.teachers import Teachers
@@ -173,11 +174,13 @@ class TrainingJob:
             self.reporter.log("warning", unfamiliar)
         if isinstance(self.method, AutoMethod | CyclicSwa) and self.spec.selects:
             self._know_start(self.method, losses, start)
-        results.start, results.start_recomputed = start.as_it_came.model_dump(), start.recomputed.model_dump()
+        as_it_came, recomputed = start.as_it_came, start.recomputed
+        results.start, results.start_recomputed = as_it_came.report.model_dump(), recomputed.report.model_dump()
+        results.on_sets |= {"start": stored(as_it_came.sets), "start_recomputed": stored(recomputed.sets)}
         if isinstance(self.method, CyclicSwa) and self.method.include_start:
             add_to_ensemble(results, start.outputs)
-            self._add_to_curve(start.recomputed)
-        warning = normalization_probe.near_chance(self.setup, start.as_it_came)
+            self._add_to_curve(recomputed.report)
+        warning = normalization_probe.near_chance(self.setup, as_it_came.report)
         if warning is not None:
             self.reporter.log("warning", warning)
 
@@ -235,7 +238,8 @@ class TrainingJob:
         n, path = position.cycle, self.workspace.snapshot(position.cycle)
         outputs = self.evaluator.predict_held_out(self.model)
         add_to_ensemble(self.results, outputs)
-        score = self.evaluator.calibrated_score(outputs)
+        scores = self.evaluator.scores(outputs)
+        score, self.results.on_sets["last"] = scores.report, stored(scores.sets)
         self.results.snapshots.append(score.model_dump())
         if self.ranks.leads:
             self.setup.writer.write(path, self.model.state_dict(), 1, n, score.temperature)
@@ -284,7 +288,7 @@ class TrainingJob:
         stored = self.results.normalization
         return None if stored is None else NormalizationProbe.model_validate(stored)
 
-    def _control(self) -> Score:
+    def _control(self) -> Scores:
         if self.results.finished_on_request:
             raise decisions.ControlLeftOut("the job was finished before its training was over")
         if decisions.walked_as_control(self.method, self.schedule, self.results):
@@ -292,20 +296,24 @@ class TrainingJob:
                 "info", "control: the walk was the control's, and its last iterate is the control's model"
             )
             self.evaluator.hold(mean_of(self.model), recompute=False)  # as its file would hold it
-            return self.evaluator.calibrated_score(self.evaluator.predict_held_out(self.evaluator.probe))
+            return self.evaluator.scores(self.evaluator.predict_held_out(self.evaluator.probe))
         spec, workspace = decisions.control_of(
             self.spec, self.workspace, self.method, self.schedule, self.normalization
         )
         # The thread count is part of the bits, and a job that went on has another than this host's setting may be.
         workspace = replace(workspace, threads=torch.get_num_threads() * self.ranks.size)
         reporter = ControlReporter(self.reporter, self.estimate)
-        return TrainingJob(spec, workspace, reporter, self.setup.data).run().result.metrics.averaged
+        result = TrainingJob(spec, workspace, reporter, self.setup.data).run().result
+        on_sets = {name: one.metrics.averaged for name, one in result.evaluation.items()}
+        return Scores(result.metrics.averaged, on_sets)
 
     # Decisions by held-out and training images between the steps: stopping early, backing off.
 
     def _should_stop_early(self, position: Position) -> bool:
-        """Return whether w̄ has not improved on the selection split for as long as the recipe waits."""
+        """Return whether nothing more enters w̄, or it has not improved on the selection split while the recipe waits."""
         patience = self.plan.recipe.early_stopping
+        if position.ends_cycle and self.average.has_ended and self.step < self.total_steps:
+            return True
         if patience is None or self.step >= self.total_steps or self.step == self.results.discarded_steps:
             return False
         ends_epoch = position.step_in_epoch + 1 == self.schedule.steps_per_epoch
@@ -326,11 +334,11 @@ class TrainingJob:
             if self._backed_off(position):
                 return False
             self._take_last_snapshot(position)
+        why = f"the loss of the mean has not been below {self.results.best} for {self.plan.recipe.early_stopping} "
+        why = "nothing more enters the mean" if self.average.has_ended else why + self.schedule.stops_by
         self.reporter.log(
             "info",
-            f"early stopping: the loss of the mean has not been below {self.results.best:.5f} for "
-            f"{self.plan.recipe.early_stopping} {self.schedule.stops_by}; {self.step - self.results.discarded_steps} of "
-            f"{self.schedule.total_steps} steps are taken",
+            f"early stopping: {why}; {self.step - self.results.discarded_steps} of {self.schedule.total_steps} steps are taken",
         )
         self.results.stopped_at = self.total_steps = self.step
         return True

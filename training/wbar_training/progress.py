@@ -54,11 +54,11 @@ class Cost:
         repeats: whether a control takes as many steps again.
         """
         spec, evaluator, data = setup.spec, setup.evaluator, setup.data
-        recompute, held_out, selection = evaluator.recomputed_images, len(data.report), data.held_out.selection
+        recompute, held_out = evaluator.recomputed_images, len(data.report)
         train_score, method = min(BATCH_NORM_IMAGES, len(data.train)), spec.method
         images = min(len(data.train), schedule.steps_per_epoch * setup.plan.batch_size)
         training = TRAINING * images / schedule.steps_per_epoch
-        both = held_out + selection
+        both = data.evaluated_images
         before = float(both + (both + recompute if recompute else 0) + train_score)
         before += 4 * min(normalization_probe.IMAGES, len(data.train)) if spec.find_normalization else 0
         if getattr(method, "probe_rate", False) is True:
@@ -67,6 +67,7 @@ class Cost:
         after = float(both + recompute + spec.swag * (recompute + both))
         after += flatness_images(setup) if spec.flatness else 0
         after += average.selection_forwards(limits)
+        after += len(method.interpolate.points()) * (both + recompute) if method.interpolate is not None else 0
         per_snapshot = float(both + held_out + recompute)
         if setup.plan.recipe.early_stopping is not None:
             epochs = schedule.total_steps / schedule.steps_per_epoch

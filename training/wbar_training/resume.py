@@ -34,6 +34,9 @@ class Results:
     snapshots: list[dict[str, float]] = field(default_factory=list)
     snapshot_steps: list[int] = field(default_factory=list)  # the counts of steps after which they were taken
     averaged: list[dict[str, float]] = field(default_factory=list)  # the curve
+    # On the evaluation sets: scores by comparison and set, and the sums over the ensemble's members by set
+    on_sets: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    set_probabilities: dict[str, Tensor] = field(default_factory=dict)
     start_train_accuracy: float | None = None  # on augmented training images; a back-off compares with it
     start_kind: StartKind = "underfit"  # the kind that `auto` found
     rate_probe: dict[str, Any] | None = None  # a RateProbe, where `auto` was to find the rate

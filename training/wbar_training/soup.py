@@ -2,6 +2,7 @@
 
     uniform   w̄ = Σ aᵢwᵢ / Σ aᵢ
     greedy    by rising held-out loss: w enters if the mean's held-out loss does not rise    (Wortsman et al. 2022, recipe 1)
+    stock     (1 − t)·w_0 + t·w̄ in each tensor, by the angle between the runs from w_0       (Jang et al. 2024)
 
 Greedy selects on one half of the held-out images, and every reported number is from the other. There is nothing to resume:
 an interrupted soup starts again, to the same bits.
@@ -16,10 +17,14 @@ from wbar.jobs import Progress, StepPhase
 from wbar.method import Soup
 from wbar.results import Comparisons, CurvePoint, JobResult, Score, Selection
 from wbar.spec import JobSpec, StoredWeights
-from wbar_averaging import RunningMean
+from wbar_averaging import ModelStock, RunningMean
 from wbar_training import normalization_probe
 from wbar_training.analysis import attempted, flatness_images, measure_flatness
+from wbar_training.averages.average import Finished
 from wbar_training.evaluate import HeldOutOutputs, score, verdict
+from wbar_training.evaluation_sets import evaluated_sets
+from wbar_training.evaluator import Scores
+from wbar_training.interpolation import interpolated
 from wbar_training.outcome import Outcome
 from wbar_training.reporter import Reporter, StopRequested
 from wbar_training.result_writer import weights_file
@@ -44,12 +49,19 @@ class Ingredient:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A soup: its mean and its ingredients. selection: the choice of greedy."""
+    """A soup: its mean and its ingredients.
+
+    points: how many weights are averaged in the mean.
+    selection: the choice of greedy.
+    ratios: of a stock, the share of the mean in each tensor.
+    """
 
     mean: RunningMean
+    points: int
     ingredients: list[Ingredient]
     curve: list[CurvePoint]
     selection: Selection | None = None
+    ratios: dict[str, float] | None = None
 
 
 class SoupJob:
@@ -63,8 +75,10 @@ class SoupJob:
         self.setup = set_up(spec, workspace, self._evaluated)
         self.evaluator, self.data = self.setup.evaluator, self.setup.data
         recompute, held_out = self.evaluator.recomputed_images, self.data.held_out
-        per_point = recompute + held_out.report + (held_out.selection or held_out.report)
+        per_point = recompute + self.data.evaluated_images + (0 if held_out.selection else held_out.report)
         self._total = (2 + 2 * len(spec.ingredients)) * per_point + recompute
+        line = self.method.interpolate
+        self._total += len(line.points()) * per_point if line is not None else 0
         self._total += flatness_images(self.setup) if spec.flatness else 0
 
     def run(self) -> Outcome:
@@ -73,34 +87,53 @@ class SoupJob:
         if self.spec.find_normalization:
             normalization = normalization_probe.find_normalization(self.setup, self.reporter)
         start = self.evaluator.evaluate_start(self.setup.model)
-        warning = normalization_probe.near_chance(self.setup, start.as_it_came)
+        warning = normalization_probe.near_chance(self.setup, start.as_it_came.report)
         if warning is not None:
             self.reporter.log("warning", warning)
         weights = self.method.weights or [1.0] * len(self.spec.ingredients)
         ingredients = [self._evaluate(*pair) for pair in zip(self.spec.ingredients, weights, strict=True)]
-        mixture = self._greedy(ingredients) if self.method.average == "greedy" else self._uniform(ingredients)
-        self.evaluator.hold(mixture.mean)
+        mix = {"greedy": self._greedy, "stock": self._stock, "uniform": self._uniform}[self.method.average]
+        mixture = mix(ingredients)
+        finished, line = Finished(mixture.mean, mixture.points, mixture.selection), None
+        if self.method.interpolate is not None:
+            finished, line = interpolated(self.setup, self.reporter, self.method.interpolate, finished)
+        self.evaluator.hold(finished.mean)
         outputs = self.evaluator.predict_held_out(self.evaluator.probe)
-        averaged = self.evaluator.calibrated_score(outputs)
+        averaged, ensemble = self.evaluator.scores(outputs), self._ensemble(mixture.ingredients)
+        last = self.evaluator.scores(mixture.ingredients[-1].outputs)
         weights_of_mean = self.evaluator.probe.state_dict()
-        files = self.setup.writer.write_result(weights_of_mean, mixture.mean.n, averaged.temperature)
+        files = self.setup.writer.write_result(weights_of_mean, finished.points, averaged.report.temperature)
         flatness = None
         if self.spec.flatness:
-            last, written = self._tensors(mixture.ingredients[-1].weights), self.setup.read(files.safetensors)
-            flatness = attempted(self.reporter, "the flatness", lambda: measure_flatness(self.setup, last, written, []))
+            newest, written = self._tensors(mixture.ingredients[-1].weights), self.setup.read(files.safetensors)
+            flatness = attempted(
+                self.reporter, "the flatness", lambda: measure_flatness(self.setup, newest, written, [])
+            )
         result = JobResult(
             weights=weights_file(files.safetensors),
             metrics=Comparisons(
-                start=start.as_it_came,
-                start_recomputed=start.recomputed,
-                last=self.evaluator.calibrated_score(mixture.ingredients[-1].outputs),
-                averaged=averaged,
-                ensemble=self._ensemble(mixture.ingredients),
+                start=start.as_it_came.report,
+                start_recomputed=start.recomputed.report,
+                last=last.report,
+                averaged=averaged.report,
+                ensemble=ensemble.report,
+            ),
+            evaluation=evaluated_sets(
+                self.data,
+                {
+                    "start": start.as_it_came.sets,
+                    "start_recomputed": start.recomputed.sets,
+                    "last": last.sets,
+                    "averaged": averaged.sets,
+                    "ensemble": ensemble.sets,
+                },
             ),
             curve=mixture.curve,
             verdict=verdict(outputs.report.losses, start.outputs.report.losses),
             held_out=self.data.held_out,
-            selection=mixture.selection,
+            selection=_selection(finished.selection, outputs),
+            interpolation=line,
+            stock=mixture.ratios,
             normalization=normalization,
             flatness=flatness,
         )
@@ -112,7 +145,21 @@ class SoupJob:
         for n, one in enumerate(ingredients, start=1):
             mean.update(self._tensors(one.weights), one.weight)
             curve.append(self._point(n, self.evaluator.score(self.evaluator.predict_mean(mean))))
-        return Mixture(mean, ingredients, curve)
+        return Mixture(mean, mean.n, ingredients, curve)
+
+    def _stock(self, ingredients: list[Ingredient]) -> Mixture:
+        stock = ModelStock(self.setup.start())
+        for one in ingredients:
+            stock.update(self._tensors(one.weights))
+        mean, ratios = self._empty(), stock.ratios()
+        mean.update(stock.weights())
+        self.reporter.log(
+            "info",
+            f"model stock of {stock.n} runs: the share of their mean is from {min(ratios.values()):.3f} to "
+            f"{max(ratios.values()):.3f}, by tensor; the rest is the start's",
+        )
+        curve = [self._point(stock.n, self.evaluator.score(self.evaluator.predict_mean(mean)))]
+        return Mixture(mean, stock.n, ingredients, curve, ratios=ratios)
 
     def _greedy(self, ingredients: list[Ingredient]) -> Mixture:
         mean, kept, curve, best = self._empty(), list[Ingredient](), list[CurvePoint](), float("inf")
@@ -129,7 +176,7 @@ class SoupJob:
             curve.append(self._point(mean.n, self.evaluator.score(self.evaluator.predict_mean(mean))))
         ids = [one.weights.id for one in kept]
         selection = Selection(delivered="averaged", kept=ids, of=len(ingredients), loss=best)
-        return Mixture(mean, kept, curve, selection)
+        return Mixture(mean, mean.n, kept, curve, selection)
 
     def _evaluate(self, weights: StoredWeights, weight: float) -> Ingredient:
         self.evaluator.where = f"of {weights.id}"
@@ -138,7 +185,7 @@ class SoupJob:
         self.evaluator.where = "of the mean"
         return Ingredient(weights, weight, outputs, (outputs.selection or outputs.report).losses.mean().item())
 
-    def _ensemble(self, ingredients: list[Ingredient]) -> Score:
+    def _ensemble(self, ingredients: list[Ingredient]) -> Scores:
         """Score the mean of the members' outputs, weighted as their weights are."""
         total = sum(one.weight for one in ingredients)
         members = [(one.weight / total, one.outputs) for one in ingredients]
@@ -147,7 +194,12 @@ class SoupJob:
         if self.data.selection is not None:
             chosen_by = [(share, each.selection) for share, each in members if each.selection is not None]
             selection = sum((share * each.probabilities.double() for share, each in chosen_by), torch.zeros(()))
-        return self.evaluator.calibrated(score(report, self.data.report.labels), report, selection)
+        sets = {
+            name: sum((share * each.sets[name].probabilities.double() for share, each in members), torch.zeros(()))
+            for name in self.data.sets
+        }
+        plain = self.evaluator.calibrated(score(report, self.data.report.labels), report, selection)
+        return Scores(plain, self.evaluator.on_sets(sets, selection))
 
     def _empty(self) -> RunningMean:
         return RunningMean(self.setup.model, dtype=torch.float64)
@@ -168,3 +220,12 @@ class SoupJob:
         reason = self.reporter.heartbeat(progress)
         if reason is not None and reason != "finish":  # there is no training to end
             raise StopRequested(reason)
+
+
+def _selection(made: Selection | None, outputs: HeldOutOutputs) -> Selection | None:
+    """Return the selection with the loss of what is delivered. made: by greedy."""
+    if outputs.selection is None:
+        return made
+    selection = made or Selection(delivered="averaged")
+    loss = outputs.selection.losses.mean().item() if selection.loss is None else selection.loss
+    return selection.model_copy(update={"loss": loss})

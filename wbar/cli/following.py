@@ -108,6 +108,9 @@ def follow(client: "Client", job_id: str) -> None:
         from wbar import display
 
         console().print(display.comparison(job))
+        sets = display.evaluation(job)
+        if sets is not None:
+            console().print(sets)
         for line in display.summary(job.result):
             console().print(line, soft_wrap=True)
     elif job.error is not None:

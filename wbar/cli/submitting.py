@@ -44,7 +44,19 @@ def submit(
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Extra epochs, of methods without cycles.")] = None,
     lr: Annotated[float | None, typer.Option(help="The highest rate, of methods without cycles.")] = None,
-    average: Annotated[str | None, typer.Option(help="uniform, greedy, window")] = None,
+    average: Annotated[
+        str | None, typer.Option(help="uniform, greedy, window; of swa also swad, of a soup stock")
+    ] = None,
+    interpolate: Annotated[
+        bool,
+        typer.Option(
+            "--interpolate",
+            help="Deliver the point of the line from the start to the average that held-out images choose.",
+        ),
+    ] = False,
+    alpha: Annotated[
+        float | None, typer.Option(help="Deliver this point of that line: 0 is the start, 1 the average.")
+    ] = None,
     control: Annotated[
         bool | None, typer.Option(help="Also run a cosine fine-tune of equal length, to compare with.")
     ] = None,
@@ -67,6 +79,15 @@ def submit(
         ),
     ] = None,
     weight: Annotated[list[float] | None, typer.Option(help="Of a soup: one for each --soup, in order.")] = None,
+    evaluate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="name=ds_…: a further dataset that every comparison is scored on, under this name; again for each."
+        ),
+    ] = None,
+    select_on: Annotated[
+        str | None, typer.Option(help="The name of one of them that chooses, instead of half of the held-out images.")
+    ] = None,
     swag: Annotated[int | None, typer.Option(help="Samples of a Bayesian average (SWAG) to compare with.")] = None,
     flatness: Annotated[bool | None, typer.Option(help="Measure how flat the loss is, and draw it.")] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
@@ -95,13 +116,14 @@ def submit(
         include_start=include_start, control=control, guard=guard,
         high=_given(lr=high_lr, epochs=high_epochs) or None, low=_given(lr=low_lr, epochs=low_epochs) or None,
         checkpoints=soup or None, weights=weight or None,
+        interpolate=_given(choose=alpha) if interpolate or alpha is not None else None,
     )  # fmt: skip
     trained = read_object(recipe, "--recipe") | _given(batch_size=batch_size, image_size=image_size, augment=augment)
     trained |= {"optimizer": {"name": optimizer}} if optimizer else {}
     options = _given(
         checkpoint=checkpoint, dataset=dataset, name=name, method=asked or None, recipe=trained or None, seed=seed,
         swag=swag, flatness=flatness, max_seconds=max_seconds, priority=priority, expires_after=expires_after,
-        metadata=tags(metadata) or None, dry_run=dry_run or None,
+        metadata=tags(metadata) or None, evaluate=tags(evaluate) or None, select_on=select_on, dry_run=dry_run or None,
     )  # fmt: skip
     body = _merged(read_object(job, "@FILE"), options)
     if soup:

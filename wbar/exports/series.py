@@ -4,6 +4,7 @@ train/…       the training series, by step
 snapshot/…    the score of each snapshot w_n, at the step where it was taken
 averaged/…    the score of the mean of n snapshots, at n
 comparison/…  the comparisons of an ended job, at its last step
+evaluation/…  the same on each of its evaluation sets
 """
 
 import time
@@ -116,6 +117,9 @@ def _look(client: Client, job_id: str, log: _Log) -> Look:
         last = max((point.step for point in points), default=0)
         for name, score in job.result.metrics.named().items():
             samples += _scored(f"comparison/{name}", last, score.model_dump(), ended)
+        for of, one in job.result.evaluation.items():
+            for name, score in one.metrics.named().items():
+                samples += _scored(f"evaluation/{of}/{name}", last, score.model_dump(), ended)
     return Look(job, samples)
 
 

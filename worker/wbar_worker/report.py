@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wbar.jobs import MetricsPoint
-from wbar.results import VERDICTS, Comparisons, Flatness, JobResult
+from wbar.results import VERDICTS, AlphaLine, Comparisons, Flatness, JobResult
 from wbar.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -64,9 +64,22 @@ class ReportPage:
         ids = f"{self.job_id} · checkpoint {spec.start.id} · dataset {spec.dataset.id}"
         yield f"<p class='note'>{escape(ids)}</p>"
         yield f"<p class='verdict'>Verdict: {result.verdict} – {VERDICTS[result.verdict]}.</p>"
-        yield _comparisons(result)
+        yield _comparisons(result, result.metrics, f"on {result.held_out.report} held-out images")
+        yield (
+            "<p class='note'>Bold: the weights that a download gives. Loss: the mean negative log-likelihood of the right "
+            "class; lower is better, and confident mistakes cost most. Calibration error: how far the stated confidence is "
+            "from the share that was right; 0 is best. Calibrated: the loss once the outputs are divided by the temperature, "
+            "which is fitted on other held-out images. A loss that is lower before, and not after it, was won by less "
+            "confidence.</p>"
+        )
         yield from (f"<p class='note'>{escape(line)}</p>" for line in result.selection_in_words())
+        for name, one in result.evaluation.items():
+            chosen_by = "; the choices of this job were made on them" if one.selected_on else ""
+            yield f"<h2>On {escape(name)}</h2>\n<p class='note'>{one.images:,} images{chosen_by}.</p>"
+            yield _comparisons(result, one.metrics, f"{name}, {one.images:,} images")
         yield from _curve(result)
+        if result.interpolation is not None:
+            yield from _line(result.interpolation)
         yield from _training(self.points)
         if result.flatness is not None:
             yield from _flatness(result.flatness)
@@ -78,25 +91,19 @@ class ReportPage:
         yield f"<h2>What it became: every option as it was used</h2>\n<pre>{escape(used)}</pre>"
 
 
-def _comparisons(result: JobResult) -> str:
+def _comparisons(result: JobResult, metrics: Comparisons, images: str) -> str:
     rows = "".join(
         f"<tr{' class=delivered' if name == result.delivered else ''}><td>{Comparisons.label(name)}"
         f"{' <span class=tag>download</span>' if name == result.delivered else ''}</td>"
         f"<td>{score.accuracy:.2%}</td><td>{score.loss:.4f}</td><td>{_number(score.nll_calibrated, '.4f')}</td>"
         f"<td>{_number(score.temperature, '.2f')}</td><td>{score.ece:.4f}</td></tr>"
-        for name, score in result.metrics.named().items()
+        for name, score in metrics.named().items()
     )
     head = (
-        f"<tr><th>on {result.held_out.report} held-out images</th><th>accuracy</th><th>loss (NLL, nats)</th>"
+        f"<tr><th>{escape(images)}</th><th>accuracy</th><th>loss (NLL, nats)</th>"
         "<th>loss, calibrated</th><th>temperature</th><th>calibration error (ECE)</th></tr>"
     )
-    note = (
-        "<p class='note'>Bold: the weights that a download gives. Loss: the mean negative log-likelihood of the right class; "
-        "lower is better, and confident mistakes cost most. Calibration error: how far the stated confidence is from the share "
-        "that was right; 0 is best. Calibrated: the loss once the outputs are divided by the temperature, which is fitted on "
-        "other held-out images. A loss that is lower before, and not after it, was won by less confidence.</p>"
-    )
-    return f"<div class='wide'><table>{head}{rows}</table></div>\n{note}"
+    return f"<div class='wide'><table>{head}{rows}</table></div>"
 
 
 def _curve(result: JobResult) -> Iterator[str]:
@@ -117,6 +124,31 @@ def _curve(result: JobResult) -> Iterator[str]:
             comparisons=lines,
         )
     )
+
+
+def _line(line: AlphaLine) -> Iterator[str]:
+    from wbar_averaging import figures
+
+    yield "<h2>From the start to w̄</h2>"
+    rows = "".join(
+        f"<tr{' class=delivered' if point.alpha == line.chosen else ''}><td>{point.alpha:g}</td>"
+        f"<td>{_number(point.accuracy, '.2%')}</td><td>{_number(point.loss, '.4f')}</td>"
+        f"<td>{_number(point.selection_loss, '.4f')}</td></tr>"
+        for point in line.points
+    )
+    head = "<tr><th>α</th><th>accuracy</th><th>NLL (nats)</th><th>NLL on the selection split</th></tr>"
+    yield f"<div class='wide'><table>{head}{rows}</table></div>"
+    if len(line.points) < 2:
+        return
+    losses = {"held-out": _gaps([point.loss for point in line.points])}
+    if line.by == "selection":
+        losses["selection split"] = _gaps([point.selection_loss for point in line.points])
+    accuracies = {"held-out": _gaps([point.accuracy for point in line.points])}
+    for name in line.points[-1].evaluation:
+        scores = [point.evaluation.get(name) for point in line.points]
+        losses[name] = _gaps([None if score is None else score.loss for score in scores])
+        accuracies[name] = _gaps([None if score is None else score.accuracy for score in scores])
+    yield _html(figures.interpolation_figure([point.alpha for point in line.points], losses, accuracies))
 
 
 def _training(points: Sequence[MetricsPoint]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from wbar.job_warnings import JobWarning, warnings_about
 from wbar.jobs import Estimate, Job, JobRequest
 from wbar.method import Soup
 from wbar.resolve import planned_snapshots, planned_steps, planned_steps_per_epoch, resolve_job
-from wbar.spec import JobSpec, StoredWeights
+from wbar.spec import JobSpec, StoredWeights, without_new_defaults
 from wbar_service.idempotency import fingerprint
 from wbar_store.checkpoints import CheckpointRecord
 from wbar_store.database import Tenant
@@ -23,21 +23,21 @@ from wbar_store.uploads import UploadRecord
 def make_spec(store: Store, tenant: Tenant, request: JobRequest, gpu: bool) -> JobSpec:
     """Return the spec of the job, with every `auto` replaced.
 
-    gpu: whether a live worker has one. Call it in the block that creates the job: checkpoints, dataset and a former job stay
+    gpu: whether a live worker has one. Call it in the block that creates the job: checkpoints, datasets and a former job stay
     locked, so that none is deleted before the job exists. Raises NotFound, CheckpointNotReady, DatasetNotReady and what
     `wbar.resolve.resolve_job` raises.
     """
     checkpoints = _locked_checkpoints(store, tenant, request)
     start = _weights(checkpoints[request.checkpoint])
-    dataset = store.datasets.get(tenant, request.dataset, lock=True)
-    if dataset.status != "ready":
-        raise DatasetNotReady(_not_ready(dataset))
+    datasets = _locked_datasets(store, tenant, request)
+    dataset = datasets[request.dataset]
     names = request.method.checkpoints if isinstance(request.method, Soup) else []
     ingredients = [_weights(checkpoints[name]) for name in names]
     distillation = request.recipe.distillation
     teacher = _teacher(store, tenant, distillation.teacher, checkpoints) if distillation else None
     members = teacher.members if teacher else ()
-    spec = resolve_job(request, start, dataset.stored(), dataset.facts(), gpu, ingredients, members)
+    sets = {name: (datasets[one].stored(), datasets[one].facts()) for name, one in request.evaluate.items()}
+    spec = resolve_job(request, start, dataset.stored(), dataset.facts(), gpu, ingredients, members, sets)
     if teacher is not None:
         _check_order(teacher, list(spec.classes or dataset.facts().classes), spec.network.num_classes)
     return spec
@@ -83,7 +83,7 @@ def insert_job(store: Store, tenant: Tenant, body: JobRequest, made: Creation) -
 
 def digest_of(body: JobRequest) -> str:
     """Return the digest of a request: without the fields that came after 0.5, its own digest of it."""
-    asked = body.model_dump(mode="json")
+    asked = without_new_defaults(body.model_dump(mode="json"))
     later = {name: asked.pop(name) or None for name in ("max_seconds", "expires_after", "priority")}
     return fingerprint("job", asked, **later)
 
@@ -135,6 +135,19 @@ def _locked_checkpoints(store: Store, tenant: Tenant, request: JobRequest) -> Ma
         names.add(request.recipe.distillation.teacher)
     # All of them in one order, before anything else is locked: two jobs with the same checkpoints must not cross.
     return {name: store.checkpoints.get(tenant, name, lock=True) for name in sorted(names)}
+
+
+def _locked_datasets(store: Store, tenant: Tenant, request: JobRequest) -> Mapping[str, DatasetRecord]:
+    """Return every dataset that the request names, by id, locked in one order as the checkpoints are.
+
+    Raises NotFound, and DatasetNotReady for one that is not ready.
+    """
+    names = sorted({request.dataset, *request.evaluate.values()})
+    records = {name: store.datasets.get(tenant, name, lock=True) for name in names}
+    for record in records.values():
+        if record.status != "ready":
+            raise DatasetNotReady(_not_ready(record))
+    return records
 
 
 def _weights(record: CheckpointRecord) -> StoredWeights:

@@ -87,6 +87,11 @@ class Average(ABC):
         return 0
 
     @property
+    def has_ended(self) -> bool:
+        """Whether nothing that is visited from now on would enter the mean, so that training can end."""
+        return False
+
+    @property
     @abstractmethod
     def so_far(self) -> Mean:
         """The mean of all visits: the pull and the curve use it. Undefined before the first visit."""
@@ -138,11 +143,13 @@ def merged(model: nn.Module, means: Iterable[RunningMean]) -> RunningMean:
     return mean
 
 
-def on_line(model: nn.Module, start: Mapping[str, Tensor], mean: RunningMean, alpha: float) -> RunningMean:
-    """Return (1 − α)·start + α·mean; integer tensors are the mean's. model: fixes names and shapes."""
+def on_line(model: nn.Module, start: Mapping[str, Tensor], mean: Mean, alpha: float) -> RunningMean:
+    """Return (1 − α)·start + α·mean, α in [0, 1]; integer tensors are the mean's, but at 0. model: fixes names and shapes."""
     point = empty_like(model)
-    point.update(start, 1 - alpha)
-    point.update(mean.mean(torch.float64), alpha)
+    if alpha < 1:
+        point.update(start, 1 - alpha)
+    if alpha > 0:
+        point.update(mean.mean(torch.float64), alpha)
     return point
 
 

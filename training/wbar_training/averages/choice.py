@@ -8,7 +8,7 @@ rule      of those whose paired difference to the lowest mean is within one stan
           (Breiman et al. 1984, section 3.4.3); of fewer than MANY images the lowest mean rank over halves (ADR 19)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -82,17 +82,19 @@ class Plan:
         return sum(count * (effort.images + effort.recomputed) for count, effort in counts)
 
 
-def plan_choice(candidates: int, soups: int, limits: ChoiceLimits) -> Plan | None:
+def plan_choice(candidates: int, soups: int, limits: ChoiceLimits, lines: bool = True) -> Plan | None:
     """Return the plan that tries as many candidates as the budget pays for; None where it pays for none, or no image tells.
 
     soups: what the greedy soup takes, once all candidates take part.
+    lines: whether lines from the start take part.
     """
     if limits.selection < LEAST:
         return None
     enough = min(limits.selection, MANY)
     for entering in range(candidates, 0, -1):
-        for finalists, lines in LAST_ROUNDS:
-            plan = _plan(entering, soups if entering == candidates else 0, finalists, lines, limits)
+        for finalists, with_line in LAST_ROUNDS:
+            drawn = with_line if lines else 0
+            plan = _plan(entering, soups if entering == candidates else 0, finalists, drawn, limits)
             if plan.final.images >= enough and all(effort.images >= LEAST for _, effort in plan.rounds):
                 return plan
     return None
@@ -154,6 +156,15 @@ def cannot_tell(values: Tensor, lowest: Tensor) -> bool:
         return True  # one image cannot tell them apart
     error: float = difference.std(unbiased=True).item() / sqrt(len(difference))
     return bool(difference.mean().item() <= error)
+
+
+def alpha_of(line: Mapping[float, Tensor]) -> float:
+    """Return the α of a line from the start that is kept: 1, unless another one is lower by more than a standard error.
+
+    line: by α, values per image of the selection split, (N,); lower is better.
+    """
+    alphas = list(line)
+    return alphas[longest_near_tie(list(line.values()), [alpha == 1 for alpha in alphas])]
 
 
 def longest_near_tie(values: Sequence[Tensor], lengths: Sequence[float]) -> int:

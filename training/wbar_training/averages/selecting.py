@@ -8,7 +8,7 @@
 All ranges cost S copies of the network: the mean of a range is a merge of segment means, not of the weights in it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -16,7 +16,7 @@ from torch import nn
 from wbar.results import Candidate, Selection
 from wbar_averaging import RunningMean
 from wbar_training.averages.average import Average, CandidateEvaluator, Finished, empty_like, merged, on_line
-from wbar_training.averages.choice import ALPHAS, ChoiceLimits, longest_near_tie
+from wbar_training.averages.choice import ALPHAS, ChoiceLimits, alpha_of, longest_near_tie
 
 
 class GreedyAverage(Average):
@@ -65,14 +65,21 @@ class WindowAverage(Average):
 
     segments: their number.
     segment_of: the segment of a visit before snapshot n.
+    alphas: points of the line from the start to it that are tried.
     """
 
-    def __init__(self, model: nn.Module, segments: int, segment_of: Callable[[int], int]) -> None:
-        self._model, self._segments, self._segment_of = model, segments, segment_of
+    def __init__(
+        self,
+        model: nn.Module,
+        segments: int,
+        segment_of: Callable[[int], int],
+        alphas: Sequence[float] = ALPHAS,
+    ) -> None:
+        self._model, self._segments, self._segment_of, self._alphas = model, segments, segment_of, alphas
         self._means: list[RunningMean] = []
 
     def selection_forwards(self, limits: ChoiceLimits) -> int:
-        return (self._segments * (self._segments + 1) // 2 + len(ALPHAS)) * limits.one_mean
+        return (self._segments * (self._segments + 1) // 2 + len(self._alphas)) * limits.one_mean
 
     @property
     def so_far(self) -> RunningMean:
@@ -92,11 +99,10 @@ class WindowAverage(Average):
         losses = [evaluator.losses(self._range(*ends)) for ends in ranges]
         begin, end = ranges[longest_near_tie(losses, [end - begin for begin, end in ranges])]
         mean, start = self._range(begin, end), evaluator.start()
-        points = {1.0: mean} | {alpha: on_line(self._model, start, mean, alpha) for alpha in ALPHAS}
+        points = {1.0: mean} | {alpha: on_line(self._model, start, mean, alpha) for alpha in self._alphas}
         on_the_way = {alpha: evaluator.losses(point) for alpha, point in points.items() if alpha < 1}
         line = {1.0: losses[ranges.index((begin, end))]} | on_the_way
-        # The mean itself is preferred: a point on the way must be better by more than an error.
-        alpha = list(line)[longest_near_tie(list(line.values()), [each == 1 for each in line])]
+        alpha = alpha_of(line)
         tried = [*zip(ranges, losses, [1.0] * len(ranges), strict=True)]
         tried += [((begin, end), values, each) for each, values in on_the_way.items()]
         candidates = [

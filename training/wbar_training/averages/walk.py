@@ -87,10 +87,11 @@ class WalkAverage(Average):
     model: the network that walks; its weights are read when the walk has ended.
     segments: how many the steps are cut into, one per snapshot.
     visits: how many are planned.
+    lines: whether lines from the start are candidates; not where the job draws one itself, to what is chosen here.
     """
 
-    def __init__(self, model: nn.Module, segments: int, visits: int) -> None:
-        self._model, self._segments = model, segments
+    def __init__(self, model: nn.Module, segments: int, visits: int, lines: bool = True) -> None:
+        self._model, self._segments, self._lines = model, segments, lines
         self._means: list[RunningMean] = []
         self._exponentials = [
             ExponentialMean(
@@ -111,13 +112,13 @@ class WalkAverage(Average):
             mean.update(model)
 
     def selection_forwards(self, limits: ChoiceLimits) -> int:
-        plan = plan_choice(_proposed(self._segments), self._segments - 1, limits)
+        plan = plan_choice(_proposed(self._segments), self._segments - 1, limits, self._lines)
         return plan.forwards if plan else 0
 
     def finish(self, evaluator: CandidateEvaluator) -> Finished:
         proposals = self._proposals()
         assert len(proposals) == _proposed(len(self._means))
-        plan = plan_choice(len(proposals), len(self._means) - 1, evaluator.limits)
+        plan = plan_choice(len(proposals), len(self._means) - 1, evaluator.limits, self._lines)
         if plan is None:
             return self._assumed(evaluator)
         tried, last_round = self._tried(proposals, plan, evaluator)

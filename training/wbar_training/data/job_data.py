@@ -1,4 +1,6 @@
-"""The images of one job on its device: the training, report and selection splits."""
+"""The images of one job on its device: the training, report and selection splits, and the evaluation sets."""
+
+from pathlib import Path
 
 import torch
 
@@ -20,6 +22,7 @@ class JobData:
     train: trained on; BatchNorm statistics are recomputed from it too.
     report: the held-out images that every number of the result is from.
     selection: the held-out images that selections are made on; None where there are none.
+    sets: the images of the evaluation sets, by name; one of them is `selection` where the job selects on it.
     """
 
     def __init__(self, spec: JobSpec, workspace: Workspace, plan: Plan, device: torch.device) -> None:
@@ -32,9 +35,17 @@ class JobData:
         if device.type == "cuda" and self.train.images.numel() < torch.cuda.mem_get_info()[0] // 4:
             # Otherwise the images stay on the host and are sent a batch at a time; the bits are the same.
             self.train = Split(self.train.images.to(device), self.train.labels)
+        names = list(spec.classes or packed.classes)
+        self.sets = {
+            one.name: _evaluation_set(workspace.input(one.dataset.blob), plan.image_size, names, centre, outputs)
+            for one in spec.evaluation
+        }
         self.report: Split = held_out
         self.selection: Split | None = None
-        if spec.selects:
+        self.select_on = spec.select_on if spec.selects else None
+        if self.select_on is not None:
+            self.selection = self.sets[self.select_on]
+        elif spec.selects:
             self.report, self.selection = _halves(held_out, plan.seed)
         self.output_names = _output_names(list(spec.classes or packed.classes), outputs)
         self.prepare = Preparer(plan.mean, plan.std, plan.augment, plan.seed, device)
@@ -46,6 +57,12 @@ class JobData:
     def held_out(self) -> HeldOut:
         """The sizes of the held-out splits."""
         return HeldOut(selection=len(self.selection) if self.selection else 0, report=len(self.report))
+
+    @property
+    def evaluated_images(self) -> int:
+        """The images that an evaluation on everything that is held out sends through the network."""
+        selection = 0 if self.selection is None or self.select_on is not None else len(self.selection)
+        return len(self.report) + selection + sum(map(len, self.sets.values()))
 
     @property
     def chance(self) -> float:
@@ -68,6 +85,22 @@ def _halves(held_out: Split, seed: int) -> tuple[Split, Split]:
         Split(held_out.images[report], held_out.labels[report]),
         Split(held_out.images[selection], held_out.labels[selection]),
     )
+
+
+def _evaluation_set(path: Path, image_size: tuple[int, int], names: list[str], centre: bool, outputs: int) -> Split:
+    """Return the images of an evaluation set: those of `val/`, or all where the archive had none.
+
+    names: of the network's outputs, in their order. The others are as of `load_split`.
+    """
+    packed = Packed.read(path)
+    order = [names.index(name) for name in packed.classes]
+    parts = [
+        load_split(path, split, image_size, order, centre, outputs)
+        for split in (["val"] if packed.held_out is None else ["train", "val"])
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return Split(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
 
 
 def _output_names(classes: list[str], num_classes: int) -> list[str]:
