@@ -183,9 +183,12 @@ def summary(result: JobResult) -> list[str]:
     low, high = min(losses), max(losses)
     marks = "".join(SPARKS[round((loss - low) / (high - low) * 7) if high > low else 0] for loss in losses)
     points = "  ".join(f"{point.n}: {point.accuracy:.2%}/{point.loss:.4f}" for point in result.curve)
+    # What was recomputed for the start changed its numbers, so the network has BatchNorm.
+    has_batch_norm = result.metrics.start_recomputed != result.metrics.start
+    recomputed = ", BatchNorm recomputed for it; a snapshot by itself has its own" if has_batch_norm else ""
     return [
         *result.selection_in_words(),
-        f"curve (n: accuracy/NLL of the mean of n snapshots)  {points}",
+        f"curve (n: accuracy/NLL of the mean of n snapshots{recomputed})  {points}",
         f"NLL over n  {marks}  ({losses[0]:.4f} → {losses[-1]:.4f})",
         f"verdict: {VERDICTS[result.verdict]} (paired per-image loss on held-out images)",
     ]
