@@ -14,9 +14,8 @@ from torch import nn
 from wbar_training.data.augment import FLIPS, RESIZED
 from wbar_training.evaluator import Evaluator
 
-FAMILIAR = (
-    1.5  # of the starts that were measured, familiar ones came to 1.31 and unfamiliar ones began at 1.56 (ADR 37)
-)
+# Of the starts that were measured, familiar ones came to 1.31 and unfamiliar ones began at 1.56 (ADR 37).
+FAMILIAR = 1.5
 
 
 @dataclass(frozen=True)
