@@ -206,10 +206,13 @@ def summary(result: JobResult) -> list[str]:
         f"{one.alpha:g}: {'–' if one.accuracy is None else f'{one.accuracy:.2%}'}/{number(one.loss, 4)}"
         for one in (line.points if line else [])
     )
+    # What was recomputed for the start changed its numbers, so the network has BatchNorm.
+    has_batch_norm = result.metrics.start_recomputed != result.metrics.start
+    recomputed = ", BatchNorm recomputed for it; a snapshot by itself has its own" if has_batch_norm else ""
     return [
         *result.selection_in_words(),
         *([f"line (α: accuracy/NLL, from the start to w̄)  {points_of_line}"] if line else []),
-        f"curve (n: accuracy/NLL of the mean of n snapshots)  {points}",
+        f"curve (n: accuracy/NLL of the mean of n snapshots{recomputed})  {points}",
         f"NLL over n  {marks}  ({losses[0]:.4f} → {losses[-1]:.4f})",
         f"verdict: {VERDICTS[result.verdict]} (paired per-image loss on held-out images)",
     ]

@@ -1,4 +1,4 @@
-"""What `wbar doctor` finds where nobody has set up parts by themselves: the service that the client's configuration names.
+"""What `wbar doctor` finds where no part is set up by itself: the service that the client's configuration names.
 
 It is asked over its API, as the command line asks it; what it keeps is not touched.
 """

@@ -101,7 +101,7 @@ def test_a_refusal_is_exit_code_3(service: Service, tmp_path: Path) -> None:
     assert (done.returncode, "not_found" in done.stderr) == (3, True)
     done = wbar(service, "jobs", WBAR_API_KEY="wrong")
     assert (done.returncode, "unauthorized" in done.stderr) == (3, True)
-    done = wbar(service, "submit", "--checkpoint", "c", "--dataset", "d", "--cycles", "0")
+    done = wbar(service, "submit", "--checkpoint", "ckpt_c", "--dataset", "ds_d", "--cycles", "0")
     assert (done.returncode, "/method/cycles" in done.stderr) == (3, True)
     assert "Traceback" not in done.stderr
 

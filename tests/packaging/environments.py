@@ -13,6 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
 
+GROUPS = ("checkpoints", "datasets", "keys", "export", "webhooks")
+
 
 class Environment:
     """`python -m venv` with wbar's wheel in it and nothing else: a `.pth` file lends it the dependencies of this Python.
@@ -137,12 +139,12 @@ class Shell:
 
     def _note(self, words: tuple[str, ...]) -> None:
         if "--help" not in words:
-            self.typed.add(" ".join(words[:2]) if words[0] in ("datasets", "keys", "export", "webhooks") else words[0])
+            self.typed.add(" ".join(words[:2]) if words[0] in GROUPS else words[0])
 
 
 def _listed(help_text: str) -> list[str]:
-    _, _, commands = help_text.partition("\nCommands:\n")
-    return re.findall(r"^  (\w\S*)", commands, re.MULTILINE)
+    _, *commands = re.split(r"\n(?:Commands|Begin here):\n", help_text)
+    return re.findall(r"^  (\w\S*)", "".join(commands), re.MULTILINE)
 
 
 def _run(*command: str) -> str:

@@ -26,7 +26,8 @@ OFFLINE = {"average", "schedule", "migrate", "first-key", "gc"}
 PARTS = {"migrate", "doctor", "first-key", "serve", "worker", "sweep", "datasets add"}
 WEBHOOKS = ("create", "list", "delete", "ping", "enable", "rotate", "deliveries", "replay")
 CLIENT = {
-    "up", "upload", "checkpoints", "datasets add", "datasets list", "submit", "jobs", "show", "watch", "cancel", "pause",
+    "up", "upload", "checkpoints list", "checkpoints delete", "datasets add", "datasets list", "datasets delete", "delete",
+    "submit", "jobs", "show", "watch", "cancel", "pause",
     "finish", "clone", "resume", "download", "keys create", "keys list", "keys revoke", "backup", "restore", "logs",
     "open", "compare", "demo", *(f"webhooks {one}" for one in WEBHOOKS),
     "export tensorboard", "export mlflow", "export csv", "export parquet",
@@ -256,7 +257,7 @@ def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: P
     assert "Next: wbar up" in shell.wbar("demo", "--images", "200", "--folder", str(tmp_path / "demo"))
     weights = tmp_path / "averaged.safetensors"
     assert shell.wbar("download", two, "-o", str(weights)) == f"{weights}\n"
-    for listing, expected in (("jobs", two), ("checkpoints", checkpoint), ("datasets list", dataset)):
+    for listing, expected in (("jobs", two), ("checkpoints list", checkpoint), ("datasets list", dataset)):
         assert expected in shell.wbar(*listing.split())
     for kind in ("csv", "parquet"):
         assert shell.wbar("export", kind, two, "-o", str(tmp_path / kind)) == f"{tmp_path / kind}\n"
@@ -269,5 +270,8 @@ def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: P
     assert shell.wbar("keys", "revoke", listed.split()[0]) == f"{listed.split()[0]}\n"
     assert "blobs" in shell.wbar("backup", str(tmp_path / "backup"), "--data", str(tmp_path / "data"))
     assert "blobs" in shell.wbar("restore", str(tmp_path / "backup"), "--data", str(tmp_path / "restored"))
+    assert "ok       service: http://127.0.0.1:" in shell.wbar("doctor")
+    for what in (f"delete {two}", f"checkpoints delete {checkpoint}", f"datasets delete {dataset}"):
+        assert shell.wbar(*what.split()) == f"{what.split()[-1]}\n"
     assert "again" not in up.read_text(), up.read_text() + log.read_text()
-    assert shell.typed == CLIENT
+    assert shell.typed == CLIENT | {"doctor"}

@@ -14,9 +14,11 @@ from wbar_store.database import Database
 from wbar_store.migrate import downgrade, upgrade
 
 
-def doctor(*options: str, **environment: str) -> tuple[int, str]:
+def doctor(*options: str, folder: Path | None = None, **environment: str) -> tuple[int, str]:
     command = [str(Path(sys.executable).with_name("wbar")), "doctor", *options]
-    done = subprocess.run(command, env={"PATH": "/usr/bin", **environment}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=folder, env={"PATH": "/usr/bin", **environment}, capture_output=True, text=True, timeout=120
+    )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout + done.stderr
 
@@ -64,6 +66,35 @@ def test_a_host_is_told_what_is_wrong_with_it(tmp_path: Path, monkeypatch: pytes
     assert "nothing-like-it is not installed" in versions.words
 
 
+def test_without_parts_of_its_own_it_looks_at_the_service_of_the_command_line(service: Service, tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path), "WBAR_URL": service.url, "WBAR_API_KEY": service.key}
+    code, said = doctor("--json", folder=tmp_path, **home)
+    assert code == 0, said
+    found = {one["part"]: one for one in json.loads(said)}
+    assert "answers, with wbar" in found["service"]["words"]
+    assert {"database", "broker", "blobs", "train workers", "ingest workers", "API key"} <= set(found)
+    assert {one["verdict"] for one in found.values()} <= {"ok", "warning"}
+    assert "train-" in found["API key"]["words"]
+    code, said = doctor(folder=tmp_path, **home | {"WBAR_API_KEY": "wbar_wrong"})
+    assert code == 1
+    assert "fault    API key: unauthorized" in said
+    assert [*tmp_path.iterdir()] == [], "nothing was made"
+
+
+def test_without_a_service_it_says_how_to_start_one_and_makes_nothing(tmp_path: Path) -> None:
+    code, said = doctor(folder=tmp_path, HOME=str(tmp_path), WBAR_URL="http://127.0.0.1:9")
+    assert code == 1
+    assert "fault    service: http://127.0.0.1:9 does not answer" in said
+    assert "start it with `wbar up`" in said
+    url = f"sqlite:///{tmp_path / 'wbar.db'}"
+    blobs = {"WBAR_BLOBS_URL": f"file://{tmp_path / 'blobs'}", "WBAR_BROKER_URL": "redis://127.0.0.1:1/0"}
+    code, said = doctor(folder=tmp_path, HOME=str(tmp_path), WBAR_DATABASE_URL=url, **blobs)
+    assert code == 1
+    assert f"fault    database: {url} is not there: is WBAR_DATABASE_URL right? Then run `wbar migrate`" in said
+    assert f"warning  blobs: file://{tmp_path / 'blobs'} is not there yet" in said
+    assert [*tmp_path.iterdir()] == [], "nothing was made"
+
+
 @pytest.mark.long
 def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'wbar.db'}"
@@ -73,6 +104,7 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
         "WBAR_BLOBS_URL": f"file://{tmp_path / 'blobs'}",
         "WBAR_SCRATCH": str(tmp_path / "scratch"),
     }
+    (tmp_path / "blobs").mkdir()
     database = Database(url)
     upgrade(database)
     downgrade(database, "0004")

@@ -4,7 +4,7 @@ A start that was trained with the recipe's augmentation is about as good on augm
 or better. One that is far worse there, and not on the same images as they are, was not trained with it (digits are not
 mirrored): its loss there is the augmentation's, and says nothing about whether it has memorised them.
 
-    unfamiliar   if L_augmented > FAMILIAR · max(L_plain, L_held-out);   the start is then judged by L_plain
+    unfamiliar   if L_augmented > FAMILIAR · max(L_plain, L_held-out);   the start is then known by L_plain
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,8 @@ from torch import nn
 from wbar_training.data.augment import FLIPS, RESIZED
 from wbar_training.evaluator import Evaluator
 
-FAMILIAR = (
-    1.5  # of the starts that were measured, familiar ones came to 1.31 and unfamiliar ones began at 1.56 (ADR 37)
-)
+# Of the starts that were measured, familiar ones came to 1.31 and unfamiliar ones began at 1.56 (ADR 37).
+FAMILIAR = 1.5
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class StartLosses:
 
     @property
     def training(self) -> float:
-        """The loss on training images that the start is judged by."""
+        """The loss on training images that the start is known by."""
         return self.plain if self.unfamiliar and self.plain is not None else self.augmented
 
     def in_words(self) -> str:

@@ -70,8 +70,9 @@ def _id_of(kind: _Kind, text: str, items: Iterable[Any]) -> str:
     if meant:
         shown = ", ".join(meant[:MOST]) + (", …" if len(meant) > MOST else "")
         raise ValueError(f"{len(meant)} {kind.noun}s are called {text!r}, so give the id of one: {shown}")
+    near = _near(text, names)
     raise NotFound(
-        f"no {kind.noun} is called {text!r}{_near(text, names)}; ids begin with {kind.prefix}, see `{kind.listed}`"
+        f"no {kind.noun} is called {text!r}{near or '.'} Ids begin with {kind.prefix}, and `{kind.listed}` lists them"
     )
 
 
@@ -83,4 +84,4 @@ def _near(text: str, names: list[tuple[str, str]]) -> str:
     if not found:
         return ""
     name, one = by_folded[found[-1]]
-    return f"; did you mean {one}, named {name!r}"
+    return f"; did you mean {name!r}, {one}?"

@@ -174,7 +174,7 @@ def _show_created(client: "Client", job: "Job", wait: bool) -> None:
 
 
 def _by_default(method: "CyclicSwa") -> str:
-    """Return what the method is that nobody named, and what another one measures beyond it."""
+    """Return what the method is that was not named, and what another one measures beyond it."""
     beside = "and a control" if method.control else "without a control"
     control = "" if method.control else " --control"
     compares = "" if method.control else ", and compares with a plain fine-tune of equal length"
