@@ -9,6 +9,8 @@ from wbar.catalog import NORMALIZED_INSIDE
 from wbar.spec import Network
 from wbar.states import UploadStatus
 
+Purpose = Literal["train", "merge"]
+
 
 class Fault(BaseModel):
     """The reason why an object was rejected or a job failed: a stable code and a sentence that says what to do."""
@@ -58,7 +60,8 @@ class NetworkArchitecture(BaseModel):
 class CheckpointFacts:
     """The facts about an uploaded checkpoint, read off its tensors once, when it is validated.
 
-    parameters: how many numbers the network's parameters have, buffers not counted.
+    parameters: how many numbers the network's parameters have, buffers not counted (of no known network: all tensors').
+    network: None: of no known network, which can be merged and not trained.
     tensors: how many tensors the file has.
     prefix: the part of the uploaded names before the network's own.
     ambiguous_with: see NetworkArchitecture.
@@ -67,7 +70,7 @@ class CheckpointFacts:
     format: Literal["safetensors", "pytorch"]
     parameters: int
     tensors: int
-    network: Network
+    network: Network | None
     source: Literal["given", "detected"]
     prefix: str
     ambiguous_with: list[str] | None

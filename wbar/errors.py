@@ -211,6 +211,12 @@ class CheckpointNotReady(Conflict):
     code = "checkpoint_not_ready"
 
 
+class CheckpointNotTrainable(Conflict):
+    """Raised for a job on a checkpoint that was taken for merging only."""
+
+    code = "checkpoint_not_trainable"
+
+
 class DatasetNotReady(Conflict):
     """Raised when a job names a dataset that is not packed yet, or was rejected."""
 
@@ -417,6 +423,12 @@ class DevicesUnavailable(JobError):
     """Raised when a job asks for more GPUs than its worker has."""
 
     code = "devices_unavailable"
+
+
+class MergeFailed(JobError):
+    """Raised when a merge cannot be made of its checkpoints."""
+
+    code = "merge_failed"
 
 
 class TimeLimit(JobError):

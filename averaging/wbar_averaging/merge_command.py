@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from wbar_averaging.merging import MergeMethod
 
 USAGE = 2
+IDS = re.compile(r"(ckpt|job|snap|merge)_[0-9a-z]+")
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 # Each method with the options that are its own.
 METHODS = {
@@ -100,6 +102,12 @@ def merge(
     """Merge checkpoint files without training, and print the result's path. Memory does not grow with the files."""
     need_numpy()
     from wbar_averaging.merging import merge_checkpoints
+
+    stored = next((path for path in map(str, checkpoints) if IDS.fullmatch(path) and not Path(path).exists()), None)
+    if stored:
+        end(
+            f"{stored} is an id of the service and no file here: wbar merges create {stored} … has the service merge it"
+        )
 
     given = {
         "weights": weights,

@@ -14,6 +14,7 @@ from wbar.checkpoints import Checkpoint
 from wbar.datasets import Dataset, DatasetSource
 from wbar.jobs import Job, JobRequest
 from wbar.keys import ApiKey, KeyRequest
+from wbar.merges import Merge, MergeRequest
 from wbar.results import ImageLosses
 from wbar.uploads import Upload, UploadReference
 from wbar.webhooks import RotationRequest, Webhook, WebhookEvent, WebhookRequest
@@ -36,6 +37,7 @@ from wbar_service.datasets import routes as dataset_routes
 from wbar_service.jobs import routes as job_routes
 from wbar_service.jobs.stream import EventStreams
 from wbar_service.keys import routes as key_routes
+from wbar_service.merges import routes as merge_routes
 from wbar_service.rate_limits import RateLimits
 from wbar_service.settings import ServiceSettings
 from wbar_service.traced import TracedRequests
@@ -88,15 +90,15 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.add_middleware(headers.RequestId)
     # Routes are tried one after the other: those that are asked most often come first.
     for routes in (
-        health, job_routes, checkpoint_routes, dataset_routes, upload_routes, architectures, workers, key_routes, sign_in_links,
-        webhook_routes, prometheus,
+        health, job_routes, checkpoint_routes, dataset_routes, merge_routes, upload_routes, architectures, workers, key_routes,
+        sign_in_links, webhook_routes, prometheus,
     ):  # fmt: skip
         app.include_router(routes.router)
     app.include_router(dashboard_routes.router)
 
     schema.document(
         app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, ImageLosses, Job, JobRequest, KeyRequest,
-        RotationRequest, Upload, UploadReference, Webhook, WebhookEvent, WebhookRequest, Worker,
+        Merge, MergeRequest, RotationRequest, Upload, UploadReference, Webhook, WebhookEvent, WebhookRequest, Worker,
     )  # fmt: skip
     return app
 

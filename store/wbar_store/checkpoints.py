@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import insert
 
-from wbar.checkpoints import Checkpoint, CheckpointFacts, NetworkArchitecture
+from wbar.checkpoints import Checkpoint, CheckpointFacts, NetworkArchitecture, Purpose
+from wbar.errors import CheckpointNotTrainable
 from wbar.spec import StoredWeights
 from wbar_store.blobs import Received
 from wbar_store.claims import Claim
@@ -16,12 +17,16 @@ from wbar_store.uploads import UploadRecord, UploadRepository, expiry
 
 
 class GivenNetwork(BaseModel):
-    """The architecture and number of classes that the upload named; None: to be read off the tensors."""
+    """The architecture and number of classes that the upload named; None: to be read off the tensors.
+
+    purpose: `merge`: tensors of no known network are taken, too.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     architecture: str | None = None
     num_classes: int | None = None
+    purpose: Purpose = "train"
 
 
 class CheckpointRecord(UploadRecord):
@@ -44,9 +49,13 @@ class CheckpointRecord(UploadRecord):
         return [blob for blob in (self.content, self.weights) if blob]
 
     def stored(self) -> StoredWeights:
-        """Return the checkpoint as a JobSpec names it. Only of a ready one."""
+        """Return the checkpoint as a JobSpec names it. Only of a ready one. Raises CheckpointNotTrainable."""
         assert self.facts is not None
         assert self.weights is not None
+        if self.facts.network is None:
+            raise CheckpointNotTrainable(
+                f"{self.id} was uploaded for merging and is of no network that this service knows: it cannot be trained"
+            )
         return StoredWeights(
             id=self.id, sha256=self.sha256, blob=self.weights, prefix=self.facts.prefix, network=self.facts.network
         )
@@ -55,7 +64,7 @@ class CheckpointRecord(UploadRecord):
         """Return the checkpoint as the API sends it."""
         facts = self.facts
         architecture = None
-        if facts is not None:
+        if facts is not None and facts.network is not None:
             architecture = NetworkArchitecture(
                 name=facts.network.name,
                 num_classes=facts.network.num_classes,

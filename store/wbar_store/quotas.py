@@ -7,7 +7,7 @@ from sqlalchemy import Connection, func, select
 from wbar.errors import QuotaExceeded
 from wbar.states import TERMINAL
 from wbar_store.database import Database, Tenant
-from wbar_store.tables import checkpoints, datasets, jobs, resumable_uploads, webhooks
+from wbar_store.tables import checkpoints, datasets, jobs, merges, resumable_uploads, webhooks
 
 HOLD = "3600"  # seconds: room comes back when something is deleted or has ended, which no clock tells
 
@@ -16,7 +16,8 @@ HOLD = "3600"  # seconds: room comes back when something is deleted or has ended
 class Quota:
     """The most that each tenant may have.
 
-    bytes: of checkpoints, datasets and uploads as they were sent. jobs: that have not ended.
+    bytes: of checkpoints, datasets and uploads as they were sent, and of what was merged. jobs: that have not ended, merges
+    among them.
     """
 
     bytes: int | None
@@ -44,6 +45,8 @@ class Quotas:
                 select(func.sum(table.c.bytes)).where(table.c.tenant == tenant.name, table.c.status != "rejected")
                 for table in (checkpoints, datasets)
             ]
+            made = select(func.sum(merges.c.bytes)).where(merges.c.tenant == tenant.name)
+            counted.append(made.where(merges.c.status.not_in(("failed", "cancelled"))))
             arrived = select(func.sum(resumable_uploads.c.received))
             counted.append(
                 arrived.where(resumable_uploads.c.tenant == tenant.name, resumable_uploads.c.used_at.is_(None))
@@ -52,21 +55,24 @@ class Quotas:
         if kept + max(1, more) > limits.bytes:
             raise QuotaExceeded(
                 f"{more} bytes more than the {kept} that are kept would be over the tenant's {limits.bytes}: delete "
-                "uploads that are not finished, and checkpoints or datasets that no job needs",
+                "uploads that are not finished, merges, and checkpoints or datasets that no job needs",
                 headers={"Retry-After": HOLD},
             )
 
     def check_jobs(self, tenant: Tenant, limits: Quota) -> None:
-        """Raise QuotaExceeded where one job more would be too many. Call it in the block that inserts it."""
+        """Raise QuotaExceeded where one job or merge more would be too many. Call it in the block that inserts it."""
         if limits.jobs is None:
             return
-        open_jobs = select(func.count()).where(jobs.c.tenant == tenant.name, jobs.c.status.not_in(TERMINAL))
+        still_open = [
+            select(func.count()).where(table.c.tenant == tenant.name, table.c.status.not_in(TERMINAL))
+            for table in (jobs, merges)
+        ]
         with self.database.write() as connection:
             _one_at_a_time(connection, tenant)
-            waiting = int(connection.execute(open_jobs).scalar_one())
+            waiting = sum(int(connection.execute(query).scalar_one()) for query in still_open)
         if waiting >= limits.jobs:
             raise QuotaExceeded(
-                f"{waiting} jobs of this tenant have not ended, and {limits.jobs} is the most: wait, or cancel some",
+                f"{waiting} jobs and merges of this tenant have not ended, and {limits.jobs} is the most: wait, or cancel some",
                 headers={"Retry-After": "60"},
             )
 

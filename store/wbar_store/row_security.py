@@ -28,6 +28,7 @@ OF_A_TENANT: tuple[Table, ...] = (
     tables.checkpoints,
     tables.datasets,
     tables.jobs,
+    tables.merges,
     tables.idempotency,
     tables.webhooks,
     tables.webhook_deliveries,
@@ -41,6 +42,7 @@ OF_A_JOB: tuple[Table, ...] = (
     tables.snapshots,
 )
 OF_AN_UPLOAD: tuple[Table, ...] = (tables.upload_parts,)
+OF_A_MERGE: tuple[Table, ...] = (tables.merge_inputs,)
 OF_NOBODY: tuple[Table, ...] = (tables.blobs, tables.workers, tables.counters)
 
 _ENTER = text("SELECT set_config(:setting, :tenant, true), set_config('role', :role, true)")
@@ -108,9 +110,9 @@ def install(connection: Connection) -> None:
         connection.execute(text("SELECT current_schema()")).scalar_one()
     )
     connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {ROLE}")
-    for table in (*OF_A_TENANT, *OF_A_JOB, *OF_AN_UPLOAD, *OF_NOBODY):
+    for table in (*OF_A_TENANT, *OF_A_JOB, *OF_AN_UPLOAD, *OF_A_MERGE, *OF_NOBODY):
         connection.exec_driver_sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table.name} TO {ROLE}")
-    for table in (*OF_A_TENANT, *OF_A_JOB, *OF_AN_UPLOAD):
+    for table in (*OF_A_TENANT, *OF_A_JOB, *OF_AN_UPLOAD, *OF_A_MERGE):
         mine = _mine(table)
         name = f"{ROLE}_{hashlib.sha256(mine.encode()).hexdigest()[:8]}"
         if (table.name, name) in there:
@@ -155,6 +157,8 @@ def _mine(table: Table) -> str:
     """Return the condition of a table's policy: everybody but the role passes, for whom the table's owner is no measure."""
     if table in OF_A_JOB:
         owned = f"EXISTS (SELECT FROM jobs WHERE jobs.id = {table.name}.job)"  # the policy of `jobs` holds in there
+    elif table in OF_A_MERGE:
+        owned = f"EXISTS (SELECT FROM merges WHERE merges.id = {table.name}.merge)"
     elif table in OF_AN_UPLOAD:
         owned = f"EXISTS (SELECT FROM resumable_uploads WHERE resumable_uploads.id = {table.name}.upload)"
     else:

@@ -23,6 +23,7 @@ from wbar_store.ids import Kind, kind_of
 from wbar_store.job_queue import JobQueue
 from wbar_store.jobs import Jobs
 from wbar_store.keys import Keys
+from wbar_store.merges import Merges
 from wbar_store.metrics import Metrics
 from wbar_store.notifier import INGEST, RUN_JOB, Notifier
 from wbar_store.quotas import Quotas
@@ -51,6 +52,7 @@ class Store:
         self.attempts = Attempts(database, self.jobs, self.events)
         self.snapshots = Snapshots(database, self.events)
         self.metrics = Metrics(database)
+        self.merges = Merges(database)
         self.keys = Keys(database)
         self.sessions = Sessions(database)
         self.quotas = Quotas(database)
@@ -77,14 +79,17 @@ class Store:
             "hook": self.webhooks,
             "msg": self.deliveries,
             "upload": self.uploads,
+            "merge": self.merges,
         }
         kind = kind_of(object_id)
         if kind not in repositories:
-            raise ValueError(f"{object_id!r} names no checkpoint, dataset, job, key, webhook, delivery or upload")
+            raise ValueError(
+                f"{object_id!r} names no checkpoint, dataset, job, merge, key, webhook, delivery or upload"
+            )
         return repositories[kind].exists(tenant, object_id)
 
     def notify(self, object_id: str) -> None:
-        """Notify a worker of a job to run, or of an upload to validate, whose row is committed.
+        """Notify a worker of a job to run, an upload to validate or a merge to make, whose row is committed.
 
         Keys, webhooks, deliveries and uploads in parts need no worker. After a failure here, the sweeper notifies again. Raises
         ValueError for
@@ -101,13 +106,16 @@ class Store:
                 case "ds":
                     if self.notifier.notify(INGEST, object_id):
                         self.datasets.notified(object_id)
+                case "merge":
+                    if self.notifier.notify(INGEST, object_id):
+                        self.merges.notified(object_id)
                 case "key" | "hook" | "msg" | "upload":
                     pass
                 case _:
-                    raise ValueError(f"{object_id!r} names no job, checkpoint or dataset")
+                    raise ValueError(f"{object_id!r} names no job, merge, checkpoint or dataset")
 
     def expire(self) -> None:
-        """Delete checkpoints, datasets and files of jobs whose time is over; what a job still needs waits for its end.
+        """Delete checkpoints, datasets, merges and files of jobs whose time is over; what a job still needs waits for its end.
 
         One that cannot be deleted is logged, and does not keep the others. Raises what a database that is away raises.
         """
@@ -116,6 +124,7 @@ class Store:
             (one, partial(uploads_.remove, tenant, one)) for uploads_ in uploads for tenant, one in uploads_.expired()
         ]
         due += [(one, partial(self.jobs.drop_files, one)) for one in self.jobs.expired()]
+        due += [(one, partial(self.merges.remove, tenant, one)) for tenant, one in self.merges.expired()]
         for object_id, remove in due:
             try:
                 self.blobs.collect(remove())

@@ -245,6 +245,38 @@ idempotency = Table(
     Column("created_at", Double, nullable=False),
 )
 
+merges = Table(
+    "merges",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("name", String(256)),
+    Column("status", String(16), nullable=False),
+    Column("spec", _JSON, nullable=False),  # a wbar.merges.MergeSpec: everything that decides the result
+    Column("fraction", Double, nullable=False),
+    Column("bytes", BigInteger, nullable=False),  # of the result; until there is one, of the first input
+    Column("weights", _SHA, index=True),
+    Column("error", _JSON),
+    Column("attempts", Integer, nullable=False),  # the fence
+    Column("notified_at", Double),
+    Column("lease_until", Double),  # while a worker merges
+    Column("expires_after", Double),  # seconds from its end, after which it is deleted
+    Column("expires_at", Double),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    Index(None, "tenant", "id"),
+    Index(None, "status"),
+)
+
+# The blobs that a merge reads, until it has ended: whoever's they were may go meanwhile.
+merge_inputs = Table(
+    "merge_inputs",
+    metadata,
+    Column("merge", _ID, ForeignKey("merges.id", ondelete="CASCADE"), primary_key=True),
+    Column("sha256", _SHA, primary_key=True, index=True),
+)
+
 # Uploads by tus: bytes that arrive in parts, each an object of the blob store, until a checkpoint or dataset is made of them.
 resumable_uploads = Table(
     "resumable_uploads",
@@ -349,4 +381,6 @@ REFERENCES = (
     jobs.c.losses,
     jobs.c.state,
     snapshots.c.sha256,
+    merges.c.weights,
+    merge_inputs.c.sha256,
 )

@@ -22,14 +22,16 @@ from wbar_store.store import Store
 
 PACKAGES = {"wbar", "wbar_averaging", "wbar_training", "wbar_store", "wbar_worker", "wbar_service"}
 # Every command, by the test that runs it.
-OFFLINE = {"average", "schedule", "migrate", "first-key", "gc"}
+OFFLINE = {"average", "merge", "schedule", "migrate", "first-key", "gc"}
 PARTS = {"migrate", "doctor", "first-key", "serve", "worker", "sweep", "datasets add"}
+MERGES = ("create", "list", "show", "cancel", "delete", "download")
 WEBHOOKS = ("create", "list", "delete", "ping", "enable", "rotate", "deliveries", "replay")
 CLIENT = {
     "up", "upload", "checkpoints list", "checkpoints delete", "datasets add", "datasets list", "datasets delete", "delete",
     "submit", "jobs", "show", "watch", "cancel", "pause",
     "finish", "clone", "resume", "download", "keys create", "keys list", "keys revoke", "backup", "restore", "logs",
     "open", "compare", "demo", *(f"webhooks {one}" for one in WEBHOOKS),
+    *(f"merges {one}" for one in MERGES),
     "export tensorboard", "export mlflow", "export csv", "export parquet",
 }  # fmt: skip
 
@@ -152,11 +154,20 @@ def test_commands_that_need_no_service(shell: Shell, tmp_path: Path) -> None:
     mean = tmp_path / "mean.safetensors"
     words = [str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")]
     assert shell.wbar("average", *words, "-o", str(mean)) == f"{mean}\n"
+    line = ["merge", words[1], "--base", words[0], "--method", "task_arithmetic", "--scale", "0.5", "-o", str(mean)]
+    assert shell.wbar(*line) == f"{mean}\n"
     assert "high" in shell.wbar("schedule", "--plot", str(tmp_path / "plot.html"))
     assert "up to date" in shell.wbar("migrate")
     assert shell.wbar("first-key", "a laptop").startswith("wbar_")
     assert "0 blobs" in shell.wbar("gc", "--dry-run")
-    again = (["average", *words, "-o", str(mean)], ["schedule"], ["migrate"], ["first-key", "b"], ["gc", "--dry-run"])
+    again = (
+        ["average", *words, "-o", str(mean)],
+        line,
+        ["schedule"],
+        ["migrate"],
+        ["first-key", "b"],
+        ["gc", "--dry-run"],
+    )
     for command in again:
         json.loads(shell.wbar(*command, "--json"))
     assert shell.typed == OFFLINE
@@ -255,6 +266,12 @@ def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: P
     assert shell.wbar("webhooks", "replay", hook, delivery) == "pending\n"
     assert shell.wbar("webhooks", "delete", hook) == f"{hook}\n"
     assert "Next: wbar up" in shell.wbar("demo", "--images", "200", "--folder", str(tmp_path / "demo"))
+    merge = shell.wbar("merges", "create", one, "--last", "1", "-o", str(tmp_path / "merged.safetensors")).strip()
+    assert shell.wbar("merges", "show", merge) == "succeeded\n"
+    assert merge in shell.wbar("merges", "list")
+    assert "invalid_transition" in shell.wbar("merges", "cancel", merge, code=REFUSED)
+    assert shell.wbar("merges", "download", merge, "-o", str(tmp_path / "again")) == f"{tmp_path / 'again'}\n"
+    assert shell.wbar("merges", "delete", merge) == f"{merge}\n"
     weights = tmp_path / "averaged.safetensors"
     assert shell.wbar("download", two, "-o", str(weights)) == f"{weights}\n"
     for listing, expected in (("jobs", two), ("checkpoints list", checkpoint), ("datasets list", dataset)):

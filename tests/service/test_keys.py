@@ -21,6 +21,7 @@ OPEN = {"/healthz", "/readyz", "/metrics"}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/jobs": {"checkpoint": "ckpt_1", "dataset": "ds_1"},
     "/v1/keys": {"name": "x"},
+    "/v1/merges": {"checkpoints": ["ckpt_1"]},
     "/v1/webhooks": {"url": "https://hooks.example/"},
 }
 
@@ -33,6 +34,7 @@ def owned(service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         checkpoint = client.checkpoints.create(write_start(folder))
         dataset = client.datasets.create(write_archive(folder))
         job = client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id, method={"cycles": 1})
+        merge = client.merges.wait(client.merges.create([checkpoint.id]).id, timeout=60)
         ended = client.jobs.wait(job.id, timeout=120)
         key = client.keys.create("kept", scopes=["read"])
     with service.http() as http:
@@ -50,6 +52,7 @@ def owned(service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "webhook_id": hook,
         "delivery_id": delivery,
         "upload_id": upload,
+        "merge_id": merge.id,
     }
 
 
@@ -133,7 +136,7 @@ def test_another_tenant_finds_nothing(
             for name, value in hidden.items():
                 text = text.replace(value, nothing[name])
             assert text == absent.text
-        for path in ("/v1/checkpoints", "/v1/datasets", "/v1/jobs", "/v1/webhooks", "/v1/uploads"):
+        for path in ("/v1/checkpoints", "/v1/datasets", "/v1/jobs", "/v1/merges", "/v1/webhooks", "/v1/uploads"):
             assert http.get(path).json() == {
                 "object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None,
             }  # fmt: skip

@@ -50,6 +50,7 @@ def test_operations_have_names(schema: dict[str, Any]) -> None:
         "finishJob", "cloneJob",
         "listJobEvents", "getJobMetrics", "listJobSnapshots", "getJobSnapshotWeights", "getJobReport", "getJobWeights",
         "getJobLosses", "getDatasetSamples",
+        "createMerge", "listMerges", "getMerge", "cancelMerge", "deleteMerge", "getMergeWeights",
         "createKey", "listKeys", "getKey", "deleteKey", "createSignInLink", "listWorkers",
         "createWebhook", "listWebhooks", "getWebhook", "deleteWebhook",
         "rotateWebhookSecret", "enableWebhook", "pingWebhook",
@@ -73,6 +74,7 @@ def test_lists_are_called_by_what_they_hold(schema: dict[str, Any]) -> None:
         "WebhookPage",
         "DeliveryPage",
         "UploadPage",
+        "MergePage",
     }
 
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from wbar import __version__
-from wbar.cli import following, jobs, keys, submitting, uploads, webhooks
+from wbar.cli import following, jobs, keys, merges, submitting, uploads, webhooks
 from wbar.cli.output import (
     DETACHED,
     FAILED,
@@ -53,6 +53,7 @@ for _group in (uploads.app, submitting.app, jobs.app, following.app):
 app.add_typer(uploads.checkpoints_app, name="checkpoints")
 app.add_typer(uploads.datasets_app, name="datasets")
 app.add_typer(keys.app, name="keys")
+app.add_typer(merges.app, name="merges")
 app.add_typer(webhooks.app, name="webhooks")
 
 

@@ -36,6 +36,11 @@ def dataset_ids(incomplete: str) -> list[tuple[str, str]]:
     return _newest("datasets", incomplete)
 
 
+def merge_ids(incomplete: str) -> list[tuple[str, str]]:
+    """Return the newest merges whose id begins like this, with name and status."""
+    return _newest("merges", incomplete)
+
+
 def statuses(incomplete: str) -> list[str]:
     """Return the states of a job that begin like this."""
     return [status for status in TRANSITIONS if status.startswith(incomplete)]

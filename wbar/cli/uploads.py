@@ -23,6 +23,10 @@ def upload(
     name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
     expires_after: Annotated[int | None, typer.Option(help=KEPT)] = None,
     architecture: Annotated[str | None, typer.Option(help="Default: detected from the tensors.")] = None,
+    purpose: Annotated[
+        str | None,
+        typer.Option(help="merge: take a network that the service does not know; it can be merged, not trained."),
+    ] = None,
     num_classes: Annotated[int | None, typer.Option(help="Default: read off the tensors.")] = None,
 ) -> None:
     """Upload a checkpoint, wait until it was validated, print its id."""
@@ -33,14 +37,17 @@ def upload(
                 name=name,
                 architecture=architecture,
                 num_classes=num_classes,
+                purpose=purpose,  # type: ignore[arg-type]  # the service checks it
                 expires_after=expires_after,
                 step=step(bar, f"upload {file.name}"),
             )
     except UnknownArchitecture as error:
         raise UnknownArchitecture(f"{error.detail}. Here `architecture` is --architecture NAME") from None
-    assert made.architecture is not None
-    note(f"{made.architecture.name}, {made.architecture.num_classes} classes, {made.parameters:,} parameters")
-    if made.architecture.warning:
+    if made.architecture is None:
+        note(f"of no known network, {made.parameters:,} numbers: to be merged, not trained")
+    else:
+        note(f"{made.architecture.name}, {made.architecture.num_classes} classes, {made.parameters:,} parameters")
+    if made.architecture is not None and made.architecture.warning:
         note(made.architecture.warning, "yellow")
     elif made.architecture.note:
         note(made.architecture.note, "dim")

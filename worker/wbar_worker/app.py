@@ -15,6 +15,7 @@ from typing import Any
 from celery.signals import worker_ready, worker_shutting_down
 
 from wbar_store.broker import OwnCelery
+from wbar_store.ids import kind_of
 from wbar_store.notifier import INGEST, QUEUES, RUN_JOB
 from wbar_store.store import Store
 from wbar_store.tracing import Tracing
@@ -22,6 +23,7 @@ from wbar_store.workers import Device, Queue, WorkerRecord
 from wbar_worker.children import warm_up
 from wbar_worker.gpus import Gpus
 from wbar_worker.ingest import Ingester
+from wbar_worker.merging import Merger
 from wbar_worker.run_job import Runner
 from wbar_worker.settings import WorkerSettings
 
@@ -63,8 +65,12 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         _register_train(app, Runner(store, settings, draining, name, tracing), slots, gpus, settings)
     else:
         slots = settings.ingest_slots
-        ingester = Ingester(store, settings)
-        app.task(name=INGEST)(ingester.run)
+        ingester, merger = Ingester(store, settings), Merger(store, settings)
+
+        @app.task(name=INGEST)  # type: ignore[untyped-decorator]  # Celery has no types
+        def ingest(object_id: str) -> None:
+            (merger.run if kind_of(object_id) == "merge" else ingester.run)(object_id)
+
     device: Device = "cuda" if gpus else "cpu"
     presence = _Presence(store, WorkerRecord(name, kind, device, slots))
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from wbar.checkpoints import CheckpointFacts, Fault
+from wbar.merges import MergeSpec
 from wbar.spec import JobSpec
 from wbar_training.messages import Crashed
 from wbar_training.uploads import limits as uploads
@@ -56,7 +57,7 @@ class ReaderLimits:
 class CheckpointUpload:
     """The request to read the file at `path` and write its tensors to `out`.
 
-    architecture, num_classes: as the upload named them.
+    architecture, num_classes: as the upload named them. any_network: take tensors of no known network, too.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class CheckpointUpload:
     architecture: str | None
     num_classes: int | None
     limits: ReaderLimits
+    any_network: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,21 @@ class DatasetUpload:
     multilabel: bool
     max_train_images: int | None
     limits: ReaderLimits
+
+
+@dataclass(frozen=True)
+class MergeWork:
+    """The request to merge the files ID.safetensors in `folder`, one for each input of the spec, to `out`.
+
+    memory, seconds, file_bytes: the limits of the child.
+    """
+
+    spec: MergeSpec
+    folder: Path
+    out: Path
+    memory: int
+    seconds: float
+    file_bytes: int
 
 
 class _Message(BaseModel):
@@ -136,6 +153,31 @@ class UploadRejected(_Message):
     fault: Fault
 
 
+class MergeProgress(_Message):
+    """How much of the reading is done, from 0 to 1."""
+
+    type: Literal["progress"] = "progress"
+    fraction: float
+
+
+class Merged(_Message):
+    """The merge lies where it was asked for."""
+
+    type: Literal["merged"] = "merged"
+
+
+class MergeRefused(_Message):
+    """The inputs cannot be merged; another attempt would end the same."""
+
+    type: Literal["refused"] = "refused"
+    fault: Fault
+
+
+MergeEnding = Merged | MergeRefused | Crashed
+MERGE_MESSAGES: TypeAdapter[MergeProgress | MergeEnding] = TypeAdapter(
+    Annotated[MergeProgress | MergeEnding, Field(discriminator="type")]
+)
+
 Verdict = CheckpointFound | DatasetPacked | UploadRejected | Crashed
 VERDICTS: TypeAdapter[Verdict] = TypeAdapter(Annotated[Verdict, Field(discriminator="type")])
 MACHINE = TypeAdapter(Machine)
@@ -144,6 +186,7 @@ RUN_ATTEMPT: Entry[AttemptRequest] = Entry("wbar_worker.attempt", "run_attempt")
 PROBE: Entry[ProbeRequest] = Entry("wbar_worker.attempt", "probe")
 VALIDATE_CHECKPOINT: Entry[CheckpointUpload] = Entry("wbar_worker.validate", "validate_checkpoint", isolated=True)
 VALIDATE_DATASET: Entry[DatasetUpload] = Entry("wbar_worker.validate", "validate_dataset", isolated=True)
+RUN_MERGE: Entry[MergeWork] = Entry("wbar_worker.merge", "run_merge", isolated=True)
 PACK_BUILTIN: Entry[DatasetUpload] = Entry("wbar_worker.validate", "pack_builtin")
 
 

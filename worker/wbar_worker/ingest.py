@@ -92,7 +92,7 @@ class Ingester:
         failure: Exception | None = None
         try:
             scratch.mkdir(parents=True, exist_ok=True)
-            with _renewed(repository, record.claim):
+            with renewed(record.id, lambda: repository.renew(record.claim)):
                 validate(record, scratch)
         except Exception as error:
             failure = error
@@ -115,7 +115,8 @@ class Ingester:
         assert record.content is not None
         self.store.blobs.fetch(record.content, path)
         given = record.given
-        upload = CheckpointUpload(path, out, given.architecture, given.num_classes, self.limits)
+        any_network = given.purpose == "merge"
+        upload = CheckpointUpload(path, out, given.architecture, given.num_classes, self.limits, any_network)
         child = processes.start(VALIDATE_CHECKPOINT, upload)
         accepted = self._accepted(repository, record, self._verdict(repository, record.claim, child), CheckpointFound)
         if accepted is None:
@@ -229,19 +230,19 @@ class Ingester:
 
 
 @contextmanager
-def _renewed(repository: UploadRepository[AnyUpload], claim: Claim) -> Iterator[None]:
-    """Keep the lease while files are fetched, validated and stored, however long each takes."""
+def renewed(object_id: str, renew: Callable[[], object]) -> Iterator[None]:
+    """Keep the lease while files are fetched, worked on and stored, however long each takes."""
     done, belongs = threading.Event(), logs.current()
 
-    def renew() -> None:
+    def keep() -> None:
         while not done.wait(RENEW_SECONDS):
             try:
-                repository.renew(claim)
+                renew()
             except Exception as error:
                 with logs.belonging_to(**belongs):
-                    log.error("no renewal for %s (%s)", claim.id, type(error).__name__)
+                    log.error("no renewal for %s (%s)", object_id, type(error).__name__)
 
-    thread = threading.Thread(target=renew, name=f"renew-{claim.id}", daemon=True)
+    thread = threading.Thread(target=keep, name=f"renew-{object_id}", daemon=True)
     thread.start()
     try:
         yield

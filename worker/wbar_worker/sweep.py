@@ -49,7 +49,7 @@ class Sweeper:
             self.store.notify(job_id)
             again[QUEUES[RUN_JOB]] += 1
         is_empty = self._is_empty(INGEST)
-        for repository in (self.store.checkpoints, self.store.datasets):
+        for repository in (self.store.checkpoints, self.store.datasets, self.store.merges):
             for object_id in repository.overdue(is_empty):
                 if not repository.give_up(object_id):
                     self.store.notify(object_id)
@@ -93,9 +93,9 @@ class Sweeper:
         self.store.idempotency.sweep()
         self.store.deliveries.sweep()
         self._tidy_scratch(self.settings.scratch / "jobs")
-        for path in (self.settings.scratch / "ingest").glob("*"):
+        for path in (*(self.settings.scratch / "ingest").glob("*"), *(self.settings.scratch / "merges").glob("*")):
             if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)  # of an ingest whose worker was killed
+                shutil.rmtree(path, ignore_errors=True)  # of an ingest or a merge whose worker was killed
 
     def _tidy_scratch(self, folder: Path) -> None:
         """Delete working files of jobs that have ended, for instance cancelled while their worker was away."""

@@ -6,7 +6,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from wbar.catalog import ARCHITECTURES, similar_names
-from wbar.checkpoints import Checkpoint
+from wbar.checkpoints import Checkpoint, Purpose
 from wbar.errors import CheckpointNotReady, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
@@ -68,6 +68,13 @@ async def create_checkpoint(
         ),
     ] = None,
     num_classes: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
+    purpose: Annotated[
+        Purpose,
+        Query(
+            description="`merge`: the tensors of any network are taken, also of one that this service does not know; such a "
+            "checkpoint can be merged (POST /v1/merges) and not trained."
+        ),
+    ] = "train",
     expires_after: Annotated[
         ExpiresAfter | None,
         Query(description="Seconds until it is deleted, or once no job needs it any more. Default: it stays."),
@@ -88,7 +95,7 @@ async def create_checkpoint(
     shown_name(name, None, "")  # before the upload
     upload = await named_upload(request)
     limit = request.app.state.settings.max_checkpoint_bytes
-    network = GivenNetwork(architecture=architecture, num_classes=num_classes)
+    network = GivenNetwork(architecture=architecture, num_classes=num_classes, purpose=purpose)
     async with arriving(request, store, tenant, limit, upload, idempotency_key) as arrived:
 
         def create() -> CheckpointRecord:
@@ -96,7 +103,10 @@ async def create_checkpoint(
             shown = shown_name(name, arrived.filename, "checkpoint")
             return store.checkpoints.create(tenant, shown, received, network, expires_after)
 
-        print_ = fingerprint("checkpoint", name, network.model_dump(), arrived.sha256, expires_after=expires_after)
+        print_ = fingerprint(
+            "checkpoint", name, network.model_dump(exclude={"purpose"}), arrived.sha256, expires_after=expires_after,
+            purpose=None if purpose == "train" else purpose,
+        )  # fmt: skip
         return await run_sync(once, store, tenant, idempotency_key, print_, create, arrived.received)
 
 

@@ -66,13 +66,21 @@ def detect(shapes: Shapes) -> Network:
 
     Raises UnknownArchitecture if no network fits, naming the nearest and what differs.
     """
+    network = find(shapes)
+    if network is None:
+        raise _unknown(shapes)
+    return network
+
+
+def find(shapes: Shapes) -> Network | None:
+    """Return what `detect` does, None if no network fits: without looking for the nearest, which takes seconds."""
     table: dict[str, str] = json.loads(files("wbar_training.networks").joinpath("signatures.json").read_text())
     uploaded = signature(shapes)
     for name in (name for name, digest in table.items() if digest == uploaded):
         network = _read_off(name.removesuffix(PROJECTION), shapes, None)
         if compare(shapes, shapes_of(network)).is_empty:
             return network
-    raise _unknown(shapes)
+    return None
 
 
 def signature(tensor_names: Iterable[str]) -> str:

@@ -56,7 +56,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int
 class ValidCheckpoint:
     """The facts about a valid checkpoint.
 
-    parameters: how many numbers the network's parameters have, buffers not counted.
+    parameters: how many numbers the network's parameters have, buffers not counted (of no known network: all tensors').
+    network: None: of no known network.
     tensors: how many tensors the file has.
     prefix: the part of the uploaded names before the network's own.
     ambiguous_with: see `wbar.checkpoints.NetworkArchitecture`.
@@ -65,20 +66,26 @@ class ValidCheckpoint:
     format: Literal["safetensors", "pytorch"]
     parameters: int
     tensors: int
-    network: Network
+    network: Network | None
     source: Literal["given", "detected"]
     prefix: str
     ambiguous_with: list[str] | None
 
 
 def validate(
-    path: Path, architecture: str | None, num_classes: int | None, out: Path, limits: UploadLimits | None = None
+    path: Path,
+    architecture: str | None,
+    num_classes: int | None,
+    out: Path,
+    limits: UploadLimits | None = None,
+    any_network: bool = False,
 ) -> ValidCheckpoint:
     """Read the file, find its state dict, name its network, and write the tensors to `out` as safetensors.
 
     architecture, num_classes: as the uploader gave them; None leaves them to the tensors. A given architecture is not
         ambiguous.
     limits: None: the defaults.
+    any_network: take tensors that fit no known network, too; they can be merged and not trained.
 
     Raises a class of wbar.errors.Rejected that says what is wrong with the file.
     """
@@ -92,6 +99,11 @@ def validate(
     check_claims(tensors, path.stat().st_size)
     prefix = common_prefix(tensors)
     shapes = {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in tensors.items()}
+    if any_network and architecture is None and recognition.find(shapes) is None:
+        check_finite(tensors)
+        write_safetensors(out, tensors, {})
+        numbers = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
+        return ValidCheckpoint(kind, numbers, len(tensors), None, "detected", prefix, None)
     network = recognition.identify(architecture, shapes, num_classes) if architecture else recognition.detect(shapes)
     if num_classes is not None and network.num_classes != num_classes:
         network = recognition.identify(network.name, shapes, num_classes)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from wbar.checkpoints import Checkpoint
+from wbar.checkpoints import Checkpoint, Purpose
 from wbar.client._sync.resource import Resource
 from wbar.client._sync.transfers import download, upload
 from wbar.lists import Page
@@ -22,6 +22,7 @@ class Checkpoints(Resource):
         name: str | None = None,
         architecture: str | None = None,
         num_classes: int | None = None,
+        purpose: Purpose | None = None,
         expires_after: int | None = None,
         wait: bool = True,
         timeout: float = 600.0,
@@ -30,6 +31,7 @@ class Checkpoints(Resource):
     ) -> Checkpoint:
         """Upload a safetensors or PyTorch file and, unless `wait` is false, wait until it is ready.
 
+        purpose: `merge` takes the tensors of a network that the service does not know, too: to be merged, not trained.
         expires_after: seconds until the service deletes it, or once no job needs it any more.
         step: called with the bytes sent and the bytes in all.
         idempotency_key: default: one of its own for each call.
@@ -42,6 +44,7 @@ class Checkpoints(Resource):
             "name": name or path.name,
             "architecture": architecture,
             "num_classes": num_classes,
+            "purpose": purpose,
             "expires_after": expires_after,
         }
         made = upload(self._client, "/v1/checkpoints", path, params, step, idempotency_key)

@@ -16,6 +16,7 @@ from wbar.client._sync.checkpoints import Checkpoints
 from wbar.client._sync.datasets import Datasets
 from wbar.client._sync.jobs import Jobs
 from wbar.client._sync.keys import Keys
+from wbar.client._sync.merges import Merges
 from wbar.client._sync.webhooks import Webhooks
 from wbar.client._sync.workers import Workers
 from wbar.client.problems import refusal, unreachable
@@ -49,6 +50,7 @@ class Client:
         self.datasets = Datasets(self)
         self.jobs = Jobs(self)
         self.keys = Keys(self)
+        self.merges = Merges(self)
         self.webhooks = Webhooks(self)
         self.workers = Workers(self)
 

@@ -1,0 +1,128 @@
+"""`wbar merges create|list|show|cancel|delete|download`: merges that the service makes; `wbar merge` makes them here."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wbar.cli.completion import After, Limit, Order, merge_ids
+from wbar.cli.output import FAILED, answer, answer_page, connected, note, step, transfer, with_json
+
+app = typer.Typer(no_args_is_help=True, help="Merges of checkpoints in the service, without training.")
+
+MergeId = Annotated[str, typer.Argument(help="merge_…", autocompletion=merge_ids)]
+SHAPES = ("linear", "cosine", "1-sqrt")
+EMA = "ema:"
+
+
+@app.command()
+@with_json
+def create(
+    checkpoints: Annotated[
+        list[str], typer.Argument(help="ckpt_…, job_… (its result), snap_… or merge_…; of one run, oldest first.")
+    ],
+    last: Annotated[int | None, typer.Option(help="With one job: its last so many snapshots.")] = None,
+    method: Annotated[str, typer.Option(help="mean, task_arithmetic (also WiSE-FT), ties or dare.")] = "mean",
+    weights: Annotated[
+        str | None, typer.Option(help="mean: 1,2,1; or the shape of a decay: linear, cosine, 1-sqrt, ema:0.9.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="w₀, of all methods but mean.")] = None,
+    scale: Annotated[str | None, typer.Option(help="λ: one, or one per checkpoint (0.3,0.5). Default: 1.")] = None,
+    density: Annotated[float | None, typer.Option(help="ties: the share that is kept. Default: 0.2.")] = None,
+    drop: Annotated[float | None, typer.Option(help="dare: the share that is dropped. Default: 0.9.")] = None,
+    seed: Annotated[int | None, typer.Option(help="dare: of what is dropped. Default: 0.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float16, bfloat16, float32 or float64.")] = None,
+    name: Annotated[str | None, typer.Option()] = None,
+    expires_after: Annotated[int | None, typer.Option(help="Seconds from its end after which it is deleted.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Wait for it, and download the weights to this file.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended.")] = False,
+) -> None:
+    """Merge checkpoints that the service has, and print the merge's id."""
+    options: dict[str, Any] = {"type": method, "density": density, "drop": drop, "seed": seed, **_weights(weights)}
+    if scale is not None:
+        scales = _numbers("--scale", scale)
+        options["scale"] = scales[0] if len(scales) == 1 else scales
+    fields: dict[str, Any] = {
+        "last": last, "base": base, "dtype": dtype, "name": name, "expires_after": expires_after,
+        "method": {key: value for key, value in options.items() if value is not None},
+    }  # fmt: skip
+    with connected() as client:
+        made = client.merges.create(checkpoints, **{key: value for key, value in fields.items() if value is not None})
+        if wait or output is not None:
+            made = client.merges.wait(made.id)
+        if output is not None and made.status == "succeeded":
+            with transfer() as bar:
+                client.merges.download(made.id, output, step(bar, "download"))
+    answer(made, made.id)
+    if made.status in ("failed", "cancelled"):
+        note(f"{made.status}: {made.error.message if made.error else 'before its end'}", "red")
+        raise typer.Exit(FAILED)
+
+
+def _weights(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    if text in SHAPES:
+        return {"shape": text}
+    if text.startswith(EMA):
+        return {"ema": _numbers("--weights", text.removeprefix(EMA))[0]}
+    return {"weights": _numbers("--weights", text)}
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} {text}: numbers with commas between them were expected, as in 1,2,1") from None
+
+
+@app.command(name="list")
+@with_json
+def list_merges(limit: Limit = 20, after: After = None, order: Order = None) -> None:
+    """List the merges, newest first."""
+    with connected() as client:
+        page = client.merges.list(limit=limit, after=after, order=order)
+    answer_page(page, ("id", "name", "status", "method", "of", "created"), lambda one: (
+        one.id, one.name or "", one.status, one.method.type, len(one.sources), one.created_at[:19]
+    ))  # fmt: skip
+
+
+@app.command()
+@with_json
+def show(merge: MergeId) -> None:
+    """Print a merge's status, and the reason where it failed."""
+    with connected() as client:
+        found = client.merges.get(merge)
+    answer(found, f"{found.status}: {found.error.message}" if found.error else found.status)
+
+
+@app.command()
+@with_json
+def cancel(merge: MergeId) -> None:
+    """End a merge now."""
+    with connected() as client:
+        now = client.merges.cancel(merge)
+    answer(now, now.status)
+
+
+@app.command()
+@with_json
+def delete(merge: MergeId) -> None:
+    """Delete a merge that has ended, and its weights."""
+    with connected() as client:
+        client.merges.delete(merge)
+    answer({"id": merge, "object": "merge", "deleted": True}, merge)
+
+
+@app.command()
+@with_json
+def download(
+    merge: MergeId,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to.")] = Path("merged.safetensors"),
+) -> None:
+    """Download the merged weights; an interrupted download goes on, and the digest is checked."""
+    with connected() as client, transfer() as bar:
+        path = client.merges.download(merge, output, step(bar, "download"))
+    answer({"id": merge, "path": str(path)}, str(path))

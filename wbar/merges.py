@@ -1,0 +1,222 @@
+"""A merge: checkpoints, results and snapshots combined without training, as a request asks for it and as the API sends it.
+
+The formulas stand in `wbar_averaging.decay_weights` and `wbar_averaging.task_vectors`.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
+
+from wbar.checkpoints import Fault
+from wbar.request import ExpiresAfter, RequestModel
+from wbar.results import WeightsFile
+from wbar.text import Name, Text
+
+MergeStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+ENDED: frozenset[MergeStatus] = frozenset({"succeeded", "failed", "cancelled"})
+MOST_SOURCES = 256
+MOST_SCALE = 1e6
+
+SourceId = Annotated[Text, Field(max_length=64)]
+DecayShape = Literal["linear", "cosine", "1-sqrt"]
+Weight = Annotated[float, Field(ge=-MOST_SCALE, le=MOST_SCALE, allow_inf_nan=False)]
+Weights = Annotated[list[Weight], Field(min_length=1, max_length=MOST_SOURCES, fail_fast=True)]
+
+
+class MeanMerge(RequestModel):
+    """The weighted mean Σ wᵢxᵢ / Σ wᵢ; equal weights unless one of the others is given."""
+
+    type: Literal["mean"] = "mean"
+    weights: Weights | None = Field(None, description="One per checkpoint, with a sum above 0; divided by it.")
+    shape: DecayShape | None = Field(
+        None,
+        description="For the checkpoints of one run, oldest first: weights shaped like the decay of the rate that their mean "
+        "replaces (Tian et al. 2025, WSM). `linear` is the equal mean.",
+    )
+    ema: float | None = Field(
+        None, ge=0, lt=1, description="For the checkpoints of one run, oldest first: the decay of an exponential mean."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if sum(one is not None for one in (self.weights, self.shape, self.ema)) > 1:
+            raise ValueError("give one of weights, shape and ema")
+        if self.weights is not None and sum(self.weights) <= 0:
+            raise ValueError(f"the weights must have a sum above 0, not {sum(self.weights):g}")
+        return self
+
+
+class _Added(RequestModel):
+    scale: Weight | Weights = Field(
+        1.0,
+        description="λ: one for all checkpoints, or one for each.",
+    )
+
+
+class TaskArithmeticMerge(_Added):
+    """w₀ + Σ λᵢ(wᵢ − w₀) (Ilharco et al. 2023); with one checkpoint and λ = α WiSE-FT's line (Wortsman et al. 2022)."""
+
+    type: Literal["task_arithmetic"]
+
+
+class TiesMerge(RequestModel):
+    """w₀ + λ times the mean of the trimmed differences that have the elected sign (TIES, Yadav et al. 2023)."""
+
+    type: Literal["ties"]
+    density: float = Field(
+        0.2, gt=0, le=1, description="The share of each difference, over all its tensors, that is kept."
+    )
+    scale: Weight = Field(1.0, description="λ.")
+
+
+class DareMerge(_Added):
+    """Task arithmetic with numbers of each difference dropped at random and the others made larger (DARE, Yu et al. 2024)."""
+
+    type: Literal["dare"]
+    drop: float = Field(0.9, ge=0, lt=1, description="The share that is dropped; the rest is divided by 1 − drop.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Of what is dropped: the same seed gives the same bits.")
+
+
+AnyMerge = Annotated[MeanMerge | TaskArithmeticMerge | TiesMerge | DareMerge, Discriminator("type")]
+MergeDtype = Literal["float16", "bfloat16", "float32", "float64"]
+
+
+class MergeRequest(RequestModel):
+    """A request to merge checkpoints. Only `checkpoints` is required."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"checkpoints": ["job_0mk3q8v3zr5d2a7x9c4t"], "last": 5, "method": {"type": "mean", "shape": "1-sqrt"}},
+                {
+                    "checkpoints": ["ckpt_0mk3q8v1zr5d2a7x9c4t", "ckpt_0mk3q8v4zr5d2a7x9c4t"],
+                    "base": "ckpt_0mk3q8v0zr5d2a7x9c4t",
+                    "method": {"type": "ties", "density": 0.2},
+                    "name": "two tasks",
+                },
+            ]
+        }
+    )
+
+    checkpoints: Annotated[list[SourceId], Field(min_length=1, max_length=MOST_SOURCES, fail_fast=True)] = Field(
+        description="Ids of checkpoints, of jobs (their results), of snapshots and of merges, in order; of one run, the oldest "
+        "first."
+    )
+    last: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_SOURCES,
+        description="With one job in `checkpoints`: its last so many snapshots instead of its result.",
+    )
+    base: SourceId | None = Field(None, description="w₀, the checkpoint that the others began from; not of a mean.")
+    method: AnyMerge = Field(default_factory=MeanMerge)
+    dtype: MergeDtype | None = Field(
+        None, description="Of all floating-point tensors; default: as in the first checkpoint, or in the base."
+    )
+    name: Name | None = None
+    expires_after: ExpiresAfter | None = Field(
+        None, description="Seconds from its end after which it is deleted. Default: it stays."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.base is None) != (self.method.type == "mean"):
+            needs = "adds to a base: give `base`" if self.base is None else "has no base: leave `base` out"
+            raise ValueError(f"the method {self.method.type} {needs}")
+        if self.last is not None and not (len(self.checkpoints) == 1 and self.checkpoints[0].startswith("job_")):
+            raise ValueError("`last` goes with one job in `checkpoints`")
+        numbers = self.method.weights if isinstance(self.method, MeanMerge) else self.method.scale
+        count = self.last or len(self.checkpoints)
+        if isinstance(numbers, list) and len(numbers) != count:
+            name = "weights" if isinstance(self.method, MeanMerge) else "scales"
+            raise ValueError(f"{len(numbers)} {name} for {count} checkpoints")
+        return self
+
+
+class MergeSource(BaseModel):
+    """One of the things that were merged. sha256: of its tensors as a safetensors file, which is what was read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    sha256: str
+
+
+class MergeSpec(BaseModel):
+    """Everything that decides a merge's bits. It is made once, when the merge is created."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: tuple[MergeSource, ...]
+    base: MergeSource | None
+    method: AnyMerge
+    dtype: MergeDtype | None
+
+    @property
+    def inputs(self) -> list[MergeSource]:
+        """The sources, after the base where there is one."""
+        return [*([self.base] if self.base else []), *self.sources]
+
+
+class MergeResult(BaseModel):
+    """The result of a merge."""
+
+    weights: WeightsFile
+
+
+class Merge(BaseModel):
+    """A merge: what it is made of, its status and, once it has succeeded, its result."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "id": "merge_0mk3q8v6zr5d2a7x9c4t",
+                "object": "merge",
+                "name": "two tasks",
+                "status": "succeeded",
+                "method": {"type": "ties", "density": 0.2, "scale": 1.0},
+                "dtype": None,
+                "base": {
+                    "id": "ckpt_0mk3q8v0zr5d2a7x9c4t",
+                    "sha256": "b5bb9d8014a0f9b1d61e21e796d78dccdf1352f23cd32812f4850b878ae4944c",
+                },
+                "sources": [
+                    {
+                        "id": "ckpt_0mk3q8v1zr5d2a7x9c4t",
+                        "sha256": "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
+                    }
+                ],
+                "fraction": 1.0,
+                "result": {
+                    "weights": {
+                        "bytes": 1105032,
+                        "sha256": "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9",
+                        "format": "safetensors",
+                    }
+                },
+                "error": None,
+                "attempts": 1,
+                "expires_at": None,
+                "created_at": "2026-11-21T09:00:00.000000Z",
+                "started_at": "2026-11-21T09:00:00.100000Z",
+                "finished_at": "2026-11-21T09:00:01.000000Z",
+            }
+        }
+    )
+
+    id: str
+    object: Literal["merge"] = "merge"
+    name: str | None
+    status: MergeStatus
+    method: AnyMerge
+    dtype: MergeDtype | None
+    base: MergeSource | None
+    sources: list[MergeSource] = Field(description="What is merged, in order; `last` is resolved to snapshots.")
+    fraction: float = Field(description="How much of the reading is done, from 0 to 1.")
+    result: MergeResult | None
+    error: Fault | None
+    attempts: int
+    expires_at: str | None = Field(None, description="Once it has ended: it is deleted within ten minutes after.")
+    created_at: str
+    started_at: str | None
+    finished_at: str | None

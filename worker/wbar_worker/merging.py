@@ -1,0 +1,116 @@
+"""Merges on a worker of the ingest queue: claim the row, merge in a fresh process, store the result.
+
+There is no state to resume: a merge whose attempt is lost begins again, to the same bits.
+"""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+from wbar.checkpoints import Fault
+from wbar.errors import MergeFailed
+from wbar_store import logs
+from wbar_store.merges import MergeRecord
+from wbar_store.store import Store
+from wbar_training.messages import Crashed
+from wbar_worker import processes
+from wbar_worker.children import MERGE_MESSAGES, RUN_MERGE, Merged, MergeEnding, MergeProgress, MergeRefused, MergeWork
+from wbar_worker.ingest import RENEW_SECONDS, renewed
+from wbar_worker.outages import is_outage, retry_while_unavailable
+from wbar_worker.processes import Child, first_line
+from wbar_worker.settings import WorkerSettings
+
+log = logging.getLogger("wbar.worker")
+
+WIDER = 4  # times the inputs' bytes that a result may take: float16 written as float64
+HEADERS = 64 * 1024 * 1024  # bytes
+
+
+class Merger:
+    """Makes merges for one worker process."""
+
+    def __init__(self, store: Store, settings: WorkerSettings) -> None:
+        self.store, self.settings = store, settings
+
+    def run(self, merge_id: str) -> None:
+        """Claim and make the merge; a message for one that has ended does nothing."""
+        record = self.store.merges.claim(merge_id)
+        if record is None:
+            return
+        with logs.belonging_to(tenant=record.tenant, merge=record.id, attempt=record.attempts):
+            scratch = self.settings.scratch / "merges" / f"{record.id}-{record.attempts}"
+            failure: Exception | None = None
+            try:
+                scratch.mkdir(parents=True, exist_ok=True)
+                with renewed(record.id, lambda: self.store.merges.renew(record.claim)):
+                    self._merge(record, scratch)
+            except Exception as error:
+                failure = error
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)  # before another attempt may begin
+            if failure is not None:
+                self._failed(record, failure)
+
+    def _merge(self, record: MergeRecord, scratch: Path) -> None:
+        inputs = {source.id: source.sha256 for source in record.spec.inputs}
+        for name, sha256 in inputs.items():
+            self.store.blobs.fetch(sha256, scratch / f"{name}.safetensors")
+        largest = max((scratch / f"{name}.safetensors").stat().st_size for name in inputs)
+        out = scratch / "out" / "merged.safetensors"
+        out.parent.mkdir()
+        work = MergeWork(
+            record.spec, scratch, out, self.settings.memory_per_ingest, self.settings.ingest_seconds,
+            WIDER * largest + HEADERS,
+        )  # fmt: skip
+        ending = self._listen(record, processes.start(RUN_MERGE, work))
+        match ending:
+            case None:
+                return
+            case Merged():
+                received = self.store.blobs.put_file(out)
+                with self.store.blobs.keep(received):
+                    self.store.merges.succeed(record.claim, received)
+            case MergeRefused():
+                self.store.merges.fail(record.claim, ending.fault)
+            case Crashed():
+                self._give_back(record, ending.why)
+                return
+        self.store.blobs.collect([*inputs.values()])  # whoever's they were may have been deleted meanwhile
+
+    def _listen(self, record: MergeRecord, child: Child) -> MergeEnding | None:
+        """Return how the child ended; None when the merge was cancelled or another attempt has it."""
+        deadline = time.monotonic() + self.settings.ingest_seconds
+        try:
+            while True:
+                if child.pipe.poll(RENEW_SECONDS):
+                    message = child.receive(MERGE_MESSAGES)
+                    if not isinstance(message, MergeProgress):
+                        return message
+                    fraction: float | None = message.fraction
+                else:
+                    fraction = None
+                if not self.store.merges.renew(record.claim, fraction):
+                    return None
+                if time.monotonic() > deadline:
+                    why = f"merging took longer than {self.settings.ingest_seconds:g} s (WBAR_INGEST_SECONDS)"
+                    return MergeRefused(fault=Fault(code=MergeFailed.code, message=why))
+        except (EOFError, OSError):
+            return child.crashed()
+        finally:
+            child.end()
+
+    def _failed(self, record: MergeRecord, error: Exception) -> None:
+        """Settle an attempt whose failure is not the merge's: it counts only if it will be the same next time."""
+        log.error("%s: attempt %d failed", record.id, record.attempts, exc_info=error)
+        if is_outage(error):
+            retry_while_unavailable(lambda: self.store.merges.hand_back(record.claim))
+        else:
+            self._give_back(record, first_line(error))
+
+    def _give_back(self, record: MergeRecord, why: str) -> None:
+        """The attempt failed: the next one tries again, and after the last the merge has failed."""
+        log.error("%s: attempt %d failed: %s", record.id, record.attempts, why)
+        if not self.store.merges.give_up(record.id, record.attempts):
+            self.store.merges.release(record.claim)
+            self.store.notify(record.id)
