@@ -136,7 +136,7 @@ function followJob(page) {
     time.dateTime = event.created_at;
     const kind = document.createElement("b");
     kind.textContent = ` ${event.type} `;
-    const text = event.type === "log" ? data.message : event.type === "snapshot" ? `snapshot ${data.n}` : states[data.status] + (data.error ? ` ${data.error.message}` : "");
+    const text = event.type === "log" ? data.message : event.type === "snapshot" ? `number ${data.n}` : states[data.status] + (data.error ? ` ${data.error.message}` : "");
     line.append(time, kind, text);
     if (event.type === "log") line.className = data.level;
     log.prepend(line);
