@@ -1,0 +1,1 @@
+"""What averaging gives from a start that was pretrained elsewhere: EfficientNet-Lite0 of ImageNet, on ten classes."""
