@@ -43,14 +43,15 @@ def upload(
             )
     except UnknownArchitecture as error:
         raise UnknownArchitecture(f"{error.detail}. Here `architecture` is --architecture NAME") from None
-    if made.architecture is None:
+    network = made.architecture
+    if network is None:
         note(f"of no known network, {made.parameters:,} numbers: to be merged, not trained")
     else:
-        note(f"{made.architecture.name}, {made.architecture.num_classes} classes, {made.parameters:,} parameters")
-    if made.architecture is not None and made.architecture.warning:
-        note(made.architecture.warning, "yellow")
-    elif made.architecture.note:
-        note(made.architecture.note, "dim")
+        note(f"{network.name}, {network.num_classes} classes, {made.parameters:,} parameters")
+        if network.warning:
+            note(network.warning, "yellow")
+        elif network.note:
+            note(network.note, "dim")
     answer(made, made.id)
 
 
