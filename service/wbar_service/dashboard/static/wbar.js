@@ -29,8 +29,9 @@ const AWAY = "The service does not answer: trying again…";
 function connection(text) {
   const shown = one("#connection");
   if (!shown) return;
-  if (text === AWAY && shown.textContent !== AWAY) heartbeat.soon();
+  const turned = shown.textContent !== text;
   shown.textContent = text;
+  if (turned && text === AWAY) heartbeat.soon();
 }
 
 // Pages on which nothing happens by itself ask once a minute while they are seen whether the service is still there: when it
