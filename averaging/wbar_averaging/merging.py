@@ -142,7 +142,7 @@ class Ties(MergeMethod):
 
 @dataclass(frozen=True)
 class Merged:
-    """The files that a merge wrote.
+    """The outcome of a merge.
 
     path: the file, the index of its shards, or the adapter's file.
     carried: files beside the weights that were copied from the first checkpoint's folder.

@@ -16,7 +16,6 @@ DARE's draws are a function of the seed, the checkpoint's place among the checkp
 place in it: the same however a checkpoint is cut into files and pieces.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 
@@ -61,6 +60,8 @@ class Dare(TaskArithmetic):
         self._bound, self._seed = np.uint64(int(drop * 2**64)), seed
 
     def _drop(self, number: int, index: int, begin: int, term: Array) -> None:
+        import hashlib  # with OpenSSL it is megabytes that nothing else needs
+
         key = hashlib.sha256(f"{self._seed}\0{number}\0{self._plan.names[index]}".encode()).digest()[:16]
         draws = np.random.Philox(key=int.from_bytes(key, "little"))
         draws.advance(begin // DRAWS_AT_ONCE)
@@ -82,7 +83,7 @@ class Ties(Combination):
         self._numbers = sum(map(plan.elements, self._floats))
         self._kept = max(1, math.ceil(density * self._numbers))
         self._positive, self._negative = (np.empty(streamed_mean.PIECE, np.float64) for _ in range(2))
-        self._ups, self._downs = (np.empty(streamed_mean.PIECE, np.float64) for _ in range(2))
+        self._ups, self._downs = (np.empty(streamed_mean.PIECE, np.int32) for _ in range(2))
         self._borders = [0.0] * len(plan.checkpoints)
         if self._kept < self._numbers:
             # As if every border took all passes and read the base with each: the bar then only ever jumps ahead.
@@ -100,8 +101,11 @@ class Ties(Combination):
             for index in self._floats:
                 for begin in range(0, self._plan.elements(index), streamed_mean.PIECE):
                     bits = self._magnitude_bits(number, index, begin)
-                    digits = bits[bits >> (shift + width) == known]
-                    counts += np.bincount((digits >> shift) & (2**width - 1), minlength=2**width)
+                    leading = np.right_shift(bits, shift + width, out=self._positive.view(np.int64)[: len(bits)])
+                    digits = bits[leading == known]
+                    np.right_shift(digits, shift, out=digits)
+                    np.bitwise_and(digits, 2**width - 1, out=digits)
+                    counts += np.bincount(digits, minlength=2**width)
             downward = np.cumsum(counts[::-1])
             place = int(np.searchsorted(downward, above))
             digit = 2**width - 1 - place
@@ -141,7 +145,11 @@ class Ties(Combination):
         if not all_finite(positive) or not all_finite(negative):
             total[:] = np.nan  # refused with its name, though a comparison below could hide it
             return
-        elected = np.where(positive > negative, positive / np.maximum(ups, 1), -negative / np.maximum(downs, 1))
-        elected[positive == negative] = 0
-        np.multiply(elected, -self._scale, out=total)
+        np.divide(positive, np.maximum(ups, 1, out=ups), out=term)
+        np.divide(negative, np.maximum(downs, 1, out=downs), out=total)
+        np.negative(total, out=total)
+        np.copyto(total, term, where=positive > negative)
+        total[positive == negative] = 0
+        np.multiply(total, self._scale, out=total)
+        np.subtract(0.0, total, out=total)  # never -0, so that -0 less it is -0
         np.subtract(first, total, out=total)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +21,7 @@ from wbar_averaging import Dare, Merged, TaskArithmetic, Ties, WeightedMean, mer
 from wbar_averaging.decay_weights import decay_weights
 from wbar_averaging.merging import MergeMethod
 from wbar_averaging.pytorch_file import UnreadableCheckpoint
+from wbar_averaging.safetensors_file import header_bytes
 from wbar_averaging.streamed_mean import FactorsApart, Mismatch, NotFinite
 
 Vector = NDArray[np.float64]
@@ -73,7 +76,7 @@ def models(draw: st.DrawFn) -> tuple[list[Tensors], int]:
     files = []
     for _ in range(count):
         drawn = {
-            name: rng.integers(-2, 3, n) / 2 if coarse else rng.standard_normal(n) for name, (_, n) in layout.items()
+            name: -(rng.integers(-2, 3, n) / 2) if coarse else rng.standard_normal(n) for name, (_, n) in layout.items()
         }
         files.append({name: (dtype, stored(drawn[name], dtype)) for name, (dtype, _) in layout.items()})
     return files, draw(st.integers(1, 10))
@@ -288,3 +291,29 @@ def test_a_shard_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> 
     (snapshot / "model-00001-of-00001.safetensors").symlink_to("../../blobs/0a")
     (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
     assert merge_checkpoints([snapshot], tmp_path / "out.safetensors").path.exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["TaskArithmetic()", "Ties(density=0.3)", "Dare()"])
+def test_memory_does_not_grow_with_the_files(tmp_path: Path, method: str) -> None:
+    for n in range(3):
+        with open(tmp_path / f"{n}.safetensors", "wb") as file:
+            start = header_bytes([("v", "F32", [2**20]), ("w", "BF16", [2**24])], {})
+            file.write(start)
+            file.write(np.random.default_rng(n).standard_normal(2**20, np.float32).data)
+            file.truncate(len(start) + 2**22 + 2**25)  # zeros that lie on no disk
+    code = f"""
+import re, sys
+import numpy
+def peak(): return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+before = peak()
+from wbar_averaging.merging import *
+base, *others = [f"{{sys.argv[1]}}/{{n}}.safetensors" for n in range(3)]
+merge_checkpoints(others, f"{{sys.argv[1]}}/m.safetensors", {method}, base=base)
+assert "torch" not in sys.modules
+print(peak() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(tmp_path)], check=True, capture_output=True, text=True, timeout=240
+    )
+    assert int(done.stdout) < 20 * 1024

@@ -206,11 +206,11 @@ def test_another_tenant_sees_nothing_of_it(service: Service, tmp_path: Path) -> 
 
 
 def large(client: Client, folder: Path) -> tuple[str, str, list[Path]]:
-    """Two checkpoints of ten million numbers: TIES of many of them takes long enough to be interrupted."""
+    """Two checkpoints of four million numbers: TIES of many of them takes long enough to be interrupted."""
     paths = []
     for n in range(2):
         paths.append(folder / f"large{n}.safetensors")
-        save_file({"w": np.random.default_rng(n).standard_normal(10_000_000, np.float32)}, paths[-1])
+        save_file({"w": np.random.default_rng(n).standard_normal(4_000_000, np.float32)}, paths[-1])
     one, two = uploaded(client, paths)
     return one, two, paths
 
@@ -227,7 +227,7 @@ def test_a_merge_whose_worker_is_killed_ends_in_the_same_bits(breakable: Service
         client.checkpoints.delete(other)
         breakable.signal("ingest", signal.SIGKILL)
         breakable.start("ingest")
-        merge = client.merges.wait(made.id, timeout=120)
+        merge = client.merges.wait(made.id, timeout=240)
         assert (merge.status, merge.error) == ("succeeded", None)
         assert merge.attempts == 2
         found = client.merges.download(merge.id, tmp_path / "found.safetensors")
