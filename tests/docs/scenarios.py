@@ -15,7 +15,7 @@ import torch
 from tests.conftest import Service, wait_until
 from tests.docs.not_run import NOT_RUN
 from tests.docs.pages import ROOT, Block, blocks_of
-from tests.material import start_state, write_archive, write_start
+from tests.material import start_state, turned_archive, write_archive, write_start
 from tests.service.test_embedded import Up
 from wbar_averaging import write_safetensors
 
@@ -132,12 +132,14 @@ def _readme(service: Service, folder: Path) -> Scenario:
 def _guide(service: Service, folder: Path) -> Scenario:
     checkpoint, dataset = _inputs(service, folder)
     write_safetensors(folder / "other.safetensors", start_state(30), {})
+    (folder / "sketches.zip").write_bytes(turned_archive())
     with service.client() as client:
+        sketches = client.datasets.create(folder / "sketches.zip").id
         other = client.checkpoints.create(folder / "other.safetensors").id
         first = client.jobs.create(checkpoint=checkpoint, dataset=dataset, method={"cycles": 1})
         second = client.jobs.create(checkpoint=checkpoint, dataset=dataset, method={"cycles": 2})
         jobs = [str(client.jobs.wait(job.id, 120).id) for job in (first, second)]
-    ids = {"ckpt_…": checkpoint, "ckpt_A": checkpoint, "ckpt_B": str(other), "ds_…": dataset}
+    ids = {"ckpt_…": checkpoint, "ckpt_A": checkpoint, "ckpt_B": str(other), "ds_…": dataset, "ds_S": sketches}
     ids |= {"job_…": jobs[0], "job_A": jobs[0], "job_B": jobs[1]}
     tracking = {
         "http://127.0.0.1:5000": f"sqlite:///{folder / 'mlflow.db'}"

@@ -1,18 +1,14 @@
 """Further datasets of a job: checked when it is asked for, kept while it needs them, scored when it is done."""
 
-import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.conftest import Service
-from tests.material import archive_bytes, write_archive, write_start
+from tests.material import turned_archive, write_archive, write_start
 from wbar import Client
 from wbar.jobs import Job
 
@@ -23,18 +19,6 @@ class Inputs:
     dataset: str
     turned: str
     others: str  # another dataset, of other classes
-
-
-def turned_archive(rename: str = "") -> bytes:
-    """The archive of the tests with its images turned by 180°; rename: what is put before the names of the classes."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(archive_bytes())) as given, zipfile.ZipFile(out, "w") as made:
-        for name in given.namelist():
-            split, label, file = name.split("/")
-            png = io.BytesIO()
-            Image.fromarray(np.asarray(Image.open(io.BytesIO(given.read(name))))[::-1, ::-1].copy()).save(png, "PNG")
-            made.writestr(zipfile.ZipInfo(f"{split}/{rename}{label}/{file}"), png.getvalue())
-    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
