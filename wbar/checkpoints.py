@@ -5,8 +5,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wbar.spec import Network
+from wbar.spec import Network, PretrainedConfig
 from wbar.states import UploadStatus
+
+# Of an upload: one file, or an archive of a folder with `model.safetensors` and `config.json`.
+CheckpointFormat = Literal["safetensors", "pytorch", "zip", "tar"]
 
 
 class Fault(BaseModel):
@@ -50,15 +53,17 @@ class CheckpointFacts:
     tensors: how many tensors the file has.
     prefix: the part of the uploaded names before the network's own.
     ambiguous_with: see NetworkArchitecture.
+    pretrained: what came with it about its images.
     """
 
-    format: Literal["safetensors", "pytorch"]
+    format: CheckpointFormat
     parameters: int
     tensors: int
     network: Network
     source: Literal["given", "detected"]
     prefix: str
     ambiguous_with: list[str] | None
+    pretrained: PretrainedConfig | None = None
 
 
 class Checkpoint(BaseModel):
@@ -84,6 +89,7 @@ class Checkpoint(BaseModel):
                     "source": "detected",
                     "ambiguous_with": None,
                 },
+                "pretrained": None,
                 "error": None,
                 "expires_at": None,
                 "created_at": "2026-11-21T09:00:00.000000Z",
@@ -95,12 +101,18 @@ class Checkpoint(BaseModel):
     object: Literal["checkpoint"] = "checkpoint"
     name: str
     status: UploadStatus
-    format: Literal["safetensors", "pytorch"] | None
+    format: CheckpointFormat | None = Field(
+        description="`zip` and `tar` are archives of a folder with `model.safetensors` and `config.json`, as timm saves it."
+    )
     bytes: int
     sha256: str
     parameters: int | None
     tensors: int | None
     architecture: NetworkArchitecture | None
+    pretrained: PretrainedConfig | None = Field(
+        None,
+        description="What came with it about the images it was trained on (timm's `pretrained_cfg`): defaults of a recipe.",
+    )
     error: Fault | None
     expires_at: str | None = Field(
         None, description="It is deleted within ten minutes after, once no queued, running or paused job needs it."

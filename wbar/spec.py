@@ -6,15 +6,15 @@ to the worker and to training. Where files lie and what they run on is not part 
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from wbar import __version__
-from wbar.catalog import ARCHITECTURES
+from wbar.catalog import ARCHITECTURES, Architecture
 from wbar.method import AnyMethod, Soup
-from wbar.recipe import Recipe
+from wbar.recipe import Interpolation, Recipe, recipe_document
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Network:
 
     image_size: pixels per side, only where the weights are tied to one (position tables).
     projection: whether the shortcuts of a CIFAR ResNet are 1 × 1 convolutions.
+    entry: of a network whose catalog entry depends on what a worker has installed; it travels with the network.
     """
 
     name: str
@@ -30,11 +31,34 @@ class Network:
     channels: int = 3
     image_size: int | None = None
     projection: bool = False
+    entry: Architecture | None = field(default=None, compare=False)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The catalog's entry. Raises KeyError for a name that no catalog has."""
+        return self.entry or ARCHITECTURES[self.name]
 
     @property
     def classes(self) -> int:
         """The number of classes that the outputs tell apart: a single output is a sigmoid between two."""
         return 2 if self.num_classes == 1 else self.num_classes
+
+
+@dataclass(frozen=True)
+class PretrainedConfig:
+    """What came with a checkpoint about the images that it was trained on (timm's `pretrained_cfg`).
+
+    mean, std: one number per channel, for pixels in [0, 1].
+    image_size: (height, width) in pixels.
+    crop_ratio: of a held-out image's short side, the part that is cut out of its centre.
+    interpolation: how images were resized.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_size: tuple[int, int] | None = None
+    crop_ratio: float | None = None
+    interpolation: Interpolation | None = None
 
 
 class _Frozen(BaseModel):
@@ -48,6 +72,7 @@ class StoredWeights(_Frozen):
     sha256: of the bytes as they were uploaded.
     blob: the same tensors as safetensors, which is the file that training reads.
     prefix: the part of the uploaded names before the network's own (`module.`).
+    pretrained: what a recipe's defaults are read off; no document has it, since the recipe is resolved by then.
     """
 
     id: str
@@ -55,6 +80,7 @@ class StoredWeights(_Frozen):
     blob: str
     prefix: str
     network: Network
+    pretrained: PretrainedConfig | None = Field(None, exclude=True)
 
 
 class StoredDataset(_Frozen):
@@ -117,7 +143,13 @@ class JobSpec(_Frozen):
     @property
     def reproducible(self) -> bool:
         """Whether the same spec gives the same bits on a GPU."""
-        return ARCHITECTURES[self.network.name].reproducible
+        return self.network.architecture.reproducible
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON that is stored; options of new versions are left out while they have their defaults."""
+        document = self.model_dump(mode="json")
+        document["recipe"] = recipe_document(self.recipe)
+        return document
 
     def blobs(self) -> list[str]:
         """Return the blobs that training reads, each once."""
@@ -138,7 +170,7 @@ class JobSpec(_Frozen):
             "start": self.start.sha256,
             "dataset": self.dataset.sha256,
             "method": self.method.model_dump(mode="json"),
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": recipe_document(self.recipe),
             "seed": self.seed,
             "classes": self.classes,
             "find_normalization": self.find_normalization,

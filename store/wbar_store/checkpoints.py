@@ -48,7 +48,12 @@ class CheckpointRecord(UploadRecord):
         assert self.facts is not None
         assert self.weights is not None
         return StoredWeights(
-            id=self.id, sha256=self.sha256, blob=self.weights, prefix=self.facts.prefix, network=self.facts.network
+            id=self.id,
+            sha256=self.sha256,
+            blob=self.weights,
+            prefix=self.facts.prefix,
+            network=self.facts.network,
+            pretrained=self.facts.pretrained,
         )
 
     def to_api(self) -> Checkpoint:
@@ -74,6 +79,7 @@ class CheckpointRecord(UploadRecord):
             parameters=facts.parameters if facts else None,
             tensors=facts.tensors if facts else None,
             architecture=architecture,
+            pretrained=facts.pretrained if facts else None,
             error=self.error,
             expires_at=rfc3339(self.expires_at),
             created_at=rfc3339(self.created_at),

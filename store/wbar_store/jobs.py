@@ -145,7 +145,7 @@ class Jobs(Repository[JobRecord]):
             "checkpoint": spec.start.id,
             "dataset": spec.dataset.id,
             "request": request and dict(request),
-            "spec": spec.model_dump(mode="json"),
+            "spec": spec.document(),
             "metadata": dict(metadata),
             "attempts": 0,
             "lost_attempts": 0,

@@ -115,7 +115,7 @@ def _selection(
     delivered: Delivered = decisions.guard(evaluated[0], evaluated[1], reporter)
     if delivered == "start":
         recipe = setup.plan.recipe
-        fresh = recipe.head == "reset" or bool(recipe.reset)
+        fresh = recipe.head == "reset" or bool(recipe.reset) or bool(recipe.head_epochs)
         # The uploaded tensors as they are: float64 does not survive the network, which is float32.
         tensors = setup.start() if fresh else setup.writer.start()
         setup.writer.write_result(tensors, 0, _score(results.start).temperature)

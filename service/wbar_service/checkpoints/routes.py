@@ -134,5 +134,6 @@ def get_checkpoint_content(checkpoint_id: str, request: Request, store: StoreOf,
         raise CheckpointNotReady(
             f"{checkpoint_id} is {checkpoint.status}: only the bytes of a ready checkpoint are kept"
         )
-    extension = "pth" if checkpoint.facts and checkpoint.facts.format == "pytorch" else "safetensors"
+    kind = checkpoint.facts.format if checkpoint.facts else "safetensors"
+    extension = "pth" if kind == "pytorch" else kind
     return blob_response(request, store.blobs, checkpoint.content, f"{checkpoint_id}.{extension}")
