@@ -26,7 +26,7 @@ SGD = (
     "nasnet", "nfnet", "pnasnet", "regnet", "repghost", "res2net", "resnest", "resnet", "resnetv2", "rexnet",
     "selecsls", "senet", "sknet", "tresnet", "vgg", "vovnet", "xception", "xception_aligned",
 )  # fmt: skip
-MIN_SIZE = 32  # of networks that take many sizes: no map is smaller than a pixel
+MIN_SIZE = 32  # pixels of a side, from which no map is smaller than a pixel
 
 
 def installed() -> str | None:
@@ -88,7 +88,7 @@ def entry(name: str) -> Architecture:
     config, family = _config(own), _model_to_module[own]
     size = config["input_size"][-1]
     fixed = config["fixed_input_size"]
-    smallest = size if fixed else (config["min_input_size"] or (MIN_SIZE,))[-1]
+    smallest = MIN_SIZE if fixed else (config["min_input_size"] or (MIN_SIZE,))[-1]
     sgd = family in SGD
     return Architecture(
         name,
