@@ -22,6 +22,7 @@ from wbar_store.workers import Device, Queue, WorkerRecord
 from wbar_worker.children import warm_up
 from wbar_worker.gpus import Gpus
 from wbar_worker.ingest import Ingester
+from wbar_worker.installed import InstalledTimm
 from wbar_worker.run_job import Runner
 from wbar_worker.settings import WorkerSettings
 
@@ -65,11 +66,18 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         slots = settings.ingest_slots
         ingester = Ingester(store, settings)
         app.task(name=INGEST)(ingester.run)
+    timm = (
+        InstalledTimm(store, settings.tables)
+        if kind == "ingest" and settings.tables and InstalledTimm.is_there()
+        else None
+    )
     device: Device = "cuda" if gpus else "cpu"
     presence = _Presence(store, WorkerRecord(name, kind, device, slots))
 
     def ready(**_: Any) -> None:
         presence.start()
+        if timm is not None:
+            timm.start()
         log.info("%s is ready: %d slot(s) on %s, torch %s", name, slots, device, machine.torch)
 
     def stopping(**_: Any) -> None:
@@ -84,6 +92,8 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         )  # fmt: skip
     finally:
         presence.stop()
+        if timm is not None:
+            timm.stop()
         store.close()
         tracing.close()
 

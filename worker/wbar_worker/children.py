@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from wbar.catalog import Architecture
 from wbar.checkpoints import CheckpointFacts, Fault
 from wbar.spec import JobSpec
 from wbar_training.messages import Crashed
@@ -57,6 +58,7 @@ class CheckpointUpload:
     """The request to read the file at `path` and write its tensors to `out`.
 
     architecture, num_classes: as the upload named them.
+    tables: the folder of the table of timm's networks; None: they are not recognized.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class CheckpointUpload:
     architecture: str | None
     num_classes: int | None
     limits: ReaderLimits
+    tables: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,28 @@ class Machine(_Message):
     type: Literal["machine"] = "machine"
     gpus: int
     torch: str
+
+
+@dataclass(frozen=True)
+class TimmRequest:
+    """The request to name timm's networks, and to make their table in a folder where it is missing."""
+
+    tables: Path
+
+
+class TimmNames(_Message):
+    """The first answer to a TimmRequest: the installed version, and its networks' entries of the catalog."""
+
+    type: Literal["names"] = "names"
+    version: str
+    entries: list[Architecture]
+
+
+class TimmTable(_Message):
+    """The last answer: the table is there."""
+
+    type: Literal["table"] = "table"
+    path: str
 
 
 class CheckpointFound(_Message):
@@ -139,11 +164,13 @@ class UploadRejected(_Message):
 Verdict = CheckpointFound | DatasetPacked | UploadRejected | Crashed
 VERDICTS: TypeAdapter[Verdict] = TypeAdapter(Annotated[Verdict, Field(discriminator="type")])
 MACHINE = TypeAdapter(Machine)
+TIMM: TypeAdapter[TimmNames | TimmTable] = TypeAdapter(Annotated[TimmNames | TimmTable, Field(discriminator="type")])
 
 RUN_ATTEMPT: Entry[AttemptRequest] = Entry("wbar_worker.attempt", "run_attempt")
 PROBE: Entry[ProbeRequest] = Entry("wbar_worker.attempt", "probe")
 VALIDATE_CHECKPOINT: Entry[CheckpointUpload] = Entry("wbar_worker.validate", "validate_checkpoint", isolated=True)
 VALIDATE_DATASET: Entry[DatasetUpload] = Entry("wbar_worker.validate", "validate_dataset", isolated=True)
+DESCRIBE_TIMM: Entry[TimmRequest] = Entry("wbar_worker.installed", "describe_timm")
 PACK_BUILTIN: Entry[DatasetUpload] = Entry("wbar_worker.validate", "pack_builtin")
 
 

@@ -115,7 +115,7 @@ class Ingester:
         assert record.content is not None
         self.store.blobs.fetch(record.content, path)
         given = record.given
-        upload = CheckpointUpload(path, out, given.architecture, given.num_classes, self.limits)
+        upload = CheckpointUpload(path, out, given.architecture, given.num_classes, self.limits, self.settings.tables)
         child = processes.start(VALIDATE_CHECKPOINT, upload)
         accepted = self._accepted(repository, record, self._verdict(repository, record.claim, child), CheckpointFound)
         if accepted is None:

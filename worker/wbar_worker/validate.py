@@ -30,7 +30,7 @@ def validate_checkpoint(upload: CheckpointUpload, channel: ControlChannel) -> No
 
     def read() -> CheckpointFound:
         valid = checkpoint_files.validate(
-            upload.path, upload.architecture, upload.num_classes, upload.out, limits.content
+            upload.path, upload.architecture, upload.num_classes, upload.out, limits.content, upload.tables
         )
         return CheckpointFound(facts=CheckpointFacts(**vars(valid)))
 

@@ -95,13 +95,13 @@ def validate(
     Raises a class of wbar.errors.Rejected that says what is wrong with the file.
     """
     limits = limits or UploadLimits()
-    kind, tensors, said = _read_with_config(path, out.with_name(f"{out.name}.unpacked"), limits)
+    kind, tensors, said, held = _read_with_config(path, out.with_name(f"{out.name}.unpacked"), limits)
     if len(tensors) > limits.tensors:
         raise ContentTooLarge(f"the file has {len(tensors)} tensors, more than the limit of {limits.tensors}")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTERS)}
     _check_names(tensors)
     _check_kinds(tensors)
-    check_claims(tensors, path.stat().st_size)
+    check_claims(tensors, held)
     prefix = common_prefix(tensors)
     shapes = {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in tensors.items()}
     if architecture:
@@ -133,18 +133,23 @@ def validate(
 
 def _read_with_config(
     path: Path, unpacked: Path, limits: UploadLimits
-) -> tuple[CheckpointFormat, dict[str, Tensor], pretrained_config.Said]:
-    """Return the file's format, its flat state dict, and what came with it. unpacked: a name for the weights of an archive."""
+) -> tuple[CheckpointFormat, dict[str, Tensor], pretrained_config.Said, int]:
+    """Return the file's format, its flat state dict, what came with it, and the bytes of its weights.
+
+    unpacked: a name for the weights of an archive.
+    """
     with open(path, "rb") as file:
         head = file.read(512)
     folder = model_folders.unpack(path, head, unpacked, limits)
     if folder is None:
         kind, tensors = read(path, limits)
-        return kind, tensors, _said_in(path) if kind == "safetensors" else pretrained_config.NOTHING
+        said = _said_in(path) if kind == "safetensors" else pretrained_config.NOTHING
+        return kind, tensors, said, path.stat().st_size
     try:
         _, tensors = read(folder.weights, limits)
         said = pretrained_config.of_config(folder.config) if folder.config else _said_in(folder.weights)
-        return folder.format, {name: tensor.clone() for name, tensor in tensors.items()}, said
+        held = folder.weights.stat().st_size
+        return folder.format, {name: tensor.clone() for name, tensor in tensors.items()}, said, held
     finally:
         folder.weights.unlink()
 

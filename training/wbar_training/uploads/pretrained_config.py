@@ -72,9 +72,9 @@ def _object(raw: bytes) -> dict[str, Any]:
 def _said(config: Mapping[str, Any]) -> Said:
     name = config.get("architecture")
     architecture = name if isinstance(name, str) and 0 < len(name) <= 128 else None
-    arguments = config.get("model_args") or {}
+    arguments = config.get("model_args")
     others = (
-        sorted(key for key, value in arguments.items() if key not in ARGUMENTS) if isinstance(arguments, dict) else []
+        sorted(key for key, value in arguments.items() if _matters(key, value)) if isinstance(arguments, dict) else []
     )
     if architecture and others:
         raise ArchitectureMismatch(
@@ -83,6 +83,13 @@ def _said(config: Mapping[str, Any]) -> Said:
         )
     found = config.get("pretrained_cfg")
     return Said(architecture, _pretrained(found) if isinstance(found, dict) else None)
+
+
+def _matters(argument: str, value: Any) -> bool:
+    """Return whether an argument of timm's may make another network of a name without changing its tensors."""
+    if argument == "global_pool":  # timm records it always; these have tensors of their own, or are the usual
+        return value not in ("avg", "token", "map")
+    return argument not in ARGUMENTS and value is not None
 
 
 def _pretrained(config: Mapping[str, Any]) -> PretrainedConfig:
