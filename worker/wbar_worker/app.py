@@ -59,18 +59,15 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         raise SystemExit("WBAR_DEVICE is cuda and torch sees no GPU: install the driver, or set it to cpu")
     app = configured(settings)
     name = f"{kind}-{os.getpid()}@{socket.gethostname()}"
+    tables = settings.tables if kind == "ingest" and InstalledTimm.is_there() else None
+    timm = InstalledTimm(store, tables) if tables else None
     if kind == "train":
         slots = settings.slots or max(1, gpus)
         _register_train(app, Runner(store, settings, draining, name, tracing), slots, gpus, settings)
     else:
         slots = settings.ingest_slots
-        ingester = Ingester(store, settings)
+        ingester = Ingester(store, settings, timm)
         app.task(name=INGEST)(ingester.run)
-    timm = (
-        InstalledTimm(store, settings.tables)
-        if kind == "ingest" and settings.tables and InstalledTimm.is_there()
-        else None
-    )
     device: Device = "cuda" if gpus else "cpu"
     presence = _Presence(store, WorkerRecord(name, kind, device, slots))
 

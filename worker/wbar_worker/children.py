@@ -101,13 +101,14 @@ class Machine(_Message):
 
 @dataclass(frozen=True)
 class TimmRequest:
-    """The request to name timm's networks, and to make their table in a folder where it is missing."""
+    """The request to name timm's networks, or to make their table in a folder where it is missing."""
 
     tables: Path
+    make_table: bool
 
 
 class TimmNames(_Message):
-    """The first answer to a TimmRequest: the installed version, and its networks' entries of the catalog."""
+    """An answer to a TimmRequest: the installed version, and its networks' entries of the catalog."""
 
     type: Literal["names"] = "names"
     version: str
@@ -115,7 +116,7 @@ class TimmNames(_Message):
 
 
 class TimmTable(_Message):
-    """The last answer: the table is there."""
+    """The other answer: the table is there."""
 
     type: Literal["table"] = "table"
     path: str

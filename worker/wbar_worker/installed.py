@@ -1,7 +1,8 @@
-"""What timm is installed here: its names go to the store at once, and the table that recognizes its networks is made once.
+"""What timm is installed here: its names go to the store at once, and the table that recognizes its networks when one is wanted.
 
-A child does both, since the worker loads no framework. It is as nice as can be: the table takes minutes of one core, and
-until it is there an upload waits for the few networks that it may be to be built for it alone.
+Children do both, since the worker loads no framework, and as nice as can be: the table takes minutes of one core. It is made
+once, after the first upload that is one of timm's networks or none that is known; until it is there, an upload waits for the
+few networks that it may be to be built for it alone.
 """
 
 import importlib.util
@@ -10,9 +11,20 @@ import os
 import threading
 from pathlib import Path
 
+from wbar.errors import UnknownArchitecture
 from wbar_store.store import Store
+from wbar_training.messages import Crashed
 from wbar_worker import processes
-from wbar_worker.children import DESCRIBE_TIMM, TIMM, TimmNames, TimmRequest, TimmTable
+from wbar_worker.children import (
+    DESCRIBE_TIMM,
+    TIMM,
+    CheckpointFound,
+    TimmNames,
+    TimmRequest,
+    TimmTable,
+    UploadRejected,
+    Verdict,
+)
 from wbar_worker.outages import retry_while_unavailable
 from wbar_worker.processes import Child, ControlChannel
 
@@ -25,6 +37,7 @@ class InstalledTimm(threading.Thread):
     def __init__(self, store: Store, tables: Path) -> None:
         super().__init__(name="timm", daemon=True)
         self._store, self._tables = store, tables
+        self._wanted, self._stopping = threading.Event(), False
         self._child: Child | None = None
 
     @staticmethod
@@ -32,40 +45,54 @@ class InstalledTimm(threading.Thread):
         """Return whether timm is installed; it is not imported."""
         return importlib.util.find_spec("timm") is not None
 
+    def heard(self, verdict: Verdict | None) -> None:
+        """Have the table made, unless it is there, where an upload was one of timm's or of an unknown network."""
+        rejected = isinstance(verdict, UploadRejected) and verdict.fault.code == UnknownArchitecture.code
+        if rejected or (isinstance(verdict, CheckpointFound) and verdict.facts.network.entry is not None):
+            self._wanted.set()
+
     def run(self) -> None:
-        child = self._child = processes.start(DESCRIBE_TIMM, TimmRequest(self._tables))
+        names = self._ask(TimmRequest(self._tables, make_table=False))
+        if isinstance(names, TimmNames):
+            version, entries = names.version, names.entries
+            retry_while_unavailable(lambda: self._store.architectures.announce("timm", version, entries))
+        self._wanted.wait()
+        if not self._stopping and isinstance(table := self._ask(TimmRequest(self._tables, make_table=True)), TimmTable):
+            log.info("the table of timm's networks is at %s", table.path)
+
+    def _ask(self, request: TimmRequest) -> TimmNames | TimmTable | Crashed:
+        child = self._child = processes.start(DESCRIBE_TIMM, request)
         try:
-            while True:
-                message = child.receive(TIMM)
-                if not isinstance(message, TimmNames):
-                    log.info("the table of timm's networks is at %s", message.path)
-                    return
-                found = message
-                retry_while_unavailable(
-                    lambda found=found: self._store.architectures.announce("timm", found.version, found.entries)  # type: ignore[misc]
-                )
-        except (EOFError, OSError):
-            log.warning("timm's networks were not looked at to the end: %s", child.crashed().why)
-        except Exception:
-            log.exception("timm's networks could not be announced")
+            return child.receive(TIMM)
+        except (EOFError, OSError, ValueError):
+            crashed = child.crashed()
+            if not self._stopping:
+                log.warning("timm could not be looked at: %s", crashed.why)
+            return crashed
+        finally:
+            child.end()
 
     def stop(self) -> None:
-        """End the child; a table that is half made is made again at the next start."""
+        """End the child; a table that is half made is made again when it is wanted again."""
+        self._stopping = True
+        self._wanted.set()
         if self._child is not None:
-            self._child.end()
+            self._child.process.kill()
 
 
 # In the child.
 
 
 def describe_timm(request: TimmRequest, channel: ControlChannel) -> None:
-    """Send the names of the installed timm, and make its table where it is missing."""
+    """Send the names of the installed timm; or make its table where it is missing, and say where it is."""
     from wbar_training.networks import timm_models, timm_table
 
     os.nice(19)
-    version = timm_models.installed()
-    assert version is not None
-    channel.send(TimmNames(version=version, entries=list(timm_models.entries())))
+    if not request.make_table:
+        version = timm_models.installed()
+        assert version is not None
+        channel.send(TimmNames(version=version, entries=list(timm_models.entries())))
+        return
     if timm_table.load(request.tables) is None:
         timm_table.write(request.tables)
     channel.send(TimmTable(path=str(timm_table.path_in(request.tables))))

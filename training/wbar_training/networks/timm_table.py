@@ -222,3 +222,9 @@ def _is_idle(attribute: str) -> bool:
 def plainest(rows: Iterable[Row]) -> list[Row]:
     """Return rows with the plainest name first: the shortest, and of those the first."""
     return sorted(rows, key=lambda row: (len(row.name.removeprefix("timm/")), row.name))
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(f"{write(Path(sys.argv[1]) if sys.argv[1:] else TABLES)}\n")
