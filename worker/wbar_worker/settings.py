@@ -65,8 +65,8 @@ class WorkerSettings(StoreSettings):
 
     timm: bool = Field(
         True,
-        description="Whether uploads may be timm's networks, where timm is installed. Once one was, an ingest worker makes a table "
-        "of them in the scratch folder: minutes of one core, at the lowest priority.",
+        description="Whether uploads may be timm's networks, where timm is installed. Once one was, an ingest worker makes a "
+        "table of them in the scratch folder: minutes of one core, at the lowest priority.",
     )
 
     @property
