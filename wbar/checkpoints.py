@@ -1,11 +1,11 @@
 """A checkpoint as the API sends it: the upload, and the network that the worker recognized in it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wbar.spec import Network, PretrainedConfig
+from wbar.spec import Network, PretrainedConfig, network_document
 from wbar.states import UploadStatus
 
 # Of an upload: one file, or an archive of a folder with `model.safetensors` and `config.json`.
@@ -64,6 +64,11 @@ class CheckpointFacts:
     prefix: str
     ambiguous_with: list[str] | None
     pretrained: PretrainedConfig | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON that is stored, which versions before 0.8 read where nothing is new in it."""
+        document = asdict(self) | {"network": network_document(asdict(self.network))}
+        return {name: value for name, value in document.items() if name != "pretrained" or value is not None}
 
 
 class Checkpoint(BaseModel):

@@ -149,6 +149,8 @@ class JobSpec(_Frozen):
         """Return the JSON that is stored; options of new versions are left out while they have their defaults."""
         document = self.model_dump(mode="json")
         document["recipe"] = recipe_document(self.recipe)
+        for weights in (document, document["start"], *document["ingredients"], *document["teachers"]):
+            weights["network"] = network_document(weights["network"])
         return document
 
     def blobs(self) -> list[str]:
@@ -181,6 +183,11 @@ class JobSpec(_Frozen):
         if self.teachers:
             inputs["recipe"]["distillation"]["teacher"] = [one.sha256 for one in self.teachers]
         return hashlib.sha256(canonical(inputs).encode()).hexdigest()
+
+
+def network_document(network: dict[str, Any]) -> dict[str, Any]:
+    """Return a network's JSON without an entry that it does not have: versions before 0.8 read no other."""
+    return {name: value for name, value in network.items() if name != "entry" or value is not None}
 
 
 def canonical(value: Any) -> str:

@@ -1,7 +1,5 @@
 """Checkpoints: created when the bytes are durable, validated by a worker, deleted when no job needs them."""
 
-from dataclasses import asdict
-
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import insert
 
@@ -123,4 +121,4 @@ class Checkpoints(UploadRepository[CheckpointRecord]):
 
         weights: the blob of its tensors as safetensors.
         """
-        return self._settle(claim.id, self._of_claim(claim), "ready", weights=weights, facts=asdict(facts))
+        return self._settle(claim.id, self._of_claim(claim), "ready", weights=weights, facts=facts.document())

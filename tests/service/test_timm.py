@@ -1,4 +1,4 @@
-"""timm's networks through the whole service: listed by the API, which has no framework, uploaded as a folder, trained, loaded."""
+"""timm's networks through the whole service: listed by an API without a framework, uploaded as a folder, trained, loaded."""
 
 from pathlib import Path
 
