@@ -1,20 +1,26 @@
 """The names a job may use: architectures with what they are customarily trained with, and the built-in datasets.
 
 Torch-free, so that the API can validate and resolve a job without loading a framework; a test holds it equal to what
-`wbar_training.networks` can really build. `peak_lr` is the customary peak rate, scaled linearly to batch 128 from the
-published recipes (He et al. 2016; the torchvision references; for AdamW: Liu et al. 2021 and 2022, Touvron et al. 2021).
+`wbar_training.networks` can really build. timm's networks are not in it: which there are depends on the version that a
+worker has installed, so their entries come from there (`wbar_training.networks.timm_models`). `peak_lr` is the customary
+peak rate, scaled linearly to batch 128 from the published recipes (He et al. 2016; the torchvision references; for AdamW:
+Liu et al. 2021 and 2022, Touvron et al. 2021).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
+
+Library = Literal["wbar", "torchvision", "timm"]
+TIMM = "timm/"  # before a name that torchvision's or the CIFAR family's network has, too; before any of timm's if one likes
 
 BATCH = 128  # the batch that `peak_lr` belongs to
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One network that can be fine-tuned. Sizes are the side of a square image in pixels."""
+    """One network that can be fine-tuned. Sizes are the side of a square image in pixels. library: whose class it is."""
 
     name: str
     family: str
@@ -23,7 +29,8 @@ class Architecture:
     fixed_size: bool = False  # position tables tie the weights to one image size, read off the checkpoint
     optimizer: Literal["sgd", "adamw"] = "sgd"
     peak_lr: float = 0.1
-    reproducible: bool = True  # False: an operation without a deterministic CUDA kernel
+    reproducible: bool = True  # False: an operation without a deterministic CUDA kernel, or nobody has looked
+    library: Library = "torchvision"
 
     def __post_init__(self) -> None:
         assert self.min_size <= self.size
@@ -37,10 +44,10 @@ _ADAMW = {"optimizer": "adamw", "peak_lr": 1.25e-4}
 
 _ALL = [
     # The CIFAR family: 32 × 32 and smaller. VGG without BatchNorm's help wants half the rate (Izmailov et al. 2018).
-    *_family("resnet20 resnet32 resnet44 resnet56 resnet110", "cifar_resnet", 32, 4),
-    *_family("preresnet110 preresnet164", "cifar_preresnet", 32, 4),
-    *_family("wide_resnet28_10", "cifar_wide_resnet", 32, 4),
-    *_family("cifar_vgg16_bn", "cifar_vgg", 32, 32, peak_lr=0.05),
+    *_family("resnet20 resnet32 resnet44 resnet56 resnet110", "cifar_resnet", 32, 4, library="wbar"),
+    *_family("preresnet110 preresnet164", "cifar_preresnet", 32, 4, library="wbar"),
+    *_family("wide_resnet28_10", "cifar_wide_resnet", 32, 4, library="wbar"),
+    *_family("cifar_vgg16_bn", "cifar_vgg", 32, 32, peak_lr=0.05, library="wbar"),
     # torchvision, SGD. The references give 0.1 for a batch of 256, and 0.01 to networks without BatchNorm.
     *_family("alexnet", "alexnet", 224, 63, peak_lr=0.005, reproducible=False),
     *_family("vgg11 vgg13 vgg16 vgg19", "vgg", 224, 32, peak_lr=0.005, reproducible=False),
@@ -110,9 +117,22 @@ ARCHITECTURES: dict[str, Architecture] = {arch.name: arch for arch in sorted(_AL
 NORMALIZED_INSIDE = frozenset({"googlenet", "inception_v3"})
 
 
-def similar_names(name: str) -> str:
-    """Return a clause that names the architectures which are spelled most like `name`; empty where none is."""
-    alike = get_close_matches(name, ARCHITECTURES, n=3)
+def catalog_name(name: str) -> str:
+    """Return how the catalog spells a name that a user or a file gives; it need not be in the catalog.
+
+    timm's pretrained tag is taken off (`vit_tiny_patch16_224.augreg_in21k`), and `timm/` where no other network has the
+    name; `timm/resnet18` and `resnet18.a1_in1k` are timm's, `resnet18` is torchvision's.
+    """
+    plain, tag, _ = name.removeprefix(TIMM).partition(".")
+    return TIMM + plain if (name.startswith(TIMM) or tag) and plain in ARCHITECTURES else plain
+
+
+def similar_names(name: str, others: Iterable[str] = ()) -> str:
+    """Return a clause that names the architectures which are spelled most like `name`; empty where none is.
+
+    others: names beside those of this module.
+    """
+    alike = get_close_matches(name, [*ARCHITECTURES, *others], n=3)
     return f" (similar names: {', '.join(alike)})" if alike else ""
 
 

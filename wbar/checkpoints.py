@@ -1,15 +1,17 @@
 """A checkpoint as the API sends it: the upload, and the network that the worker recognized in it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from wbar.catalog import NORMALIZED_INSIDE
-from wbar.spec import Network
+from wbar.spec import Network, PretrainedConfig, network_document
 from wbar.states import UploadStatus
 
 Purpose = Literal["train", "merge"]
+# Of an upload: one file, or an archive of a folder with `model.safetensors` and `config.json`.
+CheckpointFormat = Literal["safetensors", "pytorch", "zip", "tar"]
 
 
 class Fault(BaseModel):
@@ -41,7 +43,7 @@ class NetworkArchitecture(BaseModel):
             return None
         return (
             f"Taken for {self.name}, the usual network with these tensors. Nothing is to be done, unless it is "
-            f"{' or '.join(self.ambiguous_with)}: that has the same tensors, gives other outputs, and is not in the catalog."
+            f"{' or '.join(self.ambiguous_with)}: that has the same tensors and gives other outputs."
         )
 
     @property
@@ -65,15 +67,23 @@ class CheckpointFacts:
     tensors: how many tensors the file has.
     prefix: the part of the uploaded names before the network's own.
     ambiguous_with: see NetworkArchitecture.
+    pretrained: what came with it about its images.
     """
 
-    format: Literal["safetensors", "pytorch"]
+    format: CheckpointFormat
     parameters: int
     tensors: int
     network: Network | None
     source: Literal["given", "detected"]
     prefix: str
     ambiguous_with: list[str] | None
+    pretrained: PretrainedConfig | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON that is stored, which versions before 0.8 read where nothing is new in it."""
+        network = None if self.network is None else network_document(asdict(self.network))
+        document = asdict(self) | {"network": network}
+        return {name: value for name, value in document.items() if name != "pretrained" or value is not None}
 
 
 class Checkpoint(BaseModel):
@@ -99,6 +109,7 @@ class Checkpoint(BaseModel):
                     "source": "detected",
                     "ambiguous_with": None,
                 },
+                "pretrained": None,
                 "error": None,
                 "expires_at": None,
                 "created_at": "2026-11-21T09:00:00.000000Z",
@@ -110,12 +121,18 @@ class Checkpoint(BaseModel):
     object: Literal["checkpoint"] = "checkpoint"
     name: str
     status: UploadStatus
-    format: Literal["safetensors", "pytorch"] | None
+    format: CheckpointFormat | None = Field(
+        description="`zip` and `tar` are archives of a folder with `model.safetensors` and `config.json`, as timm saves it."
+    )
     bytes: int
     sha256: str
     parameters: int | None
     tensors: int | None
     architecture: NetworkArchitecture | None
+    pretrained: PretrainedConfig | None = Field(
+        None,
+        description="What came with it about the images it was trained on (timm's `pretrained_cfg`): defaults of a recipe.",
+    )
     error: Fault | None
     expires_at: str | None = Field(
         None, description="It is deleted within ten minutes after, once no queued, running or paused job needs it."

@@ -21,6 +21,7 @@ Augment = Literal[
 ]
 Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 BatchNorm = Literal["auto", "recompute", "consistent", "frozen", "track"]
+Interpolation = Literal["bilinear", "bicubic"]
 OptimizerName = Literal["auto", "sgd", "adam", "adamw", "rmsprop", "adagrad"]
 Pixels = Annotated[int, Field(ge=4, le=4096)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -37,6 +38,11 @@ class Marker:
 
 
 TRAINING = Marker("training")  # refused where nothing is trained, in a soup
+
+
+# Left out of documents while they have their defaults, so that workers of versions before them read the others, and equal
+# work keeps its digest.
+NEW_OPTIONS = ("crop_ratio", "interpolation", "drop_path", "layer_decay", "head_epochs", "head_lr")
 
 
 def is_about_training(field: str) -> bool:
@@ -61,8 +67,8 @@ class Optimizer(RequestModel):
     )
     no_bias_decay: bool = Field(
         True,
-        description="Weight decay on the weights of convolutions and linear maps only; biases and normalization's γ and β are "
-        "left alone (He et al. 2019).",
+        description="Weight decay on the weights of convolutions and linear maps only; biases, normalization's γ and β, class "
+        "tokens, position tables and layer scales are left alone, and what timm's networks name themselves (He et al. 2019).",
     )
 
     @model_validator(mode="after")
@@ -114,13 +120,26 @@ class Recipe(RequestModel):
     )
     image_size: Auto | Pixels | tuple[Pixels, Pixels] = Field(
         "auto",
-        description="Side or [height, width]. `auto`: the dataset's own; the architecture's where it takes no other, and for "
-        "photographs (many sizes, or a side above 96 pixels).",
+        description="Side or [height, width]. `auto`: that of the checkpoint's `pretrained_cfg`; without one the dataset's; "
+        "the architecture's where it takes no other, and for photographs (many sizes, or a side above 96 pixels).",
+    )
+    crop_ratio: float = Field(
+        0.875,
+        gt=0,
+        le=1,
+        description="Where held-out images are cut out of their centre: the image's side over the short side that they are "
+        "resized to. Default: what the checkpoint's `pretrained_cfg` says, else 0.875.",
+    )
+    interpolation: Interpolation = Field(
+        "bilinear",
+        description="How whole images are resized, with antialias. Default: what the checkpoint's `pretrained_cfg` says, else "
+        "`bilinear`. Random boxes are always bilinear.",
     )
     normalize: Literal["auto", "imagenet"] | Normalization = Field(
         "auto",
-        description="`auto`: the training split's own mean and standard deviation, unless the start's loss on training images "
-        "says that it was trained with ImageNet's, with 0.5 and 0.5, or with none: `result.normalization`.",
+        description="`auto`: what the checkpoint's `pretrained_cfg` says; without one the training split's own mean and "
+        "standard deviation, unless the start's loss on training images says that it was trained with ImageNet's, with 0.5 and "
+        "0.5, or with none: `result.normalization`.",
     )
     augment: Augment = Field(
         "auto",
@@ -179,6 +198,30 @@ class Recipe(RequestModel):
     dropout: Annotated[float | None, TRAINING] = Field(
         None, ge=0, lt=1, description="Overrides the rate of every dropout layer."
     )
+    drop_path: Annotated[float | None, TRAINING] = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Stochastic depth (Huang et al. 2016): the rate at the last block, from 0 at the first in equal steps. "
+        "Refused for a network that has none.",
+    )
+    layer_decay: Annotated[float | None, TRAINING] = Field(
+        None,
+        gt=0,
+        le=1,
+        description="d: the rate of a layer is d^k of the schedule's, k layers below the classifier (Bao et al. 2022). Layers "
+        "are those of timm's `group_matcher`, and of other networks their blocks.",
+    )
+    head_epochs: Annotated[float, TRAINING] = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Epochs that the classifier alone is trained for before the job begins (linear probing, then fine-tuning: "
+        "Kumar et al. 2022), along a cosine to 0. What they lead to is the start that everything is compared with.",
+    )
+    head_lr: Annotated[Positive | None, TRAINING] = Field(
+        None, description="The classifier's rate in `head_epochs`. Default: ten times the first rate of the method."
+    )
     gradient_penalty: Annotated[float, TRAINING] = Field(
         0.0,
         ge=0,
@@ -231,6 +274,8 @@ class Recipe(RequestModel):
             raise ValueError(
                 f"gradient_penalty is differentiated twice, which {other} is not made for: leave one of them out"
             )
+        if self.head_lr is not None and not self.head_epochs:
+            raise ValueError("head_lr is the rate of head_epochs, which is 0: give both")
         if self.sync_batch_norm and self.devices == 1:
             raise ValueError("sync_batch_norm is for several devices, and devices is 1")
         if isinstance(self.batch_size, int) and self.batch_size < 2 * self.devices * self.accumulate:

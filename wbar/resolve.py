@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from wbar.catalog import ARCHITECTURES, BATCH, BUILTINS
+from wbar.catalog import BATCH, BUILTINS
 from wbar.datasets import DatasetFacts
 from wbar.errors import ChannelsMismatch, CheckpointsDiffer, ClassesMismatch, ImageSizeUnsupported, ValidationFailed
 from wbar.evaluation_sets import check_evaluation_set
@@ -14,7 +14,7 @@ from wbar.jobs import JobOptions
 from wbar.method import MAX_EPOCHS, AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
 from wbar.recipe import IMAGENET, Augment, BatchNorm, Normalization, Recipe, is_about_training
 from wbar.schedule import build_schedule, steps_per_epoch
-from wbar.spec import EvaluationSet, JobSpec, Network, StoredDataset, StoredWeights
+from wbar.spec import EvaluationSet, JobSpec, Network, PretrainedConfig, StoredDataset, StoredWeights
 
 Resolved = TypeVar("Resolved", bound=BaseModel)
 PULL = 5e-4
@@ -26,6 +26,7 @@ PEAK_RATES = {
     "rmsprop": 1.25e-4,
     "adagrad": 0.005,
 }  # per 128 images, where it is not the architecture's own optimizer
+HEAD_RATE = 10.0  # of a classifier that is trained by itself, over the method's first rate
 MIN_STEPS_PER_EPOCH = 20
 MIN_BATCH = 8
 
@@ -57,8 +58,9 @@ def resolve_job(
         asked = asked or list(facts.classes)  # the job shows the names of the new outputs
         network = replace(network, num_classes=len(asked))
     classes = resolve_classes(asked, network, facts)
-    recipe = resolve_recipe(options.recipe, network, facts, gpu, options.method)
+    recipe = resolve_recipe(options.recipe, network, facts, gpu, options.method, start.pretrained)
     method = resolve_method(options.method, recipe, network)
+    recipe = _with_head_rate(recipe, method)
     for ingredient in ingredients:
         _check_same_network(ingredient, start)
     if isinstance(method, Soup) and method.average == "stock" and start.id in method.checkpoints:
@@ -92,7 +94,10 @@ def resolve_job(
         recipe=recipe,
         seed=options.seed,
         # A head that is started afresh says nothing about what the start was trained with.
-        find_normalization=recipe.head == "keep" and not recipe.reset and options.recipe.normalize == "auto",
+        find_normalization=recipe.head == "keep"
+        and not recipe.reset
+        and options.recipe.normalize == "auto"
+        and not _known_normalization(start.pretrained, network),
         flatness=options.flatness,
         swag=options.swag,
         ingredients=tuple(ingredients),
@@ -131,13 +136,20 @@ def planned_snapshots(spec: JobSpec, facts: DatasetFacts) -> int:
 
 
 def resolve_recipe(
-    recipe: Recipe, network: Network, facts: DatasetFacts, gpu: bool, method: Training | Soup | None = None
+    recipe: Recipe,
+    network: Network,
+    facts: DatasetFacts,
+    gpu: bool,
+    method: Training | Soup | None = None,
+    pretrained: PretrainedConfig | None = None,
 ) -> Recipe:
-    """Return the recipe with every `auto` replaced; `normalize` becomes the dataset's own statistics.
+    """Return the recipe with every `auto` replaced; `normalize` becomes what the start came with, or the dataset's statistics.
+
+    pretrained: what the start came with.
 
     Raises ImageSizeUnsupported, ChannelsMismatch and ValidationFailed (422) with both values.
     """
-    architecture = ARCHITECTURES[network.name]
+    architecture = network.architecture
     name = architecture.optimizer if recipe.optimizer.name == "auto" else recipe.optimizer.name
     weight_decay = recipe.optimizer.weight_decay
     if weight_decay == "auto":
@@ -154,8 +166,9 @@ def resolve_recipe(
         update={
             "optimizer": recipe.optimizer.model_copy(update={"name": name, "weight_decay": weight_decay}),
             "batch_size": _batch_size(facts.train_images) if recipe.batch_size == "auto" else recipe.batch_size,
-            "image_size": _image_size(recipe, network, facts),
-            "normalize": _normalization(recipe, network, facts),
+            "image_size": _image_size(recipe, network, facts, pretrained),
+            "normalize": _normalization(recipe, network, facts, pretrained),
+            **_cropping(recipe, pretrained),
             "augment": resolve_augment(facts.source, facts.are_photographs)
             if recipe.augment == "auto"
             else recipe.augment,
@@ -269,7 +282,7 @@ def _validated(model: Resolved, field: str) -> Resolved:
 
 
 def _peak_rate(recipe: Recipe, network: Network) -> float:
-    architecture = ARCHITECTURES[network.name]
+    architecture = network.architecture
     assert recipe.batch_size != "auto"
     name = recipe.optimizer.name
     assert name != "auto"
@@ -313,10 +326,14 @@ def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetF
     return classes
 
 
-def _image_size(recipe: Recipe, network: Network, facts: DatasetFacts) -> tuple[int, int]:
-    architecture = ARCHITECTURES[network.name]
+def _image_size(
+    recipe: Recipe, network: Network, facts: DatasetFacts, pretrained: PretrainedConfig | None
+) -> tuple[int, int]:
+    architecture = network.architecture
     fixed_side = network.image_size or architecture.size
-    if recipe.image_size == "auto":
+    if recipe.image_size == "auto" and pretrained and pretrained.image_size and not architecture.fixed_size:
+        size = pretrained.image_size
+    elif recipe.image_size == "auto":
         size = (
             (fixed_side, fixed_side)
             if architecture.fixed_size or facts.are_photographs
@@ -332,7 +349,7 @@ def _image_size(recipe: Recipe, network: Network, facts: DatasetFacts) -> tuple[
 
 def check_image_size(recipe: Recipe, network: Network) -> None:
     """Raise ImageSizeUnsupported (422) if the network cannot take images of the resolved size."""
-    architecture, size = ARCHITECTURES[network.name], recipe.image_size
+    architecture, size = network.architecture, recipe.image_size
     assert isinstance(size, tuple)
     fixed_side = network.image_size or architecture.size
     if architecture.fixed_size and size != (fixed_side, fixed_side):
@@ -377,7 +394,32 @@ def _batch_norm(recipe: Recipe, method: Training | Soup | None) -> BatchNorm:
     return "track" if isinstance(method, Plain) and method.interpolate is None else "recompute"
 
 
-def _normalization(recipe: Recipe, network: Network, facts: DatasetFacts) -> Normalization:
+def _with_head_rate(recipe: Recipe, method: Training | Soup) -> Recipe:
+    """Return the recipe with the classifier's rate, where the classifier is trained by itself first."""
+    if not recipe.head_epochs or recipe.head_lr is not None or isinstance(method, Soup):
+        return recipe
+    rate = method.high.lr if isinstance(method, CyclicSwa) else method.lr
+    assert rate != "auto"
+    return recipe.model_copy(update={"head_lr": HEAD_RATE * rate})
+
+
+def _cropping(recipe: Recipe, pretrained: PretrainedConfig | None) -> dict[str, object]:
+    """Return what the start came with of what the request left out."""
+    found = {} if pretrained is None else {name: getattr(pretrained, name) for name in ("crop_ratio", "interpolation")}
+    return {name: value for name, value in found.items() if value and name not in recipe.model_fields_set}
+
+
+def _known_normalization(pretrained: PretrainedConfig | None, network: Network) -> Normalization | None:
+    """Return the normalization that the start came with, where it is one for the network's channels."""
+    if pretrained is None or pretrained.mean is None or pretrained.std is None:
+        return None
+    fits = len(pretrained.mean) == len(pretrained.std) == network.channels
+    return Normalization(mean=list(pretrained.mean), std=list(pretrained.std)) if fits else None
+
+
+def _normalization(
+    recipe: Recipe, network: Network, facts: DatasetFacts, pretrained: PretrainedConfig | None
+) -> Normalization:
     if facts.shape.channels not in (1, network.channels):
         raise ChannelsMismatch(
             f"the images have {facts.shape.channels} channels and the checkpoint's network takes {network.channels}: "
@@ -387,6 +429,8 @@ def _normalization(recipe: Recipe, network: Network, facts: DatasetFacts) -> Nor
         asked = recipe.normalize
     elif recipe.normalize == "imagenet":
         asked = IMAGENET
+    elif (known := _known_normalization(pretrained, network)) is not None:
+        asked = known
     else:
         asked = Normalization(mean=list(facts.mean), std=list(facts.std))
     if len(asked.mean) == network.channels:

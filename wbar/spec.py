@@ -6,15 +6,15 @@ to the worker and to training. Where files lie and what they run on is not part 
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from wbar import __version__
-from wbar.catalog import ARCHITECTURES
+from wbar.catalog import ARCHITECTURES, Architecture
 from wbar.method import AnyMethod, Soup, Swad
-from wbar.recipe import Recipe
+from wbar.recipe import NEW_OPTIONS, Interpolation, Recipe
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Network:
 
     image_size: pixels per side, only where the weights are tied to one (position tables).
     projection: whether the shortcuts of a CIFAR ResNet are 1 × 1 convolutions.
+    entry: of a network whose catalog entry depends on what a worker has installed; it travels with the network.
     """
 
     name: str
@@ -30,11 +31,34 @@ class Network:
     channels: int = 3
     image_size: int | None = None
     projection: bool = False
+    entry: Architecture | None = field(default=None, compare=False)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The catalog's entry. Raises KeyError for a name that no catalog has."""
+        return self.entry or ARCHITECTURES[self.name]
 
     @property
     def classes(self) -> int:
         """The number of classes that the outputs tell apart: a single output is a sigmoid between two."""
         return 2 if self.num_classes == 1 else self.num_classes
+
+
+@dataclass(frozen=True)
+class PretrainedConfig:
+    """What came with a checkpoint about the images that it was trained on (timm's `pretrained_cfg`).
+
+    mean, std: one number per channel, for pixels in [0, 1].
+    image_size: (height, width) in pixels.
+    crop_ratio: of a held-out image's short side, the part that is cut out of its centre.
+    interpolation: how images were resized.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_size: tuple[int, int] | None = None
+    crop_ratio: float | None = None
+    interpolation: Interpolation | None = None
 
 
 class _Frozen(BaseModel):
@@ -48,6 +72,7 @@ class StoredWeights(_Frozen):
     sha256: of the bytes as they were uploaded.
     blob: the same tensors as safetensors, which is the file that training reads.
     prefix: the part of the uploaded names before the network's own (`module.`).
+    pretrained: what a recipe's defaults are read off; no document has it, since the recipe is resolved by then.
     """
 
     id: str
@@ -55,6 +80,7 @@ class StoredWeights(_Frozen):
     blob: str
     prefix: str
     network: Network
+    pretrained: PretrainedConfig | None = Field(None, exclude=True)
 
 
 class StoredDataset(_Frozen):
@@ -130,7 +156,14 @@ class JobSpec(_Frozen):
     @property
     def reproducible(self) -> bool:
         """Whether the same spec gives the same bits on a GPU."""
-        return ARCHITECTURES[self.network.name].reproducible
+        return self.network.architecture.reproducible
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON that is stored; options of new versions are left out while they have their defaults."""
+        document = without_new_defaults(self.model_dump(mode="json"))
+        for weights in (document, document["start"], *document["ingredients"], *document["teachers"]):
+            weights["network"] = network_document(weights["network"])
+        return document
 
     def blobs(self) -> list[str]:
         """Return the blobs that training reads, each once."""
@@ -143,10 +176,6 @@ class JobSpec(_Frozen):
         teacher = [self.recipe.distillation.teacher] if self.recipe.distillation else []
         datasets = [self.dataset.id, *(one.dataset.id for one in self.evaluation)]
         return list(dict.fromkeys([self.start.id, *datasets, *(one.id for one in self.ingredients), *teacher]))
-
-    def document(self) -> dict[str, Any]:
-        """Return the spec as it is stored."""
-        return without_new_defaults(self.model_dump(mode="json"))
 
     def run_digest(self) -> str:
         """Return the sha256 of everything that the weights are a function of, on the same hardware and thread count.
@@ -176,6 +205,7 @@ class JobSpec(_Frozen):
 _NEW: dict[tuple[str, ...], Any] = {
     ("method", "interpolate"): None,
     ("method", "swad"): Swad().model_dump(mode="json"),
+    **{("recipe", name): Recipe.model_fields[name].default for name in NEW_OPTIONS},
     ("evaluation",): [],
     ("evaluate",): {},
     ("select_on",): None,
@@ -194,6 +224,11 @@ def without_new_defaults(document: dict[str, Any]) -> dict[str, Any]:
         if isinstance(place, dict) and name in place and place[name] == default:
             del place[name]
     return whole
+
+
+def network_document(network: dict[str, Any]) -> dict[str, Any]:
+    """Return a network's JSON without an entry that it does not have, of which a worker of 0.6 knows nothing."""
+    return {name: value for name, value in network.items() if name != "entry" or value is not None}
 
 
 def canonical(value: Any) -> str:

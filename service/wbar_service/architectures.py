@@ -1,13 +1,13 @@
-"""The architectures that can be fine-tuned."""
+"""The architectures that can be fine-tuned: ours and torchvision's, and those of timm that a worker has announced."""
 
 from dataclasses import asdict
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from wbar.catalog import ARCHITECTURES
-from wbar_service.auth import AuthenticatedRoute, TenantOf
+from wbar.catalog import ARCHITECTURES, Library
+from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.problems import responses
 
 router = APIRouter(
@@ -30,21 +30,43 @@ class ArchitectureEntry(BaseModel):
     fixed_size: bool = Field(description="Whether a checkpoint takes only the size that it was trained at.")
     optimizer: Literal["sgd", "adamw"]
     peak_lr: float = Field(description="The customary peak learning rate at batch 128, from which `auto` follows.")
-    reproducible: bool = Field(description="Whether a GPU run can be repeated bit for bit.")
+    reproducible: bool = Field(
+        description="Whether a GPU run can be repeated bit for bit; false where nobody has looked."
+    )
+    library: Library = Field(description="Whose class the network is: results load into it.")
 
 
 class Architectures(BaseModel):
-    """All of them, in one page."""
+    """One page of them: ours and torchvision's by name, then timm's by name."""
 
     object: Literal["list"] = "list"
     data: list[ArchitectureEntry]
-    has_more: Literal[False] = False
-    first_id: str
-    last_id: str
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
 
 
-@router.get("", response_model=Architectures)
-def list_architectures(_tenant: TenantOf) -> Architectures:
-    """List every architecture, in one page."""
-    data = [ArchitectureEntry(id=one.name, **asdict(one)) for one in ARCHITECTURES.values()]
-    return Architectures(data=data, first_id=data[0].id, last_id=data[-1].id)
+@router.get("", response_model=Architectures, responses=responses(422))
+def list_architectures(
+    store: StoreOf,
+    _tenant: TenantOf,
+    q: Annotated[
+        str | None, Query(max_length=128, description="Words that the name holds, in any order: `vit 224`.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+    after: Annotated[str | None, Query(max_length=128, description="`last_id` of the page before.")] = None,
+) -> Architectures:
+    """List the architectures, or those whose names hold the words of `q`."""
+    words = (q or "").lower().split()
+    ours = [name for name in ARCHITECTURES if all(word in name for word in words)]
+    passed = after is not None and after not in ARCHITECTURES  # timm's come last
+    found = [] if passed else [ARCHITECTURES[name] for name in ours if after is None or name > after]
+    if len(found) <= limit:
+        found += store.architectures.page(words, after if passed else None, limit + 1 - len(found))
+    data = [ArchitectureEntry(id=one.name, **asdict(one)) for one in found[:limit]]
+    return Architectures(
+        data=data,
+        has_more=len(found) > limit,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+    )

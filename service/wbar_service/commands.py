@@ -1,5 +1,7 @@
 """`wbar up`, `wbar serve`, `wbar migrate`, `wbar doctor`, `wbar first-key`, `wbar gc`, `wbar backup`, `wbar restore`."""
 
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -57,12 +59,19 @@ def migrate() -> None:
 
 @app.command()
 @with_json
-def doctor() -> None:
+def doctor(
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="A checkpoint: what network it is, or which are nearest; nothing else is looked at."),
+    ] = None,
+) -> None:
     """Look at this host and at the service, and say what to do about whatever is wrong.
 
     The service is the one that the command line talks to, or, where WBAR_DATABASE_URL, WBAR_BROKER_URL or WBAR_BLOBS_URL are
     set, the parts that they name. Exits 1 if something is missing that it cannot work without.
     """
+    if file is not None:
+        _look_at(file)
     need("service", "fastapi", "sqlalchemy", "celery")
     from pydantic import ValidationError
 
@@ -82,6 +91,13 @@ def doctor() -> None:
     if wants_json():
         print_json([asdict(finding) for finding in findings])
     raise typer.Exit(1 if any(finding.verdict == "fault" for finding in findings) else 0)
+
+
+def _look_at(file: Path) -> NoReturn:
+    """Have a process with torch say what a checkpoint is."""
+    need("worker", "torch", "torchvision")
+    options = ["--json"] if wants_json() else []
+    raise typer.Exit(subprocess.call([sys.executable, "-P", "-m", "wbar_training.uploads.look", str(file), *options]))
 
 
 @app.command(name="first-key")

@@ -254,7 +254,7 @@ class Attempts:
                 connection.execute(delete(table).where(table.c.job == claim.id))
             fresh = {"state": None, "state_step": None, "furthest_step": 0, "crashes": 0, "lost_attempts": 0}
             target: JobStatus = "paused" if row.stop == "pause" else "queued"
-            values = {"spec": smaller.model_dump(mode="json"), "memory_retries": 1, "notified_at": None, **fresh}
+            values = {"spec": smaller.document(), "memory_retries": 1, "notified_at": None, **fresh}
             moved = self._jobs.move(claim.id, target, claim, **values)
             # What there was to finish is gone with the first run.
             connection.execute(update(jobs).where(jobs.c.id == claim.id).values(stop=None))

@@ -1,7 +1,5 @@
 """Checkpoints: created when the bytes are durable, validated by a worker, deleted when no job needs them."""
 
-from dataclasses import asdict
-
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import insert
 
@@ -57,7 +55,12 @@ class CheckpointRecord(UploadRecord):
                 f"{self.id} was uploaded for merging and is of no network that this service knows: it cannot be trained"
             )
         return StoredWeights(
-            id=self.id, sha256=self.sha256, blob=self.weights, prefix=self.facts.prefix, network=self.facts.network
+            id=self.id,
+            sha256=self.sha256,
+            blob=self.weights,
+            prefix=self.facts.prefix,
+            network=self.facts.network,
+            pretrained=self.facts.pretrained,
         )
 
     def to_api(self) -> Checkpoint:
@@ -83,6 +86,7 @@ class CheckpointRecord(UploadRecord):
             parameters=facts.parameters if facts else None,
             tensors=facts.tensors if facts else None,
             architecture=architecture,
+            pretrained=facts.pretrained if facts else None,
             error=self.error,
             expires_at=rfc3339(self.expires_at),
             created_at=rfc3339(self.created_at),
@@ -126,4 +130,4 @@ class Checkpoints(UploadRepository[CheckpointRecord]):
 
         weights: the blob of its tensors as safetensors.
         """
-        return self._settle(claim.id, self._of_claim(claim), "ready", weights=weights, facts=asdict(facts))
+        return self._settle(claim.id, self._of_claim(claim), "ready", weights=weights, facts=facts.document())

@@ -43,7 +43,7 @@ OF_A_JOB: tuple[Table, ...] = (
 )
 OF_AN_UPLOAD: tuple[Table, ...] = (tables.upload_parts,)
 OF_A_MERGE: tuple[Table, ...] = (tables.merge_inputs,)
-OF_NOBODY: tuple[Table, ...] = (tables.blobs, tables.workers, tables.counters)
+OF_NOBODY: tuple[Table, ...] = (tables.blobs, tables.workers, tables.counters, tables.architectures)
 
 _ENTER = text("SELECT set_config(:setting, :tenant, true), set_config('role', :role, true)")
 _ROLE = text("SELECT set_config('role', :role, true)")

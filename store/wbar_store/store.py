@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from wbar.errors import InUse, NotFound
+from wbar_store.architectures import InstalledArchitectures
 from wbar_store.attempts import Attempts
 from wbar_store.blobs import Blobs
 from wbar_store.checkpoints import Checkpoints
@@ -62,6 +63,7 @@ class Store:
         self.webhooks = Webhooks(database)
         self.deliveries = Deliveries(database, self.webhooks)
         self.counters = Counters(database)
+        self.architectures = InstalledArchitectures(database)
 
     @classmethod
     def open(cls, settings: StoreSettings) -> "Store":

@@ -317,6 +317,16 @@ workers = Table(
     Column("seen_at", Double, nullable=False),
 )
 
+# The networks of libraries that an ingest worker has installed, which are known by their names to the API.
+architectures = Table(
+    "architectures",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("library", String(16), nullable=False),
+    Column("version", String(64), nullable=False),  # of the library
+    Column("entry", _JSON, nullable=False),  # a wbar.catalog.Architecture
+)
+
 webhooks = Table(
     "webhooks",
     metadata,

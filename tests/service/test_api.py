@@ -464,6 +464,7 @@ def test_architectures_are_listed_with_their_sizes(service: Service) -> None:
     with service.http() as http:
         found = http.get("/v1/architectures").json()
     assert {item["name"] for item in found["data"]} == set(ARCHITECTURES)
+    assert not found["has_more"]
     entry = next(item for item in found["data"] if item["name"] == "resnet20")
     assert (entry["size"], entry["optimizer"], entry["peak_lr"]) == (32, "sgd", 0.1)
 

@@ -147,7 +147,12 @@ def test_every_object_belongs_to_a_tenant() -> None:
     owned |= {"webhooks", "webhook_deliveries", "resumable_uploads"}
     assert {name for name, table in metadata.tables.items() if "tenant" in table.c} == owned
     parts_of_a_job = {name for name, table in metadata.tables.items() if "job" in table.c}
-    assert set(metadata.tables) == owned | parts_of_a_job | {"upload_parts"} | {"blobs", "workers", "counters"}
+    assert set(metadata.tables) == owned | parts_of_a_job | {"upload_parts"} | {
+        "blobs",
+        "workers",
+        "counters",
+        "architectures",
+    }
 
 
 def test_reading_then_writing_never_fails_locked(database: Database) -> None:

@@ -25,6 +25,10 @@ VARIANTS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "gradient penalty, balanced classes": (None, {"gradient_penalty": 0.1, "class_weights": "balanced"}),
     "frozen layers and statistics": (None, {"freeze": ["conv1.*", "layer1.*"], "batch_norm": "frozen"}),
     "fresh layers and head": (None, {"reset": ["layer3.*"], "head": "reset", "init": "xavier"}),
+    "the classifier first, rates that fall with depth, and a control": (
+        METHOD.model_dump() | {"control": True, "control_lr": 0.05, "average": "window"},
+        {"head": "reset", "head_epochs": 1, "head_lr": 0.1, "layer_decay": 0.7},
+    ),
     "adam": (None, {"optimizer": {"name": "adam", "weight_decay": 1e-4}}),
     "rmsprop": (None, {"optimizer": {"name": "rmsprop", "weight_decay": 1e-4}}),
     "adagrad": (None, {"optimizer": {"name": "adagrad", "weight_decay": 1e-4}}),
@@ -89,6 +93,7 @@ QUICK = {
     "cutmix or mixup, in parts", "frozen layers and statistics", "greedy", "window", "swa", "swad, from a line", "ema, pulled",
     "lawa", "auto",
     "early stopping by epochs, and a control", "the start counts",
+    "the classifier first, rates that fall with depth, and a control",
 }  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def _selection(
 
 def _write_start(setup: Setup, results: Results) -> WeightsFiles:
     recipe = setup.plan.recipe
-    fresh = recipe.head == "reset" or bool(recipe.reset)
+    fresh = recipe.head == "reset" or bool(recipe.reset) or bool(recipe.head_epochs)
     # The uploaded tensors as they are: float64 does not survive the network, which is float32.
     tensors = setup.start() if fresh else setup.writer.start()
     return setup.writer.write_result(tensors, 0, _score(results.start).temperature, "start")

@@ -10,6 +10,7 @@ from wbar.jobs import JobOptions
 from wbar.resolve import resolve_job
 from wbar.spec import JobSpec, StoredDataset, StoredWeights
 from wbar_training.data.packed import Packed
+from wbar_training.networks.timm_table import TABLES
 from wbar_training.uploads import checkpoint_files, dataset_archives
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.workspace import Workspace
@@ -26,9 +27,14 @@ def prepare_weights(
     Raises Rejected, saying what is wrong with the file.
     """
     blob = f"checkpoint-{name}"
-    checkpoint = checkpoint_files.validate(path, architecture, None, workspace.input(blob))
+    checkpoint = checkpoint_files.validate(path, architecture, None, workspace.input(blob), tables=TABLES)
     return StoredWeights(
-        id=f"ckpt_{name}", sha256=_sha256(path), blob=blob, prefix=checkpoint.prefix, network=checkpoint.network
+        id=f"ckpt_{name}",
+        sha256=_sha256(path),
+        blob=blob,
+        prefix=checkpoint.prefix,
+        network=checkpoint.network,
+        pretrained=checkpoint.pretrained,
     )
 
 

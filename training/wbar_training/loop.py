@@ -37,6 +37,7 @@ from wbar_training.distributed.ranks import HEARTBEAT_STEPS, Ranks
 from wbar_training.evaluation_sets import stored
 from wbar_training.evaluator import Scores, StartEvaluation
 from wbar_training.familiarity import StartLosses
+from wbar_training.head_probe import probe_head
 from wbar_training.meter import Meter
 from wbar_training.networks.teachers import Teachers
 from wbar_training.outcome import Outcome
@@ -109,6 +110,7 @@ class TrainingJob:
         if self.normalization is not None:
             statistics = self.normalization.normalization
             self.setup.normalize_by(statistics.mean, statistics.std)
+        self.setup.head.update(self.results.head or {})
         self.stepper = self._stepper()
         # w̄ as the pull sees it, in the parameters' dtype: w_0 until the first snapshot.
         self.anchor = [p.detach().clone() for p in self.stepper.parameters]
@@ -162,6 +164,8 @@ class TrainingJob:
     def _evaluate_start(self) -> None:
         if self.spec.find_normalization:
             self.results.normalization = normalization_probe.find_normalization(self.setup, self.reporter).model_dump()
+        if self.plan.recipe.head_epochs:
+            self._probe_head()
         start = self.evaluator.evaluate_start(self.model)
         training = self.evaluator.train_score(self.model)
         results = self.results
@@ -183,6 +187,18 @@ class TrainingJob:
         warning = normalization_probe.near_chance(self.setup, as_it_came.report)
         if warning is not None:
             self.reporter.log("warning", warning)
+
+    def _probe_head(self) -> None:
+        """Train the classifier by itself; what is planned and recorded from the start on begins with it."""
+        self.results.head = probe_head(self.setup, self.schedule)
+        self.setup.head.update(self.results.head)
+        for anchor, parameter in zip(self.anchor, self.stepper.parameters, strict=True):
+            anchor.copy_(parameter.detach())
+        self._plan_schedule()
+        self.trajectory = self._new_trajectory()
+        self.reporter.log(
+            "info", f"the classifier was trained by itself for {self.plan.recipe.head_epochs:g} epochs first"
+        )
 
     def _know_start(self, method: AutoMethod | CyclicSwa, losses: StartLosses, start: StartEvaluation) -> None:
         """Find out what the method asks of the start: its kind, and the rate that it bears."""

@@ -10,7 +10,7 @@ from wbar.jobs import MetricsPoint, Progress, StepPhase
 from wbar.results import Score
 from wbar.schedule import Schedule
 from wbar_averaging import Position
-from wbar_training import normalization_probe
+from wbar_training import head_probe, normalization_probe
 from wbar_training.analysis import flatness_images
 from wbar_training.averages.average import Average
 from wbar_training.averages.choice import TRAINING, ChoiceLimits
@@ -60,6 +60,7 @@ class Cost:
         training = TRAINING * images / schedule.steps_per_epoch
         both = data.evaluated_images
         before = float(both + (both + recompute if recompute else 0) + train_score)
+        before += training * head_probe.steps_of(setup, schedule)
         before += 4 * min(normalization_probe.IMAGES, len(data.train)) if spec.find_normalization else 0
         if getattr(method, "probe_rate", False) is True:
             before += len(FACTORS) * (STEPS * training + 2 * min(IMAGES, len(data.train)))

@@ -38,8 +38,9 @@ class ResultWriter:
             "wbar.num_classes": str(spec.network.num_classes),
             "wbar.classes": canonical(output_names),
             "wbar.image_size": canonical([spec.network.channels, *plan.image_size]),
-            # How images of other sizes come to this one: both sides, or the short side to 8/7 of it and then the centre.
+            # How images of other sizes come to this one: both sides, or the short side to more of it and then the centre.
             "wbar.resize": "centre" if plan.augment in RESIZED else "both",
+            **_fit(plan),
             "wbar.start_sha256": spec.start.sha256,
             "wbar.dataset_sha256": spec.dataset.sha256,
             "wbar.run": spec.run_digest(),
@@ -115,6 +116,13 @@ class ResultWriter:
         tensors = {name.removeprefix(prefix): tensor for name, tensor in read_tensors(path).items()}
         model, _ = architectures.load(self._network, tensors)
         return dict(model.state_dict())
+
+
+def _fit(plan: Plan) -> dict[str, str]:
+    """Return the metadata of how images are resized, where it is not the usual."""
+    metadata = {"wbar.crop_ratio": canonical(plan.recipe.crop_ratio), "wbar.interpolation": plan.recipe.interpolation}
+    usual = {"wbar.crop_ratio": "0.875", "wbar.interpolation": "bilinear"}
+    return {name: value for name, value in metadata.items() if value != usual[name]}
 
 
 def weights_file(path: Path) -> WeightsFile:

@@ -24,6 +24,7 @@ class Results:
     """The evaluations so far; grows by one point with every snapshot."""
 
     normalization: dict[str, Any] | None = None  # a NormalizationProbe, where one was asked for
+    head: dict[str, Tensor] | None = None  # the start's classifier, where it was trained by itself first
     start: dict[str, float] | None = None
     start_recomputed: dict[str, float] | None = None
     start_losses: Tensor | None = None  # (held-out images,) float64

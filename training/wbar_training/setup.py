@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,7 +22,11 @@ from wbar_training.workspace import Workspace
 
 @dataclass(frozen=True)
 class Setup:
-    """The parts of one job. model: holds w, the start's at first; other weights are evaluated in the evaluator's probe."""
+    """The parts of one job.
+
+    model: holds w, the start's at first; other weights are evaluated in the evaluator's probe.
+    head: the start's classifier, once it was trained by itself.
+    """
 
     spec: JobSpec
     plan: Plan
@@ -31,11 +35,12 @@ class Setup:
     writer: ResultWriter
     model: nn.Module
     evaluator: Evaluator
+    head: dict[str, Tensor] = field(default_factory=dict)
 
     def start(self) -> dict[str, Tensor]:
-        """Return the start as a whole state dict of the network: the checkpoint's tensors and the fresh layers."""
+        """Return the start as a whole state dict of the network: the checkpoint's tensors, fresh layers, its classifier."""
         network = prepared(self.spec.network, self.writer.start(), self.plan.recipe, self.plan.seed)
-        return {name: tensor.to(self.device) for name, tensor in network.state_dict().items()}
+        return {name: tensor.to(self.device) for name, tensor in (network.state_dict() | self.head).items()}
 
     def read(self, path: Path, prefix: str | None = None) -> dict[str, Tensor]:
         """Return a weights file as a whole state dict of the network, on its device; see `ResultWriter.read`."""

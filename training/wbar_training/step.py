@@ -20,7 +20,7 @@ from wbar_training.draws import key
 from wbar_training.graphed import GraphedBackward, GraphedUpdate
 from wbar_training.losses import Loss, Target, correct
 from wbar_training.networks.teachers import Teachers
-from wbar_training.optim import make_optimizer
+from wbar_training.optim import SCALE, make_optimizer
 from wbar_training.plan import Plan
 
 
@@ -73,7 +73,8 @@ class Stepper:
         self._folded = 0.0
         # On the device, for kernels that were captured; those of a list of tensors take numbers only.
         fused = self.device.type == "cuda" and all(group.get("fused") for group in self.optimizer.param_groups)
-        self._rate = torch.zeros((), device=self.device) if fused else None
+        groups = self.optimizer.param_groups
+        self._rates = [torch.zeros((), device=self.device) for _ in groups] if fused else None
         self._rate_held = 0.0
         self._graphed_update = GraphedUpdate(self.optimizer)
 
@@ -137,7 +138,7 @@ class Stepper:
 
         # The scaler keeps a record of its calls beside the kernels.
         replayed = graphed is not None and graphed.replayed
-        if replayed and self._rate is not None and not self.scaler.is_enabled():
+        if replayed and self._rates is not None and not self.scaler.is_enabled():
             self._graphed_update(update, (pull, id(anchor)))
         else:
             update()
@@ -169,11 +170,17 @@ class Stepper:
         return torch.stack([loss.detach().float(), correct(logits.detach(), target).float()])
 
     def _set_rate(self, lr: float) -> None:
-        if self._rate is not None and lr != self._rate_held:
-            self._rate.fill_(lr)
+        groups = self.optimizer.param_groups
+        if self._rates is None:
+            for group in groups:
+                group["lr"] = lr * group.get(SCALE, 1.0)
+            return
+        if lr != self._rate_held:
+            for rate, group in zip(self._rates, groups, strict=True):
+                rate.fill_(lr * group.get(SCALE, 1.0))
             self._rate_held = lr
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr if self._rate is None else self._rate
+        for rate, group in zip(self._rates, groups, strict=True):
+            group["lr"] = rate
 
     def _fold(self, strength: float) -> None:
         if self._folds and strength != self._folded:

@@ -23,6 +23,7 @@ from wbar_store.workers import Device, Queue, WorkerRecord
 from wbar_worker.children import warm_up
 from wbar_worker.gpus import Gpus
 from wbar_worker.ingest import Ingester
+from wbar_worker.installed import InstalledTimm
 from wbar_worker.merging import Merger
 from wbar_worker.run_job import Runner
 from wbar_worker.settings import WorkerSettings
@@ -60,12 +61,14 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         raise SystemExit("WBAR_DEVICE is cuda and torch sees no GPU: install the driver, or set it to cpu")
     app = configured(settings)
     name = f"{kind}-{os.getpid()}@{socket.gethostname()}"
+    tables = settings.tables if kind == "ingest" and InstalledTimm.is_there() else None
+    timm = InstalledTimm(store, tables) if tables else None
     if kind == "train":
         slots = settings.slots or max(1, gpus)
         _register_train(app, Runner(store, settings, draining, name, tracing), slots, gpus, settings)
     else:
         slots = settings.ingest_slots
-        ingester, merger = Ingester(store, settings), Merger(store, settings)
+        ingester, merger = Ingester(store, settings, timm), Merger(store, settings)
 
         @app.task(name=INGEST)  # type: ignore[untyped-decorator]  # Celery has no types
         def ingest(object_id: str) -> None:
@@ -76,6 +79,8 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
 
     def ready(**_: Any) -> None:
         presence.start()
+        if timm is not None:
+            timm.start()
         log.info("%s is ready: %d slot(s) on %s, torch %s", name, slots, device, machine.torch)
 
     def stopping(**_: Any) -> None:
@@ -90,6 +95,8 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         )  # fmt: skip
     finally:
         presence.stop()
+        if timm is not None:
+            timm.stop()
         store.close()
         tracing.close()
 

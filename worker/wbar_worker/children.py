@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from wbar.catalog import Architecture
 from wbar.checkpoints import CheckpointFacts, Fault
 from wbar.merges import MergeSpec
 from wbar.spec import JobSpec
@@ -57,7 +58,9 @@ class ReaderLimits:
 class CheckpointUpload:
     """The request to read the file at `path` and write its tensors to `out`.
 
-    architecture, num_classes: as the upload named them. any_network: take tensors of no known network, too.
+    architecture, num_classes: as the upload named them.
+    tables: the folder of the table of timm's networks; None: they are not recognized.
+    any_network: take tensors of no known network, too.
     """
 
     path: Path
@@ -65,6 +68,7 @@ class CheckpointUpload:
     architecture: str | None
     num_classes: int | None
     limits: ReaderLimits
+    tables: Path | None = None
     any_network: bool = False
 
 
@@ -111,6 +115,29 @@ class Machine(_Message):
     type: Literal["machine"] = "machine"
     gpus: int
     torch: str
+
+
+@dataclass(frozen=True)
+class TimmRequest:
+    """The request to name timm's networks, or to make their table in a folder where it is missing."""
+
+    tables: Path
+    make_table: bool
+
+
+class TimmNames(_Message):
+    """An answer to a TimmRequest: the installed version, and its networks' entries of the catalog."""
+
+    type: Literal["names"] = "names"
+    version: str
+    entries: list[Architecture]
+
+
+class TimmTable(_Message):
+    """The other answer: the table is there."""
+
+    type: Literal["table"] = "table"
+    path: str
 
 
 class CheckpointFound(_Message):
@@ -181,12 +208,14 @@ MERGE_MESSAGES: TypeAdapter[MergeProgress | MergeEnding] = TypeAdapter(
 Verdict = CheckpointFound | DatasetPacked | UploadRejected | Crashed
 VERDICTS: TypeAdapter[Verdict] = TypeAdapter(Annotated[Verdict, Field(discriminator="type")])
 MACHINE = TypeAdapter(Machine)
+TIMM: TypeAdapter[TimmNames | TimmTable] = TypeAdapter(Annotated[TimmNames | TimmTable, Field(discriminator="type")])
 
 RUN_ATTEMPT: Entry[AttemptRequest] = Entry("wbar_worker.attempt", "run_attempt")
 PROBE: Entry[ProbeRequest] = Entry("wbar_worker.attempt", "probe")
 VALIDATE_CHECKPOINT: Entry[CheckpointUpload] = Entry("wbar_worker.validate", "validate_checkpoint", isolated=True)
 VALIDATE_DATASET: Entry[DatasetUpload] = Entry("wbar_worker.validate", "validate_dataset", isolated=True)
 RUN_MERGE: Entry[MergeWork] = Entry("wbar_worker.merge", "run_merge", isolated=True)
+DESCRIBE_TIMM: Entry[TimmRequest] = Entry("wbar_worker.installed", "describe_timm")
 PACK_BUILTIN: Entry[DatasetUpload] = Entry("wbar_worker.validate", "pack_builtin")
 
 

@@ -42,6 +42,7 @@ from wbar_worker.children import (
     Verdict,
     samples_path,
 )
+from wbar_worker.installed import InstalledTimm
 from wbar_worker.outages import is_outage, retry_while_unavailable
 from wbar_worker.processes import Child, first_line
 from wbar_worker.settings import WorkerSettings
@@ -53,10 +54,10 @@ Accepted = TypeVar("Accepted", CheckpointFound, DatasetPacked)
 
 
 class Ingester:
-    """Validates uploads for one worker process."""
+    """Validates uploads for one worker process. timm: where it is installed, is told what the uploads are."""
 
-    def __init__(self, store: Store, settings: WorkerSettings) -> None:
-        self.store, self.settings = store, settings
+    def __init__(self, store: Store, settings: WorkerSettings, timm: InstalledTimm | None = None) -> None:
+        self.store, self.settings, self.timm = store, settings, timm
         self.limits = ReaderLimits(
             memory=settings.memory_per_ingest,
             seconds=settings.ingest_seconds,
@@ -115,10 +116,13 @@ class Ingester:
         assert record.content is not None
         self.store.blobs.fetch(record.content, path)
         given = record.given
-        any_network = given.purpose == "merge"
-        upload = CheckpointUpload(path, out, given.architecture, given.num_classes, self.limits, any_network)
+        any_network, tables = given.purpose == "merge", self.settings.tables
+        upload = CheckpointUpload(path, out, given.architecture, given.num_classes, self.limits, tables, any_network)
         child = processes.start(VALIDATE_CHECKPOINT, upload)
-        accepted = self._accepted(repository, record, self._verdict(repository, record.claim, child), CheckpointFound)
+        verdict = self._verdict(repository, record.claim, child)
+        if self.timm is not None:
+            self.timm.heard(verdict)
+        accepted = self._accepted(repository, record, verdict, CheckpointFound)
         if accepted is None:
             return
         received = self.store.blobs.put_file(out)

@@ -2,6 +2,7 @@
 
 import os
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -61,6 +62,17 @@ class WorkerSettings(StoreSettings):
         description="How long a safetensors header, a checkpoint's pickle or a labels.csv may be, in bytes.",
     )
     checkpoint_tensors: int = Field(UploadLimits.tensors, gt=0, description="How many tensors a checkpoint may have.")
+
+    timm: bool = Field(
+        True,
+        description="Whether uploads may be timm's networks, where timm is installed. Once one was, an ingest worker makes a "
+        "table of them in the scratch folder: minutes of one core, at the lowest priority.",
+    )
+
+    @property
+    def tables(self) -> Path | None:
+        """The folder of tables of what is installed; None where none is wanted."""
+        return self.scratch / "architectures" if self.timm else None
 
     @cached_property
     def memory_per_ingest(self) -> int:

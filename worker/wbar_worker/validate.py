@@ -30,7 +30,13 @@ def validate_checkpoint(upload: CheckpointUpload, channel: ControlChannel) -> No
 
     def read() -> CheckpointFound:
         valid = checkpoint_files.validate(
-            upload.path, upload.architecture, upload.num_classes, upload.out, limits.content, upload.any_network
+            upload.path,
+            upload.architecture,
+            upload.num_classes,
+            upload.out,
+            limits.content,
+            upload.tables,
+            upload.any_network,
         )
         return CheckpointFound(facts=CheckpointFacts(**vars(valid)))
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from wbar.catalog import ARCHITECTURES, similar_names
+from wbar.catalog import ARCHITECTURES, catalog_name, similar_names
 from wbar.checkpoints import Checkpoint, Purpose
 from wbar.errors import CheckpointNotReady, ValidationFailed
 from wbar.jobs import Deleted
@@ -24,6 +24,7 @@ from wbar_service.receiving import shown_name
 from wbar_service.schema import reference
 from wbar_store.checkpoints import CheckpointRecord, GivenNetwork
 from wbar_store.repository import PageRequest
+from wbar_store.store import Store
 
 router = APIRouter(
     prefix="/v1/checkpoints",
@@ -62,9 +63,8 @@ async def create_checkpoint(
     architecture: Annotated[
         str | None,
         Query(
-            max_length=64,
-            description="Default: detected from the tensors.",
-            json_schema_extra={"enum": [*ARCHITECTURES]},
+            max_length=128,
+            description="A name of /v1/architectures, `timm/…` for one of timm's that others have too. Default: detected.",
         ),
     ] = None,
     num_classes: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
@@ -86,12 +86,8 @@ async def create_checkpoint(
     The body is the file itself, streamed, or JSON that names a finished upload of /v1/uploads. Its content is validated
     after the answer: poll until `status` is `ready` or `rejected`.
     """
-    if architecture is not None and architecture not in ARCHITECTURES:
-        raise ValidationFailed(
-            f"{architecture!r} is not an architecture of this service{similar_names(architecture)}; "
-            "GET /v1/architectures lists the names",
-            [{"pointer": "", "parameter": "architecture", "detail": "unknown architecture"}],
-        )
+    if architecture is not None:
+        architecture = await run_sync(_known, store, architecture)
     shown_name(name, None, "")  # before the upload
     upload = await named_upload(request)
     limit = request.app.state.settings.max_checkpoint_bytes
@@ -108,6 +104,18 @@ async def create_checkpoint(
             purpose=None if purpose == "train" else purpose,
         )  # fmt: skip
         return await run_sync(once, store, tenant, idempotency_key, print_, create, arrived.received)
+
+
+def _known(store: Store, architecture: str) -> str:
+    """Return the catalog's name of an architecture. Raises ValidationFailed where neither we nor a worker know it."""
+    name = catalog_name(architecture)
+    if name not in ARCHITECTURES and store.architectures.find(name) is None:
+        raise ValidationFailed(
+            f"{architecture!r} is not an architecture of this service{similar_names(name, store.architectures.names())}; "
+            "GET /v1/architectures lists the names",
+            [{"pointer": "", "parameter": "architecture", "detail": "unknown architecture"}],
+        )
+    return name
 
 
 @router.get("", response_model=Page[Checkpoint], responses=responses(422))
@@ -144,5 +152,6 @@ def get_checkpoint_content(checkpoint_id: str, request: Request, store: StoreOf,
         raise CheckpointNotReady(
             f"{checkpoint_id} is {checkpoint.status}: only the bytes of a ready checkpoint are kept"
         )
-    extension = "pth" if checkpoint.facts and checkpoint.facts.format == "pytorch" else "safetensors"
+    kind = checkpoint.facts.format if checkpoint.facts else "safetensors"
+    extension = "pth" if kind == "pytorch" else kind
     return blob_response(request, store.blobs, checkpoint.content, f"{checkpoint_id}.{extension}")

@@ -15,7 +15,6 @@ from wbar_training.to_device import to_device
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 TRIES = 10
-HELD_OUT = 256 / 224  # the short side that held-out images are resized to before their centre is cut out
 
 
 def boxes(batch: int, height: int, width: int, draws: torch.Generator) -> Tensor:

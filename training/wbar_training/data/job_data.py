@@ -10,7 +10,7 @@ from wbar.spec import JobSpec
 from wbar_training.data.augment import RESIZED, Preparer
 from wbar_training.data.colour import principal_axes
 from wbar_training.data.feed import Feed
-from wbar_training.data.packed import Packed, Split, load_encoded, load_split
+from wbar_training.data.packed import Fit, Packed, Split, load_encoded, load_split
 from wbar_training.draws import permutation
 from wbar_training.plan import Plan
 from wbar_training.workspace import Workspace
@@ -30,8 +30,9 @@ class JobData:
         packed = Packed.read(path)
         order = [spec.classes.index(name) for name in packed.classes] if spec.classes else None
         outputs, centre = spec.network.num_classes, plan.augment in RESIZED
-        self.train = load_split(path, "train", plan.image_size, order, outputs=outputs)
-        held_out = load_split(path, "val", plan.image_size, order, centre, outputs)
+        fit = Fit(plan.recipe.crop_ratio, plan.recipe.interpolation)
+        self.train = load_split(path, "train", plan.image_size, order, outputs=outputs, fit=fit)
+        held_out = load_split(path, "val", plan.image_size, order, centre, outputs, fit)
         if device.type == "cuda" and self.train.images.numel() < torch.cuda.mem_get_info()[0] // 4:
             # Otherwise the images stay on the host and are sent a batch at a time; the bits are the same.
             self.train = Split(self.train.images.to(device), self.train.labels)

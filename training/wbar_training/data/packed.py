@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from wbar_training.data.crops import HELD_OUT
+from wbar.recipe import Interpolation
 from wbar_training.data.decoding import decode
 
 IN_MEMORY = 4 * 1024**3  # a split larger than this lives in a file that the system pages in
@@ -94,16 +94,37 @@ def load_encoded(path: Path, split: str) -> Encoded | None:
         return Encoded(file.get_tensor(f"{split}.encoded"), file.get_tensor(f"{split}.offsets"), channels)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How whole images come to another size, with antialias.
+
+    crop_ratio: of images that are cut out of their centre, the size over the short side that they are resized to.
+    """
+
+    crop_ratio: float = 224 / 256
+    interpolation: Interpolation = "bilinear"
+
+
+PLAIN = Fit()
+
+
 def load_split(
-    path: Path, split: str, image_size: tuple[int, int], order: list[int] | None, centre: bool = False, outputs: int = 0
+    path: Path,
+    split: str,
+    image_size: tuple[int, int],
+    order: list[int] | None,
+    centre: bool = False,
+    outputs: int = 0,
+    fit: Fit = PLAIN,
 ) -> Split:
-    """Load one split at the job's image size (bilinear with antialias where it differs from the stored one).
+    """Load one split at the job's image size, resized where it differs from the stored one.
 
     image_size: (height, width) in pixels.
     order: for each class of the dataset, the network's output index; None: the same order.
-    centre: resize the short side to 8/7 of the size, then cut the centre out (256 and 224 pixels, say); else both sides
-        to the size.
+    centre: resize the short side to size / crop_ratio, then cut the centre out (256 and 224 pixels, say); else both
+        sides to the size.
     outputs: of the network, where an image has several labels.
+    fit: how images are resized.
     """
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
@@ -111,11 +132,11 @@ def load_split(
         if f"{split}.images" in names:
             images = file.get_tensor(f"{split}.images")
             if centre or tuple(images.shape[-2:]) != image_size:
-                images = _resized(images, image_size, centre)
+                images = _resized(images, image_size, centre, fit)
         else:
             encoded = load_encoded(path, split)
             assert encoded is not None
-            images = _decoded(encoded, image_size, centre)
+            images = _decoded(encoded, image_size, centre, fit)
     if order is not None and labels.dim() == 1:
         labels = torch.tensor(order, dtype=torch.int64)[labels]
     elif order is not None:
@@ -134,27 +155,28 @@ def _allocate(shape: tuple[int, ...]) -> Tensor:
         return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
 
 
-def _fitted(images: Tensor, size: tuple[int, int], centre: bool) -> Tensor:
+def _fitted(images: Tensor, size: tuple[int, int], centre: bool, fit: Fit) -> Tensor:
     """Resize images (…, C, H, W) uint8 to `size`."""
+    mode = transforms.InterpolationMode(fit.interpolation)
     if not centre:
-        squashed: Tensor = transforms.resize(images, list(size), antialias=True)
+        squashed: Tensor = transforms.resize(images, list(size), mode, antialias=True)
         return squashed
     height, width = images.shape[-2:]
-    scale = max(size[0] / height, size[1] / width) * HELD_OUT
+    scale = max(size[0] / height, size[1] / width) / fit.crop_ratio
     larger = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
-    cut: Tensor = transforms.center_crop(transforms.resize(images, larger, antialias=True), list(size))
+    cut: Tensor = transforms.center_crop(transforms.resize(images, larger, mode, antialias=True), list(size))
     return cut
 
 
-def _resized(images: Tensor, size: tuple[int, int], centre: bool) -> Tensor:
+def _resized(images: Tensor, size: tuple[int, int], centre: bool, fit: Fit) -> Tensor:
     out = _allocate((len(images), images.shape[1], *size))
     for start in range(0, len(images), 512):
-        out[start : start + 512] = _fitted(images[start : start + 512], size, centre)
+        out[start : start + 512] = _fitted(images[start : start + 512], size, centre, fit)
     return out
 
 
-def _decoded(encoded: Encoded, size: tuple[int, int], centre: bool) -> Tensor:
+def _decoded(encoded: Encoded, size: tuple[int, int], centre: bool, fit: Fit) -> Tensor:
     out = _allocate((len(encoded.offsets) - 1, encoded.channels, *size))
     for index in range(len(out)):
-        out[index] = _fitted(encoded.decoded(index), size, centre)
+        out[index] = _fitted(encoded.decoded(index), size, centre, fit)
     return out

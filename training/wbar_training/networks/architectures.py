@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from wbar.spec import Network
+from wbar_training.networks import timm_models
 from wbar_training.networks.cifar import CifarPreResNet, CifarResNet, CifarVGG, CifarWideResNet
 
 CIFAR: dict[str, Callable[..., nn.Module]] = {
@@ -59,14 +60,19 @@ class _OnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def build(network: Network) -> nn.Module:
+def build(network: Network, drop_path: float | None = None) -> nn.Module:
     """Build the module with its tensors on the meta device: fill it with `load_state_dict(..., assign=True)`."""
     with _OnMeta():
-        return initialized(network)
+        return initialized(network, drop_path)
 
 
-def initialized(network: Network) -> nn.Module:
-    """Build the module with freshly initialized weights on the CPU."""
+def initialized(network: Network, drop_path: float | None = None) -> nn.Module:
+    """Build the module with freshly initialized weights on the CPU. drop_path: of timm's networks, see there.
+
+    Raises UnknownArchitecture for a name that no catalog has.
+    """
+    if timm_models.is_timms(network.name):
+        return timm_models.module(network, drop_path)
     if network.name in CIFAR:
         extra = {"projection": True} if network.projection else {}
         return CIFAR[network.name](num_classes=network.num_classes, channels=network.channels, **extra)
@@ -104,12 +110,16 @@ def shapes_of(network: Network) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in build(network).state_dict().items()}
 
 
-def load(network: Network, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+def load(
+    network: Network, tensors: Mapping[str, Tensor], drop_path: float | None = None
+) -> tuple[nn.Module, dict[str, Tensor]]:
     """Build the network in float32 with the checkpoint's weights; return it and the auxiliary tensors it does not use.
 
     tensors: the checkpoint's, under the network's own names. A missing `num_batches_tracked` starts at 0.
+    drop_path: of timm's networks, see there.
     """
-    module = build(network)
+    module = build(network, drop_path)
+    tied = _tied(module)
     state: dict[str, Tensor] = {}
     for name, slot in module.state_dict().items():
         if name in tensors:
@@ -119,10 +129,36 @@ def load(network: Network, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, di
         else:
             raise ValueError(f"{name} is missing: these are no tensors of {network.name}")
     module.load_state_dict(state, assign=True)
+    for name, first in tied.items():
+        _place(module, name, module.get_parameter(first))  # one tensor again: what is trained by both is one
+    _fill_the_rest(module, network)
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     passive = {name: tensor for name, tensor in tensors.items() if name not in state}
     return module, passive
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """Return the names of parameters that are another one, and that one's name."""
+    first: dict[int, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in named if first.setdefault(id(p), name) != name}
+
+
+def _fill_the_rest(module: nn.Module, network: Network) -> None:
+    """Give buffers that no file has (constants, which are computed where a network is built) the values of a real build."""
+    missing = [name for name, buffer in module.named_buffers() if buffer.is_meta]
+    if not missing:
+        return
+    with torch.random.fork_rng(devices=[]):
+        real = dict(initialized(network).named_buffers())
+    for name in missing:
+        _place(module, name, real[name])
+
+
+def _place(module: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, attribute = name.rpartition(".")
+    setattr(module.get_submodule(path), attribute, tensor)
 
 
 def as_torch_saves(network: Network, tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:

@@ -23,6 +23,8 @@ from wbar.recipe import Recipe
 from wbar.spec import Network
 from wbar_training.draws import generator, key
 from wbar_training.networks.architectures import build, initialized, load, shapes_of
+from wbar_training.networks.stochastic_depth import set_drop_path
+from wbar_training.networks.timm_models import is_timms
 
 LISTED = 12
 RESIDUAL_BLOCKS = ("BasicBlock", "Bottleneck")  # class names, of torchvision's ResNets and of the CIFAR ResNets
@@ -35,14 +37,14 @@ def prepared(network: Network, tensors: Mapping[str, Tensor], recipe: Recipe, se
     seed: the job's; fresh weights follow from it and their names.
 
     Raises NothingMatches where a pattern of `freeze` or `reset` names no parameter, nothing is left to train, or
-    `dropout` is set and the network has no dropout layer.
+    `dropout` or `drop_path` is set and the network has no such layer.
     """
     fresh = head_of(network) if recipe.head == "reset" else set[str]()
     names = [name for name, _ in build(network).named_parameters()]
     fresh |= _matching(names, recipe.reset, "reset")
     kept = {name: tensor for name, tensor in tensors.items() if name not in fresh}
     blank = {name: torch.zeros(shapes_of(network)[name]) for name in fresh}
-    model, _ = load(network, {**kept, **blank})
+    model, _ = load(network, {**kept, **blank}, recipe.drop_path if is_timms(network.name) else None)
     if fresh:
         _initialize(model, network, fresh, recipe, seed)
     frozen = _matching(names, recipe.freeze, "freeze")
@@ -54,6 +56,8 @@ def prepared(network: Network, tensors: Mapping[str, Tensor], recipe: Recipe, se
         )
     if recipe.dropout is not None:
         _set_dropout(model, recipe.dropout, network.name)
+    if recipe.drop_path is not None:
+        set_drop_path(model, recipe.drop_path, network.name)
     return model
 
 

@@ -5,19 +5,19 @@ same tensors and give other outputs. Published ones are in `NEAR_RELATIVES`; a c
 tensors alone carries them as `ambiguous_with`.
 """
 
-import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 
-from wbar.catalog import ARCHITECTURES, similar_names
+from wbar.catalog import ARCHITECTURES, catalog_name
 from wbar.errors import ArchitectureMismatch, UnknownArchitecture
 from wbar.spec import Network
-from wbar_averaging.quoting import quoted, shown
-from wbar_training.networks.architectures import CIFAR, names, shapes_of
-
-Shapes = Mapping[str, tuple[int, ...]]
+from wbar_averaging.quoting import quoted
+from wbar_training.networks import timm_models, timm_recognition, timm_table
+from wbar_training.networks.architectures import CIFAR, build, names, shapes_of
+from wbar_training.networks.differences import COUNTER, Difference, Shapes, compare, names_digest
 
 # Published networks with all tensor names and shapes of ours and other outputs. From a comparison with every model of
 # timm 1.0.31 and of torchvision 0.29, its quantizable ones included (their float weights are uploaded, too).
@@ -32,50 +32,99 @@ NEAR_RELATIVES: dict[str, tuple[str, ...]] = {
     "mobilenet_v2": ("torchvision's quantization.mobilenet_v2",),
 }
 
-# Tensors a checkpoint may hold beyond the network that is trained: auxiliary heads are carried along unchanged (the
-# mean of equal tensors), AveragedModel's counter is dropped on upload.
-AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
-COUNTER = "num_batches_tracked"  # BatchNorm's, missing in checkpoints from before PyTorch 0.4.1
 PROJECTION = "+projection"
-LISTED = 20  # at most this many keys of a kind in a message
 LISTED_EACH = 3  # the same, where several networks are compared in one message
 NEAREST = 3
 
 
-def identify(name: str, shapes: Shapes, num_classes: int | None = None) -> Network:
+@dataclass(frozen=True)
+class Recognized:
+    """The network of a checkpoint, and published ones with the same tensors and other outputs, by name."""
+
+    network: Network
+    ambiguous_with: list[str]
+
+
+def identify(name: str, shapes: Shapes, num_classes: int | None = None, tables: Path | None = None) -> Network:
     """Return the network of catalog name `name` that fits tensors of these shapes.
+
+    tables: the folder of `timm_table`; None: one of timm's networks is built instead.
 
     Raises UnknownArchitecture for a name outside the catalog, ArchitectureMismatch listing the tensors that differ.
     """
-    if name not in ARCHITECTURES:
-        raise UnknownArchitecture(
-            f"{quoted(name)} is not an architecture of this service{similar_names(name)}; GET /v1/architectures lists the names"
-        )
-    network = _read_off(name, shapes, num_classes)
-    difference = compare(shapes, shapes_of(network))
+    name = catalog_name(name)
+    if name in ARCHITECTURES:
+        network = _read_off(name, shapes, num_classes)
+        difference = compare(shapes, shapes_of(network))
+    else:
+        row = timm_recognition.row_of(name, timm_table.load(tables) if tables else None)
+        network, difference = timm_recognition.read_off(row, shapes, num_classes)
     if not difference.is_empty:
         raise difference.error(name)
     return network
 
 
-def detect(shapes: Shapes) -> Network:
-    """Return the one catalog network whose tensors have these names and shapes.
+def recognize(shapes: Shapes, said: str | None = None, tables: Path | None = None) -> Recognized:
+    """Return the network that has tensors of these names and shapes.
 
-    `signatures.json` (written by `python -m wbar_training.networks.recognition`, held true by a test) says which few
-    networks have these names; only those are built to compare their shapes.
+    said: what came with the checkpoint says that it is; believed where it fits.
+    tables: the folder of `timm_table`, where timm's networks are to be recognized, too.
 
     Raises UnknownArchitecture if no network fits, naming the nearest and what differs.
     """
-    network = find(shapes)
-    if network is None:
-        raise _unknown(shapes)
-    return network
+    found = find(shapes, said, tables)
+    if found is None:
+        raise _unknown(shapes, _table_for(shapes, tables))
+    return found
 
 
-def find(shapes: Shapes) -> Network | None:
-    """Return what `detect` does, None if no network fits: without looking for the nearest, which takes seconds."""
+def find(shapes: Shapes, said: str | None = None, tables: Path | None = None) -> Recognized | None:
+    """Return what `recognize` does, None if no network fits: without looking for the nearest, which takes seconds."""
+    if said is not None:
+        try:
+            return Recognized(identify(said, shapes, None, tables), [])
+        except (UnknownArchitecture, ArchitectureMismatch):
+            pass
+    network = _of_the_catalog(shapes)
+    if network is not None:
+        return Recognized(network, list(NEAR_RELATIVES.get(network.name, ())))
+    table = _table_for(shapes, tables)
+    detected = timm_recognition.detect(shapes, table) if table is not None else None
+    return Recognized(*detected) if detected is not None else None
+
+
+def _table_for(shapes: Shapes, tables: Path | None) -> timm_table.Table | None:
+    return timm_recognition.table_for(shapes, tables) if tables and timm_models.installed() else None
+
+
+def kinds(network: Network, tables: Path | None = None) -> tuple[set[str], set[str]]:
+    """Return the names of a network's parameters, and of all its tensors that hold floating-point numbers."""
+    table = timm_table.load(tables) if tables and timm_models.is_timms(network.name) else None
+    row = table.row(network.name) if table else None
+    if row is not None:
+        return row.tensors.keys() - set(row.buffers), row.tensors.keys() - set(row.integers)
+    module = build(network)
+    state = module.state_dict()
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return parameters & state.keys(), {name for name, tensor in state.items() if tensor.is_floating_point()}
+
+
+def detect(shapes: Shapes) -> Network:
+    """Return the one network of ours or torchvision's whose tensors have these names and shapes.
+
+    Raises UnknownArchitecture if no network fits, naming the nearest and what differs.
+    """
+    return recognize(shapes).network
+
+
+def _of_the_catalog(shapes: Shapes) -> Network | None:
+    """Return the one network of ours or torchvision's that fits, if there is one.
+
+    `signatures.json` (written by `python -m wbar_training.networks.recognition`, held true by a test) says which few
+    networks have these names; only those are built to compare their shapes.
+    """
     table: dict[str, str] = json.loads(files("wbar_training.networks").joinpath("signatures.json").read_text())
-    uploaded = signature(shapes)
+    uploaded = names_digest(shapes)
     for name in (name for name, digest in table.items() if digest == uploaded):
         network = _read_off(name.removesuffix(PROJECTION), shapes, None)
         if compare(shapes, shapes_of(network)).is_empty:
@@ -83,15 +132,9 @@ def find(shapes: Shapes) -> Network | None:
     return None
 
 
-def signature(tensor_names: Iterable[str]) -> str:
-    """Return a digest of the names that every checkpoint of a network has, whatever its age and its auxiliary heads."""
-    kept = (name for name in tensor_names if not name.endswith(COUNTER) and not name.startswith(AUXILIARY))
-    return hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()[:16]
-
-
 def signatures() -> dict[str, str]:
     """Compute the table that `detect` looks up from the networks themselves."""
-    return {label: signature(shapes_of(network)) for label, network in sorted(_plain_networks().items())}
+    return {label: names_digest(shapes_of(network)) for label, network in sorted(_plain_networks().items())}
 
 
 def _plain_networks() -> dict[str, Network]:
@@ -133,71 +176,12 @@ def _image_size(name: str, shapes: Shapes) -> int | None:
     return size if side > 0 and side * side == positions[1] - 1 and size <= 4096 else None
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How a checkpoint's tensors differ from a network's, each list sorted.
+def nearest(
+    shapes: Shapes, most: int = NEAREST, table: timm_table.Table | None = None
+) -> list[tuple[Network, Difference]]:
+    """Return the networks that share the most tensors with a checkpoint, the nearest first, and what differs.
 
-    alike: tensors of one name and shape in both. mis_shaped: name, shape in the checkpoint, shape in the network.
-    """
-
-    alike: int
-    missing: list[str]
-    unexpected: list[str]
-    mis_shaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the tensors fit."""
-        return not (self.missing or self.unexpected or self.mis_shaped)
-
-    def text(self, name: str, listed: int = LISTED) -> str:
-        """List what differs from network `name`, at most `listed` keys of each kind, with both shapes."""
-        parts = []
-        if self.missing:
-            parts.append(f"{len(self.missing)} missing: {_some(self.missing, listed)}")
-        if self.unexpected:
-            parts.append(f"{len(self.unexpected)} unexpected: {_some([shown(key) for key in self.unexpected], listed)}")
-        if self.mis_shaped:
-            lines = [f"{key}: {here} in the checkpoint, {there} in {name}" for key, here, there in self.mis_shaped]
-            parts.append(f"{len(lines)} of another shape: {_some(lines, listed)}")
-        return "; ".join(parts)
-
-    def details(self) -> dict[str, object]:
-        """Return the same for programs."""
-        return {
-            "missing": self.missing[:LISTED],
-            "unexpected": [shown(key) for key in self.unexpected[:LISTED]],  # the file's names, of any length
-            "mis_shaped": [
-                {"name": key, "checkpoint": list(here), "architecture": list(there)}
-                for key, here, there in self.mis_shaped[:LISTED]
-            ],
-        }
-
-    def error(self, name: str) -> ArchitectureMismatch:
-        """Return the error that says what differs from network `name`."""
-        error = ArchitectureMismatch(f"the tensors are not {name}'s; {self.text(name)}")
-        error.details = self.details()
-        return error
-
-
-def compare(uploaded: Shapes, expected: Shapes) -> Difference:
-    """Compare a checkpoint's tensors with those of a network. BatchNorm's counters and auxiliary heads are optional."""
-    both = expected.keys() & uploaded.keys()
-    mis_shaped = [(key, uploaded[key], expected[key]) for key in sorted(both) if expected[key] != uploaded[key]]
-    return Difference(
-        alike=len(both) - len(mis_shaped),
-        missing=sorted(key for key in expected.keys() - both if not key.endswith(COUNTER)),
-        unexpected=sorted(key for key in uploaded.keys() - both if not key.startswith(AUXILIARY)),
-        mis_shaped=mis_shaped,
-    )
-
-
-def _some(lines: list[str], listed: int) -> str:
-    return ", ".join(lines[:listed]) + (f" and {len(lines) - listed} more" if len(lines) > listed else "")
-
-
-def nearest(shapes: Shapes, most: int = NEAREST) -> list[tuple[Network, Difference]]:
-    """Return the catalog networks that share the most tensors with a checkpoint, the nearest first, and what differs.
+    table: of timm's networks that are considered, too.
 
     Nearness is the share of one name and shape among all tensors of both (Jaccard's index); networks that share none
     are left out. Every network of the catalog is built as shapes: some seconds.
@@ -208,14 +192,16 @@ def nearest(shapes: Shapes, most: int = NEAREST) -> list[tuple[Network, Differen
         pairs_of_network = {(key, shape) for key, shape in shapes_of(network).items() if not key.endswith(COUNTER)}
         scores[label] = len(pairs & pairs_of_network) / len(pairs | pairs_of_network)
     ranked = sorted((label for label in scores if scores[label]), key=lambda label: (-scores[label], label))
-    fitted = [_read_off(label.removesuffix(PROJECTION), shapes, None) for label in ranked[:most]]
-    return [(network, compare(shapes, shapes_of(network))) for network in dict.fromkeys(fitted)]
+    fitted = dict.fromkeys(_read_off(label.removesuffix(PROJECTION), shapes, None) for label in ranked[:most])
+    found = [(network, compare(shapes, shapes_of(network))) for network in fitted]
+    found += timm_recognition.nearest(shapes, table, most) if table else []
+    return sorted(found, key=lambda one: -one[1].likeness)[:most]
 
 
-def _unknown(shapes: Shapes) -> UnknownArchitecture:
-    """Return the error for tensors that no network of the catalog has: the nearest ones, and their differences."""
+def _unknown(shapes: Shapes, table: timm_table.Table | None) -> UnknownArchitecture:
+    """Return the error for tensors that no network has: the nearest ones, and their differences."""
     wrapper = _wrapper(shapes)
-    candidates = nearest({name.removeprefix(wrapper): shape for name, shape in shapes.items()})
+    candidates = nearest({name.removeprefix(wrapper): shape for name, shape in shapes.items()}, table=table)
     first = ", ".join(map(quoted, sorted(shapes)[:3]))
     message = f"no architecture of this service has these {len(shapes)} tensors (first: [{first}]). "
     if candidates:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
+from wbar.checkpoints import CheckpointFormat
 from wbar.errors import (
     ArchitectureMismatch,
     ContentTooLarge,
@@ -24,13 +26,15 @@ from wbar.errors import (
     NotAStateDict,
     UnsafePickle,
 )
-from wbar.spec import Network
+from wbar.spec import Network, PretrainedConfig
 from wbar_averaging import InvalidSafetensors, write_safetensors
 from wbar_averaging.pytorch_file import find_state_dict
 from wbar_averaging.quoting import quoted, reason, shown
 from wbar_averaging.safetensors_file import HeaderTooLarge, read_layout
-from wbar_training.networks import architectures, recognition
+from wbar_training.networks import recognition
+from wbar_training.networks.recognition import Recognized
 from wbar_training.networks.tensors import read_tensors
+from wbar_training.uploads import model_folders, pretrained_config
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.pytorch_archive import check_archive, check_bare_pickle
 
@@ -61,15 +65,17 @@ class ValidCheckpoint:
     tensors: how many tensors the file has.
     prefix: the part of the uploaded names before the network's own.
     ambiguous_with: see `wbar.checkpoints.NetworkArchitecture`.
+    pretrained: what came with it about its images.
     """
 
-    format: Literal["safetensors", "pytorch"]
+    format: CheckpointFormat
     parameters: int
     tensors: int
     network: Network | None
     source: Literal["given", "detected"]
     prefix: str
     ambiguous_with: list[str] | None
+    pretrained: PretrainedConfig | None = None
 
 
 def validate(
@@ -78,6 +84,7 @@ def validate(
     num_classes: int | None,
     out: Path,
     limits: UploadLimits | None = None,
+    tables: Path | None = None,
     any_network: bool = False,
 ) -> ValidCheckpoint:
     """Read the file, find its state dict, name its network, and write the tensors to `out` as safetensors.
@@ -85,32 +92,38 @@ def validate(
     architecture, num_classes: as the uploader gave them; None leaves them to the tensors. A given architecture is not
         ambiguous.
     limits: None: the defaults.
+    tables: the folder of `networks.timm_table`, where timm's networks are to be recognized, too.
     any_network: take tensors that fit no known network, too; they can be merged and not trained.
 
     Raises a class of wbar.errors.Rejected that says what is wrong with the file.
     """
     limits = limits or UploadLimits()
-    kind, tensors = read(path, limits)
+    kind, tensors, said, held = _read_with_config(path, out.with_name(f"{out.name}.unpacked"), limits)
     if len(tensors) > limits.tensors:
         raise ContentTooLarge(f"the file has {len(tensors)} tensors, more than the limit of {limits.tensors}")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTERS)}
     _check_names(tensors)
     _check_kinds(tensors)
-    check_claims(tensors, path.stat().st_size)
+    check_claims(tensors, held)
     prefix = common_prefix(tensors)
     shapes = {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in tensors.items()}
-    if any_network and architecture is None and recognition.find(shapes) is None:
+    found: Recognized | None
+    if architecture:
+        found = Recognized(recognition.identify(architecture, shapes, num_classes, tables), [])
+    elif any_network:
+        found = recognition.find(shapes, said.architecture, tables)
+    else:
+        found = recognition.recognize(shapes, said.architecture, tables)
+    if found is None:
         check_finite(tensors)
         write_safetensors(out, tensors, {})
         numbers = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
         return ValidCheckpoint(kind, numbers, len(tensors), None, "detected", prefix, None)
-    network = recognition.identify(architecture, shapes, num_classes) if architecture else recognition.detect(shapes)
+    network = found.network
     if num_classes is not None and network.num_classes != num_classes:
-        network = recognition.identify(network.name, shapes, num_classes)
+        network = recognition.identify(network.name, shapes, num_classes, tables)
     check_finite(tensors)
-    module = architectures.build(network)
-    trained = {name for name, _ in module.named_parameters()}
-    floating = {name for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    trained, floating = recognition.kinds(network, tables)
     integers = [n for n, t in tensors.items() if n.removeprefix(prefix) in floating and not t.is_floating_point()]
     if integers:
         raise ArchitectureMismatch(
@@ -124,8 +137,37 @@ def validate(
         network=network,
         source="given" if architecture else "detected",
         prefix=prefix,
-        ambiguous_with=None if architecture else list(recognition.NEAR_RELATIVES.get(network.name, ())) or None,
+        ambiguous_with=found.ambiguous_with or None,
+        pretrained=said.pretrained,
     )
+
+
+def _read_with_config(
+    path: Path, unpacked: Path, limits: UploadLimits
+) -> tuple[CheckpointFormat, dict[str, Tensor], pretrained_config.Said, int]:
+    """Return the file's format, its flat state dict, what came with it, and the bytes of its weights.
+
+    unpacked: a name for the weights of an archive.
+    """
+    with open(path, "rb") as file:
+        head = file.read(512)
+    folder = model_folders.unpack(path, head, unpacked, limits)
+    if folder is None:
+        kind, tensors = read(path, limits)
+        said = _said_in(path) if kind == "safetensors" else pretrained_config.NOTHING
+        return kind, tensors, said, path.stat().st_size
+    try:
+        _, tensors = read(folder.weights, limits)
+        said = pretrained_config.of_config(folder.config) if folder.config else _said_in(folder.weights)
+        held = folder.weights.stat().st_size
+        return folder.format, {name: tensor.clone() for name, tensor in tensors.items()}, said, held
+    finally:
+        folder.weights.unlink()
+
+
+def _said_in(path: Path) -> pretrained_config.Said:
+    with safe_open(path, framework="pt") as file:
+        return pretrained_config.of_metadata(file.metadata() or {})
 
 
 def _check_names(tensors: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,33 @@
+"""Stochastic depth: the branch of block l of L is left out with probability rate·(l − 1)/(L − 1) (Huang et al. 2016).
+
+timm builds its `DropPath` layers with such rates itself, where it is given one (`timm_models.module`); some of its families
+have none. torchvision's `StochasticDepth` layers are always there.
+"""
+
+from torch import nn
+from torchvision.ops import StochasticDepth
+
+from wbar.errors import NothingMatches
+
+OF_TIMM = "DropPath"
+
+
+def set_drop_path(model: nn.Module, rate: float, name: str) -> None:
+    """Set the rates of torchvision's layers. Raises NothingMatches where the network has neither these nor timm's.
+
+    name: of the network, for the error.
+    """
+    if any(type(module).__name__ == OF_TIMM for module in model.modules()):
+        return
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, StochasticDepth)}
+    if not layers:
+        raise no_stochastic_depth(rate, name)
+    # Two layers of one block (after attention, and after the MLP) have one rate.
+    blocks = list(dict.fromkeys(path.rpartition(".")[0] for path in layers))
+    for path, layer in layers.items():
+        layer.p = rate * blocks.index(path.rpartition(".")[0]) / max(1, len(blocks) - 1)
+
+
+def no_stochastic_depth(rate: float, name: str) -> NothingMatches:
+    """Return the error for a network that has no such layers."""
+    return NothingMatches(f"recipe.drop_path is {rate} and {name} has no stochastic depth: leave it out")
