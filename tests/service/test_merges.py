@@ -325,7 +325,7 @@ def test_a_merge_is_deleted_once_its_time_is_over(store: Store) -> None:
     ended = store.merges.get(MINE, merge.id)
     assert ended.expires_at is not None
     assert ended.finished_at is not None
-    assert ended.expires_at - ended.finished_at == pytest.approx(60)
+    assert ended.expires_at - ended.finished_at == pytest.approx(60, abs=0.1)
     store.expire()
     assert store.merges.exists(MINE, merge.id)
     with store.database.write() as connection:
