@@ -16,6 +16,11 @@ VERDICTS: dict[Verdict, str] = {
     "same": "the average and the start cannot be told apart: their losses differ by less than two standard errors",
 }
 
+CALIBRATED = (
+    "Calibrated: the NLL once the outputs are divided by the temperature, which is fitted on other held-out images. A loss "
+    "that is lower before, and not after it, was won by less confidence."
+)
+
 
 class Score(BaseModel):
     """Accuracy in [0, 1], mean negative log-likelihood in nats, and expected calibration error (15 bins).

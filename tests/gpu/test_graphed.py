@@ -28,7 +28,10 @@ RECIPES = {
     "mixed": {"precision": "bfloat16", "mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1},
     "weighted": {"precision": "bfloat16", "class_weights": [1.0 + k for k in range(CLASSES)]},
     "clipped adamw": {"grad_clip_norm": 1.0, "optimizer": {"name": "adamw", "weight_decay": 0.05}},
-    "distilled": {"precision": "bfloat16", "distillation": {"teacher": "ckpt_0mk3q8v4zr5d2a7x9c4t", "temperature": 4.0}},
+    "distilled": {
+        "precision": "bfloat16",
+        "distillation": {"teacher": "ckpt_0mk3q8v4zr5d2a7x9c4t", "temperature": 4.0},
+    },
     "penalized": {"precision": "float32", "gradient_penalty": 0.01},
 }
 NETWORKS = {  # with and without draws of their own: dropout, stochastic depth

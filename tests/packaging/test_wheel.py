@@ -27,7 +27,7 @@ PARTS = {"migrate", "doctor", "first-key", "serve", "worker", "sweep", "datasets
 WEBHOOKS = ("create", "list", "delete", "ping", "enable", "rotate", "deliveries", "replay")
 CLIENT = {
     "up", "upload", "checkpoints", "datasets add", "datasets list", "submit", "jobs", "show", "watch", "cancel", "pause",
-    "finish", "clone", "resume", "download", "keys create", "keys list", "keys revoke", "backup", "restore", "logs",
+    "finish", "clone", "resume", "download", "card", "keys create", "keys list", "keys revoke", "backup", "restore", "logs",
     "open", "compare", "demo", *(f"webhooks {one}" for one in WEBHOOKS),
     "export tensorboard", "export mlflow", "export csv", "export parquet",
 }  # fmt: skip
@@ -256,6 +256,7 @@ def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: P
     assert "Next: wbar up" in shell.wbar("demo", "--images", "200", "--folder", str(tmp_path / "demo"))
     weights = tmp_path / "averaged.safetensors"
     assert shell.wbar("download", two, "-o", str(weights)) == f"{weights}\n"
+    assert shell.wbar("card", two).startswith("---\n")
     for listing, expected in (("jobs", two), ("checkpoints", checkpoint), ("datasets list", dataset)):
         assert expected in shell.wbar(*listing.split())
     for kind in ("csv", "parquet"):

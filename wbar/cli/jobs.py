@@ -1,4 +1,4 @@
-"""Commands that look at jobs and control them: list, show, compare, cancel, pause, finish, resume, download."""
+"""Commands that look at jobs and control them: list, show, compare, cancel, pause, finish, resume, download, card."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -159,3 +159,22 @@ def download(
         print_json({"path": str(output), "bytes": output.stat().st_size, "sha256": sha256_of(output)})
     else:
         typer.echo(str(output))
+
+
+@app.command()
+@with_json
+def card(
+    job: JobId,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write it there, as README.md; default: print it.")
+    ] = None,
+) -> None:
+    """Print or write the model card: what the weights are, what was done, how good they are, how to load them."""
+    with connected() as client:
+        text = client.jobs.card(job)
+    if output is not None:
+        output.write_bytes(text.encode())
+    if wants_json():
+        print_json({"card": text} if output is None else {"path": str(output)})
+    else:
+        typer.echo(text if output is None else str(output), nl=output is not None)

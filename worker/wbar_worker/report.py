@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wbar.jobs import MetricsPoint
-from wbar.results import VERDICTS, Comparisons, Flatness, JobResult
+from wbar.results import CALIBRATED, VERDICTS, Comparisons, Flatness, JobResult
 from wbar.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -78,11 +78,7 @@ def _comparisons(metrics: Comparisons) -> str:
         "<tr><th>held-out images</th><th>accuracy</th><th>NLL (nats)</th><th>NLL, calibrated</th><th>temperature</th>"
         "<th>calibration error</th></tr>"
     )
-    note = (
-        "<p class='note'>Calibrated: the NLL once the outputs are divided by the temperature, which is fitted on other "
-        "held-out images. A loss that is lower before, and not after it, was won by less confidence.</p>"
-    )
-    return f"<div class='wide'><table>{head}{rows}</table></div>\n{note}"
+    return f"<div class='wide'><table>{head}{rows}</table></div>\n<p class='note'>{CALIBRATED}</p>"
 
 
 def _curve(result: JobResult) -> Iterator[str]:

@@ -189,6 +189,10 @@ class Jobs(Resource):
         """Download the report, one HTML page, to `path`; see download."""
         return download(self._client, f"/v1/jobs/{job_id}/report", Path(path), step)
 
+    def card(self, job_id: str) -> str:
+        """Return the model card of the averaged weights, as Markdown; it says what the job found, also where averaging lost."""
+        return (self._client.request("GET", f"/v1/jobs/{job_id}/card")).text
+
     def losses(self, job_id: str) -> ImageLosses:
         """Return the loss of w̄ and of the start on each held-out image, to compare jobs image by image."""
         return self._get(f"/v1/jobs/{job_id}/losses", ImageLosses)
