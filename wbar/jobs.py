@@ -8,7 +8,7 @@ from wbar.checkpoints import Fault
 from wbar.method import AnyMethod, CyclicSwa
 from wbar.recipe import MAX_CLASSES, Recipe
 from wbar.request import ExpiresAfter, RequestModel
-from wbar.results import JobResult, Score
+from wbar.results import FurtherFormat, JobResult, Score
 from wbar.spec import JobSpec
 from wbar.states import JobStatus
 from wbar.text import ClassName, Name, Text
@@ -38,6 +38,12 @@ class JobOptions(RequestModel):
         le=100,
         description="Samples of a Bayesian average over the snapshots' Gaussian (SWAG, Maddox et al. 2019), as one more "
         "comparison: `result.metrics.swag`. Each costs a BatchNorm recompute and an evaluation; 0: none.",
+    )
+    formats: list[FurtherFormat] = Field(
+        default_factory=list,
+        max_length=1,
+        description="Formats to make of the weights beside safetensors and PyTorch's. `onnx`: checked to give the network's "
+        "outputs before it is offered; `result.formats` says what became of it.",
     )
 
 
@@ -252,6 +258,7 @@ class Job(BaseModel):
     recipe: Recipe
     flatness: bool = False
     swag: int = 0
+    formats: list[FurtherFormat] = Field(default_factory=list)
     classes: list[str] | None = None
     seed: int
     requested: dict[str, JsonValue] | None = Field(
@@ -324,6 +331,7 @@ class Job(BaseModel):
             recipe=recipe,
             flatness=spec.flatness,
             swag=spec.swag,
+            formats=list(spec.formats),
             classes=list(spec.classes) if spec.classes else None,
             seed=spec.seed,
             requested=requested,

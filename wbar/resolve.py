@@ -85,6 +85,7 @@ def resolve_job(
         swag=options.swag,
         ingredients=tuple(ingredients),
         teachers=tuple(teachers),
+        formats=tuple(options.formats),
     )
 
 

@@ -15,6 +15,7 @@ from wbar import __version__
 from wbar.catalog import ARCHITECTURES
 from wbar.method import AnyMethod, Soup
 from wbar.recipe import Recipe
+from wbar.results import FurtherFormat
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class JobSpec(_Frozen):
     swag: samples of the Bayesian average that is measured then; 0: none.
     ingredients: the checkpoints of a soup, in its order.
     teachers: the networks of a distillation, one checkpoint or a former job's snapshots.
+    formats: that the weights are written in beside safetensors and PyTorch's; they change no weight.
     """
 
     start: StoredWeights
@@ -95,6 +97,7 @@ class JobSpec(_Frozen):
     swag: int = 0
     ingredients: tuple[StoredWeights, ...] = ()
     teachers: tuple[StoredWeights, ...] = ()
+    formats: tuple[FurtherFormat, ...] = ()
 
     @property
     def selects(self) -> bool:

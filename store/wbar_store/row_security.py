@@ -39,6 +39,7 @@ OF_A_JOB: tuple[Table, ...] = (
     tables.events,
     tables.metrics,
     tables.snapshots,
+    tables.job_files,
 )
 OF_AN_UPLOAD: tuple[Table, ...] = (tables.upload_parts,)
 OF_NOBODY: tuple[Table, ...] = (tables.blobs, tables.workers, tables.counters)

@@ -15,19 +15,20 @@ import torch
 from tests.conftest import Broker, wait_until
 from tests.material import start_state, write_start
 from tests.packaging.environments import ROOT, Decoys, Environment, Shell
-from wbar.cli import REFUSED
+from wbar.cli import FAILED, REFUSED
 from wbar_averaging import write_safetensors
 from wbar_store.settings import StoreSettings
 from wbar_store.store import Store
 
 PACKAGES = {"wbar", "wbar_averaging", "wbar_training", "wbar_store", "wbar_worker", "wbar_service"}
 # Every command, by the test that runs it.
-OFFLINE = {"average", "schedule", "migrate", "first-key", "gc"}
+OFFLINE = {"verify", "average", "schedule", "migrate", "first-key", "gc"}
 PARTS = {"migrate", "doctor", "first-key", "serve", "worker", "sweep", "datasets add"}
 WEBHOOKS = ("create", "list", "delete", "ping", "enable", "rotate", "deliveries", "replay")
 CLIENT = {
     "up", "upload", "checkpoints", "datasets add", "datasets list", "submit", "jobs", "show", "watch", "cancel", "pause",
-    "finish", "clone", "resume", "download", "card", "keys create", "keys list", "keys revoke", "backup", "restore", "logs",
+    "finish", "clone", "resume", "download", "card", "signature",
+    "keys create", "keys list", "keys revoke", "backup", "restore", "logs",
     "open", "compare", "demo", *(f"webhooks {one}" for one in WEBHOOKS),
     "export tensorboard", "export mlflow", "export csv", "export parquet",
 }  # fmt: skip
@@ -158,6 +159,8 @@ def test_commands_that_need_no_service(shell: Shell, tmp_path: Path) -> None:
     again = (["average", *words, "-o", str(mean)], ["schedule"], ["migrate"], ["first-key", "b"], ["gc", "--dry-run"])
     for command in again:
         json.loads(shell.wbar(*command, "--json"))
+    absent = ["--signature", str(tmp_path / "no.json"), "--public-key", str(mean)]
+    assert "not_verified: there is no" in shell.wbar("verify", str(mean), *absent, code=FAILED)
     assert shell.typed == OFFLINE
 
 
@@ -257,6 +260,7 @@ def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: P
     weights = tmp_path / "averaged.safetensors"
     assert shell.wbar("download", two, "-o", str(weights)) == f"{weights}\n"
     assert shell.wbar("card", two).startswith("---\n")
+    assert "is not signed" in shell.wbar("signature", two, code=REFUSED)
     for listing, expected in (("jobs", two), ("checkpoints", checkpoint), ("datasets list", dataset)):
         assert expected in shell.wbar(*listing.split())
     for kind in ("csv", "parquet"):

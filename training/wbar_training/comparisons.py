@@ -13,6 +13,7 @@ from wbar_training.analysis import attempted, bayesian_score, measure_flatness
 from wbar_training.averages.average import Average, Evaluated
 from wbar_training.averages.choice import ChoiceLimits
 from wbar_training.evaluate import HeldOutOutputs, Outputs, score, verdict
+from wbar_training.onnx_file import make_onnx
 from wbar_training.outcome import Outcome
 from wbar_training.reporter import Reporter
 from wbar_training.result_writer import weights_file
@@ -62,8 +63,10 @@ def conclude(
         swag=swag,
         control=_control(reporter, control) if control else None,
     )
+    onnx = make_onnx(setup, reporter, weights) if "onnx" in spec.formats else None
     result = JobResult(
         weights=weights_file(weights),
+        formats=[onnx.offered] if onnx else [],
         metrics=metrics,
         curve=[
             CurvePoint(n=n, accuracy=p["accuracy"], loss=p["loss"]) for n, p in enumerate(results.averaged, start=1)
@@ -79,7 +82,7 @@ def conclude(
         flatness=flatness,
     )
     losses = setup.writer.write_losses(outputs.report.losses, _start_losses(results))
-    return Outcome(result, weights, pytorch, losses)
+    return Outcome(result, weights, pytorch, losses, onnx.path if onnx else None)
 
 
 def _control(reporter: Reporter, control: Callable[[], Score]) -> Score | None:

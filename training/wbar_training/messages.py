@@ -72,24 +72,26 @@ class LogLine(_Message):
 
 
 class Succeeded(_Message):
-    """The attempt's last message: the result, the two files of the averaged weights, and the losses of each image."""
+    """The attempt's last message: the result, the files of the averaged weights, and the losses of each image."""
 
     type: Literal["succeeded"] = "succeeded"
     result: JobResult
     weights: str
     pytorch: str
     losses: str | None = None
+    onnx: str | None = None
 
     @classmethod
     def of(cls, outcome: Outcome) -> Self:
         """Return the message of an outcome."""
-        losses = None if outcome.losses is None else str(outcome.losses)
-        return cls(result=outcome.result, weights=str(outcome.weights), pytorch=str(outcome.pytorch), losses=losses)
+        losses, onnx = (None if path is None else str(path) for path in (outcome.losses, outcome.onnx))
+        weights, pytorch = str(outcome.weights), str(outcome.pytorch)
+        return cls(result=outcome.result, weights=weights, pytorch=pytorch, losses=losses, onnx=onnx)
 
     def outcome(self) -> Outcome:
         """Return the outcome that the message tells of."""
-        losses = None if self.losses is None else Path(self.losses)
-        return Outcome(self.result, Path(self.weights), Path(self.pytorch), losses)
+        losses, onnx = (None if path is None else Path(path) for path in (self.losses, self.onnx))
+        return Outcome(self.result, Path(self.weights), Path(self.pytorch), losses, onnx)
 
 
 class Stopped(_Message):

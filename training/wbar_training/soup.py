@@ -20,6 +20,7 @@ from wbar_averaging import RunningMean
 from wbar_training import normalization_probe
 from wbar_training.analysis import attempted, flatness_images, measure_flatness
 from wbar_training.evaluate import HeldOutOutputs, score, verdict
+from wbar_training.onnx_file import make_onnx
 from wbar_training.outcome import Outcome
 from wbar_training.reporter import Reporter, StopRequested
 from wbar_training.result_writer import weights_file
@@ -88,8 +89,10 @@ class SoupJob:
         if self.spec.flatness:
             last, written = self._tensors(mixture.ingredients[-1].weights), self.setup.read(path)
             flatness = attempted(self.reporter, "the flatness", lambda: measure_flatness(self.setup, last, written, []))
+        onnx = make_onnx(self.setup, self.reporter, path) if "onnx" in self.spec.formats else None
         result = JobResult(
             weights=weights_file(path),
+            formats=[onnx.offered] if onnx else [],
             metrics=Comparisons(
                 start=start.as_it_came,
                 start_recomputed=start.recomputed,
@@ -105,7 +108,7 @@ class SoupJob:
             flatness=flatness,
         )
         losses = self.setup.writer.write_losses(outputs.report.losses, start.outputs.report.losses)
-        return Outcome(result, path, pytorch, losses)
+        return Outcome(result, path, pytorch, losses, onnx.path if onnx else None)
 
     def _uniform(self, ingredients: list[Ingredient]) -> Mixture:
         mean, curve = self._empty(), []

@@ -1,7 +1,7 @@
 """Commands that look at jobs and control them: list, show, compare, cancel, pause, finish, resume, download, card."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,8 +22,10 @@ from wbar.cli.submitting import tags
 
 if TYPE_CHECKING:
     from wbar.jobs import Job
+    from wbar.results import WeightsFormat
 
 app = typer.Typer()
+_FILES = {"pytorch": "a PyTorch file", "onnx": "an ONNX file"}
 MOST_COMPARED = 12
 
 
@@ -132,19 +134,21 @@ def download(
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the averaged weights.")] = Path(
         "averaged.safetensors"
     ),
-    format: Annotated[str | None, typer.Option(help="safetensors or pytorch; default: by the output's suffix.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="safetensors, pytorch or onnx; default: by the output's suffix.")
+    ] = None,
     snapshot: Annotated[int | None, typer.Option(help="Download w_n instead.")] = None,
 ) -> None:
     """Download the averaged weights: an interrupted download goes on, and the digest is verified."""
     from wbar.transfers import sha256_of
 
-    kind: Literal["safetensors", "pytorch"] = "safetensors"
-    if format == "pytorch" or (format is None and output.suffix in (".pt", ".pth")):
-        kind = "pytorch"
-    elif format not in (None, "safetensors"):
-        raise typer.BadParameter(f"{format!r} is not a format: safetensors or pytorch")
-    if snapshot is not None and kind == "pytorch":
-        raise typer.BadParameter(f"snapshots are safetensors files, and {output.name} would be a PyTorch file")
+    formats: dict[str | None, WeightsFormat] = {"safetensors": "safetensors", "pytorch": "pytorch", "onnx": "onnx"}
+    suffixes: dict[str, WeightsFormat] = {".pt": "pytorch", ".pth": "pytorch", ".onnx": "onnx"}
+    kind = suffixes.get(output.suffix, "safetensors") if format is None else formats.get(format)
+    if kind is None:
+        raise typer.BadParameter(f"{format!r} is not a format: {', '.join(filter(None, formats))}")
+    if snapshot is not None and kind != "safetensors":
+        raise typer.BadParameter(f"snapshots are safetensors files, and {output.name} would be {_FILES[kind]}")
     with connected() as client, transfer() as bar:
         moved = step(bar, f"download {output.name}")
         if snapshot is None:

@@ -66,6 +66,10 @@ def submit(
     ] = None,
     weight: Annotated[list[float] | None, typer.Option(help="Of a soup: one for each --soup, in order.")] = None,
     swag: Annotated[int | None, typer.Option(help="Samples of a Bayesian average (SWAG) to compare with.")] = None,
+    onnx: Annotated[
+        bool | None,
+        typer.Option("--onnx", help="Also make an ONNX file of the weights, checked to give the same outputs."),
+    ] = None,
     flatness: Annotated[bool | None, typer.Option(help="Measure how flat the loss is, and draw it.")] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     image_size: Annotated[int | None, typer.Option()] = None,
@@ -98,7 +102,8 @@ def submit(
     trained |= {"optimizer": {"name": optimizer}} if optimizer else {}
     options = _given(
         checkpoint=checkpoint, dataset=dataset, name=name, method=asked or None, recipe=trained or None, seed=seed,
-        swag=swag, flatness=flatness, max_seconds=max_seconds, priority=priority, expires_after=expires_after,
+        swag=swag, formats=["onnx"] if onnx else None, flatness=flatness,
+        max_seconds=max_seconds, priority=priority, expires_after=expires_after,
         metadata=tags(metadata) or None, dry_run=dry_run or None,
     )  # fmt: skip
     body = _merged(read_object(job, "@FILE"), options)

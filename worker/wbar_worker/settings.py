@@ -2,6 +2,7 @@
 
 import os
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -32,6 +33,10 @@ class WorkerSettings(StoreSettings):
         None,
         gt=0,
         description="The longest that any job may run, all its attempts together; default: as long as it takes.",
+    )
+    signing_key: Path | None = Field(
+        None,
+        description="A private key (EC P-256, PEM, no password) that results are signed with; default: nothing is signed.",
     )
     sweep_seconds: float = Field(2.0, gt=0, description="Time between two looks of the sweeper.")
     webhook_seconds: float = Field(

@@ -13,7 +13,7 @@ from sse_starlette.sse import EventSourceResponse
 from wbar.errors import NotFound, ValidationFailed
 from wbar.jobs import MOST_TAGS, Deleted, Event, EventType, Job, JobRequest, MetricsPoint, Snapshot
 from wbar.lists import Page
-from wbar.results import Verdict
+from wbar.results import Verdict, WeightsFormat
 from wbar.states import JobStatus
 from wbar.text import TEXT_PATTERN, fault_of
 from wbar_service.answers import answer, made_of, stored_now
@@ -22,7 +22,7 @@ from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.jobs.cloning import CHANGES, changed
 from wbar_service.jobs.creating import Creation, digest_of, dry_run, gpu_at_hand, insert_job, make_spec
-from wbar_service.jobs.files import no_result, refuse_expired
+from wbar_service.jobs.files import further_format, no_result, refuse_expired
 from wbar_service.jobs.stream import EventStreams
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
@@ -333,12 +333,17 @@ def get_job_weights(
     request: Request,
     store: StoreOf,
     tenant: TenantOf,
-    format: Literal["safetensors", "pytorch"] = "safetensors",
+    format: WeightsFormat = "safetensors",
 ) -> Response:
-    """Download w̄ with recomputed BatchNorm statistics, under the uploaded names; `pytorch` is a flat state_dict."""
+    """Download w̄ with recomputed BatchNorm statistics, under the uploaded names; `pytorch` is a flat state_dict.
+
+    `onnx` is there where the job was asked for it and it could be had: `result.formats`.
+    """
     job = store.jobs.get(tenant, job_id)
     if job.weights is None or job.weights_pytorch is None:
         no_result(job, "averaged weights")
+    if format == "onnx":
+        return blob_response(request, store.blobs, further_format(store, job, format), f"{job_id}.onnx")
     if format == "pytorch":
         return blob_response(request, store.blobs, job.weights_pytorch, f"{job_id}.pth")
     return blob_response(request, store.blobs, job.weights, f"{job_id}.safetensors")

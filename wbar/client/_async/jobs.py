@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 from anyio import sleep
 
@@ -16,7 +16,7 @@ from wbar.client.job_bar import job_bar
 from wbar.errors import Unreachable
 from wbar.jobs import Event, EventType, Job, MetricsPoint, Snapshot
 from wbar.lists import Page
-from wbar.results import ImageLosses, Verdict
+from wbar.results import ImageLosses, Verdict, WeightsFormat
 from wbar.states import TERMINAL
 from wbar.transfers import Step
 
@@ -182,10 +182,13 @@ class AsyncJobs(AsyncResource):
         self,
         job_id: str,
         path: str | os.PathLike[str],
-        format: Literal["safetensors", "pytorch"] = "safetensors",
+        format: WeightsFormat = "safetensors",
         step: Step | None = None,
     ) -> Path:
-        """Download w̄ to `path`. An interrupted download goes on; the digest is verified before the file appears."""
+        """Download w̄ to `path`. An interrupted download goes on; the digest is verified before the file appears.
+
+        Raises NoWeights, saying why, where there is no file of that format.
+        """
         return await download(self._client, f"/v1/jobs/{job_id}/weights?format={format}", Path(path), step)
 
     async def download_report(self, job_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
@@ -195,6 +198,10 @@ class AsyncJobs(AsyncResource):
     async def card(self, job_id: str) -> str:
         """Return the model card of the averaged weights, as Markdown; it says what the job found, also where averaging lost."""
         return (await self._client.request("GET", f"/v1/jobs/{job_id}/card")).text
+
+    async def download_signature(self, job_id: str, path: str | os.PathLike[str]) -> Path:
+        """Download the signature of the job's files to `path`, for `wbar verify`. Raises NoWeights where it is not signed."""
+        return await download(self._client, f"/v1/jobs/{job_id}/signature", Path(path), None)
 
     async def losses(self, job_id: str) -> ImageLosses:
         """Return the loss of w̄ and of the start on each held-out image, to compare jobs image by image."""

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Literal
+from typing import Any
 
 from wbar.client._sync.resource import Resource, given
 from wbar.client._sync.transfers import download
@@ -15,7 +15,7 @@ from wbar.client.job_bar import job_bar
 from wbar.errors import Unreachable
 from wbar.jobs import Event, EventType, Job, MetricsPoint, Snapshot
 from wbar.lists import Page
-from wbar.results import ImageLosses, Verdict
+from wbar.results import ImageLosses, Verdict, WeightsFormat
 from wbar.states import TERMINAL
 from wbar.transfers import Step
 
@@ -179,10 +179,13 @@ class Jobs(Resource):
         self,
         job_id: str,
         path: str | os.PathLike[str],
-        format: Literal["safetensors", "pytorch"] = "safetensors",
+        format: WeightsFormat = "safetensors",
         step: Step | None = None,
     ) -> Path:
-        """Download w̄ to `path`. An interrupted download goes on; the digest is verified before the file appears."""
+        """Download w̄ to `path`. An interrupted download goes on; the digest is verified before the file appears.
+
+        Raises NoWeights, saying why, where there is no file of that format.
+        """
         return download(self._client, f"/v1/jobs/{job_id}/weights?format={format}", Path(path), step)
 
     def download_report(self, job_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
@@ -192,6 +195,10 @@ class Jobs(Resource):
     def card(self, job_id: str) -> str:
         """Return the model card of the averaged weights, as Markdown; it says what the job found, also where averaging lost."""
         return (self._client.request("GET", f"/v1/jobs/{job_id}/card")).text
+
+    def download_signature(self, job_id: str, path: str | os.PathLike[str]) -> Path:
+        """Download the signature of the job's files to `path`, for `wbar verify`. Raises NoWeights where it is not signed."""
+        return download(self._client, f"/v1/jobs/{job_id}/signature", Path(path), None)
 
     def losses(self, job_id: str) -> ImageLosses:
         """Return the loss of w̄ and of the start on each held-out image, to compare jobs image by image."""
