@@ -39,7 +39,7 @@ class _Absent(Exception):
 
 @dataclass(frozen=True)
 class OnnxOutcome:
-    """What became of the export. path: the file, where `offered` has one."""
+    """The outcome of an export. path: the file, where `offered` has one."""
 
     offered: OfferedFormat
     path: Path | None
