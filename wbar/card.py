@@ -1,7 +1,7 @@
 """The model card of a job's weights: what they were, what was done with them, and what that was measured to be worth.
 
 Markdown, headed by the YAML that model hubs read. It is made of the job's spec and its result, so it says `worse` where
-averaging lost. What nobody here can know (licence, intended use, where the images are from) is left to the user, by name.
+averaging lost. What the service cannot know (licence, intended use, where the images are from) is left to the user, by name.
 """
 
 import re
