@@ -9,6 +9,7 @@ WbarError
 │   └── InvalidArchive  UnsafePath  TooFewClasses  NoImages  BrokenImage  UnknownSource ...
 ├── JobError                    a job failed: Diverged  OutOfMemory  NothingMatches  TimeLimit  AttemptsExhausted  ...
 ├── InvalidSignature            a receiver of webhooks got a message that is not to be trusted
+├── NotVerified                 a file is not what was signed
 └── Unreachable                 the client found no service at the address
 """
 
@@ -41,6 +42,12 @@ class InvalidSignature(WbarError):
     """Raised where a webhook's message has no signature by the secret, or is too old."""
 
     code = "invalid_signature"
+
+
+class NotVerified(WbarError):
+    """Raised where a file is not among what the key signed, or the signature is not the key's."""
+
+    code = "not_verified"
 
 
 class Refused(WbarError):

@@ -9,7 +9,7 @@ from wbar.job_warnings import JobWarning
 from wbar.method import AnyMethod, CyclicSwa
 from wbar.recipe import MAX_CLASSES, Recipe
 from wbar.request import ExpiresAfter, RequestModel
-from wbar.results import JobResult, Score
+from wbar.results import FurtherFormat, JobResult, Score
 from wbar.spec import JobSpec
 from wbar.states import JobStatus
 from wbar.text import ClassName, Name, Text
@@ -59,6 +59,13 @@ class JobOptions(RequestModel):
         None,
         description="The name of one of `evaluate` whose images make every choice in the place of half of the held-out images: "
         "which then are all reported.",
+    )
+
+    formats: list[FurtherFormat] = Field(
+        default_factory=list,
+        max_length=1,
+        description="Formats to make of the weights beside safetensors and PyTorch's. `onnx`: checked to give the network's "
+        "outputs before it is offered; `result.formats` says what became of it.",
     )
 
     @field_validator("evaluate", mode="before")
@@ -306,6 +313,7 @@ class Job(BaseModel):
     swag: int = 0
     evaluate: dict[str, str] = Field(default_factory=dict)
     select_on: str | None = None
+    formats: list[FurtherFormat] = Field(default_factory=list)
     classes: list[str] | None = None
     seed: int
     requested: dict[str, JsonValue] | None = Field(
@@ -385,6 +393,7 @@ class Job(BaseModel):
             swag=spec.swag,
             evaluate={one.name: one.dataset.id for one in spec.evaluation},
             select_on=spec.select_on,
+            formats=list(spec.formats),
             classes=list(spec.classes) if spec.classes else None,
             seed=spec.seed,
             requested=requested,

@@ -104,6 +104,7 @@ def resolve_job(
         teachers=tuple(teachers),
         evaluation=tuple(EvaluationSet(name=name, dataset=other) for name, (other, _) in sets.items()),
         select_on=options.select_on,
+        formats=tuple(options.formats),
     )
     if spec.select_on is not None and not spec.selects:
         raise ValidationFailed(

@@ -9,12 +9,19 @@ from wbar.recipe import Normalization
 
 Verdict = Literal["better", "same", "worse"]
 Delivered = Literal["averaged", "start"]
+WeightsFormat = Literal["safetensors", "pytorch", "onnx"]
+FurtherFormat = Literal["onnx"]  # beside safetensors and PyTorch's, which every job has
 
 VERDICTS: dict[Verdict, str] = {
     "better": "the average is better than the start, by more than two standard errors of the loss",
     "worse": "the average is worse than the start, by more than two standard errors of the loss",
     "same": "the average and the start cannot be told apart: their losses differ by less than two standard errors",
 }
+
+CALIBRATED = (
+    "Calibrated: the NLL once the outputs are divided by the temperature, which is fitted on other held-out images. A loss "
+    "that is lower before, and not after it, was won by less confidence."
+)
 
 
 class Score(BaseModel):
@@ -64,6 +71,21 @@ class WeightsFile(BaseModel):
     bytes: int
     sha256: str
     format: Literal["safetensors"] = "safetensors"
+
+
+class OfferedFormat(BaseModel):
+    """A format that the job was asked for beside safetensors and PyTorch's: its file, or why there is none."""
+
+    format: FurtherFormat
+    bytes: int | None = Field(None, description="Null where there is no file.")
+    sha256: str | None = None
+    reason: str | None = Field(None, description="Why there is no file; null where there is one.")
+    difference: float | None = Field(
+        None,
+        description="Of an ONNX file: the largest difference of its logits from the network's, |a − b| / max(1, |b|), on "
+        "`images` held-out images. A file is offered up to 1e-4.",
+    )
+    images: int | None = None
 
 
 class Comparisons(BaseModel):
@@ -343,6 +365,9 @@ class JobResult(BaseModel):
     """The result of a job: made by training, stored as one document, sent as it is."""
 
     weights: WeightsFile
+    formats: list[OfferedFormat] = Field(
+        default_factory=list, description="What became of the further formats that the job was asked for."
+    )
     metrics: Comparisons
     curve: list[CurvePoint]
     verdict: Verdict

@@ -15,6 +15,7 @@ from wbar import __version__
 from wbar.catalog import ARCHITECTURES, Architecture
 from wbar.method import AnyMethod, Soup, Swad
 from wbar.recipe import NEW_OPTIONS, Interpolation, Recipe
+from wbar.results import FurtherFormat
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class JobSpec(_Frozen):
     teachers: the networks of a distillation, one checkpoint or a former job's snapshots.
     evaluation: further datasets to score the comparisons on.
     select_on: the name of the one among them that stands for the selection split; None: half of the held-out images does.
+    formats: that the weights are written in beside safetensors and PyTorch's; they change no weight.
     """
 
     start: StoredWeights
@@ -132,6 +134,7 @@ class JobSpec(_Frozen):
     teachers: tuple[StoredWeights, ...] = ()
     evaluation: tuple[EvaluationSet, ...] = ()
     select_on: str | None = None
+    formats: tuple[FurtherFormat, ...] = ()
 
     @property
     def selects(self) -> bool:
@@ -209,6 +212,7 @@ _NEW: dict[tuple[str, ...], Any] = {
     ("evaluation",): [],
     ("evaluate",): {},
     ("select_on",): None,
+    ("formats",): [],
 }
 
 

@@ -34,6 +34,7 @@ from wbar_service import (
 from wbar_service.checkpoints import routes as checkpoint_routes
 from wbar_service.dashboard import routes as dashboard_routes
 from wbar_service.datasets import routes as dataset_routes
+from wbar_service.jobs import files as job_files
 from wbar_service.jobs import routes as job_routes
 from wbar_service.jobs.stream import EventStreams
 from wbar_service.keys import routes as key_routes
@@ -90,7 +91,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.add_middleware(headers.RequestId)
     # Routes are tried one after the other: those that are asked most often come first.
     for routes in (
-        health, job_routes, checkpoint_routes, dataset_routes, merge_routes, upload_routes, architectures, workers, key_routes,
+        health, job_routes, job_files, checkpoint_routes, dataset_routes, merge_routes, upload_routes, architectures, workers,
+        key_routes,
         sign_in_links, webhook_routes, prometheus,
     ):  # fmt: skip
         app.include_router(routes.router)

@@ -5,10 +5,10 @@ moved the row on.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from sqlalchemy import Row, case, delete, func, select, update
+from sqlalchemy import Row, case, delete, func, insert, select, update
 
 from wbar.checkpoints import Fault
 from wbar.errors import AttemptsExhausted, TimeLimit
@@ -22,8 +22,8 @@ from wbar_store.counters import Counters
 from wbar_store.database import Database, Tenant, now
 from wbar_store.events import Events
 from wbar_store.job_lists import sort_values
-from wbar_store.jobs import JobRecord, Jobs
-from wbar_store.tables import events, jobs, metrics, snapshots
+from wbar_store.jobs import FileName, JobRecord, Jobs
+from wbar_store.tables import events, job_files, jobs, metrics, snapshots
 
 MAX_CRASHES = 3  # attempts whose own process failed, without progress between them
 MAX_KILLED = 10  # attempts that something else ended, alike: their worker died, or a signal came from outside
@@ -35,6 +35,7 @@ class ResultBlobs:
     """The files of an ended job: the weights in both formats, the report where it could be drawn, the losses of images.
 
     averaged, averaged_pytorch: w̄, where `weights` and `pytorch` are the start.
+    files: the others that it has, by what they are.
     """
 
     weights: str
@@ -43,6 +44,7 @@ class ResultBlobs:
     losses: str | None = None
     averaged: str | None = None
     averaged_pytorch: str | None = None
+    files: Mapping[FileName, str] = field(default_factory=dict)
 
 
 class Attempts:
@@ -174,6 +176,9 @@ class Attempts:
         with self.database.write() as connection:
             if not self._jobs.move(claim.id, "succeeded", claim, **values):
                 return False
+            if blobs.files:
+                rows = [{"job": claim.id, "name": name, "sha256": sha256} for name, sha256 in blobs.files.items()]
+                connection.execute(insert(job_files), rows)
             # Rows of a run that started over, where this one was finished before it had made as many again.
             spec = connection.execute(select(jobs.c.spec).where(jobs.c.id == claim.id)).scalar_one()
             made = len(result.curve) - bool(spec["method"].get("include_start"))

@@ -25,8 +25,9 @@ from wbar_store.ids import new_id
 from wbar_store.job_lists import Filters, JobSummary, OrderBy, kept, sorted_rows
 from wbar_store.repository import PageRequest, Record, RecordPage, Repository, Stored
 from wbar_store.row_security import lifted
-from wbar_store.tables import checkpoints, datasets, job_inputs, job_metadata, jobs, snapshots
+from wbar_store.tables import checkpoints, datasets, job_files, job_inputs, job_metadata, jobs, snapshots
 
+FileName = Literal["onnx", "card", "signature"]
 # The columns of an ended job's files, which go when their time is over.
 FILES = ("weights", "weights_pytorch", "averaged", "averaged_pytorch", "report", "losses")
 NOTIFY_AGAIN = 5.0  # a queued row that a worker was notified of so long ago, with nothing left in the broker
@@ -184,6 +185,13 @@ class Jobs(Repository[JobRecord]):
             raise NotFound(f"there is no job {job_id[:64]!r}")
         return status
 
+    def file(self, job: JobRecord, name: FileName) -> str | None:
+        """Return the blob of a further file of a job; None where it has none of that name."""
+        query = select(job_files.c.sha256).where(job_files.c.job == job.id, job_files.c.name == name)
+        with self.database.read() as connection:
+            sha256: str | None = connection.execute(query).scalar()
+        return sha256
+
     def filtered(
         self, tenant: Tenant, request: PageRequest, filters: Filters, order_by: OrderBy = "created_at"
     ) -> RecordPage[JobRecord]:
@@ -280,7 +288,7 @@ class Jobs(Repository[JobRecord]):
             student = _student(connection, job_id)
             if student is not None:
                 raise InUse(f"{job_id} is the teacher of {student}: cancel that job or wait for it")
-            held = _snapshot_blobs(connection, job_id)
+            held = _blobs_of_parts(connection, job_id)
             connection.execute(delete(jobs).where(jobs.c.id == job_id))
             if job.attempts:
                 # Its message may be another one's place in the queue, which is not found through a job that is gone.
@@ -362,8 +370,9 @@ class Jobs(Repository[JobRecord]):
     def expired(self) -> list[str]:
         """Return the jobs whose files' time is over."""
         due = jobs.c.finished_at + jobs.c.expires_after < now()
-        # A sweeper of 0.6 forgets all files but those that it does not know.
-        left = or_(jobs.c.expired_at.is_(None), *(jobs.c[name].is_not(None) for name in FILES))
+        # A sweeper of a version before forgets all files but those that it does not know.
+        others = select(job_files.c.job).where(job_files.c.job == jobs.c.id).exists()
+        left = or_(jobs.c.expired_at.is_(None), *(jobs.c[name].is_not(None) for name in FILES), others)
         query = select(jobs.c.id).where(due, left, jobs.c.status.in_(TERMINAL))
         with self.database.read() as connection:
             return list(connection.execute(query).scalars())
@@ -378,11 +387,11 @@ class Jobs(Repository[JobRecord]):
             row = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).first()
             if row is None or _student(connection, job_id) is not None:
                 return []
-            files = [getattr(row, name) for name in FILES]
-            if row.expired_at is not None and not any(files):
+            files, held = [getattr(row, name) for name in FILES], _blobs_of_parts(connection, job_id)
+            if row.expired_at is not None and not any(files) and not held:
                 return []
-            held = _snapshot_blobs(connection, job_id)
-            connection.execute(delete(snapshots).where(snapshots.c.job == job_id))
+            for table in (snapshots, job_files):
+                connection.execute(delete(table).where(table.c.job == job_id))
             gone: dict[str, object] = dict.fromkeys(FILES)
             gone["expired_at"] = func.coalesce(jobs.c.expired_at, now())
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(**gone))
@@ -420,5 +429,7 @@ def _student(connection: Connection, job_id: str) -> str | None:
     return found
 
 
-def _snapshot_blobs(connection: Connection, job_id: str) -> list[str]:
-    return list(connection.execute(select(snapshots.c.sha256).where(snapshots.c.job == job_id)).scalars())
+def _blobs_of_parts(connection: Connection, job_id: str) -> list[str]:
+    """Return the blobs of a job's snapshots and further files."""
+    named = (select(table.c.sha256).where(table.c.job == job_id) for table in (snapshots, job_files))
+    return [blob for query in named for blob in connection.execute(query).scalars()]

@@ -40,6 +40,7 @@ OF_A_JOB: tuple[Table, ...] = (
     tables.events,
     tables.metrics,
     tables.snapshots,
+    tables.job_files,
 )
 OF_AN_UPLOAD: tuple[Table, ...] = (tables.upload_parts,)
 OF_A_MERGE: tuple[Table, ...] = (tables.merge_inputs,)

@@ -233,6 +233,15 @@ snapshots = Table(
     UniqueConstraint("job", "n"),
 )
 
+# Files of an ended job beside those that its row names: by what they are, so that another kind needs no column.
+job_files = Table(
+    "job_files",
+    metadata,
+    Column("job", _ID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", String(32), primary_key=True),
+    Column("sha256", _SHA, nullable=False, index=True),
+)
+
 idempotency = Table(
     "idempotency",
     metadata,
@@ -393,4 +402,5 @@ REFERENCES = (
     snapshots.c.sha256,
     merges.c.weights,
     merge_inputs.c.sha256,
+    job_files.c.sha256,
 )

@@ -15,20 +15,20 @@ import torch
 from tests.conftest import Broker, wait_until
 from tests.material import start_state, write_start
 from tests.packaging.environments import ROOT, Decoys, Environment, Shell
-from wbar.cli import REFUSED
+from wbar.cli import FAILED, REFUSED
 from wbar_averaging import write_safetensors
 from wbar_store.settings import StoreSettings
 from wbar_store.store import Store
 
 PACKAGES = {"wbar", "wbar_averaging", "wbar_training", "wbar_store", "wbar_worker", "wbar_service"}
 # Every command, by the test that runs it.
-OFFLINE = {"average", "merge", "schedule", "migrate", "first-key", "gc"}
+OFFLINE = {"average", "merge", "verify", "schedule", "migrate", "first-key", "gc"}
 PARTS = {"migrate", "doctor", "first-key", "serve", "worker", "sweep", "datasets add"}
 MERGES = ("create", "list", "show", "cancel", "delete", "download")
 WEBHOOKS = ("create", "list", "delete", "ping", "enable", "rotate", "deliveries", "replay")
 CLIENT = {
     "up", "upload", "checkpoints list", "checkpoints delete", "datasets add", "datasets list", "datasets delete", "delete",
-    "submit", "jobs", "show", "watch", "cancel", "pause",
+    "submit", "jobs", "show", "watch", "cancel", "pause", "card", "signature",
     "finish", "clone", "resume", "download", "keys create", "keys list", "keys revoke", "backup", "restore", "logs",
     "open", "compare", "demo", *(f"webhooks {one}" for one in WEBHOOKS),
     *(f"merges {one}" for one in MERGES),
@@ -170,6 +170,8 @@ def test_commands_that_need_no_service(shell: Shell, tmp_path: Path) -> None:
     )
     for command in again:
         json.loads(shell.wbar(*command, "--json"))
+    absent = ["--signature", str(tmp_path / "no.json"), "--public-key", str(mean)]
+    assert "not_verified: there is no" in shell.wbar("verify", str(mean), *absent, code=FAILED)
     assert shell.typed == OFFLINE
 
 
@@ -274,6 +276,8 @@ def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: P
     assert shell.wbar("merges", "delete", merge) == f"{merge}\n"
     weights = tmp_path / "averaged.safetensors"
     assert shell.wbar("download", two, "-o", str(weights)) == f"{weights}\n"
+    assert shell.wbar("card", two).startswith("---\n")
+    assert "is not signed" in shell.wbar("signature", two, code=REFUSED)
     for listing, expected in (("jobs", two), ("checkpoints list", checkpoint), ("datasets list", dataset)):
         assert expected in shell.wbar(*listing.split())
     for kind in ("csv", "parquet"):

@@ -49,7 +49,7 @@ def test_operations_have_names(schema: dict[str, Any]) -> None:
         "createJob", "listJobs", "getJob", "deleteJob", "cancelJob", "pauseJob", "resumeJob",
         "finishJob", "cloneJob",
         "listJobEvents", "getJobMetrics", "listJobSnapshots", "getJobSnapshotWeights", "getJobReport", "getJobWeights",
-        "getJobLosses", "getDatasetSamples",
+        "getJobLosses", "getJobCard", "getJobSignature", "getDatasetSamples",
         "createMerge", "listMerges", "getMerge", "cancelMerge", "deleteMerge", "getMergeWeights",
         "createKey", "listKeys", "getKey", "deleteKey", "createSignInLink", "listWorkers",
         "createWebhook", "listWebhooks", "getWebhook", "deleteWebhook",

@@ -20,10 +20,11 @@ from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant, now
 from wbar_store.ids import new_id
 from wbar_store.job_lists import Filters
+from wbar_store.jobs import FileName
 from wbar_store.notifier import Notifier
 from wbar_store.repository import PageRequest
 from wbar_store.store import Store
-from wbar_store.tables import checkpoints, events, job_inputs, job_metadata, jobs, metrics, snapshots
+from wbar_store.tables import checkpoints, events, job_files, job_inputs, job_metadata, jobs, metrics, snapshots
 
 MINE, OTHER = Tenant("default"), Tenant("other")
 FILES = ResultBlobs("w" * 64, "p" * 64, None, averaged="a" * 64, averaged_pytorch="b" * 64)
@@ -553,3 +554,35 @@ def test_losses_that_a_sweeper_of_0_6_left_are_forgotten_too(store: Store) -> No
     assert store.jobs.drop_files(job) == ["1" * 64]
     assert store.jobs.expired() == store.jobs.drop_files(job) == []
     assert store.jobs.get(MINE, job).expired_at == 100.0
+
+
+def test_further_files_go_with_their_job_and_with_their_time(store: Store) -> None:
+    files: dict[FileName, str] = {"onnx": "2" * 64, "card": "3" * 64}
+    ended = []
+    for expires_after in (None, 60):
+        job = store.jobs.create(MINE, spec(), None, {}, expires_after=expires_after).id
+        claimed = store.attempts.claim(job, 60)
+        assert claimed is not None
+        assert store.attempts.succeed(claimed.claim, result(), ResultBlobs("0" * 64, "1" * 64, None, None, files), None)
+        ended.append(store.jobs.get(MINE, job))
+    for job_ in ended:
+        assert [store.jobs.file(job_, name) for name in ("onnx", "card", "signature")] == ["2" * 64, "3" * 64, None]
+    kept, expiring = ended
+    assert sorted(store.jobs.remove(MINE, kept.id)) == ["0" * 64, "1" * 64, "2" * 64, "3" * 64]
+    with store.database.write() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == expiring.id).values(finished_at=1.0))
+    assert store.jobs.expired() == [expiring.id]
+    assert sorted(store.jobs.drop_files(expiring.id)) == ["0" * 64, "1" * 64, "2" * 64, "3" * 64]
+    assert store.jobs.expired() == store.jobs.drop_files(expiring.id) == []
+    assert store.jobs.file(expiring, "onnx") is None
+
+
+def test_further_files_that_a_sweeper_of_0_7_left_are_forgotten_too(store: Store) -> None:
+    job = store.jobs.create(MINE, spec(), None, {}, expires_after=60).id
+    by_0_7 = {"status": "succeeded", "finished_at": 1.0, "expired_at": 100.0}
+    with store.database.write() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job).values(**by_0_7))
+        connection.execute(insert(job_files).values(job=job, name="onnx", sha256="2" * 64))
+    assert store.jobs.expired() == [job]
+    assert store.jobs.drop_files(job) == ["2" * 64]
+    assert store.jobs.expired() == []

@@ -24,7 +24,7 @@ from wbar_store.migrate import upgrade
 from wbar_store.repository import PageRequest
 from wbar_store.row_security import OF_A_JOB, OF_A_MERGE, OF_A_TENANT, OF_AN_UPLOAD, OF_NOBODY, ROLE, act_for
 from wbar_store.store import Store
-from wbar_store.tables import blobs, checkpoints, datasets, idempotency, jobs, metadata, snapshots
+from wbar_store.tables import blobs, checkpoints, datasets, idempotency, job_files, jobs, metadata, snapshots
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")
 needs_postgresql = pytest.mark.skipif(POSTGRESQL is None, reason="WBAR_TEST_POSTGRESQL_URL names no PostgreSQL")
@@ -72,6 +72,7 @@ def store(url: str, tmp_path: Path) -> Iterator[Store]:
         with database.write() as connection:
             values = {"job": job.id, "n": 1, "step": 1, "metrics": SCORE.model_dump(), "bytes": 1, "sha256": "a" * 64}
             connection.execute(insert(snapshots).values(id=new_id("snap"), created_at=now(), **values))
+            connection.execute(insert(job_files).values(job=job.id, name="onnx", sha256="b" * 64))
             used = {"key": "k", "fingerprint": "f", "object": job.id, "body": "{}", "created_at": now()}
             connection.execute(insert(idempotency).values(tenant=tenant.name, **used))
     yield made

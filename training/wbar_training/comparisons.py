@@ -16,6 +16,7 @@ from wbar_training.evaluate import HeldOutOutputs, Outputs, score, verdict
 from wbar_training.evaluation_sets import evaluated_sets, read
 from wbar_training.evaluator import Scores
 from wbar_training.interpolation import interpolated
+from wbar_training.onnx_file import make_onnx
 from wbar_training.outcome import Outcome, WeightsFiles
 from wbar_training.reporter import Reporter
 from wbar_training.result_writer import weights_file
@@ -73,8 +74,10 @@ def conclude(
         swag=swag and swag.report,
         control=beside and beside.report,
     )
+    onnx = make_onnx(setup, reporter, delivered.safetensors) if "onnx" in spec.formats else None
     result = JobResult(
         weights=weights_file(delivered.safetensors),
+        formats=[onnx.offered] if onnx else [],
         metrics=metrics,
         curve=[
             CurvePoint(n=n, accuracy=p["accuracy"], loss=p["loss"]) for n, p in enumerate(results.averaged, start=1)
@@ -92,7 +95,8 @@ def conclude(
         flatness=flatness,
     )
     losses = setup.writer.write_losses(outputs.report.losses, _start_losses(results))
-    return Outcome(result, *delivered, losses, averaged=of_mean if delivers_start else None)
+    averaged_files = of_mean if delivers_start else None
+    return Outcome(result, *delivered, losses, averaged_files, onnx.path if onnx else None)
 
 
 def _control(reporter: Reporter, control: Callable[[], Scores]) -> Scores | None:

@@ -22,6 +22,7 @@ class Outcome:
     pytorch: the same tensors as torch.save writes them.
     losses: JSON, the loss of each held-out image of the report split, for w̄ and for the start.
     averaged: w̄, where the guard chose the start, whose weights the two files are then; else None.
+    onnx: the file of that format, where the job asked for it and it could be had.
     """
 
     result: JobResult
@@ -29,3 +30,4 @@ class Outcome:
     pytorch: Path
     losses: Path | None = None
     averaged: WeightsFiles | None = None
+    onnx: Path | None = None

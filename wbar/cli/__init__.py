@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from wbar import __version__
-from wbar.cli import following, jobs, keys, merges, submitting, uploads, webhooks
+from wbar.cli import following, jobs, keys, merges, signatures, submitting, uploads, webhooks
 from wbar.cli.output import (
     DETACHED,
     FAILED,
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 app = typer.Typer(cls=Sections, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-for _group in (uploads.app, submitting.app, jobs.app, following.app):
+for _group in (uploads.app, submitting.app, jobs.app, following.app, signatures.app):
     app.registered_commands += _group.registered_commands
 app.add_typer(uploads.checkpoints_app, name="checkpoints")
 app.add_typer(uploads.datasets_app, name="datasets")

@@ -1,7 +1,7 @@
-"""Commands that look at jobs and control them: list, show, compare, cancel, pause, finish, resume, delete, download."""
+"""Commands that look at jobs and control them: list, show, compare, cancel, pause, finish, resume, delete, download, card."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,8 +23,10 @@ from wbar.cli.submitting import tags
 
 if TYPE_CHECKING:
     from wbar.jobs import Job
+    from wbar.results import WeightsFormat
 
 app = typer.Typer()
+_FILES = {"pytorch": "a PyTorch file", "onnx": "an ONNX file"}
 MOST_COMPARED = 12
 
 
@@ -143,7 +145,9 @@ def download(
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the averaged weights.")] = Path(
         "averaged.safetensors"
     ),
-    format: Annotated[str | None, typer.Option(help="safetensors or pytorch; default: by the output's suffix.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="safetensors, pytorch or onnx; default: by the output's suffix.")
+    ] = None,
     averaged: Annotated[
         bool, typer.Option("--averaged", help="The average, also where the guard chose to deliver the start.")
     ] = False,
@@ -152,13 +156,13 @@ def download(
     """Download the averaged weights: an interrupted download goes on, and the digest is verified."""
     from wbar.transfers import sha256_of
 
-    kind: Literal["safetensors", "pytorch"] = "safetensors"
-    if format == "pytorch" or (format is None and output.suffix in (".pt", ".pth")):
-        kind = "pytorch"
-    elif format not in (None, "safetensors"):
-        raise typer.BadParameter(f"{format!r} is not a format: safetensors or pytorch")
-    if snapshot is not None and kind == "pytorch":
-        raise typer.BadParameter(f"snapshots are safetensors files, and {output.name} would be a PyTorch file")
+    formats: dict[str | None, WeightsFormat] = {"safetensors": "safetensors", "pytorch": "pytorch", "onnx": "onnx"}
+    suffixes: dict[str, WeightsFormat] = {".pt": "pytorch", ".pth": "pytorch", ".onnx": "onnx"}
+    kind = suffixes.get(output.suffix, "safetensors") if format is None else formats.get(format)
+    if kind is None:
+        raise typer.BadParameter(f"{format!r} is not a format: {', '.join(filter(None, formats))}")
+    if snapshot is not None and kind != "safetensors":
+        raise typer.BadParameter(f"snapshots are safetensors files, and {output.name} would be {_FILES[kind]}")
     if snapshot is not None and averaged:
         raise typer.BadParameter("--averaged or --snapshot N, not both")
     with connected() as client, transfer() as bar:
@@ -180,3 +184,22 @@ def download(
         print_json({"path": str(output), "bytes": output.stat().st_size, "sha256": sha256_of(output)})
     else:
         typer.echo(str(output))
+
+
+@app.command()
+@with_json
+def card(
+    job: JobId,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write it there, as README.md; default: print it.")
+    ] = None,
+) -> None:
+    """Print or write the model card: what the weights are, what was done, how good they are, how to load them."""
+    with connected() as client:
+        text = client.jobs.card(job)
+    if output is not None:
+        output.write_bytes(text.encode())
+    if wants_json():
+        print_json({"card": text} if output is None else {"path": str(output)})
+    else:
+        typer.echo(text if output is None else str(output), nl=output is not None)

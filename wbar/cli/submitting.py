@@ -89,6 +89,10 @@ def submit(
         str | None, typer.Option(help="The name of one of them that chooses, instead of half of the held-out images.")
     ] = None,
     swag: Annotated[int | None, typer.Option(help="Samples of a Bayesian average (SWAG) to compare with.")] = None,
+    onnx: Annotated[
+        bool | None,
+        typer.Option("--onnx", help="Also make an ONNX file of the weights, checked to give the same outputs."),
+    ] = None,
     flatness: Annotated[bool | None, typer.Option(help="Measure how flat the loss is, and draw it.")] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     image_size: Annotated[int | None, typer.Option()] = None,
@@ -122,8 +126,9 @@ def submit(
     trained |= {"optimizer": {"name": optimizer}} if optimizer else {}
     options = _given(
         checkpoint=checkpoint, dataset=dataset, name=name, method=asked or None, recipe=trained or None, seed=seed,
-        swag=swag, flatness=flatness, max_seconds=max_seconds, priority=priority, expires_after=expires_after,
-        metadata=tags(metadata) or None, evaluate=tags(evaluate) or None, select_on=select_on, dry_run=dry_run or None,
+        swag=swag, formats=["onnx"] if onnx else None, flatness=flatness, max_seconds=max_seconds, priority=priority,
+        expires_after=expires_after, metadata=tags(metadata) or None, evaluate=tags(evaluate) or None, select_on=select_on,
+        dry_run=dry_run or None,
     )  # fmt: skip
     body = _merged(read_object(job, "@FILE"), options)
     if soup:

@@ -11,6 +11,7 @@ from wbar_store import logs
 from wbar_store.process_memory import close_memory
 from wbar_store.store import Store
 from wbar_worker.settings import WorkerSettings
+from wbar_worker.signing import CannotSign, check
 from wbar_worker.sweep import Sweeper
 from wbar_worker.webhook_sender import WebhookSender
 
@@ -35,6 +36,11 @@ def main(kind: str) -> None:
             sender.join()
             store.close()
         return
+    if kind == "train" and settings.signing_key is not None:
+        try:
+            check(settings.signing_key)
+        except CannotSign as error:
+            sys.exit(f"the worker does not start: {error}")
     from wbar_worker.app import serve
 
     serve(settings, "ingest" if kind == "ingest" else "train")

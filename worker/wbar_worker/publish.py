@@ -5,27 +5,35 @@ Every write carries the claim, and changes nothing once another attempt or a can
 
 import logging
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 
+from wbar.card import ModelCard
 from wbar.jobs import MetricsPoint, Progress
 from wbar.results import JobResult, Score
 from wbar.transfers import sha256_of
 from wbar_store.attempts import ResultBlobs
 from wbar_store.blobs import Received
-from wbar_store.jobs import JobRecord
+from wbar_store.jobs import FileName, JobRecord
 from wbar_store.store import Store
 from wbar_training.messages import LogLevel, Succeeded
+from wbar_training.outcome import Outcome
 from wbar_worker.heartbeat import Heartbeat
 from wbar_worker.report import ReportPage
+from wbar_worker.signing import CannotSign, sign
 
 log = logging.getLogger("wbar.worker")
 
 
 class Publisher:
-    """A `wbar_training.reporter.Reporter` for one claimed job: `deliver` hands it the attempt's messages."""
+    """A `wbar_training.reporter.Reporter` for one claimed job: `deliver` hands it the attempt's messages.
 
-    def __init__(self, store: Store, job: JobRecord, heartbeat: Heartbeat) -> None:
+    signing_key: the operator's, where results are signed.
+    """
+
+    def __init__(self, store: Store, job: JobRecord, heartbeat: Heartbeat, signing_key: Path | None = None) -> None:
         self._store, self._job, self._claim, self._heartbeat = store, job, job.claim, heartbeat
+        self._signing_key = signing_key
 
     def heartbeat(self, progress: Progress) -> None:
         """Hand the progress to the heartbeat, whose own thread stores it and answers."""
@@ -78,9 +86,32 @@ class Publisher:
                 losses=kept(outcome.losses) if outcome.losses else None,
                 averaged=kept(outcome.averaged.safetensors) if outcome.averaged else None,
                 averaged_pytorch=kept(outcome.averaged.pytorch) if outcome.averaged else None,
+                files={name: kept(path) for name, path in self._others(outcome).items()},
             )
             self._store.attempts.succeed(self._claim, outcome.result, files, progress)
         self.forget_state()
+
+    def _others(self, outcome: Outcome) -> dict[FileName, Path]:
+        """Return the further files of the result: those that the job asked for, its card, and the signature of all."""
+        weights = outcome.weights
+        others: dict[FileName, Path] = {"card": weights.with_name("README.md")}
+        versions = {name: version(name) for name in ("wbar", "torch")}
+        card = ModelCard(self._job.id, self._job.name, self._job.spec, outcome.result, versions).markdown()
+        others["card"].write_text(card, encoding="utf-8")
+        if outcome.onnx is not None:
+            others["onnx"] = outcome.onnx
+        if self._signing_key is not None:
+            signature = weights.with_name("signature.json")
+            files: dict[str, Path] = {"safetensors": weights, "pytorch": outcome.pytorch}
+            files |= {str(name): path for name, path in others.items()}
+            try:
+                sign(files, self._signing_key, signature)
+            except CannotSign as error:
+                log.error("%s: %s", self._job.id, error)
+                self.log("error", "the result is not signed: the operator's key cannot be used")
+            else:
+                others["signature"] = signature
+        return others
 
     def _report(self, result: JobResult, path: Path) -> Received | None:
         """Draw and store the report; None, and an entry in the job's log, where that fails: the weights are there already."""

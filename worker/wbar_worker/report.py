@@ -68,9 +68,7 @@ class ReportPage:
         yield (
             "<p class='note'>Bold: the weights that a download gives. Loss: the mean negative log-likelihood of the right "
             "class; lower is better, and confident mistakes cost most. Calibration error: how far the stated confidence is "
-            "from the share that was right; 0 is best. Calibrated: the loss once the outputs are divided by the temperature, "
-            "which is fitted on other held-out images. A loss that is lower before, and not after it, was won by less "
-            "confidence.</p>"
+            f"from the share that was right; 0 is best. {CALIBRATED}</p>"
         )
         yield from (f"<p class='note'>{escape(line)}</p>" for line in result.selection_in_words())
         for name, one in result.evaluation.items():

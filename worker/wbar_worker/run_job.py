@@ -90,7 +90,7 @@ class Runner:
             save_every_seconds=self.settings.save_every_seconds,
             loaders=self.settings.loaders,
         )
-        publisher = Publisher(self.store, job, heartbeat)
+        publisher = Publisher(self.store, job, heartbeat, self.settings.signing_key)
         try:
             with self.tracing.span("fetch inputs"):
                 workspace = retry_while_unavailable(partial(fetch_inputs, self.store, job, workspace))

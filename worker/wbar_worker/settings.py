@@ -34,6 +34,10 @@ class WorkerSettings(StoreSettings):
         gt=0,
         description="The longest that any job may run, all its attempts together; default: as long as it takes.",
     )
+    signing_key: Path | None = Field(
+        None,
+        description="A private key (EC P-256, PEM, no password) that results are signed with; default: nothing is signed.",
+    )
     sweep_seconds: float = Field(2.0, gt=0, description="Time between two looks of the sweeper.")
     webhook_seconds: float = Field(
         10.0,

@@ -8,7 +8,18 @@ from typing import Any
 from wbar_store.jobs import JobRecord
 
 LEFT_OUT = ("checkpoint", "dataset", "name", "metadata", "dry_run")
-OPTIONS = ("method", "recipe", "seed", "classes", "flatness", "swag", "priority", "max_seconds", "expires_after")
+OPTIONS = (
+    "method",
+    "recipe",
+    "seed",
+    "classes",
+    "flatness",
+    "swag",
+    "formats",
+    "priority",
+    "max_seconds",
+    "expires_after",
+)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def insert_job(store: Store, tenant: Tenant, body: JobRequest, made: Creation) -
 def digest_of(body: JobRequest) -> str:
     """Return the digest of a request: without the fields that came after 0.5, its own digest of it."""
     asked = without_new_defaults(body.model_dump(mode="json"))
-    later = {name: asked.pop(name) or None for name in ("max_seconds", "expires_after", "priority")}
+    later = {name: asked.pop(name, None) or None for name in ("max_seconds", "expires_after", "priority")}
     return fingerprint("job", asked, **later)
 
 

@@ -3,18 +3,18 @@
 import csv
 import io
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette.sse import EventSourceResponse
 
-from wbar.errors import FilesExpired, JobNotFinished, NotFound, NoWeights, ValidationFailed
+from wbar.errors import NotFound, NoWeights, ValidationFailed
 from wbar.jobs import MOST_TAGS, Deleted, Event, EventType, Job, JobRequest, MetricsPoint, Snapshot
 from wbar.lists import Page
-from wbar.results import Verdict
-from wbar.states import TERMINAL, JobStatus
+from wbar.results import Verdict, WeightsFormat
+from wbar.states import JobStatus
 from wbar.text import TEXT_PATTERN, fault_of
 from wbar_service.answers import answer, made_of, stored_now
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf, store_of
@@ -22,11 +22,12 @@ from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.jobs.cloning import CHANGES, changed
 from wbar_service.jobs.creating import Creation, digest_of, dry_run, gpu_at_hand, insert_job, make_spec
+from wbar_service.jobs.files import further_format, no_result, refuse_expired
 from wbar_service.jobs.stream import EventStreams
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
 from wbar_service.traced import TRACEPARENT
-from wbar_store.database import Tenant, rfc3339
+from wbar_store.database import Tenant
 from wbar_store.events import EventRecord, sequence
 from wbar_store.job_lists import Filters, OrderBy
 from wbar_store.jobs import JobRecord
@@ -293,7 +294,7 @@ def get_job_snapshot_weights(job_id: str, n: int, request: Request, store: Store
     try:
         snapshot = store.snapshots.get(tenant, job_id, n)
     except NotFound:
-        _refuse_expired(store.jobs.get(tenant, job_id), f"snapshot {n}")
+        refuse_expired(store.jobs.get(tenant, job_id), f"snapshot {n}")
         raise
     return blob_response(request, store.blobs, snapshot.sha256, f"{job_id}-snapshot-{n}.safetensors")
 
@@ -314,7 +315,7 @@ def get_job_report(job_id: str, request: Request, store: StoreOf, tenant: Tenant
     """The job and its result as a page that needs nothing else: the comparisons, the curve, the schedule, the flatness."""
     job = store.jobs.get(tenant, job_id)
     if job.report is None:
-        _no_result(job, "a report")
+        no_result(job, "a report")
     page = blob_response(request, store.blobs, job.report, f"{job_id}.html", "text/html; charset=utf-8", inline=True)
     # Names come from users: whatever the page holds, it runs in an origin of its own and reaches nothing.
     page.headers["Content-Security-Policy"] = "sandbox allow-scripts; default-src 'unsafe-inline' data:"
@@ -333,7 +334,11 @@ def get_job_weights(
     store: StoreOf,
     tenant: TenantOf,
     format: Annotated[
-        Literal["safetensors", "pytorch"], Query(description="`pytorch` is a flat state_dict.")
+        WeightsFormat,
+        Query(
+            description="`pytorch` is a flat state_dict. `onnx` is there where the job was asked for it and it could be had: "
+            "`result.formats`; of what is delivered."
+        ),
     ] = "safetensors",
     which: Annotated[
         Literal["delivered", "averaged"],
@@ -350,7 +355,9 @@ def get_job_weights(
     """
     job = store.jobs.get(tenant, job_id)
     if job.weights is None or job.weights_pytorch is None:
-        _no_result(job, "averaged weights")
+        no_result(job, "averaged weights")
+    if format == "onnx":
+        return blob_response(request, store.blobs, further_format(store, job, format), f"{job_id}.onnx")
     weights, pytorch, name = job.weights, job.weights_pytorch, job_id
     selection = job.result.selection if job.result else None
     if which == "averaged" and selection is not None and selection.delivered == "start":
@@ -382,23 +389,5 @@ def get_job_losses(job_id: str, request: Request, store: StoreOf, tenant: Tenant
     """
     job = store.jobs.get(tenant, job_id)
     if job.losses is None:
-        _no_result(job, "losses of images")
+        no_result(job, "losses of images")
     return blob_response(request, store.blobs, job.losses, f"{job_id}-losses.json", "application/json", inline=True)
-
-
-def _no_result(job: JobRecord, what: str) -> NoReturn:
-    if job.status == "succeeded":
-        _refuse_expired(job, what)
-    if job.status not in TERMINAL:
-        raise JobNotFinished(f"{job.id} is {job.status}: {what} will be there once it has succeeded")
-    kept = "; its snapshots are at /snapshots" if job.expired_at is None else ""
-    ended = "was cancelled" if job.status == "cancelled" else f"has {job.status}"
-    raise NoWeights(f"{job.id} {ended} and made no {what}{kept}")
-
-
-def _refuse_expired(job: JobRecord, what: str) -> None:
-    if job.expired_at is not None:
-        raise FilesExpired(
-            f"{what} of {job.id} cannot be had any more: its files were deleted at {rfc3339(job.expired_at)}, since they were "
-            f"to stay for {job.expires_after:g} s after its end (expires_after); its record, events and series stay"
-        )

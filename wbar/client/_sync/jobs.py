@@ -15,7 +15,7 @@ from wbar.client.job_bar import job_bar
 from wbar.errors import Unreachable
 from wbar.jobs import Event, EventType, Job, MetricsPoint, Snapshot
 from wbar.lists import Page
-from wbar.results import ImageLosses, Verdict
+from wbar.results import ImageLosses, Verdict, WeightsFormat
 from wbar.states import TERMINAL
 from wbar.transfers import Step
 
@@ -179,13 +179,15 @@ class Jobs(Resource):
         self,
         job_id: str,
         path: str | os.PathLike[str],
-        format: Literal["safetensors", "pytorch"] = "safetensors",
+        format: WeightsFormat = "safetensors",
         step: Step | None = None,
         which: Literal["delivered", "averaged"] = "delivered",
     ) -> Path:
         """Download w̄ to `path`. An interrupted download goes on; the digest is verified before the file appears.
 
         which: `delivered` is the start where the job's guard chose it, `averaged` is w̄ whatever it chose.
+
+        Raises NoWeights, saying why, where there is no file of that format.
         """
         # An older service has one choice, and does not know the parameter.
         chosen = "" if which == "delivered" else f"&which={which}"
@@ -194,6 +196,14 @@ class Jobs(Resource):
     def download_report(self, job_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """Download the report, one HTML page, to `path`; see download."""
         return download(self._client, f"/v1/jobs/{job_id}/report", Path(path), step)
+
+    def card(self, job_id: str) -> str:
+        """Return the model card of the averaged weights, as Markdown; it says what the job found, also where averaging lost."""
+        return (self._client.request("GET", f"/v1/jobs/{job_id}/card")).text
+
+    def download_signature(self, job_id: str, path: str | os.PathLike[str]) -> Path:
+        """Download the signature of the job's files to `path`, for `wbar verify`. Raises NoWeights where it is not signed."""
+        return download(self._client, f"/v1/jobs/{job_id}/signature", Path(path), None)
 
     def losses(self, job_id: str) -> ImageLosses:
         """Return the loss of w̄ and of the start on each held-out image, to compare jobs image by image."""

@@ -1,0 +1,239 @@
+"""The model card of a job's weights: what they were, what was done with them, and what that was measured to be worth.
+
+Markdown, headed by the YAML that model hubs read. It is made of the job's spec and its result, so it says `worse` where
+averaging lost. What the service cannot know (licence, intended use, where the images are from) is left to the user, by name.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import sqrt
+
+import yaml
+
+from wbar.recipe import Normalization, Recipe
+from wbar.results import CALIBRATED, VERDICTS, Comparisons, JobResult, Score
+from wbar.spec import JobSpec, StoredWeights
+
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")  # Markdown takes each for itself where a backslash stands before it
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """The contents of a card.
+
+    name: as the job's owner gave it.
+    versions: of the programs that made the weights, by name; empty where they were not recorded.
+    """
+
+    job_id: str
+    name: str | None
+    spec: JobSpec
+    result: JobResult
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def markdown(self) -> str:
+        """Return the card."""
+        return "\n".join([*self._head(), "", *self._body()])
+
+    @property
+    def _title(self) -> str:
+        return self.name or self.job_id
+
+    @property
+    def _is_start(self) -> bool:
+        selection = self.result.selection
+        return selection is not None and selection.delivered == "start"
+
+    @property
+    def _delivered(self) -> Score:
+        """The score of the weights in the file."""
+        return self.result.metrics.start if self._is_start else self.result.metrics.averaged
+
+    @property
+    def _recipe(self) -> Recipe:
+        """The recipe as it was used: with the normalization that the start was found to be trained with."""
+        found = self.result.normalization
+        return (
+            self.spec.recipe
+            if found is None
+            else self.spec.recipe.model_copy(update={"normalize": found.normalization})
+        )
+
+    # The head.
+
+    def _head(self) -> Iterator[str]:
+        yield "---"
+        yield "# license: yours to fill in; it depends on the start and on the images, of which only digests are known here"
+        yield "# base_model: yours to fill in, if the start has a name on a hub"
+        tags = ["image-classification", "weight-averaging", self.spec.method.type, self.spec.network.name, "wbar"]
+        head = {
+            "library_name": "pytorch",
+            "pipeline_tag": "image-classification",
+            "tags": list(dict.fromkeys(tags)),
+            "model-index": [{"name": self._title, "results": [self._index()]}],
+        }
+        yield yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120).rstrip()
+        yield "---"
+
+    def _index(self) -> dict[str, object]:
+        score = self._delivered
+        metrics = [("accuracy", score.accuracy), ("nll", score.loss), ("expected_calibration_error", score.ece)]
+        metrics += [("mean_average_precision", score.map)] if score.map is not None else []
+        return {
+            "task": {"type": "image-classification", "name": "Image Classification"},
+            "dataset": {"type": "private", "name": self.spec.dataset.id, "split": "held-out, report split"},
+            "metrics": [{"type": kind, "value": round(value, 6)} for kind, value in metrics],
+        }
+
+    # The body.
+
+    def _body(self) -> Iterator[str]:
+        yield f"# {_plain(self._title)}"
+        yield ""
+        yield from self._what()
+        yield "## How good it is"
+        yield from self._comparisons()
+        yield "## What was done"
+        yield from self._done()
+        yield "## How to load it"
+        yield from self._loading()
+        yield "## Limitations"
+        yield from (f"- {line}" for line in self._limitations())
+
+    def _what(self) -> Iterator[str]:
+        network, result = self.spec.network, self.result
+        what = f"A {network.name} with {network.num_classes} outputs"
+        if self._is_start:
+            yield (
+                f"{what}: **the start, unchanged.** The average that was made of it was worse on the images that chose, so the "
+                "guard gave the start back."
+            )
+        else:
+            yield f"{what}, fine-tuned and averaged by wbar: the weights are {self._mean()}."
+        yield ""
+        yield f"**Verdict: {result.verdict}** – {VERDICTS[result.verdict]}."
+        yield ""
+
+    def _mean(self) -> str:
+        chosen = self.result.selection.chosen if self.result.selection else None
+        if chosen is not None:
+            return chosen.in_words()
+        if not self.spec.trains:
+            return "the mean of several checkpoints (a soup)"
+        if self.spec.method.type == "none":
+            return "the last ones of a plain fine-tune"
+        return "a mean of weights that the training visited"
+
+    def _comparisons(self) -> Iterator[str]:
+        result, metrics = self.result, self.result.metrics
+        error = (
+            ""
+            if metrics.averaged.map is not None
+            else f" (one standard error of the accuracy of w̄: {self._error():.2%})"
+        )
+        yield f"On {result.held_out.report:,} held-out images{error}:"
+        yield ""
+        yield "| | accuracy | NLL (nats) | NLL, calibrated | temperature | calibration error |"
+        yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+        for name, score in metrics.named().items():
+            cells = [
+                f"**{Comparisons.label(name)}**" if name == "averaged" else Comparisons.label(name),
+                f"{score.accuracy:.2%}", f"{score.loss:.4f}", _number(score.nll_calibrated, 4),
+                _number(score.temperature, 2), f"{score.ece:.4f}",
+            ]  # fmt: skip
+            yield f"| {' | '.join(cells)} |"
+        yield ""
+        yield CALIBRATED
+        for line in result.selection_in_words():
+            yield ""
+            yield f"{_plain(line)}."
+        yield ""
+
+    def _error(self) -> float:
+        accuracy = self.result.metrics.averaged.accuracy
+        return sqrt(max(accuracy * (1 - accuracy), 0.0) / max(self.result.held_out.report, 1))
+
+    def _done(self) -> Iterator[str]:
+        spec = self.spec.model_copy(update={"recipe": self._recipe})
+        yield "| | sha-256 |"
+        yield "| --- | --- |"
+        yield f"| start, {spec.start.id} | `{spec.start.sha256}` |"
+        yield from _weights("ingredient", spec.ingredients)
+        yield from _weights("teacher", spec.teachers)
+        yield f"| dataset, {spec.dataset.id} | `{spec.dataset.sha256}` |"
+        yield f"| these weights, safetensors | `{self.result.weights.sha256}` |"
+        yield ""
+        made = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        yield f"Job {self.job_id}, seed {spec.seed}{f', {made}' if made else ''}."
+        yield "Method and recipe, with every `auto` resolved:"
+        yield "```json"
+        asked = spec.model_dump_json(indent=2, include={"method", "recipe", "seed", "classes"})
+        yield asked.replace("`", "\\u0060")  # a name of a class may not end the block
+        yield "```"
+        yield ""
+
+    def _loading(self) -> Iterator[str]:
+        network, prefix = self.spec.network, self.spec.start.prefix
+        named = f" (which begin with `{prefix}`)" if prefix else ""
+        yield f"Names{named}, shapes and dtypes are the start's, so code that loads the start loads this file:"
+        yield "```python"
+        yield "from safetensors.torch import load_file"
+        yield ""
+        yield f'model.load_state_dict(load_file("averaged.safetensors"))  # your {network.name}'
+        yield "```"
+        yield "Without code of your own (`pip install 'wbar[worker]'`), with the normalization that the file's metadata has:"
+        yield "```python"
+        yield "from pathlib import Path"
+        yield ""
+        yield "from wbar_training.mlflow_model import AveragedModel"
+        yield ""
+        yield 'model = AveragedModel(Path("averaged.safetensors"))'
+        yield "logits = model.predict(images)  # (N, channels, height, width), pixels in [0, 1]; columns: model.classes"
+        yield "```"
+        yield from self._input()
+        yield ""
+
+    def _input(self) -> Iterator[str]:
+        normalize, size = self._recipe.normalize, self._recipe.image_size
+        side = f", {size[0]} × {size[1]} pixels" if isinstance(size, tuple) else ""
+        if isinstance(normalize, Normalization):
+            yield (
+                f"The network takes (pixels − mean) / std of pixels in [0, 1], {self.spec.network.channels} channels{side}; "
+                f"mean {_numbers(normalize.mean)}, std {_numbers(normalize.std)}."
+            )
+
+    def _limitations(self) -> Iterator[str]:
+        result = self.result
+        yield (
+            f"Everything above was measured on {result.held_out.report:,} held-out images of one dataset. Nothing is known "
+            "here about other images, other cameras, or groups within these."
+        )
+        yield "One run with one seed: another seed gives other numbers."
+        if result.metrics.control is None:
+            yield (
+                "There is no control: how far a plain fine-tune of equal length would have come is not known, so the gain "
+                "over the start is not the gain of averaging."
+            )
+        if result.verdict != "better":
+            yield "On these images averaging did not give a network that is better than the start."
+        if self._delivered.temperature is not None:
+            yield "Confidence is not calibrated in the weights: divide the logits by the temperature in the table."
+        yield "Licence, intended use and where the images are from are not known to the service: fill them in."
+
+
+def _weights(what: str, several: tuple[StoredWeights, ...]) -> Iterator[str]:
+    yield from (f"| {what}, {one.id} | `{one.sha256}` |" for one in several)
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown shows as it is."""
+    return _PUNCTUATION.sub(r"\\\1", text)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)
