@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wbar.jobs import MetricsPoint
-from wbar.results import VERDICTS, AlphaLine, Comparisons, Flatness, JobResult
+from wbar.results import CALIBRATED, VERDICTS, AlphaLine, Comparisons, Flatness, JobResult
 from wbar.spec import JobSpec
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ class JobData:
             self.train = Split(self.train.images.to(device), self.train.labels)
         names = list(spec.classes or packed.classes)
         self.sets = {
-            one.name: _evaluation_set(workspace.input(one.dataset.blob), plan.image_size, names, centre, outputs)
+            one.name: _evaluation_set(workspace.input(one.dataset.blob), plan.image_size, names, centre, outputs, fit)
             for one in spec.evaluation
         }
         self.report: Split = held_out
@@ -88,7 +88,9 @@ def _halves(held_out: Split, seed: int) -> tuple[Split, Split]:
     )
 
 
-def _evaluation_set(path: Path, image_size: tuple[int, int], names: list[str], centre: bool, outputs: int) -> Split:
+def _evaluation_set(
+    path: Path, image_size: tuple[int, int], names: list[str], centre: bool, outputs: int, fit: Fit
+) -> Split:
     """Return the images of an evaluation set: those of `val/`, or all where the archive had none.
 
     names: of the network's outputs, in their order. The others are as of `load_split`.
@@ -96,7 +98,7 @@ def _evaluation_set(path: Path, image_size: tuple[int, int], names: list[str], c
     packed = Packed.read(path)
     order = [names.index(name) for name in packed.classes]
     parts = [
-        load_split(path, split, image_size, order, centre, outputs)
+        load_split(path, split, image_size, order, centre, outputs, fit)
         for split in (["val"] if packed.held_out is None else ["train", "val"])
     ]
     if len(parts) == 1:
