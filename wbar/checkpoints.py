@@ -80,7 +80,7 @@ class CheckpointFacts:
     pretrained: PretrainedConfig | None = None
 
     def document(self) -> dict[str, Any]:
-        """Return the JSON that is stored, which versions before 0.8 read where nothing is new in it."""
+        """Return the JSON that is stored, which a worker of 0.6 reads where nothing is new in it."""
         network = None if self.network is None else network_document(asdict(self.network))
         document = asdict(self) | {"network": network}
         return {name: value for name, value in document.items() if name != "pretrained" or value is not None}
