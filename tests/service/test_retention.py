@@ -14,7 +14,7 @@ from wbar.checkpoints import Fault
 from wbar.errors import FilesExpired, NotFound, NoWeights, ValidationFailed
 from wbar.jobs import Job
 from wbar_averaging import write_safetensors
-from wbar_service.jobs.routes import _no_result
+from wbar_service.jobs.files import no_result
 from wbar_store.attempts import ResultBlobs
 from wbar_store.blobs import Blobs
 from wbar_store.claims import Claim
@@ -48,7 +48,7 @@ def test_a_failed_job_never_had_the_files_that_expired(store: Store) -> None:
     record = store.jobs.get(MINE, job)
     assert record.expired_at is not None
     with pytest.raises(NoWeights):
-        _no_result(record, "averaged weights")
+        no_result(record, "averaged weights")
 
 
 def ended(store: Store, expires_after: float | None = 60.0) -> str:

@@ -9,7 +9,7 @@ from wbar.catalog import Architecture
 from wbar.checkpoints import CheckpointFacts
 from wbar.datasets import DatasetFacts, ImageShape
 from wbar.jobs import JobOptions
-from wbar.recipe import SINCE_0_8, Normalization, Recipe
+from wbar.recipe import NEW_OPTIONS, Normalization, Recipe
 from wbar.resolve import resolve_job
 from wbar.spec import JobSpec, Network, PretrainedConfig
 
@@ -23,7 +23,7 @@ FACTS = DatasetFacts(
 
 def test_a_document_of_usual_options_has_nothing_new() -> None:
     document = spec().document()
-    assert not set(SINCE_0_8) & document["recipe"].keys()
+    assert not set(NEW_OPTIONS) & document["recipe"].keys()
     assert "entry" not in document["network"]
     assert "pretrained" not in document["start"]
     assert JobSpec.model_validate(document) == spec()
