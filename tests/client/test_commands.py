@@ -110,7 +110,7 @@ def test_errors_are_problems_on_stderr(service: Service, material: Material) -> 
     problem = json.loads(done.stderr)
     assert (done.returncode, done.stdout) == (3, "")
     assert (problem["code"], problem["status"], problem["type"]) == ("not_found", 404, "urn:wbar:problem:not_found")
-    done = wbar(service, "submit", "--checkpoint", "c", "--dataset", "d", "--cycles", "0", "--json")
+    done = wbar(service, "submit", "--checkpoint", "ckpt_c", "--dataset", "ds_d", "--cycles", "0", "--json")
     assert json.loads(done.stderr)["errors"][0]["pointer"] == "/method/cycles"
     done = wbar(None, "jobs", "--json", WBAR_URL="http://127.0.0.1:9", WBAR_API_KEY="x")
     assert (done.returncode, json.loads(done.stderr)["code"]) == (4, "unreachable")

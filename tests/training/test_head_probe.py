@@ -23,7 +23,7 @@ HEAD = {"fc.weight", "fc.bias"}
 
 
 def nothing(*_: object) -> None:
-    """Nobody is told."""
+    """A reporter that keeps nothing."""
 
 
 def test_only_the_classifier_moves_and_the_network_is_as_before(tmp_path: Path) -> None:
