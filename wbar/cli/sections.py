@@ -12,9 +12,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "What jobs begin with": ("upload", "checkpoints", "datasets"),
     "Make jobs": ("submit", "clone"),
     "Look at jobs": ("jobs", "show", "watch", "logs", "compare"),
-    "Take what they made": ("download", "export"),
+    "Take what they made": ("download", "card", "signature", "export"),
     "Steer jobs": ("cancel", "finish", "pause", "resume", "delete"),
-    "Without a service": ("average", "schedule"),
+    "Merge": ("merges",),
+    "Without a service": ("average", "merge", "verify", "schedule"),
     "Keys and webhooks": ("keys", "webhooks"),
     "Run the parts by themselves (operators)": (
         "serve", "worker", "sweep", "migrate", "first-key", "gc", "backup", "restore",
