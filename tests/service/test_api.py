@@ -492,11 +492,15 @@ def test_answers_are_as_the_schema_says(service: Service, ready: tuple[str, str]
         hook = http.post("/v1/webhooks", json={"url": "https://hooks.example/"}).json()["id"]
         job |= {"webhook_id": hook, "delivery_id": http.post(f"/v1/webhooks/{hook}/ping").json()["id"]}
         job["key_id"] = http.get("/v1/keys").json()["first_id"]
+        job["merge_id"] = http.post("/v1/merges", json={"checkpoints": [ready[0], made.id]}).json()["id"]
         asked = []
         for path, operations in schema["paths"].items():
             content = operations.get("get", {}).get("responses", {}).get("200", {}).get("content", {})
             if "application/json" in content:
                 answer = http.get(path.format(**job))
+                if path == "/v1/jobs/{job_id}/signature":  # nothing is signed here
+                    assert answer.json()["code"] == "no_weights"
+                    continue
                 assert answer.status_code == 200, path
                 written = content["application/json"]["schema"]
                 jsonschema.validate(answer.json(), {**written, "components": schema["components"]})
