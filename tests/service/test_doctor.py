@@ -14,7 +14,7 @@ from wbar_store.database import Database
 from wbar_store.migrate import downgrade, upgrade
 
 
-def doctor(*options: str, folder: Path | None = None, **environment: str) -> tuple[int, str]:
+def doctor(*options: str, folder: str | Path | None = None, **environment: str) -> tuple[int, str]:
     command = [str(Path(sys.executable).with_name("wbar")), "doctor", *options]
     done = subprocess.run(
         command, cwd=folder, env={"PATH": "/usr/bin", **environment}, capture_output=True, text=True, timeout=120
