@@ -76,7 +76,7 @@ def test_shifts_are_what_they_say() -> None:
     blocks = task.shifted["pixelated"].pixels.unfold(2, 8, 8).unfold(3, 8, 8)
     assert (blocks.flatten(4).max(dim=4).values == blocks.flatten(4).min(dim=4).values).all(), "4 × 4 squares"
     disc = (torch.linspace(-1, 1, 33)[:, None] ** 2 + torch.linspace(-1, 1, 33) ** 2 < 0.5).float()[None, None] * 255
-    assert (rotated(disc.to(torch.uint8), 15).float() - disc).abs().mean() < 6, "a disc stays where it is"
+    assert (rotated(disc.to(torch.uint8), 15).float() - disc).abs().mean() < 8, "a disc stays where it is"
     assert pixelated(torch.full((1, 1, 8, 8), 7, dtype=torch.uint8), 4, 16).unique().tolist() == [7]
 
 
