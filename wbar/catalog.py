@@ -29,7 +29,7 @@ class Architecture:
     fixed_size: bool = False  # position tables tie the weights to one image size, read off the checkpoint
     optimizer: Literal["sgd", "adamw"] = "sgd"
     peak_lr: float = 0.1
-    reproducible: bool = True  # False: an operation without a deterministic CUDA kernel, or nobody has looked
+    reproducible: bool = True  # False: an operation without a deterministic CUDA kernel, or it was not looked at
     library: Library = "torchvision"
 
     def __post_init__(self) -> None:

@@ -46,7 +46,7 @@ class Network:
 
 @dataclass(frozen=True)
 class PretrainedConfig:
-    """What came with a checkpoint about the images that it was trained on (timm's `pretrained_cfg`).
+    """The facts that came with a checkpoint about the images it was trained on (timm's `pretrained_cfg`).
 
     mean, std: one number per channel, for pixels in [0, 1].
     image_size: (height, width) in pixels.

@@ -31,7 +31,7 @@ class ArchitectureEntry(BaseModel):
     optimizer: Literal["sgd", "adamw"]
     peak_lr: float = Field(description="The customary peak learning rate at batch 128, from which `auto` follows.")
     reproducible: bool = Field(
-        description="Whether a GPU run can be repeated bit for bit; false where nobody has looked."
+        description="Whether a GPU run can be repeated bit for bit; false where it was not looked at."
     )
     library: Library = Field(description="Whose class the network is: results load into it.")
 

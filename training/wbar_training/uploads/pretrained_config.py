@@ -27,7 +27,7 @@ ARGUMENTS = ("num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate
 
 @dataclass(frozen=True)
 class Said:
-    """What came with a checkpoint. architecture: as it was written."""
+    """The facts that came with a checkpoint. architecture: as it was written."""
 
     architecture: str | None = None
     pretrained: PretrainedConfig | None = None
