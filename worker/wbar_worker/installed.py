@@ -1,4 +1,4 @@
-"""What timm is installed here: its names go to the store at once, and its networks' table is made when one is wanted.
+"""The installed timm: its names go to the store at once, and its networks' table is made when one is wanted.
 
 Children do both, since the worker loads no framework, and as nice as can be: the table takes minutes of one core. It is made
 once, after the first upload that is one of timm's networks or none that is known; until it is there, an upload waits for the
