@@ -15,7 +15,7 @@ from wbar_store.blobs import Blobs, Received
 from wbar_store.database import Database, Tenant, now
 from wbar_store.events import Events
 from wbar_store.jobs import Jobs
-from wbar_store.tables import REFERENCES, checkpoints, job_files, jobs, snapshots
+from wbar_store.tables import REFERENCES, checkpoints, job_files, jobs, merge_inputs, merges, snapshots
 from wbar_store.tables import blobs as rows
 
 
@@ -113,6 +113,9 @@ def test_every_reference_is_guarded_by_the_database(blobs: Blobs) -> None:
             )
         )
         connection.execute(insert(job_files).values(job=job, name="onnx", sha256="0"))
+        merge = {"id": "merge_1", "tenant": "default", "status": "succeeded", "spec": {}, "fraction": 1.0, "bytes": 1}
+        connection.execute(insert(merges).values(**merge, attempts=1, created_at=now()))
+        connection.execute(insert(merge_inputs).values(merge="merge_1", sha256="0"))
     for n, column in enumerate(REFERENCES):
         with blobs.references.database.write() as connection:
             connection.execute(update(column.table).values({column.name: f"{n:064}"}))
