@@ -563,7 +563,9 @@ def test_further_files_go_with_their_job_and_with_their_time(store: Store) -> No
         job = store.jobs.create(MINE, spec(), None, {}, expires_after=expires_after).id
         claimed = store.attempts.claim(job, 60)
         assert claimed is not None
-        assert store.attempts.succeed(claimed.claim, result(), ResultBlobs("0" * 64, "1" * 64, None, None, files), None)
+        assert store.attempts.succeed(
+            claimed.claim, result(), ResultBlobs("0" * 64, "1" * 64, None, None, files=files), None
+        )
         ended.append(store.jobs.get(MINE, job))
     for job_ in ended:
         assert [store.jobs.file(job_, name) for name in ("onnx", "card", "signature")] == ["2" * 64, "3" * 64, None]

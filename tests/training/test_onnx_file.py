@@ -52,7 +52,8 @@ def test_without_the_packages_the_job_succeeds_and_says_what_is_missing(
     assert (offered.format, offered.sha256) == ("onnx", None)
     assert offered.reason == "the worker has no no_such_package: its operator installs wbar[onnx]"
     assert f"warning: there is no ONNX file: {offered.reason}" in told.logs
-    assert Succeeded.of(outcome).outcome() == outcome
+    message = Succeeded(outcome=outcome)
+    assert Succeeded.model_validate_json(message.model_dump_json()) == message
 
 
 def test_too_large_for_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +73,8 @@ def test_it_gives_the_outputs_of_the_network(tmp_path: Path) -> None:
     assert offered.difference is not None
     assert offered.difference <= TOLERANCE
     assert offered.images == 256
-    assert Succeeded.of(outcome).outcome() == outcome
+    message = Succeeded(outcome=outcome)
+    assert Succeeded.model_validate_json(message.model_dump_json()) == message
     network = load(job.spec.network, read_tensors(outcome.weights))[0].eval()
     for images in (1, 2, 7):  # the batch is free
         inputs = torch.randn(images, 3, 8, 8, generator=torch.Generator().manual_seed(images))
