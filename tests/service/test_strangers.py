@@ -203,7 +203,7 @@ def test_a_full_disk_says_so_and_everything_goes_on_when_there_is_room(tmp_path:
 
 
 def test_a_full_database_says_so(tmp_path: Path, small_disk: Path) -> None:
-    (small_disk / "ballast").write_bytes(b"x" * int(2.2 * MIB))
+    (small_disk / "ballast").write_bytes(b"x" * int(1.8 * MIB))
     with app_in(small_disk) as app:
         taken = small_disk / "rest"
         with open(taken, "wb", buffering=0) as file:
