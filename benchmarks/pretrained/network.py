@@ -101,7 +101,7 @@ def probed(
     return {**adapted, "classifier.weight": weight.float(), "classifier.bias": bias.float()}
 
 
-@torch.enable_grad()  # type: ignore[no-untyped-call]
+@torch.enable_grad()  # type: ignore[no-untyped-call]  # torch does not type it
 def fitted_head(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Return weight (classes, F) and bias (classes,) of the regression. features: (N, F) float64."""
     weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, requires_grad=True)
@@ -112,7 +112,7 @@ def fitted_head(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
         optimizer.zero_grad()
         logits = features @ weight.T + bias
         value = nn.functional.cross_entropy(logits, labels) + 0.5e-3 * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()  # type: ignore[no-untyped-call]  # torch does not type it
         return value
 
     optimizer.step(loss)

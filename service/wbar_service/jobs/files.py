@@ -92,7 +92,8 @@ def no_result(job: JobRecord, what: str) -> NoReturn:
     if job.status not in TERMINAL:
         raise JobNotFinished(f"{job.id} is {job.status}: {what} will be there once it has succeeded")
     kept = "; its snapshots are at /snapshots" if job.expired_at is None else ""
-    raise NoWeights(f"{job.id} has {job.status} and made no {what}{kept}")
+    ended = "was cancelled" if job.status == "cancelled" else f"has {job.status}"
+    raise NoWeights(f"{job.id} {ended} and made no {what}{kept}")
 
 
 def refuse_expired(job: JobRecord, what: str) -> None:
