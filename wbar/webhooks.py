@@ -18,23 +18,26 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, Type
 
 from wbar.checkpoints import Fault
 from wbar.errors import InvalidSignature
+from wbar.merges import MergeStatus
 from wbar.request import RequestModel
 from wbar.results import Verdict
 from wbar.states import JobStatus, UploadStatus
 from wbar.text import Name
 
 # An object's kind and the state that it has come to, of the tables in wbar.states: every one of a job, the last ones of an
-# upload, whose first one is the answer to its POST.
+# upload or a merge, whose first one is the answer to its POST.
 EventType = Literal[
     "job.queued", "job.running", "job.paused", "job.succeeded", "job.failed", "job.cancelled",
     "checkpoint.ready", "checkpoint.rejected",
     "dataset.ready", "dataset.rejected",
+    "merge.succeeded", "merge.failed", "merge.cancelled",
 ]  # fmt: skip
 EventPattern = Literal[
-    "*", "job.*", "checkpoint.*", "dataset.*",
+    "*", "job.*", "checkpoint.*", "dataset.*", "merge.*",
     "job.queued", "job.running", "job.paused", "job.succeeded", "job.failed", "job.cancelled",
     "checkpoint.ready", "checkpoint.rejected",
     "dataset.ready", "dataset.rejected",
+    "merge.succeeded", "merge.failed", "merge.cancelled",
 ]  # fmt: skip
 PING = "webhook.ping"
 
@@ -171,6 +174,21 @@ class UploadSummary(BaseModel):
     created_at: str
 
 
+class MergeSummary(BaseModel):
+    """A merge as an event tells of it; `GET /v1/merges/{id}` has the rest."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    object: Literal["merge"] = "merge"
+    name: str | None
+    status: MergeStatus
+    error: Fault | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
 class WebhookSummary(BaseModel):
     """A webhook as its own ping tells of it."""
 
@@ -204,7 +222,7 @@ class WebhookEvent(BaseModel):
 
     type: str = Field(description=f"{', '.join(get_args(EventType))}, or `{PING}`; later versions may have others.")
     timestamp: str = Field(description="When it happened; messages may come in another order.")
-    data: JobSummary | UploadSummary | WebhookSummary
+    data: JobSummary | UploadSummary | MergeSummary | WebhookSummary
 
 
 class Delivery(BaseModel):

@@ -13,6 +13,7 @@ from wbar.checkpoints import Fault
 from wbar.errors import AttemptsExhausted, InvalidTransition, JobNotFinished, NotFound, NoWeights
 from wbar.merges import ENDED, Merge, MergeResult, MergeSource, MergeSpec, MergeStatus
 from wbar.results import WeightsFile
+from wbar_store import outbox
 from wbar_store.blobs import Received
 from wbar_store.claims import Claim
 from wbar_store.database import Tenant, now, rfc3339
@@ -227,6 +228,7 @@ class Merges(Repository[MergeRecord]):
         if connection.execute(statement.values(**ended)).rowcount != 1:
             return False
         connection.execute(delete(merge_inputs).where(merge_inputs.c.merge == merge_id))
+        outbox.merge_ended(connection, merge_id, status)
         return True
 
 

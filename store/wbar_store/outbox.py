@@ -9,11 +9,12 @@ from typing import Literal
 from pydantic import ValidationError
 from sqlalchemy import Connection, ScalarSelect, Table, insert, select
 
+from wbar.merges import MergeStatus
 from wbar.states import UploadStatus
-from wbar.webhooks import DAY, PING, JobSummary, UploadSummary, WebhookEvent, WebhookSummary, matches
+from wbar.webhooks import DAY, PING, JobSummary, MergeSummary, UploadSummary, WebhookEvent, WebhookSummary, matches
 from wbar_store.database import now, rfc3339
 from wbar_store.ids import new_id
-from wbar_store.tables import jobs, webhook_deliveries, webhooks
+from wbar_store.tables import jobs, merges, webhook_deliveries, webhooks
 
 log = logging.getLogger("wbar.store")
 
@@ -52,6 +53,27 @@ def upload_settled(
     row = connection.execute(select(table.c.name, table.c.error, table.c.created_at).where(of_upload)).one()
     summary = UploadSummary(
         id=object_id, object=kind, name=row.name, status=status, error=row.error, created_at=rfc3339(row.created_at)
+    )
+    _write(connection, subscribed, WebhookEvent(type=event, timestamp=rfc3339(at), data=summary), at)
+
+
+def merge_ended(connection: Connection, merge_id: str, status: MergeStatus) -> None:
+    """Write the deliveries that tell of a merge's last status."""
+    of_merge = merges.c.id == merge_id
+    event = f"merge.{status}"
+    subscribed, at = _subscribed(connection, select(merges.c.tenant).where(of_merge).scalar_subquery(), event)
+    if not subscribed:
+        return
+    columns = merges.c.name, merges.c.error, merges.c.created_at, merges.c.started_at, merges.c.finished_at
+    row = connection.execute(select(*columns).where(of_merge)).one()
+    summary = MergeSummary(
+        id=merge_id,
+        name=row.name,
+        status=status,
+        error=row.error,
+        created_at=rfc3339(row.created_at),
+        started_at=rfc3339(row.started_at),
+        finished_at=rfc3339(row.finished_at),
     )
     _write(connection, subscribed, WebhookEvent(type=event, timestamp=rfc3339(at), data=summary), at)
 

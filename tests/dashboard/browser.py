@@ -38,7 +38,7 @@ class Watched:
     def check(self) -> None:
         """Raise if anything went wrong that was not allowed."""
         left = [fault for fault in self.faults if not any(part in fault for part in self.allowed)]
-        assert left == []
+        assert left == [], left
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from playwright.sync_api import Page, expect
 
 from tests.conftest import Broker, Service, fresh_database, wait_until
 from tests.dashboard.browser import SECONDS, chromium, signed_in
-from tests.material import write_archive, write_start
+from tests.material import write_archive
+from wbar_training.demo.start import train_start
 
 
 def main(out: Path) -> None:
@@ -32,9 +33,10 @@ def main(out: Path) -> None:
 def take(service: Service, folder: Path, out: Path) -> None:
     """Take the pictures."""
     with service.client() as client:
-        checkpoint = client.checkpoints.create(write_start(folder), name="resnet20-digits.safetensors").id
-        dataset = client.datasets.create(write_archive(folder), name="digits.zip").id
-        client.datasets.create("builtin:digits")
+        start = train_start("builtin:digits", None, 30, 0, folder, lambda *_: None)  # the first of `make demo`
+        checkpoint = client.checkpoints.create(start, name="resnet20-digits.safetensors").id
+        dataset = client.datasets.create("builtin:digits").id
+        archive = client.datasets.create(write_archive(folder), name="digits.zip").id
         common = {"checkpoint": checkpoint, "dataset": dataset, "metadata": {"team": "vision"}}
         jobs = [
             client.jobs.create(name="six cycles", method={"cycles": 6, "control": True}, **common).id,
@@ -46,6 +48,8 @@ def take(service: Service, folder: Path, out: Path) -> None:
         running = client.jobs.create(name="two hundred cycles", method={"cycles": 200}, **common).id
         client.jobs.create(name="waits", priority=5, **common)
         wait_until(lambda: client.jobs.snapshots(running), 60)
+        averages = client.merges.create(jobs, name="mean of the three results")
+        client.merges.wait(averages.id, timeout=60)
         asked = {
             "url": "https://hooks.example/wbar",
             "name": "the team's chat",
@@ -61,7 +65,8 @@ def take(service: Service, folder: Path, out: Path) -> None:
         "new-job": f"/jobs/new?checkpoint={checkpoint}&dataset={dataset}",
         "checkpoints": "/checkpoints",
         "datasets": "/datasets",
-        "dataset": f"/datasets/{dataset}",
+        "dataset": f"/datasets/{archive}",
+        "merges": f"/merges?checkpoints={jobs[0]}",
         "workers": "/workers",
         "keys": "/keys",
         "webhooks": "/webhooks",

@@ -10,7 +10,8 @@ from tests.conftest import wait_until
 from tests.store.rows import PROGRESS, insert_inputs, result, spec
 from wbar.checkpoints import Fault
 from wbar.errors import InvalidTransition, NotFound, QuotaExceeded
-from wbar.webhooks import JobSummary, UploadSummary, WebhookEvent
+from wbar.merges import MeanMerge, MergeSource, MergeSpec
+from wbar.webhooks import JobSummary, MergeSummary, UploadSummary, WebhookEvent
 from wbar_store import deliveries as store_deliveries
 from wbar_store.attempts import ResultBlobs
 from wbar_store.blobs import Received
@@ -115,6 +116,23 @@ def test_the_ends_of_uploads_are_told(store: Store) -> None:
     assert isinstance(event.data, UploadSummary)
     assert (event.data.id, event.data.object, event.data.status) == (ids[0], "dataset", "rejected")
     assert event.data.error == Fault(code="no_images", message="none")
+
+
+def test_the_ends_of_merges_are_told(store: Store) -> None:
+    everything, failures = hook(store), hook(store, "merge.failed")
+    spec = MergeSpec(sources=(MergeSource(id="ckpt_1", sha256="a" * 64),), base=None, method=MeanMerge(), dtype=None)
+    first, second = (store.merges.create(MINE, spec, name, 8, None).id for name in ("one", "two"))
+    claimed = store.merges.claim(first)
+    assert claimed is not None
+    assert not store.merges.fail(Claim(first, 7), Fault(code="late", message="of a stale claim"))
+    assert store.merges.fail(claimed.claim, Fault(code="checkpoints_differ", message="no"))
+    store.merges.cancel(MINE, second)
+    assert types(store, everything) == ["merge.failed", "merge.cancelled"]
+    (event,) = told(store, failures)
+    assert isinstance(event.data, MergeSummary)
+    assert (event.data.id, event.data.name, event.data.status) == (first, "one", "failed")
+    assert event.data.error == Fault(code="checkpoints_differ", message="no")
+    assert event.data.created_at <= str(event.data.started_at) <= str(event.data.finished_at)
 
 
 def test_a_change_that_is_rolled_back_is_not_told(store: Store) -> None:

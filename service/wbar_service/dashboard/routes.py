@@ -2,7 +2,18 @@
 
 from fastapi import APIRouter
 
-from wbar_service.dashboard import compare, files, job_list, jobs, new_job, operations, sign_in, uploads, webhooks
+from wbar_service.dashboard import (
+    compare,
+    files,
+    job_list,
+    jobs,
+    merges,
+    new_job,
+    operations,
+    sign_in,
+    uploads,
+    webhooks,
+)
 
 router = APIRouter()
 for part in (
@@ -14,6 +25,7 @@ for part in (
     compare.router,
     job_list.router,
     jobs.router,
+    merges.router,
     operations.router,
     operations.admin,
     webhooks.router,

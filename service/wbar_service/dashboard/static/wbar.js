@@ -45,7 +45,7 @@ const heartbeat = {
   },
   async beat() {
     if (!document.hidden) {
-      const there = await fetch("/healthz", { cache: "no-store" }).then((answer) => answer.ok, () => false);
+      const there = await fetch("/healthz", { cache: "no-store", signal: AbortSignal.timeout(10 * SECONDS) }).then((answer) => answer.ok, () => false);
       if (!there) { this.down = true; connection(AWAY); }
       else if (this.down) {
         this.down = false;
@@ -112,7 +112,7 @@ function keepFresh(part) {
 }
 
 document.addEventListener("htmx:afterSwap", (event) => { connection(""); localTimes(event.target); copyButtons(event.target); });
-document.addEventListener("htmx:sendError", () => { heartbeat.down = true; connection(AWAY); });
+for (const lost of ["htmx:sendError", "htmx:timeout"]) document.addEventListener(lost, () => { heartbeat.down = true; connection(AWAY); });
 document.addEventListener("htmx:responseError", (event) => {
   const { status } = event.detail.xhr;
   connection(status >= 500 ? `The service cannot answer now (HTTP ${status}): trying again…` : `This part of the page cannot be shown any more (HTTP ${status}): reload it.`);
