@@ -46,7 +46,14 @@ class LogitsOnly:
     """Before one of the library's classes: the forward takes pixels, (N, channels, height, width), and gives the logits."""
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return the logits, (N, outputs)."""
+        """Return the logits, (N, outputs).
+
+        Some networks keep tables that they compute at their first forward, of which training needs gradients later: where an
+        evaluation is first, in inference mode, they are computed without it.
+        """
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return self.forward(pixel_values)
         logits: Tensor = super().forward(pixel_values=pixel_values).logits  # type: ignore[misc]  # of the library's class
         return logits
 
