@@ -72,18 +72,18 @@ def unpack(path: Path, head: bytes, scratch: Path, limits: UploadLimits) -> Mode
     texts: dict[str, bytes] = {}
     weights: dict[str, Path] = {}
     try:
-        for name, content in archive_members(path, limits, _is_wanted):
-            if _is_weights(name.rpartition("/")[2]):
-                weights[name] = scratch.with_name(f"{scratch.name}-{len(weights)}")
-                weights[name].write_bytes(content)
-            else:
-                texts[name] = content
+        try:
+            for name, content in archive_members(path, limits, _is_wanted):
+                if _is_weights(name.rpartition("/")[2]):
+                    weights[name] = scratch.with_name(f"{scratch.name}-{len(weights)}")
+                    weights[name].write_bytes(content)
+                else:
+                    texts[name] = content
+        except (InvalidArchive, UnsafePath) as error:
+            if not texts and not weights and not is_zip:
+                return None
+            raise CorruptFile(f"the archive cannot be read: {error.detail}") from None
         return _folder("zip" if is_zip else "tar", texts, weights)
-    except (InvalidArchive, UnsafePath) as error:
-        _remove(weights)
-        if not texts and not weights and not is_zip:
-            return None
-        raise CorruptFile(f"the archive cannot be read: {error.detail}") from None
     except BaseException:
         _remove(weights)
         raise
