@@ -10,7 +10,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache, lru_cache
@@ -109,6 +109,17 @@ def network_of(config: Mapping[str, Any], usual_size: int | None = None) -> Netw
     size, channels = _side(made), _value(made, "num_channels")
     network = Network(name, network.num_classes, channels if isinstance(channels, int) else 3, config=network.config)
     return _with_entry(network, kind, size or usual_size)
+
+
+def entries() -> Iterator[Architecture]:
+    """Yield the catalog's entries of the library's classes, by name, each as its own default configuration has it."""
+    configurations, classifiers, _ = _registry()
+    for name, kind in sorted((name, kind) for kind, names in classifiers.items() for name in names):
+        try:
+            config = json.loads(configurations[kind]().to_json_string(use_diff=False))
+            yield network_of(config | {"model_type": kind, "architectures": [name]}).architecture
+        except (ImportError, UnknownArchitecture, ArchitectureMismatch):
+            continue  # no classifier of images, or it needs what is not installed
 
 
 def _refuse_code(config: Mapping[str, Any]) -> None:
