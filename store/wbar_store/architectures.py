@@ -47,7 +47,7 @@ class InstalledArchitectures:
         """
         query = select(architectures.c.entry).order_by(architectures.c.name).limit(limit)
         for word in words:
-            query = query.where(architectures.c.name.contains(word, autoescape=True))
+            query = query.where(architectures.c.name.icontains(word, autoescape=True))
         if after is not None:
             query = query.where(architectures.c.name > after)
         with self.database.read() as connection:

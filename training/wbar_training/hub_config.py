@@ -53,7 +53,8 @@ def _names(network: Network, said: Mapping[str, str]) -> list[str]:
 def _transformers(network: Network, said: Mapping[str, str], dtype: str) -> dict[str, Any]:
     assert network.config is not None
     names = _names(network, said)
-    return json.loads(network.config) | {
+    described: dict[str, Any] = json.loads(network.config)
+    return described | {
         "architectures": [network.name],
         "dtype": dtype,
         "id2label": {str(output): name for output, name in enumerate(names)},

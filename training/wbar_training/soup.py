@@ -142,8 +142,8 @@ class SoupJob:
             flatness=flatness,
         )
         losses = self.setup.writer.write_losses(outputs.report.losses, start.outputs.report.losses)
-        asked, start = "huggingface" in self.spec.formats, self.spec.start
-        hub = hub_config(self.spec.network, files.safetensors, start.prefix) if asked else None
+        asked, prefix = "huggingface" in self.spec.formats, self.spec.start.prefix
+        hub = hub_config(self.spec.network, files.safetensors, prefix) if asked else None
         return Outcome(result, *files, losses, onnx=onnx.path if onnx else None, hub=hub)
 
     def _uniform(self, ingredients: list[Ingredient]) -> Mixture:

@@ -64,7 +64,10 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
     tables = settings.tables if kind == "ingest" and InstalledTimm.is_there() else None
     timm = InstalledTimm(store, tables) if tables else None
     lists = kind == "ingest" and settings.transformers and InstalledTransformers.is_there()
-    libraries = [*([timm] if timm else []), *([InstalledTransformers(store)] if lists else [])]
+    libraries: list[InstalledTimm | InstalledTransformers] = [
+        *([timm] if timm else []),
+        *([InstalledTransformers(store)] if lists else []),
+    ]
     if kind == "train":
         slots = settings.slots or max(1, gpus)
         _register_train(app, Runner(store, settings, draining, name, tracing), slots, gpus, settings)
