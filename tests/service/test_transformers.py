@@ -66,7 +66,9 @@ def test_a_network_of_transformers_comes_back_as_a_folder(breakable: Service, tm
         with pytest.raises(WbarError, match="only transformers and timm load such a folder"):
             client.jobs.create(**inputs, **BRIEF, formats=["huggingface"])
         other = client.jobs.wait(client.jobs.create(**inputs, **BRIEF).id or "", timeout=240)
-        with pytest.raises(NoWeights, match=r"no huggingface file: only transformers and timm load .*, and resnet20 is"):
+        with pytest.raises(
+            NoWeights, match=r"no huggingface file: only transformers and timm load .*, and resnet20 is"
+        ):
             client.jobs.download(other.id or "", tmp_path / "none.zip", "huggingface")
         asked = {"q": "vitforimage"}
         wait_until(

@@ -418,7 +418,7 @@ def test_a_fresh_process_finds_what_was_reported(tmp_path: Path) -> None:
     held_out = load_split(job.dataset, "val", (SIDE, SIDE), [1, 2, 0])
     save_file({"images": held_out.images.contiguous(), "labels": held_out.labels}, tmp_path / "held-out")
     asked = subprocess.run(
-        [sys.executable, "-c", LOADED, result, tmp_path / "held-out"],
+        [sys.executable, "-P", "-c", LOADED, result, tmp_path / "held-out"],
         capture_output=True, text=True, check=True, timeout=200, env={"HF_HUB_OFFLINE": "1", "PATH": ""},
     )  # fmt: skip
     found = json.loads(asked.stdout.splitlines()[-1])
