@@ -7,7 +7,7 @@ DATASET ?= builtin:digits
 GPU ?= --minutes 9 --out .gpu
 FAULTS ?= --count 1000 --seed 0 --seconds 3600 --database both
 
-.PHONY: demo test long models models-timm gpu fuzz fuzz-guided faults clients lint client docs bench bench-load bench-gain-quick lock up clean
+.PHONY: demo test long models models-timm models-transformers gpu fuzz fuzz-guided faults clients lint client docs bench bench-load bench-gain-quick lock up clean
 
 # One stamp per set of extras: reinstalled only when pyproject.toml changes.
 $(VENV)/.embedded: pyproject.toml
@@ -36,6 +36,9 @@ models: $(VENV)/.test ## every architecture from upload to download, those that 
 
 models-timm: $(VENV)/.test ## 38 of timm's families from upload to download, beyond the three of `make test`; long
 	$(BIN)/python -m pytest tests/training/test_timm_families.py -m "models or not models"
+
+models-transformers: $(VENV)/.test ## eleven of transformers' families from upload to the folder that it loads, beyond the two of `make test`
+	$(BIN)/python -m pytest tests/training/test_transformers_families.py -m "models or not models"
 
 fuzz: $(VENV)/.test ## ten thousand hostile uploads against the readers, in the processes that the worker starts; minutes
 	$(BIN)/python -m tests.fuzz --inputs 10000 --seed 0

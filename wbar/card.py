@@ -11,6 +11,7 @@ from math import sqrt
 
 import yaml
 
+from wbar.catalog import Library
 from wbar.recipe import Normalization, Recipe
 from wbar.results import CALIBRATED, VERDICTS, Comparisons, JobResult, Score
 from wbar.spec import JobSpec, StoredWeights
@@ -46,6 +47,11 @@ class ModelCard:
         return selection is not None and selection.delivered == "start"
 
     @property
+    def _is_hubs(self) -> bool:
+        """Whether a folder that its own library loads is among the job's files."""
+        return "huggingface" in self.spec.formats
+
+    @property
     def _delivered(self) -> Score:
         """The score of the weights in the file."""
         return self.result.metrics.start if self._is_start else self.result.metrics.averaged
@@ -68,7 +74,7 @@ class ModelCard:
         yield "# base_model: yours to fill in, if the start has a name on a hub"
         tags = ["image-classification", "weight-averaging", self.spec.method.type, self.spec.network.name, "wbar"]
         head = {
-            "library_name": "pytorch",
+            "library_name": self.spec.network.architecture.library if self._is_hubs else "pytorch",
             "pipeline_tag": "image-classification",
             "tags": list(dict.fromkeys(tags)),
             "model-index": [{"name": self._title, "results": [self._index()]}],
@@ -176,12 +182,15 @@ class ModelCard:
     def _loading(self) -> Iterator[str]:
         network, prefix = self.spec.network, self.spec.start.prefix
         named = f" (which begin with `{prefix}`)" if prefix else ""
-        yield f"Names{named}, shapes and dtypes are the start's, so code that loads the start loads this file:"
-        yield "```python"
-        yield "from safetensors.torch import load_file"
-        yield ""
-        yield f'model.load_state_dict(load_file("averaged.safetensors"))  # your {network.name}'
-        yield "```"
+        if self._is_hubs:
+            yield from _loading_folder(network.architecture.library)
+        if network.config is None:
+            yield f"Names{named}, shapes and dtypes are the start's, so code that loads the start loads this file:"
+            yield "```python"
+            yield "from safetensors.torch import load_file"
+            yield ""
+            yield f'model.load_state_dict(load_file("averaged.safetensors"))  # your {network.name}'
+            yield "```"
         yield "Without code of your own (`pip install 'wbar[worker]'`), with the normalization that the file's metadata has:"
         yield "```python"
         yield "from pathlib import Path"
@@ -220,6 +229,17 @@ class ModelCard:
         if self._delivered.temperature is not None:
             yield "Confidence is not calibrated in the weights: divide the logits by the temperature in the table."
         yield "Licence, intended use and where the images are from are not known to the service: fill them in."
+
+
+def _loading_folder(library: Library) -> Iterator[str]:
+    yield f"The weights as a folder (`?format=huggingface`, a zip) are loaded by {library} itself:"
+    yield "```python"
+    if library == "timm":
+        yield 'model = timm.create_model("local-dir:averaged", pretrained=True)  # its label_names: model.pretrained_cfg'
+    else:
+        yield 'model = transformers.AutoModelForImageClassification.from_pretrained("averaged")'
+        yield 'processor = transformers.AutoImageProcessor.from_pretrained("averaged")'
+    yield "```"
 
 
 def _weights(what: str, several: tuple[StoredWeights, ...]) -> Iterator[str]:

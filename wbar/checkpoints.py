@@ -122,7 +122,7 @@ class Checkpoint(BaseModel):
     name: str
     status: UploadStatus
     format: CheckpointFormat | None = Field(
-        description="`zip` and `tar` are archives of a folder with `model.safetensors` and `config.json`, as timm saves it."
+        description="`zip` and `tar` are archives of a folder with weights and `config.json`, as timm and transformers save it."
     )
     bytes: int
     sha256: str
@@ -131,7 +131,8 @@ class Checkpoint(BaseModel):
     architecture: NetworkArchitecture | None
     pretrained: PretrainedConfig | None = Field(
         None,
-        description="What came with it about the images it was trained on (timm's `pretrained_cfg`): defaults of a recipe.",
+        description="What came with it about the images it was trained on, as defaults of a recipe: timm's `pretrained_cfg`, "
+        "or transformers' `preprocessor_config.json`, with the names of `id2label` in the order of the outputs as `classes`.",
     )
     error: Fault | None
     expires_at: str | None = Field(

@@ -63,9 +63,11 @@ class JobOptions(RequestModel):
 
     formats: list[FurtherFormat] = Field(
         default_factory=list,
-        max_length=1,
+        max_length=2,
         description="Formats to make of the weights beside safetensors and PyTorch's. `onnx`: checked to give the network's "
-        "outputs before it is offered; `result.formats` says what became of it.",
+        "outputs before it is offered. `huggingface`: a zip of the folder that transformers' `from_pretrained` or timm's "
+        "`local-dir:` loads, for their networks alone; a network of transformers has it without being asked. `result.formats` "
+        "says what became of them.",
     )
 
     @field_validator("evaluate", mode="before")

@@ -13,6 +13,7 @@ from wbar.evaluation_sets import check_evaluation_set
 from wbar.jobs import JobOptions
 from wbar.method import MAX_EPOCHS, AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
 from wbar.recipe import IMAGENET, Augment, BatchNorm, Normalization, Recipe, is_about_training
+from wbar.results import HUB_LIBRARIES, FurtherFormat
 from wbar.schedule import build_schedule, steps_per_epoch
 from wbar.spec import EvaluationSet, JobSpec, Network, PretrainedConfig, StoredDataset, StoredWeights
 
@@ -57,6 +58,8 @@ def resolve_job(
     if options.recipe.head == "reset":
         asked = asked or list(facts.classes)  # the job shows the names of the new outputs
         network = replace(network, num_classes=len(asked))
+    elif asked is None:
+        asked = _named_classes(start, facts)
     classes = resolve_classes(asked, network, facts)
     recipe = resolve_recipe(options.recipe, network, facts, gpu, options.method, start.pretrained)
     method = resolve_method(options.method, recipe, network)
@@ -104,7 +107,7 @@ def resolve_job(
         teachers=tuple(teachers),
         evaluation=tuple(EvaluationSet(name=name, dataset=other) for name, (other, _) in sets.items()),
         select_on=options.select_on,
-        formats=tuple(options.formats),
+        formats=_formats(options, network),
     )
     if spec.select_on is not None and not spec.selects:
         raise ValidationFailed(
@@ -237,6 +240,19 @@ def _check_schedule(method: Training, swag: int, steps: int) -> None:
         )
 
 
+def _formats(options: JobOptions, network: Network) -> tuple[FurtherFormat, ...]:
+    """Return the further formats, each once: of transformers' networks the folder always, since it says what they are."""
+    asked = dict.fromkeys(options.formats)
+    library = network.architecture.library
+    if "huggingface" in asked and library not in HUB_LIBRARIES:
+        raise ValidationFailed(
+            f"formats has huggingface, and {network.name} is a network of {library}: only transformers and timm load such a "
+            "folder",
+            [{"pointer": "/formats", "detail": "not of this network"}],
+        )
+    return tuple(asked | ({"huggingface": None} if library == "transformers" else {}))
+
+
 def _check_applies(options: JobOptions) -> None:
     """Raise ValidationFailed (422) for options about training that are given to a soup, which trains nothing."""
     if not isinstance(options.method, Soup):
@@ -325,6 +341,14 @@ def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetF
     if unknown:
         raise ClassesMismatch(f"`classes` does not name {unknown[:20]}, which the dataset has images of")
     return classes
+
+
+def _named_classes(start: StoredWeights, facts: DatasetFacts) -> list[str] | None:
+    """Return the names that the start came with, where they cover the dataset's in another order; None where they do not."""
+    names = start.pretrained.classes if start.pretrained else None
+    if names is None or len(names) != start.network.num_classes or len(set(names)) != len(names):
+        return None
+    return list(names) if names != facts.classes and set(facts.classes) <= set(names) else None
 
 
 def _image_size(

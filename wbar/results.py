@@ -9,8 +9,9 @@ from wbar.recipe import Normalization
 
 Verdict = Literal["better", "same", "worse"]
 Delivered = Literal["averaged", "start"]
-WeightsFormat = Literal["safetensors", "pytorch", "onnx"]
-FurtherFormat = Literal["onnx"]  # beside safetensors and PyTorch's, which every job has
+WeightsFormat = Literal["safetensors", "pytorch", "onnx", "huggingface"]
+FurtherFormat = Literal["onnx", "huggingface"]  # beside safetensors and PyTorch's, which every job has
+HUB_LIBRARIES = ("transformers", "timm")  # whose networks can be given back as a folder that the library loads
 
 VERDICTS: dict[Verdict, str] = {
     "better": "the average is better than the start, by more than two standard errors of the loss",

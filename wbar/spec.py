@@ -25,6 +25,7 @@ class Network:
     image_size: pixels per side, only where the weights are tied to one (position tables).
     projection: whether the shortcuts of a CIFAR ResNet are 1 × 1 convolutions.
     entry: of a network whose catalog entry depends on what a worker has installed; it travels with the network.
+    config: of a network of transformers, what its configuration says about the network, as canonical JSON.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Network:
     image_size: int | None = None
     projection: bool = False
     entry: Architecture | None = field(default=None, compare=False)
+    config: str | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -47,12 +49,15 @@ class Network:
 
 @dataclass(frozen=True)
 class PretrainedConfig:
-    """The facts that came with a checkpoint about the images that it was trained on (timm's `pretrained_cfg`).
+    """The facts that came with a checkpoint about the images that it was trained on.
+
+    They are timm's `pretrained_cfg`, or transformers' `preprocessor_config.json` and `id2label`.
 
     mean, std: one number per channel, for pixels in [0, 1].
     image_size: (height, width) in pixels.
     crop_ratio: of a held-out image's short side, the part that is cut out of its centre.
     interpolation: how images were resized.
+    classes: the names of the outputs, in their order.
     """
 
     mean: tuple[float, ...] | None = None
@@ -60,6 +65,7 @@ class PretrainedConfig:
     image_size: tuple[int, int] | None = None
     crop_ratio: float | None = None
     interpolation: Interpolation | None = None
+    classes: tuple[str, ...] | None = None
 
 
 class _Frozen(BaseModel):
@@ -231,8 +237,8 @@ def without_new_defaults(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def network_document(network: dict[str, Any]) -> dict[str, Any]:
-    """Return a network's JSON without an entry that it does not have, of which a worker of 0.6 knows nothing."""
-    return {name: value for name, value in network.items() if name != "entry" or value is not None}
+    """Return a network's JSON without an entry and a configuration that it does not have: a worker of 0.6 knows of neither."""
+    return {name: value for name, value in network.items() if name not in ("entry", "config") or value is not None}
 
 
 def canonical(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The architectures that can be fine-tuned: ours and torchvision's, and those of timm that a worker has announced."""
+"""The architectures that can be fine-tuned: ours and torchvision's, and what workers have of timm and transformers."""
 
 from dataclasses import asdict
 from typing import Annotated, Literal
@@ -33,11 +33,14 @@ class ArchitectureEntry(BaseModel):
     reproducible: bool = Field(
         description="Whether a GPU run can be repeated bit for bit; false also where it is not known."
     )
-    library: Library = Field(description="Whose class the network is: results load into it.")
+    library: Library = Field(
+        description="Whose class the network is: results load into it. Sizes of transformers' are those of the default "
+        "configuration; the one that is uploaded decides."
+    )
 
 
 class Architectures(BaseModel):
-    """One page of them: ours and torchvision's by name, then timm's by name."""
+    """One page of them: ours and torchvision's by name, then timm's and transformers' by name."""
 
     object: Literal["list"] = "list"
     data: list[ArchitectureEntry]
@@ -59,7 +62,7 @@ def list_architectures(
     """List the architectures, or those whose names hold the words of `q`."""
     words = (q or "").lower().split()
     ours = [name for name in ARCHITECTURES if all(word in name for word in words)]
-    passed = after is not None and after not in ARCHITECTURES  # timm's come last
+    passed = after is not None and after not in ARCHITECTURES  # what is announced comes last
     found = [] if passed else [ARCHITECTURES[name] for name in ours if after is None or name > after]
     if len(found) <= limit:
         found += store.architectures.page(words, after if passed else None, limit + 1 - len(found))

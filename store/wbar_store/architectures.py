@@ -21,6 +21,13 @@ class InstalledArchitectures:
     def __init__(self, database: Database) -> None:
         self.database = database
 
+    def version(self, library: Library) -> str | None:
+        """Return the version of a library that was announced last."""
+        known = select(architectures.c.version).where(architectures.c.library == library).limit(1)
+        with self.database.read() as connection:
+            found: str | None = connection.execute(known).scalar()
+        return found
+
     def announce(self, library: Library, version: str, entries: Iterable[Architecture]) -> bool:
         """Replace a library's networks by those of another version. False, and nothing written, for the same version."""
         rows = [{"name": one.name, "library": library, "version": version, "entry": asdict(one)} for one in entries]
@@ -40,7 +47,7 @@ class InstalledArchitectures:
         """
         query = select(architectures.c.entry).order_by(architectures.c.name).limit(limit)
         for word in words:
-            query = query.where(architectures.c.name.contains(word, autoescape=True))
+            query = query.where(architectures.c.name.icontains(word, autoescape=True))
         if after is not None:
             query = query.where(architectures.c.name > after)
         with self.database.read() as connection:

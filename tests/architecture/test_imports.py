@@ -74,6 +74,7 @@ def test_the_environment_is_read_in_the_settings_only() -> None:
         "worker/wbar_worker/processes.py",
         "training/wbar_training/demo/__main__.py",
         "training/wbar_training/safe_path.py",
+        "training/wbar_training/networks/transformers_models.py",
         "training/wbar_training/setup.py",
         "service/wbar_service/embedded.py",
     }  # all but the first only write it, for children or for libraries

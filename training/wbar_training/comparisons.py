@@ -15,6 +15,7 @@ from wbar_training.averages.choice import ChoiceLimits
 from wbar_training.evaluate import HeldOutOutputs, Outputs, score, verdict
 from wbar_training.evaluation_sets import evaluated_sets, read
 from wbar_training.evaluator import Scores
+from wbar_training.hub_config import hub_config
 from wbar_training.interpolation import interpolated
 from wbar_training.onnx_file import make_onnx
 from wbar_training.outcome import Outcome, WeightsFiles
@@ -96,7 +97,8 @@ def conclude(
     )
     losses = setup.writer.write_losses(outputs.report.losses, _start_losses(results))
     averaged_files = of_mean if delivers_start else None
-    return Outcome(result, *delivered, losses, averaged_files, onnx.path if onnx else None)
+    hub = hub_config(spec.network, delivered.safetensors, spec.start.prefix) if "huggingface" in spec.formats else None
+    return Outcome(result, *delivered, losses, averaged_files, onnx.path if onnx else None, hub)
 
 
 def _control(reporter: Reporter, control: Callable[[], Scores]) -> Scores | None:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from wbar.spec import Network
 from wbar_training.losses import class_logits
 from wbar_training.networks.architectures import load
 from wbar_training.networks.recognition import identify
@@ -31,7 +32,9 @@ class AveragedModel:
         prefix = common_prefix(named)
         tensors = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        network = identify(header["wbar.architecture"], shapes, int(header["wbar.num_classes"]))
+        name, outputs = header["wbar.architecture"], int(header["wbar.num_classes"])
+        config = header.get("wbar.config")  # of a network of transformers, which it builds
+        network = identify(name, shapes, outputs) if config is None else Network(name, outputs, config=config)
         self._module = load(network, tensors)[0].eval()
         self.classes: list[str] = json.loads(header["wbar.classes"])
         self._size: list[int] = json.loads(header["wbar.image_size"])

@@ -15,6 +15,20 @@ class WeightsFiles(NamedTuple):
 
 
 @dataclass(frozen=True)
+class HubConfig:
+    """The files beside the weights in a folder that transformers or timm loads, as texts.
+
+    config: `config.json`.
+    prefix: the part of the weights' names before the network's own, which the folder leaves out.
+    preprocessor: `preprocessor_config.json`; None: there is none.
+    """
+
+    config: str
+    prefix: str
+    preprocessor: str | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The outcome of a run.
 
@@ -23,6 +37,7 @@ class Outcome:
     losses: JSON, the loss of each held-out image of the report split, for w̄ and for the start.
     averaged: w̄, where the guard chose the start, whose weights the two files are then; else None.
     onnx: the file of that format, where the job asked for it and it could be had.
+    hub: what a folder of the delivered weights has beside them, where the job asked for one.
     """
 
     result: JobResult
@@ -31,3 +46,4 @@ class Outcome:
     losses: Path | None = None
     averaged: WeightsFiles | None = None
     onnx: Path | None = None
+    hub: HubConfig | None = None

@@ -33,8 +33,12 @@ class ResultWriter:
     def __init__(self, spec: JobSpec, workspace: Workspace, plan: Plan, output_names: list[str]) -> None:
         self._network, self._prefix, self._scratch = spec.network, spec.start.prefix, workspace.scratch
         self._uploaded = read_tensors(workspace.input(spec.start.blob))
+        own = architectures.own_names(spec.network, [name.removeprefix(self._prefix) for name in self._uploaded])
+        self._own = {name: own[name.removeprefix(self._prefix)] for name in self._uploaded}
+        self._dtypes = {self._own[name]: tensor.dtype for name, tensor in self._uploaded.items()}
         self._metadata = {
             "wbar.architecture": spec.network.name,
+            **({"wbar.config": spec.network.config} if spec.network.config is not None else {}),
             "wbar.num_classes": str(spec.network.num_classes),
             "wbar.classes": canonical(output_names),
             "wbar.image_size": canonical([spec.network.channels, *plan.image_size]),
@@ -54,12 +58,11 @@ class ResultWriter:
 
     def start(self) -> dict[str, Tensor]:
         """Return the uploaded tensors, in their own dtypes."""
-        return {name.removeprefix(self._prefix): tensor for name, tensor in self._uploaded.items()}
+        return {self._own[name]: tensor for name, tensor in self._uploaded.items()}
 
     def dtype(self, name: str) -> torch.dtype | None:
         """Return the uploaded dtype of the network's tensor `name`; None if it was not uploaded."""
-        tensor = self._uploaded.get(self._prefix + name)
-        return None if tensor is None else tensor.dtype
+        return self._dtypes.get(name)
 
     def write(
         self,
@@ -77,7 +80,7 @@ class ResultWriter:
         """
         out = {}
         for name, uploaded in self._uploaded.items():
-            value = tensors.get(name.removeprefix(self._prefix))
+            value = tensors.get(self._own[name])
             out[name] = uploaded if value is None else value.detach().to("cpu", uploaded.dtype)
         metadata = self._metadata | {"wbar.snapshots": str(snapshots)}
         if n is not None:

@@ -24,6 +24,7 @@ from wbar_training.averages.average import Finished
 from wbar_training.evaluate import HeldOutOutputs, score, verdict
 from wbar_training.evaluation_sets import evaluated_sets
 from wbar_training.evaluator import Scores
+from wbar_training.hub_config import hub_config
 from wbar_training.interpolation import interpolated
 from wbar_training.onnx_file import make_onnx
 from wbar_training.outcome import Outcome
@@ -141,7 +142,9 @@ class SoupJob:
             flatness=flatness,
         )
         losses = self.setup.writer.write_losses(outputs.report.losses, start.outputs.report.losses)
-        return Outcome(result, *files, losses, onnx=onnx.path if onnx else None)
+        asked, prefix = "huggingface" in self.spec.formats, self.spec.start.prefix
+        hub = hub_config(self.spec.network, files.safetensors, prefix) if asked else None
+        return Outcome(result, *files, losses, onnx=onnx.path if onnx else None, hub=hub)
 
     def _uniform(self, ingredients: list[Ingredient]) -> Mixture:
         mean, curve = self._empty(), []

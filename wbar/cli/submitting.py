@@ -93,6 +93,12 @@ def submit(
         bool | None,
         typer.Option("--onnx", help="Also make an ONNX file of the weights, checked to give the same outputs."),
     ] = None,
+    huggingface: Annotated[
+        bool | None,
+        typer.Option(
+            "--huggingface", help="Also make the folder that timm loads; of transformers' networks it is there anyway."
+        ),
+    ] = None,
     flatness: Annotated[bool | None, typer.Option(help="Measure how flat the loss is, and draw it.")] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     image_size: Annotated[int | None, typer.Option()] = None,
@@ -124,9 +130,10 @@ def submit(
     )  # fmt: skip
     trained = read_object(recipe, "--recipe") | _given(batch_size=batch_size, image_size=image_size, augment=augment)
     trained |= {"optimizer": {"name": optimizer}} if optimizer else {}
+    formats = ["onnx"] * bool(onnx) + ["huggingface"] * bool(huggingface)
     options = _given(
         checkpoint=checkpoint, dataset=dataset, name=name, method=asked or None, recipe=trained or None, seed=seed,
-        swag=swag, formats=["onnx"] if onnx else None, flatness=flatness, max_seconds=max_seconds, priority=priority,
+        swag=swag, formats=formats or None, flatness=flatness, max_seconds=max_seconds, priority=priority,
         expires_after=expires_after, metadata=tags(metadata) or None, evaluate=tags(evaluate) or None, select_on=select_on,
         dry_run=dry_run or None,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from wbar_store.workers import Device, Queue, WorkerRecord
 from wbar_worker.children import warm_up
 from wbar_worker.gpus import Gpus
 from wbar_worker.ingest import Ingester
-from wbar_worker.installed import InstalledTimm
+from wbar_worker.installed import InstalledTimm, InstalledTransformers
 from wbar_worker.merging import Merger
 from wbar_worker.run_job import Runner
 from wbar_worker.settings import WorkerSettings
@@ -63,6 +63,11 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
     name = f"{kind}-{os.getpid()}@{socket.gethostname()}"
     tables = settings.tables if kind == "ingest" and InstalledTimm.is_there() else None
     timm = InstalledTimm(store, tables) if tables else None
+    lists = kind == "ingest" and settings.transformers and InstalledTransformers.is_there()
+    libraries: list[InstalledTimm | InstalledTransformers] = [
+        *([timm] if timm else []),
+        *([InstalledTransformers(store)] if lists else []),
+    ]
     if kind == "train":
         slots = settings.slots or max(1, gpus)
         _register_train(app, Runner(store, settings, draining, name, tracing), slots, gpus, settings)
@@ -79,8 +84,8 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
 
     def ready(**_: Any) -> None:
         presence.start()
-        if timm is not None:
-            timm.start()
+        for library in libraries:
+            library.start()
         log.info("%s is ready: %d slot(s) on %s, torch %s", name, slots, device, machine.torch)
 
     def stopping(**_: Any) -> None:
@@ -95,8 +100,8 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         )  # fmt: skip
     finally:
         presence.stop()
-        if timm is not None:
-            timm.stop()
+        for library in libraries:
+            library.stop()
         store.close()
         tracing.close()
 

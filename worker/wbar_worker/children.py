@@ -125,8 +125,13 @@ class TimmRequest:
     make_table: bool
 
 
-class TimmNames(_Message):
-    """An answer to a TimmRequest: the installed version, and its networks' entries of the catalog."""
+@dataclass(frozen=True)
+class TransformersRequest:
+    """The request to name transformers' image classifiers."""
+
+
+class LibraryNames(_Message):
+    """The installed version of a library, and its networks' entries of the catalog."""
 
     type: Literal["names"] = "names"
     version: str
@@ -134,7 +139,7 @@ class TimmNames(_Message):
 
 
 class TimmTable(_Message):
-    """The other answer: the table is there."""
+    """The other answer to a TimmRequest: timm's table is there."""
 
     type: Literal["table"] = "table"
     path: str
@@ -208,14 +213,18 @@ MERGE_MESSAGES: TypeAdapter[MergeProgress | MergeEnding] = TypeAdapter(
 Verdict = CheckpointFound | DatasetPacked | UploadRejected | Crashed
 VERDICTS: TypeAdapter[Verdict] = TypeAdapter(Annotated[Verdict, Field(discriminator="type")])
 MACHINE = TypeAdapter(Machine)
-TIMM: TypeAdapter[TimmNames | TimmTable] = TypeAdapter(Annotated[TimmNames | TimmTable, Field(discriminator="type")])
+TIMM: TypeAdapter[LibraryNames | TimmTable] = TypeAdapter(
+    Annotated[LibraryNames | TimmTable, Field(discriminator="type")]
+)
 
 RUN_ATTEMPT: Entry[AttemptRequest] = Entry("wbar_worker.attempt", "run_attempt")
 PROBE: Entry[ProbeRequest] = Entry("wbar_worker.attempt", "probe")
 VALIDATE_CHECKPOINT: Entry[CheckpointUpload] = Entry("wbar_worker.validate", "validate_checkpoint", isolated=True)
 VALIDATE_DATASET: Entry[DatasetUpload] = Entry("wbar_worker.validate", "validate_dataset", isolated=True)
 RUN_MERGE: Entry[MergeWork] = Entry("wbar_worker.merge", "run_merge", isolated=True)
+LIBRARY = TypeAdapter(LibraryNames)
 DESCRIBE_TIMM: Entry[TimmRequest] = Entry("wbar_worker.installed", "describe_timm")
+DESCRIBE_TRANSFORMERS: Entry[TransformersRequest] = Entry("wbar_worker.installed", "describe_transformers")
 PACK_BUILTIN: Entry[DatasetUpload] = Entry("wbar_worker.validate", "pack_builtin")
 
 

@@ -1,4 +1,4 @@
-"""The installed timm: its names go to the store at once, and its networks' table is made when one is wanted.
+"""The installed timm and transformers: their names go to the store; a table of timm's networks is made when one is wanted.
 
 Children do both, since the worker loads no framework, and as nice as can be: the table takes minutes of one core. It is made
 once, after the first upload that is one of timm's networks or none that is known; until it is there, an upload waits for the
@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 from wbar.errors import UnknownArchitecture
@@ -17,11 +18,14 @@ from wbar_training.messages import Crashed
 from wbar_worker import processes
 from wbar_worker.children import (
     DESCRIBE_TIMM,
+    DESCRIBE_TRANSFORMERS,
+    LIBRARY,
     TIMM,
     CheckpointFound,
-    TimmNames,
+    LibraryNames,
     TimmRequest,
     TimmTable,
+    TransformersRequest,
     UploadRejected,
     Verdict,
 )
@@ -49,19 +53,19 @@ class InstalledTimm(threading.Thread):
         """Have the table made, unless it is there, where an upload was one of timm's or of an unknown network."""
         rejected = isinstance(verdict, UploadRejected) and verdict.fault.code == UnknownArchitecture.code
         network = verdict.facts.network if isinstance(verdict, CheckpointFound) else None
-        if rejected or (network is not None and network.entry is not None):
+        if rejected or (network is not None and network.entry is not None and network.entry.library == "timm"):
             self._wanted.set()
 
     def run(self) -> None:
         names = self._ask(TimmRequest(self._tables, make_table=False))
-        if isinstance(names, TimmNames):
-            version, entries = names.version, names.entries
-            retry_while_unavailable(lambda: self._store.architectures.announce("timm", version, entries))
+        if isinstance(names, LibraryNames):
+            found, entries = names.version, names.entries
+            retry_while_unavailable(lambda: self._store.architectures.announce("timm", found, entries))
         self._wanted.wait()
         if not self._stopping and isinstance(table := self._ask(TimmRequest(self._tables, make_table=True)), TimmTable):
             log.info("the table of timm's networks is at %s", table.path)
 
-    def _ask(self, request: TimmRequest) -> TimmNames | TimmTable | Crashed:
+    def _ask(self, request: TimmRequest) -> LibraryNames | TimmTable | Crashed:
         child = self._child = processes.start(DESCRIBE_TIMM, request)
         try:
             return child.receive(TIMM)
@@ -81,7 +85,51 @@ class InstalledTimm(threading.Thread):
             self._child.process.kill()
 
 
+class InstalledTransformers(threading.Thread):
+    """Announces the installed transformers beside an ingest worker's work, unless its version was announced already."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(name="transformers", daemon=True)
+        self._store, self._stopping = store, False
+        self._child: Child | None = None
+
+    @staticmethod
+    def is_there() -> bool:
+        """Return whether transformers is installed; it is not imported."""
+        return importlib.util.find_spec("transformers") is not None
+
+    def run(self) -> None:
+        installed, known = version("transformers"), list[str | None]()
+        retry_while_unavailable(lambda: known.append(self._store.architectures.version("transformers")))
+        if known == [installed] or self._stopping:
+            return
+        child = self._child = processes.start(DESCRIBE_TRANSFORMERS, TransformersRequest())
+        try:
+            entries = child.receive(LIBRARY).entries
+        except (EOFError, OSError, ValueError):
+            if not self._stopping:
+                log.warning("transformers could not be looked at: %s", child.crashed().why)
+            return
+        finally:
+            child.end()
+        retry_while_unavailable(lambda: self._store.architectures.announce("transformers", installed, entries))
+
+    def stop(self) -> None:
+        """End the child."""
+        self._stopping = True
+        if self._child is not None:
+            self._child.process.kill()
+
+
 # In the child.
+
+
+def describe_transformers(_request: TransformersRequest, channel: ControlChannel) -> None:
+    """Send the names of the installed transformers' image classifiers."""
+    from wbar_training.networks import transformers_models
+
+    os.nice(19)
+    channel.send(LibraryNames(version=version("transformers"), entries=list(transformers_models.entries())))
 
 
 def describe_timm(request: TimmRequest, channel: ControlChannel) -> None:
@@ -90,9 +138,9 @@ def describe_timm(request: TimmRequest, channel: ControlChannel) -> None:
 
     os.nice(19)
     if not request.make_table:
-        version = timm_models.installed()
-        assert version is not None
-        channel.send(TimmNames(version=version, entries=list(timm_models.entries())))
+        found = timm_models.installed()
+        assert found is not None
+        channel.send(LibraryNames(version=found, entries=list(timm_models.entries())))
         return
     if timm_table.load(request.tables) is None:
         timm_table.write(request.tables)

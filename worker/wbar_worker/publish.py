@@ -4,13 +4,14 @@ Every write carries the claim, and changes nothing once another attempt or a can
 """
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
 from wbar.card import ModelCard
 from wbar.jobs import MetricsPoint, Progress
-from wbar.results import JobResult, Score
+from wbar.results import JobResult, OfferedFormat, Score
 from wbar.transfers import sha256_of
 from wbar_store.attempts import ResultBlobs
 from wbar_store.blobs import Received
@@ -19,6 +20,7 @@ from wbar_store.store import Store
 from wbar_training.messages import LogLevel, Succeeded
 from wbar_training.outcome import Outcome
 from wbar_worker.heartbeat import Heartbeat
+from wbar_worker.hub_folder import write_hub_folder
 from wbar_worker.report import ReportPage
 from wbar_worker.signing import CannotSign, sign
 
@@ -76,7 +78,8 @@ class Publisher:
             def kept(path: Path) -> str:
                 return held.enter_context(blobs.keep(blobs.put_file(path)))
 
-            outcome = ending.outcome
+            outcome, others = ending.outcome, self._others(ending.outcome)
+            result = _with_hub_folder(outcome.result, others)
             weights, pytorch = kept(outcome.weights), kept(outcome.pytorch)
             drawn = self._report(outcome.result, outcome.weights.with_name("report.html"))
             files = ResultBlobs(
@@ -86,9 +89,9 @@ class Publisher:
                 losses=kept(outcome.losses) if outcome.losses else None,
                 averaged=kept(outcome.averaged.safetensors) if outcome.averaged else None,
                 averaged_pytorch=kept(outcome.averaged.pytorch) if outcome.averaged else None,
-                files={name: kept(path) for name, path in self._others(outcome).items()},
+                files={name: kept(path) for name, path in others.items()},
             )
-            self._store.attempts.succeed(self._claim, outcome.result, files, progress)
+            self._store.attempts.succeed(self._claim, result, files, progress)
         self.forget_state()
 
     def _others(self, outcome: Outcome) -> dict[FileName, Path]:
@@ -100,6 +103,9 @@ class Publisher:
         others["card"].write_text(card, encoding="utf-8")
         if outcome.onnx is not None:
             others["onnx"] = outcome.onnx
+        if outcome.hub is not None:
+            others["huggingface"] = weights.with_name("huggingface.zip")
+            write_hub_folder(others["huggingface"], outcome.hub, weights, card)
         if self._signing_key is not None:
             signature = weights.with_name("signature.json")
             files: dict[str, Path] = {"safetensors": weights, "pytorch": outcome.pytorch}
@@ -132,3 +138,12 @@ class Publisher:
         released = self._store.jobs.drop_state(self._job.id)
         if released:
             self._store.blobs.collect([released])
+
+
+def _with_hub_folder(result: JobResult, files: Mapping[FileName, Path]) -> JobResult:
+    """Return the result with the folder among its formats, where there is one."""
+    path = files.get("huggingface")
+    if path is None:
+        return result
+    offered = OfferedFormat(format="huggingface", bytes=path.stat().st_size, sha256=sha256_of(path))
+    return result.model_copy(update={"formats": [*result.formats, offered]})

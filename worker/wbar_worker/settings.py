@@ -73,6 +73,12 @@ class WorkerSettings(StoreSettings):
         "table of them in the scratch folder: minutes of one core, at the lowest priority.",
     )
 
+    transformers: bool = Field(
+        True,
+        description="Whether `GET /v1/architectures` lists the image classifiers of transformers, where an ingest worker has "
+        "it installed: half a minute of one core, at the lowest priority, once for each of its versions.",
+    )
+
     @property
     def tables(self) -> Path | None:
         """The folder of tables of what is installed; None where none is wanted."""

@@ -14,6 +14,7 @@ SIGNED_NAMES = {
     "safetensors": "averaged.safetensors",
     "pytorch": "averaged.pth",
     "onnx": "averaged.onnx",
+    "huggingface": "averaged.zip",
     "card": "README.md",
 }
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from wbar.card import ModelCard
 from wbar.errors import FilesExpired, JobNotFinished, NoWeights
-from wbar.results import FurtherFormat
+from wbar.results import HUB_LIBRARIES, FurtherFormat
 from wbar.states import TERMINAL
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.downloads import blob_response
@@ -82,6 +82,8 @@ def further_format(store: Store, job: JobRecord, format: FurtherFormat) -> str:
         return blob
     asked = next((one for one in job.result.formats if one.format == format), None) if job.result else None
     why = f'it was not asked for ("formats": ["{format}"])' if asked is None else asked.reason
+    if format == "huggingface" and (library := job.spec.network.architecture.library) not in HUB_LIBRARIES:
+        why = f"only transformers and timm load such a folder, and {job.spec.network.name} is a network of {library}"
     raise NoWeights(f"{job.id} has no {format} file: {why}; there are: safetensors, pytorch")
 
 

@@ -337,7 +337,8 @@ def get_job_weights(
         WeightsFormat,
         Query(
             description="`pytorch` is a flat state_dict. `onnx` is there where the job was asked for it and it could be had: "
-            "`result.formats`; of what is delivered."
+            "`result.formats`; of what is delivered. `huggingface` is a zip of the folder that transformers or timm loads, "
+            "with the model card as README.md: of transformers' networks always, of timm's where the job was asked for it."
         ),
     ] = "safetensors",
     which: Annotated[
@@ -358,6 +359,9 @@ def get_job_weights(
         no_result(job, "averaged weights")
     if format == "onnx":
         return blob_response(request, store.blobs, further_format(store, job, format), f"{job_id}.onnx")
+    if format == "huggingface":
+        folder = further_format(store, job, format)
+        return blob_response(request, store.blobs, folder, f"{job_id}-huggingface.zip", "application/zip")
     weights, pytorch, name = job.weights, job.weights_pytorch, job_id
     selection = job.result.selection if job.result else None
     if which == "averaged" and selection is not None and selection.delivered == "start":

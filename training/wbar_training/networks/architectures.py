@@ -5,7 +5,7 @@ of them costs milliseconds, and a job builds its network without initializing we
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from wbar.spec import Network
-from wbar_training.networks import timm_models
+from wbar_training.networks import timm_models, transformers_models
 from wbar_training.networks.cifar import CifarPreResNet, CifarResNet, CifarVGG, CifarWideResNet
 
 CIFAR: dict[str, Callable[..., nn.Module]] = {
@@ -67,10 +67,12 @@ def build(network: Network, drop_path: float | None = None) -> nn.Module:
 
 
 def initialized(network: Network, drop_path: float | None = None) -> nn.Module:
-    """Build the module with freshly initialized weights on the CPU. drop_path: of timm's networks, see there.
+    """Build the module with freshly initialized weights on the CPU. drop_path: of timm's and transformers' networks, see there.
 
     Raises UnknownArchitecture for a name that no catalog has.
     """
+    if network.config is not None:
+        return transformers_models.made(network, drop_path)
     if timm_models.is_timms(network.name):
         return timm_models.module(network, drop_path)
     if network.name in CIFAR:
@@ -104,6 +106,11 @@ def _replace_first_conv(module: nn.Module, channels: int) -> None:
     setattr(module.get_submodule(parent), attribute, new)
 
 
+def own_names(network: Network, names: Iterable[str]) -> dict[str, str]:
+    """Return the network's own name of every tensor in a file, by the file's, which differ for some of transformers' alone."""
+    return {name: name for name in names} if network.config is None else transformers_models.own_names(network, names)
+
+
 @cache
 def shapes_of(network: Network) -> dict[str, tuple[int, ...]]:
     """Return every tensor name and shape of the network's state dict."""
@@ -115,10 +122,11 @@ def load(
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """Build the network in float32 with the checkpoint's weights; return it and the auxiliary tensors it does not use.
 
-    tensors: the checkpoint's, under the network's own names. A missing `num_batches_tracked` starts at 0.
-    drop_path: of timm's networks, see there.
+    tensors: the checkpoint's, under the network's own names or a file's. A missing `num_batches_tracked` starts at 0.
+    drop_path: of timm's and transformers' networks, see there.
     """
     module = build(network, drop_path)
+    tensors = {own: tensors[name] for name, own in own_names(network, tensors).items()}
     tied = _tied(module)
     state: dict[str, Tensor] = {}
     for name, slot in module.state_dict().items():

@@ -14,6 +14,8 @@ from torch import nn
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+# Classes of transformers that hold a list of convolutions, and are one block all the same.
+BLOCKS = ("RegNetXLayer", "RegNetYLayer", "ResNetBasicLayer", "ResNetBottleNeckLayer")
 
 
 def depths(model: nn.Module) -> dict[str, int]:
@@ -62,6 +64,8 @@ def _is_opened(module: nn.Module) -> bool:
     """Return whether a module is looked into: a plain list, or one that holds a list of blocks, such as an encoder."""
     if type(module) in LISTS:
         return True
+    if type(module).__name__ in BLOCKS:
+        return False
     for inner in module.modules():
         kinds = Counter(type(child) for child in inner.children() if any(True for _ in child.children()))
         if any(count > 1 and not issubclass(kind, nn.Sequential) for kind, count in kinds.items()):

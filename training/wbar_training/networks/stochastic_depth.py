@@ -1,7 +1,7 @@
 """Stochastic depth: the branch of block l of L is left out with probability rate·(l − 1)/(L − 1) (Huang et al. 2016).
 
-timm builds its `DropPath` layers with such rates itself, where it is given one (`timm_models.module`); some of its families
-have none. torchvision's `StochasticDepth` layers are always there.
+timm and transformers build their `…DropPath` layers with such rates themselves, where they are given one (`timm_models`,
+`transformers_models`); some of their families have none. torchvision's `StochasticDepth` layers are always there.
 """
 
 from torch import nn
@@ -9,15 +9,15 @@ from torchvision.ops import StochasticDepth
 
 from wbar.errors import NothingMatches
 
-OF_TIMM = "DropPath"
+BUILT_WITH_RATES = "DropPath"  # ends the names of their classes
 
 
 def set_drop_path(model: nn.Module, rate: float, name: str) -> None:
-    """Set the rates of torchvision's layers. Raises NothingMatches where the network has neither these nor timm's.
+    """Set the rates of torchvision's layers. Raises NothingMatches where the network has no such layers at all.
 
     name: of the network, for the error.
     """
-    if any(type(module).__name__ == OF_TIMM for module in model.modules()):
+    if any(type(module).__name__.endswith(BUILT_WITH_RATES) for module in model.modules()):
         return
     layers = {path: module for path, module in model.named_modules() if isinstance(module, StochasticDepth)}
     if not layers:

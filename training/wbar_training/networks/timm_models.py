@@ -108,6 +108,11 @@ def entries() -> Iterator[Architecture]:
     return map(entry, names())
 
 
+def pretrained_cfg(name: str) -> dict[str, Any]:
+    """Return timm's own configuration of a catalog name's network, its usual one. Raises UnknownArchitecture."""
+    return _config(timm_name(name))
+
+
 def layers_of(name: str) -> tuple[tuple[str, ...], str]:
     """Return the paths of a network's classifiers, and of its first convolution (empty where timm does not say)."""
     config = _config(timm_name(name))

@@ -34,7 +34,7 @@ from wbar_averaging.safetensors_file import HeaderTooLarge, read_layout
 from wbar_training.networks import recognition
 from wbar_training.networks.recognition import Recognized
 from wbar_training.networks.tensors import read_tensors
-from wbar_training.uploads import model_folders, pretrained_config
+from wbar_training.uploads import model_folders, pretrained_config, transformers_folder, transformers_weights
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.pytorch_archive import check_archive, check_bare_pickle
 
@@ -98,7 +98,7 @@ def validate(
     Raises a class of wbar.errors.Rejected that says what is wrong with the file.
     """
     limits = limits or UploadLimits()
-    kind, tensors, said, held = _read_with_config(path, out.with_name(f"{out.name}.unpacked"), limits)
+    kind, tensors, said, held = _read_with_config(path, out.with_name(f"{out.name}.unpacked"), limits, any_network)
     if len(tensors) > limits.tensors:
         raise ContentTooLarge(f"the file has {len(tensors)} tensors, more than the limit of {limits.tensors}")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTERS)}
@@ -106,9 +106,15 @@ def validate(
     _check_kinds(tensors)
     check_claims(tensors, held)
     prefix = common_prefix(tensors)
-    shapes = {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in tensors.items()}
+    own = {name: name.removeprefix(prefix) for name in tensors}
+    if said.network is not None:
+        own = transformers_weights.own_names(said.network, own, architecture, num_classes)
+    shapes = {own[name]: tuple(tensor.shape) for name, tensor in tensors.items()}
     found: Recognized | None
-    if architecture:
+    if said.network is not None:
+        transformers_weights.check(said.network, shapes)
+        found = Recognized(said.network, [])
+    elif architecture:
         found = Recognized(recognition.identify(architecture, shapes, num_classes, tables), [])
     elif any_network:
         found = recognition.find(shapes, said.architecture, tables)
@@ -124,7 +130,7 @@ def validate(
         network = recognition.identify(network.name, shapes, num_classes, tables)
     check_finite(tensors)
     trained, floating = recognition.kinds(network, tables)
-    integers = [n for n, t in tensors.items() if n.removeprefix(prefix) in floating and not t.is_floating_point()]
+    integers = [n for n, t in tensors.items() if own[n] in floating and not t.is_floating_point()]
     if integers:
         raise ArchitectureMismatch(
             f"{shown(integers[0])}: {tensors[integers[0]].dtype} in the checkpoint, a floating-point dtype expected"
@@ -132,7 +138,7 @@ def validate(
     write_safetensors(out, tensors, {})
     return ValidCheckpoint(
         format=kind,
-        parameters=sum(t.numel() for name, t in tensors.items() if name.removeprefix(prefix) in trained),
+        parameters=sum(t.numel() for name, t in tensors.items() if own[name] in trained),
         tensors=len(tensors),
         network=network,
         source="given" if architecture else "detected",
@@ -143,7 +149,7 @@ def validate(
 
 
 def _read_with_config(
-    path: Path, unpacked: Path, limits: UploadLimits
+    path: Path, unpacked: Path, limits: UploadLimits, any_network: bool
 ) -> tuple[CheckpointFormat, dict[str, Tensor], pretrained_config.Said, int]:
     """Return the file's format, its flat state dict, what came with it, and the bytes of its weights.
 
@@ -154,20 +160,30 @@ def _read_with_config(
     folder = model_folders.unpack(path, head, unpacked, limits)
     if folder is None:
         kind, tensors = read(path, limits)
-        said = _said_in(path) if kind == "safetensors" else pretrained_config.NOTHING
+        said = _said_in(path, any_network) if kind == "safetensors" else pretrained_config.NOTHING
         return kind, tensors, said, path.stat().st_size
     try:
-        _, tensors = read(folder.weights, limits)
-        said = pretrained_config.of_config(folder.config) if folder.config else _said_in(folder.weights)
-        held = folder.weights.stat().st_size
-        return folder.format, {name: tensor.clone() for name, tensor in tensors.items()}, said, held
+        tensors = {}
+        for part, weights in folder.weights.items():
+            _, found = read(weights, limits)
+            for name in found:
+                if folder.parts and folder.parts.get(name) != part:
+                    raise CorruptFile(f"{shown(name)} is in {part}, where the index of the parts does not place it")
+            tensors |= {name: tensor.clone() for name, tensor in found.items()}
+        if missing := sorted(folder.parts.keys() - tensors.keys()):
+            raise CorruptFile(f"{shown(missing[0])} is not in {folder.parts[missing[0]]}, where the index places it")
+        said = transformers_folder.said_in(folder, any_network) if folder.config else pretrained_config.NOTHING
+        if not folder.config and len(folder.weights) == 1:
+            said = _said_in(weights, any_network)
+        return folder.format, tensors, said, folder.bytes
     finally:
-        folder.weights.unlink()
+        folder.remove()
 
 
-def _said_in(path: Path) -> pretrained_config.Said:
+def _said_in(path: Path, any_network: bool) -> pretrained_config.Said:
     with safe_open(path, framework="pt") as file:
-        return pretrained_config.of_metadata(file.metadata() or {})
+        metadata = file.metadata() or {}
+    return transformers_folder.of_metadata(metadata, any_network) or pretrained_config.of_metadata(metadata)
 
 
 def _check_names(tensors: Mapping[str, Tensor]) -> None:

@@ -46,8 +46,10 @@ def in_words(found: dict[str, Any]) -> str:
     if warning:
         lines.append(f"{'warning':8} network: {warning}")
     if pretrained:
+        classes = pretrained.pop("classes")
         said = ", ".join(f"{name} {value}" for name, value in pretrained.items() if value is not None)
-        lines.append(f"{'ok':8} images: {said}")
+        lines += [f"{'ok':8} images: {said}"] if said else []
+        lines += [f"{'ok':8} classes: {', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}"] if classes else []
     return "\n".join(lines)
 
 

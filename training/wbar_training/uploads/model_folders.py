@@ -1,29 +1,58 @@
-"""A folder with `model.safetensors` and `config.json`, as timm's `save_for_hf` and the Hugging Face hub have it, in an archive.
+"""A folder with weights and `config.json` in an archive, as timm's `save_for_hf` and transformers' `save_pretrained` have it.
 
-Both lie at the top, or together in one folder of it. Nothing else in the archive is read, least of all programs.
+    model.safetensors                                       or, in parts, model-00001-of-00002.safetensors, …
+    config.json                                             with model.safetensors.index.json, which says what lies where
+    preprocessor_config.json
+
+All lie at the top, or together in one folder of it. Nothing else in the archive is read, least of all programs.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from wbar.errors import CorruptFile, InvalidArchive, UnsafePath
+from wbar_averaging import InvalidSafetensors
+from wbar_averaging.quoting import quoted
+from wbar_averaging.safetensors_file import parse_object
 from wbar_averaging.zip_directory import InvalidZip, read_directory
 from wbar_training.uploads.archives import archive_members
 from wbar_training.uploads.limits import UploadLimits
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
+PREPROCESSOR = "preprocessor_config.json"
+PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 FILES = 1000  # in such an archive, at most
 PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # how gzip and Zstandard begin
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The two files. format: of the archive. weights: unpacked. config: None where there is none."""
+    """The files of a folder.
+
+    format: of the archive.
+    weights: unpacked, by name: one file, or its parts.
+    parts: of weights in parts, the name of the file that each tensor is in.
+    config, preprocessor: None where there is none.
+    """
 
     format: Literal["zip", "tar"]
-    weights: Path
-    config: bytes | None
+    weights: Mapping[str, Path]
+    parts: Mapping[str, str] = field(default_factory=dict)
+    config: bytes | None = None
+    preprocessor: bytes | None = None
+
+    @property
+    def bytes(self) -> int:
+        """The size of the weights."""
+        return sum(path.stat().st_size for path in self.weights.values())
+
+    def remove(self) -> None:
+        """Delete the unpacked weights."""
+        for path in self.weights.values():
+            path.unlink(missing_ok=True)
 
 
 def unpack(path: Path, head: bytes, scratch: Path, limits: UploadLimits) -> ModelFolder | None:
@@ -32,28 +61,83 @@ def unpack(path: Path, head: bytes, scratch: Path, limits: UploadLimits) -> Mode
     head: the file's first bytes.
     scratch: a name that the weights are unpacked to.
 
-    Raises CorruptFile for an archive that is damaged or holds several such folders, ContentTooLarge.
+    Raises CorruptFile for an archive that is damaged, holds several such folders or lacks a part; UnsafePath for a part that
+    lies elsewhere; ContentTooLarge.
     """
     is_zip = head[:2] == b"PK"
     if not is_zip and head[257:262] != b"ustar" and not head.startswith(PACKED):
         return None
     if is_zip and not _names_weights(path, limits):
         return None  # torch's own archive; it is checked where it is read
-    found: dict[str, bytes | None] = {}
+    texts: dict[str, bytes] = {}
+    weights: dict[str, Path] = {}
     try:
-        for name, content in archive_members(path, limits, _is_wanted):
-            if name.rpartition("/")[2] == WEIGHTS:
-                _write_once(scratch, content, found, name)
-            else:
-                found[name] = content
-    except (InvalidArchive, UnsafePath) as error:
-        if not found and not is_zip:
-            return None
-        raise CorruptFile(f"the archive cannot be read: {error.detail}") from None
-    weights = next((name for name in found if name.endswith(WEIGHTS)), None)
-    if weights is None:
+        try:
+            for name, content in archive_members(path, limits, _is_wanted):
+                if _is_weights(name.rpartition("/")[2]):
+                    weights[name] = scratch.with_name(f"{scratch.name}-{len(weights)}")
+                    weights[name].write_bytes(content)
+                else:
+                    texts[name] = content
+        except (InvalidArchive, UnsafePath) as error:
+            if not texts and not weights and not is_zip:
+                return None
+            raise CorruptFile(f"the archive cannot be read: {error.detail}") from None
+        return _folder("zip" if is_zip else "tar", texts, weights)
+    except BaseException:
+        _remove(weights)
+        raise
+
+
+def _folder(kind: Literal["zip", "tar"], texts: dict[str, bytes], weights: dict[str, Path]) -> ModelFolder | None:
+    indexes = [name for name in texts if name.rpartition("/")[2] == INDEX]
+    wholes = [name for name in weights if name.rpartition("/")[2] == WEIGHTS]
+    if len(indexes) + len(wholes) > 1:
+        raise CorruptFile(
+            f"the archive has several {WEIGHTS}, or one and an index of parts: upload one network at a time"
+        )
+    if not indexes and not wholes:
+        if weights:
+            raise CorruptFile(f"the archive has parts of weights, and no {INDEX} that says what lies in them")
+        if any(name.rpartition("/")[2] == CONFIG for name in texts):
+            raise CorruptFile(
+                f"the archive has {CONFIG} and no {WEIGHTS}: save the network with save_pretrained (safetensors; pickled "
+                "weights of a folder are not read)"
+            )
         return None
-    return ModelFolder("zip" if is_zip else "tar", scratch, found.get(weights.removesuffix(WEIGHTS) + CONFIG))
+    found = (indexes or wholes)[0]
+    place = found.removesuffix(INDEX if indexes else WEIGHTS)
+    parts = _parts(texts[found]) if indexes else {}
+    wanted = sorted(set(parts.values())) if indexes else [WEIGHTS]
+    missing = [name for name in wanted if place + name not in weights]
+    if missing:
+        raise CorruptFile(f"{INDEX} names {quoted(missing[0])}, which is not in the archive")
+    kept = {name: weights.pop(place + name) for name in wanted}
+    _remove(weights)
+    return ModelFolder(kind, kept, parts, texts.get(place + CONFIG), texts.get(place + PREPROCESSOR))
+
+
+def _parts(raw: bytes) -> dict[str, str]:
+    """Return the file of every tensor. Raises CorruptFile; UnsafePath for a file that may lie outside the folder."""
+    try:
+        named: Any = parse_object(raw, INDEX).get("weight_map")
+    except InvalidSafetensors as error:
+        raise CorruptFile(str(error)) from None
+    if not isinstance(named, dict) or not named or not all(isinstance(part, str) for part in named.values()):
+        raise CorruptFile(f"{INDEX} has no `weight_map` of tensors' names and files")
+    for tensor, part in named.items():
+        if "/" in part or "\\" in part:
+            raise UnsafePath(f"{INDEX} places {quoted(tensor)} in {quoted(part)}: parts lie beside it")
+        if not PART.fullmatch(part):
+            raise CorruptFile(
+                f"{INDEX} places {quoted(tensor)} in {quoted(part)}: parts are named model-00001-of-00002.safetensors"
+            )
+    return named
+
+
+def _remove(weights: dict[str, Path]) -> None:
+    for path in weights.values():
+        path.unlink(missing_ok=True)
 
 
 def _names_weights(path: Path, limits: UploadLimits) -> bool:
@@ -63,13 +147,10 @@ def _names_weights(path: Path, limits: UploadLimits) -> bool:
         return False
 
 
+def _is_weights(file: str) -> bool:
+    return file == WEIGHTS or PART.fullmatch(file) is not None
+
+
 def _is_wanted(name: str) -> bool:
     folder, _, file = name.rpartition("/")
-    return file in (WEIGHTS, CONFIG) and "/" not in folder
-
-
-def _write_once(scratch: Path, content: bytes, found: dict[str, bytes | None], name: str) -> None:
-    if any(other.endswith(WEIGHTS) for other in found):
-        raise CorruptFile(f"the archive has several {WEIGHTS}: upload one network at a time")
-    scratch.write_bytes(content)
-    found[name] = None
+    return (file in (CONFIG, INDEX, PREPROCESSOR) or _is_weights(file)) and "/" not in folder

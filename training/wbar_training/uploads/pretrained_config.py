@@ -13,7 +13,7 @@ from math import isfinite
 from typing import Any
 
 from wbar.errors import ArchitectureMismatch, CorruptFile
-from wbar.spec import PretrainedConfig
+from wbar.spec import Network, PretrainedConfig
 from wbar_averaging import InvalidSafetensors
 from wbar_averaging.quoting import quoted
 from wbar_averaging.safetensors_file import parse_object
@@ -27,10 +27,15 @@ ARGUMENTS = ("num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate
 
 @dataclass(frozen=True)
 class Said:
-    """The facts that came with a checkpoint. architecture: as it was written."""
+    """The facts that came with a checkpoint.
+
+    architecture: as it was written.
+    network: where a configuration says all about it, as transformers' does.
+    """
 
     architecture: str | None = None
     pretrained: PretrainedConfig | None = None
+    network: Network | None = None
 
 
 NOTHING = Said()
@@ -94,13 +99,13 @@ def _matters(argument: str, value: Any) -> bool:
 
 def _pretrained(config: Mapping[str, Any]) -> PretrainedConfig:
     size = _checked(config, "input_size", _is_size)
-    mean, std = _checked(config, "mean", _is_mean), _checked(config, "std", _is_std)
+    mean, std = _checked(config, "mean", is_mean), _checked(config, "std", is_std)
     interpolation = config.get("interpolation")
     return PretrainedConfig(
         mean=tuple(map(float, mean)) if mean and std else None,
         std=tuple(map(float, std)) if mean and std else None,
         image_size=(size[1], size[2]) if size else None,
-        crop_ratio=_checked(config, "crop_pct", lambda value: _is_number(value) and 0 < value <= 1),
+        crop_ratio=_checked(config, "crop_pct", lambda value: is_number(value) and 0 < value <= 1),
         interpolation=interpolation if interpolation in ("bilinear", "bicubic") else None,
     )
 
@@ -112,16 +117,19 @@ def _checked(config: Mapping[str, Any], name: str, fits: Callable[[Any], bool]) 
     return value
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a value of JSON is a number, and of a size that is meant."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6 and isfinite(value)
 
 
-def _is_mean(value: Any) -> bool:
-    return isinstance(value, list) and 1 <= len(value) <= 4 and all(map(_is_number, value))
+def is_mean(value: Any) -> bool:
+    """Return whether a value can be one number for each channel."""
+    return isinstance(value, list) and 1 <= len(value) <= 4 and all(map(is_number, value))
 
 
-def _is_std(value: Any) -> bool:
-    return _is_mean(value) and all(one > 0 for one in value)
+def is_std(value: Any) -> bool:
+    """Return whether a value can be the deviation of each channel."""
+    return is_mean(value) and all(one > 0 for one in value)
 
 
 def _is_size(value: Any) -> bool:
