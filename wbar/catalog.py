@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-Library = Literal["wbar", "torchvision", "timm"]
+Library = Literal["wbar", "torchvision", "timm", "exported"]
+EXPORTED = "exported"  # the name of every network that came as a program (torch.export), and of its library
 TIMM = "timm/"  # before a name that torchvision's or the CIFAR family's network has, too; before any of timm's if one likes
 
 BATCH = 128  # the batch that `peak_lr` belongs to

@@ -63,9 +63,12 @@ class JobOptions(RequestModel):
 
     formats: list[FurtherFormat] = Field(
         default_factory=list,
-        max_length=1,
-        description="Formats to make of the weights beside safetensors and PyTorch's. `onnx`: checked to give the network's "
-        "outputs before it is offered; `result.formats` says what became of it.",
+        max_length=2,
+        description="Formats to make of the weights beside safetensors and PyTorch's: `onnx`, and `pt2` of torch.export, "
+        "network "
+        "and weights in one file, which an exported network's job makes by itself. Each is checked to give the network's "
+        "outputs "
+        "before it is offered; `result.formats` says what became of it.",
     )
 
     @field_validator("evaluate", mode="before")

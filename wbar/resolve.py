@@ -13,6 +13,7 @@ from wbar.evaluation_sets import check_evaluation_set
 from wbar.jobs import JobOptions
 from wbar.method import MAX_EPOCHS, AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
 from wbar.recipe import IMAGENET, Augment, BatchNorm, Normalization, Recipe, is_about_training
+from wbar.results import FurtherFormat
 from wbar.schedule import build_schedule, steps_per_epoch
 from wbar.spec import EvaluationSet, JobSpec, Network, PretrainedConfig, StoredDataset, StoredWeights
 
@@ -104,7 +105,7 @@ def resolve_job(
         teachers=tuple(teachers),
         evaluation=tuple(EvaluationSet(name=name, dataset=other) for name, (other, _) in sets.items()),
         select_on=options.select_on,
-        formats=tuple(options.formats),
+        formats=_formats(options, network),
     )
     if spec.select_on is not None and not spec.selects:
         raise ValidationFailed(
@@ -113,6 +114,12 @@ def resolve_job(
             [{"pointer": "/select_on", "detail": "nothing is chosen"}],
         )
     return spec
+
+
+def _formats(options: JobOptions, network: Network) -> tuple[FurtherFormat, ...]:
+    """Return the formats that were asked for, each once; an exported network comes back as one."""
+    own: list[FurtherFormat] = ["pt2"] if network.program is not None else []
+    return tuple(dict.fromkeys([*options.formats, *own]))
 
 
 def planned_steps_per_epoch(facts: DatasetFacts, recipe: Recipe) -> int:

@@ -9,8 +9,8 @@ from wbar.recipe import Normalization
 
 Verdict = Literal["better", "same", "worse"]
 Delivered = Literal["averaged", "start"]
-WeightsFormat = Literal["safetensors", "pytorch", "onnx"]
-FurtherFormat = Literal["onnx"]  # beside safetensors and PyTorch's, which every job has
+WeightsFormat = Literal["safetensors", "pytorch", "onnx", "pt2"]
+FurtherFormat = Literal["onnx", "pt2"]  # beside safetensors and PyTorch's, which every job has
 
 VERDICTS: dict[Verdict, str] = {
     "better": "the average is better than the start, by more than two standard errors of the loss",
@@ -82,8 +82,8 @@ class OfferedFormat(BaseModel):
     reason: str | None = Field(None, description="Why there is no file; null where there is one.")
     difference: float | None = Field(
         None,
-        description="Of an ONNX file: the largest difference of its logits from the network's, |a − b| / max(1, |b|), on "
-        "`images` held-out images. A file is offered up to 1e-4.",
+        description="The largest difference of the file's logits from the network's, |a − b| / max(1, |b|), on `images` "
+        "held-out images. A file is offered up to 1e-4.",
     )
     images: int | None = None
 

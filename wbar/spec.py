@@ -25,6 +25,7 @@ class Network:
     image_size: pixels per side, only where the weights are tied to one (position tables).
     projection: whether the shortcuts of a CIFAR ResNet are 1 × 1 convolutions.
     entry: of a network whose catalog entry depends on what a worker has installed; it travels with the network.
+    program: of an exported network, the sha256 of its program, which lies beside its weights.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Network:
     image_size: int | None = None
     projection: bool = False
     entry: Architecture | None = field(default=None, compare=False)
+    program: str | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -231,8 +233,8 @@ def without_new_defaults(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def network_document(network: dict[str, Any]) -> dict[str, Any]:
-    """Return a network's JSON without an entry that it does not have, of which a worker of 0.6 knows nothing."""
-    return {name: value for name, value in network.items() if name != "entry" or value is not None}
+    """Return a network's JSON without an entry or a program that it does not have, of which a worker of 0.6 knows nothing."""
+    return {name: value for name, value in network.items() if name not in ("entry", "program") or value is not None}
 
 
 def canonical(value: Any) -> str:

@@ -4,6 +4,7 @@ The weights' own header says how they are used: nothing else is read, and no ser
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors import safe_open
 
 from wbar_training.losses import class_logits
 from wbar_training.networks.architectures import load
+from wbar_training.networks.programs import in_metadata, learn
 from wbar_training.networks.recognition import identify
 from wbar_training.uploads.checkpoint_files import common_prefix
 
@@ -31,7 +33,12 @@ class AveragedModel:
         prefix = common_prefix(named)
         tensors = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        network = identify(header["wbar.architecture"], shapes, int(header["wbar.num_classes"]))
+        program, outputs = in_metadata(header), int(header["wbar.num_classes"])
+        network = (
+            replace(learn(program), num_classes=outputs)
+            if program is not None
+            else identify(header["wbar.architecture"], shapes, outputs)
+        )
         self._module = load(network, tensors)[0].eval()
         self.classes: list[str] = json.loads(header["wbar.classes"])
         self._size: list[int] = json.loads(header["wbar.image_size"])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from wbar.results import WeightsFormat
 
 app = typer.Typer()
-_FILES = {"pytorch": "a PyTorch file", "onnx": "an ONNX file"}
+_FILES = {"pytorch": "a PyTorch file", "onnx": "an ONNX file", "pt2": "a pt2 archive"}
 MOST_COMPARED = 12
 
 
@@ -146,7 +146,7 @@ def download(
         "averaged.safetensors"
     ),
     format: Annotated[
-        str | None, typer.Option(help="safetensors, pytorch or onnx; default: by the output's suffix.")
+        str | None, typer.Option(help="safetensors, pytorch, onnx or pt2; default: by the output's suffix.")
     ] = None,
     averaged: Annotated[
         bool, typer.Option("--averaged", help="The average, also where the guard chose to deliver the start.")
@@ -156,8 +156,10 @@ def download(
     """Download the averaged weights: an interrupted download goes on, and the digest is verified."""
     from wbar.transfers import sha256_of
 
-    formats: dict[str | None, WeightsFormat] = {"safetensors": "safetensors", "pytorch": "pytorch", "onnx": "onnx"}
-    suffixes: dict[str, WeightsFormat] = {".pt": "pytorch", ".pth": "pytorch", ".onnx": "onnx"}
+    formats: dict[str | None, WeightsFormat] = {
+        "safetensors": "safetensors", "pytorch": "pytorch", "onnx": "onnx", "pt2": "pt2"
+    }  # fmt: skip
+    suffixes: dict[str, WeightsFormat] = {".pt": "pytorch", ".pth": "pytorch", ".onnx": "onnx", ".pt2": "pt2"}
     kind = suffixes.get(output.suffix, "safetensors") if format is None else formats.get(format)
     if kind is None:
         raise typer.BadParameter(f"{format!r} is not a format: {', '.join(filter(None, formats))}")

@@ -49,7 +49,7 @@ class InstalledTimm(threading.Thread):
         """Have the table made, unless it is there, where an upload was one of timm's or of an unknown network."""
         rejected = isinstance(verdict, UploadRejected) and verdict.fault.code == UnknownArchitecture.code
         network = verdict.facts.network if isinstance(verdict, CheckpointFound) else None
-        if rejected or (network is not None and network.entry is not None):
+        if rejected or (network is not None and network.entry is not None and network.entry.library == "timm"):
             self._wanted.set()
 
     def run(self) -> None:

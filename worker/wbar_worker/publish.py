@@ -100,6 +100,8 @@ class Publisher:
         others["card"].write_text(card, encoding="utf-8")
         if outcome.onnx is not None:
             others["onnx"] = outcome.onnx
+        if outcome.pt2 is not None:
+            others["pt2"] = outcome.pt2
         if self._signing_key is not None:
             signature = weights.with_name("signature.json")
             files: dict[str, Path] = {"safetensors": weights, "pytorch": outcome.pytorch}

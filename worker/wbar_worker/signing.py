@@ -14,6 +14,7 @@ SIGNED_NAMES = {
     "safetensors": "averaged.safetensors",
     "pytorch": "averaged.pth",
     "onnx": "averaged.onnx",
+    "pt2": "averaged.pt2",
     "card": "README.md",
 }
 

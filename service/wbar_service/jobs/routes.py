@@ -336,8 +336,9 @@ def get_job_weights(
     format: Annotated[
         WeightsFormat,
         Query(
-            description="`pytorch` is a flat state_dict. `onnx` is there where the job was asked for it and it could be had: "
-            "`result.formats`; of what is delivered."
+            description="`pytorch` is a flat state_dict. `onnx`, and `pt2` of torch.export, are there where the job was "
+            "asked for "
+            "them and they could be had: `result.formats`; of what is delivered."
         ),
     ] = "safetensors",
     which: Annotated[
@@ -356,8 +357,8 @@ def get_job_weights(
     job = store.jobs.get(tenant, job_id)
     if job.weights is None or job.weights_pytorch is None:
         no_result(job, "averaged weights")
-    if format == "onnx":
-        return blob_response(request, store.blobs, further_format(store, job, format), f"{job_id}.onnx")
+    if format in ("onnx", "pt2"):
+        return blob_response(request, store.blobs, further_format(store, job, format), f"{job_id}.{format}")
     weights, pytorch, name = job.weights, job.weights_pytorch, job_id
     selection = job.result.selection if job.result else None
     if which == "averaged" and selection is not None and selection.delivered == "start":
