@@ -24,7 +24,7 @@ from torch import Tensor
 from wbar.errors import ContentTooLarge, CorruptFile, UnsafePickle, UnsupportedProgram
 from wbar_averaging.quoting import quoted, reason
 from wbar_averaging.zip_directory import STORED, Entry, InvalidZip, ZipTooLarge, check_content, read_directory
-from wbar_training.networks.programs import Constant, Program, State
+from wbar_training.networks.programs import Constant, Node, Of, Program, State, Value
 from wbar_training.uploads import program_graph
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.program_graph import DTYPES, Graph
@@ -225,15 +225,13 @@ def _assembled(graph: Graph, state: Mapping[str, Tensor], constants: Mapping[str
     missing = [name for name in graph.state if name not in state] + [n for n in graph.constants if n not in constants]
     if missing:
         raise CorruptFile(f"the archive does not hold {quoted(missing[0])}, which its program uses")
-    places = {name: _place(tensor) for name, tensor in state.items()}
-    tied: dict[str, list[str]] = {name: [] for name in graph.state}
-    rest = {name: tensor for name, tensor in state.items() if name not in graph.state}
-    for name in rest:
-        first = next((one for one in graph.state if graph.is_parameter[one] and places[one] == places[name]), None)
-        if first is not None:
-            tied[first].append(name)
+    tied = _tied(graph, state)
+    others = {other: name for name, names in tied.items() for other in names}
+    same = {graph.state[other]: graph.state[name] for other, name in others.items() if other in graph.state}
     held = {}
     for name, value in graph.state.items():
+        if name in others:
+            continue
         tensor = state[name]
         if graph.is_parameter[name] and tensor.dtype is not torch.float32:
             raise UnsupportedProgram(
@@ -260,9 +258,34 @@ def _assembled(graph: Graph, state: Mapping[str, Tensor], constants: Mapping[str
         output=graph.output,
         state=held,
         constants=fixed,
-        nodes=graph.nodes,
+        nodes=tuple(_renamed(node, same) for node in graph.nodes),
     )
-    return ReadProgram(program, {name: state[name] for name in (*graph.state, *rest)})
+    return ReadProgram(program, {name: state[name] for name in dict.fromkeys((*graph.state, *state))})
+
+
+def _tied(graph: Graph, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return the other names of every parameter: those whose numbers are the same bytes, in the graph and beside it."""
+    tied: dict[str, list[str]] = {name: [] for name in graph.state}
+    first: dict[tuple[object, ...], str] = {}
+    for name in (*graph.state, *(n for n in state if n not in graph.state)):
+        if graph.is_parameter.get(name, True) and state[name].numel():
+            one = first.setdefault(_place(state[name]), name)
+            if one != name and one in graph.state:
+                tied[one].append(name)
+    return tied
+
+
+def _renamed(node: Node, same: Mapping[str, str]) -> Node:
+    """Return an operation on other values. same: those that take the place of others."""
+
+    def of(value: Value) -> Value:
+        if isinstance(value, tuple):
+            return tuple(map(of, value))
+        return Of(same.get(value.of, value.of)) if isinstance(value, Of) else value
+
+    return (
+        Node(node.target, {name: of(value) for name, value in node.arguments.items()}, node.outputs) if same else node
+    )
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
