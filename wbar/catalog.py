@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-Library = Literal["wbar", "torchvision", "timm", "exported"]
-EXPORTED = "exported"  # the name of every network that came as a program (torch.export), and of its library
+Library = Literal["wbar", "torchvision", "timm"]
+EXPORTED: Literal["exported"] = "exported"  # the name of every network that came as a program of torch.export
 TIMM = "timm/"  # before a name that torchvision's or the CIFAR family's network has, too; before any of timm's if one likes
 
 BATCH = 128  # the batch that `peak_lr` belongs to
@@ -31,7 +31,7 @@ class Architecture:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     peak_lr: float = 0.1
     reproducible: bool = True  # False: an operation without a deterministic CUDA kernel, or it is not known
-    library: Library = "torchvision"
+    library: Library | Literal["exported"] = "torchvision"
 
     def __post_init__(self) -> None:
         assert self.min_size <= self.size

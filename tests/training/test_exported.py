@@ -76,6 +76,7 @@ def test_a_catalog_network_as_a_program_ends_in_the_same_bits(tmp_path: Path) ->
     assert mine.result.metrics == theirs.result.metrics
 
 
+@pytest.mark.long
 def test_the_archive_gives_the_accuracy_that_the_job_reports(tmp_path: Path) -> None:
     job = exported_job(tmp_path, exported(own_net()), ONE).changed(formats=("pt2",))
     outcome = run(job, Recorder())
@@ -135,6 +136,7 @@ run(job.changed(resume=state_files.latest(job.scratch)), Killed())
 """
 
 
+@pytest.mark.long
 def test_killed_twice_it_ends_in_the_same_bytes(tmp_path: Path) -> None:
     data = exported(own_net())
     (tmp_path / "own.pt2").write_bytes(data)

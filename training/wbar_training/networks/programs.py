@@ -128,7 +128,7 @@ class Program:
             optimizer="sgd" if normalized else "adamw",
             peak_lr=0.05 if normalized else 1.25e-4,
             reproducible=False,
-            library="exported",
+            library=EXPORTED,
         )
         side = None if self.any_size else self.height
         return Network(EXPORTED, self.classes, self.channels, side, entry=entry, program=self.digest)
