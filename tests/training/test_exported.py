@@ -142,9 +142,10 @@ def test_killed_twice_it_ends_in_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "own.pt2").write_bytes(data)
     whole = run(exported_job(tmp_path / "whole", data).changed(formats=("pt2",)), Recorder())
     broken = tmp_path / "broken"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     for step in (5, 17):
-        command = [sys.executable, "-c", KILLED, str(broken), str(tmp_path / "own.pt2"), str(step)]
-        ended = subprocess.run(command, capture_output=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        command = [sys.executable, "-P", "-c", KILLED, str(broken), str(tmp_path / "own.pt2"), str(step)]
+        ended = subprocess.run(command, capture_output=True, check=False, env=environment)
         assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     job = exported_job(broken, data).changed(formats=("pt2",))
     state = state_files.latest(job.scratch)
@@ -211,6 +212,14 @@ def test_another_head_is_refused_where_it_does_not(tmp_path: Path) -> None:
     job = exported_job(tmp_path, exported(Scaled()), ONE, classes=tuple("0123456789"), recipe_head="reset")
     with pytest.raises(NothingMatches, match="7 outputs and does not end with a linear map"):
         run(job, Recorder())
+
+
+def test_it_teaches_another_network(tmp_path: Path) -> None:
+    job = make_job(tmp_path, ONE, recipe_distillation={"teacher": "ckpt_teacher"})
+    teacher = exported_job(tmp_path / "teacher", exported(own_net()))
+    job.workspace.input("teacher").write_bytes(teacher.start.read_bytes())
+    stored = teacher.spec.start.model_copy(update={"id": "ckpt_teacher", "blob": "teacher"})
+    assert run(job.changed(teachers=(stored,)), Recorder()).result.metrics.averaged.accuracy > 0
 
 
 def test_stochastic_depth_has_no_rate_to_set(tmp_path: Path) -> None:
