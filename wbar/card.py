@@ -11,7 +11,6 @@ from math import sqrt
 
 import yaml
 
-from wbar.catalog import Library
 from wbar.recipe import Normalization, Recipe
 from wbar.results import CALIBRATED, VERDICTS, Comparisons, JobResult, Score
 from wbar.spec import JobSpec, StoredWeights
@@ -184,6 +183,9 @@ class ModelCard:
         named = f" (which begin with `{prefix}`)" if prefix else ""
         if self._is_hubs:
             yield from _loading_folder(network.architecture.library)
+        if network.program is not None:
+            yield 'With its program, from the file of `?format=pt2`: `torch.export.load("averaged.pt2").module()`.'
+            yield ""
         if network.config is None:
             yield f"Names{named}, shapes and dtypes are the start's, so code that loads the start loads this file:"
             yield "```python"
@@ -231,7 +233,7 @@ class ModelCard:
         yield "Licence, intended use and where the images are from are not known to the service: fill them in."
 
 
-def _loading_folder(library: Library) -> Iterator[str]:
+def _loading_folder(library: str) -> Iterator[str]:
     yield f"The weights as a folder (`?format=huggingface`, a zip) are loaded by {library} itself:"
     yield "```python"
     if library == "timm":

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import Literal
 
 Library = Literal["wbar", "torchvision", "timm", "transformers"]
+EXPORTED: Literal["exported"] = "exported"  # the name of every network that came as a program of torch.export
 TIMM = "timm/"  # before a name that torchvision's or the CIFAR family's network has, too; before any of timm's if one likes
 
 BATCH = 128  # the batch that `peak_lr` belongs to
@@ -30,7 +31,7 @@ class Architecture:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     peak_lr: float = 0.1
     reproducible: bool = True  # False: an operation without a deterministic CUDA kernel, or it is not known
-    library: Library = "torchvision"
+    library: Library | Literal["exported"] = "torchvision"
 
     def __post_init__(self) -> None:
         assert self.min_size <= self.size

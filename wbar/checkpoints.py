@@ -10,8 +10,8 @@ from wbar.spec import Network, PretrainedConfig, network_document
 from wbar.states import UploadStatus
 
 Purpose = Literal["train", "merge"]
-# Of an upload: one file, or an archive of a folder with `model.safetensors` and `config.json`.
-CheckpointFormat = Literal["safetensors", "pytorch", "zip", "tar"]
+# Of an upload: one file, an archive of a folder with `model.safetensors` and `config.json`, or of torch.export.
+CheckpointFormat = Literal["safetensors", "pytorch", "zip", "tar", "pt2"]
 
 
 class Fault(BaseModel):
@@ -122,7 +122,8 @@ class Checkpoint(BaseModel):
     name: str
     status: UploadStatus
     format: CheckpointFormat | None = Field(
-        description="`zip` and `tar` are archives of a folder with weights and `config.json`, as timm and transformers save it."
+        description="`zip` and `tar` are archives of a folder with weights and `config.json`, as timm and transformers save "
+        "it; `pt2` is a network that torch.export has written down, with its weights."
     )
     bytes: int
     sha256: str

@@ -330,6 +330,12 @@ class UnknownArchitecture(Rejected):
     code = "unknown_architecture"
 
 
+class UnsupportedProgram(Rejected):
+    """Raised when an exported program cannot be trained, or asks for something that is not run."""
+
+    code = "unsupported_program"
+
+
 class ContentTooLarge(Rejected):
     """Raised when the content of an upload needs more memory, time, files or bytes than the limits allow."""
 

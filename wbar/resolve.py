@@ -241,7 +241,7 @@ def _check_schedule(method: Training, swag: int, steps: int) -> None:
 
 
 def _formats(options: JobOptions, network: Network) -> tuple[FurtherFormat, ...]:
-    """Return the further formats, each once: of transformers' networks the folder always, since it says what they are."""
+    """Return the further formats, each once: what says what the network is, of transformers' and exported ones, always."""
     asked = dict.fromkeys(options.formats)
     library = network.architecture.library
     if "huggingface" in asked and library not in HUB_LIBRARIES:
@@ -250,7 +250,8 @@ def _formats(options: JobOptions, network: Network) -> tuple[FurtherFormat, ...]
             "folder",
             [{"pointer": "/formats", "detail": "not of this network"}],
         )
-    return tuple(asked | ({"huggingface": None} if library == "transformers" else {}))
+    own: list[FurtherFormat] = ["huggingface"] if library == "transformers" else ["pt2"] if network.program else []
+    return tuple(dict.fromkeys([*asked, *own]))
 
 
 def _check_applies(options: JobOptions) -> None:

@@ -9,8 +9,8 @@ from wbar.recipe import Normalization
 
 Verdict = Literal["better", "same", "worse"]
 Delivered = Literal["averaged", "start"]
-WeightsFormat = Literal["safetensors", "pytorch", "onnx", "huggingface"]
-FurtherFormat = Literal["onnx", "huggingface"]  # beside safetensors and PyTorch's, which every job has
+WeightsFormat = Literal["safetensors", "pytorch", "onnx", "pt2", "huggingface"]
+FurtherFormat = Literal["onnx", "pt2", "huggingface"]  # beside safetensors and PyTorch's, which every job has
 HUB_LIBRARIES = ("transformers", "timm")  # whose networks can be given back as a folder that the library loads
 
 VERDICTS: dict[Verdict, str] = {
@@ -83,8 +83,8 @@ class OfferedFormat(BaseModel):
     reason: str | None = Field(None, description="Why there is no file; null where there is one.")
     difference: float | None = Field(
         None,
-        description="Of an ONNX file: the largest difference of its logits from the network's, |a − b| / max(1, |b|), on "
-        "`images` held-out images. A file is offered up to 1e-4.",
+        description="The largest difference of the file's logits from the network's, |a − b| / max(1, |b|), on `images` "
+        "held-out images. A file is offered up to 1e-4.",
     )
     images: int | None = None
 

@@ -26,6 +26,7 @@ class Network:
     projection: whether the shortcuts of a CIFAR ResNet are 1 × 1 convolutions.
     entry: of a network whose catalog entry depends on what a worker has installed; it travels with the network.
     config: of a network of transformers, what its configuration says about the network, as canonical JSON.
+    program: of an exported network, the sha256 of its program, which lies beside its weights.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Network:
     projection: bool = False
     entry: Architecture | None = field(default=None, compare=False)
     config: str | None = None
+    program: str | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -237,8 +239,9 @@ def without_new_defaults(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def network_document(network: dict[str, Any]) -> dict[str, Any]:
-    """Return a network's JSON without an entry and a configuration that it does not have: a worker of 0.6 knows of neither."""
-    return {name: value for name, value in network.items() if name not in ("entry", "config") or value is not None}
+    """Return a network's JSON without what it does not have of the fields that a worker of 0.6 knows nothing of."""
+    newer = ("entry", "config", "program")
+    return {name: value for name, value in network.items() if name not in newer or value is not None}
 
 
 def canonical(value: Any) -> str:

@@ -227,6 +227,16 @@ def _own_loop(_service: Service, _folder: Path) -> Scenario:
     return Scenario("docs/tutorials/averaging.md")
 
 
+def _own_network(_service: Service, _folder: Path) -> Scenario:
+    given = """
+        from torch import nn
+
+        stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        model = nn.Sequential(stem, nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.1), nn.Linear(128, 10))
+    """
+    return Scenario("docs/tutorials/own_network.md", given=given)
+
+
 # Every page with shell or Python blocks that are run, and what makes its scenario in a folder.
 SCENARIOS: dict[str, Callable[[Service, Path], Scenario]] = {
     "README.md": _readme,
@@ -236,5 +246,6 @@ SCENARIOS: dict[str, Callable[[Service, Path], Scenario]] = {
     "docs/operations.md": _operations,
     "docs/tutorials/averaging.md": _own_loop,
     "docs/tutorials/checkpoint.md": _checkpoint,
+    "docs/tutorials/own_network.md": _own_network,
     "docs/tutorials/team.md": _team,
 }

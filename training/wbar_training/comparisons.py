@@ -15,9 +15,8 @@ from wbar_training.averages.choice import ChoiceLimits
 from wbar_training.evaluate import HeldOutOutputs, Outputs, score, verdict
 from wbar_training.evaluation_sets import evaluated_sets, read
 from wbar_training.evaluator import Scores
-from wbar_training.hub_config import hub_config
+from wbar_training.further_formats import make_further_files
 from wbar_training.interpolation import interpolated
-from wbar_training.onnx_file import make_onnx
 from wbar_training.outcome import Outcome, WeightsFiles
 from wbar_training.reporter import Reporter
 from wbar_training.result_writer import weights_file
@@ -75,10 +74,10 @@ def conclude(
         swag=swag and swag.report,
         control=beside and beside.report,
     )
-    onnx = make_onnx(setup, reporter, delivered.safetensors) if "onnx" in spec.formats else None
+    further = make_further_files(setup, reporter, delivered.safetensors)
     result = JobResult(
         weights=weights_file(delivered.safetensors),
-        formats=[onnx.offered] if onnx else [],
+        formats=further.offered,
         metrics=metrics,
         curve=[
             CurvePoint(n=n, accuracy=p["accuracy"], loss=p["loss"]) for n, p in enumerate(results.averaged, start=1)
@@ -97,8 +96,7 @@ def conclude(
     )
     losses = setup.writer.write_losses(outputs.report.losses, _start_losses(results))
     averaged_files = of_mean if delivers_start else None
-    hub = hub_config(spec.network, delivered.safetensors, spec.start.prefix) if "huggingface" in spec.formats else None
-    return Outcome(result, *delivered, losses, averaged_files, onnx.path if onnx else None, hub)
+    return Outcome(result, *delivered, losses, averaged_files, further.onnx, further.pt2, further.hub)
 
 
 def _control(reporter: Reporter, control: Callable[[], Scores]) -> Scores | None:

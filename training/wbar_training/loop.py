@@ -39,6 +39,7 @@ from wbar_training.evaluator import Scores, StartEvaluation
 from wbar_training.familiarity import StartLosses
 from wbar_training.head_probe import probe_head
 from wbar_training.meter import Meter
+from wbar_training.networks.programs import learn_all
 from wbar_training.networks.teachers import Teachers
 from wbar_training.outcome import Outcome
 from wbar_training.progress import ControlReporter, Cost, ProgressEstimate
@@ -65,6 +66,7 @@ def run(spec: JobSpec, workspace: Workspace, reporter: Reporter) -> Outcome:
 
     Raises StopRequested when the reporter asks for it, JobError when the job cannot go on.
     """
+    learn_all(spec, workspace)
     try:
         if isinstance(spec.method, Soup):
             return SoupJob(spec, workspace, reporter).run()

@@ -4,6 +4,7 @@ The weights' own header says how they are used: nothing else is read, and no ser
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from wbar.spec import Network
 from wbar_training.losses import class_logits
 from wbar_training.networks.architectures import load
+from wbar_training.networks.programs import in_metadata, learn
 from wbar_training.networks.recognition import identify
 from wbar_training.uploads.checkpoint_files import common_prefix
 
@@ -32,9 +34,12 @@ class AveragedModel:
         prefix = common_prefix(named)
         tensors = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        name, outputs = header["wbar.architecture"], int(header["wbar.num_classes"])
+        name, outputs, program = header["wbar.architecture"], int(header["wbar.num_classes"]), in_metadata(header)
         config = header.get("wbar.config")  # of a network of transformers, which it builds
-        network = identify(name, shapes, outputs) if config is None else Network(name, outputs, config=config)
+        if program is not None:
+            network = replace(learn(program), num_classes=outputs)
+        else:
+            network = identify(name, shapes, outputs) if config is None else Network(name, outputs, config=config)
         self._module = load(network, tensors)[0].eval()
         self.classes: list[str] = json.loads(header["wbar.classes"])
         self._size: list[int] = json.loads(header["wbar.image_size"])

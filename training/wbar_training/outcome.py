@@ -36,7 +36,7 @@ class Outcome:
     pytorch: the same tensors as torch.save writes them.
     losses: JSON, the loss of each held-out image of the report split, for w̄ and for the start.
     averaged: w̄, where the guard chose the start, whose weights the two files are then; else None.
-    onnx: the file of that format, where the job asked for it and it could be had.
+    onnx, pt2: the files of these formats, where the job asked for them and they could be had.
     hub: what a folder of the delivered weights has beside them, where the job asked for one.
     """
 
@@ -46,4 +46,5 @@ class Outcome:
     losses: Path | None = None
     averaged: WeightsFiles | None = None
     onnx: Path | None = None
+    pt2: Path | None = None
     hub: HubConfig | None = None

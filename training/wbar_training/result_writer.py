@@ -18,6 +18,7 @@ from wbar_averaging import write_safetensors
 from wbar_training.data.augment import RESIZED
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.networks import architectures
+from wbar_training.networks.programs import known, metadata_of
 from wbar_training.networks.tensors import read_tensors
 from wbar_training.outcome import WeightsFiles
 from wbar_training.plan import Plan
@@ -50,6 +51,8 @@ class ResultWriter:
             "wbar.run": spec.run_digest(),
             "wbar.version": __version__,
         }
+        if spec.network.program is not None:
+            self._metadata |= metadata_of(known(spec.network.program))
         self.normalize_by(plan.mean, plan.std)
 
     def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -24,9 +24,8 @@ from wbar_training.averages.average import Finished
 from wbar_training.evaluate import HeldOutOutputs, score, verdict
 from wbar_training.evaluation_sets import evaluated_sets
 from wbar_training.evaluator import Scores
-from wbar_training.hub_config import hub_config
+from wbar_training.further_formats import make_further_files
 from wbar_training.interpolation import interpolated
-from wbar_training.onnx_file import make_onnx
 from wbar_training.outcome import Outcome
 from wbar_training.reporter import Reporter, StopRequested
 from wbar_training.result_writer import weights_file
@@ -111,10 +110,10 @@ class SoupJob:
             flatness = attempted(
                 self.reporter, "the flatness", lambda: measure_flatness(self.setup, newest, written, [])
             )
-        onnx = make_onnx(self.setup, self.reporter, files.safetensors) if "onnx" in self.spec.formats else None
+        further = make_further_files(self.setup, self.reporter, files.safetensors)
         result = JobResult(
             weights=weights_file(files.safetensors),
-            formats=[onnx.offered] if onnx else [],
+            formats=further.offered,
             metrics=Comparisons(
                 start=start.as_it_came.report,
                 start_recomputed=start.recomputed.report,
@@ -142,9 +141,7 @@ class SoupJob:
             flatness=flatness,
         )
         losses = self.setup.writer.write_losses(outputs.report.losses, start.outputs.report.losses)
-        asked, prefix = "huggingface" in self.spec.formats, self.spec.start.prefix
-        hub = hub_config(self.spec.network, files.safetensors, prefix) if asked else None
-        return Outcome(result, *files, losses, onnx=onnx.path if onnx else None, hub=hub)
+        return Outcome(result, *files, losses, onnx=further.onnx, pt2=further.pt2, hub=further.hub)
 
     def _uniform(self, ingredients: list[Ingredient]) -> Mixture:
         mean, curve = self._empty(), []

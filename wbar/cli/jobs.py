@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from wbar.results import WeightsFormat
 
 app = typer.Typer()
-_FILES = {"pytorch": "a PyTorch file", "onnx": "an ONNX file", "huggingface": "a folder for transformers or timm"}
+_FILES = {
+    "pytorch": "a PyTorch file",
+    "onnx": "an ONNX file",
+    "pt2": "a pt2 archive",
+    "huggingface": "a folder for transformers or timm",
+}
 MOST_COMPARED = 12
 
 
@@ -147,7 +152,7 @@ def download(
     ),
     format: Annotated[
         str | None,
-        typer.Option(help="safetensors, pytorch, onnx or huggingface (.zip); default: by the output's suffix."),
+        typer.Option(help="safetensors, pytorch, onnx, pt2 or huggingface (.zip); default: by the output's suffix."),
     ] = None,
     averaged: Annotated[
         bool, typer.Option("--averaged", help="The average, also where the guard chose to deliver the start.")
@@ -158,7 +163,7 @@ def download(
     from wbar.transfers import sha256_of
 
     suffixes: dict[str, WeightsFormat] = {
-        ".pt": "pytorch", ".pth": "pytorch", ".onnx": "onnx", ".zip": "huggingface"
+        ".pt": "pytorch", ".pth": "pytorch", ".onnx": "onnx", ".pt2": "pt2", ".zip": "huggingface"
     }  # fmt: skip
     formats: dict[str | None, WeightsFormat] = {kind: kind for kind in ("safetensors", *suffixes.values())}
     kind = suffixes.get(output.suffix, "safetensors") if format is None else formats.get(format)

@@ -103,6 +103,8 @@ class Publisher:
         others["card"].write_text(card, encoding="utf-8")
         if outcome.onnx is not None:
             others["onnx"] = outcome.onnx
+        if outcome.pt2 is not None:
+            others["pt2"] = outcome.pt2
         if outcome.hub is not None:
             others["huggingface"] = weights.with_name("huggingface.zip")
             write_hub_folder(others["huggingface"], outcome.hub, weights, card)

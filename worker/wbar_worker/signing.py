@@ -15,6 +15,7 @@ SIGNED_NAMES = {
     "pytorch": "averaged.pth",
     "onnx": "averaged.onnx",
     "huggingface": "averaged.zip",
+    "pt2": "averaged.pt2",
     "card": "README.md",
 }
 

@@ -336,9 +336,10 @@ def get_job_weights(
     format: Annotated[
         WeightsFormat,
         Query(
-            description="`pytorch` is a flat state_dict. `onnx` is there where the job was asked for it and it could be had: "
-            "`result.formats`; of what is delivered. `huggingface` is a zip of the folder that transformers or timm loads, "
-            "with the model card as README.md: of transformers' networks always, of timm's where the job was asked for it."
+            description="`pytorch` is a flat state_dict. `onnx`, and `pt2` of torch.export, are there where the job was asked "
+            "for them and they could be had: `result.formats`; of what is delivered. `huggingface` is a zip of the folder that "
+            "transformers or timm loads, with the model card as README.md: of transformers' networks always, of timm's where "
+            "the job was asked for it."
         ),
     ] = "safetensors",
     which: Annotated[
@@ -357,8 +358,8 @@ def get_job_weights(
     job = store.jobs.get(tenant, job_id)
     if job.weights is None or job.weights_pytorch is None:
         no_result(job, "averaged weights")
-    if format == "onnx":
-        return blob_response(request, store.blobs, further_format(store, job, format), f"{job_id}.onnx")
+    if format in ("onnx", "pt2"):
+        return blob_response(request, store.blobs, further_format(store, job, format), f"{job_id}.{format}")
     if format == "huggingface":
         folder = further_format(store, job, format)
         return blob_response(request, store.blobs, folder, f"{job_id}-huggingface.zip", "application/zip")

@@ -17,6 +17,8 @@ from torchvision import models
 from wbar.spec import Network
 from wbar_training.networks import timm_models, transformers_models
 from wbar_training.networks.cifar import CifarPreResNet, CifarResNet, CifarVGG, CifarWideResNet
+from wbar_training.networks.exported import ExportedNetwork
+from wbar_training.networks.programs import known
 
 CIFAR: dict[str, Callable[..., nn.Module]] = {
     **{
@@ -69,10 +71,12 @@ def build(network: Network, drop_path: float | None = None) -> nn.Module:
 def initialized(network: Network, drop_path: float | None = None) -> nn.Module:
     """Build the module with freshly initialized weights on the CPU. drop_path: of timm's and transformers' networks, see there.
 
-    Raises UnknownArchitecture for a name that no catalog has.
+    Raises UnknownArchitecture for a name that no catalog has; LookupError for a program that was not read.
     """
     if network.config is not None:
         return transformers_models.made(network, drop_path)
+    if network.program is not None:
+        return ExportedNetwork(known(network.program), network.num_classes)
     if timm_models.is_timms(network.name):
         return timm_models.module(network, drop_path)
     if network.name in CIFAR:

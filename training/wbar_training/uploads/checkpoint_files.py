@@ -24,6 +24,7 @@ from wbar.errors import (
     CorruptFile,
     NonFiniteWeights,
     NotAStateDict,
+    NothingMatches,
     UnsafePickle,
 )
 from wbar.spec import Network, PretrainedConfig
@@ -32,10 +33,20 @@ from wbar_averaging.pytorch_file import find_state_dict
 from wbar_averaging.quoting import quoted, reason, shown
 from wbar_averaging.safetensors_file import HeaderTooLarge, read_layout
 from wbar_training.networks import recognition
+from wbar_training.networks.exported import with_classes
+from wbar_training.networks.programs import in_metadata, metadata_of
 from wbar_training.networks.recognition import Recognized
 from wbar_training.networks.tensors import read_tensors
-from wbar_training.uploads import model_folders, pretrained_config, transformers_folder, transformers_weights
+from wbar_training.uploads import (
+    exported_program,
+    model_folders,
+    pretrained_config,
+    transformers_folder,
+    transformers_weights,
+)
+from wbar_training.uploads.exported_program import ReadProgram
 from wbar_training.uploads.limits import UploadLimits
+from wbar_training.uploads.program_trial import try_out
 from wbar_training.uploads.pytorch_archive import check_archive, check_bare_pickle
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
@@ -98,7 +109,11 @@ def validate(
     Raises a class of wbar.errors.Rejected that says what is wrong with the file.
     """
     limits = limits or UploadLimits()
-    kind, tensors, said, held = _read_with_config(path, out.with_name(f"{out.name}.unpacked"), limits, any_network)
+    unpacked = out.with_name(f"{out.name}.unpacked")
+    exported = _exported(path, unpacked, limits)
+    if exported is not None:
+        return _validate_exported(exported, path, out, architecture, num_classes, limits)
+    kind, tensors, said, held = _read_with_config(path, unpacked, limits, any_network)
     if len(tensors) > limits.tensors:
         raise ContentTooLarge(f"the file has {len(tensors)} tensors, more than the limit of {limits.tensors}")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTERS)}
@@ -145,6 +160,64 @@ def validate(
         prefix=prefix,
         ambiguous_with=found.ambiguous_with or None,
         pretrained=said.pretrained,
+    )
+
+
+def _exported(path: Path, scratch: Path, limits: UploadLimits) -> ReadProgram | None:
+    """Return the program in a file and its tensors: of torch.export, or of weights that a job made of one; None: of none."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if exported_program.is_exported(path, head, limits):
+        return exported_program.read(path, limits, scratch, lambda pickled: read(pickled, limits)[1])
+    if head[8:9] != b"{" or head[:2] == b"PK":
+        return None
+    try:
+        header, _ = read_layout(path, limits.header_bytes, limits.tensors)
+        said = header.get("__metadata__") or {}
+        program = in_metadata(said)
+        if program is not None and "wbar.num_classes" in said:  # a job may have given it another head
+            program = with_classes(program, int(said["wbar.num_classes"]))
+    except InvalidSafetensors:
+        return None  # whoever reads it next says what is wrong
+    except (ValueError, NothingMatches) as error:
+        raise CorruptFile(f"the file's metadata has no program that can be read: {error}") from None
+    return None if program is None else ReadProgram(program, _read_safetensors(path, limits), "safetensors")
+
+
+def _validate_exported(
+    exported: ReadProgram,
+    path: Path,
+    out: Path,
+    architecture: str | None,
+    num_classes: int | None,
+    limits: UploadLimits,
+) -> ValidCheckpoint:
+    """Check and try a network that came with its program, and write its tensors, with the program, to `out`."""
+    program, tensors = exported.program, exported.tensors
+    if architecture is not None or num_classes not in (None, program.classes):
+        raise ArchitectureMismatch(
+            f"the file has a program of its own, with {program.classes} outputs: leave out `architecture` and `num_classes` "
+            f"({architecture or num_classes})"
+        )
+    if len(tensors) > limits.tensors:
+        raise ContentTooLarge(f"the file has {len(tensors)} tensors, more than the limit of {limits.tensors}")
+    _check_names(tensors)
+    _check_kinds(tensors)
+    check_claims(tensors, path.stat().st_size)
+    check_finite(tensors)
+    difference = program.differing({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    if difference:
+        raise ArchitectureMismatch(difference)
+    try_out(program, tensors)
+    write_safetensors(out, tensors, metadata_of(program))
+    return ValidCheckpoint(
+        format=exported.format,
+        parameters=sum(tensors[name].numel() for name, one in program.state.items() if one.parameter),
+        tensors=len(tensors),
+        network=program.network,
+        source="detected",
+        prefix="",
+        ambiguous_with=None,
     )
 
 

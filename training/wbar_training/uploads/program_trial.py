@@ -1,0 +1,66 @@
+"""A program is tried where it arrives: built, and taken through the passes that a job takes it through, on random images."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from wbar.errors import UnsupportedProgram
+from wbar_averaging.quoting import reason
+from wbar_training.networks import architectures, program_rules
+from wbar_training.networks.programs import Program, learn
+
+BATCHES = (2, 3)  # of other sizes than it may have been exported with
+TOLERANCE = 1e-3  # between two orders of the same numbers in memory, of max(1, |logit|)
+
+
+def try_out(program: Program, tensors: Mapping[str, Tensor]) -> None:
+    """Build a program and train it for a pass. Raises UnsupportedProgram, with what went wrong.
+
+    tensors: the weights, by their names in the network.
+    """
+    program_rules.check(program)
+    network = learn(program)
+    try:
+        module, _ = architectures.load(network, tensors)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for batch in BATCHES:
+                _pass(module, torch.randn(batch, program.channels, program.height, program.width), program.classes)
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, OverflowError, KeyError) as error:
+        if "can't allocate memory" in str(error):
+            raise MemoryError from None
+        raise UnsupportedProgram(
+            f"the network fails on random images of {program.channels} x {program.height} x {program.width} "
+            f"({type(error).__name__}: {reason(error)})"
+        ) from None
+
+
+def _pass(module: nn.Module, images: Tensor, classes: int) -> None:
+    module.train()
+    logits = module(images)
+    _check(logits, len(images), classes)
+    if not logits.requires_grad:
+        raise UnsupportedProgram(
+            "the output does not depend on a parameter that can be trained: is there a no_grad or a detach?"
+        )
+    logits.sum().backward()
+    module.zero_grad()
+    module.eval()
+    with torch.inference_mode():
+        plain, again = module(images), module(images)
+        other = module(images.contiguous(memory_format=torch.channels_last))
+    _check(plain, len(images), classes)
+    if not torch.equal(plain, again):
+        raise UnsupportedProgram("the network gives other outputs each time in evaluation: something in it is random")
+    if not torch.allclose(plain, other, rtol=TOLERANCE, atol=TOLERANCE):
+        raise UnsupportedProgram("the outputs depend on the order of the images' numbers in memory (channels_last)")
+
+
+def _check(logits: object, images: int, classes: int) -> None:
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or shape != (images, classes) or logits.dtype is not torch.float32:
+        dtype = logits.dtype if isinstance(logits, Tensor) else ""
+        raise UnsupportedProgram(
+            f"the network gives {shape} {dtype} for {images} images, and says ({images}, {classes}) float32"
+        )
