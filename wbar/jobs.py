@@ -65,10 +65,10 @@ class JobOptions(RequestModel):
         default_factory=list,
         max_length=3,
         description="Formats to make of the weights beside safetensors and PyTorch's. `onnx`, and `pt2` of torch.export, the "
-        "network and its weights in one file, which an exported network's job makes by itself: each is checked to give the network's "
-        "outputs before it is offered. `huggingface`: a zip of the folder that transformers' `from_pretrained` or timm's "
-        "`local-dir:` loads, for their networks alone; a network of transformers has it without being asked. `result.formats` "
-        "says what became of them.",
+        "network and its weights in one file, which an exported network's job makes by itself: each is checked to give the "
+        "network's outputs before it is offered. `huggingface`: a zip of the folder that transformers' `from_pretrained` or "
+        "timm's `local-dir:` loads, for their networks alone; a network of transformers has it without being asked. "
+        "`result.formats` says what became of them.",
     )
 
     @field_validator("evaluate", mode="before")

@@ -10,6 +10,7 @@ from standardwebhooks.webhooks import Webhook as Standard
 from standardwebhooks.webhooks import WebhookVerificationError
 
 from wbar.errors import InvalidSignature
+from wbar.merges import ENDED
 from wbar.states import TRANSITIONS, UploadStatus
 from wbar.webhooks import (
     PING,
@@ -85,8 +86,9 @@ def test_there_is_an_event_for_each_state_that_can_be_come_to() -> None:
     settled = [status for status in get_args(UploadStatus) if status != "processing"]
     expected = {f"job.{status}" for status in TRANSITIONS}
     expected |= {f"{kind}.{status}" for kind in ("checkpoint", "dataset") for status in settled}
+    expected |= {f"merge.{status}" for status in ENDED}
     assert set(get_args(EventType)) == expected
-    assert set(get_args(EventPattern)) == expected | {"*", "job.*", "checkpoint.*", "dataset.*"}
+    assert set(get_args(EventPattern)) == expected | {"*", "job.*", "checkpoint.*", "dataset.*", "merge.*"}
 
 
 def test_patterns() -> None:
