@@ -191,6 +191,11 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], type[Rejected], str]] = {
                 ArchitectureMismatch,
                 "config.json is none of ViTForImageClassification: .*hidden_size",
             ),
+            "a million layers": (
+                lambda config: config.update(num_hidden_layers=10**6),
+                ArchitectureMismatch,
+                "more than 20000 parameters' tensors",
+            ),
             "an unknown activation": (
                 lambda config: config.update(hidden_act="sofa"),
                 ArchitectureMismatch,
@@ -408,6 +413,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.long
 def test_a_fresh_process_finds_what_was_reported(tmp_path: Path) -> None:
     folder = folder_of("vit", tmp_path / "mine")
     edited(folder, "config.json", lambda config: config.update(id2label={"0": "2", "1": "0", "2": "1"}))
