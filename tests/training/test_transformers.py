@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,7 @@ from wbar.resolve import resolve_job
 from wbar.spec import JobSpec, PretrainedConfig, StoredDataset, StoredWeights
 from wbar_training import state_files
 from wbar_training.data.packed import load_split
+from wbar_training.mlflow_model import AveragedModel
 from wbar_training.networks import transformers_models
 from wbar_training.networks.architectures import build
 from wbar_training.networks.fresh_layers import head_of, prepared
@@ -448,6 +450,7 @@ def test_older_names_and_dtypes_stay_as_they_were_uploaded(tmp_path: Path) -> No
     made = load_file(outcome.weights)
     assert made.keys() == uploaded.keys()
     assert {tensor.dtype for tensor in made.values()} == {torch.bfloat16}
+    assert AveragedModel(outcome.weights).predict(np.zeros((2, 3, SIDE, SIDE), np.float32)).shape == (2, CLASSES)
     result = unpacked(outcome, tmp_path)
     assert not any(name.startswith("module.") for name in load_file(result / "model.safetensors"))
     model = transformers.AutoModelForImageClassification.from_pretrained(result)
