@@ -335,6 +335,17 @@ def test_names_of_outputs_are_the_order_of_the_classes(tmp_path: Path) -> None:
     assert other.classes is None
     (warning,) = warnings_about(other, replace(facts_of(), classes=("ant", "bee", "cat")))
     assert "('dog', 'ant', 'cat'), and 1 of the dataset's are not among them ('bee')" in warning.detail
+    # A single output is a sigmoid between two classes: one name says no order of them.
+    edited(folder, "config.json", lambda config: config.update(id2label={"0": "cat"}))
+    state = load_file(folder / "model.safetensors")
+    whole = {name: tensor.clone() for name, tensor in state.items()}
+    save_file(
+        state | {name: state[name][:1].clone() for name in ("classifier.weight", "classifier.bias")},
+        folder / "model.safetensors",
+    )
+    single = spec_of(zipped(folder), ("cat", "dog"))
+    assert (single.classes, single.network.num_classes) == (None, 1)
+    save_file(whole, folder / "model.safetensors")
     # In the same order nothing is to be said.
     edited(folder, "config.json", lambda config: config.update(id2label={"0": "a", "1": "b", "2": "c"}))
     same = spec_of(zipped(folder), ("a", "b", "c"))

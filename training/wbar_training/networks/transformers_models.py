@@ -188,11 +188,17 @@ def _configuration(network: Network) -> Any:
     assert network.config is not None
     content = json.loads(network.config)
     configurations, _, _ = _registry()
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # or it would remark on vocabularies of text towers that are not built
     try:
         made = configurations[content["model_type"]].from_dict(content)
         made.num_labels = network.num_classes
     except Exception as error:  # the library's own checks raise almost any
         raise ArchitectureMismatch(f"config.json is none of {network.name}: {reason(error)}") from None
+    finally:
+        logging.set_verbosity(verbosity)
     return made
 
 
