@@ -191,7 +191,7 @@ def _configuration(network: Network) -> Any:
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # or it would remark on vocabularies of text towers that are not built
+    logging.set_verbosity(logging.ERROR)  # or it would remark on vocabularies of text towers that are not built
     try:
         made = configurations[content["model_type"]].from_dict(content)
         made.num_labels = network.num_classes
