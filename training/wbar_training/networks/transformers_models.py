@@ -8,6 +8,7 @@ library writes and reads (`own_names`).
 
 import importlib.util
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -188,17 +189,17 @@ def _configuration(network: Network) -> Any:
     assert network.config is not None
     content = json.loads(network.config)
     configurations, _, _ = _registry()
-    from transformers.utils import logging
+    from transformers.utils import logging as library
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # or it would remark on vocabularies of text towers that are not built
+    verbosity = library.get_verbosity()
+    library.set_verbosity(logging.ERROR)  # or it would remark on vocabularies of text towers that are not built
     try:
         made = configurations[content["model_type"]].from_dict(content)
         made.num_labels = network.num_classes
     except Exception as error:  # the library's own checks raise almost any
         raise ArchitectureMismatch(f"config.json is none of {network.name}: {reason(error)}") from None
     finally:
-        logging.set_verbosity(verbosity)
+        library.set_verbosity(verbosity)
     return made
 
 
