@@ -25,7 +25,7 @@ def warnings_about(spec: JobSpec, facts: DatasetFacts) -> Iterator[JobWarning]:
     if spec.classes is not None:
         return
     names = spec.start.pretrained.classes if spec.start.pretrained else None
-    if names is not None and names != classes:
+    if names is not None and len(names) == outputs and names != classes:
         unnamed = [name for name in classes if name not in names]
         which = (
             f"{len(unnamed)} of the dataset's are not among them ({_some(unnamed)})"

@@ -347,7 +347,7 @@ def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetF
 def _named_classes(start: StoredWeights, facts: DatasetFacts) -> list[str] | None:
     """Return the names that the start came with, where they cover the dataset's in another order; None where they do not."""
     names = start.pretrained.classes if start.pretrained else None
-    if names is None or len(names) != start.network.num_classes or len(set(names)) != len(names):
+    if names is None or len(names) != start.network.classes or len(set(names)) != len(names):
         return None
     return list(names) if names != facts.classes and set(facts.classes) <= set(names) else None
 

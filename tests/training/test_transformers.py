@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,7 @@ from wbar.resolve import resolve_job
 from wbar.spec import JobSpec, PretrainedConfig, StoredDataset, StoredWeights
 from wbar_training import state_files
 from wbar_training.data.packed import load_split
+from wbar_training.mlflow_model import AveragedModel
 from wbar_training.networks import transformers_models
 from wbar_training.networks.architectures import build
 from wbar_training.networks.fresh_layers import head_of, prepared
@@ -191,6 +193,11 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], type[Rejected], str]] = {
                 ArchitectureMismatch,
                 "config.json is none of ViTForImageClassification: .*hidden_size",
             ),
+            "a million layers": (
+                lambda config: config.update(num_hidden_layers=10**6),
+                ArchitectureMismatch,
+                "more than 20000 parameters' tensors",
+            ),
             "an unknown activation": (
                 lambda config: config.update(hidden_act="sofa"),
                 ArchitectureMismatch,
@@ -328,6 +335,17 @@ def test_names_of_outputs_are_the_order_of_the_classes(tmp_path: Path) -> None:
     assert other.classes is None
     (warning,) = warnings_about(other, replace(facts_of(), classes=("ant", "bee", "cat")))
     assert "('dog', 'ant', 'cat'), and 1 of the dataset's are not among them ('bee')" in warning.detail
+    # A single output is a sigmoid between two classes: one name says no order of them.
+    edited(folder, "config.json", lambda config: config.update(id2label={"0": "cat"}))
+    state = load_file(folder / "model.safetensors")
+    whole = {name: tensor.clone() for name, tensor in state.items()}
+    save_file(
+        state | {name: state[name][:1].clone() for name in ("classifier.weight", "classifier.bias")},
+        folder / "model.safetensors",
+    )
+    single = spec_of(zipped(folder), ("cat", "dog"))
+    assert (single.classes, single.network.num_classes) == (None, 1)
+    save_file(whole, folder / "model.safetensors")
     # In the same order nothing is to be said.
     edited(folder, "config.json", lambda config: config.update(id2label={"0": "a", "1": "b", "2": "c"}))
     same = spec_of(zipped(folder), ("a", "b", "c"))
@@ -408,6 +426,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.long
 def test_a_fresh_process_finds_what_was_reported(tmp_path: Path) -> None:
     folder = folder_of("vit", tmp_path / "mine")
     edited(folder, "config.json", lambda config: config.update(id2label={"0": "2", "1": "0", "2": "1"}))
@@ -442,6 +461,7 @@ def test_older_names_and_dtypes_stay_as_they_were_uploaded(tmp_path: Path) -> No
     made = load_file(outcome.weights)
     assert made.keys() == uploaded.keys()
     assert {tensor.dtype for tensor in made.values()} == {torch.bfloat16}
+    assert AveragedModel(outcome.weights).predict(np.zeros((2, 3, SIDE, SIDE), np.float32)).shape == (2, CLASSES)
     result = unpacked(outcome, tmp_path)
     assert not any(name.startswith("module.") for name in load_file(result / "model.safetensors"))
     model = transformers.AutoModelForImageClassification.from_pretrained(result)

@@ -8,9 +8,11 @@ library writes and reads (`own_names`).
 
 import importlib.util
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache, lru_cache
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from wbar.catalog import Architecture
 from wbar.errors import ArchitectureMismatch, UnknownArchitecture
@@ -31,6 +34,7 @@ SGD = ("bit", "efficientnet", "hgnet_v2", "mobilenet_v1", "mobilenet_v2", "pp_lc
 USUAL_SIZE = 224  # pixels of a side, where neither configuration nor preprocessor says one
 MIN_SIZE = 32
 MOST_PIXELS = 4096  # of a side
+MOST_PARAMETERS = 20_000  # tensors; ViT-H has 520
 INPUT = "pixel_values"
 # What changes no network: names of classes, of formats and of programs. Names that begin with `_` are the library's own notes.
 NOT_OF_THE_NETWORK = (
@@ -185,11 +189,17 @@ def _configuration(network: Network) -> Any:
     assert network.config is not None
     content = json.loads(network.config)
     configurations, _, _ = _registry()
+    from transformers.utils import logging as library
+
+    verbosity = library.get_verbosity()
+    library.set_verbosity(logging.ERROR)  # or it would remark on vocabularies of text towers that are not built
     try:
         made = configurations[content["model_type"]].from_dict(content)
         made.num_labels = network.num_classes
     except Exception as error:  # the library's own checks raise almost any
         raise ArchitectureMismatch(f"config.json is none of {network.name}: {reason(error)}") from None
+    finally:
+        library.set_verbosity(verbosity)
     return made
 
 
@@ -216,7 +226,7 @@ def _with_entry(network: Network, kind: str, said: int | None) -> Network:
     """Return the network with its catalog entry: sizes are tried out on tensors without memory."""
     size = said or USUAL_SIZE
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _few_parameters():
             module = made(network).eval()
         shape = _output(module, network.channels, size)
     except UnknownArchitecture:
@@ -242,6 +252,24 @@ def _with_entry(network: Network, kind: str, said: int | None) -> Network:
         library="transformers",
     )
     return replace(network, image_size=size if fixed else None, entry=entry)
+
+
+@contextmanager
+def _few_parameters() -> Iterator[None]:
+    """Stop a build that would go on for hours: a configuration of a few bytes may ask for a million layers."""
+    left = MOST_PARAMETERS
+
+    def count(*_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it has more than {MOST_PARAMETERS} parameters' tensors")
+
+    counting = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        counting.remove()
 
 
 def _output(module: nn.Module, channels: int, side: int) -> tuple[int, ...]:
