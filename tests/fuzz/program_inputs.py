@@ -58,6 +58,8 @@ def _changed(source: Source) -> bytes:
         document = json.loads(content)
         for _ in range(times):
             places = list(_places(document))
+            if not places:
+                break
             (holder, key), (_, other) = source.draws.choice(places), source.draws.choice(places)
             match source.draws.randrange(4):
                 case 0:

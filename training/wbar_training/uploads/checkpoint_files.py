@@ -171,7 +171,7 @@ def _validate_exported(
     _check_kinds(tensors)
     check_claims(tensors, path.stat().st_size)
     check_finite(tensors)
-    difference = program.differing({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    difference = program.differing({name: (tuple(one.shape), one.is_floating_point()) for name, one in tensors.items()})
     if difference:
         raise ArchitectureMismatch(difference)
     try_out(program, tensors)

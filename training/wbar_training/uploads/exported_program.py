@@ -26,7 +26,7 @@ from wbar_averaging.quoting import quoted, reason
 from wbar_averaging.safetensors_file import InvalidSafetensors, read_layout
 from wbar_averaging.zip_directory import STORED, Entry, InvalidZip, ZipTooLarge, check_content, read_directory
 from wbar_training.networks.exported import with_classes
-from wbar_training.networks.programs import Constant, Node, Of, Program, State, Value, in_metadata
+from wbar_training.networks.programs import Constant, Dtype, Node, Of, Program, State, Value, in_metadata
 from wbar_training.uploads import program_graph
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.program_graph import DTYPES, Graph
@@ -248,6 +248,14 @@ def _assembled(graph: Graph, state: Mapping[str, Tensor], constants: Mapping[str
     missing = [name for name in graph.state if name not in state] + [n for n in graph.constants if n not in constants]
     if missing:
         raise CorruptFile(f"the archive does not hold {quoted(missing[0])}, which its program uses")
+    for names, tensors in ((graph.state, state), (graph.constants, constants)):
+        for name, value in names.items():
+            here = str(tensors[name].dtype).removeprefix("torch."), tuple(tensors[name].shape)
+            if here != graph.kinds[value]:
+                raise CorruptFile(
+                    f"{quoted(name)} is {here[0]} of the shape {here[1]}, and {graph.kinds[value][0]} of the shape "
+                    f"{graph.kinds[value][1]} in the program: were weights and program exported together?"
+                )
     tied = _tied(graph, state)
     others = {other: name for name, names in tied.items() for other in names}
     same = {graph.state[other]: graph.state[name] for other, name in others.items() if other in graph.state}
@@ -261,7 +269,7 @@ def _assembled(graph: Graph, state: Mapping[str, Tensor], constants: Mapping[str
                 f"{quoted(name)} is a {tensor.dtype} parameter: export the network in float32 (model.float()); a job trains in "
                 "bfloat16 where its recipe says so"
             )
-        shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        dtype, shape = graph.kinds[value]
         held[name] = State(value, shape, dtype, graph.is_parameter[name], tuple(sorted(tied[name])))
     size = sum(constants[name].numel() * constants[name].element_size() for name in graph.constants)
     if size > CONSTANT_BYTES:
@@ -269,7 +277,7 @@ def _assembled(graph: Graph, state: Mapping[str, Tensor], constants: Mapping[str
             f"the tensors that are no parameters and no persistent buffers have {size} bytes, more than the limit of "
             f"{CONSTANT_BYTES}: register large ones as persistent buffers"
         )
-    fixed = {name: _constant(value, constants[name]) for name, value in graph.constants.items()}
+    fixed = {name: _constant(value, graph.kinds[value][0], constants[name]) for name, value in graph.constants.items()}
     program = Program(
         channels=graph.channels,
         height=graph.height,
@@ -315,7 +323,6 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
-def _constant(value: str, tensor: Tensor) -> Constant:
-    dtype = str(tensor.dtype).removeprefix("torch.")
+def _constant(value: str, dtype: Dtype, tensor: Tensor) -> Constant:
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return Constant(value, tuple(tensor.shape), dtype, base64.b64encode(raw).decode())
