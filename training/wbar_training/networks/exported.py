@@ -79,7 +79,7 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self._steps: list[_Step] = []  # at first: no tensor may have such a name
         self._paths: dict[str, tuple[str, ...]] = {}
-        self._ends = program.input, program.output
+        self._input, self._output = program.input, Of(program.output)
         self.add_module(DROPOUTS, nn.ModuleList())
         program = program if classes is None else with_classes(program, classes)
         state = program.state
@@ -91,8 +91,7 @@ class ExportedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """Return the logits (N, classes) of images (N, C, H, W), normalized."""
-        first, last = self._ends
-        values: dict[str, Any] = {first: x}
+        values: dict[str, Any] = {self._input: x}
 
         def of(value: Any) -> Any:
             if isinstance(value, Of):
@@ -111,7 +110,7 @@ class ExportedNetwork(nn.Module):
             values.update(zip(step.outputs, results, strict=True))
             for name in step.gone:
                 del values[name]
-        return of(Of(last))
+        return of(self._output)
 
     def at(self, path: tuple[str, ...]) -> Any:
         """Return a module or tensor by its path, at this moment: what a job puts in the place of a module is used, too."""

@@ -15,7 +15,8 @@ from wbar_training.networks.programs import Dtype, Named, Node, Of, Value
 
 # torch's numbers for them in the JSON: ScalarType, MemoryFormat, Layout.
 DTYPES: dict[int, Dtype] = {
-    1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 12: "bool", 13: "bfloat16",
+    1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 12: "bool",
+    13: "bfloat16",
 }  # fmt: skip
 _FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last_3d", 4: "preserve_format"}
 _STRIDED = 7
