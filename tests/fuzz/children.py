@@ -76,8 +76,9 @@ def read_batch(batch: Batch, channel: ControlChannel) -> None:
 def _read(path: Path, reader: Reader, batch: Batch) -> Outcome:
     out, recorder = batch.scratch / "out", _Recorder()
     as_channel = cast(ControlChannel, recorder)
-    if reader == "checkpoint":
-        validate_checkpoint(CheckpointUpload(path, out, "resnet20", None, batch.limits), as_channel)
+    if reader in ("checkpoint", "program"):
+        named = "resnet20" if reader == "checkpoint" else None
+        validate_checkpoint(CheckpointUpload(path, out, named, None, batch.limits), as_channel)
     else:
         validate_dataset(DatasetUpload(path, out, reader == "multilabel", None, batch.limits), as_channel)
     verdict = recorder.verdict

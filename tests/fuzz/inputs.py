@@ -17,10 +17,11 @@ import zstandard
 from PIL import Image
 from safetensors.torch import save
 
+from tests.exporting import exported, own_net
 from wbar.spec import Network
 from wbar_training.networks.architectures import initialized
 
-Reader = Literal["checkpoint", "dataset", "multilabel"]
+Reader = Literal["checkpoint", "program", "dataset", "multilabel"]  # a program names its own network
 # What an accepted input may differ in from the valid file that it was made from:
 # nothing; numbers, where the format has no checksum (names, shapes and dtypes stay); fewer pictures, each as it was, where
 # the archive has no count and the pictures have checksums (a plain tar whose tail was overwritten by zeros is a shorter
@@ -129,6 +130,7 @@ BASES: dict[str, tuple[Reader, Tolerance, Callable[[], bytes]]] = {
     "safetensors": ("checkpoint", "numbers", cache(lambda: save(state()))),
     "pytorch": ("checkpoint", "nothing", cache(lambda: saved(state()))),
     "pytorch legacy": ("checkpoint", "numbers", cache(lambda: saved(state(), _use_new_zipfile_serialization=False))),
+    "exported": ("program", "nothing", cache(lambda: exported(own_net()))),
     "zip": ("dataset", "nothing", cache(lambda: zipped(pictures()))),
     "zip stored": ("dataset", "nothing", cache(lambda: zipped(pictures(), zipfile.ZIP_STORED))),
     "tar": ("dataset", "pictures", cache(lambda: tarred(pictures()))),

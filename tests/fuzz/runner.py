@@ -14,6 +14,7 @@ from tests.fuzz.archive_inputs import archive_input, image_input, label_input
 from tests.fuzz.children import OUTCOME, READ_BATCH, Batch, Outcome
 from tests.fuzz.inputs import BASES, Input, Source
 from tests.fuzz.mutations import mutation
+from tests.fuzz.program_inputs import program_input
 from tests.fuzz.pytorch_inputs import pytorch_input
 from tests.fuzz.safetensors_inputs import safetensors_input
 from wbar.errors import REJECTED
@@ -63,6 +64,7 @@ def inputs(count: int, seed: int, canary: Path) -> Iterator[Input]:
         pytorch_input,
         pytorch_input,
         safetensors_input,
+        program_input,
         archive_input,
         image_input,
         label_input,

@@ -11,7 +11,7 @@ module of torch's own:
 
 import base64
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -22,13 +22,10 @@ from torch import Tensor, nn
 from wbar.errors import NothingMatches, UnsupportedProgram
 from wbar_averaging.quoting import quoted, reason
 from wbar_training.networks import operators
-from wbar_training.networks.programs import Constant, Named, Node, Of, Program, State, Value
+from wbar_training.networks.program_layers import AnyBatchNorm, holder_of, owner_of
+from wbar_training.networks.programs import Constant, Named, Node, Of, Program, Value
 
 DROPOUTS = "wbar_dropouts"  # a list in the module, which no tensor of a program may lie in
-_CONVOLUTIONS: dict[str, type[nn.Module]] = {
-    "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d,
-    "conv_transpose1d": nn.ConvTranspose1d, "conv_transpose2d": nn.ConvTranspose2d,
-}  # fmt: skip
 _DROPOUTS: dict[str, type[nn.modules.dropout._DropoutNd]] = {
     "dropout": nn.Dropout, "feature_dropout": nn.Dropout2d,
     "alpha_dropout": nn.AlphaDropout, "feature_alpha_dropout": nn.FeatureAlphaDropout,
@@ -36,17 +33,6 @@ _DROPOUTS: dict[str, type[nn.modules.dropout._DropoutNd]] = {
 _KINDS: dict[str, type] = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
 _OWN = ("weight", "bias", "running_mean", "running_var")
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-class Part(nn.Module):
-    """A module that only holds others, and tensors."""
-
-
-class AnyBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm of images, maps and vectors alike: the program says what goes in."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
 
 
 class _Device:
@@ -93,7 +79,7 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self._steps: list[_Step] = []  # at first: no tensor may have such a name
         self._paths: dict[str, tuple[str, ...]] = {}
-        self._ends = program.input, program.output
+        self._input, self._output = program.input, Of(program.output)
         self.add_module(DROPOUTS, nn.ModuleList())
         program = program if classes is None else with_classes(program, classes)
         state = program.state
@@ -105,8 +91,7 @@ class ExportedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """Return the logits (N, classes) of images (N, C, H, W), normalized."""
-        first, last = self._ends
-        values: dict[str, Any] = {first: x}
+        values: dict[str, Any] = {self._input: x}
 
         def of(value: Any) -> Any:
             if isinstance(value, Of):
@@ -125,7 +110,7 @@ class ExportedNetwork(nn.Module):
             values.update(zip(step.outputs, results, strict=True))
             for name in step.gone:
                 del values[name]
-        return of(Of(last))
+        return of(self._output)
 
     def at(self, path: tuple[str, ...]) -> Any:
         """Return a module or tensor by its path, at this moment: what a job puts in the place of a module is used, too."""
@@ -204,7 +189,7 @@ class _Builder:
         for depth, part in enumerate(path):
             whole = ".".join(path[: depth + 1])
             if part not in module._modules:
-                made = self.owners.get(whole) or _holder(self.state, whole)
+                made = self.owners.get(whole) or holder_of(self.state, whole)
                 try:
                     module.add_module(part, made)
                 except (KeyError, TypeError) as error:
@@ -223,7 +208,7 @@ class _Builder:
             if name is None or name.rpartition(".")[0] in owners or not name.rpartition(".")[0]:
                 continue
             path, _, own = name.rpartition(".")
-            made = _owner_of(kind, own, self.state[name].shape, node)
+            made = owner_of(kind, own, self.state[name].shape, node)
             expected = {own: tuple(tensor.shape) for own, tensor in made.state_dict().items()} if made else {}
             here = {
                 other.removeprefix(f"{path}."): one.shape
@@ -332,44 +317,6 @@ def _number(node: Node, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UnsupportedProgram(f"{name} of {quoted(node.outputs[0])} is {quoted(value)}, and no number")
     return float(value)
-
-
-def _owner_of(kind: str, own: str, shape: tuple[int, ...], node: Node) -> nn.Module | None:
-    """Return the module that a tensor of this shape, its `own`, belongs to; None where it is of no such class."""
-    if kind in _CONVOLUTIONS and len(shape) > 2:
-        groups = node.arguments.get("groups", 1)
-        groups = groups if isinstance(groups, int) and groups > 0 else 1
-        first, second = (shape[0], shape[1] * groups)
-        inputs, outputs = (first, second) if "transpose" in kind else (second, first)
-        if inputs % groups or outputs % groups:
-            return None
-        return _CONVOLUTIONS[kind](inputs, outputs, shape[2:], groups=groups)
-    if kind == "linear" and len(shape) == 2:
-        return nn.Linear(shape[1], shape[0]) if own == "weight" else _attention(shape)
-    if kind == "layer_norm":
-        return nn.LayerNorm(shape)
-    if kind == "group_norm" and len(shape) == 1:
-        groups = node.arguments.get("num_groups")
-        fits = isinstance(groups, int) and groups > 0 and shape[0] % groups == 0
-        return nn.GroupNorm(groups, shape[0]) if isinstance(groups, int) and fits else None
-    if kind == "batch_norm" and len(shape) == 1:
-        return AnyBatchNorm(shape[0])
-    return None
-
-
-def _attention(shape: tuple[int, ...]) -> nn.Module | None:
-    """Return the module that the joint weight of queries, keys and values belongs to."""
-    if shape[0] != 3 * shape[1]:
-        return None
-    module = nn.MultiheadAttention(shape[1], 1)
-    del module.out_proj  # the program has it by its own name
-    return module
-
-
-def _holder(state: Mapping[str, State], path: str) -> nn.Module:
-    """Return a module for others: a list where they are numbered, as lists of blocks are."""
-    inside = {name[len(path) + 1 :].split(".")[0] for name in state if name.startswith(f"{path}.")}
-    return nn.ModuleList() if all(part.isdecimal() for part in inside) else Part()
 
 
 def _check_schema(node: Node, operation: Any) -> None:

@@ -26,6 +26,7 @@ from wbar_training.workspace import Workspace
 
 METADATA = "wbar.program"
 MOST_BYTES = 32 * 1024 * 1024  # of a document; the constants that tensors of a graph hold are in it
+Dtype = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 _STRICT = ConfigDict(strict=True, extra="forbid", ser_json_inf_nan="constants")
 
 
@@ -69,7 +70,7 @@ class State:
 
     value: str
     shape: tuple[int, ...]
-    dtype: str
+    dtype: Dtype
     parameter: bool
     tied: tuple[str, ...] = ()
 
@@ -80,7 +81,7 @@ class Constant:
 
     value: str
     shape: tuple[int, ...]
-    dtype: str
+    dtype: Dtype
     data: str
 
 
@@ -133,14 +134,22 @@ class Program:
         side = None if self.any_size else self.height
         return Network(EXPORTED, self.classes, self.channels, side, entry=entry, program=self.digest)
 
-    def differing(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """Return a sentence about the first tensor that weights of these shapes lack or have otherwise; None: they fit."""
+    def differing(self, tensors: Mapping[str, tuple[tuple[int, ...], bool]]) -> str | None:
+        """Return a sentence about the first tensor that weights lack or have otherwise; None: they fit.
+
+        tensors: the shape of each, and whether it holds floating-point numbers.
+        """
         for name, one in self.state.items():
             for each in (name, *one.tied):
-                if each not in shapes:
+                if each not in tensors:
                     return f"{quoted(each)} is missing: the program has it"
-                if shapes[each] != one.shape:
-                    return f"{shown(each)}: {shapes[each]} in the checkpoint, {one.shape} in its program"
+                shape, floating = tensors[each]
+                if shape != one.shape:
+                    return f"{shown(each)}: {shape} in the checkpoint, {one.shape} in its program"
+                if floating != ("float" in one.dtype):
+                    return (
+                        f"{shown(each)} holds {'fractions' if floating else 'integers'}, and {one.dtype} in its program"
+                    )
         return None
 
 

@@ -24,7 +24,6 @@ from wbar.errors import (
     CorruptFile,
     NonFiniteWeights,
     NotAStateDict,
-    NothingMatches,
     UnsafePickle,
 )
 from wbar.spec import Network, PretrainedConfig
@@ -33,8 +32,7 @@ from wbar_averaging.pytorch_file import find_state_dict
 from wbar_averaging.quoting import quoted, reason, shown
 from wbar_averaging.safetensors_file import HeaderTooLarge, read_layout
 from wbar_training.networks import recognition
-from wbar_training.networks.exported import with_classes
-from wbar_training.networks.programs import in_metadata, metadata_of
+from wbar_training.networks.programs import metadata_of
 from wbar_training.networks.recognition import Recognized
 from wbar_training.networks.tensors import read_tensors
 from wbar_training.uploads import (
@@ -110,7 +108,7 @@ def validate(
     """
     limits = limits or UploadLimits()
     unpacked = out.with_name(f"{out.name}.unpacked")
-    exported = _exported(path, unpacked, limits)
+    exported = exported_program.find(path, limits, unpacked, lambda one: read(one, limits)[1])
     if exported is not None:
         return _validate_exported(exported, path, out, architecture, num_classes, limits)
     kind, tensors, said, held = _read_with_config(path, unpacked, limits, any_network)
@@ -163,27 +161,6 @@ def validate(
     )
 
 
-def _exported(path: Path, scratch: Path, limits: UploadLimits) -> ReadProgram | None:
-    """Return the program in a file and its tensors: of torch.export, or of weights that a job made of one; None: of none."""
-    with open(path, "rb") as file:
-        head = file.read(512)
-    if exported_program.is_exported(path, head, limits):
-        return exported_program.read(path, limits, scratch, lambda pickled: read(pickled, limits)[1])
-    if head[8:9] != b"{" or head[:2] == b"PK":
-        return None
-    try:
-        header, _ = read_layout(path, limits.header_bytes, limits.tensors)
-        said = header.get("__metadata__") or {}
-        program = in_metadata(said)
-        if program is not None and "wbar.num_classes" in said:  # a job may have given it another head
-            program = with_classes(program, int(said["wbar.num_classes"]))
-    except InvalidSafetensors:
-        return None  # whoever reads it next says what is wrong
-    except (ValueError, NothingMatches) as error:
-        raise CorruptFile(f"the file's metadata has no program that can be read: {error}") from None
-    return None if program is None else ReadProgram(program, _read_safetensors(path, limits), "safetensors")
-
-
 def _validate_exported(
     exported: ReadProgram,
     path: Path,
@@ -205,7 +182,7 @@ def _validate_exported(
     _check_kinds(tensors)
     check_claims(tensors, path.stat().st_size)
     check_finite(tensors)
-    difference = program.differing({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    difference = program.differing({name: (tuple(one.shape), one.is_floating_point()) for name, one in tensors.items()})
     if difference:
         raise ArchitectureMismatch(difference)
     try_out(program, tensors)

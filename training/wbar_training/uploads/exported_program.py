@@ -21,10 +21,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from wbar.errors import ContentTooLarge, CorruptFile, UnsafePickle, UnsupportedProgram
+from wbar.errors import ContentTooLarge, CorruptFile, NothingMatches, UnsafePickle, UnsupportedProgram
 from wbar_averaging.quoting import quoted, reason
+from wbar_averaging.safetensors_file import InvalidSafetensors, read_layout
 from wbar_averaging.zip_directory import STORED, Entry, InvalidZip, ZipTooLarge, check_content, read_directory
-from wbar_training.networks.programs import Constant, Node, Of, Program, State, Value
+from wbar_training.networks.exported import with_classes
+from wbar_training.networks.programs import Constant, Dtype, Node, Of, Program, State, Value, in_metadata
 from wbar_training.uploads import program_graph
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.program_graph import DTYPES, Graph
@@ -37,7 +39,7 @@ _KNOWN = re.compile(
     r"(?:models/[^/]+\.json|data/(?:weights|constants)/[\w.-]+|data/sample_inputs/[\w.-]+\.pt|archive_format|archive_version|"
     r"version|byteorder|\.data/[\w.-]+|\.format_version|\.storage_alignment|extra/[\w./-]+|serialized_\w+\.(?:pt|json)|debug/.*)"
 )
-LoadPickle = Callable[[Path], dict[str, Tensor]]
+LoadTensors = Callable[[Path], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,34 @@ class ReadProgram:
     format: Literal["pt2", "safetensors"] = "pt2"
 
 
-def is_exported(path: Path, head: bytes, limits: UploadLimits) -> bool:
+def find(path: Path, limits: UploadLimits, scratch: Path, load: LoadTensors) -> ReadProgram | None:
+    """Return the program in a file and its tensors: an archive's, or of weights that a job made of one; None: of none.
+
+    scratch: a name for a file that torch.save wrote into the archive.
+    load: reads the tensors of a file, checked, with `weights_only=True`.
+
+    Raises CorruptFile, UnsafePickle, UnsupportedProgram or ContentTooLarge.
+    """
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if _is_archive(path, head, limits):
+        return read(path, limits, scratch, load)
+    if head[8:9] != b"{" or head[:2] == b"PK":
+        return None
+    try:
+        header, _ = read_layout(path, limits.header_bytes, limits.tensors)
+        said = header.get("__metadata__") or {}
+        program = in_metadata(said)
+        if program is not None and "wbar.num_classes" in said:  # a job may have given it another head
+            program = with_classes(program, int(said["wbar.num_classes"]))
+    except InvalidSafetensors:
+        return None  # whoever reads it next says what is wrong
+    except (ValueError, NothingMatches) as error:
+        raise CorruptFile(f"the file's metadata has no program that can be read: {error}") from None
+    return None if program is None else ReadProgram(program, load(path), "safetensors")
+
+
+def _is_archive(path: Path, head: bytes, limits: UploadLimits) -> bool:
     """Return whether a file is an archive of torch.export. head: its first bytes."""
     if head[:4] != b"PK\x03\x04":
         return False
@@ -60,23 +89,17 @@ def is_exported(path: Path, head: bytes, limits: UploadLimits) -> bool:
     return any(entry.name == OLD_PROGRAM or _PROGRAM.fullmatch(entry.name) for entry in entries)
 
 
-def read(path: Path, limits: UploadLimits, scratch: Path, load_pickle: LoadPickle) -> ReadProgram:
-    """Return the program in an archive, and its weights.
-
-    scratch: a name for a file that torch.save wrote into the archive.
-    load_pickle: reads such a file, checked, with `weights_only=True`.
-
-    Raises CorruptFile, UnsafePickle, UnsupportedProgram or ContentTooLarge.
-    """
+def read(path: Path, limits: UploadLimits, scratch: Path, load: LoadTensors) -> ReadProgram:
+    """Return the program in an archive, and its weights. See `find`."""
     archive = _Archive(path, limits)
     try:
         graph = program_graph.parse(archive.json(archive.program), archive.program)
         if archive.is_old:
-            state, constants = _pickled_state(archive, graph, scratch, load_pickle)
+            state, constants = _pickled_state(archive, graph, scratch, load)
         else:
             name = archive.program.rpartition("/")[2].removesuffix(".json")
-            state = archive.tensors("weights", name, scratch, load_pickle)
-            constants = archive.tensors("constants", name, scratch, load_pickle)
+            state = archive.tensors("weights", name, scratch, load)
+            constants = archive.tensors("constants", name, scratch, load)
         return _assembled(graph, state, constants)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise CorruptFile(
@@ -154,19 +177,19 @@ class _Archive:
         except (ValueError, RecursionError) as error:
             raise CorruptFile(f"{quoted(name)} is no JSON: {reason(error)}") from None
 
-    def unpacked(self, name: str, scratch: Path, load_pickle: LoadPickle) -> dict[str, Tensor]:
+    def unpacked(self, name: str, scratch: Path, load: LoadTensors) -> dict[str, Tensor]:
         """Return the tensors of a file that torch.save wrote into the archive."""
         scratch.write_bytes(self.bytes(name, self.path.stat().st_size))
         try:
-            return {key: tensor.clone() for key, tensor in load_pickle(scratch).items()}
+            return {key: tensor.clone() for key, tensor in load(scratch).items()}
         finally:
             scratch.unlink()
 
-    def tensors(self, kind: str, model: str, scratch: Path, load_pickle: LoadPickle) -> dict[str, Tensor]:
+    def tensors(self, kind: str, model: str, scratch: Path, load: LoadTensors) -> dict[str, Tensor]:
         """Return the weights or the constants by their names."""
         pickled, config = f"data/{kind}/{model}.pt", f"data/{kind}/{model}_{kind}_config.json"
         if pickled in self.entries:
-            return self.unpacked(pickled, scratch, load_pickle)
+            return self.unpacked(pickled, scratch, load)
         flat: dict[str, Tensor] = {}
         found: dict[str, Tensor] = {}
         for name, payload in self.json(config)["config"].items():
@@ -213,10 +236,10 @@ def _strided(flat: Tensor, meta: Mapping[str, Any], name: str) -> Tensor:
 
 
 def _pickled_state(
-    archive: _Archive, graph: Graph, scratch: Path, load_pickle: LoadPickle
+    archive: _Archive, graph: Graph, scratch: Path, load: LoadTensors
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    state = archive.unpacked("serialized_state_dict.pt", scratch, load_pickle)
-    constants = archive.unpacked("serialized_constants.pt", scratch, load_pickle) if graph.constants else {}
+    state = archive.unpacked("serialized_state_dict.pt", scratch, load)
+    constants = archive.unpacked("serialized_constants.pt", scratch, load) if graph.constants else {}
     return state, constants
 
 
@@ -225,6 +248,14 @@ def _assembled(graph: Graph, state: Mapping[str, Tensor], constants: Mapping[str
     missing = [name for name in graph.state if name not in state] + [n for n in graph.constants if n not in constants]
     if missing:
         raise CorruptFile(f"the archive does not hold {quoted(missing[0])}, which its program uses")
+    for names, tensors in ((graph.state, state), (graph.constants, constants)):
+        for name, value in names.items():
+            here = str(tensors[name].dtype).removeprefix("torch."), tuple(tensors[name].shape)
+            if here != graph.kinds[value]:
+                raise CorruptFile(
+                    f"{quoted(name)} is {here[0]} of the shape {here[1]}, and {graph.kinds[value][0]} of the shape "
+                    f"{graph.kinds[value][1]} in the program: were weights and program exported together?"
+                )
     tied = _tied(graph, state)
     others = {other: name for name, names in tied.items() for other in names}
     same = {graph.state[other]: graph.state[name] for other, name in others.items() if other in graph.state}
@@ -238,7 +269,7 @@ def _assembled(graph: Graph, state: Mapping[str, Tensor], constants: Mapping[str
                 f"{quoted(name)} is a {tensor.dtype} parameter: export the network in float32 (model.float()); a job trains in "
                 "bfloat16 where its recipe says so"
             )
-        shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        dtype, shape = graph.kinds[value]
         held[name] = State(value, shape, dtype, graph.is_parameter[name], tuple(sorted(tied[name])))
     size = sum(constants[name].numel() * constants[name].element_size() for name in graph.constants)
     if size > CONSTANT_BYTES:
@@ -246,7 +277,7 @@ def _assembled(graph: Graph, state: Mapping[str, Tensor], constants: Mapping[str
             f"the tensors that are no parameters and no persistent buffers have {size} bytes, more than the limit of "
             f"{CONSTANT_BYTES}: register large ones as persistent buffers"
         )
-    fixed = {name: _constant(value, constants[name]) for name, value in graph.constants.items()}
+    fixed = {name: _constant(value, graph.kinds[value][0], constants[name]) for name, value in graph.constants.items()}
     program = Program(
         channels=graph.channels,
         height=graph.height,
@@ -292,7 +323,6 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
-def _constant(value: str, tensor: Tensor) -> Constant:
-    dtype = str(tensor.dtype).removeprefix("torch.")
+def _constant(value: str, dtype: Dtype, tensor: Tensor) -> Constant:
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return Constant(value, tuple(tensor.shape), dtype, base64.b64encode(raw).decode())

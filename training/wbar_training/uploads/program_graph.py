@@ -11,11 +11,13 @@ from typing import Any
 
 from wbar.errors import CorruptFile, UnsupportedProgram
 from wbar_averaging.quoting import quoted
-from wbar_training.networks.programs import Named, Node, Of, Value
+from wbar_training.networks.programs import Dtype, Named, Node, Of, Value
 
 # torch's numbers for them in the JSON: ScalarType, MemoryFormat, Layout.
-DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 12: "bool",
-          13: "bfloat16"}  # fmt: skip
+DTYPES: dict[int, Dtype] = {
+    1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 12: "bool",
+    13: "bfloat16",
+}  # fmt: skip
 _FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last_3d", 4: "preserve_format"}
 _STRIDED = 7
 _MAJORS = range(5, 9)
@@ -26,7 +28,11 @@ GUIDE = "the guide says how to export one (Networks of your own)"
 
 @dataclass(frozen=True)
 class Graph:
-    """The graph of a network for images. Names of the state and of constants in the network, by those to their values."""
+    """The graph of a network for images.
+
+    state, constants: by their names in the network, the values of the graph that they are.
+    kinds: of these values, torch's dtype and shape.
+    """
 
     channels: int
     height: int
@@ -39,6 +45,7 @@ class Graph:
     state: dict[str, str]
     is_parameter: dict[str, bool]
     constants: dict[str, str]
+    kinds: dict[str, tuple[Dtype, tuple[int, ...]]]
     nodes: tuple[Node, ...]
 
 
@@ -93,6 +100,10 @@ def parse(document: Any, name: str) -> Graph:
         state=signature.state,
         is_parameter=signature.is_parameter,
         constants=signature.constants,
+        kinds={
+            value: _kind(graph["tensor_values"][value], value)
+            for value in (*signature.state.values(), *signature.constants.values())
+        },
         nodes=tuple(map(_node, graph["nodes"])),
     )
 
@@ -136,6 +147,13 @@ def _signature(signature: Mapping[str, Any]) -> _Signature:
             )
         made.outputs.append(_text(content["arg"]["as_tensor"]["name"]))
     return made
+
+
+def _kind(meta: Mapping[str, Any], value: str) -> tuple[Dtype, tuple[int, ...]]:
+    dtype = DTYPES.get(meta["dtype"])
+    if dtype is None:
+        raise UnsupportedProgram(f"{quoted(value)} is of torch's type {quoted(meta['dtype'])}, which is not read")
+    return dtype, tuple(number(one, value) for one in meta["sizes"])
 
 
 def _text(value: Any) -> str:
