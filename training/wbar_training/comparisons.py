@@ -12,7 +12,7 @@ from wbar_training import decisions
 from wbar_training.analysis import attempted, bayesian_score, measure_flatness
 from wbar_training.averages.average import Average, Evaluated
 from wbar_training.averages.choice import ChoiceLimits
-from wbar_training.evaluate import HeldOutOutputs, Outputs, score, verdict
+from wbar_training.evaluate import HeldOutOutputs, Outputs, verdict
 from wbar_training.evaluation_sets import evaluated_sets, read
 from wbar_training.evaluator import Scores
 from wbar_training.interpolation import interpolated
@@ -21,7 +21,7 @@ from wbar_training.outcome import Outcome, WeightsFiles
 from wbar_training.reporter import Reporter
 from wbar_training.result_writer import weights_file
 from wbar_training.resume import Results
-from wbar_training.selection_evaluator import SelectionEvaluator, per_image
+from wbar_training.selection_evaluator import SelectionEvaluator
 from wbar_training.setup import Setup
 
 
@@ -128,6 +128,7 @@ def _selection(
     if not getattr(setup.spec.method, "guard", False):
         return selection
     by: SelectBy = getattr(setup.spec.method, "select_by", "loss")
+    per_image = setup.data.task.per_image
     evaluated = [Evaluated(per_image(one, labels, by), one.losses.mean().item()) for one in (start, outputs.selection)]
     delivered: Delivered = decisions.guard(evaluated[0], evaluated[1], reporter)
     return selection.model_copy(update={"delivered": delivered})
@@ -146,7 +147,7 @@ def _ensemble(setup: Setup, results: Results) -> Scores:
     # The points of the curve are the ensemble's members: the start too, if it is included.
     members, selection = len(results.averaged), results.selection_probabilities
     report = results.probabilities / members
-    plain = score(report, setup.data.report.labels)
+    plain = setup.data.task.score(report, setup.data.report.labels)
     chosen_by = None if selection is None else selection / members
     sets = {name: total / members for name, total in results.set_probabilities.items()}
     return Scores(setup.evaluator.calibrated(plain, report, chosen_by), setup.evaluator.on_sets(sets, chosen_by))
@@ -171,4 +172,4 @@ def add_to_ensemble(results: Results, outputs: HeldOutOutputs) -> None:
 
 
 def _sum(total: Tensor | None, outputs: Outputs) -> Tensor:
-    return outputs.probabilities.double() + (0 if total is None else total)
+    return outputs.answers.double() + (0 if total is None else total)

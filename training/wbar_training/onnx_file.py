@@ -89,8 +89,7 @@ def _export_and_check(setup: Setup, weights: Path, path: Path) -> tuple[float, i
     network = architectures.load(setup.spec.network, tensors)[0].eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    images = setup.data.report.images[:IMAGES]
-    inputs = setup.data.prepare.plain(images).float().cpu().contiguous()
+    inputs = _inputs(setup).float().cpu().contiguous()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about itself
         _export(network, inputs, path, _metadata(weights))
@@ -101,6 +100,12 @@ def _export_and_check(setup: Setup, weights: Path, path: Path) -> tuple[float, i
             f"images, and {TOLERANCE:g} is the most"
         )
     return difference, len(inputs)
+
+
+def _inputs(setup: Setup) -> Tensor:
+    """Return held-out images as the network takes them, (N, C, H, W)."""
+    some = setup.data.report.select(torch.arange(min(IMAGES, len(setup.data.report))))
+    return torch.cat([some.batch(part, setup.data.prepare).inputs for part in some.parts()])
 
 
 def _export(network: nn.Module, inputs: Tensor, path: Path, metadata: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ from wbar_averaging import ModelStock, RunningMean
 from wbar_training import normalization_probe
 from wbar_training.analysis import attempted, flatness_images, measure_flatness
 from wbar_training.averages.average import Finished
-from wbar_training.evaluate import HeldOutOutputs, score, verdict
+from wbar_training.evaluate import HeldOutOutputs, verdict
 from wbar_training.evaluation_sets import evaluated_sets
 from wbar_training.evaluator import Scores
 from wbar_training.interpolation import interpolated
@@ -192,16 +192,17 @@ class SoupJob:
         """Score the mean of the members' outputs, weighted as their weights are."""
         total = sum(one.weight for one in ingredients)
         members = [(one.weight / total, one.outputs) for one in ingredients]
-        report = sum((share * each.report.probabilities.double() for share, each in members), torch.zeros(()))
+        report = sum((share * each.report.answers.double() for share, each in members), torch.zeros(()))
         selection = None
         if self.data.selection is not None:
             chosen_by = [(share, each.selection) for share, each in members if each.selection is not None]
-            selection = sum((share * each.probabilities.double() for share, each in chosen_by), torch.zeros(()))
+            selection = sum((share * each.answers.double() for share, each in chosen_by), torch.zeros(()))
         sets = {
-            name: sum((share * each.sets[name].probabilities.double() for share, each in members), torch.zeros(()))
+            name: sum((share * each.sets[name].answers.double() for share, each in members), torch.zeros(()))
             for name in self.data.sets
         }
-        plain = self.evaluator.calibrated(score(report, self.data.report.labels), report, selection)
+        plain = self.data.task.score(report, self.data.report.labels)
+        plain = self.evaluator.calibrated(plain, report, selection)
         return Scores(plain, self.evaluator.on_sets(sets, selection))
 
     def _empty(self) -> RunningMean:

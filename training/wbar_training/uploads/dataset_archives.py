@@ -9,7 +9,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -246,5 +246,5 @@ def write_packed(
         warnings=warnings,
         many_sizes="train.encoded" in tensors,
     )
-    write_safetensors(out, tensors, {"wbar.dataset": json.dumps(asdict(packed), sort_keys=True)})
+    write_safetensors(out, tensors, {"wbar.dataset": json.dumps(packed.document(), sort_keys=True)})
     return packed
