@@ -24,6 +24,7 @@ class Network:
 
     image_size: pixels per side, only where the weights are tied to one (position tables).
     projection: whether the shortcuts of a CIFAR ResNet are 1 × 1 convolutions.
+    auxiliary: whether a segmentation network has the auxiliary head of its training.
     entry: of a network whose catalog entry depends on what a worker has installed; it travels with the network.
     """
 
@@ -32,6 +33,7 @@ class Network:
     channels: int = 3
     image_size: int | None = None
     projection: bool = False
+    auxiliary: bool = False
     entry: Architecture | None = field(default=None, compare=False)
 
     @property
@@ -231,8 +233,9 @@ def without_new_defaults(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def network_document(network: dict[str, Any]) -> dict[str, Any]:
-    """Return a network's JSON without an entry that it does not have, of which a worker of 0.6 knows nothing."""
-    return {name: value for name, value in network.items() if name != "entry" or value is not None}
+    """Return a network's JSON without what it does not have and a worker of 0.6 knows nothing of."""
+    absent = {"entry": None, "auxiliary": False}
+    return {name: value for name, value in network.items() if name not in absent or value != absent[name]}
 
 
 def canonical(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from wbar.catalog import ARCHITECTURES, Library
+from wbar.catalog import ARCHITECTURES, Library, Outputs
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.problems import responses
 
@@ -34,6 +34,9 @@ class ArchitectureEntry(BaseModel):
         description="Whether a GPU run can be repeated bit for bit; false also where it is not known."
     )
     library: Library = Field(description="Whose class the network is: results load into it.")
+    outputs: Outputs = Field(
+        description="Whether it has one answer for the image, or one for every pixel (segmentation)."
+    )
 
 
 class Architectures(BaseModel):
@@ -63,7 +66,7 @@ def list_architectures(
     found = [] if passed else [ARCHITECTURES[name] for name in ours if after is None or name > after]
     if len(found) <= limit:
         found += store.architectures.page(words, after if passed else None, limit + 1 - len(found))
-    data = [ArchitectureEntry(id=one.name, **asdict(one)) for one in found[:limit]]
+    data = [ArchitectureEntry(id=one.name, outputs=one.outputs, **asdict(one)) for one in found[:limit]]
     return Architectures(
         data=data,
         has_more=len(found) > limit,

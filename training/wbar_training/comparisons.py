@@ -1,6 +1,7 @@
 """The end of a job: the weights that are delivered, and their comparison with everything else, on the report split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from wbar_training import decisions
 from wbar_training.analysis import attempted, bayesian_score, measure_flatness
 from wbar_training.averages.average import Average, Evaluated
 from wbar_training.averages.choice import ChoiceLimits
+from wbar_training.distributed.ranks import Ranks
+from wbar_training.ensemble import Member, ensemble_outputs
 from wbar_training.evaluate import HeldOutOutputs, Outputs, verdict
 from wbar_training.evaluation_sets import evaluated_sets, read
 from wbar_training.evaluator import Scores
@@ -23,6 +26,7 @@ from wbar_training.result_writer import weights_file
 from wbar_training.resume import Results
 from wbar_training.selection_evaluator import SelectionEvaluator
 from wbar_training.setup import Setup
+from wbar_training.tasks.task import Task
 
 
 def conclude(
@@ -61,7 +65,7 @@ def conclude(
     selection = _selection(setup, finished.selection, outputs, results, reporter)
     delivers_start = selection is not None and selection.delivered == "start"
     delivered = _write_start(setup, results) if delivers_start else of_mean
-    ensemble, beside = _ensemble(setup, results), _control(reporter, control) if control else None
+    ensemble, beside = _ensemble(setup, results, snapshots), _control(reporter, control) if control else None
     on_sets = {name: read(scores) for name, scores in results.on_sets.items()}
     on_sets |= {"averaged": averaged.sets, "ensemble": ensemble.sets}
     on_sets |= {name: one.sets for name, one in (("swag", swag), ("control", beside)) if one is not None}
@@ -80,7 +84,8 @@ def conclude(
         formats=[onnx.offered] if onnx else [],
         metrics=metrics,
         curve=[
-            CurvePoint(n=n, accuracy=p["accuracy"], loss=p["loss"]) for n, p in enumerate(results.averaged, start=1)
+            CurvePoint(n=n, accuracy=p["accuracy"], loss=p["loss"], mean_iou=p.get("mean_iou"))
+            for n, p in enumerate(results.averaged, start=1)
         ],
         verdict=verdict(outputs.report.losses, _start_losses(results)),
         finished_early=results.stopped_at is not None,
@@ -96,7 +101,25 @@ def conclude(
     )
     losses = setup.writer.write_losses(outputs.report.losses, _start_losses(results))
     averaged_files = of_mean if delivers_start else None
-    return Outcome(result, *delivered, losses, averaged_files, onnx.path if onnx else None)
+    picture = attempted(reporter, "what a network makes of images", lambda: draw_answers(setup, of_mean.safetensors))
+    return Outcome(result, *delivered, losses, averaged_files, onnx.path if onnx else None, picture)
+
+
+def draw_answers(setup: Setup, averaged: Path) -> Path | None:
+    """Draw some held-out images with what the start and w̄ make of them; None where the task has nothing to see.
+
+    averaged: the weights file of w̄.
+    """
+    weights: dict[str, Callable[[], Mapping[str, Tensor]]] = {
+        "start": setup.start,
+        "averaged": partial(setup.read, averaged),
+    }
+    drawn = setup.data.task.draw(setup.evaluator.probe, weights, setup.data.report, setup.data.prepare)
+    if drawn is None or not Ranks.here().leads:
+        return None
+    path = averaged.with_name("answers.png")
+    drawn.save(path)
+    return path
 
 
 def _control(reporter: Reporter, control: Callable[[], Scores]) -> Scores | None:
@@ -142,10 +165,13 @@ def _write_start(setup: Setup, results: Results) -> WeightsFiles:
     return setup.writer.write_result(tensors, 0, _score(results.start).temperature, "start")
 
 
-def _ensemble(setup: Setup, results: Results) -> Scores:
-    assert results.probabilities is not None
+def _ensemble(setup: Setup, results: Results, snapshots: Sequence[Path]) -> Scores:
     # The points of the curve are the ensemble's members: the start too, if it is included.
     members, selection = len(results.averaged), results.selection_probabilities
+    if results.probabilities is None:
+        started = [Member(1.0, setup.start)] if members > len(snapshots) else []
+        own = [Member(1.0, partial(setup.read, path)) for path in snapshots]
+        return setup.evaluator.scores(ensemble_outputs(setup, started + own))
     report = results.probabilities / members
     plain = setup.data.task.score(report, setup.data.report.labels)
     chosen_by = None if selection is None else selection / members
@@ -162,8 +188,10 @@ def _start_losses(results: Results) -> Tensor:
     return results.start_losses
 
 
-def add_to_ensemble(results: Results, outputs: HeldOutOutputs) -> None:
-    """Add a network's outputs to the ensemble's sums."""
+def add_to_ensemble(task: Task, results: Results, outputs: HeldOutOutputs) -> None:
+    """Add a network's outputs to the ensemble's sums, where the task's ensembles have such sums."""
+    if not task.averages_answers:
+        return
     results.probabilities = _sum(results.probabilities, outputs.report)
     if outputs.selection is not None:
         results.selection_probabilities = _sum(results.selection_probabilities, outputs.selection)

@@ -179,7 +179,7 @@ class TrainingJob:
         results.start, results.start_recomputed = as_it_came.report.model_dump(), recomputed.report.model_dump()
         results.on_sets |= {"start": stored(as_it_came.sets), "start_recomputed": stored(recomputed.sets)}
         if isinstance(self.method, CyclicSwa) and self.method.include_start:
-            add_to_ensemble(results, start.outputs)
+            add_to_ensemble(self.setup.data.task, results, start.outputs)
             self._add_to_curve(recomputed.report)
         warning = normalization_probe.near_chance(self.setup, as_it_came.report)
         if warning is not None:
@@ -248,7 +248,7 @@ class TrainingJob:
         self._check_finite(position)
         n, path = position.cycle, self.workspace.snapshot(position.cycle)
         outputs = self.evaluator.predict_held_out(self.model)
-        add_to_ensemble(self.results, outputs)
+        add_to_ensemble(self.setup.data.task, self.results, outputs)
         scores = self.evaluator.scores(outputs)
         score, self.results.on_sets["last"] = scores.report, stored(scores.sets)
         self.results.snapshots.append(score.model_dump())

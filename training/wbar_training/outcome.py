@@ -23,6 +23,7 @@ class Outcome:
     losses: JSON, the loss of each held-out image of the report split, for w̄ and for the start.
     averaged: w̄, where the guard chose the start, whose weights the two files are then; else None.
     onnx: the file of that format, where the job asked for it and it could be had.
+    picture: PNG, some held-out images with what the start and w̄ make of them; None where the task has nothing to see.
     """
 
     result: JobResult
@@ -31,3 +32,4 @@ class Outcome:
     losses: Path | None = None
     averaged: WeightsFiles | None = None
     onnx: Path | None = None
+    picture: Path | None = None

@@ -54,7 +54,7 @@ class Setup:
 
     def loss(self) -> Loss:
         """Return the training loss."""
-        return self.data.task.loss(self.plan.recipe, self.data.train, self.device)
+        return self.data.task.loss(self.plan.recipe, self.data.train, self.data.packed, self.device)
 
     def batches(self) -> Batches:
         """Return what makes the training batches."""

@@ -9,6 +9,7 @@ an interrupted soup starts again, to the same bits.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from wbar_averaging import ModelStock, RunningMean
 from wbar_training import normalization_probe
 from wbar_training.analysis import attempted, flatness_images, measure_flatness
 from wbar_training.averages.average import Finished
+from wbar_training.comparisons import draw_answers
+from wbar_training.ensemble import Member, ensemble_outputs
 from wbar_training.evaluate import HeldOutOutputs, verdict
 from wbar_training.evaluation_sets import evaluated_sets
 from wbar_training.evaluator import Scores
@@ -141,7 +144,8 @@ class SoupJob:
             flatness=flatness,
         )
         losses = self.setup.writer.write_losses(outputs.report.losses, start.outputs.report.losses)
-        return Outcome(result, *files, losses, onnx=onnx.path if onnx else None)
+        picture = draw_answers(self.setup, files.safetensors)
+        return Outcome(result, *files, losses, onnx=onnx.path if onnx else None, picture=picture)
 
     def _uniform(self, ingredients: list[Ingredient]) -> Mixture:
         mean, curve = self._empty(), []
@@ -190,6 +194,9 @@ class SoupJob:
 
     def _ensemble(self, ingredients: list[Ingredient]) -> Scores:
         """Score the mean of the members' outputs, weighted as their weights are."""
+        if not self.data.task.averages_answers:
+            together = [Member(one.weight, partial(self._tensors, one.weights)) for one in ingredients]
+            return self.evaluator.scores(ensemble_outputs(self.setup, together))
         total = sum(one.weight for one in ingredients)
         members = [(one.weight / total, one.outputs) for one in ingredients]
         report = sum((share * each.report.answers.double() for share, each in members), torch.zeros(()))
@@ -213,7 +220,7 @@ class SoupJob:
 
     def _point(self, n: int, score_of_mean: Score) -> CurvePoint:
         self.reporter.averaged(n, score_of_mean)
-        return CurvePoint(n=n, accuracy=score_of_mean.accuracy, loss=score_of_mean.loss)
+        return CurvePoint(n=n, **score_of_mean.model_dump(include={"accuracy", "loss", "mean_iou"}))
 
     def _evaluated(self, phase: StepPhase, images: int) -> None:
         self._images += images

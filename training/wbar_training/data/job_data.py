@@ -22,6 +22,7 @@ from wbar_training.workspace import Workspace
 class JobData:
     """The three splits, the conversion of their pixels to inputs, and the names of the outputs.
 
+    packed: the metadata of the dataset.
     train: trained on; BatchNorm statistics are recomputed from it too.
     report: the held-out images that every number of the result is from.
     selection: the held-out images that selections are made on; None where there are none.
@@ -30,7 +31,7 @@ class JobData:
 
     def __init__(self, spec: JobSpec, workspace: Workspace, plan: Plan, device: torch.device) -> None:
         path = workspace.input(spec.dataset.blob)
-        packed = Packed.read(path)
+        self.packed = packed = Packed.read(path)
         order = [spec.classes.index(name) for name in packed.classes] if spec.classes else None
         names = list(spec.classes or packed.classes)
         self.output_names = _output_names(names, spec.network.num_classes)
@@ -53,7 +54,7 @@ class JobData:
         self.prepare = Preparer(plan.mean, plan.std, plan.augment, plan.seed, device)
         if plan.augment == "imagenet" and isinstance(self.train, Split):
             self.prepare.axes = principal_axes(self.train.images).to(device)
-        self.feed = self.task.feed(self.train, path, self.prepare, workspace.loaders)
+        self.feed = self.task.feed(self.train, path, self.prepare, plan.image_size, workspace.loaders)
 
     @property
     def held_out(self) -> HeldOut:

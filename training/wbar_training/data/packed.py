@@ -100,6 +100,7 @@ class Packed:
     warnings: list[str]
     many_sizes: bool = False
     task: Task = "classification"
+    class_pixels: list[int] | None = None  # of segmentation: labelled pixels of each class in the training split
 
     @classmethod
     def read(cls, path: Path) -> "Packed":
@@ -114,7 +115,7 @@ class Packed:
         """Return the metadata as the file has it: without the tasks that the shape of the labels tells, as it always was."""
         values = asdict(self)
         if self.task in ("classification", "multilabel"):
-            del values["task"]
+            del values["task"], values["class_pixels"]
         return values
 
 

@@ -6,6 +6,7 @@ score    accuracy, mean negative log-likelihood, calibration error; a temperatur
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from wbar_training.data.augment import RESIZED, Preparer
 from wbar_training.data.examples import Batch, Examples
 from wbar_training.data.feed import ImageFeed
 from wbar_training.data.mixing import mix
-from wbar_training.data.packed import Split, load_encoded, load_split
+from wbar_training.data.packed import Packed, Split, load_encoded, load_split
 from wbar_training.evaluate import Outputs, calibration_error, forward_batch
 from wbar_training.losses import Loss, Target, class_logits
 from wbar_training.tasks.task import Reading, Task
@@ -44,7 +45,7 @@ class ClassLoss(Loss):
 
 
 class ImageTask(Task):
-    """What tasks share whose labels are of the whole image: a split is one tensor of images, inputs are mixed."""
+    """The part that tasks share whose labels are of the whole image: a split is one tensor of images, inputs are mixed."""
 
     def load(self, path: Path, split: str, reading: Reading) -> Split:
         return load_split(
@@ -54,7 +55,9 @@ class ImageTask(Task):
     def joined(self, parts: Sequence[Split]) -> Split:
         return Split(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
 
-    def feed(self, train: Split, path: Path, prepare: Preparer, loaders: int) -> ImageFeed:
+    def feed(
+        self, train: Split, path: Path, prepare: Preparer, image_size: tuple[int, int], loaders: int  # noqa: ARG002
+    ) -> ImageFeed:  # fmt: skip
         encoded = load_encoded(path, "train") if prepare.augment in RESIZED else None
         return ImageFeed(train, prepare, encoded, loaders)
 
@@ -63,6 +66,9 @@ class ImageTask(Task):
 
     def target(self, recipe: Recipe, batch: Batch, seed: int, step: int) -> tuple[Tensor, Target]:
         return mix(recipe, batch.inputs, batch.labels, seed, step)
+
+    def draw(self, *_: Any) -> None:
+        """Draw nothing: a class is no picture."""
 
     def calibrated(
         self, score: Score, answers: Tensor, labels: Tensor, fitted_on: tuple[Tensor, Tensor] | None
@@ -76,7 +82,7 @@ class Classification(ImageTask):
     name = "classification"
     tells_order = True
 
-    def loss(self, recipe: Recipe, train: Examples, device: torch.device) -> ClassLoss:
+    def loss(self, recipe: Recipe, train: Examples, packed: Packed, device: torch.device) -> ClassLoss:  # noqa: ARG002
         counts = torch.bincount(train.labels, minlength=self.network.classes)
         return ClassLoss(recipe, self.network.classes, counts, device)
 

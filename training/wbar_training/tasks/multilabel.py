@@ -12,6 +12,7 @@ from wbar.method import SelectBy
 from wbar.recipe import Recipe
 from wbar.results import Score
 from wbar_training.data.examples import Examples
+from wbar_training.data.packed import Packed
 from wbar_training.evaluate import Outputs, calibration_error
 from wbar_training.losses import Loss
 from wbar_training.tasks.classification import ImageTask
@@ -41,7 +42,7 @@ class Multilabel(ImageTask):
 
     name = "multilabel"
 
-    def loss(self, recipe: Recipe, train: Examples, device: torch.device) -> LabelsLoss:
+    def loss(self, recipe: Recipe, train: Examples, packed: Packed, device: torch.device) -> LabelsLoss:  # noqa: ARG002
         return LabelsLoss(recipe, self.network.num_classes, train.labels.sum(dim=0), device)
 
     def softened(self, logits: Tensor) -> Tensor:

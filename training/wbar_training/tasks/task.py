@@ -7,13 +7,14 @@ what is kept of the outputs on held-out images, its scores, and what a report dr
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
 from wbar.datasets import Task as TaskName
 from wbar.method import SelectBy
@@ -22,7 +23,7 @@ from wbar.results import Score
 from wbar.spec import Network
 from wbar_training.data.augment import Preparer
 from wbar_training.data.examples import Batch, Examples, Feed
-from wbar_training.data.packed import PLAIN, Fit
+from wbar_training.data.packed import PLAIN, Fit, Packed
 from wbar_training.evaluate import Outputs
 from wbar_training.losses import Loss, Target
 
@@ -67,7 +68,7 @@ class Task(ABC):
         """Return several splits as one. parts: of `load`."""
 
     @abstractmethod
-    def feed(self, train: Any, path: Path, prepare: Preparer, loaders: int) -> Feed:
+    def feed(self, train: Any, path: Path, prepare: Preparer, image_size: tuple[int, int], loaders: int) -> Feed:
         """Return the training images, augmented. train: of `load`, from the packed file at `path`."""
 
     @abstractmethod
@@ -77,8 +78,8 @@ class Task(ABC):
     # Training.
 
     @abstractmethod
-    def loss(self, recipe: Recipe, train: Examples, device: torch.device) -> Loss:
-        """Return the training loss."""
+    def loss(self, recipe: Recipe, train: Examples, packed: Packed, device: torch.device) -> Loss:
+        """Return the training loss. packed: the metadata of the dataset."""
 
     @abstractmethod
     def target(self, recipe: Recipe, batch: Batch, seed: int, step: int) -> tuple[Tensor, Target]:
@@ -131,3 +132,19 @@ class Task(ABC):
     def strata(self, labels: Tensor) -> Tensor:
         """Return the stratum of each image, (N,) int64: random halves share every stratum evenly."""
         return torch.zeros(len(labels), dtype=torch.int64)
+
+    # The report.
+
+    @abstractmethod
+    def draw(
+        self,
+        model: nn.Module,
+        weights: Mapping[str, Callable[[], Mapping[str, Tensor]]],
+        examples: Any,
+        prepare: Preparer,
+    ) -> Image.Image | None:
+        """Return a picture of some held-out images and of the networks' answers; None where there is nothing to see.
+
+        model: that is filled with each of the weights, by name, and left with the last.
+        examples: of `load`.
+        """
