@@ -115,6 +115,13 @@ def test_the_score_is_that_of_one_confusion_matrix() -> None:
     torch.testing.assert_close(TASK.mean_loss(outputs, labels).double(), kept.losses.mean(), rtol=1e-5, atol=1e-6)
 
 
+def test_an_image_that_is_all_void_counts_nowhere() -> None:
+    outputs, labels = batch()  # the last one is
+    kept, without = TASK.outputs(outputs, labels), TASK.outputs({"out": outputs["out"][:-1]}, labels[:-1])
+    assert torch.equal(kept.answers.sum(dim=0), without.answers.sum(dim=0))
+    assert kept.losses[-1].item() == 0.0
+
+
 def test_a_class_that_nobody_has_has_no_iou() -> None:
     logits = torch.zeros(1, 3, 4, 4)
     logits[:, 1] = 5

@@ -42,19 +42,25 @@ HESSIAN_STEPS = 30
 HESSIAN_TOLERANCE = 0.01
 
 
+NO_DERIVATIVE = "is not implemented"  # torch's words, of MobileNetV3's hard sigmoid, for instance
+
 T = TypeVar("T")
 
 
 def attempted(reporter: Reporter, what: str, measure: Callable[[], T]) -> T | None:
     """Return the result of `measure`, or None where it cannot be had: the weights are there already.
 
-    Whatever says that the job cannot do it (JobError, out of memory, ValueError) is caught; a request to stop is not.
+    Whatever says that the job cannot do it (JobError, out of memory, ValueError, an operation of the network without a second
+    derivative) is caught; a request to stop is not.
 
     what: the name of the measurement in the job's log, which then says why it failed.
     """
     try:
         return measure()
-    except (JobError, ValueError, torch.OutOfMemoryError) as error:
+    except (JobError, ValueError, RuntimeError) as error:
+        wrong = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+        if wrong and NO_DERIVATIVE not in str(error):
+            raise
         reporter.log("warning", f"{what} could not be measured: {str(error).splitlines()[0]}")
         return None
 

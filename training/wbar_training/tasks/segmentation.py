@@ -153,11 +153,13 @@ class Segmentation(Task):
         return self._kept(probabilities.clamp_min(1e-38).log(), labels)
 
     def _kept(self, logs: Tensor, labels: Tensor) -> Outputs:
+        labels = labels.cpu()
         labelled = labels != VOID
         known = torch.where(labelled, labels, 0)
         of_label = logs.gather(1, known[:, None].to(logs.device)).squeeze(1).double().cpu()
         predicted, classes = logs.argmax(dim=1).cpu(), logs.shape[1]
-        losses = -(of_label * labelled).flatten(1).sum(dim=1) / labelled.flatten(1).sum(dim=1)
+        # A crop of a training image may be void everywhere: it has a loss of 0.
+        losses = -(of_label * labelled).flatten(1).sum(dim=1) / labelled.flatten(1).sum(dim=1).clamp_min(1)
         image = torch.arange(len(labels))[:, None, None].expand_as(labels)
         places = ((image * classes + known) * classes + predicted)[labelled]
         confusion = torch.bincount(places, minlength=len(labels) * classes * classes).view(-1, classes, classes)
@@ -175,9 +177,9 @@ class Segmentation(Task):
         }
         known = [value for value in iou.values() if value is not None]
         return Score(
-            accuracy=right.sum().item() / labelled.sum().item(),
+            accuracy=right.sum().item() / max(1, labelled.sum().item()),
             loss=losses.mean().item(),
-            mean_iou=sum(known) / len(known),
+            mean_iou=sum(known) / max(1, len(known)),
             iou=iou,
         )
 
