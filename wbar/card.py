@@ -65,16 +65,24 @@ class ModelCard:
             else self.spec.recipe.model_copy(update={"normalize": found.normalization})
         )
 
+    @property
+    def _segments(self) -> bool:
+        return self.spec.network.architecture.outputs == "pixels"
+
+    @property
+    def _task(self) -> str:
+        return "image-segmentation" if self._segments else "image-classification"
+
     # The head.
 
     def _head(self) -> Iterator[str]:
         yield "---"
         yield "# license: yours to fill in; it depends on the start and on the images, of which only digests are known here"
         yield "# base_model: yours to fill in, if the start has a name on a hub"
-        tags = ["image-classification", "weight-averaging", self.spec.method.type, self.spec.network.name, "wbar"]
+        tags = [self._task, "weight-averaging", self.spec.method.type, self.spec.network.name, "wbar"]
         head = {
             "library_name": self.spec.network.architecture.library if self._is_hubs else "pytorch",
-            "pipeline_tag": "image-classification",
+            "pipeline_tag": self._task,
             "tags": list(dict.fromkeys(tags)),
             "model-index": [{"name": self._title, "results": [self._index()]}],
         }
@@ -83,12 +91,19 @@ class ModelCard:
 
     def _index(self) -> dict[str, object]:
         score = self._delivered
-        metrics = [("accuracy", score.accuracy), ("nll", score.loss), ("expected_calibration_error", score.ece)]
-        metrics += [("mean_average_precision", score.map)] if score.map is not None else []
+        metrics = {
+            "accuracy": score.accuracy,
+            "nll": score.loss,
+            "expected_calibration_error": score.ece,
+            "mean_average_precision": score.map,
+            "mean_iou": score.mean_iou,
+        }
         return {
-            "task": {"type": "image-classification", "name": "Image Classification"},
+            "task": {"type": self._task, "name": self._task.replace("-", " ").title()},
             "dataset": {"type": "private", "name": self.spec.dataset.id, "split": "held-out, report split"},
-            "metrics": [{"type": kind, "value": round(value, 6)} for kind, value in metrics],
+            "metrics": [
+                {"type": kind, "value": round(value, 6)} for kind, value in metrics.items() if value is not None
+            ],
         }
 
     # The body.
@@ -134,18 +149,21 @@ class ModelCard:
         result, metrics = self.result, self.result.metrics
         error = (
             ""
-            if metrics.averaged.map is not None
+            if metrics.averaged.map is not None or self._segments
             else f" (one standard error of the accuracy of w̄: {self._error():.2%})"
         )
         yield f"On {result.held_out.report:,} held-out images{error}:"
         yield ""
+        if self._segments:
+            yield from self._of_pixels()
+            return
         yield "| | accuracy | NLL (nats) | NLL, calibrated | temperature | calibration error |"
         yield "| --- | ---: | ---: | ---: | ---: | ---: |"
         for name, score in metrics.named().items():
             cells = [
                 f"**{Comparisons.label(name)}**" if name == "averaged" else Comparisons.label(name),
                 f"{score.accuracy:.2%}", f"{score.loss:.4f}", _number(score.nll_calibrated, 4),
-                _number(score.temperature, 2), f"{score.ece:.4f}",
+                _number(score.temperature, 2), _number(score.ece, 4),
             ]  # fmt: skip
             yield f"| {' | '.join(cells)} |"
         yield ""
@@ -154,6 +172,17 @@ class ModelCard:
             yield ""
             yield f"{_plain(line)}."
         yield ""
+
+    def _of_pixels(self) -> Iterator[str]:
+        yield "| | pixel accuracy | NLL (nats) | mean IoU |"
+        yield "| --- | ---: | ---: | ---: |"
+        for name, score in self.result.metrics.named().items():
+            label = f"**{Comparisons.label(name)}**" if name == "averaged" else Comparisons.label(name)
+            yield f"| {label} | {score.accuracy:.2%} | {score.loss:.4f} | {_number(score.mean_iou, 4)} |"
+        yield ""
+        for line in self.result.selection_in_words():
+            yield f"{_plain(line)}."
+            yield ""
 
     def _error(self) -> float:
         accuracy = self.result.metrics.averaged.accuracy
@@ -200,7 +229,8 @@ class ModelCard:
         yield "from wbar_training.mlflow_model import AveragedModel"
         yield ""
         yield 'model = AveragedModel(Path("averaged.safetensors"))'
-        yield "logits = model.predict(images)  # (N, channels, height, width), pixels in [0, 1]; columns: model.classes"
+        found = "(N, classes, height, width)" if self._segments else "columns"
+        yield f"logits = model.predict(images)  # (N, channels, height, width), pixels in [0, 1]; {found}: model.classes"
         yield "```"
         yield from self._input()
         yield ""
@@ -208,6 +238,7 @@ class ModelCard:
     def _input(self) -> Iterator[str]:
         normalize, size = self._recipe.normalize, self._recipe.image_size
         side = f", {size[0]} × {size[1]} pixels" if isinstance(size, tuple) else ""
+        side = ", of any size" if self._segments else side
         if isinstance(normalize, Normalization):
             yield (
                 f"The network takes (pixels − mean) / std of pixels in [0, 1], {self.spec.network.channels} channels{side}; "

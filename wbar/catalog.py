@@ -13,9 +13,11 @@ from difflib import get_close_matches
 from typing import Literal
 
 Library = Literal["wbar", "torchvision", "timm", "transformers"]
+Outputs = Literal["image", "pixels"]  # what an output is for: the image as a whole, or every pixel of it
 EXPORTED: Literal["exported"] = "exported"  # the name of every network that came as a program of torch.export
 TIMM = "timm/"  # before a name that torchvision's or the CIFAR family's network has, too; before any of timm's if one likes
 
+SEGMENTATION = ("fcn", "deeplabv3", "lraspp")  # families with an output for every pixel
 BATCH = 128  # the batch that `peak_lr` belongs to
 
 
@@ -36,11 +38,17 @@ class Architecture:
     def __post_init__(self) -> None:
         assert self.min_size <= self.size
 
+    @property
+    def outputs(self) -> Outputs:
+        """The purpose of the outputs."""
+        return "pixels" if self.family in SEGMENTATION else "image"
+
 
 def _family(names: str, family: str, size: int, min_size: int, **rest: object) -> list[Architecture]:
     return [Architecture(name, family, size, min_size, **rest) for name in names.split()]  # type: ignore[arg-type]  # heterogeneous keywords
 
 
+_DENSE = {"peak_lr": 0.08, "reproducible": False}  # no run on a GPU has been repeated yet
 _ADAMW = {"optimizer": "adamw", "peak_lr": 1.25e-4}
 
 _ALL = [
@@ -109,6 +117,10 @@ _ALL = [
     *_family("vit_b_16 vit_b_32 vit_l_16 vit_l_32", "vit", 224, 32, fixed_size=True, **_ADAMW),
     *_family("vit_h_14", "vit", 224, 14, fixed_size=True, **_ADAMW),
     *_family("maxvit_t", "maxvit", 224, 224, fixed_size=True, **_ADAMW),
+    # torchvision, a class for every pixel. The references give 0.02 for a batch of 32, crops of 480 pixels.
+    *_family("fcn_resnet50 fcn_resnet101", "fcn", 480, 8, **_DENSE),
+    *_family("deeplabv3_resnet50 deeplabv3_resnet101 deeplabv3_mobilenet_v3_large", "deeplabv3", 480, 8, **_DENSE),
+    *_family("lraspp_mobilenet_v3_large", "lraspp", 480, 16, **_DENSE),
 ]
 
 ARCHITECTURES: dict[str, Architecture] = {arch.name: arch for arch in sorted(_ALL, key=lambda arch: arch.name)}

@@ -59,7 +59,8 @@ class ComparedScore(_Frozen):
     accuracy: float
     accuracy_error: float | None
     loss: float
-    ece: float
+    ece: float | None
+    mean_iou: float | None = None
 
 
 class ComparedScores(_Frozen):
@@ -127,5 +128,5 @@ def _score(result: JobResult, name: str) -> ComparedScore | None:
     if score is None:
         return None
     images, p = result.held_out.report, score.accuracy
-    error = sqrt(max(p * (1 - p), 0.0) / images) if score.map is None and images else None
-    return ComparedScore(accuracy=p, accuracy_error=error, loss=score.loss, ece=score.ece)
+    error = sqrt(max(p * (1 - p), 0.0) / images) if score.map is None and score.mean_iou is None and images else None
+    return ComparedScore(accuracy=p, accuracy_error=error, loss=score.loss, ece=score.ece, mean_iou=score.mean_iou)

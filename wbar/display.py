@@ -120,6 +120,8 @@ def comparison(job: Job) -> Table:
     assert job.result is not None
     table = Table(title=escape(f"{job.name or job.id}: held-out images"), title_justify="left")
     several = job.result.metrics.averaged.map is not None  # labels per image
+    if job.result.metrics.averaged.mean_iou is not None:
+        return _of_pixels(job.result, table)
     for column in ("", "accuracy", "NLL", "calibrated", "T", "ECE", *(["mAP"] if several else [])):
         table.add_column(column, justify="left" if not column else "right")
     for name, score in job.result.metrics.named().items():
@@ -131,8 +133,23 @@ def comparison(job: Job) -> Table:
             f"{score.loss:.4f}",
             number(score.nll_calibrated, 4),
             number(score.temperature, 2),
-            f"{score.ece:.4f}",
+            number(score.ece, 4),
             *precision,
+            style=style,
+        )
+    return table
+
+
+def _of_pixels(result: JobResult, table: Table) -> Table:
+    for column in ("", "pixel accuracy", "NLL", "mean IoU"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, score in result.metrics.named().items():
+        style = "bold" if name == "averaged" else ""
+        table.add_row(
+            Comparisons.label(name),
+            f"{score.accuracy:.2%}",
+            f"{score.loss:.4f}",
+            number(score.mean_iou, 4),
             style=style,
         )
     return table

@@ -167,7 +167,7 @@ class ImageSizeUnsupported(Refused):
 class TaskUnsupported(Refused):
     """Raised when this version does not have the task of a dataset."""
 
-    code, status, title = "task_unsupported", 422, "This version fine-tunes image classification only"
+    code, status, title = "task_unsupported", 422, "This version does not fine-tune for this task"
 
 
 class InternalError(Refused):

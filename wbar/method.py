@@ -30,7 +30,7 @@ def _whole(value: Any) -> Any:
 MAX_EPOCHS = 10_000  # passes over the training images, of a phase and of a whole job
 Epochs = Annotated[int | float, BeforeValidator(_whole), Field(gt=0, le=MAX_EPOCHS)]
 EpochsOrNone = Annotated[int | float, BeforeValidator(_whole), Field(ge=0, le=MAX_EPOCHS)]
-Shape = Literal["constant", "linear", "cosine", "exponential", "step", "sawtooth"]
+Shape = Literal["constant", "linear", "cosine", "exponential", "step", "sawtooth", "poly"]
 Average = Literal["uniform", "greedy", "window"]
 SwaAverage = Literal["uniform", "greedy", "window", "swad"]
 StartKind = Literal["memorised", "settled", "underfit"]
@@ -90,7 +90,7 @@ class Slope(RequestModel):
     shape: Shape = Field(
         "constant",
         description="`constant`; `linear` and `cosine` down to the low rate; `exponential` η·gamma^epoch; `step` ÷ 10 at each "
-        "milestone; `sawtooth` from η to η/100 within each epoch.",
+        "milestone; `sawtooth` from η to η/100 within each epoch; `poly` (1 − t/T)^0.9.",
     )
     gamma: float = Field(0.98, gt=0, le=1, description="Of `exponential`, per epoch.")
     milestones: list[Annotated[float, Field(gt=0, lt=1)]] = Field(

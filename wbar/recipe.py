@@ -18,6 +18,8 @@ Augment = Literal[
     "imagenet",
     "rand_augment",
     "trivial_augment",
+    "scale_crop_flip",
+    "scale_crop_flip_colour",
 ]
 Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 BatchNorm = Literal["auto", "recompute", "consistent", "frozen", "track"]
@@ -42,7 +44,7 @@ TRAINING = Marker("training")  # refused where nothing is trained, in a soup
 
 # Left out of documents while they have their defaults, so that workers of versions before them read the others, and equal
 # work keeps its digest.
-NEW_OPTIONS = ("crop_ratio", "interpolation", "drop_path", "layer_decay", "head_epochs", "head_lr")
+NEW_OPTIONS = ("crop_ratio", "interpolation", "drop_path", "layer_decay", "head_epochs", "head_lr", "dice")
 
 
 def is_about_training(field: str) -> bool:
@@ -146,7 +148,8 @@ class Recipe(RequestModel):
         description="`auto`: pad-crop-flip (digits are not flipped); for photographs `resized_crop_flip`. `resized_crop`: "
         "8–100 % of the area, aspect 3/4–4/3, held-out images by their centre (Szegedy et al. 2015). `imagenet`: that, "
         "flipped, with colour jitter and PCA noise (He et al. 2019). `rand_augment`, `trivial_augment`: torchvision's, after "
-        "a pad-crop-flip.",
+        "a pad-crop-flip. Of segmentation, images and masks alike: `scale_crop_flip` (its `auto`): scaled by 0.5–2, a random "
+        "crop of `image_size`, void where it reaches beyond the image, mirrored; `…_colour`: hue, saturation, brightness too.",
     )
     precision: Precision = Field(
         "auto",
@@ -180,6 +183,13 @@ class Recipe(RequestModel):
         None,
         description="Weights in the loss, one per output in the checkpoint's order; `balanced`: images / (classes · "
         "images of the class).",
+    )
+    dice: Annotated[float, TRAINING] = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="Of segmentation: added to the cross-entropy times this, 1 − the mean Dice coefficient of the classes that "
+        "an image has (Milletari et al. 2016).",
     )
     mixup: Annotated[float | None, TRAINING] = Field(
         None,

@@ -16,6 +16,7 @@ from wbar.recipe import IMAGENET, Augment, BatchNorm, Normalization, Recipe, is_
 from wbar.results import HUB_LIBRARIES, FurtherFormat
 from wbar.schedule import build_schedule, steps_per_epoch
 from wbar.spec import EvaluationSet, JobSpec, Network, PretrainedConfig, StoredDataset, StoredWeights
+from wbar.task_checks import check_task
 
 Resolved = TypeVar("Resolved", bound=BaseModel)
 PULL = 5e-4
@@ -30,6 +31,7 @@ PEAK_RATES = {
 HEAD_RATE = 10.0  # of a classifier that is trained by itself, over the method's first rate
 MIN_STEPS_PER_EPOCH = 20
 MIN_BATCH = 8
+DENSE_BATCH = 16 * 480**2  # pixels of a batch of segmentation, as in torchvision's references on a device or two
 
 
 def resolve_job(
@@ -50,10 +52,11 @@ def resolve_job(
     teachers: the networks of a distillation.
     evaluation: the datasets of `options.evaluate`, by name, with their facts.
 
-    Raises Refused (422, 409) with the field and both values: ValidationFailed, ClassesMismatch, ChannelsMismatch,
-    ImageSizeUnsupported, CheckpointsDiffer.
+    Raises Refused (422, 409) with the field and both values: ValidationFailed, TaskUnsupported, ClassesMismatch,
+    ChannelsMismatch, ImageSizeUnsupported, CheckpointsDiffer.
     """
     _check_applies(options)
+    check_task(options, start.network, facts)
     network, asked = start.network, options.classes
     if options.recipe.head == "reset":
         asked = asked or list(facts.classes)  # the job shows the names of the new outputs
@@ -166,16 +169,15 @@ def resolve_recipe(
             'recipe.precision is "tf32", which GPUs have, and no live worker has one: choose "float32"'
         )
     _check_class_weights(recipe, network)
+    size = _image_size(recipe, network, facts, pretrained)
     resolved = recipe.model_copy(
         update={
             "optimizer": recipe.optimizer.model_copy(update={"name": name, "weight_decay": weight_decay}),
-            "batch_size": _batch_size(facts.train_images) if recipe.batch_size == "auto" else recipe.batch_size,
-            "image_size": _image_size(recipe, network, facts, pretrained),
+            "batch_size": _batch_size(facts, size) if recipe.batch_size == "auto" else recipe.batch_size,
+            "image_size": size,
             "normalize": _normalization(recipe, network, facts, pretrained),
             **_cropping(recipe, pretrained),
-            "augment": resolve_augment(facts.source, facts.are_photographs)
-            if recipe.augment == "auto"
-            else recipe.augment,
+            "augment": _augment(facts) if recipe.augment == "auto" else recipe.augment,
             "precision": precision,
             "batch_norm": _batch_norm(recipe, method),
         }
@@ -359,6 +361,8 @@ def _image_size(
     fixed_side = network.image_size or architecture.size
     if recipe.image_size == "auto" and pretrained and pretrained.image_size and not architecture.fixed_size:
         size = pretrained.image_size
+    elif recipe.image_size == "auto" and facts.task == "segmentation":
+        size = (min(architecture.size, facts.shape.height), min(architecture.size, facts.shape.width))  # of the crops
     elif recipe.image_size == "auto":
         size = (
             (fixed_side, fixed_side)
@@ -390,11 +394,19 @@ def check_image_size(recipe: Recipe, network: Network) -> None:
         )
 
 
-def _batch_size(images: int) -> int:
-    batch = BATCH
-    while batch > MIN_BATCH and -(-images // batch) < MIN_STEPS_PER_EPOCH:
+def _batch_size(facts: DatasetFacts, size: tuple[int, int]) -> int:
+    batch, dense = BATCH, facts.task == "segmentation"
+    while batch > MIN_BATCH and (
+        -(-facts.train_images // batch) < MIN_STEPS_PER_EPOCH or (dense and batch * size[0] * size[1] > DENSE_BATCH)
+    ):
         batch //= 2
     return batch
+
+
+def _augment(facts: DatasetFacts) -> Augment:
+    if facts.task == "segmentation":
+        return "scale_crop_flip"
+    return resolve_augment(facts.source, facts.are_photographs)
 
 
 def resolve_augment(source: str | None, photographs: bool = False) -> Augment:

@@ -29,12 +29,21 @@ class Score(BaseModel):
     """Accuracy in [0, 1], mean negative log-likelihood in nats, and expected calibration error (15 bins).
 
     Where an image has several labels, accuracy is the share of right yes-or-no answers, loss their mean, and mean
-    average precision is added.
+    average precision is added. Of segmentation, accuracy is that of all labelled pixels, loss the mean over the images of
+    the mean over their labelled pixels, and intersections over unions are added.
     """
 
     accuracy: float
     loss: float
-    ece: float
+    ece: float | None = Field(None, description="Null in segmentation.")
+    mean_iou: float | None = Field(
+        None, description="Of segmentation: the mean of `iou` over the classes that have one."
+    )
+    iou: dict[str, float | None] | None = Field(
+        None,
+        description="Of segmentation: pixels of both over pixels of either, of the class by its labels and by the outputs, by "
+        "the class's name; null for a class that no held-out image has, by either.",
+    )
     map: float | None = Field(None, description="Mean of `average_precision`; null for one label per image.")
     average_precision: list[float | None] | None = Field(
         None, description="By class, in the order of the outputs; null for a class that no held-out image has."
@@ -57,6 +66,7 @@ class CurvePoint(BaseModel):
     n: int
     accuracy: float
     loss: float
+    mean_iou: float | None = Field(None, description="Of segmentation.")
 
 
 class ImageLosses(BaseModel):

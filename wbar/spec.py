@@ -24,6 +24,7 @@ class Network:
 
     image_size: pixels per side, only where the weights are tied to one (position tables).
     projection: whether the shortcuts of a CIFAR ResNet are 1 × 1 convolutions.
+    auxiliary: whether a segmentation network has the auxiliary head of its training.
     entry: of a network whose catalog entry depends on what a worker has installed; it travels with the network.
     config: of a network of transformers, what its configuration says about the network, as canonical JSON.
     program: of an exported network, the sha256 of its program, which lies beside its weights.
@@ -34,6 +35,7 @@ class Network:
     channels: int = 3
     image_size: int | None = None
     projection: bool = False
+    auxiliary: bool = False
     entry: Architecture | None = field(default=None, compare=False)
     config: str | None = None
     program: str | None = None
@@ -239,9 +241,9 @@ def without_new_defaults(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def network_document(network: dict[str, Any]) -> dict[str, Any]:
-    """Return a network's JSON without what it does not have of the fields that a worker of 0.6 knows nothing of."""
-    newer = ("entry", "config", "program")
-    return {name: value for name, value in network.items() if name not in newer or value is not None}
+    """Return a network's JSON without what it does not have and a worker of 0.6 knows nothing of."""
+    absent = {"entry": None, "auxiliary": False, "config": None, "program": None}
+    return {name: value for name, value in network.items() if name not in absent or value != absent[name]}
 
 
 def canonical(value: Any) -> str:

@@ -8,6 +8,7 @@ the last step is at the low rate exactly; where the low rate is 0, u = i / m, so
     cosine       low + (high − low)·½(1 + cos πu)             (Loshchilov & Hutter 2017, equation 5)
     exponential  high·γ^e, e the epochs since the phase began, continuously (a fraction within an epoch); γ = 0.98
     step         high·0.1^k, k the milestones passed           (fractions of the phase; 1/2 and 3/4)
+    poly         low + (high − low)·(1 − u)^0.9               (Chen et al. 2018, "DeepLab", section 3.1)
     sawtooth     from high to high/100 within each epoch (or a shorter phase), linearly; then again
 
 The low phase is constant at the low rate; without one, a cycle ends where the shape of its high phase ends. Warm-up takes
@@ -21,8 +22,9 @@ from math import cos, inf, pi
 from typing import Any, Literal, get_args
 
 Phase = Literal["high", "low"]
-Shape = Literal["constant", "linear", "cosine", "exponential", "step", "sawtooth"]
+Shape = Literal["constant", "linear", "cosine", "exponential", "step", "sawtooth", "poly"]
 WarmUp = Literal["gradual", "constant"]
+POLY = 0.9  # the power of `poly`
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,8 @@ class PhaseRate:
             return high * float(self.gamma ** ((i + self.warmup_steps) / self.steps_per_epoch))
         if self.shape == "step":
             return high * float(0.1 ** sum(i >= at * m for at in self.milestones))
+        if self.shape == "poly":
+            return low + (high - low) * float((1 - u) ** POLY)
         if self.shape == "sawtooth":
             span = min(self.steps_per_epoch, self.steps)
             return high * (1 - 0.99 * ((i + self.warmup_steps) % span) / (span - 1)) if span > 1 else high

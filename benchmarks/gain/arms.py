@@ -32,9 +32,10 @@ from wbar.spec import JobSpec, StoredDataset, StoredWeights
 from wbar_averaging import write_safetensors
 from wbar_training.calibration import calibrated
 from wbar_training.data.augment import Preparer
+from wbar_training.data.examples import Batch
 from wbar_training.data.packed import Packed, Split, load_split
 from wbar_training.draws import permutation
-from wbar_training.evaluate import predict, score
+from wbar_training.evaluate import predict
 from wbar_training.local import facts_of
 from wbar_training.loop import run
 from wbar_training.messages import LogLevel, StopReason
@@ -42,6 +43,7 @@ from wbar_training.networks.architectures import initialized, load
 from wbar_training.networks.tensors import read_tensors
 from wbar_training.optim import make_optimizer
 from wbar_training.plan import Plan
+from wbar_training.tasks.classification import Classification, score
 from wbar_training.uploads.dataset_archives import write_packed
 from wbar_training.workspace import Workspace
 
@@ -221,8 +223,9 @@ class Bench:
     def _probabilities(self, model: nn.Module, split: Split) -> Tensor:
         plan = self._plan
         prepare = self._preparer(plan)
-        inputs = partial(_inputs, prepare, split)
-        return predict(model, split.labels, inputs, self.size, plan.autocast, lambda _: None).probabilities
+        task = Classification(self.network, [str(index) for index in range(self.network.num_classes)])
+        batch_of = partial(_batch, prepare, split)
+        return predict(model, split.parts(), batch_of, task.outputs, plan.autocast, lambda _: None).answers
 
     def _scored(self, model: nn.Module) -> dict[str, Any]:
         return self._score(self._probabilities(model, self.unseen), self._probabilities(model, self.held_out))
@@ -233,8 +236,8 @@ class Bench:
         return found.model_dump(include={"accuracy", "loss", "ece", "nll_calibrated", "temperature"})
 
 
-def _inputs(prepare: Preparer, split: Split, chunk: slice, _: int) -> Tensor:
-    return prepare.plain(split.images[chunk])
+def _batch(prepare: Preparer, split: Split, part: slice, _: int) -> Batch:
+    return split.batch(part, prepare)
 
 
 def packed(block: Block, folder: Path) -> Files:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from wbar.catalog import ARCHITECTURES, Library
+from wbar.catalog import ARCHITECTURES, Library, Outputs
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.problems import responses
 
@@ -37,6 +37,9 @@ class ArchitectureEntry(BaseModel):
         description="Whose class the network is: results load into it. Sizes of transformers' are those of the default "
         "configuration; the one that is uploaded decides."
     )
+    outputs: Outputs = Field(
+        description="Whether it has one answer for the image, or one for every pixel (segmentation)."
+    )
 
 
 class Architectures(BaseModel):
@@ -66,7 +69,7 @@ def list_architectures(
     found = [] if passed else [ARCHITECTURES[name] for name in ours if after is None or name > after]
     if len(found) <= limit:
         found += store.architectures.page(words, after if passed else None, limit + 1 - len(found))
-    data = [ArchitectureEntry(id=one.name, **asdict(one)) for one in found[:limit]]
+    data = [ArchitectureEntry(id=one.name, outputs=one.outputs, **asdict(one)) for one in found[:limit]]
     return Architectures(
         data=data,
         has_more=len(found) > limit,

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import insert, select
 
-from wbar.datasets import Dataset, DatasetFacts, ImageShape, Split, Task
+from wbar.datasets import VOID_LABEL, Dataset, DatasetFacts, ImageShape, Split, Task
 from wbar.spec import StoredDataset
 from wbar_store.blobs import Received
 from wbar_store.claims import Claim
@@ -15,11 +15,12 @@ from wbar_store.uploads import UploadRecord, UploadRepository, expiry
 
 
 class DatasetOptions(BaseModel):
-    """How a source is packed."""
+    """How a source is packed. void_label: of segmentation, the value of pixels that belong to no class."""
 
     model_config = ConfigDict(frozen=True)
 
     max_train_images: int | None = None
+    void_label: int = VOID_LABEL
 
 
 class DatasetSummary(BaseModel):

@@ -71,6 +71,7 @@ def high_phase(**shape: object) -> list[float]:
         ({"shape": "step"}, [0.8] * 4 + [0.08] * 2 + [0.008] * 2),
         ({"shape": "step", "milestones": [0.25]}, [0.8] * 2 + [0.08] * 6),
         ({"shape": "sawtooth"}, [0.8, 0.536, 0.272, 0.008] * 2),
+        ({"shape": "poly"}, [0.08 + 0.72 * (1 - i / 7) ** 0.9 for i in range(8)]),
         ({"warmup_steps": 3}, [0.32, 0.56, 0.8] + [0.8] * 5),
         ({"warmup_steps": 3, "warmup": "constant"}, [0.08] * 3 + [0.8] * 5),
         ({"warmup_steps": 2, "shape": "linear"}, [0.44, 0.8] + [0.8 - 0.72 * i / 5 for i in range(6)]),

@@ -9,7 +9,8 @@ from torch import Tensor
 from wbar.recipe import Augment, Normalization, Optimizer, Recipe
 from wbar_training.data.augment import Preparer
 from wbar_training.data.colour import principal_axes
-from wbar_training.data.feed import Feed, Request
+from wbar_training.data.examples import Request
+from wbar_training.data.feed import ImageFeed
 from wbar_training.data.mixing import mix
 from wbar_training.data.packed import Split
 
@@ -26,12 +27,12 @@ def images(channels: int) -> Tensor:
     return torch.randint(0, 256, (24, channels, 20, 16), dtype=torch.uint8, generator=draws)
 
 
-def feed(augment: Augment, channels: int, place: str) -> Feed:
+def feed(augment: Augment, channels: int, place: str) -> ImageFeed:
     """A feed whose inputs are made on `place`, from images that lie there too, as in a job."""
     prepare = Preparer(MEAN, STD, augment, 7, torch.device(place))
     prepare.axes = principal_axes(images(channels).expand(-1, 3, -1, -1)) if augment == "imagenet" else None
     labels = torch.arange(24) % 10
-    return Feed(Split(images(channels).to(place), labels), prepare, None, 0)
+    return ImageFeed(Split(images(channels).to(place), labels), prepare, None, 0)
 
 
 @pytest.mark.parametrize("augment", ALL)

@@ -12,11 +12,11 @@ from wbar.spec import Network
 from wbar_training import graphed
 from wbar_training.data.mixing import mix
 from wbar_training.draws import generator
-from wbar_training.losses import Loss
 from wbar_training.networks.architectures import initialized
 from wbar_training.plan import Plan
 from wbar_training.setup import make_deterministic
 from wbar_training.step import Stepper
+from wbar_training.tasks.classification import ClassLoss
 
 pytestmark = pytest.mark.gpu
 
@@ -100,7 +100,7 @@ def _network(name: str) -> torch.nn.Module:
 def _stepped(model: torch.nn.Module, plan: Plan, side: int, captured: bool | None = None) -> torch.Tensor:
     """Return every parameter and buffer after some steps on random images, and the losses, as one vector."""
     device = torch.device("cuda")
-    stepper = Stepper(model, plan, Loss(plan.recipe, CLASSES, None, device), device, None)
+    stepper = Stepper(model, plan, ClassLoss(plan.recipe, CLASSES, None, device), device, None)
     anchor = [parameter.detach().clone() for parameter in stepper.parameters]
     losses = []
     for step in range(STEPS):

@@ -7,6 +7,7 @@ import torch
 
 from tests.training.jobs import METHOD, Recorder, make_job, run
 from wbar_averaging import distances
+from wbar_training.analysis import attempted
 from wbar_training.networks.tensors import read_tensors
 from wbar_training.reporter import StopRequested
 from wbar_training.state_files import latest
@@ -54,3 +55,19 @@ def test_one_cycle_has_no_plane(tmp_path: Path) -> None:
     # w̄ is the only snapshot with other BatchNorm statistics: no third point.
     assert outcome.result.flatness.plane is None
     assert torch.isfinite(torch.tensor(outcome.result.flatness.interpolation.train_loss)).all()
+
+
+def test_an_operation_without_a_second_derivative_ends_the_measurement_and_not_the_job() -> None:
+    def twice() -> torch.Tensor:
+        x = torch.zeros(3, requires_grad=True)
+        (gradient,) = torch.autograd.grad(torch.nn.functional.hardsigmoid(x).sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.sum(), x)[0]
+
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    told = Recorder()
+    assert attempted(told, "the flatness", twice) is None
+    assert "the flatness could not be measured: derivative for aten::hardsigmoid_backward" in told.logs[0]
+    with pytest.raises(RuntimeError, match="a bug"):
+        attempted(told, "the flatness", broken)

@@ -12,9 +12,12 @@ from safetensors.torch import load_file
 
 from tests.training.jobs import Recorder, make_job, run
 from wbar.method import METHODS, SelectBy
+from wbar.spec import Network
 from wbar_training.evaluate import Outputs
 from wbar_training.loop import TrainingJob
-from wbar_training.selection_evaluator import SelectionEvaluator, per_image
+from wbar_training.selection_evaluator import SelectionEvaluator
+from wbar_training.tasks.classification import Classification
+from wbar_training.tasks.multilabel import Multilabel
 
 AUTO = {"type": "auto", "epochs": 2, "lr": 0.05, "control_lr": 0.05, "probe_rate": False}
 UNDERFIT = {"memorised": {"ratio": 0}, "settled": {"ratio": 0}}
@@ -119,7 +122,8 @@ def test_a_candidate_is_compared_by_what_was_asked_for(by: SelectBy) -> None:
     outputs = Outputs(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]), torch.tensor([1.0, 2.0]).double())
     labels = torch.tensor([0, 1])
     expected = {"loss": [1.0, 2.0], "accuracy": [0.0, 1.0], "brier": [0.375, 0.01 + 0.64 + 0.49]}[by]
-    assert per_image(outputs, labels, by).tolist() == pytest.approx(expected)
+    network, names = Network("resnet20", 3), ["a", "b", "c"]
+    assert Classification(network, names).per_image(outputs, labels, by).tolist() == pytest.approx(expected)
     several = torch.tensor([[1, 0, 0], [0, 1, 1]])
     expected = {"loss": [1.0, 2.0], "accuracy": [1 / 3, 1 / 3], "brier": [0.125, (0.01 + 0.64 + 0.09) / 3]}[by]
-    assert per_image(outputs, several, by).tolist() == pytest.approx(expected)
+    assert Multilabel(network, names).per_image(outputs, several, by).tolist() == pytest.approx(expected)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from wbar_training.evaluate import calibration_error, even_slices, score, verdict
+from wbar_training.evaluate import calibration_error, even_slices, verdict
+from wbar_training.tasks.classification import score
 
 
 def test_score_by_hand() -> None:

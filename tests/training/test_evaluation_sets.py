@@ -16,9 +16,9 @@ from wbar.spec import EvaluationSet, StoredDataset
 from wbar_training import state_files
 from wbar_training.data.augment import Preparer
 from wbar_training.data.packed import Packed, load_split
-from wbar_training.evaluate import score
 from wbar_training.networks.architectures import load
 from wbar_training.outcome import Outcome
+from wbar_training.tasks.classification import score
 from wbar_training.uploads.dataset_archives import write_packed
 
 RATES = {"lr": 0.05, "control_lr": 0.05, "epochs": 2}

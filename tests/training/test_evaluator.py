@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.training.jobs import make_job
-from wbar_training.data.feed import Request
+from wbar_training.data.examples import Request
 from wbar_training.draws import permutation
 from wbar_training.evaluate import even_slices
 from wbar_training.evaluator import BATCH_NORM_IMAGES

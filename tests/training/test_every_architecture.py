@@ -42,12 +42,13 @@ PREFIXES = ("", "module.", "net.")
 
 # Written out, since building every network to count its numbers would make each collection of tests wait.
 LARGE = [
-    "alexnet", "convnext_base", "convnext_large", "convnext_small", "convnext_tiny", "densenet161", "efficientnet_b5",
-    "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_l", "efficientnet_v2_m", "maxvit_t", "regnet_x_16gf",
-    "regnet_x_32gf", "regnet_x_8gf", "regnet_y_128gf", "regnet_y_16gf", "regnet_y_32gf", "regnet_y_8gf", "resnet101",
-    "resnet152", "resnext101_32x8d", "resnext101_64x4d", "swin_b", "swin_s", "swin_t", "swin_v2_b", "swin_v2_s",
-    "swin_v2_t", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_16",
-    "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32", "wide_resnet101_2", "wide_resnet28_10", "wide_resnet50_2",
+    "alexnet", "convnext_base", "convnext_large", "convnext_small", "convnext_tiny", "deeplabv3_resnet101",
+    "deeplabv3_resnet50", "densenet161", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_l",
+    "efficientnet_v2_m", "fcn_resnet101", "fcn_resnet50", "maxvit_t", "regnet_x_16gf", "regnet_x_32gf", "regnet_x_8gf",
+    "regnet_y_128gf", "regnet_y_16gf", "regnet_y_32gf", "regnet_y_8gf", "resnet101", "resnet152", "resnext101_32x8d",
+    "resnext101_64x4d", "swin_b", "swin_s", "swin_t", "swin_v2_b", "swin_v2_s", "swin_v2_t", "vgg11", "vgg11_bn", "vgg13",
+    "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32",
+    "wide_resnet101_2", "wide_resnet28_10", "wide_resnet50_2",
 ]  # fmt: skip
 SMALL = [name for name in ARCHITECTURES if name not in LARGE]
 
@@ -58,9 +59,11 @@ def sliced(architectures: list[str]) -> list[Any]:
 
 def of_the_user(name: str) -> nn.Module:
     """What the user has: torchvision's own class as it comes, with auxiliary heads; ours for the CIFAR family."""
-    if name not in models.list_models(module=models):
+    if ARCHITECTURES[name].library == "wbar":
         return initialized(Network(name, CLASSES))
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    if ARCHITECTURES[name].outputs == "pixels":
+        options = {"weights_backbone": None} | ({"aux_loss": True} if "lraspp" not in name else {})
     module: nn.Module = models.get_model(name, weights=None, num_classes=CLASSES, **options)
     return module
 
@@ -106,7 +109,10 @@ def trained_one_step(network: Network, start: dict[str, Tensor], recipe: Recipe)
     for group in optimizer.param_groups:
         group["lr"] = 0.01
     assert isinstance(recipe.image_size, tuple)
-    F.cross_entropy(model(torch.randn(2, 3, *recipe.image_size)), torch.tensor([0, 1])).backward()
+    outputs = model(torch.randn(2, 3, *recipe.image_size))
+    if isinstance(outputs, dict):  # of segmentation
+        outputs = sum(one.mean(dim=(2, 3)) for one in outputs.values())
+    F.cross_entropy(outputs, torch.tensor([0, 1])).backward()
     optimizer.step()
     return model
 

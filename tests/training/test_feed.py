@@ -15,7 +15,8 @@ from wbar.method import METHODS
 from wbar_training import state_files
 from wbar_training.data import colour, crops
 from wbar_training.data.augment import Preparer
-from wbar_training.data.feed import Feed, Request
+from wbar_training.data.examples import Request
+from wbar_training.data.feed import ImageFeed
 from wbar_training.data.packed import load_encoded, load_split
 from wbar_training.draws import generator
 from wbar_training.uploads.dataset_archives import pack_folder
@@ -115,7 +116,7 @@ def test_workers_change_no_byte_and_neither_does_a_death(tmp_path: Path, many_si
 def test_two_draws_differ_and_the_same_one_does_not(many_sizes: Path) -> None:
     split = load_split(many_sizes, "train", (16, 16), None, centre=True)
     prepare = Preparer((0.5,) * 3, (0.2,) * 3, "resized_crop_flip", 3, torch.device("cpu"))
-    feed = Feed(split, prepare, load_encoded(many_sizes, "train"), 0)
+    feed = ImageFeed(split, prepare, load_encoded(many_sizes, "train"), 0)
     chosen = torch.arange(8)
     first = feed.inputs(Request(chosen, "augment", 0))
     assert first.shape == (8, 3, 16, 16)

@@ -18,10 +18,10 @@ from wbar.spec import Network
 from wbar_training import state_files
 from wbar_training.averages.choice import alpha_of
 from wbar_training.data.packed import load_split
-from wbar_training.evaluate import score
 from wbar_training.networks.architectures import load
 from wbar_training.outcome import Outcome
 from wbar_training.reporter import StopReason
+from wbar_training.tasks.classification import score
 
 RATES = {"lr": 0.05, "control_lr": 0.05, "epochs": 2}
 KINDS: dict[str, dict[str, Any]] = {

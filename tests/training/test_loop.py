@@ -19,7 +19,7 @@ from wbar_training import state_files
 from wbar_training.data.augment import Preparer
 from wbar_training.data.packed import load_split
 from wbar_training.draws import key, permutation
-from wbar_training.evaluate import even_slices, forward_batch, score
+from wbar_training.evaluate import even_slices, forward_batch
 from wbar_training.evaluator import BATCH_NORM_IMAGES
 from wbar_training.loop import TrainingJob
 from wbar_training.networks.architectures import load
@@ -27,6 +27,7 @@ from wbar_training.networks.tensors import read_tensors
 from wbar_training.optim import decayed
 from wbar_training.reporter import StopRequested
 from wbar_training.step import StepResult
+from wbar_training.tasks.classification import score
 
 
 def test_averaged_weights_are_the_mean_of_the_snapshots_with_the_statistics_of_the_twin(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 
 from wbar.recipe import Distillation, Recipe
 from wbar_training.data.mixing import mix
-from wbar_training.losses import Loss, Target, correct
+from wbar_training.losses import Target
+from wbar_training.tasks.classification import ClassLoss
+from wbar_training.tasks.multilabel import LabelsLoss
 
 CPU = torch.device("cpu")
 
@@ -17,7 +19,8 @@ def batch(classes: int = 5, images: int = 12) -> tuple[torch.Tensor, torch.Tenso
 
 
 def value(recipe: Recipe, logits: torch.Tensor, target: Target, counts: torch.Tensor | None = None) -> torch.Tensor:
-    loss = Loss(recipe, logits.shape[1], counts, CPU)
+    kind = ClassLoss if target.labels.dim() == 1 else LabelsLoss
+    loss = kind(recipe, logits.shape[1], counts, CPU)
     return loss(logits, loss.normed(target), len(logits))
 
 
@@ -33,14 +36,14 @@ def test_cross_entropy_is_torchs_smoothed_and_weighted(smoothing: float, weights
 def test_balanced_weights_are_images_over_classes_times_their_count() -> None:
     _logits, _labels = batch(classes=3)
     counts = torch.tensor([10, 30, 0])
-    loss = Loss(Recipe(class_weights="balanced"), 3, counts, CPU)
+    loss = ClassLoss(Recipe(class_weights="balanced"), 3, counts, CPU)
     assert loss.weights is not None
     torch.testing.assert_close(loss.weights, torch.tensor([40 / (2 * 10), 40 / (2 * 30), 0.0]))
 
 
 def test_the_parts_of_a_batch_add_up_to_the_whole() -> None:
     logits, labels = batch()
-    loss = Loss(Recipe(class_weights=[1.0, 2.0, 0.5, 3.0, 1.0], label_smoothing=0.1), 5, None, CPU)
+    loss = ClassLoss(Recipe(class_weights=[1.0, 2.0, 0.5, 3.0, 1.0], label_smoothing=0.1), 5, None, CPU)
     target = loss.normed(Target(labels, labels.flip(0), 0.3))
     whole = loss(logits, target, 12)
     parts = sum(loss(logits[p], target.part(p), 12) for p in (slice(0, 5), slice(5, 6), slice(6, 12)))
@@ -62,7 +65,8 @@ def test_mixed_labels_weigh_both_losses_and_both_answers() -> None:
     actual = value(Recipe(), logits, Target(labels, other, 0.7))
     torch.testing.assert_close(actual, 0.7 * F.cross_entropy(logits, labels) + 0.3 * F.cross_entropy(logits, other))
     right = (logits.argmax(1) == labels).float() * 0.7 + (logits.argmax(1) == other).float() * 0.3
-    torch.testing.assert_close(correct(logits, Target(labels, other, 0.7)), right.sum())
+    actual = ClassLoss(Recipe(), 5, None, CPU).correct(logits, Target(labels, other, 0.7))
+    torch.testing.assert_close(actual, right.sum())
 
 
 def test_distillation_is_hintons() -> None:
@@ -82,7 +86,7 @@ def test_the_gradient_penalty_is_the_mean_squared_norm_of_each_images_gradient()
     layer = torch.nn.Linear(7, 5).double()
     inputs, labels = torch.randn(6, 7, dtype=torch.float64), torch.randint(5, (6,))
     given = inputs.clone().requires_grad_(True)
-    loss = Loss(Recipe(gradient_penalty=0.5), 5, None, CPU)
+    loss = ClassLoss(Recipe(gradient_penalty=0.5), 5, None, CPU)
     actual = loss.with_penalty(layer(given), loss.normed(Target(labels)), 6, given)
     norms = []
     for x, y in zip(inputs, labels, strict=True):

@@ -13,8 +13,8 @@ from wbar.errors import InvalidArchive, Rejected, TooFewClasses
 from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training.data.packed import load_split
-from wbar_training.evaluate import score
 from wbar_training.networks.architectures import initialized
+from wbar_training.tasks.multilabel import score_of_labels
 from wbar_training.uploads.dataset_archives import pack_archive, pack_folder
 from wbar_training.uploads.limits import UploadLimits
 
@@ -101,7 +101,7 @@ def test_a_job_learns_them_and_reports_average_precision(tmp_path: Path) -> None
 def test_the_score_of_labels_follows_its_definitions() -> None:
     p = torch.tensor([[0.9, 0.2, 0.5], [0.4, 0.6, 0.1], [0.8, 0.7, 0.3]])
     y = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=torch.uint8)
-    scores = score(p, y)
+    scores = score_of_labels(p, y)
     assert scores.accuracy == pytest.approx(7 / 9)
     # Ranked for class 0: 0.9 right, 0.8 wrong, 0.4 right: (1 + 2/3)/2. Class 1: 0.7, 0.6 right: 1. Class 2: none has it.
     assert scores.average_precision == [pytest.approx(5 / 6), pytest.approx(1.0), None]

@@ -16,8 +16,9 @@ from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training.data.augment import Preparer
 from wbar_training.data.packed import Packed, Split, load_split
-from wbar_training.losses import Loss, Target, correct
+from wbar_training.losses import Target
 from wbar_training.networks.architectures import initialized, load
+from wbar_training.tasks.classification import ClassLoss
 from wbar_training.uploads.dataset_archives import write_packed
 
 NETWORK = Network("resnet20", 1)
@@ -38,11 +39,11 @@ def test_two_classes_fit_one_output_and_three_do_not() -> None:
 
 def test_its_loss_is_the_binary_cross_entropy_and_its_threshold_a_half() -> None:
     logits, labels = torch.tensor([[2.0], [-1.0], [0.3]]), torch.tensor([1, 1, 0])
-    loss = Loss(Recipe(), 2, None, torch.device("cpu"))
+    loss = ClassLoss(Recipe(), 2, None, torch.device("cpu"))
     target = loss.normed(Target(labels))
     expected = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float())
     assert loss(logits, target, 3).item() == pytest.approx(expected.item(), rel=1e-6)
-    assert correct(logits, target).item() == 1
+    assert loss.correct(logits, target).item() == 1
 
 
 def binary_job(folder: Path) -> LocalJob:

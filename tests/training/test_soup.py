@@ -14,9 +14,9 @@ from wbar.method import Soup
 from wbar.spec import Network, StoredWeights
 from wbar_averaging import write_safetensors
 from wbar_training.data.packed import load_split
-from wbar_training.evaluate import score
 from wbar_training.networks.architectures import initialized, load
 from wbar_training.reporter import StopRequested
+from wbar_training.tasks.classification import score
 
 NETWORK = Network("resnet20", 10)
 

@@ -72,6 +72,10 @@ def test_the_shapes_of_a_plain_fine_tune() -> None:
     assert stepwise == pytest.approx([0.8, 0.08, 0.08, 0.008])
     falling = rates(type="none", epochs=2, final_lr=0.0, shape="exponential", gamma=0.25)
     assert falling == pytest.approx([0.8, 0.4, 0.2, 0.1])
+    poly = rates(steps_per_epoch=3, type="none", epochs=2, final_lr=0.0, shape="poly")
+    assert poly == pytest.approx(
+        [poly[0] * (1 - t / 6) ** 0.9 for t in range(6)], rel=1e-4
+    )  # (1 − t/T)^0.9, T = 6 steps
     saw = rates(steps_per_epoch=3, type="none", epochs=2, final_lr=0.0, shape="sawtooth")
     assert saw == pytest.approx([0.8, 0.404, 0.008] * 2)
 

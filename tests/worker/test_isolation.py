@@ -199,7 +199,9 @@ def test_datasets_are_packed_in_isolation_and_within_the_limits(tmp_path: Path) 
             image = io.BytesIO()
             Image.new("RGB", (300, 200), "red").save(image, "PNG")
             archive.writestr(name, image.getvalue())
-    packed = verdict(VALIDATE_DATASET, DatasetUpload(tmp_path / "d.zip", tmp_path / "out", False, None, LIMITS))
+    packed = verdict(
+        VALIDATE_DATASET, DatasetUpload(tmp_path / "d.zip", tmp_path / "out", "classification", None, LIMITS)
+    )
     assert isinstance(packed, DatasetPacked)
     assert (packed.classes, packed.height, packed.width) == (["a", "b"], 200, 300)
     for content, message in (
@@ -208,7 +210,9 @@ def test_datasets_are_packed_in_isolation_and_within_the_limits(tmp_path: Path) 
         (uploads.UploadLimits(bytes=1000), "unpacks to"),
     ):
         limits = ReaderLimits(memory=4 * GIB, seconds=300, content=content)
-        refused = verdict(VALIDATE_DATASET, DatasetUpload(tmp_path / "d.zip", tmp_path / "x", False, None, limits))
+        refused = verdict(
+            VALIDATE_DATASET, DatasetUpload(tmp_path / "d.zip", tmp_path / "x", "classification", None, limits)
+        )
         assert isinstance(refused, UploadRejected)
         assert refused.fault.code == "too_large"
         assert message in refused.fault.message
@@ -216,7 +220,7 @@ def test_datasets_are_packed_in_isolation_and_within_the_limits(tmp_path: Path) 
 
 def test_built_in_sets_are_packed_with_the_network_at_hand(tmp_path: Path) -> None:
     assert not PACK_BUILTIN.isolated
-    packed = verdict(PACK_BUILTIN, DatasetUpload("digits", tmp_path / "out", False, 100, LIMITS))
+    packed = verdict(PACK_BUILTIN, DatasetUpload("digits", tmp_path / "out", "classification", 100, LIMITS))
     assert isinstance(packed, DatasetPacked)
 
 

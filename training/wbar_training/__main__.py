@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from wbar.datasets import VOID_LABEL
 from wbar.errors import ValidationFailed, WbarError
 from wbar.jobs import JobOptions, MetricsPoint, Progress
 from wbar.results import Score
@@ -86,7 +87,21 @@ def _parser() -> argparse.ArgumentParser:
         help="a further dataset, of the same classes, that every comparison is scored on",
     )  # fmt: skip
     parser.add_argument("--architecture", help="catalog name; default: detected from the tensors")
-    parser.add_argument("--multilabel", action="store_true", help="the labels are those of the dataset's labels.csv")
+    tasks = parser.add_mutually_exclusive_group()
+    tasks.add_argument(
+        "--task", default="classification", choices=("classification", "multilabel", "segmentation"),
+        help="what the dataset's labels are",
+    )  # fmt: skip
+    tasks.add_argument(
+        "--multilabel", dest="task", action="store_const", const="multilabel",
+        help="the labels are those of the dataset's labels.csv: --task multilabel",
+    )  # fmt: skip
+    parser.add_argument(
+        "--void-label",
+        type=int,
+        default=VOID_LABEL,
+        help="of segmentation: the label of pixels that belong to no class",
+    )
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument("--device", default="cpu", choices=devices, help="cuda where torch sees a GPU")
     parser.add_argument("--threads", type=_positive, help="of torch on the CPU; part of what decides the bits")
@@ -174,8 +189,10 @@ def _run(asked: argparse.Namespace, options: JobOptions, sets: Mapping[str, str]
                 f"--with {pair}: a name of letters and digits, an equals sign and a file are expected"
             )
         others[f"ckpt_{name}"] = prepare_weights(Path(path), workspace, name, asked.architecture)
-    dataset, facts = prepare_dataset(asked.dataset, workspace, asked.multilabel)
-    evaluation = {name: prepare_dataset(path, workspace, asked.multilabel, name) for name, path in sets.items()}
+    dataset, facts = prepare_dataset(asked.dataset, workspace, asked.task, void_label=asked.void_label)
+    evaluation = {
+        name: prepare_dataset(path, workspace, asked.task, name, asked.void_label) for name, path in sets.items()
+    }
     spec = prepare_job(options, start, dataset, facts, workspace, others, evaluation)
     with Bar(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), console=console

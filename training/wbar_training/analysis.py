@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wbar.errors import Diverged, JobError
@@ -26,11 +25,9 @@ from wbar_averaging import (
     surface,
     top_eigenvalue,
 )
-from wbar_training.data.packed import Split
+from wbar_training.data.examples import Examples
 from wbar_training.draws import key, permutation
-from wbar_training.evaluate import even_slices, score
 from wbar_training.evaluator import Scores
-from wbar_training.losses import class_logits
 from wbar_training.reporter import Reporter
 from wbar_training.setup import Setup
 
@@ -45,19 +42,25 @@ HESSIAN_STEPS = 30
 HESSIAN_TOLERANCE = 0.01
 
 
+NO_DERIVATIVE = "is not implemented"  # torch's words, of MobileNetV3's hard sigmoid, for instance
+
 T = TypeVar("T")
 
 
 def attempted(reporter: Reporter, what: str, measure: Callable[[], T]) -> T | None:
     """Return the result of `measure`, or None where it cannot be had: the weights are there already.
 
-    Whatever says that the job cannot do it (JobError, out of memory, ValueError) is caught; a request to stop is not.
+    Whatever says that the job cannot do it (JobError, out of memory, ValueError, an operation of the network without a second
+    derivative) is caught; a request to stop is not.
 
     what: the name of the measurement in the job's log, which then says why it failed.
     """
     try:
         return measure()
-    except (JobError, ValueError, torch.OutOfMemoryError) as error:
+    except (JobError, ValueError, RuntimeError) as error:
+        wrong = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+        if wrong and NO_DERIVATIVE not in str(error):
+            raise
         reporter.log("warning", f"{what} could not be measured: {str(error).splitlines()[0]}")
         return None
 
@@ -85,7 +88,7 @@ def bayesian_score(setup: Setup, snapshots: Sequence[Mapping[str, Tensor]], samp
     def everything(model: nn.Module) -> Tensor:
         outputs = evaluator.predict_held_out(model)
         parts = [outputs.report, *([outputs.selection] if outputs.selection else []), *outputs.sets.values()]
-        return torch.cat([part.probabilities for part in parts])
+        return torch.cat([part.answers for part in parts])
 
     probabilities = bayesian_average(
         evaluator.probe,
@@ -99,7 +102,7 @@ def bayesian_score(setup: Setup, snapshots: Sequence[Mapping[str, Tensor]], samp
     splits = [data.report, *([data.selection] if data.selection else []), *data.sets.values()]
     report, *others = torch.split(probabilities, [len(split) for split in splits])
     selection = others.pop(0) if data.selection else None
-    plain = score(report, data.report.labels)
+    plain = data.task.score(report, data.report.labels)
     on_sets = evaluator.on_sets(dict(zip(data.sets, others, strict=True)), selection)
     return Scores(evaluator.calibrated(plain, report, selection), on_sets)
 
@@ -139,16 +142,15 @@ class _Around:
     def __init__(self, setup: Setup) -> None:
         self.setup, self.probe, self.seed = setup, setup.evaluator.probe, setup.plan.seed
         drawn = permutation(len(setup.data.train), self.seed, "flatness")[:IMAGES]
-        images = setup.data.train.images[drawn.to(setup.data.train.images.device)].cpu()
-        self.split = Split(images, setup.data.train.labels[drawn].cpu())
+        self.split = setup.data.train.select(drawn)
         held_out = permutation(len(setup.data.report), self.seed, "flatness-val")[: 2 * IMAGES]
-        self.val = Split(setup.data.report.images[held_out], setup.data.report.labels[held_out])
+        self.val = setup.data.report.select(held_out)
         self._lost = False
-        self._losses = [self._loss_on(part) for part in even_slices(len(drawn), BATCH)]
+        self._losses = [self._loss_on(part) for part in self.split.parts(BATCH)]
 
     def _loss_on(self, part: slice) -> "_BatchLoss":
-        inputs = self.setup.data.prepare.plain(self.split.images[part])
-        return _BatchLoss(self.setup, inputs, self.split.labels[part].to(inputs.device))
+        batch = self.split.batch(part, self.setup.data.prepare)
+        return _BatchLoss(self.setup, batch.inputs, batch.labels.to(batch.inputs.device))
 
     def sharpness(self, tensors: Mapping[str, Tensor]) -> float:
         self.probe.load_state_dict(tensors)
@@ -204,7 +206,7 @@ class _Around:
         held_out = self._score(model, self.val)
         return self._train(model) | {"val_loss": held_out.loss, "val_accuracy": held_out.accuracy}
 
-    def _score(self, model: nn.Module, split: Split) -> Score:
+    def _score(self, model: nn.Module, split: Examples) -> Score:
         if not self._lost:
             try:
                 return self.setup.evaluator.score(self.setup.evaluator.predict(model, split), split)
@@ -221,10 +223,7 @@ class _BatchLoss:
 
     def __call__(self, model: nn.Module) -> Tensor:
         self._setup.evaluator.tick("report", len(self._labels))
-        logits = model(self._inputs)
-        if self._labels.dim() > 1:
-            return F.binary_cross_entropy_with_logits(logits, self._labels.float())
-        return F.cross_entropy(class_logits(logits), self._labels)
+        return self._setup.data.task.mean_loss(model(self._inputs), self._labels)
 
 
 def _epoch_point(epoch: Epoch) -> EpochPoint:

@@ -1,6 +1,7 @@
 """The end of a job: the weights that are delivered, and their comparison with everything else, on the report split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +13,9 @@ from wbar_training import decisions
 from wbar_training.analysis import attempted, bayesian_score, measure_flatness
 from wbar_training.averages.average import Average, Evaluated
 from wbar_training.averages.choice import ChoiceLimits
-from wbar_training.evaluate import HeldOutOutputs, Outputs, score, verdict
+from wbar_training.distributed.ranks import Ranks
+from wbar_training.ensemble import Member, ensemble_outputs
+from wbar_training.evaluate import HeldOutOutputs, Outputs, verdict
 from wbar_training.evaluation_sets import evaluated_sets, read
 from wbar_training.evaluator import Scores
 from wbar_training.further_formats import make_further_files
@@ -21,8 +24,9 @@ from wbar_training.outcome import Outcome, WeightsFiles
 from wbar_training.reporter import Reporter
 from wbar_training.result_writer import weights_file
 from wbar_training.resume import Results
-from wbar_training.selection_evaluator import SelectionEvaluator, per_image
+from wbar_training.selection_evaluator import SelectionEvaluator
 from wbar_training.setup import Setup
+from wbar_training.tasks.task import Task
 
 
 def conclude(
@@ -61,7 +65,7 @@ def conclude(
     selection = _selection(setup, finished.selection, outputs, results, reporter)
     delivers_start = selection is not None and selection.delivered == "start"
     delivered = _write_start(setup, results) if delivers_start else of_mean
-    ensemble, beside = _ensemble(setup, results), _control(reporter, control) if control else None
+    ensemble, beside = _ensemble(setup, results, snapshots), _control(reporter, control) if control else None
     on_sets = {name: read(scores) for name, scores in results.on_sets.items()}
     on_sets |= {"averaged": averaged.sets, "ensemble": ensemble.sets}
     on_sets |= {name: one.sets for name, one in (("swag", swag), ("control", beside)) if one is not None}
@@ -80,7 +84,8 @@ def conclude(
         formats=further.offered,
         metrics=metrics,
         curve=[
-            CurvePoint(n=n, accuracy=p["accuracy"], loss=p["loss"]) for n, p in enumerate(results.averaged, start=1)
+            CurvePoint(n=n, accuracy=p["accuracy"], loss=p["loss"], mean_iou=p.get("mean_iou"))
+            for n, p in enumerate(results.averaged, start=1)
         ],
         verdict=verdict(outputs.report.losses, _start_losses(results)),
         finished_early=results.stopped_at is not None,
@@ -96,7 +101,25 @@ def conclude(
     )
     losses = setup.writer.write_losses(outputs.report.losses, _start_losses(results))
     averaged_files = of_mean if delivers_start else None
-    return Outcome(result, *delivered, losses, averaged_files, further.onnx, further.pt2, further.hub)
+    picture = attempted(reporter, "what a network makes of images", lambda: draw_answers(setup, of_mean.safetensors))
+    return Outcome(result, *delivered, losses, averaged_files, further.onnx, further.pt2, further.hub, picture)
+
+
+def draw_answers(setup: Setup, averaged: Path) -> Path | None:
+    """Draw some held-out images with what the start and w̄ make of them; None where the task has nothing to see.
+
+    averaged: the weights file of w̄.
+    """
+    weights: dict[str, Callable[[], Mapping[str, Tensor]]] = {
+        "start": setup.start,
+        "averaged": partial(setup.read, averaged),
+    }
+    drawn = setup.data.task.draw(setup.evaluator.probe, weights, setup.data.report, setup.data.prepare)
+    if drawn is None or not Ranks.here().leads:
+        return None
+    path = averaged.with_name("answers.png")
+    drawn.save(path)
+    return path
 
 
 def _control(reporter: Reporter, control: Callable[[], Scores]) -> Scores | None:
@@ -128,6 +151,7 @@ def _selection(
     if not getattr(setup.spec.method, "guard", False):
         return selection
     by: SelectBy = getattr(setup.spec.method, "select_by", "loss")
+    per_image = setup.data.task.per_image
     evaluated = [Evaluated(per_image(one, labels, by), one.losses.mean().item()) for one in (start, outputs.selection)]
     delivered: Delivered = decisions.guard(evaluated[0], evaluated[1], reporter)
     return selection.model_copy(update={"delivered": delivered})
@@ -141,12 +165,15 @@ def _write_start(setup: Setup, results: Results) -> WeightsFiles:
     return setup.writer.write_result(tensors, 0, _score(results.start).temperature, "start")
 
 
-def _ensemble(setup: Setup, results: Results) -> Scores:
-    assert results.probabilities is not None
+def _ensemble(setup: Setup, results: Results, snapshots: Sequence[Path]) -> Scores:
     # The points of the curve are the ensemble's members: the start too, if it is included.
     members, selection = len(results.averaged), results.selection_probabilities
+    if results.probabilities is None:
+        started = [Member(1.0, setup.start)] if members > len(snapshots) else []
+        own = [Member(1.0, partial(setup.read, path)) for path in snapshots]
+        return setup.evaluator.scores(ensemble_outputs(setup, started + own))
     report = results.probabilities / members
-    plain = score(report, setup.data.report.labels)
+    plain = setup.data.task.score(report, setup.data.report.labels)
     chosen_by = None if selection is None else selection / members
     sets = {name: total / members for name, total in results.set_probabilities.items()}
     return Scores(setup.evaluator.calibrated(plain, report, chosen_by), setup.evaluator.on_sets(sets, chosen_by))
@@ -161,8 +188,10 @@ def _start_losses(results: Results) -> Tensor:
     return results.start_losses
 
 
-def add_to_ensemble(results: Results, outputs: HeldOutOutputs) -> None:
-    """Add a network's outputs to the ensemble's sums."""
+def add_to_ensemble(task: Task, results: Results, outputs: HeldOutOutputs) -> None:
+    """Add a network's outputs to the ensemble's sums, where the task's ensembles have such sums."""
+    if not task.averages_answers:
+        return
     results.probabilities = _sum(results.probabilities, outputs.report)
     if outputs.selection is not None:
         results.selection_probabilities = _sum(results.selection_probabilities, outputs.selection)
@@ -171,4 +200,4 @@ def add_to_ensemble(results: Results, outputs: HeldOutOutputs) -> None:
 
 
 def _sum(total: Tensor | None, outputs: Outputs) -> Tensor:
-    return outputs.probabilities.double() + (0 if total is None else total)
+    return outputs.answers.double() + (0 if total is None else total)

@@ -13,13 +13,11 @@ from wbar.results import Score
 from wbar_averaging import has_batch_norm, recompute_batch_norm
 from wbar_training.averages.average import Mean
 from wbar_training.averages.choice import SELECTION_BATCH_NORM_IMAGES
-from wbar_training.calibration import calibrated
-from wbar_training.data.feed import Request
+from wbar_training.data.examples import Examples, Request
 from wbar_training.data.job_data import JobData
-from wbar_training.data.packed import Split
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.draws import key, permutation
-from wbar_training.evaluate import HeldOutOutputs, Outputs, even_slices, forward_batch, predict, score
+from wbar_training.evaluate import HeldOutOutputs, Outputs, even_slices, predict
 from wbar_training.plan import Plan
 
 BATCH_NORM_IMAGES = 2048
@@ -74,7 +72,7 @@ class Evaluator:
         file_dtype: Callable[[str], torch.dtype | None],
         tick: Tick,
     ) -> None:
-        self.plan, self.data, self.probe = plan, data, copy.deepcopy(network)
+        self.plan, self.data, self.task, self.probe = plan, data, data.task, copy.deepcopy(network)
         self.tick, self._file_dtype = tick, file_dtype
         # For error messages: which weights are evaluated, and what to do about them.
         self.where, self.advice = "of the start", "check the checkpoint and recipe.normalize"
@@ -84,7 +82,7 @@ class Evaluator:
 
     # Evaluating what a network holds.
 
-    def predict(self, model: nn.Module, split: Split | None = None) -> Outputs:
+    def predict(self, model: nn.Module, split: Examples | None = None) -> Outputs:
         """Return outputs on a split, by default the report split, in eval mode. Raises Diverged if a loss is not finite."""
         return self._checked(self.outputs(model, self.data.report if split is None else split))
 
@@ -96,61 +94,58 @@ class Evaluator:
             return HeldOutOutputs(report, sets[data.select_on], sets)
         return HeldOutOutputs(report, None if data.selection is None else self.predict(model, data.selection), sets)
 
-    def outputs(self, model: nn.Module, split: Split) -> Outputs:
+    def outputs(self, model: nn.Module, split: Examples) -> Outputs:
         """Return the same for any losses, finite or not."""
         return predict(
             model,
-            split.labels,
-            lambda chunk, _: self.data.prepare.plain(split.images[chunk]),
-            split.images.shape[-2:],
+            split.parts(),
+            lambda part, _: split.batch(part, self.data.prepare),
+            self.task.outputs,
             self.plan.autocast,
             lambda images: self.tick("evaluate", images),
         )
 
-    def score(self, outputs: Outputs, split: Split | None = None) -> Score:
+    def score(self, outputs: Outputs, split: Examples | None = None) -> Score:
         """Return the score of outputs on a split, by default the report split."""
         labels = (self.data.report if split is None else split).labels
-        return score(outputs.probabilities, labels, outputs.losses)
+        return self.task.score(outputs.answers, labels, outputs.losses)
 
     def calibrated_score(self, outputs: HeldOutOutputs) -> Score:
         """Return the score on the report split, with the temperature that the selection split gives."""
         report, selection = outputs.report, outputs.selection
-        return self.calibrated(
-            self.score(report), report.probabilities, None if selection is None else selection.probabilities
-        )
+        return self.calibrated(self.score(report), report.answers, None if selection is None else selection.answers)
 
     def scores(self, outputs: HeldOutOutputs) -> Scores:
         """Return the scores on all that is held out, with the temperature that the selection split gives."""
-        probabilities = {name: one.probabilities for name, one in outputs.sets.items()}
+        answers = {name: one.answers for name, one in outputs.sets.items()}
         losses = {name: one.losses for name, one in outputs.sets.items()}
-        selection = None if outputs.selection is None else outputs.selection.probabilities
-        return Scores(self.calibrated_score(outputs), self.on_sets(probabilities, selection, losses))
+        selection = None if outputs.selection is None else outputs.selection.answers
+        return Scores(self.calibrated_score(outputs), self.on_sets(answers, selection, losses))
 
     def on_sets(
-        self, probabilities: Mapping[str, Tensor], selection: Tensor | None, losses: Mapping[str, Tensor] | None = None
+        self, answers: Mapping[str, Tensor], selection: Tensor | None, losses: Mapping[str, Tensor] | None = None
     ) -> dict[str, Score]:
         """Return the scores on the evaluation sets.
 
-        probabilities: by set, (images, classes). losses: by set, (images,); they follow from the probabilities where they
-            are not given.
-        selection: the probabilities on the selection split, which the temperature is fitted on; None: there is none.
+        answers: by set, (images, …). losses: by set, (images,); they follow from the answers where they are not given.
+        selection: the answers on the selection split, which the temperature is fitted on; None: there is none.
         """
         found = {}
-        for name, outputs in probabilities.items():
+        for name, outputs in answers.items():
             labels = self.data.sets[name].labels
-            found[name] = score(outputs, labels, losses[name] if losses else None)
+            found[name] = self.task.score(outputs, labels, losses[name] if losses else None)
             if selection is not None and self.data.selection is not None:
                 fitted_on = (selection, self.data.selection.labels)
-                found[name] = calibrated(found[name], outputs, labels, fitted_on)
+                found[name] = self.task.calibrated(found[name], outputs, labels, fitted_on)
         return found
 
     def calibrated(self, plain: Score, report: Tensor, selection: Tensor | None) -> Score:
-        """Return a score with its temperature. report, selection: the probabilities on the splits, (images, classes)."""
+        """Return a score with its temperature. report, selection: the answers on the splits, (images, …)."""
         fitted_on = None
         if selection is not None:
             assert self.data.selection is not None
             fitted_on = (selection, self.data.selection.labels)
-        return calibrated(plain, report, self.data.report.labels, fitted_on)
+        return self.task.calibrated(plain, report, self.data.report.labels, fitted_on)
 
     def train_score(self, model: nn.Module, images: int = BATCH_NORM_IMAGES, augmented: bool = True) -> Score:
         """Return the score on the training images that BatchNorm is recomputed from, in eval mode.
@@ -163,19 +158,18 @@ class Evaluator:
         drawn = permutation(len(self.data.train), self.plan.seed, "batchnorm")[:images]
         labels = self.data.train.labels[drawn]
         if not augmented:
-            pixels = self.data.train.images
-            split = Split(pixels[drawn.to(pixels.device)], labels)
+            split = self.data.train.select(drawn)
             return self.score(self.predict(model, split), split)
         outputs = predict(
             model,
-            labels,
-            lambda chunk, index: self.data.feed.inputs(Request(drawn[chunk], "train-score", index)),
-            self.data.train.images.shape[-2:],
+            self.data.feed.parts(len(drawn)),
+            lambda part, index: self.data.feed.batch(Request(drawn[part], "train-score", index)),
+            self.task.outputs,
             self.plan.autocast,
             lambda seen: self.tick("evaluate", seen),
         )
         self._checked(outputs)
-        return score(outputs.probabilities, labels, outputs.losses)
+        return self.task.score(outputs.answers, labels, outputs.losses)
 
     def settled_train_score(self, model: nn.Module, images: int = BATCH_NORM_IMAGES, augmented: bool = True) -> Score:
         """Return `train_score` with recomputed BatchNorm statistics, whatever the recipe makes of them.
@@ -185,7 +179,7 @@ class Evaluator:
         self._settle(model, images)
         return self.train_score(self.probe, images, augmented)
 
-    def settled_loss(self, model: nn.Module, split: Split) -> float:
+    def settled_loss(self, model: nn.Module, split: Examples) -> float:
         """Return the mean loss on a split with recomputed BatchNorm statistics, as `settled_train_score` has them; in nats."""
         self._settle(model, BATCH_NORM_IMAGES)
         return self.predict(self.probe, split).losses.mean().item()
@@ -223,7 +217,7 @@ class Evaluator:
         else:
             self._round_as_file(self.probe)
 
-    def predict_mean(self, mean: Mean, split: Split | None = None) -> Outputs:
+    def predict_mean(self, mean: Mean, split: Examples | None = None) -> Outputs:
         """Return a mean's outputs as its file will give them; the probe holds it afterwards."""
         self.hold(mean)
         return self.predict(self.probe, split)
@@ -256,7 +250,7 @@ class Evaluator:
     def _recompute(self, model: nn.Module, images: int, consistent: bool) -> None:
         def forward(module: nn.Module, chunk: tuple[int, Tensor]) -> None:
             index, images_of_batch = chunk
-            inputs = self.data.feed.inputs(Request(images_of_batch, "batchnorm-augment", index))
+            inputs = self.data.feed.batch(Request(images_of_batch, "batchnorm-augment", index)).inputs
             torch.manual_seed(key(self.plan.seed, "batchnorm-forward", index))  # for the draws of the network itself
             autocast = self.plan.autocast
             with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
@@ -266,7 +260,7 @@ class Evaluator:
         drawn = permutation(len(self.data.train), self.plan.seed, "batchnorm")[:images]
         ranks = Ranks.here()
         # Every rank has its share of the batches; their moments are pooled.
-        most_at_once = min(forward_batch(self.plan.image_size), -(-len(drawn) // ranks.size))
+        most_at_once = min(self.task.batch_norm_batch(self.plan.image_size), -(-len(drawn) // ranks.size))
         slices = list(enumerate(even_slices(len(drawn), most_at_once)))
         own = [(index, drawn[part]) for index, part in slices[ranks.share(len(slices))]]
         try:

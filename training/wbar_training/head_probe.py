@@ -16,12 +16,9 @@ from wbar.errors import Diverged, NothingMatches
 from wbar.schedule import Schedule
 from wbar_averaging import Position
 from wbar_training.averages.choice import TRAINING
-from wbar_training.data.batches import Batches
-from wbar_training.data.mixing import mix
 from wbar_training.networks.fresh_layers import head_of
 from wbar_training.setup import Setup
 from wbar_training.step import Stepper
-from wbar_training.to_device import to_device
 
 
 def steps_of(setup: Setup, schedule: Schedule) -> int:
@@ -43,17 +40,15 @@ def probe_head(setup: Setup, schedule: Schedule) -> dict[str, Tensor]:
         raise NothingMatches(f"recipe.head_epochs trains {', '.join(sorted(names))}, which recipe.freeze freezes")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names & trained)
-    stepper, batches = Stepper(model, plan, setup.loss(), setup.device, None), Batches(setup.data.feed, plan)
+    stepper, batches = Stepper(model, plan, setup.loss(), setup.device, None), setup.batches()
     model.eval()
     total, lr = steps_of(setup, schedule), plan.recipe.head_lr
     assert lr is not None
     batches.start(_position(step, schedule.steps_per_epoch) for step in range(total))
     for step in range(total):
-        inputs, indices = batches.next()
-        labels = to_device(setup.data.train.labels[indices], setup.device)
-        inputs, target = mix(plan.recipe, inputs, labels, plan.seed, step)
-        stepper.take(inputs, target, step, lr * (1 + cos(pi * step / total)) / 2, 0.0, (), False)
-        setup.evaluator.tick("evaluate", int(TRAINING * len(indices)) // stepper.ranks.size)
+        batch = batches.next()
+        stepper.take(batch.inputs, batch.target, step, lr * (1 + cos(pi * step / total)) / 2, 0.0, (), False)
+        setup.evaluator.tick("evaluate", int(TRAINING * batch.images) // stepper.ranks.size)
     found = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if name in names & trained}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)

@@ -15,7 +15,6 @@ from wbar_training.averages.average import Finished, on_line
 from wbar_training.averages.choice import alpha_of
 from wbar_training.evaluate import HeldOutOutputs
 from wbar_training.reporter import Reporter
-from wbar_training.selection_evaluator import per_image
 from wbar_training.setup import Setup
 
 
@@ -39,7 +38,7 @@ def interpolated(
     if data.selection is not None:
         for alpha, outputs in found.items():
             if outputs is not None and outputs.selection is not None:
-                values[alpha] = per_image(outputs.selection, data.selection.labels, by)
+                values[alpha] = data.task.per_image(outputs.selection, data.selection.labels, by)
     chosen = alpha_of(values) if asked.choose == "selection" else float(asked.choose)
     points = [_recorded(setup, alpha, outputs) for alpha, outputs in found.items()]
     line = AlphaLine(chosen=chosen, by="selection" if asked.choose == "selection" else "request", points=points)

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from wbar.datasets import DatasetFacts, ImageShape
+from wbar.datasets import VOID_LABEL, DatasetFacts, ImageShape, Task
 from wbar.errors import NotFound
 from wbar.jobs import JobOptions
 from wbar.resolve import resolve_job
@@ -13,6 +13,7 @@ from wbar_training.data.packed import Packed
 from wbar_training.networks.timm_table import TABLES
 from wbar_training.uploads import checkpoint_files, dataset_archives
 from wbar_training.uploads.limits import UploadLimits
+from wbar_training.uploads.packing import pack
 from wbar_training.workspace import Workspace
 
 
@@ -39,11 +40,16 @@ def prepare_weights(
 
 
 def prepare_dataset(
-    source: str, workspace: Workspace, multilabel: bool = False, name: str = "local"
+    source: str,
+    workspace: Workspace,
+    task: Task = "classification",
+    name: str = "local",
+    void_label: int = VOID_LABEL,
 ) -> tuple[StoredDataset, DatasetFacts]:
     """Pack the images of a folder, an archive, `builtin:…`, or a file that is packed already.
 
     name: becomes the dataset's id, `ds_name`.
+    void_label: of segmentation, the value of pixels that belong to no class.
 
     Raises Rejected, saying what is wrong with them.
     """
@@ -51,20 +57,18 @@ def prepare_dataset(
     out, path = workspace.input(blob), Path(source)
     if source.startswith("builtin:"):
         packed = dataset_archives.pack_builtin(source.removeprefix("builtin:"), out, None)
-    elif path.is_dir():
-        packed = dataset_archives.pack_folder(path, out, UploadLimits(), multilabel)
     elif path.suffix == ".safetensors":
         packed = Packed.read(path)
         shutil.copyfile(path, out)
     else:
-        packed = dataset_archives.pack_archive(path, out, UploadLimits(), multilabel)
-    return StoredDataset(id=f"ds_{name}", sha256=_sha256(out), blob=blob), facts_of(packed, source, multilabel)
+        packed = pack(path, out, UploadLimits(), task, void_label)
+    return StoredDataset(id=f"ds_{name}", sha256=_sha256(out), blob=blob), facts_of(packed, source)
 
 
-def facts_of(packed: Packed, source: str | None, multilabel: bool = False) -> DatasetFacts:
+def facts_of(packed: Packed, source: str | None) -> DatasetFacts:
     """Return the facts of a packed dataset, which a job's options are resolved from."""
     return DatasetFacts(
-        task="multilabel" if multilabel else "classification",
+        task=packed.task,
         classes=tuple(packed.classes),
         train_images=packed.images["train"],
         shape=ImageShape(channels=packed.channels, height=packed.height, width=packed.width),

@@ -29,9 +29,7 @@ from wbar_training import decisions, familiarity, normalization_probe, resume, s
 from wbar_training.averages.average import Average, Mean, mean_of
 from wbar_training.averages.making import make_average
 from wbar_training.comparisons import add_to_ensemble, conclude
-from wbar_training.data.batches import Batches
 from wbar_training.data.job_data import JobData
-from wbar_training.data.mixing import mix
 from wbar_training.distributed.launch import run_on_ranks
 from wbar_training.distributed.ranks import HEARTBEAT_STEPS, Ranks
 from wbar_training.evaluation_sets import stored
@@ -49,7 +47,6 @@ from wbar_training.selection_evaluator import SelectionEvaluator, limits_of
 from wbar_training.setup import make_deterministic, set_up
 from wbar_training.soup import SoupJob
 from wbar_training.step import Stepper, StepResult
-from wbar_training.to_device import to_device
 from wbar_training.workspace import Workspace
 
 # How often the host waits for the device, to report the progress (it changes no result).
@@ -123,7 +120,7 @@ class TrainingJob:
         scaled = self.stepper.scaler.is_enabled()
         self.meter = Meter(self.schedule.total_steps, self._rate_field, reporter.metrics, scaled)
         self.trajectory = self._new_trajectory()
-        self.batches = Batches(self.setup.data.feed, self.plan)
+        self.batches = self.setup.batches()
         self.states = resume.StateKeeper(workspace.scratch, workspace.save_every_seconds)
         self._is_control = data is not None
         self._heartbeat_at = time.monotonic()
@@ -184,7 +181,7 @@ class TrainingJob:
         results.start, results.start_recomputed = as_it_came.report.model_dump(), recomputed.report.model_dump()
         results.on_sets |= {"start": stored(as_it_came.sets), "start_recomputed": stored(recomputed.sets)}
         if isinstance(self.method, CyclicSwa) and self.method.include_start:
-            add_to_ensemble(results, start.outputs)
+            add_to_ensemble(self.setup.data.task, results, start.outputs)
             self._add_to_curve(recomputed.report)
         warning = normalization_probe.near_chance(self.setup, as_it_came.report)
         if warning is not None:
@@ -226,20 +223,18 @@ class TrainingJob:
         return min(start.selection_loss, self.evaluator.settled_loss(self.model, self.setup.data.selection))
 
     def _train_step(self, position: Position) -> None:
-        inputs, indices = self.batches.next()
-        labels = to_device(self.setup.data.train.labels[indices], self.setup.device)
-        inputs, target = mix(self.plan.recipe, inputs, labels, self.plan.seed, position.step)
+        batch = self.batches.next()
         pull = self.schedule.pull(position.step - self.results.discarded_steps)
         logged = position.ends_phase or (position.step + 1) % self.meter.every == 0
 
         def check(result: StepResult) -> None:
             """End the job before the weights are changed by what is not finite; a GPU is not waited for, but at heartbeats."""
-            self.meter.add(position, result, len(indices), pull)
+            self.meter.add(position, result, batch.images, pull)
             if self.setup.device.type == "cpu":
                 self.meter.check()
 
-        self.stepper.take(inputs, target, position.step, position.lr, pull, self.anchor, logged, check)
-        self.estimate.trained(len(indices))
+        self.stepper.take(batch.inputs, batch.target, position.step, position.lr, pull, self.anchor, logged, check)
+        self.estimate.trained(batch.images)
 
     def _visit(self, position: Position) -> None:
         if not self.schedule.visits_every_step:  # there the snapshots are checked
@@ -255,7 +250,7 @@ class TrainingJob:
         self._check_finite(position)
         n, path = position.cycle, self.workspace.snapshot(position.cycle)
         outputs = self.evaluator.predict_held_out(self.model)
-        add_to_ensemble(self.results, outputs)
+        add_to_ensemble(self.setup.data.task, self.results, outputs)
         scores = self.evaluator.scores(outputs)
         score, self.results.on_sets["last"] = scores.report, stored(scores.sets)
         self.results.snapshots.append(score.model_dump())
@@ -428,8 +423,9 @@ class TrainingJob:
     # Parts that are made at the start, after a back-off, and after a resume.
 
     def _stepper(self) -> Stepper:
+        spec, softened = self.spec, self.setup.data.task.softened
         teachers = (
-            Teachers(self.spec.teachers, self.workspace, self.plan, self.setup.device) if self.spec.teachers else None
+            Teachers(spec.teachers, self.workspace, self.plan, self.setup.device, softened) if spec.teachers else None
         )
         return Stepper(self.model, self.plan, self.setup.loss(), self.setup.device, teachers)
 

@@ -1,19 +1,19 @@
 """The training loss, as a sum over images divided by one number for the whole batch.
 
-However the batch is cut into parts or shared among ranks, the parts add up to the same loss.
+However the batch is cut into parts or shared among ranks, the parts add up to the same loss. What is here is the same for
+all tasks; the losses themselves are the tasks' (`wbar_training.tasks`).
 
-    classes       Σ_images (−Σ_k w_k·q_k·log p_k) / Σ_images w_y,  q = (1 − ε)·one-hot + ε/C  (Szegedy et al. 2016)
-    multi-label   Σ_images mean_k w_k·BCE(z_k, (1 − ε)·y_k + ε/2) / images
     mixed         λ·L(labels) + (1 − λ)·L(labels of the other image)                        (Zhang et al. 2018; Yun et al. 2019)
     distilled     (1 − a)·L + a·T²·KL(p_T(teacher) ‖ p_T(student))                          (Hinton et al. 2015)
     penalized     L + γ·mean_i ‖∂ℓ_i/∂x_i‖²                                                 (Drucker & LeCun 1992)
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from wbar.recipe import Distillation, Recipe
 
@@ -22,7 +22,7 @@ from wbar.recipe import Distillation, Recipe
 class Target:
     """The targets of B images.
 
-    labels: (B,) int64 classes, or (B, C) of 0 and 1.
+    labels: (B, …), as the task has them.
     other: the labels of the image that was mixed in, shaped as `labels`.
     share: the share of the first image, in [0, 1]; in a CUDA graph a float64 scalar on the device.
     soft: (B, C) float32, the teacher's probabilities at its temperature.
@@ -49,11 +49,11 @@ def class_logits(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
-class Loss:
+class Loss(ABC):
     """The training loss of a recipe.
 
     classes: outputs of the network.
-    counts: (classes,) training images per class, for `balanced`.
+    counts: (classes,) how often each class is in the training images, for `balanced`.
     """
 
     def __init__(self, recipe: Recipe, classes: int, counts: Tensor | None, device: torch.device) -> None:
@@ -68,25 +68,24 @@ class Loss:
         other = target.labels if target.other is None else target.other
         return replace(target, norms=(self._norm(target.labels), self._norm(other)))
 
-    def _norm(self, labels: Tensor) -> float | Tensor:
-        if labels.dim() > 1 or self.weights is None:
-            return float(len(labels))
-        return self.weights[labels].sum().double()
+    def forward(self, module: nn.Module, inputs: Tensor, target: Target) -> Any:  # noqa: ARG002  # tasks with losses inside
+        """Return the network's outputs in training; of a network that has its losses inside, these losses."""
+        return module(inputs)
 
-    def __call__(self, logits: Tensor, target: Target, images: int) -> Tensor:
+    def __call__(self, outputs: Any, target: Target, images: int) -> Tensor:
         """Return a part's share of the batch's loss, a scalar.
 
-        logits: (part, outputs).
+        outputs: of `forward`, for the part.
         images: in the whole batch.
         """
-        return self._per_image(logits.float(), target, images).sum()
+        return self._per_image(outputs.float(), target, images).sum()
 
-    def with_penalty(self, logits: Tensor, target: Target, images: int, inputs: Tensor) -> Tensor:
+    def with_penalty(self, outputs: Tensor, target: Target, images: int, inputs: Tensor) -> Tensor:
         """Return the same with γ·‖∂ℓ/∂x‖², where ℓ_i is an image's loss: `images` times its share.
 
         inputs: (part, C, H, W); must require a gradient.
         """
-        loss = self._per_image(logits.float(), target, images).sum()
+        loss = self._per_image(outputs.float(), target, images).sum()
         (gradient,) = torch.autograd.grad(loss * images, inputs, create_graph=True)
         return loss + self.penalty * gradient.float().square().sum() / images
 
@@ -97,44 +96,29 @@ class Loss:
         if self.distillation is None or target.soft is None:
             return losses
         t, weight = self.distillation.temperature, self.distillation.weight
-        return (1 - weight) * losses + weight * t * t / images * self._divergence(logits / t, target)
+        return (1 - weight) * losses + weight * t * t / images * self._divergence(logits / t, target.soft)
 
+    def correct(self, outputs: Any, target: Target) -> Tensor:
+        """Return how many images of a part are right, a scalar; a mixed image counts for both its labels by their shares."""
+        right = self._right(outputs, target.labels)
+        other = right if target.other is None else self._right(outputs, target.other)
+        return (target.share * right + (1 - target.share) * other).sum()
+
+    @abstractmethod
+    def _norm(self, labels: Tensor) -> float | Tensor:
+        """Return the divisor of the sum over these images."""
+
+    @abstractmethod
     def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if labels.dim() == 1:
-            return F.cross_entropy(
-                class_logits(logits), labels, weight=self.weights, label_smoothing=self.smoothing, reduction="none"
-            )
-        smoothed = labels.float() * (1 - self.smoothing) + self.smoothing / 2
-        return F.binary_cross_entropy_with_logits(logits, smoothed, weight=self.weights, reduction="none").mean(dim=1)
+        """Return the loss of each image by its labels, (B,), weighted and not divided yet."""
 
-    @staticmethod
-    def _divergence(scaled: Tensor, target: Target) -> Tensor:
-        """Return KL(teacher ‖ student) per image; of several labels the mean."""
-        assert target.soft is not None
-        if target.labels.dim() == 1:
-            return F.kl_div(F.log_softmax(class_logits(scaled), dim=1), target.soft, reduction="none").sum(dim=1)
-        student = torch.stack([F.logsigmoid(scaled), F.logsigmoid(-scaled)])
-        teacher = torch.stack([target.soft, 1 - target.soft])
-        return F.kl_div(student, teacher, reduction="none").sum(dim=0).mean(dim=1)
+    @abstractmethod
+    def _right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return how far each image is right, (B,) float32 in [0, 1]."""
 
-
-def correct(logits: Tensor, target: Target) -> Tensor:
-    """Return how many images of a part are right, a scalar.
-
-    A mixed image counts for each of its two labels by their shares. Of several labels, the share that is on the right
-    side of ½ counts.
-
-    logits: (part, outputs).
-    """
-    if target.labels.dim() > 1:
-        predicted = logits > 0
-        right = (predicted == (target.labels > 0.5)).float().mean(dim=1)
-        other = right if target.other is None else (predicted == (target.other > 0.5)).float().mean(dim=1)
-    else:
-        predicted = class_logits(logits).argmax(dim=1)
-        right = (predicted == target.labels).float()
-        other = right if target.other is None else (predicted == target.other).float()
-    return (target.share * right + (1 - target.share) * other).sum()
+    @abstractmethod
+    def _divergence(self, scaled: Tensor, soft: Tensor) -> Tensor:
+        """Return KL(teacher ‖ student) per image, (B,). scaled: the student's logits over the temperature."""
 
 
 def _class_weights(recipe: Recipe, classes: int, counts: Tensor | None) -> Tensor | None:

@@ -43,20 +43,25 @@ class AveragedModel:
         self._module = load(network, tensors)[0].eval()
         self.classes: list[str] = json.loads(header["wbar.classes"])
         self._size: list[int] = json.loads(header["wbar.image_size"])
+        self._any_size = header.get("wbar.resize") == "none"  # of segmentation
         normalize = json.loads(header["wbar.normalize"])
         self._mean, self._std = (torch.tensor(normalize[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
 
     def predict(self, images: NDArray[np.floating[Any]], params: Any = None) -> NDArray[np.float32]:  # noqa: ARG002
-        """Return the classes' logits, (N, classes), float32.
+        """Return the classes' logits, float32: (N, classes), or (N, classes, height, width) of segmentation.
 
-        images: (N, channels, height, width), pixels in [0, 1], in the size that the weights were trained for.
+        images: (N, channels, height, width), pixels in [0, 1], in the size that the weights were trained for; of segmentation
+            in any.
         params: MLflow passes them; there are none. Raises ValueError for another shape.
         """
-        if images.ndim != 4 or list(images.shape[1:]) != self._size:
-            raise ValueError(f"images of {list(images.shape)}, and the network takes [N, {str(self._size)[1:]}")
+        wanted = self._size[:1] if self._any_size else self._size
+        if images.ndim != 4 or list(images.shape[1 : 1 + len(wanted)]) != wanted:
+            sides = f"{wanted[0]}, height, width]" if self._any_size else str(wanted)[1:]
+            raise ValueError(f"images of {list(images.shape)}, and the network takes [N, {sides}")
         pixels = torch.from_numpy(np.ascontiguousarray(images, np.float32))
         with torch.inference_mode():
-            logits: NDArray[np.float32] = class_logits(self._module((pixels - self._mean) / self._std)).numpy()
+            outputs = self._module((pixels - self._mean) / self._std)
+            logits: NDArray[np.float32] = class_logits(outputs["out"] if isinstance(outputs, dict) else outputs).numpy()
         return logits
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wbar.recipe import IMAGENET, Normalization
 from wbar.results import NormalizationName, NormalizationProbe, Score
-from wbar_training.data.packed import Split
+from wbar_training.data.examples import Examples
 from wbar_training.draws import permutation
 from wbar_training.reporter import Reporter
 from wbar_training.setup import Setup
@@ -50,8 +50,12 @@ def near_chance(setup: Setup, start: Score) -> str | None:
     Where another order of the classes explains it, the warning proposes that order.
     """
     chance, recipe = setup.data.chance, setup.plan.recipe
-    several_labels = setup.data.report.labels.dim() > 1
-    if several_labels or start.accuracy >= chance + NEAR * (1 - chance) or recipe.head == "reset" or recipe.reset:
+    if (
+        not setup.data.task.tells_order
+        or start.accuracy >= chance + NEAR * (1 - chance)
+        or recipe.head == "reset"
+        or recipe.reset
+    ):
         return None
     warning = f"the start's accuracy on held-out images is {start.accuracy:.1%}, near chance ({chance:.1%}): "
     order = _better_order(setup)
@@ -67,7 +71,7 @@ def _better_order(setup: Setup) -> tuple[list[str], float] | None:
 
     classes, names = setup.spec.network.classes, setup.data.output_names
     split = _training_images(setup)
-    predicted = setup.evaluator.outputs(setup.model, split).probabilities.argmax(dim=1)
+    predicted = setup.evaluator.outputs(setup.model, split).answers.argmax(dim=1)
     counts = torch.zeros(classes, classes, dtype=torch.int64)
     counts.index_put_((split.labels.cpu(), predicted), torch.ones_like(predicted), accumulate=True)
     labels, outputs = linear_sum_assignment(-counts.numpy())
@@ -86,10 +90,10 @@ def _candidates(setup: Setup) -> Iterator[tuple[NormalizationName, tuple[list[fl
     yield "none", ([0.0] * channels, [1.0] * channels)
 
 
-def _training_images(setup: Setup) -> Split:
+def _training_images(setup: Setup) -> Examples:
     train = setup.data.train
     drawn = permutation(len(train), setup.plan.seed, "start-probe")[:IMAGES]
-    return Split(train.images[drawn.to(train.images.device)], train.labels[drawn])
+    return train.select(drawn)
 
 
 def _is_better(losses: Tensor, than: Tensor) -> bool:

@@ -89,8 +89,7 @@ def _export_and_check(setup: Setup, weights: Path, path: Path) -> tuple[float, i
     network = architectures.load(setup.spec.network, tensors)[0].eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    images = setup.data.report.images[:IMAGES]
-    inputs = setup.data.prepare.plain(images).float().cpu().contiguous()
+    inputs = setup.data.inputs(IMAGES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about itself
         _export(network, inputs, path, _metadata(weights))

@@ -68,6 +68,7 @@ class Cost:
         after = float(both + recompute + spec.swag * (recompute + both))
         after += flatness_images(setup) if spec.flatness else 0
         after += average.selection_forwards(limits)
+        after += 0 if data.task.averages_answers else len(schedule.snapshots) * both  # the members again, side by side
         after += len(method.interpolate.points()) * (both + recompute) if method.interpolate is not None else 0
         per_snapshot = float(both + held_out + recompute)
         if setup.plan.recipe.early_stopping is not None:

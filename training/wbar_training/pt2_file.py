@@ -62,7 +62,7 @@ def write_pt2(setup: Setup, reporter: Reporter, weights: Path, path: Path) -> Of
 def _export_and_check(setup: Setup, weights: Path, path: Path) -> tuple[float, int]:
     tensors = {name: tensor.float().cpu() for name, tensor in setup.writer.read(weights).items()}
     network = architectures.load(setup.spec.network, tensors)[0].eval().requires_grad_(False)
-    inputs = setup.data.prepare.plain(setup.data.report.images[:IMAGES]).float().cpu().contiguous()
+    inputs = setup.data.inputs(IMAGES)
     with safe_open(weights, framework="pt") as file:
         said = {name: value for name, value in (file.metadata() or {}).items() if name != METADATA}
     with warnings.catch_warnings():

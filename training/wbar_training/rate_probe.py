@@ -13,11 +13,8 @@ from wbar.errors import Diverged
 from wbar.results import RateProbe, TriedRate
 from wbar.schedule import Schedule
 from wbar_training.averages.choice import TRAINING
-from wbar_training.data.batches import Batches
-from wbar_training.data.mixing import mix
 from wbar_training.setup import Setup
 from wbar_training.step import Stepper
-from wbar_training.to_device import to_device
 
 STEPS = 10
 IMAGES = 256
@@ -63,15 +60,13 @@ class RateProber:
         """Return the loss on training images after STEPS steps from the start; None where it is not finite."""
         self._reset()
         self.setup.train_mode()
-        setup, batches = self.setup, Batches(self.setup.data.feed, self.setup.plan)
+        setup, batches = self.setup, self.setup.batches()
         steps = min(STEPS, self.schedule.total_steps)
         batches.start(self.schedule.at(step) for step in range(steps))
         for step in range(steps):
-            inputs, indices = batches.next()
-            labels = to_device(setup.data.train.labels[indices], setup.device)
-            inputs, target = mix(setup.plan.recipe, inputs, labels, setup.plan.seed, step)
-            self.stepper.take(inputs, target, step, lr, 0.0, (), False)
-            setup.evaluator.tick("evaluate", int(TRAINING * len(indices)) // self.stepper.ranks.size)
+            batch = batches.next()
+            self.stepper.take(batch.inputs, batch.target, step, lr, 0.0, (), False)
+            setup.evaluator.tick("evaluate", int(TRAINING * batch.images) // self.stepper.ranks.size)
         try:
             return setup.evaluator.settled_train_score(setup.model, IMAGES, augmented).loss
         except Diverged:

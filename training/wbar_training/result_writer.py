@@ -44,7 +44,8 @@ class ResultWriter:
             "wbar.classes": canonical(output_names),
             "wbar.image_size": canonical([spec.network.channels, *plan.image_size]),
             # How images of other sizes come to this one: both sides, or the short side to more of it and then the centre.
-            "wbar.resize": "centre" if plan.augment in RESIZED else "both",
+            # Segmentation takes images at their own size: there is nothing to resize.
+            "wbar.resize": _resize(spec, plan),
             **_fit(plan),
             "wbar.start_sha256": spec.start.sha256,
             "wbar.dataset_sha256": spec.dataset.sha256,
@@ -122,6 +123,12 @@ class ResultWriter:
         tensors = {name.removeprefix(prefix): tensor for name, tensor in read_tensors(path).items()}
         model, _ = architectures.load(self._network, tensors)
         return dict(model.state_dict())
+
+
+def _resize(spec: JobSpec, plan: Plan) -> str:
+    if spec.network.architecture.outputs == "pixels":
+        return "none"
+    return "centre" if plan.augment in RESIZED else "both"
 
 
 def _fit(plan: Plan) -> dict[str, str]:

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wbar.errors import Diverged
@@ -19,9 +17,8 @@ from wbar_training.averages.choice import (
     Effort,
     stratified_halves,
 )
-from wbar_training.data.packed import Split
+from wbar_training.data.examples import Examples
 from wbar_training.draws import generator, permutation
-from wbar_training.evaluate import Outputs
 from wbar_training.reporter import Reporter
 from wbar_training.setup import Setup
 
@@ -47,11 +44,12 @@ class SelectionEvaluator:
         except Diverged:
             return None
         by: SelectBy = getattr(self.setup.spec.method, "select_by", "loss")
-        return Evaluated(per_image(outputs, split.labels, by), outputs.losses.mean().item())
+        return Evaluated(evaluator.task.per_image(outputs, split.labels, by), outputs.losses.mean().item())
 
     def halves(self, images: int) -> list[Tensor]:
         """Return the indices of stratified halves of the first images; the seed fixes them."""
-        return stratified_halves(self._first(images).labels, generator(self.setup.plan.seed, "selection-halves", 0))
+        strata = self.setup.data.task.strata(self._first(images).labels)
+        return stratified_halves(strata, generator(self.setup.plan.seed, "selection-halves", 0))
 
     def start(self) -> Mapping[str, Tensor]:
         """Return the start's whole state dict."""
@@ -61,13 +59,13 @@ class SelectionEvaluator:
         """Say something in the job's log."""
         self.reporter.log("info", message)
 
-    def _first(self, images: int) -> Split:
+    def _first(self, images: int) -> Examples:
         selection = self.setup.data.selection
         assert selection is not None
         if images >= len(selection):
             return selection
         order = permutation(len(selection), self.setup.plan.seed, "selection")[:images].sort().values
-        return Split(selection.images[order], selection.labels[order])
+        return selection.select(order)
 
 
 def limits_of(setup: Setup, schedule: Schedule, steps: int | None = None) -> ChoiceLimits:
@@ -79,20 +77,3 @@ def limits_of(setup: Setup, schedule: Schedule, steps: int | None = None) -> Cho
         recomputed=min(setup.evaluator.recomputed_images, SELECTION_BATCH_NORM_IMAGES),
         forwards=SHARE * TRAINING * trained,
     )
-
-
-def per_image(outputs: Outputs, labels: Tensor, by: SelectBy) -> Tensor:
-    """Return what is compared, one per image, (N,) float64; lower is better. Of several labels, their mean.
-
-    labels: (N,) int64 classes, or (N, classes) of 0 and 1.
-    by: `loss`, −log p of the label; `accuracy`, 1 where the answer is wrong; `brier`, Σ (p − y)² (Brier 1950).
-    """
-    if by == "loss":
-        return outputs.losses
-    p = outputs.probabilities.double()
-    if labels.dim() > 1:
-        y = labels.double()
-        return ((p > 0.5) != (y > 0.5)).double().mean(dim=1) if by == "accuracy" else (p - y).square().mean(dim=1)
-    if by == "accuracy":
-        return (p.argmax(dim=1) != labels).double()
-    return (p - F.one_hot(labels, p.shape[1]).to(torch.float64)).square().sum(dim=1)

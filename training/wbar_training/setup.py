@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wbar.errors import PrecisionUnsupported
 from wbar.recipe import Precision
 from wbar.spec import JobSpec
+from wbar_training.data.batches import Batches
 from wbar_training.data.job_data import JobData
 from wbar_training.evaluator import Evaluator, Tick
 from wbar_training.losses import Loss
@@ -53,10 +54,11 @@ class Setup:
 
     def loss(self) -> Loss:
         """Return the training loss."""
-        labels, network = self.data.train.labels, self.spec.network
-        classes = network.classes if labels.dim() == 1 else network.num_classes
-        counts = torch.bincount(labels, minlength=classes) if labels.dim() == 1 else labels.sum(dim=0)
-        return Loss(self.plan.recipe, classes, counts, self.device)
+        return self.data.task.loss(self.plan.recipe, self.data.train, self.data.packed, self.device)
+
+    def batches(self) -> Batches:
+        """Return what makes the training batches."""
+        return Batches(self.data.feed, self.data.task, self.plan)
 
     def train_mode(self) -> None:
         """Put the model in train mode; with `frozen`, BatchNorm keeps the statistics that it has."""

@@ -9,6 +9,7 @@ an interrupted soup starts again, to the same bits.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ from wbar_averaging import ModelStock, RunningMean
 from wbar_training import normalization_probe
 from wbar_training.analysis import attempted, flatness_images, measure_flatness
 from wbar_training.averages.average import Finished
-from wbar_training.evaluate import HeldOutOutputs, score, verdict
+from wbar_training.comparisons import draw_answers
+from wbar_training.ensemble import Member, ensemble_outputs
+from wbar_training.evaluate import HeldOutOutputs, verdict
 from wbar_training.evaluation_sets import evaluated_sets
 from wbar_training.evaluator import Scores
 from wbar_training.further_formats import make_further_files
@@ -141,7 +144,8 @@ class SoupJob:
             flatness=flatness,
         )
         losses = self.setup.writer.write_losses(outputs.report.losses, start.outputs.report.losses)
-        return Outcome(result, *files, losses, onnx=further.onnx, pt2=further.pt2, hub=further.hub)
+        picture = draw_answers(self.setup, files.safetensors)
+        return Outcome(result, *files, losses, onnx=further.onnx, pt2=further.pt2, hub=further.hub, picture=picture)
 
     def _uniform(self, ingredients: list[Ingredient]) -> Mixture:
         mean, curve = self._empty(), []
@@ -190,18 +194,22 @@ class SoupJob:
 
     def _ensemble(self, ingredients: list[Ingredient]) -> Scores:
         """Score the mean of the members' outputs, weighted as their weights are."""
+        if not self.data.task.averages_answers:
+            together = [Member(one.weight, partial(self._tensors, one.weights)) for one in ingredients]
+            return self.evaluator.scores(ensemble_outputs(self.setup, together))
         total = sum(one.weight for one in ingredients)
         members = [(one.weight / total, one.outputs) for one in ingredients]
-        report = sum((share * each.report.probabilities.double() for share, each in members), torch.zeros(()))
+        report = sum((share * each.report.answers.double() for share, each in members), torch.zeros(()))
         selection = None
         if self.data.selection is not None:
             chosen_by = [(share, each.selection) for share, each in members if each.selection is not None]
-            selection = sum((share * each.probabilities.double() for share, each in chosen_by), torch.zeros(()))
+            selection = sum((share * each.answers.double() for share, each in chosen_by), torch.zeros(()))
         sets = {
-            name: sum((share * each.sets[name].probabilities.double() for share, each in members), torch.zeros(()))
+            name: sum((share * each.sets[name].answers.double() for share, each in members), torch.zeros(()))
             for name in self.data.sets
         }
-        plain = self.evaluator.calibrated(score(report, self.data.report.labels), report, selection)
+        plain = self.data.task.score(report, self.data.report.labels)
+        plain = self.evaluator.calibrated(plain, report, selection)
         return Scores(plain, self.evaluator.on_sets(sets, selection))
 
     def _empty(self) -> RunningMean:
@@ -212,7 +220,7 @@ class SoupJob:
 
     def _point(self, n: int, score_of_mean: Score) -> CurvePoint:
         self.reporter.averaged(n, score_of_mean)
-        return CurvePoint(n=n, accuracy=score_of_mean.accuracy, loss=score_of_mean.loss)
+        return CurvePoint(n=n, **score_of_mean.model_dump(include={"accuracy", "loss", "mean_iou"}))
 
     def _evaluated(self, phase: StepPhase, images: int) -> None:
         self._images += images

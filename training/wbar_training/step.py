@@ -18,7 +18,7 @@ from wbar_averaging import add_folded_pull_gradient, add_pull_gradient, can_fold
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.draws import key
 from wbar_training.graphed import GraphedBackward, GraphedUpdate
-from wbar_training.losses import Loss, Target, correct
+from wbar_training.losses import Loss, Target
 from wbar_training.networks.teachers import Teachers
 from wbar_training.optim import SCALE, make_optimizer
 from wbar_training.plan import Plan
@@ -160,14 +160,16 @@ class Stepper:
         # The fused attention kernels have no second derivative.
         twice = sdpa_kernel(SDPBackend.MATH) if self.loss.penalty else nullcontext()
         with twice, torch.autocast(self.device.type, dtype=self.plan.autocast, enabled=self.plan.autocast is not None):
-            logits = self.forward(inputs)
+            outputs = self.loss.forward(self.forward, inputs, target)
         if self.loss.penalty:
-            loss = self.loss.with_penalty(logits, target, images, inputs)
+            loss = self.loss.with_penalty(outputs, target, images, inputs)
         else:
-            loss = self.loss(logits, target, images)
+            loss = self.loss(outputs, target, images)
         # The ranks' gradients are averaged, and their losses are shares of one: hence times their number.
         self.scaler.scale(loss * self.ranks.size).backward()  # type: ignore[no-untyped-call]
-        return torch.stack([loss.detach().float(), correct(logits.detach(), target).float()])
+        with torch.no_grad():
+            right = self.loss.correct(outputs, target)
+        return torch.stack([loss.detach().float(), right.float()])
 
     def _set_rate(self, lr: float) -> None:
         groups = self.optimizer.param_groups

@@ -1,5 +1,6 @@
 """Commands for what jobs begin with: `wbar upload`, `wbar checkpoints [list|delete]`, `wbar datasets [add|list|delete]`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -98,6 +99,14 @@ def datasets(ctx: typer.Context, limit: Limit = 20, after: After = None, order: 
         _list_datasets(limit, after, order)
 
 
+class DatasetTask(StrEnum):
+    """The tasks whose datasets can be added."""
+
+    classification = "classification"
+    multilabel = "multilabel"
+    segmentation = "segmentation"
+
+
 @datasets_app.command("add")
 @with_json
 def add_dataset(
@@ -110,17 +119,26 @@ def add_dataset(
     max_train_images: Annotated[
         int | None, typer.Option(help="Keep this many training images (built-in sets).")
     ] = None,
-    multilabel: Annotated[bool, typer.Option(help="Several labels per image, from labels.csv.")] = False,
+    task: Annotated[
+        DatasetTask, typer.Option(help="What the labels are: folders' names, those of labels.csv, or masks.")
+    ] = DatasetTask.classification,
+    multilabel: Annotated[bool, typer.Option(help="The same as --task multilabel.")] = False,
+    void_label: Annotated[
+        int | None, typer.Option(min=0, max=255, help="Of masks: the label of pixels that belong to no class [255].")
+    ] = None,
 ) -> None:
     """Add a dataset, wait until it was read, print its id."""
     if ":" not in source and not Path(source).exists():
         raise typer.BadParameter(f"{source!r} is no file or folder and no builtin:, file:// or s3:// source")
+    if multilabel and task is DatasetTask.segmentation:
+        raise typer.BadParameter("--multilabel and --task segmentation are two tasks: give one of them")
     with connected() as client, transfer() as bar:
         named = source.startswith(("builtin:", "file:", "s3:"))
         made = client.datasets.create(
             source,
             name=name,
-            task="multilabel" if multilabel else "classification",
+            task="multilabel" if multilabel else task.value,
+            void_label=void_label,
             max_train_images=max_train_images,
             expires_after=expires_after,
             step=None if named else step(bar, f"upload {Path(source).name}"),

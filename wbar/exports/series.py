@@ -30,7 +30,7 @@ TRAINING = (
     "epoch",
     "cycle",
 )
-SCORES = ("accuracy", "loss", "ece", "map", "nll_calibrated", "temperature")
+SCORES = ("accuracy", "loss", "ece", "map", "mean_iou", "nll_calibrated", "temperature")
 
 Place = tuple[str, int]  # a tag and a step
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from wbar.catalog import Architecture
 from wbar.checkpoints import CheckpointFacts, Fault
+from wbar.datasets import VOID_LABEL, Task
 from wbar.merges import MergeSpec
 from wbar.spec import JobSpec
 from wbar_training.messages import Crashed
@@ -76,14 +77,17 @@ class CheckpointUpload:
 class DatasetUpload:
     """The request to pack the archive or folder at `source`, or the built-in set of that name, to `out`.
 
+    void_label: of segmentation, the value of pixels that belong to no class.
+
     Built-in sets are packed by PACK_BUILTIN, which may download them.
     """
 
     source: Path | str
     out: Path
-    multilabel: bool
+    task: Task
     max_train_images: int | None
     limits: ReaderLimits
+    void_label: int = VOID_LABEL
 
 
 @dataclass(frozen=True)

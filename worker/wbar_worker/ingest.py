@@ -137,7 +137,8 @@ class Ingester:
         except SourceUnavailable as error:
             self._reject(repository, record, Fault(code=error.code, message=error.detail))
             return
-        upload = DatasetUpload(source, out, record.task == "multilabel", record.options.max_train_images, self.limits)
+        options = record.options
+        upload = DatasetUpload(source, out, record.task, options.max_train_images, self.limits, options.void_label)
         child = processes.start(PACK_BUILTIN if isinstance(source, str) else VALIDATE_DATASET, upload)
         accepted = self._accepted(repository, record, self._verdict(repository, record.claim, child), DatasetPacked)
         if accepted is None:

@@ -81,7 +81,7 @@ class Publisher:
             outcome, others = ending.outcome, self._others(ending.outcome)
             result = _with_hub_folder(outcome.result, others)
             weights, pytorch = kept(outcome.weights), kept(outcome.pytorch)
-            drawn = self._report(outcome.result, outcome.weights.with_name("report.html"))
+            drawn = self._report(outcome, outcome.weights.with_name("report.html"))
             files = ResultBlobs(
                 weights,
                 pytorch,
@@ -121,12 +121,12 @@ class Publisher:
                 others["signature"] = signature
         return others
 
-    def _report(self, result: JobResult, path: Path) -> Received | None:
+    def _report(self, outcome: Outcome, path: Path) -> Received | None:
         """Draw and store the report; None, and an entry in the job's log, where that fails: the weights are there already."""
         job = self._job
         try:
             points = self._store.metrics.all(job.owner, job.id)
-            ReportPage(job.id, job.name, job.spec, result, points, job.request).write(path)
+            ReportPage(job.id, job.name, job.spec, outcome.result, points, job.request, outcome.picture).write(path)
         except Exception as error:
             log.exception("%s: the report could not be drawn", job.id)
             self.log(

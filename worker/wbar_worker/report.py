@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wbar.jobs import MetricsPoint
 from wbar.results import CALIBRATED, VERDICTS, AlphaLine, Comparisons, Flatness, JobResult
 from wbar.spec import JobSpec
+from wbar_worker import report_masks as masks
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -36,6 +37,7 @@ class ReportPage:
 
     points: the training series, in the order of its steps.
     request: what was asked for, as it was sent; None where it is not kept.
+    picture: PNG, some held-out images with the answers of start and w̄; None where there is nothing to see.
     """
 
     job_id: str
@@ -44,6 +46,7 @@ class ReportPage:
     result: JobResult
     points: Sequence[MetricsPoint]
     request: Mapping[str, Any] | None = None
+    picture: Path | None = None
 
     def write(self, path: Path) -> None:
         """Write the page to `path`."""
@@ -66,15 +69,21 @@ class ReportPage:
         yield f"<p class='verdict'>Verdict: {result.verdict} – {VERDICTS[result.verdict]}.</p>"
         yield _comparisons(result, result.metrics, f"on {result.held_out.report} held-out images")
         yield (
-            "<p class='note'>Bold: the weights that a download gives. Loss: the mean negative log-likelihood of the right "
-            "class; lower is better, and confident mistakes cost most. Calibration error: how far the stated confidence is "
-            f"from the share that was right; 0 is best. {CALIBRATED}</p>"
+            masks.NOTE
+            if masks.has_masks(result)
+            else (
+                "<p class='note'>Bold: the weights that a download gives. Loss: the mean negative log-likelihood of the right "
+                "class; lower is better, and confident mistakes cost most. Calibration error: how far the stated confidence is "
+                f"from the share that was right; 0 is best. {CALIBRATED}</p>"
+            )
         )
         yield from (f"<p class='note'>{escape(line)}</p>" for line in result.selection_in_words())
         for name, one in result.evaluation.items():
             chosen_by = "; the choices of this job were made on them" if one.selected_on else ""
             yield f"<h2>On {escape(name)}</h2>\n<p class='note'>{one.images:,} images{chosen_by}.</p>"
             yield _comparisons(result, one.metrics, f"{name}, {one.images:,} images")
+        if masks.has_masks(result):
+            yield from masks.sections(result, self.picture)
         yield from _curve(result)
         if result.interpolation is not None:
             yield from _line(result.interpolation)
@@ -90,11 +99,13 @@ class ReportPage:
 
 
 def _comparisons(result: JobResult, metrics: Comparisons, images: str) -> str:
+    if masks.has_masks(result):
+        return masks.comparisons(result, metrics, images)
     rows = "".join(
         f"<tr{' class=delivered' if name == result.delivered else ''}><td>{Comparisons.label(name)}"
         f"{' <span class=tag>download</span>' if name == result.delivered else ''}</td>"
         f"<td>{score.accuracy:.2%}</td><td>{score.loss:.4f}</td><td>{_number(score.nll_calibrated, '.4f')}</td>"
-        f"<td>{_number(score.temperature, '.2f')}</td><td>{score.ece:.4f}</td></tr>"
+        f"<td>{_number(score.temperature, '.2f')}</td><td>{_number(score.ece, '.4f')}</td></tr>"
         for name, score in metrics.named().items()
     )
     head = (

@@ -11,6 +11,7 @@ from wbar.errors import ContentTooLarge, Rejected
 from wbar_training.data.packed import Packed
 from wbar_training.messages import Crashed
 from wbar_training.uploads import checkpoint_files, dataset_archives, samples
+from wbar_training.uploads.packing import pack
 from wbar_worker.children import (
     CheckpointFound,
     CheckpointUpload,
@@ -48,12 +49,11 @@ def validate_dataset(upload: DatasetUpload, channel: ControlChannel) -> None:
     limits = upload.limits
     confine(limits.memory, limits.seconds, limits.file_bytes)
 
-    def pack() -> DatasetPacked:
+    def packed() -> DatasetPacked:
         assert isinstance(upload.source, Path)
-        pack_source = dataset_archives.pack_folder if upload.source.is_dir() else dataset_archives.pack_archive
-        return _found(upload, pack_source(upload.source, upload.out, limits.content, upload.multilabel))
+        return _found(upload, pack(upload.source, upload.out, limits.content, upload.task, upload.void_label))
 
-    channel.send(_verdict(pack))
+    channel.send(_verdict(packed))
 
 
 def pack_builtin(upload: DatasetUpload, channel: ControlChannel) -> None:
@@ -61,15 +61,16 @@ def pack_builtin(upload: DatasetUpload, channel: ControlChannel) -> None:
     limits = upload.limits
     confine(limits.memory, limits.seconds, limits.file_bytes)
 
-    def pack() -> DatasetPacked:
+    def packed() -> DatasetPacked:
         return _found(upload, dataset_archives.pack_builtin(str(upload.source), upload.out, upload.max_train_images))
 
-    channel.send(_verdict(pack))
+    channel.send(_verdict(packed))
 
 
 def _found(upload: DatasetUpload, packed: Packed) -> DatasetPacked:
     """Return the verdict on a packed dataset; a sheet of samples that cannot be drawn is missing, and no fault of it."""
-    seen = DatasetPacked.model_validate(asdict(packed))
+    facts = {name: value for name, value in asdict(packed).items() if name in DatasetPacked.model_fields}
+    seen = DatasetPacked.model_validate(facts)
     try:
         glance = samples.look(upload.out, len(packed.classes))
         glance.sheet.save(samples_path(upload.out), optimize=True)

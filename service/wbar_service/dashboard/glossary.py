@@ -11,6 +11,7 @@ TERMS: Mapping[str, str] = {
     "accuracy": "The share of held-out images that got the right class.",
     "loss": "How little probability the right class was given: the mean negative log-likelihood (NLL), in nats. Lower is "
     "better; confident mistakes cost most.",
+    "mean_iou": "Of masks: the pixels that both call a class over those that either does, as a mean over classes. 1 is best.",
     "ece": "Expected calibration error: how far the stated confidence is from the share that was right. 0 is best.",
     "verdict": "Whether the average beat the start: better or worse where their losses on the same held-out images differ by "
     "more than two standard errors, else there is no clear difference.",

@@ -130,7 +130,8 @@ class ComparisonRow:
     label: str
     accuracy: float
     loss: float
-    ece: float
+    ece: float | None
+    mean_iou: float | None
     accuracy_gain: float | None
     loss_gain: float | None
     delivered: bool
@@ -141,7 +142,7 @@ def comparisons_of(result: JobResult) -> list[ComparisonRow]:
     start = result.metrics.start
     return [
         ComparisonRow(
-            name, Comparisons.label(name), score.accuracy, score.loss, score.ece,
+            name, Comparisons.label(name), score.accuracy, score.loss, score.ece, score.mean_iou,
             None if name == "start" else score.accuracy - start.accuracy,
             None if name == "start" else start.loss - score.loss,
             name == result.delivered,

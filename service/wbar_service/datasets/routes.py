@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import ValidationError
 
 from wbar.catalog import BUILTINS
-from wbar.datasets import Dataset, DatasetSource, Task
+from wbar.datasets import VOID_LABEL, Dataset, DatasetSource, Task
 from wbar.errors import DatasetNotReady, NotFound, TaskUnsupported, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
@@ -33,7 +33,7 @@ router = APIRouter(
     prefix="/v1/datasets", tags=["datasets"], route_class=AuthenticatedRoute, responses=responses(401, 403, 429, 503)
 )
 
-TASKS = ("classification", "multilabel")  # of those that the contract names
+TASKS = ("classification", "multilabel", "segmentation")  # of those that the contract names
 SOURCE_BYTES = 64 * 1024
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
@@ -67,6 +67,14 @@ async def create_dataset(
     tenant: TenantOf,
     name: Annotated[str | None, Query(max_length=256, json_schema_extra={"pattern": NAME_PATTERN})] = None,
     task: Annotated[Task, Query(json_schema_extra={"enum": [*TASKS]})] = "classification",
+    void_label: Annotated[
+        int,
+        Query(
+            ge=0,
+            le=255,
+            description="Of `segmentation`: the label of pixels that belong to no class, and count nowhere.",
+        ),
+    ] = VOID_LABEL,
     expires_after: Annotated[
         ExpiresAfter | None,
         Query(description="Seconds until it is deleted, or once no job needs it any more. Default: it stays."),
@@ -80,6 +88,10 @@ async def create_dataset(
     With `task=multilabel` the archive is `train/…`, `val/…` and `labels.csv`: a column `image` (the path from `train/` or
     `val/` on) and one of 0 and 1 for each class, or `image,labels` with names separated by `|`.
 
+    With `task=segmentation` it is `train/images/…`, `train/masks/*.png`, the same for `val/`, and `classes.txt` with a name a
+    line: a mask has the name and the size of its image, is grey or has a palette, and its values are labels. The labels
+    other than `void_label`, in their order from 0, are the lines of `classes.txt`.
+
     An archive's content type may also be `application/zip` or `application/x-tar`: the content decides.
 
     Without `val/` a stratified 20 % of `train/` is held out. Every image is decoded before `status` becomes `ready`.
@@ -89,9 +101,18 @@ async def create_dataset(
             f"task={task} comes later; this version takes {' and '.join(f'task={one}' for one in TASKS)}"
         )
     shown_name(name, None, "")  # before the upload
+    if task != "segmentation" and void_label != VOID_LABEL:
+        raise ValidationFailed(
+            f"void_label={void_label} is for task=segmentation, and the task is {task}: leave it out",
+            [{"pointer": "/void_label", "detail": "only with task=segmentation"}],
+        )
+    options = DatasetOptions(void_label=void_label)
     source = await _source(request, task) if is_json(request) else None
     if source is not None and source.source is not None:
-        return await run_sync(_name_source, request, store, tenant, name, task, source, expires_after, idempotency_key)
+        options = DatasetOptions(max_train_images=source.max_train_images, void_label=void_label)
+        return await run_sync(
+            _name_source, request, store, tenant, name, task, source, options, expires_after, idempotency_key
+        )
     limit = request.app.state.settings.max_dataset_bytes
     upload = None if source is None else source.upload
     async with arriving(request, store, tenant, limit, upload, idempotency_key) as arrived:
@@ -99,25 +120,30 @@ async def create_dataset(
         def create() -> DatasetRecord:
             received = arrived.claim()
             shown = shown_name(name, arrived.filename, "dataset")
-            return store.datasets.create(tenant, shown, task, received, expires_after=expires_after)
+            return store.datasets.create(tenant, shown, task, received, options, expires_after)
 
-        print_ = fingerprint("dataset", name, task, arrived.sha256, expires_after=expires_after)
+        print_ = fingerprint("dataset", name, _task_print(task, options), arrived.sha256, expires_after=expires_after)
         return await run_sync(once, store, tenant, idempotency_key, print_, create, arrived.received)
 
 
 def _name_source(
     request: Request, store: Store, tenant: Tenant, name: str | None, task: Task, given: DatasetSource,
-    expires_after: int | None, idempotency_key: str | None,
+    options: DatasetOptions, expires_after: int | None, idempotency_key: str | None,
 ) -> Response:  # fmt: skip
-    source, options = given.source or "", DatasetOptions(max_train_images=given.max_train_images)
+    source = given.source or ""
 
     def create() -> DatasetRecord:
         store.quotas.check_bytes(tenant, request.app.state.settings.quotas, 0)
         return store.datasets.create(tenant, shown_name(name, source, "dataset"), task, source, options, expires_after)
 
     asked = given.model_dump(exclude={"upload"})  # as it was before there were uploads to name
-    print_ = fingerprint("dataset", name, task, asked, expires_after=expires_after)
+    print_ = fingerprint("dataset", name, _task_print(task, options), asked, expires_after=expires_after)
     return once(store, tenant, idempotency_key, print_, create)
+
+
+def _task_print(task: Task, options: DatasetOptions) -> str:
+    """Return the task as an idempotency key's digest has it, with the void label where it is not the usual one."""
+    return task if options.void_label == VOID_LABEL else f"{task}/{options.void_label}"
 
 
 async def _source(request: Request, task: str) -> DatasetSource:

@@ -123,16 +123,15 @@ def _effort(forwards: float, limits: ChoiceLimits) -> Effort:
     return Effort(images, min(most, int(forwards) - images))
 
 
-def stratified_halves(labels: Tensor, draws: torch.Generator) -> list[Tensor]:
-    """Return the indices of both halves of HALVINGS random halvings, which share the images of every class evenly.
+def stratified_halves(strata: Tensor, draws: torch.Generator) -> list[Tensor]:
+    """Return the indices of both halves of HALVINGS random halvings, which share every stratum evenly.
 
-    labels: (N,) int64 classes; (N, classes) of 0 and 1 are not stratified.
+    strata: (N,) int64, of the images.
     """
     halves = []
     for _ in range(HALVINGS):
-        order = torch.randperm(len(labels), generator=draws)
-        if labels.dim() == 1:
-            order = order[labels[order].sort(stable=True).indices]  # class by class, at random within
+        order = torch.randperm(len(strata), generator=draws)
+        order = order[strata[order].sort(stable=True).indices]  # stratum by stratum, at random within
         halves += [order[0::2], order[1::2]]
     return halves
 

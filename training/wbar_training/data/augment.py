@@ -20,6 +20,7 @@ from wbar_training.to_device import to_device
 FLIPS = ("pad_crop_flip", "resized_crop_flip", "imagenet", "rand_augment", "trivial_augment")
 RESIZED = ("resized_crop", "resized_crop_flip", "imagenet")
 POLICIES = ("rand_augment", "trivial_augment")
+MASKED = ("scale_crop_flip", "scale_crop_flip_colour")  # of images with their masks, see `wbar_training.data.masks`
 
 
 class Preparer:
@@ -39,6 +40,7 @@ class Preparer:
 
     def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Use another mean and standard deviation from now on, one number per channel of the network."""
+        self.mean_colour = tuple(255 * value for value in mean)
         self._mean = (torch.tensor(mean, dtype=torch.float64) * 255).float().to(self.device).view(1, -1, 1, 1)
         self._inverse = (1 / (torch.tensor(std, dtype=torch.float64) * 255)).float().to(self.device).view(1, -1, 1, 1)
 

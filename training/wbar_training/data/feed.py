@@ -8,9 +8,8 @@ index, place in the batch): the number of workers changes nothing.
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from multiprocessing import parent_process
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,25 +20,14 @@ from torchvision.transforms.v2 import functional
 from wbar.recipe import Augment
 from wbar_training.data import crops
 from wbar_training.data.augment import FLIPS, POLICIES, RESIZED, Preparer, pad_crop
+from wbar_training.data.examples import Batch, Request
 from wbar_training.data.packed import Encoded, Split
 from wbar_training.draws import key
+from wbar_training.evaluate import evaluation_parts
 from wbar_training.to_device import to_device
 
 
-@dataclass(frozen=True)
-class Request:
-    """A batch to make.
-
-    images: (B,) int64, the indices of its training images.
-    purpose, index: name its random draws.
-    """
-
-    images: Tensor
-    purpose: str
-    index: int
-
-
-class Feed:
+class ImageFeed:
     """The training images of a job. loaders: DataLoader workers for images that are handled one by one; 0: this process."""
 
     def __init__(self, split: Split, prepare: Preparer, encoded: Encoded | None, loaders: int) -> None:
@@ -49,38 +37,63 @@ class Feed:
         size = (split.images.shape[-2], split.images.shape[-1])
         self._single = OneByOne(split.images, encoded, augment, prepare.seed, size) if single else None
 
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def parts(self, count: int) -> list[slice]:
+        """Return the batches that `count` augmented images are evaluated in."""
+        return evaluation_parts(count, self.split.images.shape[-2:])
+
+    def batch(self, request: Request) -> Batch:
+        """Make one batch in this process."""
+        return self._labelled(self.inputs(request), request)
+
+    def _labelled(self, inputs: Tensor, request: Request) -> Batch:
+        return Batch(inputs, to_device(self.split.labels[request.images], self.prepare.device))
+
     def inputs(self, request: Request) -> Tensor:
         """Make the inputs of one batch, (B, C, H, W), in this process."""
         if self._single is None:
             images = self.split.images[to_device(request.images, self.split.images.device)]
             return self.prepare.augmented(images, request.purpose, request.index)
-        images = torch.stack([self._single[one] for one in _ones(request)])
+        images = torch.stack([self._single[one] for one in ones(request)])
         return self.prepare.finished(images, request.purpose, request.index)
 
-    def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and indices of batch after batch, the next ones made while the last is trained on."""
+    def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Batch, Request]]:
+        """Yield batch after batch, the next ones made while the last is trained on."""
         if self._single is None or self.loaders == 0:
-            yield from ((self.inputs(request), request.images) for request in requests)
+            yield from ((self.batch(request), request) for request in requests)
             return
-        asked: list[Request] = []
+        for images, request in ahead(self._single, requests, self.loaders, self.prepare.device):
+            inputs = self.prepare.finished(images, request.purpose, request.index)
+            yield self._labelled(inputs, request), request
 
-        def batches() -> Iterator[list[One]]:
-            for request in requests:
-                asked.append(request)
-                yield _ones(request)
 
-        # forkserver: this process has threads, which a fork would copy in the middle of their work.
-        loader: DataLoader[Tensor] = DataLoader(
-            self._single,
-            batch_sampler=batches(),  # any iterable of lists
-            num_workers=self.loaders,
-            multiprocessing_context="forkserver",
-            worker_init_fn=_end_with_parent,
-            pin_memory=self.prepare.device.type == "cuda",
-        )
-        for images in loader:
-            request = asked.pop(0)
-            yield self.prepare.finished(images, request.purpose, request.index), request.images
+def ahead(
+    dataset: "Dataset[Any]", requests: Iterable[Request], loaders: int, device: torch.device
+) -> Iterator[tuple[Any, Request]]:
+    """Yield what DataLoader workers make of the images of batch after batch, collated, ahead of their use.
+
+    dataset: makes one image of a `One`.
+    """
+    asked: list[Request] = []
+
+    def batches() -> Iterator[list[One]]:
+        for request in requests:
+            asked.append(request)
+            yield ones(request)
+
+    # forkserver: this process has threads, which a fork would copy in the middle of their work.
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=batches(),  # any iterable of lists
+        num_workers=loaders,
+        multiprocessing_context="forkserver",
+        worker_init_fn=_end_with_parent,
+        pin_memory=device.type == "cuda",
+    )
+    for made in loader:
+        yield made, asked.pop(0)
 
 
 def _end_with_parent(_worker: int) -> None:
@@ -105,7 +118,8 @@ class One(NamedTuple):
     seed: int
 
 
-def _ones(request: Request) -> list[One]:
+def ones(request: Request) -> list[One]:
+    """Return the images of a request, each with a seed."""
     # The key needs the job's seed, which OneByOne adds.
     purpose = f"{request.purpose}/{request.index}"
     return [One(image, key(0, purpose, place)) for place, image in enumerate(request.images.tolist())]

@@ -1,24 +1,29 @@
 """The images of one job on its device: the training, report and selection splits, and the evaluation sets."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from wbar.errors import HeldOutTooSmall
 from wbar.results import HeldOut
 from wbar.spec import JobSpec
 from wbar_training.data.augment import RESIZED, Preparer
 from wbar_training.data.colour import principal_axes
-from wbar_training.data.feed import Feed
-from wbar_training.data.packed import Fit, Packed, Split, load_encoded, load_split
+from wbar_training.data.examples import Examples
+from wbar_training.data.packed import Fit, Packed, Split
 from wbar_training.draws import permutation
 from wbar_training.plan import Plan
+from wbar_training.tasks.choosing import task_of
+from wbar_training.tasks.task import Reading, Task
 from wbar_training.workspace import Workspace
 
 
 class JobData:
     """The three splits, the conversion of their pixels to inputs, and the names of the outputs.
 
+    packed: the metadata of the dataset.
     train: trained on; BatchNorm statistics are recomputed from it too.
     report: the held-out images that every number of the result is from.
     selection: the held-out images that selections are made on; None where there are none.
@@ -27,37 +32,41 @@ class JobData:
 
     def __init__(self, spec: JobSpec, workspace: Workspace, plan: Plan, device: torch.device) -> None:
         path = workspace.input(spec.dataset.blob)
-        packed = Packed.read(path)
+        self.packed = packed = Packed.read(path)
         order = [spec.classes.index(name) for name in packed.classes] if spec.classes else None
-        outputs, centre = spec.network.num_classes, plan.augment in RESIZED
-        fit = Fit(plan.recipe.crop_ratio, plan.recipe.interpolation)
-        self.train = load_split(path, "train", plan.image_size, order, outputs=outputs, fit=fit)
-        held_out = load_split(path, "val", plan.image_size, order, centre, outputs, fit)
-        if device.type == "cuda" and self.train.images.numel() < torch.cuda.mem_get_info()[0] // 4:
-            # Otherwise the images stay on the host and are sent a batch at a time; the bits are the same.
-            self.train = Split(self.train.images.to(device), self.train.labels)
         names = list(spec.classes or packed.classes)
+        self.output_names = _output_names(names, spec.network.num_classes)
+        self.task = task_of(packed, spec.network, self.output_names)
+        reading = Reading(plan.image_size, order, fit=Fit(plan.recipe.crop_ratio, plan.recipe.interpolation))
+        self.train = self.task.load(path, "train", reading).placed(device)
+        reading = replace(reading, centre=plan.augment in RESIZED)
+        held_out = self.task.load(path, "val", reading)
         self.sets = {
-            one.name: _evaluation_set(workspace.input(one.dataset.blob), plan.image_size, names, centre, outputs, fit)
+            one.name: _evaluation_set(self.task, workspace.input(one.dataset.blob), names, reading)
             for one in spec.evaluation
         }
-        self.report: Split = held_out
-        self.selection: Split | None = None
+        self.report: Examples = held_out
+        self.selection: Examples | None = None
         self.select_on = spec.select_on if spec.selects else None
         if self.select_on is not None:
             self.selection = self.sets[self.select_on]
         elif spec.selects:
             self.report, self.selection = _halves(held_out, plan.seed)
-        self.output_names = _output_names(list(spec.classes or packed.classes), outputs)
         self.prepare = Preparer(plan.mean, plan.std, plan.augment, plan.seed, device)
-        self.prepare.axes = principal_axes(self.train.images).to(device) if plan.augment == "imagenet" else None
-        encoded = load_encoded(path, "train") if plan.augment in RESIZED else None
-        self.feed = Feed(self.train, self.prepare, encoded, workspace.loaders)
+        if plan.augment == "imagenet" and isinstance(self.train, Split):
+            self.prepare.axes = principal_axes(self.train.images).to(device)
+        self.feed = self.task.feed(self.train, path, self.prepare, plan.image_size, workspace.loaders)
 
     @property
     def held_out(self) -> HeldOut:
         """The sizes of the held-out splits."""
         return HeldOut(selection=len(self.selection) if self.selection else 0, report=len(self.report))
+
+    def inputs(self, most: int) -> Tensor:
+        """Return the first images of the report split as the network takes them, (N, C, H, W) float32 on the CPU."""
+        some = self.report.select(torch.arange(min(most, len(self.report))))
+        batches = (some.batch(part, self.prepare).inputs for part in some.parts())
+        return torch.cat([one.float().cpu() for one in batches]).contiguous()
 
     @property
     def evaluated_images(self) -> int:
@@ -67,43 +76,31 @@ class JobData:
 
     @property
     def chance(self) -> float:
-        """The accuracy of a guess on held-out images; of several labels, of always giving the commoner answer."""
-        labels = self.report.labels
-        if labels.dim() == 1:
-            return 1 / len(set(labels.tolist()))
-        present = labels.double().mean(dim=0)
-        return torch.maximum(present, 1 - present).mean().item()
+        """The accuracy of a guess on held-out images."""
+        return self.task.chance(self.report.labels)
 
 
-def _halves(held_out: Split, seed: int) -> tuple[Split, Split]:
+def _halves(held_out: Examples, seed: int) -> tuple[Examples, Examples]:
     """Split the held-out images into the report split and the selection split, drawn with the job's seed."""
     half = len(held_out) // 2
     if half == 0:
         raise HeldOutTooSmall("a job that selects by held-out images needs two of them or more, and there is one")
     order = permutation(len(held_out), seed, "held-out")
     report, selection = order[half:].sort().values, order[:half].sort().values
-    return (
-        Split(held_out.images[report], held_out.labels[report]),
-        Split(held_out.images[selection], held_out.labels[selection]),
-    )
+    return held_out.select(report), held_out.select(selection)
 
 
-def _evaluation_set(
-    path: Path, image_size: tuple[int, int], names: list[str], centre: bool, outputs: int, fit: Fit
-) -> Split:
+def _evaluation_set(task: Task, path: Path, names: list[str], reading: Reading) -> Examples:
     """Return the images of an evaluation set: those of `val/`, or all where the archive had none.
 
-    names: of the network's outputs, in their order. The others are as of `load_split`.
+    names: of the network's outputs, in their order.
+    reading: of the job's own held-out images.
     """
     packed = Packed.read(path)
-    order = [names.index(name) for name in packed.classes]
-    parts = [
-        load_split(path, split, image_size, order, centre, outputs, fit)
-        for split in (["val"] if packed.held_out is None else ["train", "val"])
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    return Split(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
+    reading = replace(reading, order=[names.index(name) for name in packed.classes])
+    splits = ["val"] if packed.held_out is None else ["train", "val"]
+    parts = [task.load(path, split, reading) for split in splits]
+    return parts[0] if len(parts) == 1 else task.joined(parts)
 
 
 def _output_names(classes: list[str], num_classes: int) -> list[str]:

@@ -17,7 +17,7 @@ def mix(recipe: Recipe, inputs: Tensor, labels: Tensor, seed: int, step: int) ->
     """Mix a step's batch as the recipe says; draws depend on (seed, step) alone.
 
     inputs: (B, C, H, W), normalized.
-    labels: on the inputs' device, (B,) int64, or (B, outputs) of 0 and 1.
+    labels: (B, …), on the inputs' device.
     """
     if recipe.mixup is None and recipe.cutmix is None:
         return inputs, Target(labels)

@@ -7,7 +7,7 @@ and `labels`. The file's metadata names classes, statistics and shape.
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,12 @@ from safetensors import safe_open
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from wbar.datasets import Task
 from wbar.recipe import Interpolation
+from wbar_training.data.augment import Preparer
 from wbar_training.data.decoding import decode
+from wbar_training.data.examples import Batch
+from wbar_training.evaluate import evaluation_parts, even_slices
 
 IN_MEMORY = 4 * 1024**3  # a split larger than this lives in a file that the system pages in
 
@@ -36,6 +40,26 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def select(self, indices: Tensor) -> "Split":
+        """Return the images of these indices, in their order."""
+        return Split(self.images[indices.to(self.images.device)], self.labels[indices])
+
+    def parts(self, most: int | None = None) -> list[slice]:
+        """Return the batches that the images are evaluated in; see `Examples`."""
+        return (
+            evaluation_parts(len(self), self.images.shape[-2:]) if most is None else list(even_slices(len(self), most))
+        )
+
+    def batch(self, part: slice, prepare: Preparer) -> Batch:
+        """Return one of these batches, without augmentation."""
+        return Batch(prepare.plain(self.images[part]), self.labels[part])
+
+    def placed(self, device: torch.device) -> "Split":
+        """Return the split with its images on a GPU, where they fit; else they are sent a batch at a time, to the same bits."""
+        if device.type == "cuda" and self.images.numel() < torch.cuda.mem_get_info()[0] // 4:
+            return Split(self.images.to(device), self.labels)
+        return self
 
 
 @dataclass(frozen=True)
@@ -75,14 +99,24 @@ class Packed:
     held_out: list[int] | None  # indices into the archive's train/ images, where it had no val/
     warnings: list[str]
     many_sizes: bool = False
+    task: Task = "classification"
+    class_pixels: list[int] | None = None  # of segmentation: labelled pixels of each class in the training split
 
     @classmethod
     def read(cls, path: Path) -> "Packed":
         """Read the metadata of a packed file."""
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata()
+            several = len(file.get_slice("train.labels").get_shape()) > 1
         values: dict[str, Any] = json.loads(metadata["wbar.dataset"])
-        return cls(**values)
+        return cls(**{"task": "multilabel" if several else "classification"} | values)
+
+    def document(self) -> dict[str, Any]:
+        """Return the metadata as the file has it: without the tasks that the shape of the labels tells, as it always was."""
+        values = asdict(self)
+        if self.task in ("classification", "multilabel"):
+            del values["task"], values["class_pixels"]
+        return values
 
 
 def load_encoded(path: Path, split: str) -> Encoded | None:

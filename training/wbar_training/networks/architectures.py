@@ -30,6 +30,7 @@ CIFAR: dict[str, Callable[..., nn.Module]] = {
     "cifar_vgg16_bn": lambda **kw: CifarVGG(**kw),
 }
 
+SEGMENTATION: list[str] = models.list_models(module=models.segmentation)
 MNASNET_WIDTHS = {"mnasnet0_5": 0.5, "mnasnet0_75": 0.75, "mnasnet1_0": 1.0, "mnasnet1_3": 1.3}
 
 
@@ -49,7 +50,7 @@ class PlainMNASNet(models.MNASNet):  # type: ignore[misc]  # torchvision has no 
 
 def names() -> list[str]:
     """Return every name that `build` takes."""
-    return sorted([*CIFAR, *models.list_models(module=models)])
+    return sorted([*CIFAR, *models.list_models(module=models), *SEGMENTATION])
 
 
 class _OnMeta(TorchFunctionMode):
@@ -92,6 +93,8 @@ def _torchvision(network: Network) -> nn.Module:
     if network.name in MNASNET_WIDTHS:
         return PlainMNASNet(MNASNET_WIDTHS[network.name], num_classes=network.num_classes)
     kwargs: dict[str, Any] = {"num_classes": network.num_classes}
+    if network.name in SEGMENTATION:
+        kwargs |= {"weights_backbone": None} | ({"aux_loss": True} if network.auxiliary else {})
     if network.name in ("googlenet", "inception_v3"):
         kwargs |= {"aux_logits": False, "init_weights": False, "transform_input": False}
     if network.name.startswith("vit_") and network.image_size is not None:

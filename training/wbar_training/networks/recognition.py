@@ -16,7 +16,7 @@ from wbar.errors import ArchitectureMismatch, UnknownArchitecture
 from wbar.spec import Network
 from wbar_averaging.quoting import quoted
 from wbar_training.networks import timm_models, timm_recognition, timm_table
-from wbar_training.networks.architectures import CIFAR, build, names, shapes_of
+from wbar_training.networks.architectures import CIFAR, SEGMENTATION, build, names, shapes_of
 from wbar_training.networks.differences import COUNTER, Difference, Shapes, compare, names_digest
 
 # Published networks with all tensor names and shapes of ours and other outputs. From a comparison with every model of
@@ -32,7 +32,8 @@ NEAR_RELATIVES: dict[str, tuple[str, ...]] = {
     "mobilenet_v2": ("torchvision's quantization.mobilenet_v2",),
 }
 
-PROJECTION = "+projection"
+PROJECTION, AUXILIARY = "+projection", "+auxiliary"
+AUXILIARY_HEAD = "aux_classifier.4.weight"
 LISTED_EACH = 3  # the same, where several networks are compared in one message
 NEAREST = 3
 
@@ -126,7 +127,7 @@ def _of_the_catalog(shapes: Shapes) -> Network | None:
     table: dict[str, str] = json.loads(files("wbar_training.networks").joinpath("signatures.json").read_text())
     uploaded = names_digest(shapes)
     for name in (name for name, digest in table.items() if digest == uploaded):
-        network = _read_off(name.removesuffix(PROJECTION), shapes, None)
+        network = _read_off(_plain(name), shapes, None)
         if compare(shapes, shapes_of(network)).is_empty:
             return network
     return None
@@ -138,12 +139,17 @@ def signatures() -> dict[str, str]:
 
 
 def _plain_networks() -> dict[str, Network]:
-    """Return every network of the catalog with 10 classes, and the CIFAR ResNets with 1×1 shortcuts as well."""
+    """Return every network of the catalog with 10 classes, and those with 1×1 shortcuts or an auxiliary head as well."""
     plain = {name: Network(name, 10) for name in names()}
     with_projection = {
         name + PROJECTION: Network(name, 10, projection=True) for name in CIFAR if name.startswith("resnet")
     }
-    return plain | with_projection
+    with_head = {name + AUXILIARY: Network(name, 10, auxiliary=True) for name in SEGMENTATION if "lraspp" not in name}
+    return plain | with_projection | with_head
+
+
+def _plain(label: str) -> str:
+    return label.removesuffix(PROJECTION).removesuffix(AUXILIARY)
 
 
 def _read_off(name: str, shapes: Shapes, num_classes: int | None) -> Network:
@@ -158,6 +164,7 @@ def _read_off(name: str, shapes: Shapes, num_classes: int | None) -> Network:
         num_classes=num_classes or (heads[0][0] if heads else 10),
         channels=channels if channels in (1, 2, 3, 4) else 3,
         image_size=_image_size(name, shapes),
+        auxiliary=name in SEGMENTATION and "lraspp" not in name and AUXILIARY_HEAD in shapes,
         projection=name in CIFAR and "layer2.0.downsample.0.weight" in shapes and name.startswith("resnet"),
     )
 
@@ -192,7 +199,7 @@ def nearest(
         pairs_of_network = {(key, shape) for key, shape in shapes_of(network).items() if not key.endswith(COUNTER)}
         scores[label] = len(pairs & pairs_of_network) / len(pairs | pairs_of_network)
     ranked = sorted((label for label in scores if scores[label]), key=lambda label: (-scores[label], label))
-    fitted = dict.fromkeys(_read_off(label.removesuffix(PROJECTION), shapes, None) for label in ranked[:most])
+    fitted = dict.fromkeys(_read_off(_plain(label), shapes, None) for label in ranked[:most])
     found = [(network, compare(shapes, shapes_of(network))) for network in fitted]
     found += timm_recognition.nearest(shapes, table, most) if table else []
     return sorted(found, key=lambda one: -one[1].likeness)[:most]

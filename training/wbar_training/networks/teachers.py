@@ -3,7 +3,7 @@
 p_T = mean over the members of softmax(z / T), or of σ(z / T) where an image has several labels
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wbar.recipe import Distillation
 from wbar.spec import StoredWeights
-from wbar_training.losses import Target, class_logits
+from wbar_training.losses import Target
 from wbar_training.networks import architectures
 from wbar_training.networks.tensors import read_tensors
 from wbar_training.plan import Plan
@@ -19,11 +19,20 @@ from wbar_training.workspace import Workspace
 
 
 class Teachers:
-    """The networks of the teachers, in eval mode, without gradients, in the precision of the training."""
+    """The networks of the teachers, in eval mode, without gradients, in the precision of the training.
+
+    softened: the probabilities of logits that are divided by the temperature.
+    """
 
     def __init__(
-        self, members: Sequence[StoredWeights], workspace: Workspace, plan: Plan, device: torch.device
+        self,
+        members: Sequence[StoredWeights],
+        workspace: Workspace,
+        plan: Plan,
+        device: torch.device,
+        softened: Callable[[Tensor], Tensor],
     ) -> None:
+        self._softened = softened
         assert isinstance(plan.recipe.distillation, Distillation)
         self._temperature, self._autocast = plan.recipe.distillation.temperature, plan.autocast
         self._models = []
@@ -41,5 +50,4 @@ class Teachers:
         """
         with torch.autocast(inputs.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             outputs = [model(inputs).float() / self._temperature for model in self._models]
-        probabilities = [class_logits(z).softmax(dim=1) if target.labels.dim() == 1 else z.sigmoid() for z in outputs]
-        return replace(target, soft=torch.stack(probabilities).mean(dim=0))
+        return replace(target, soft=torch.stack([self._softened(z) for z in outputs]).mean(dim=0))

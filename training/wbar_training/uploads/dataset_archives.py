@@ -9,7 +9,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from wbar.catalog import BUILTINS
+from wbar.datasets import Task
 from wbar.errors import InvalidArchive, NoImages, TooFewClasses, UnknownSource
 from wbar_averaging import write_safetensors
 from wbar_averaging.quoting import quoted, shown
@@ -32,6 +33,7 @@ from wbar_training.uploads.member_names import check_class_names, is_hidden
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 SPLITS = ("train", "val")
 HELD_OUT, HELD_OUT_SEED = 0.2, 0
+Read = Callable[[Wanted], Iterator[tuple[str, bytes]]]  # yields name and content of the wanted members
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,7 @@ def pack_folder(folder: Path, out: Path, limits: UploadLimits, multilabel: bool 
     return _pack(lambda wanted: folder_members(folder, limits, wanted), out, limits, multilabel)
 
 
-def _pack(
-    read: Callable[[Wanted], Iterator[tuple[str, bytes]]], out: Path, limits: UploadLimits, multilabel: bool
-) -> Packed:
+def _pack(read: Read, out: Path, limits: UploadLimits, multilabel: bool) -> Packed:
     if not multilabel:
         members = read(lambda name: _image_path(name, 2) is not None)
         return _pack_items(_items(members, 2), out, limits, None)
@@ -140,7 +140,7 @@ def _pack_items(items: Iterator[Item], out: Path, limits: UploadLimits, table: L
             f"there is no val/: {len(val)} of the images in train/ were held out (20 % of each class, fixed seed). The "
             "start may have been trained on them, which flatters it in the comparison"
         )
-    height, width = _common_shape(shapes)
+    height, width = common_shape(shapes)
     uniform = len(set(shapes)) == 1
     tensors: dict[str, Tensor] = {}
     for split, items_of_split in (("train", train), ("val", val)):
@@ -148,15 +148,8 @@ def _pack_items(items: Iterator[Item], out: Path, limits: UploadLimits, table: L
         tensors[f"{split}.labels"] = (
             table.labels(names) if table else torch.tensor([classes.index(name) for name in names])
         )
-        if uniform:
-            tensors[f"{split}.images"] = torch.stack([decode(item.data, channels) for item in items_of_split])
-        else:
-            tensors[f"{split}.encoded"] = torch.frombuffer(
-                bytearray(b"".join(item.data for item in items_of_split)), dtype=torch.uint8
-            )
-            tensors[f"{split}.offsets"] = torch.tensor([0, *np.cumsum([len(item.data) for item in items_of_split])])
-    sample = [decode(item.data, channels) for item in train[:: max(1, len(train) // 2000)]] if not uniform else None
-    pixels = tensors["train.images"] if sample is None else torch.cat([s.reshape(channels, -1) for s in sample], dim=1)
+        tensors |= image_tensors(split, [item.data for item in items_of_split], channels, uniform)
+    pixels = tensors["train.images"] if uniform else sampled_pixels([item.data for item in train], channels)
     return write_packed(out, tensors, classes, pixels, held_out, warnings, (channels, height, width))
 
 
@@ -191,7 +184,28 @@ def _check_classes(items: list[Item], classes: list[str]) -> None:
         raise InvalidArchive(f"val/ has classes that train/ does not: [{', '.join(map(quoted, unknown[:20]))}]")
 
 
-def _common_shape(shapes: list[tuple[int, int]]) -> tuple[int, int]:
+def image_tensors(split: str, files: Sequence[bytes], channels: int, uniform: bool) -> dict[str, Tensor]:
+    """Return the images of a split as a packed file has them: decoded where all have one size, else as they are."""
+    if uniform:
+        return {f"{split}.images": torch.stack([decode(data, channels) for data in files])}
+    data, offsets = joined_files(files)
+    return {f"{split}.encoded": data, f"{split}.offsets": offsets}
+
+
+def joined_files(files: Sequence[bytes]) -> tuple[Tensor, Tensor]:
+    """Return files end to end, uint8, and where each begins and the last ends, int64."""
+    joined = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
+    return joined, torch.tensor([0, *np.cumsum([len(data) for data in files])])
+
+
+def sampled_pixels(files: Sequence[bytes], channels: int) -> Tensor:
+    """Return the pixels of about 2,000 images, evenly spread, (channels, pixels) uint8."""
+    sample = [decode(data, channels) for data in files[:: max(1, len(files) // 2000)]]
+    return torch.cat([image.reshape(channels, -1) for image in sample], dim=1)
+
+
+def common_shape(shapes: list[tuple[int, int]]) -> tuple[int, int]:
+    """Return height and width, the medians where there are many."""
     return int(np.median([height for height, _ in shapes])), int(np.median([width for _, width in shapes]))
 
 
@@ -216,12 +230,16 @@ def write_packed(
     held_out: list[int] | None,
     warnings: list[str],
     shape: tuple[int, int, int] | None = None,
+    task: Task | None = None,
+    class_pixels: list[int] | None = None,
 ) -> Packed:
     """Write a packed file, and return its metadata.
 
     tensors: by name, as the file holds them.
     pixels: (N, C, H, W) or (C, pixels) uint8 of the training split, for the statistics.
     shape: channels, height and width; None: those of `pixels`.
+    task: None: what the shape of the labels says, a class or several labels.
+    class_pixels: see `Packed`.
     """
     channels, height, width = shape or tuple(pixels.shape[1:])
     by_channel = pixels if pixels.dim() == 2 else pixels.transpose(0, 1).flatten(1)
@@ -245,6 +263,8 @@ def write_packed(
         held_out=held_out,
         warnings=warnings,
         many_sizes="train.encoded" in tensors,
+        task=task or ("multilabel" if tensors["train.labels"].dim() > 1 else "classification"),
+        class_pixels=class_pixels,
     )
-    write_safetensors(out, tensors, {"wbar.dataset": json.dumps(asdict(packed), sort_keys=True)})
+    write_safetensors(out, tensors, {"wbar.dataset": json.dumps(packed.document(), sort_keys=True)})
     return packed

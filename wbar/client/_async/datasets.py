@@ -22,7 +22,8 @@ class AsyncDatasets(AsyncResource):
         source: str | os.PathLike[str],
         *,
         name: str | None = None,
-        task: Literal["classification", "multilabel"] = "classification",
+        task: Literal["classification", "multilabel", "segmentation"] = "classification",
+        void_label: int | None = None,
         max_train_images: int | None = None,
         expires_after: int | None = None,
         wait: bool = True,
@@ -34,7 +35,8 @@ class AsyncDatasets(AsyncResource):
 
         source: a built-in set (`builtin:digits`), a location that the operator allows (`file://…`, `s3://…`), or the
             path of an archive or of a folder with `train/<class>/` images; with task `multilabel`, with `train/` images
-            and `labels.csv`.
+            and `labels.csv`; with task `segmentation`, with `train/images/`, `train/masks/` and `classes.txt`.
+        void_label: of segmentation, the label of pixels that belong to no class; default: 255.
         max_train_images: of a source by name: keep this many training images.
         expires_after: seconds until the service deletes it, or once no job needs it any more.
         step: called with the bytes sent and the bytes in all.
@@ -43,7 +45,7 @@ class AsyncDatasets(AsyncResource):
         Raises the class of wbar.errors.Rejected that says why the dataset was rejected, and TimeoutError after
         `timeout` seconds.
         """
-        common = {"task": task, "expires_after": expires_after}
+        common = {"task": task, "expires_after": expires_after, "void_label": void_label}
         if isinstance(source, str) and source.startswith(("builtin:", "file://", "s3://")):
             body = {"source": source} | ({"max_train_images": max_train_images} if max_train_images else {})
             created = await self._create("/v1/datasets", Dataset, body, idempotency_key, name=name, **common)

@@ -1,0 +1,17 @@
+"""The task of a packed dataset, from what stands in its file."""
+
+from collections.abc import Sequence
+
+from wbar.spec import Network
+from wbar_training.data.packed import Packed
+from wbar_training.tasks.classification import Classification
+from wbar_training.tasks.multilabel import Multilabel
+from wbar_training.tasks.segmentation import Segmentation
+from wbar_training.tasks.task import Task
+
+TASKS: dict[str, type[Task]] = {one.name: one for one in (Classification, Multilabel, Segmentation)}
+
+
+def task_of(packed: Packed, network: Network, names: Sequence[str]) -> Task:
+    """Return the task of a dataset. names: of the network's outputs."""
+    return TASKS[packed.task](network, names)
