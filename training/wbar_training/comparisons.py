@@ -1,6 +1,6 @@
 """The end of a job: the weights that are delivered, and their comparison with everything else, on the report split."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from wbar.results import Comparisons, CurvePoint, Delivered, JobResult, Score, S
 from wbar_averaging import Epoch
 from wbar_training import decisions
 from wbar_training.analysis import attempted, bayesian_score, measure_flatness
+from wbar_training.answers import draw_answers
 from wbar_training.averages.average import Average, Evaluated
 from wbar_training.averages.choice import ChoiceLimits
-from wbar_training.distributed.ranks import Ranks
 from wbar_training.ensemble import Member, ensemble_outputs
 from wbar_training.evaluate import HeldOutOutputs, Outputs, verdict
 from wbar_training.evaluation_sets import evaluated_sets, read
@@ -103,23 +103,6 @@ def conclude(
     averaged_files = of_mean if delivers_start else None
     picture = attempted(reporter, "what a network makes of images", lambda: draw_answers(setup, of_mean.safetensors))
     return Outcome(result, *delivered, losses, averaged_files, further.onnx, further.pt2, further.hub, picture)
-
-
-def draw_answers(setup: Setup, averaged: Path) -> Path | None:
-    """Draw some held-out images with what the start and w̄ make of them; None where the task has nothing to see.
-
-    averaged: the weights file of w̄.
-    """
-    weights: dict[str, Callable[[], Mapping[str, Tensor]]] = {
-        "start": setup.start,
-        "averaged": partial(setup.read, averaged),
-    }
-    drawn = setup.data.task.draw(setup.evaluator.probe, weights, setup.data.report, setup.data.prepare)
-    if drawn is None or not Ranks.here().leads:
-        return None
-    path = averaged.with_name("answers.png")
-    drawn.save(path)
-    return path
 
 
 def _control(reporter: Reporter, control: Callable[[], Scores]) -> Scores | None:

@@ -21,8 +21,8 @@ from wbar.spec import JobSpec, StoredWeights
 from wbar_averaging import ModelStock, RunningMean
 from wbar_training import normalization_probe
 from wbar_training.analysis import attempted, flatness_images, measure_flatness
+from wbar_training.answers import draw_answers
 from wbar_training.averages.average import Finished
-from wbar_training.comparisons import draw_answers
 from wbar_training.ensemble import Member, ensemble_outputs
 from wbar_training.evaluate import HeldOutOutputs, verdict
 from wbar_training.evaluation_sets import evaluated_sets
