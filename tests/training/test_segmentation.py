@@ -317,16 +317,15 @@ def test_a_soup_of_masks(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_it_learns_shapes(tmp_path: Path) -> None:
-    """From its initialization; twice the IoU of calling everything background, in a minute or two of two cores."""
+    """From its initialization, in a minute or two of two cores; calling everything background has a mean IoU of 0.2."""
     method = METHODS.validate_python(
-        {"type": "ema", "epochs": 10, "lr": 0.05, "final_lr": 0.0, "control_lr": 0.05, "decay": 0.98, "shape": "poly"}
+        {"type": "ema", "epochs": 5, "lr": 0.05, "final_lr": 0.0, "control_lr": 0.05, "decay": 0.98, "shape": "poly"}
     )
     job = make_segmentation_job(
         tmp_path, method, train=200, val=40, sizes=[(64, 64)],
         recipe_image_size=(64, 64), recipe_batch_size=16, recipe_augment="none",
     )  # fmt: skip
     averaged = run(job, Recorder()).result.metrics.averaged
-    background = 0.8 / len(CLASSES)
     assert averaged.mean_iou is not None
-    assert averaged.mean_iou > 2 * background
+    assert averaged.mean_iou > 0.5
     assert averaged.accuracy > 0.85
