@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Route, expect
 
+from benchmarks import shapes
 from tests.conftest import Service
 from tests.dashboard.browser import SECONDS, chromium, needs_chromium, signed_in
 from tests.dashboard.test_browser import check_accessible
@@ -104,6 +105,20 @@ def test_a_network_is_said_and_a_page_is_not_left_by_mistake(
         expect(page.get_by_text("recognized by its tensors")).to_be_visible()
         page.get_by_role("button", name="Copy ckpt_").click()
         expect(page.get_by_role("button", name="Copy ckpt_")).to_have_text("Copied")
+
+
+def test_what_the_labels_are_is_said(browser: Browser, service: Service, key: str, tmp_path: Path) -> None:
+    shapes.write_archive(tmp_path / "shapes.zip", 8, 4, [(32, 32)])
+    with signed_in(browser, service, key) as (page, _):
+        page.goto("/datasets")
+        upload, status = page.locator("[data-upload] input[type=file]"), page.locator("[data-upload] [role=status]")
+        upload.set_input_files(tmp_path / "shapes.zip")
+        expect(status).to_contain_text("task=segmentation", timeout=READ)  # taken for folders of classes
+        page.get_by_text("Say otherwise").click()
+        page.get_by_label("Labels of the next upload").select_option("segmentation")
+        check_accessible(page)
+        upload.set_input_files(tmp_path / "shapes.zip")
+        expect(status).to_contain_text("8 training and 4 held-out images", timeout=READ)
 
 
 def test_an_idle_page_says_when_the_service_is_gone(browser: Browser, service: Service, key: str) -> None:

@@ -155,6 +155,11 @@ def test_what_is_wrong_is_said_with_the_file(
         packed(tmp_path, GOOD | files)
 
 
+def test_masks_are_not_taken_for_a_class(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArchive, match="task=segmentation"):
+        pack(archive(tmp_path, GOOD), tmp_path / "out", UploadLimits(), "classification", VOID)
+
+
 def test_a_mask_counts_against_the_limits(tmp_path: Path) -> None:
     huge = png(np.zeros((600, 800), np.uint8))
     with pytest.raises(ContentTooLarge, match="800x600 pixels, over the limit of 1000"):

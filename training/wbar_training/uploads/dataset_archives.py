@@ -174,6 +174,10 @@ def _check_classes(items: list[Item], classes: list[str]) -> None:
             "no images were found in train/<class>/: the layout is train/<class>/*.{jpg,png,webp} and, if you have "
             "held-out images, val/<class>/…"
         )
+    if classes == ["images", "masks"]:
+        raise InvalidArchive(
+            "train/ has the folders images and masks, which are no classes: upload images with masks as task=segmentation"
+        )
     if len(classes) < 2:
         raise TooFewClasses(f"train/ has a single class, {quoted(classes[0])}: a classifier needs at least two")
     small = [f"{shown(label)}: {count}" for label, count in sorted(counts.items()) if count < 2]

@@ -108,9 +108,9 @@ function detail(request) {
 const size = (bytes) => (bytes < 1048576 ? `${(bytes / 1024).toFixed(0)} KiB` : `${(bytes / 1048576).toFixed(1)} MiB`);
 
 // What becomes of the bytes: a checkpoint or dataset, which a worker reads.
-async function create(kind, name, architecture, upload, csrf, api, tell) {
+async function create(kind, name, said, upload, csrf, api, tell) {
   const headers = { "Content-Type": "application/json", "X-CSRF-Token": csrf, "Idempotency-Key": upload };
-  const path = `/v1/${kind}s`, query = new URLSearchParams({ name, ...(architecture && { architecture }) });
+  const path = `/v1/${kind}s`, query = new URLSearchParams({ name, ...said });
   const asked = { method: "POST", headers, body: JSON.stringify({ upload }) };
   const again = () => wait(5).then(() => api(`${path}?${query}`, asked));  // the same key: one object
   let made = await api(`${path}?${query}`, asked).catch((error) => (error instanceof TypeError ? again() : Promise.reject(error)));
@@ -163,14 +163,15 @@ function install(drop, csrf, api) {
       bar.value = file.size ? sent / file.size : 0;
       text.textContent = note || `${size(sent)} of ${size(file.size)}`;
     });
-    const architecture = drop.querySelector("[data-architecture]")?.value ?? "";
+    const fields = [...drop.querySelectorAll("[data-parameter]")].filter((field) => field.value);
+    const said = Object.fromEntries(fields.map((field) => [field.dataset.parameter, field.value]));
     notes.replaceChildren();
     leaving(upload, true);
     try {
       const id = await upload.run();
       pause.hidden = stop.hidden = true;
       if (id === null) { text.textContent = "stopped"; return; }
-      const made = await create(kind, file.name, architecture, id, csrf, api, (note) => { text.textContent = note; });
+      const made = await create(kind, file.name, said, id, csrf, api, (note) => { text.textContent = note; });
       upload.done();
       if (made.status === "rejected") throw new Refused(made.error.message);
       text.textContent = recognised(kind, made);
