@@ -83,6 +83,8 @@ async def create_checkpoint(
 ) -> Response:
     """Upload a checkpoint: a safetensors file, or a PyTorch file that `torch.load(weights_only=True)` accepts.
 
+    Or a `.pt2` archive of torch.export: a network that is in no catalog, in training mode and with a free batch size.
+
     The body is the file itself, streamed, or JSON that names a finished upload of /v1/uploads. Its content is validated
     after the answer: poll until `status` is `ready` or `rejected`.
     """

@@ -29,7 +29,7 @@ class Checkpoints(Resource):
         step: Step | None = None,
         idempotency_key: str | None = None,
     ) -> Checkpoint:
-        """Upload a safetensors or PyTorch file and, unless `wait` is false, wait until it is ready.
+        """Upload a safetensors, PyTorch or `.pt2` file (torch.export) and, unless `wait` is false, wait until it is ready.
 
         purpose: `merge` takes the tensors of a network that the service does not know, too: to be merged, not trained.
         expires_after: seconds until the service deletes it, or once no job needs it any more.
