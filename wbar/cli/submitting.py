@@ -89,14 +89,10 @@ def submit(
         str | None, typer.Option(help="The name of one of them that chooses, instead of half of the held-out images.")
     ] = None,
     swag: Annotated[int | None, typer.Option(help="Samples of a Bayesian average (SWAG) to compare with.")] = None,
-    onnx: Annotated[
-        bool | None,
-        typer.Option("--onnx", help="Also make an ONNX file of the weights, checked to give the same outputs."),
-    ] = None,
-    huggingface: Annotated[
-        bool | None,
+    format: Annotated[
+        list[str] | None,
         typer.Option(
-            "--huggingface", help="Also make the folder that timm loads; of transformers' networks it is there anyway."
+            help="Also make the weights in this format: onnx, pt2 (torch.export), or huggingface (timm's folder)."
         ),
     ] = None,
     flatness: Annotated[bool | None, typer.Option(help="Measure how flat the loss is, and draw it.")] = None,
@@ -130,10 +126,9 @@ def submit(
     )  # fmt: skip
     trained = read_object(recipe, "--recipe") | _given(batch_size=batch_size, image_size=image_size, augment=augment)
     trained |= {"optimizer": {"name": optimizer}} if optimizer else {}
-    formats = ["onnx"] * bool(onnx) + ["huggingface"] * bool(huggingface)
     options = _given(
         checkpoint=checkpoint, dataset=dataset, name=name, method=asked or None, recipe=trained or None, seed=seed,
-        swag=swag, formats=formats or None, flatness=flatness, max_seconds=max_seconds, priority=priority,
+        swag=swag, formats=format or None, flatness=flatness, max_seconds=max_seconds, priority=priority,
         expires_after=expires_after, metadata=tags(metadata) or None, evaluate=tags(evaluate) or None, select_on=select_on,
         dry_run=dry_run or None,
     )  # fmt: skip
