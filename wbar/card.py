@@ -212,7 +212,7 @@ class ModelCard:
         named = f" (which begin with `{prefix}`)" if prefix else ""
         if self._is_hubs:
             yield from _loading_folder(network.architecture.library)
-        if network.program is not None:
+        if any(one.format == "pt2" and one.sha256 for one in self.result.formats):
             yield 'With its program, from the file of `?format=pt2`: `torch.export.load("averaged.pt2").module()`.'
             yield ""
         if network.config is None:

@@ -165,9 +165,9 @@ class ImageSizeUnsupported(Refused):
 
 
 class TaskUnsupported(Refused):
-    """Raised when this version does not have the task of a dataset."""
+    """Raised when this version does not have the task of a dataset, or the network is one for another task."""
 
-    code, status, title = "task_unsupported", 422, "This version does not fine-tune for this task"
+    code, status, title = "task_unsupported", 422, "Network and dataset are not for one task that can be fine-tuned"
 
 
 class InternalError(Refused):

@@ -1,7 +1,7 @@
 """`auto` becomes a number: a static, pure function of the catalog, the checkpoint and the dataset. No search, no clock."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -44,7 +44,7 @@ def resolve_job(
     teachers: Sequence[StoredWeights] = (),
     evaluation: Mapping[str, tuple[StoredDataset, DatasetFacts]] | None = None,
 ) -> JobSpec:
-    """Make the JobSpec of a request: every `auto` replaced, everything checked that can be architecture before the job runs.
+    """Make the JobSpec of a request: every `auto` replaced, everything checked that can be before the job runs.
 
     facts: of the dataset.
     gpu: whether a live worker has a GPU.
@@ -168,7 +168,7 @@ def resolve_recipe(
         raise ValidationFailed(
             'recipe.precision is "tf32", which GPUs have, and no live worker has one: choose "float32"'
         )
-    _check_class_weights(recipe, network)
+    _check_class_weights(recipe, _told_apart(network, facts))
     size = _image_size(recipe, network, facts, pretrained)
     resolved = recipe.model_copy(
         update={
@@ -272,9 +272,15 @@ def _check_same_network(ingredient: StoredWeights, start: StoredWeights) -> None
     """Raise CheckpointsDiffer (422) unless an ingredient of a soup is the start's network."""
     one, other = ingredient.network, start.network
     if one != other:
+        names = [field.name for field in fields(Network) if field.compare]
+        differ = [name for name in names if getattr(one, name) != getattr(other, name)]
+        # Configurations and digests of programs are too long to be read beside each other.
+        both = [
+            name if name in ("config", "program") else f"{name} {getattr(one, name)} and {getattr(other, name)}"
+            for name in differ
+        ]
         raise CheckpointsDiffer(
-            f"{ingredient.id} is a {one.name} with {one.num_classes} outputs and {one.channels} input channels, {start.id} a "
-            f"{other.name} with {other.num_classes} and {other.channels} (or their shortcuts or image sizes differ)"
+            f"{ingredient.id} is not of the network of {start.id}: they differ in {', '.join(both)}"
         )
 
 
@@ -328,16 +334,17 @@ def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetF
 
     Raises ClassesMismatch (422): labels beyond num_classes, or names that do not cover the dataset's.
     """
+    told = _told_apart(network, facts)
     if classes is None:
-        if len(facts.classes) > network.classes:
+        if len(facts.classes) > told:
             raise ClassesMismatch(
                 f"the dataset has {len(facts.classes)} classes and the checkpoint's network has {network.num_classes} "
-                f"outputs: labels {network.classes}..{len(facts.classes) - 1} would have none"
+                f"outputs: labels {told}..{len(facts.classes) - 1} would have none"
             )
         return None
-    if len(classes) != network.classes or len(set(classes)) != len(classes):
+    if len(classes) != told or len(set(classes)) != len(classes):
         raise ClassesMismatch(
-            f"`classes` names {len(set(classes))} different classes and the checkpoint's network tells {network.classes} "
+            f"`classes` names {len(set(classes))} different classes and the checkpoint's network tells {told} "
             "apart: give one name for each, in the checkpoint's order"
         )
     unknown = sorted(set(facts.classes) - set(classes))
@@ -346,10 +353,15 @@ def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetF
     return classes
 
 
+def _told_apart(network: Network, facts: DatasetFacts) -> int:
+    """Return how many classes the outputs tell apart: of several labels each has an output of its own."""
+    return network.num_classes if facts.task == "multilabel" else network.classes
+
+
 def _named_classes(start: StoredWeights, facts: DatasetFacts) -> list[str] | None:
     """Return the names that the start came with, where they cover the dataset's in another order; None where they do not."""
     names = start.pretrained.classes if start.pretrained else None
-    if names is None or len(names) != start.network.classes or len(set(names)) != len(names):
+    if names is None or len(names) != _told_apart(start.network, facts) or len(set(names)) != len(names):
         return None
     return list(names) if names != facts.classes and set(facts.classes) <= set(names) else None
 
@@ -417,11 +429,11 @@ def resolve_augment(source: str | None, photographs: bool = False) -> Augment:
     return "resized_crop_flip" if photographs else "pad_crop_flip"
 
 
-def _check_class_weights(recipe: Recipe, network: Network) -> None:
+def _check_class_weights(recipe: Recipe, classes: int) -> None:
     weights = recipe.class_weights
-    if isinstance(weights, list) and len(weights) != network.classes:
+    if isinstance(weights, list) and len(weights) != classes:
         raise ValidationFailed(
-            f"recipe.class_weights has {len(weights)} numbers and the network {network.classes} outputs: one for each"
+            f"recipe.class_weights has {len(weights)} numbers and the network {classes} outputs: one for each"
         )
 
 

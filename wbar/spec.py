@@ -6,7 +6,7 @@ to the worker and to training. Where files lie and what they run on is not part 
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -197,7 +197,9 @@ class JobSpec(_Frozen):
         """
         inputs: dict[str, Any] = {
             "start": self.start.sha256,
+            "network": network_document(asdict(self.network) | {"entry": None}),  # tensors alone may fit several
             "dataset": self.dataset.sha256,
+            "images": self.dataset.blob,  # one archive is packed in more than one way
             "method": self.method.model_dump(mode="json"),
             "recipe": self.recipe.model_dump(mode="json"),
             "seed": self.seed,

@@ -14,7 +14,7 @@ OF_MASKS = ("none", "scale_crop_flip", "scale_crop_flip_colour")  # augmentation
 
 
 def check_task(options: JobOptions, network: Network, facts: DatasetFacts) -> None:
-    """Raise TaskUnsupported or ValidationFailed (422) unless network, dataset and options are for one task."""
+    """Raise TaskUnsupported, ClassesMismatch or ValidationFailed (422) unless network, dataset and options are for one task."""
     outputs = network.architecture.outputs
     if facts.task == "segmentation" and outputs != "pixels":
         names = ", ".join(name for name, one in ARCHITECTURES.items() if one.family in SEGMENTATION)

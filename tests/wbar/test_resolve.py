@@ -1,5 +1,7 @@
 """`auto` is a static function of the catalog, the checkpoint and the dataset; what cannot fit is refused with both values."""
 
+from dataclasses import replace
+
 import pytest
 
 from wbar.datasets import DatasetFacts, ImageShape
@@ -107,3 +109,10 @@ def test_class_orders() -> None:
         resolve_classes(list("aabcdefghi"), network(), facts())
     with pytest.raises(ClassesMismatch, match=r"does not name \['j'\]"):
         resolve_classes(list("abcdefghiz"), network(), facts())
+
+
+def test_one_output_tells_two_classes_apart_and_has_one_label_of_several() -> None:
+    one, two = Network("resnet20", 1), replace(facts(), classes=("no", "yes"))
+    assert resolve_classes(None, one, two) is None
+    with pytest.raises(ClassesMismatch, match=r"labels 1\.\.1 would have none"):
+        resolve_classes(None, one, replace(two, task="multilabel"))

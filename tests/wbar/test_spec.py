@@ -1,10 +1,12 @@
 """A spec as it is stored: what a worker of the version before does not know is left out where it says nothing."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.store.rows import spec
+from wbar.catalog import ARCHITECTURES
 from wbar.method import METHODS, Interpolate
 from wbar.spec import EvaluationSet, JobSpec, StoredDataset
 
@@ -34,6 +36,15 @@ def test_a_set_that_chooses_is_part_of_the_runs_digest_and_others_are_not() -> N
     scored = spec().model_copy(update={"evaluation": sets})
     assert scored.run_digest() == spec().run_digest()
     assert scored.model_copy(update={"select_on": "sketch"}).run_digest() != spec().run_digest()
+
+
+def test_what_the_same_bytes_are_taken_for_is_part_of_the_runs_digest() -> None:
+    made = spec()
+    taken = made.model_copy(update={"network": replace(made.network, name="resnet32")})
+    packed = made.model_copy(update={"dataset": made.dataset.model_copy(update={"blob": "9" * 64})})
+    assert len({one.run_digest() for one in (made, taken, packed)}) == 3
+    entered = made.model_copy(update={"network": replace(made.network, entry=ARCHITECTURES["resnet20"])})
+    assert entered.run_digest() == made.run_digest()  # what a worker says of a network changes no weight
 
 
 def test_the_points_of_a_line_have_the_mean_and_a_fixed_alpha_among_them() -> None:

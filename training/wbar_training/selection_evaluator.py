@@ -1,4 +1,4 @@
-"""The selection split as a evaluator of means: what an average asks when it selects, and what it may cost."""
+"""The selection split as an evaluator of means: what an average asks when it selects, and what it may cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -120,7 +120,7 @@ class One(NamedTuple):
 
 def ones(request: Request) -> list[One]:
     """Return the images of a request, each with a seed."""
-    # The key needs the job's seed, which OneByOne adds.
+    # The key needs the job's seed, which the reader of images adds.
     purpose = f"{request.purpose}/{request.index}"
     return [One(image, key(0, purpose, place)) for place, image in enumerate(request.images.tolist())]
 
