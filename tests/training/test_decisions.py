@@ -11,7 +11,7 @@ from wbar.schedule import build_schedule
 from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training import decisions
-from wbar_training.data.job_data import JobData
+from wbar_training.job_data import JobData
 from wbar_training.networks.architectures import initialized
 from wbar_training.resume import Results
 

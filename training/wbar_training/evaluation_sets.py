@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wbar.results import Comparisons, EvaluatedSet, Score
-from wbar_training.data.job_data import JobData
+from wbar_training.job_data import JobData
 
 OnSets = Mapping[str, Score]  # the scores of one comparison, by set
 

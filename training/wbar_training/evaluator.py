@@ -14,10 +14,10 @@ from wbar_averaging import has_batch_norm, recompute_batch_norm
 from wbar_training.averages.average import Mean
 from wbar_training.averages.choice import SELECTION_BATCH_NORM_IMAGES
 from wbar_training.data.examples import Examples, Request
-from wbar_training.data.job_data import JobData
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.draws import key, permutation
 from wbar_training.evaluate import HeldOutOutputs, Outputs, even_slices, predict
+from wbar_training.job_data import JobData
 from wbar_training.plan import Plan
 
 BATCH_NORM_IMAGES = 2048

@@ -29,13 +29,13 @@ from wbar_training import decisions, familiarity, normalization_probe, resume, s
 from wbar_training.averages.average import Average, Mean, mean_of
 from wbar_training.averages.making import make_average
 from wbar_training.comparisons import add_to_ensemble, conclude
-from wbar_training.data.job_data import JobData
 from wbar_training.distributed.launch import run_on_ranks
 from wbar_training.distributed.ranks import HEARTBEAT_STEPS, Ranks
 from wbar_training.evaluation_sets import stored
 from wbar_training.evaluator import Scores, StartEvaluation
 from wbar_training.familiarity import StartLosses
 from wbar_training.head_probe import probe_head
+from wbar_training.job_data import JobData
 from wbar_training.meter import Meter
 from wbar_training.networks.programs import learn_all
 from wbar_training.networks.teachers import Teachers

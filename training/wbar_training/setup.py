@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from wbar.errors import PrecisionUnsupported
 from wbar.recipe import Precision
 from wbar.spec import JobSpec
-from wbar_training.data.batches import Batches
-from wbar_training.data.job_data import JobData
+from wbar_training.batches import Batches
 from wbar_training.evaluator import Evaluator, Tick
+from wbar_training.job_data import JobData
 from wbar_training.losses import Loss
 from wbar_training.networks.fresh_layers import prepared
 from wbar_training.plan import Plan
