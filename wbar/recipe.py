@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from wbar.method import Auto
 from wbar.request import RequestModel
 
+OF_MASKS = ("scale_crop_flip", "scale_crop_flip_colour")  # augmentations of images with their masks
 Augment = Literal[
     "auto",
     "none",

@@ -6,11 +6,10 @@ from wbar.catalog import ARCHITECTURES, SEGMENTATION
 from wbar.datasets import DatasetFacts
 from wbar.errors import ClassesMismatch, TaskUnsupported, ValidationFailed
 from wbar.jobs import JobOptions
-from wbar.recipe import Recipe
+from wbar.recipe import OF_MASKS, Recipe
 from wbar.spec import Network
 
 MOST_CLASSES = 255  # a mask has a byte for each pixel, and one value of it is void
-OF_MASKS = ("none", "scale_crop_flip", "scale_crop_flip_colour")  # augmentations of images with their masks
 
 
 def check_task(options: JobOptions, network: Network, facts: DatasetFacts) -> None:
@@ -54,10 +53,10 @@ def _of_images(options: JobOptions) -> Iterator[tuple[str, str]]:
     for name, why in reasons.items():
         if getattr(recipe, name) != getattr(blank, name):
             yield f"/recipe/{name}", f"{why}: leave it out"
-    if recipe.augment not in ("auto", *OF_MASKS):
+    if recipe.augment not in ("auto", "none", *OF_MASKS):
         yield (
             "/recipe/augment",
-            f"{recipe.augment!r} changes images without their masks: take one of {', '.join(OF_MASKS)}",
+            f"{recipe.augment!r} changes images without their masks: take one of {', '.join(('none', *OF_MASKS))}",
         )
     if options.swag:
         yield "/swag", "a Bayesian average keeps the outputs for all pixels of all images: leave it out"
@@ -70,5 +69,5 @@ def _of_images(options: JobOptions) -> Iterator[tuple[str, str]]:
 def _of_masks(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.dice:
         yield "/recipe/dice", "the Dice loss is of pixels: leave it out"
-    if recipe.augment in OF_MASKS and recipe.augment != "none":
+    if recipe.augment in OF_MASKS:
         yield "/recipe/augment", f"{recipe.augment!r} is of images with masks: leave it out"

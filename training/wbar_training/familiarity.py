@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from wbar_training.data.augment import FLIPS, MASKED, RESIZED
+from wbar.recipe import OF_MASKS
+from wbar_training.data.augment import FLIPS, RESIZED
 from wbar_training.evaluator import Evaluator
 
 # Of the starts that were measured, familiar ones came to 1.31 and unfamiliar ones began at 1.56 (ADR 37).
@@ -53,7 +54,7 @@ class StartLosses:
         """Return what to say about an unfamiliar augmentation; None about a familiar one."""
         if not self.unfamiliar:
             return None
-        nearest = "scale_crop_flip" if augment in MASKED else "resized_crop" if augment in RESIZED else "pad_crop"
+        nearest = "scale_crop_flip" if augment in OF_MASKS else "resized_crop" if augment in RESIZED else "pad_crop"
         milder = {nearest, "none"} - {augment}
         others = " or ".join(repr(one) for one in sorted(milder, reverse=True))
         mirrored = ", which mirrors images" if augment in FLIPS else ""

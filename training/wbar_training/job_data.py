@@ -10,9 +10,8 @@ from wbar.errors import HeldOutTooSmall
 from wbar.results import HeldOut
 from wbar.spec import JobSpec
 from wbar_training.data.augment import RESIZED, Preparer
-from wbar_training.data.colour import principal_axes
 from wbar_training.data.examples import Examples
-from wbar_training.data.packed import Fit, Packed, Split
+from wbar_training.data.packed import Fit, Packed
 from wbar_training.draws import permutation
 from wbar_training.plan import Plan
 from wbar_training.tasks.choosing import task_of
@@ -53,8 +52,6 @@ class JobData:
         elif spec.selects:
             self.report, self.selection = _halves(held_out, plan.seed)
         self.prepare = Preparer(plan.mean, plan.std, plan.augment, plan.seed, device)
-        if plan.augment == "imagenet" and isinstance(self.train, Split):
-            self.prepare.axes = principal_axes(self.train.images).to(device)
         self.feed = self.task.feed(self.train, path, self.prepare, plan.image_size, workspace.loaders)
 
     @property

@@ -20,7 +20,6 @@ from wbar_training.to_device import to_device
 FLIPS = ("pad_crop_flip", "resized_crop_flip", "imagenet", "rand_augment", "trivial_augment")
 RESIZED = ("resized_crop", "resized_crop_flip", "imagenet")
 POLICIES = ("rand_augment", "trivial_augment")
-MASKED = ("scale_crop_flip", "scale_crop_flip_colour")  # of images with their masks, see `wbar_training.data.masks`
 
 
 class Preparer:

@@ -17,6 +17,7 @@ from wbar.recipe import Recipe
 from wbar.results import Score
 from wbar_training import calibration
 from wbar_training.data.augment import RESIZED, Preparer
+from wbar_training.data.colour import principal_axes
 from wbar_training.data.examples import Batch, Examples
 from wbar_training.data.feed import ImageFeed
 from wbar_training.data.mixing import mix
@@ -58,6 +59,8 @@ class ImageTask(Task):
     def feed(
         self, train: Split, path: Path, prepare: Preparer, image_size: tuple[int, int], loaders: int  # noqa: ARG002
     ) -> ImageFeed:  # fmt: skip
+        if prepare.augment == "imagenet":
+            prepare.axes = principal_axes(train.images).to(prepare.device)
         encoded = load_encoded(path, "train") if prepare.augment in RESIZED else None
         return ImageFeed(train, prepare, encoded, loaders)
 
