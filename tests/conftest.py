@@ -28,6 +28,15 @@ from wbar_store.migrate import upgrade
 
 POSTGRESQL = os.environ.get("WBAR_TEST_POSTGRESQL_URL")
 DATABASES = ["sqlite", *(["postgresql"] if POSTGRESQL else [])]
+# What stands before the store is the same on either database: on PostgreSQL it is tried with the long tests.
+FRONTS = frozenset({"client", "clients", "dashboard"})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name in FRONTS and "[postgresql" in item.name:
+            item.add_marker(pytest.mark.long)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60.0, what: str = "the condition") -> None:

@@ -188,6 +188,7 @@ def test_a_soup_of_checkpoints(service: Service, tmp_path: Path) -> None:
         client.checkpoints.delete(ids[1])  # an ended job needs it no more
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_a_soup_needs_cannot_be_deleted(breakable: Service, tmp_path: Path) -> None:
     breakable.start()
     with breakable.client() as client, breakable.http() as http:

@@ -23,6 +23,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_workers_below_a_script_of_the_users_start_with_a_safe_path(tmp_path: Path) -> None:
     decoys = Decoys(tmp_path)
     script = tmp_path / "scripts" / "train.py"

@@ -187,6 +187,7 @@ def ended(process: "subprocess.Popen[bytes]") -> bool:
     return process.poll() is not None
 
 
+@pytest.mark.long
 def test_the_parts_by_themselves(shell: Shell, broker: Broker, tmp_path: Path) -> None:
     shell.wbar("migrate")
     listening = socket.create_server(("127.0.0.1", 0))

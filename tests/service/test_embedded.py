@@ -220,6 +220,7 @@ def command(*words: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.long
 def test_only_its_owner_reads_what_it_keeps(up: Up) -> None:
     (up.folder / "data").mkdir(mode=0o755)
     up.start()
@@ -271,6 +272,7 @@ def running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_two_on_one_folder_or_one_port_are_refused_in_one_line(up: Up) -> None:
     up.start()
     wait_until(lambda: up.config.exists(), 60, "the configuration")

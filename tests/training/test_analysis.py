@@ -13,6 +13,7 @@ from wbar_training.reporter import StopRequested
 from wbar_training.state_files import latest
 
 
+@pytest.mark.long
 def test_flatness_and_swag_describe_the_job_and_leave_its_weights_alone(tmp_path: Path) -> None:
     plain = run(make_job(tmp_path / "plain"), Recorder())
     job = make_job(tmp_path / "measured", flatness=True, swag=2)
@@ -49,6 +50,7 @@ def test_an_interrupted_job_measures_the_same(tmp_path: Path) -> None:
     assert again.result.metrics == whole.result.metrics
 
 
+@pytest.mark.long
 def test_one_cycle_has_no_plane(tmp_path: Path) -> None:
     outcome = run(make_job(tmp_path, METHOD.model_copy(update={"cycles": 1}), flatness=True), Recorder())
     assert outcome.result.flatness is not None

@@ -98,6 +98,7 @@ def test_the_temperature_travels_beside_the_weights(tmp_path: Path, ruined: bool
     assert result.selection.optimism is not None
 
 
+@pytest.mark.long
 def test_the_guard_stands_where_the_choice_is_assumed(tmp_path: Path) -> None:
     method = METHODS.validate_python(AUTO | {"memorised": {"ratio": 0}})
     local = make_job(tmp_path, method, images=400, recipe_label_smoothing=0.9)

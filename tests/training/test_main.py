@@ -41,6 +41,7 @@ def test_a_method_from_flags(starts: tuple[Path, Path], tmp_path: Path) -> None:
     assert (tmp_path / "wbar-run" / "metrics.jsonl").read_text().count("\n") == 6
 
 
+@pytest.mark.long
 def test_a_job_from_json_with_a_field_over_it(starts: tuple[Path, Path], tmp_path: Path) -> None:
     job = {"method": {"type": "soup", "checkpoints": ["ckpt_start", "ckpt_b"], "weights": [1, 3]}, "seed": 4}
     (tmp_path / "job.json").write_text(json.dumps(job))

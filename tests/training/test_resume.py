@@ -92,7 +92,7 @@ def job_of(folder: Path, variant: str) -> LocalJob:
 QUICK = {
     "cutmix or mixup, in parts", "frozen layers and statistics", "greedy", "window", "swa", "swad, from a line", "ema, pulled",
     "lawa", "auto",
-    "early stopping by epochs, and a control", "the start counts",
+    "the start counts",
     "the classifier first, rates that fall with depth, and a control",
 }  # fmt: skip
 
@@ -156,6 +156,7 @@ class DiesInControl(Recorder):
         self._in_control |= step == self._main
 
 
+@pytest.mark.long
 def test_a_back_off_survives_a_death(tmp_path: Path) -> None:
     def ruined(folder: Path) -> LocalJob:
         # A start that knows its images, then a rate that makes it forget all of them.

@@ -83,6 +83,7 @@ def test_a_greedy_soup_leaves_out_what_would_spoil_it(tmp_path: Path) -> None:
     assert json.dumps(again.result.metrics.model_dump()) == json.dumps(outcome.result.metrics.model_dump())
 
 
+@pytest.mark.long
 def test_flatness_of_a_soup_whose_ingredients_have_a_prefix_that_the_start_has_not(tmp_path: Path) -> None:
     job = soup_job(tmp_path)
     assert job.spec.start.prefix == ""

@@ -266,8 +266,10 @@ class _Builder:
             return lambda module, given: operation(
                 **given | {"dropout_p": given["dropout_p"] if module.training else 0.0}
             )
-        if node.target in operators.NUMBERS:
+        if node.target == "_operator.getitem":
             return lambda _, given: operation(*given.values())
+        if node.target in operators.NUMBERS:
+            return lambda _, given: operators.number(operation(*map(_one_number, given.values())))
         _check_schema(node, operation)
         return lambda _, given: operation(**given)
 
@@ -286,6 +288,11 @@ class _Builder:
             raise UnsupportedProgram(f"{quoted(path)} is called with different momenta or epsilons")
         self.set.add(path)
         module.momentum, module.eps = momentum, eps
+        if module.running_mean is None or module.running_var is None:
+            raise UnsupportedProgram(
+                f"{quoted(path)} is a BatchNorm without running statistics (track_running_stats=False): in evaluation the "
+                "outputs for an image would depend on the images beside it"
+            )
         at = tuple(path.split("."))
         return lambda network, given: network.at(at)(given["input"])
 
@@ -317,6 +324,13 @@ def _number(node: Node, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UnsupportedProgram(f"{name} of {quoted(node.outputs[0])} is {quoted(value)}, and no number")
     return float(value)
+
+
+def _one_number(value: Any) -> Any:
+    """Return an operand of arithmetic on sizes. Raises ValueError for anything but one number."""
+    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)):
+        raise ValueError(f"arithmetic on sizes is given a {type(value).__name__}")
+    return operators.number(value)
 
 
 def _check_schema(node: Node, operation: Any) -> None:

@@ -46,6 +46,7 @@ CHECKS = frozenset({
     "aten._assert_scalar.default", "aten._assert_tensor_metadata.default", "aten.sym_constrain_range.default",
     "aten.sym_constrain_range_for_size.default", "aten._assert_async.msg",
 })  # fmt: skip
+LARGEST = 2**48
 NUMBERS: dict[str, Callable[..., Any]] = {
     **{
         f"_operator.{name}": getattr(operator, name)
@@ -57,8 +58,13 @@ NUMBERS: dict[str, Callable[..., Any]] = {
 # Of a graph that was taken apart into other operations, in which training and evaluation are two programs.
 DECOMPOSED = re.compile(r"(_?native_batch_norm|cudnn_batch_norm|miopen_batch_norm|_batch_norm|native_dropout)")
 _ATEN = re.compile(r"aten\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)")
-# Results that share memory with an argument where torch's own signature leaves it open.
-MAY_ALIAS = frozenset({"reshape", "reshape_as", "contiguous", "flatten", "to", "type_as", "float", "pad", "_to_copy"})
+# Of the operations on shapes, those whose results are always memory of their own. torch's signatures do not tell: many are
+# made of others, and give back the argument itself, or a part of it, where there is nothing to do. So does dropout.
+_FRESH = frozenset({
+    "cat", "clone", "concat", "concatenate", "constant_pad_nd", "flip", "gather", "index", "index_put", "index_select", "lift_fresh_copy",
+    "repeat", "repeat_interleave", "replication_pad2d", "reflection_pad2d", "roll", "rot90", "stack", "sym_size", "tile", "tril", "triu",
+})  # fmt: skip
+MAY_ALIAS = (frozenset(_SHAPES.split()) - _FRESH) | DROPOUTS | {"einsum"}
 
 
 def base(target: str) -> str:
@@ -85,4 +91,17 @@ def found(target: str) -> Callable[..., Any] | None:
     if not isinstance(packet, torch._ops.OpOverloadPacket) or match[2] not in packet.overloads():  # type: ignore[no-untyped-call]
         return None
     chosen: Callable[..., Any] = getattr(packet, match[2])
-    return chosen
+    written = {one.name for one in chosen._schema.arguments if one.alias_info is not None and one.alias_info.is_write}  # type: ignore[attr-defined]
+    return None if written - ({"self"} if match[1].endswith("_") else set()) else chosen
+
+
+def number(value: Any) -> Any:
+    """Return a number of the program, or a list that one is taken from. Raises ValueError for what is too large, or none.
+
+    Sizes that follow from the batch could otherwise become large only where a job runs.
+    """
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"a size of {abs(value).bit_length()} bits is no size of a network for images")
+    if isinstance(value, str):
+        raise ValueError(f"{value[:40]!r} is no number")
+    return value

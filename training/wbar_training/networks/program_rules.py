@@ -6,6 +6,7 @@ since a job keeps weights in its state and constants nowhere, and the next step 
 """
 
 import re
+from collections import Counter
 from typing import NoReturn
 
 from wbar.errors import UnsupportedProgram
@@ -26,12 +27,16 @@ def check(program: Program) -> None:
         raise UnsupportedProgram(f"the program has {len(program.nodes)} operations, more than the limit of {NODES}")
     if not any(one.parameter for one in program.state.values()):
         raise UnsupportedProgram("the program has no parameters: there is nothing to train")
-    odd = next((name for name in (*program.state, *program.constants) if not _NAME.fullmatch(name)), None)
+    names = [*program.state, *program.constants, *(name for one in program.state.values() for name in one.tied)]
+    odd = next((name for name in names if not _NAME.fullmatch(name)), None)
     if odd is not None:
         raise UnsupportedProgram(
             f"{quoted(odd)} cannot name a tensor of an exported network: letters, digits and underscores can, between dots"
         )
-    reserved = next((n for n in (*program.state, *program.constants) if n.split(".")[0] == DROPOUTS), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise UnsupportedProgram(f"two tensors of the program are named {quoted(twice)}")
+    reserved = next((name for name in names if name.split(".")[0] == DROPOUTS), None)
     if reserved is not None:
         raise UnsupportedProgram(
             f"{quoted(reserved)} is a name that the network's own layers have: rename the attribute"
@@ -64,6 +69,8 @@ def _check_node(node: Node) -> None:
     target, kind = node.target, operators.base(node.target)
     if not operators.is_allowed(target):
         _refuse(target)
+    if not node.outputs and target not in operators.CHECKS:
+        raise UnsupportedProgram(f"{quoted(target)} has no result")
     if kind == "batch_norm" and node.arguments.get("training") is not True:
         raise UnsupportedProgram(
             f"{quoted(node.outputs[0])} is a batch_norm that keeps its statistics: the network was exported in evaluation "
@@ -130,7 +137,7 @@ def _may_alias(node: Node) -> bool:
     kind = operators.base(node.target)
     operation = operators.found(node.target)
     if operation is None or not kind:
-        return False
+        return True  # a member of a list is what the list has
     returns = operation._schema.returns  # type: ignore[attr-defined]
     return kind in operators.MAY_ALIAS or any(one.alias_info is not None for one in returns)
 

@@ -9,6 +9,7 @@ library writes and reads (`own_names`).
 import importlib.util
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,6 +35,9 @@ SGD = ("bit", "efficientnet", "hgnet_v2", "mobilenet_v1", "mobilenet_v2", "pp_lc
 USUAL_SIZE = 224  # pixels of a side, where neither configuration nor preprocessor says one
 MIN_SIZE = 32
 MOST_PIXELS = 4096  # of a side
+MOST_CLASSES = 1_000_000
+LARGEST = 10**7  # of the whole numbers in a configuration: vocabularies have 10⁵
+DEEPEST = 20  # levels of a configuration: theirs have three
 MOST_PARAMETERS = 20_000  # tensors; ViT-H has 520
 INPUT = "pixel_values"
 # What changes no network: names of classes, of formats and of programs. Names that begin with `_` are the library's own notes.
@@ -166,21 +170,29 @@ def _class_name(config: Mapping[str, Any]) -> tuple[str, str]:
     return kind, str(wanted or names[0])
 
 
-def _of_the_network(value: Any) -> Any:
-    """Return a configuration without what changes no network, at all levels."""
+def _of_the_network(value: Any, level: int = 0) -> Any:
+    """Return a configuration without what changes no network, at all levels. Raises ArchitectureMismatch."""
+    if level > DEEPEST:
+        raise ArchitectureMismatch(f"config.json has more than {DEEPEST} levels")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ArchitectureMismatch(
+            f"config.json has a number of {abs(value).bit_length()} bits: up to {LARGEST:,} can be taken"
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ArchitectureMismatch(f"config.json has a number that is not finite: {value}")
     if isinstance(value, dict):
         return {
-            key: _of_the_network(one)
+            key: _of_the_network(one, level + 1)
             for key, one in value.items()
             if key not in NOT_OF_THE_NETWORK and not key.startswith("_")
         }
-    return [_of_the_network(one) for one in value] if isinstance(value, list) else value
+    return [_of_the_network(one, level + 1) for one in value] if isinstance(value, list) else value
 
 
 def _num_labels(config: Mapping[str, Any]) -> int:
     labels, count = config.get("id2label"), config.get("num_labels")
     number = len(labels) if isinstance(labels, dict) else 2 if count is None else count  # two are the library's default
-    if type(number) is not int or number < 1:
+    if type(number) is not int or not 0 < number <= MOST_CLASSES:
         raise ArchitectureMismatch(f"config.json: {quoted(number)} is no number of classes")
     return number
 
@@ -211,7 +223,13 @@ def _value(config: Any, name: str) -> Any:
 
 def _side(config: Any) -> int | None:
     size = _value(config, "image_size")
-    sides = set(size) if isinstance(size, (list, tuple)) else {size}
+    if isinstance(size, dict):
+        size = list(size.values())
+    sides = (
+        set(size)
+        if isinstance(size, (list, tuple)) and size and {type(one) for one in size} == {int}
+        else {size if isinstance(size, int) or size is None else 0}
+    )
     if sides == {None}:
         return None
     side = sides.pop()

@@ -32,6 +32,7 @@ from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.program_graph import DTYPES, Graph
 
 ENTRIES_BESIDE_TENSORS = 100
+MOST_CLASSES = 1_000_000
 CONSTANT_BYTES = 8 * 1024 * 1024  # of all tensors that belong to the program
 OLD_PROGRAM = "serialized_exported_program.json"
 _PROGRAM = re.compile(r"(?:[^/]+/)?models/([^/]+)\.json")
@@ -70,12 +71,19 @@ def find(path: Path, limits: UploadLimits, scratch: Path, load: LoadTensors) -> 
         said = header.get("__metadata__") or {}
         program = in_metadata(said)
         if program is not None and "wbar.num_classes" in said:  # a job may have given it another head
-            program = with_classes(program, int(said["wbar.num_classes"]))
+            program = with_classes(program, _classes(said["wbar.num_classes"]))
     except InvalidSafetensors:
         return None  # whoever reads it next says what is wrong
     except (ValueError, NothingMatches) as error:
         raise CorruptFile(f"the file's metadata has no program that can be read: {error}") from None
     return None if program is None else ReadProgram(program, load(path), "safetensors")
+
+
+def _classes(text: str) -> int:
+    classes = int(text) if text.isdecimal() and len(text) < 8 else 0
+    if not 0 < classes <= MOST_CLASSES:
+        raise ValueError(f"wbar.num_classes is {quoted(text)}: 1 to {MOST_CLASSES} can be taken")
+    return classes
 
 
 def _is_archive(path: Path, head: bytes, limits: UploadLimits) -> bool:
@@ -101,7 +109,9 @@ def read(path: Path, limits: UploadLimits, scratch: Path, load: LoadTensors) -> 
             state = archive.tensors("weights", name, scratch, load)
             constants = archive.tensors("constants", name, scratch, load)
         return _assembled(graph, state, constants)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+    except (
+        KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError, RuntimeError
+    ) as error:  # fmt: skip
         raise CorruptFile(
             f"the archive is not as torch.export.save writes it ({type(error).__name__}: {reason(error)})"
         ) from None

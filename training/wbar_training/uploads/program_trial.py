@@ -50,9 +50,12 @@ def _pass(module: nn.Module, images: Tensor, classes: int) -> None:
     with torch.inference_mode():
         plain, again = module(images), module(images)
         other = module(images.contiguous(memory_format=torch.channels_last))
+        alone = module(images[:1])
     _check(plain, len(images), classes)
     if not torch.equal(plain, again):
         raise UnsupportedProgram("the network gives other outputs each time in evaluation: something in it is random")
+    if not torch.allclose(plain[:1], alone, rtol=TOLERANCE, atol=TOLERANCE):
+        raise UnsupportedProgram("in evaluation the outputs for an image depend on the images beside it")
     if not torch.allclose(plain, other, rtol=TOLERANCE, atol=TOLERANCE):
         raise UnsupportedProgram("the outputs depend on the order of the images' numbers in memory (channels_last)")
 
