@@ -61,8 +61,9 @@ _ATEN = re.compile(r"aten\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)")
 # Of the operations on shapes, those whose results are always memory of their own. torch's signatures do not tell: many are
 # made of others, and give back the argument itself, or a part of it, where there is nothing to do. So does dropout.
 _FRESH = frozenset({
-    "cat", "clone", "concat", "concatenate", "constant_pad_nd", "flip", "gather", "index", "index_put", "index_select", "lift_fresh_copy",
-    "repeat", "repeat_interleave", "replication_pad2d", "reflection_pad2d", "roll", "rot90", "stack", "sym_size", "tile", "tril", "triu",
+    "cat", "clone", "concat", "concatenate", "constant_pad_nd", "flip", "gather", "index", "index_put", "index_select",
+    "lift_fresh_copy", "repeat", "repeat_interleave", "replication_pad2d", "reflection_pad2d", "roll", "rot90", "stack",
+    "sym_size", "tile", "tril", "triu",
 })  # fmt: skip
 MAY_ALIAS = (frozenset(_SHAPES.split()) - _FRESH) | DROPOUTS | {"einsum"}
 
