@@ -60,10 +60,10 @@ def test_a_network_that_asks_the_device_for_a_value_runs_step_by_step(tmp_path: 
     class Asking(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = torch.nn.Conv2d(3, CLASSES, 32)
+            self.layer, self.drop = torch.nn.Conv2d(3, CLASSES, 32), torch.nn.Dropout(0.2)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            out = self.layer(images).flatten(1)
+            out = self.drop(self.layer(images).flatten(1))
             return out * 1.5 if out.sum().item() > 0 else out
 
     caplog.set_level("INFO", logger="wbar.training")

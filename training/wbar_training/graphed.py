@@ -14,6 +14,7 @@ host, which needs longer to launch a small network's kernels than the GPU to run
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -84,6 +85,7 @@ class GraphedBackward:
             self._graphed = layout
         except RuntimeError as error:  # torch's errors of CUDA and of memory are RuntimeErrors
             self._refused = True
+            _end_capture()
             log.info("the steps run without a CUDA graph (%s)", str(error).splitlines()[0])
 
 
@@ -123,6 +125,7 @@ class GraphedUpdate:
             self._graph = graph
         except RuntimeError as error:
             self._captures = MOST_CAPTURES
+            _end_capture()
             log.info("the weights are updated without a CUDA graph (%s)", str(error).splitlines()[0])
         finally:
             for group in groups:
@@ -163,6 +166,17 @@ class _Graph:
             elif value != self._numbers.get(held):
                 held.fill_(value)
                 self._numbers[held] = value
+
+
+def _end_capture() -> None:
+    """Let the device's generator draw again after a capture that failed.
+
+    torch leaves it marked as being captured, so that the next dropout outside of a graph would be an error. A capture that
+    succeeds ends the mark. The generator stays the same object, which other graphs draw from.
+    """
+    value = torch.zeros((), device="cuda")
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+        value.add_(1)  # an empty graph would be a warning
 
 
 def _values(target: Target) -> list[Tensor]:
