@@ -48,7 +48,7 @@ def _family(names: str, family: str, size: int, min_size: int, **rest: object) -
     return [Architecture(name, family, size, min_size, **rest) for name in names.split()]  # type: ignore[arg-type]  # heterogeneous keywords
 
 
-_DENSE = {"peak_lr": 0.08, "reproducible": False}  # no run on a GPU has been repeated yet
+_DENSE = {"peak_lr": 0.08}
 _ADAMW = {"optimizer": "adamw", "peak_lr": 1.25e-4}
 
 _ALL = [
