@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from wbar.spec import Network
 from wbar_training.networks import timm_models, transformers_models
 from wbar_training.networks.cifar import CifarPreResNet, CifarResNet, CifarVGG, CifarWideResNet
 from wbar_training.networks.exported import ExportedNetwork
+from wbar_training.networks.meta_device import OnMeta
 from wbar_training.networks.programs import known
 
 CIFAR: dict[str, Callable[..., nn.Module]] = {
@@ -53,19 +53,9 @@ def names() -> list[str]:
     return sorted([*CIFAR, *models.list_models(module=models), *SEGMENTATION])
 
 
-class _OnMeta(TorchFunctionMode):
-    """Creates parameters and buffers without memory; small computations (arange, tensor) stay real."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
-
-
 def build(network: Network, drop_path: float | None = None) -> nn.Module:
     """Build the module with its tensors on the meta device: fill it with `load_state_dict(..., assign=True)`."""
-    with _OnMeta():
+    with OnMeta():
         return initialized(network, drop_path)
 
 

@@ -28,6 +28,7 @@ from wbar.catalog import Architecture
 from wbar.errors import ArchitectureMismatch, UnknownArchitecture
 from wbar.spec import Network, canonical
 from wbar_averaging.quoting import quoted, reason
+from wbar_training.networks.meta_device import Unfilled
 from wbar_training.networks.stochastic_depth import no_stochastic_depth
 
 # Model types whose networks are customarily trained by SGD or RMSProp; all others by AdamW.
@@ -244,7 +245,7 @@ def _with_entry(network: Network, kind: str, said: int | None) -> Network:
     """Return the network with its catalog entry: sizes are tried out on tensors without memory."""
     size = said or USUAL_SIZE
     try:
-        with torch.device("meta"), _few_parameters():
+        with torch.device("meta"), Unfilled(), _few_parameters():
             module = made(network).eval()
         shape = _output(module, network.channels, size)
     except UnknownArchitecture:
@@ -354,7 +355,7 @@ def _renaming(network: Network) -> Any:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         module: Any = made(network)
     conversions = get_model_conversion_mapping(module)
     renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
@@ -370,6 +371,6 @@ def _renaming(network: Network) -> Any:
 
 def is_ignored(network: Network, name: str) -> bool:
     """Return whether the library leaves out a tensor of a file that the network does not have (tables of older versions)."""
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         patterns = getattr(made(network), "_keys_to_ignore_on_load_unexpected", None) or ()
     return any(re.search(pattern, name) for pattern in patterns)
