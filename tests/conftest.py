@@ -28,14 +28,16 @@ from wbar_store.migrate import upgrade
 
 POSTGRESQL = os.environ.get("WBAR_TEST_POSTGRESQL_URL")
 DATABASES = ["sqlite", *(["postgresql"] if POSTGRESQL else [])]
-# What stands before the store is the same on either database: on PostgreSQL it is tried with the long tests.
+# What stands before the store is the same on either database, and so are services whose questions to it others ask, too: on
+# PostgreSQL they are tried with the long tests.
 FRONTS = frozenset({"client", "clients", "dashboard"})
+ALIKE = frozenset({"test_recipes", "test_merges", "test_segmentation", "test_evaluation_sets", "test_doctor"})
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.parent.name in FRONTS and "[postgresql" in item.name:
+        if (item.path.parent.name in FRONTS or item.path.stem in ALIKE) and "[postgresql" in item.name:
             item.add_marker(pytest.mark.long)
 
 

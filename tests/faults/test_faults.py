@@ -29,7 +29,7 @@ def tenancy() -> Iterator[Tenancy]:
     assert made.house.stop() == [], "processes were left after the stop"
 
 
-LONG = ("kill-worker", "disk-full-scratch", "kill-sweeper")
+LONG = ("kill-worker", "memory-killed", "freeze", "disk-full-scratch", "kill-sweeper")
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ def child(up: Up, mark: str) -> int:
     raise AssertionError(f"no process {mark}")
 
 
+@pytest.mark.long
 def test_killed_outright_it_leaves_nothing_running(up: Up) -> None:
     process = up.start()
     wait_until(lambda: up.said("workers ready"), 60, "readiness")

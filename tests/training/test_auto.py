@@ -61,7 +61,8 @@ def test_auto_finds_the_rate_that_the_start_bears_and_walks_from_the_start(tmp_p
     assert probed.result.metrics.last == alone.result.metrics.last
 
 
-@pytest.mark.parametrize("epochs", [3, pytest.param(8, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("epochs", [3, 8])
 def test_the_choice_costs_at_most_15_percent_of_the_training(tmp_path: Path, epochs: int) -> None:
     method = METHODS.validate_python(AUTO | {"epochs": epochs, "memorised": {"ratio": 0}})
     local = make_job(tmp_path, method, images=1200)

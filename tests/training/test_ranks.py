@@ -103,6 +103,7 @@ def test_a_pause_goes_on_at_the_same_world_size(tmp_path: Path) -> None:
     assert again.weights.read_bytes() == undisturbed.weights.read_bytes()
 
 
+@pytest.mark.long
 def test_what_rank_0_fails_with_is_what_the_job_fails_with(tmp_path: Path) -> None:
     hot = METHOD.model_copy(update={"high": HighPhase(lr=100.0), "low": LowPhase(lr=100.0), "pull": 50.0})
     with pytest.raises(Diverged, match="lower method"):
@@ -122,6 +123,7 @@ def count_forwards(spec: JobSpec, workspace: Workspace, reporter: Reporter) -> O
     return outcome
 
 
+@pytest.mark.long
 def test_every_rank_makes_as_many_forwards(tmp_path: Path) -> None:
     """The last batch has 7 images, 3 and 4 on the two ranks: two parts fit one of them and not the other."""
     told = Recorder()

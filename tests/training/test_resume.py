@@ -90,9 +90,7 @@ def job_of(folder: Path, variant: str) -> LocalJob:
 
 # Of every kind one; the others are `make long`'s.
 QUICK = {
-    "cutmix or mixup, in parts", "frozen layers and statistics", "greedy", "window", "swa", "swad, from a line", "ema, pulled",
-    "lawa", "auto",
-    "the start counts",
+    "cutmix or mixup, in parts", "frozen layers and statistics", "window", "swa", "ema, pulled", "auto",
     "the classifier first, rates that fall with depth, and a control",
 }  # fmt: skip
 
