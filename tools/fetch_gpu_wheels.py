@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +78,8 @@ def run(module: str, *arguments: str) -> str:
 
 def resolved() -> list[str]:
     """Return `name==version` of everything that the embedded service needs on Python 3.12."""
+    if find_spec("uv") is None:
+        sys.exit("uv resolves the versions, and is not installed: pip install uv")
     locks = [f"--constraint=locks/{room}.txt" for room in ("service", "worker")]
     options = ["--extra=embedded", "--python-version=3.12", "--python-platform=x86_64-manylinux_2_28", *locks]
     lines = run(

@@ -43,13 +43,18 @@ def same_bytes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 
 
 def _end_in_the_same_bytes(caplog: pytest.LogCaptureFixture, whole: LocalJob, broken: LocalJob) -> None:
+    told, again = Recorder(), Recorder()
     with caplog.at_level("INFO", logger="wbar.training"):
-        undisturbed = run(whole, Recorder())
+        undisturbed = run(whole, told)
     assert "without a CUDA graph" not in caplog.text
     broken = broken.changed(save_every_seconds=0.0)
     with pytest.raises(KilledHere):
         run(broken, Recorder(die_at=DIE_AT))
-    resumed = run(broken.changed(resume=state_files.latest(broken.scratch)), Recorder())
+    resumed = run(broken.changed(resume=state_files.latest(broken.scratch)), again)
+    expected = {point.step: point.loss for point in told.points if point.step > DIE_AT}
+    assert {point.step: point.loss for point in again.points if point.step in expected} == expected
+    mine, theirs = load_file(resumed.weights), load_file(undisturbed.weights)
+    assert [name for name, tensor in mine.items() if not torch.equal(tensor, theirs[name])] == []
     assert resumed.weights.read_bytes() == undisturbed.weights.read_bytes()
     assert resumed.result.metrics == undisturbed.result.metrics
 
