@@ -90,6 +90,11 @@ VIEWS: dict[str, tuple[Node, ...]] = {
         node("aten.stack.default", "stacked", tensors=(Of("first"), Of("second"), Of("third")), dim=1),
         node("aten.zero_.default", "y", self=Of("third")),
     ),
+    "one that is taken out of a list": (
+        node("aten.split.Tensor", "parts", self=X, split_size=4, dim=2),
+        Node("_operator.getitem", {"0": Of("parts"), "1": 0}, ("part",)),
+        node("aten.zero_.default", "y", self=Of("part")),
+    ),
     "no dropout at all": (
         node("aten.dropout.default", "same", input=X, p=0.0, train=True),
         node("aten.mul_.Tensor", "y", self=Of("same"), other=2.0),
@@ -120,7 +125,9 @@ def test_nothing_is_written_through_another_name_of_the_images(
 ) -> None:
     program, tensors = plain
     whole = before(program, *VIEWS[case], node("aten.clone.default", "x", self=X))
-    with pytest.raises(UnsupportedProgram, match=r"writes to '\w+', which is a weight, a constant or the input, or a part"):
+    with pytest.raises(
+        UnsupportedProgram, match=r"writes to '\w+', which is a weight, a constant or the input, or a part"
+    ):
         sent(tmp_path, whole, tensors)
 
 
@@ -147,7 +154,9 @@ def test_an_argument_beside_the_one_that_is_looked_at(tmp_path: Path, plain: tup
         node("aten.clone.default", "copy", self=X),
         node("aten.dropout_.default", "y", self=Of("copy"), input=X, p=0.5, train=True),
     )
-    with pytest.raises(UnsupportedProgram, match=r"dropout_.default of 'y' has arguments \['input'\] that this torch does not"):
+    with pytest.raises(
+        UnsupportedProgram, match=r"dropout_.default of 'y' has arguments \['input'\] that this torch does not"
+    ):
         sent(tmp_path, before(program, *nodes), tensors)
 
 
@@ -184,7 +193,9 @@ def test_one_parameter_has_the_same_numbers_under_each_of_its_names(
     program, tensors = plain
     second = tied(program, "1.weight", "2.weight")
     sent(tmp_path, second, {**tensors, "2.weight": tensors["1.weight"].clone()})
-    with pytest.raises(UnsupportedProgram, match=r"'1\.weight' and '2\.weight' are one parameter in the program, and differ"):
+    with pytest.raises(
+        UnsupportedProgram, match=r"'1\.weight' and '2\.weight' are one parameter in the program, and differ"
+    ):
         sent(tmp_path, second, {**tensors, "2.weight": tensors["1.weight"] + 1})
     with pytest.raises(ArchitectureMismatch, match=r"'2\.weight' is missing"):
         sent(tmp_path, second, tensors)
@@ -235,7 +246,7 @@ def grown(times: int) -> tuple[Node, ...]:
 
 def test_sizes_do_not_grow_without_bound(tmp_path: Path, plain: tuple[Program, dict[str, Tensor]]) -> None:
     program, tensors = plain
-    assert LARGEST < 8 ** 2**5
+    assert LARGEST < 8**2**5
     sent(tmp_path, before(program, *grown(2)), tensors)
     for times in (5, 40):  # 40: a number of 3 · 2⁴⁰ bits
         with pytest.raises(UnsupportedProgram, match=r"a size of \d+ bits is no size"):
@@ -284,11 +295,17 @@ def test_sizes_that_would_take_terabytes(case: str, tmp_path: Path, plain: tuple
 @pytest.mark.parametrize(
     ("nodes", "words"),
     [
-        ((node("aten.cumsum.default", "y", self=X, dim=3, dtype=-1),), "dtype of aten.cumsum.default is '-1', and dtype"),
+        (
+            (node("aten.cumsum.default", "y", self=X, dim=3, dtype=-1),),
+            "dtype of aten.cumsum.default is '-1', and dtype",
+        ),
         ((node("aten.cumsum.default", "y", self=X, dim=3, dtype=9),), "dtype of aten.cumsum.default is '9'"),
         ((node("aten.zeros_like.default", "y", self=X, layout=2),), "layout of aten.zeros_like.default is '2'"),
         ((node("aten.clone.default", "y", self=X, memory_format=77),), "memory_format of aten.clone.default is '77'"),
-        ((node("aten.to.device", "y", self=X, device="meta", dtype=Named("dtype", "float32")),), "device of aten.to.device"),
+        (
+            (node("aten.to.device", "y", self=X, device="meta", dtype=Named("dtype", "float32")),),
+            "device of aten.to.device",
+        ),
         (
             (node("aten.add.Tensor", "y", self=X, other=X, alpha=Named("dtype", "float32")),),
             "alpha of aten.add.Tensor is .*, and no name",
@@ -344,7 +361,9 @@ def test_an_image_does_not_depend_on_its_neighbours(
 
 
 def test_batch_norm_without_running_statistics(tmp_path: Path) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(144, 10))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(144, 10)
+    )
     with pytest.raises(UnsupportedProgram, match="'1' is a BatchNorm without running statistics"):
         uploaded(tmp_path, exported(network))
 
@@ -414,9 +433,7 @@ def test_noise_that_could_not_be_switched_off(
 # The reader.
 
 
-def test_a_state_that_claims_more_than_the_file_holds(
-    tmp_path: Path, plain: tuple[Program, dict[str, Tensor]]
-) -> None:
+def test_a_state_that_claims_more_than_the_file_holds(tmp_path: Path, plain: tuple[Program, dict[str, Tensor]]) -> None:
     program, tensors = plain
     large = program.state | {"more": State("more", (2**40, 2**20), "float32", True)}
     with pytest.raises(ArchitectureMismatch, match="'more' is missing"):
