@@ -289,14 +289,7 @@ def _assembled(graph: Graph, state: Mapping[str, Tensor], constants: Mapping[str
         )
     fixed = {name: _constant(value, graph.kinds[value][0], constants[name]) for name, value in graph.constants.items()}
     program = Program(
-        channels=graph.channels,
-        height=graph.height,
-        width=graph.width,
-        any_size=graph.any_size,
-        min_size=graph.min_size,
-        classes=graph.classes,
-        input=graph.input,
-        output=graph.output,
+        **vars(graph.interface),
         state=held,
         constants=fixed,
         nodes=tuple(_renamed(node, same) for node in graph.nodes),
