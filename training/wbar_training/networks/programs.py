@@ -87,7 +87,7 @@ class Constant:
 
 @dataclass(frozen=True, config=_STRICT)
 class Interface:
-    """What goes into a network and comes out of it.
+    """The facts about the images that go into a network, and about its outputs.
 
     channels, height, width: of the images that it was exported with; any_size: it takes others, too, from min_size on.
     classes: columns of its output. input, output: their values in the graph.
