@@ -140,6 +140,21 @@ def test_operations_that_write_to_an_argument_are_not_there(name: str) -> None:
     assert found(f"aten.{name}") is None
 
 
+def test_operations_on_numbers_alone_are_not_there(tmp_path: Path, plain: tuple[Program, dict[str, Tensor]]) -> None:
+    """A remainder by zero of these ends the process, whatever Python would catch."""
+    program, tensors = plain
+    for name in ("remainder.int", "eq.str_list", "index.list_str", "copy.Dict_str"):
+        assert name.split(".")[1] in getattr(torch.ops.aten, name.split(".")[0]).overloads()
+        assert found(f"aten.{name}") is None, name
+    assert found("aten.sym_size.int") is torch.ops.aten.sym_size.int
+    nodes = (
+        node("aten.remainder.int", "rest", a=1, b=0),
+        node("aten.mul.Tensor", "y", self=X, other=Of("rest")),
+    )
+    with pytest.raises(UnsupportedProgram, match=r"'aten\.remainder\.int' is no operation"):
+        sent(tmp_path, before(program, *nodes), tensors)
+
+
 def test_a_weight_is_not_what_a_result_is_written_to(tmp_path: Path, plain: tuple[Program, dict[str, Tensor]]) -> None:
     program, tensors = plain
     largest = node("aten.topk.values", ("values", "indices"), self=X, k=1, values=Of("p_1_weight"), indices=X)
