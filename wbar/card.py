@@ -48,7 +48,8 @@ class ModelCard:
     @property
     def _is_hubs(self) -> bool:
         """Whether a folder that its own library loads is among the job's files."""
-        return "huggingface" in self.spec.formats
+        absent = any(one.format == "huggingface" and one.reason is not None for one in self.result.formats)
+        return "huggingface" in self.spec.formats and not absent
 
     @property
     def _delivered(self) -> Score:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from wbar_averaging import float_formats
+from wbar_averaging import float_formats, network_metadata
 from wbar_averaging.checkpoint_file import Checkpoint, Entry, OpenFiles, open_checkpoint
 from wbar_averaging.float_formats import Array
 from wbar_averaging.quoting import shown
@@ -37,7 +37,10 @@ Progress = Callable[[int, int], None]
 
 
 class Mismatch(ValueError):
-    """The checkpoints do not hold the same tensors, or codes that differ; the message lists how, in up to LISTED lines."""
+    """The checkpoints do not hold the same tensors, or codes that differ, or are of different networks.
+
+    The message lists how, in up to LISTED lines.
+    """
 
 
 class NotFinite(ValueError):
@@ -90,6 +93,8 @@ def make_plan(paths: Sequence[str | os.PathLike[str]], files: OpenFiles, copies:
     for path in paths[1:]:
         checkpoint = open_checkpoint(path, files, copies)
         _refuse(_differences(first.label, entries, checkpoint))
+        other = network_metadata.difference(first.label, first.metadata, checkpoint.label, checkpoint.metadata)
+        _refuse([other] if other else [])
         metadata = {key: value for key, value in metadata.items() if key in checkpoint.metadata}
         checkpoint.keep(names)
         checkpoints.append(checkpoint)

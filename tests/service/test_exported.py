@@ -10,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.conftest import Service
-from tests.exporting import exported, own_net, program_of, saved
+from tests.exporting import OwnNet, exported, own_net, program_of, saved
 from tests.material import write_archive, write_start
+from tests.training.test_merged_programs import Otherwise
 from wbar.client import Client
 from wbar.errors import CheckpointsDiffer, NoWeights, UnsupportedProgram, ValidationFailed
 from wbar.results import Score
@@ -127,3 +128,33 @@ def test_any_network_as_an_archive(breakable: Service, tmp_path: Path) -> None:
         check_accuracy(job.result.metrics.averaged, client.jobs.download(job.id, tmp_path / "a.pt2", "pt2"), tmp_path)
         with pytest.raises(NoWeights, match="no pt2 file: it was not asked for"):
             client.jobs.download(plain.id or "", tmp_path / "none.pt2", "pt2")
+
+
+@pytest.mark.long
+def test_merges_of_exported_networks(breakable: Service, tmp_path: Path) -> None:
+    breakable.start("api", "ingest", "sweep")
+
+    def sent(client: Client, network: torch.nn.Module, name: str) -> str:
+        (tmp_path / f"{name}.pt2").write_bytes(exported(network))
+        return client.checkpoints.create(tmp_path / f"{name}.pt2").id
+
+    with breakable.client() as client:
+        torch.manual_seed(1)
+        one, two, other = (
+            sent(client, OwnNet(), "one"),
+            sent(client, OwnNet(), "two"),
+            sent(client, Otherwise(), "other"),
+        )
+        merged = client.merges.wait(client.merges.create([one, two]).id)
+        assert merged.status == "succeeded", merged.error
+        client.merges.download(merged.id, tmp_path / "merged.safetensors")
+        again = client.checkpoints.create(tmp_path / "merged.safetensors")
+        assert again.error is None
+        assert again.architecture is not None
+        assert again.architecture.name == "exported"
+        refused = client.merges.wait(client.merges.create([one, other]).id)
+        assert refused.status == "failed"
+        assert refused.error is not None
+        assert refused.error.code == "checkpoints_differ"
+        assert f"in {one}, and " in refused.error.message
+        assert f"in {other}: the same tensors compute something else there" in refused.error.message

@@ -76,3 +76,28 @@ def test_a_network_of_transformers_comes_back_as_a_folder(breakable: Service, tm
         )
         found = http.get("/v1/architectures", params=asked).json()["data"]
         assert ("ViTForImageClassification", "transformers") in [(one["name"], one["library"]) for one in found]
+
+
+@pytest.mark.long
+def test_without_room_for_the_folder_the_result_stays(breakable: Service, tmp_path: Path) -> None:
+    breakable.start("api", "ingest")
+    with breakable.client() as client:
+        checkpoint = client.checkpoints.create(zipped(folder_of("vit", tmp_path / "mine")))
+        dataset = client.datasets.create(write_archive(tmp_path))
+        brief = BRIEF | {"recipe": {"head": "reset", "head_epochs": 0.2}}
+        made = client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id, **brief)
+        assert made.id is not None
+        scratch = breakable.folder / "scratch" / "jobs" / made.id
+        scratch.mkdir(parents=True)
+        (scratch / "huggingface.zip").symlink_to("/dev/full")  # a disk that takes no byte
+        breakable.start("train", "sweep")
+        done = client.jobs.wait(made.id, timeout=240)
+        assert done.result is not None, done.error
+        (offered,) = done.result.formats
+        assert (offered.format, offered.sha256) == ("huggingface", None)
+        assert offered.reason == "the worker could not pack the folder (No space left on device)"
+        with pytest.raises(NoWeights, match=r"no huggingface file: .*No space left on device.*there are: safetensors"):
+            client.jobs.download(made.id, tmp_path / "none.zip", "huggingface")
+        client.jobs.download(made.id, tmp_path / "averaged.safetensors")
+        assert "format=huggingface" not in client.jobs.card(made.id)
+        assert any("there is no huggingface file" in str(event.data) for event in client.jobs.events(made.id))

@@ -368,6 +368,10 @@ def test_weights_that_claim_more_than_there_is(tmp_path: Path) -> None:
         uploaded(tmp_path, claiming(sizes=sizes, strides=[{"as_int": 1}, {"as_int": 0}]))
     with pytest.raises(CorruptFile, match="sizes"):
         uploaded(tmp_path, claiming(strides=[{"as_int": -1}, {"as_int": 1}]))
+    with pytest.raises(CorruptFile, match=r"not as torch\.export\.save writes it"):  # no 64 bits hold it
+        uploaded(tmp_path, claiming(sizes=[{"as_int": 0}, {"as_int": 128}], strides=[{"as_int": 2**70}, {"as_int": 1}]))
+    with pytest.raises(CorruptFile, match="numbers, and its file holds 1280"):
+        uploaded(tmp_path, claiming(storage_offset={"as_int": 2**70}))
     with pytest.raises(UnsupportedProgram, match="of torch's type '99'"):
         uploaded(tmp_path, claiming(dtype=99))
     with pytest.raises(UnsupportedProgram, match="a number is expected"):

@@ -196,7 +196,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], type[Rejected], str]] = {
             "a million layers": (
                 lambda config: config.update(num_hidden_layers=10**6),
                 ArchitectureMismatch,
-                "more than 20000 parameters' tensors",
+                "more than 4000 parameters' tensors",
             ),
             "an unknown activation": (
                 lambda config: config.update(hidden_act="sofa"),

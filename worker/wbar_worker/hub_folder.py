@@ -9,11 +9,24 @@ import shutil
 from pathlib import Path
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
+from wbar.results import OfferedFormat
+from wbar.transfers import sha256_of
 from wbar_averaging.safetensors_file import header_bytes, read_layout
 from wbar_training.outcome import HubConfig
 
 DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can say
 CHUNK = 1024 * 1024
+
+
+def offered_folder(out: Path, config: HubConfig, weights: Path, card: str) -> OfferedFormat:
+    """Write the zip to `out` as `write_hub_folder` does; return what became of it: on a full disk there is none, and why."""
+    try:
+        write_hub_folder(out, config, weights, card)
+        return OfferedFormat(format="huggingface", bytes=out.stat().st_size, sha256=sha256_of(out))
+    except OSError as error:
+        out.unlink(missing_ok=True)
+        why = error.strerror or type(error).__name__
+        return OfferedFormat(format="huggingface", reason=f"the worker could not pack the folder ({why})")
 
 
 def write_hub_folder(out: Path, config: HubConfig, weights: Path, card: str) -> None:

@@ -4,14 +4,13 @@ Every write carries the claim, and changes nothing once another attempt or a can
 """
 
 import logging
-from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
 from wbar.card import ModelCard
 from wbar.jobs import MetricsPoint, Progress
-from wbar.results import JobResult, OfferedFormat, Score
+from wbar.results import JobResult, Score
 from wbar.transfers import sha256_of
 from wbar_store.attempts import ResultBlobs
 from wbar_store.blobs import Received
@@ -20,7 +19,7 @@ from wbar_store.store import Store
 from wbar_training.messages import LogLevel, Succeeded
 from wbar_training.outcome import Outcome
 from wbar_worker.heartbeat import Heartbeat
-from wbar_worker.hub_folder import write_hub_folder
+from wbar_worker.hub_folder import offered_folder
 from wbar_worker.report import ReportPage
 from wbar_worker.signing import CannotSign, sign
 
@@ -78,8 +77,8 @@ class Publisher:
             def kept(path: Path) -> str:
                 return held.enter_context(blobs.keep(blobs.put_file(path)))
 
-            outcome, others = ending.outcome, self._others(ending.outcome)
-            result = _with_hub_folder(outcome.result, others)
+            outcome = ending.outcome
+            result, others = self._others(outcome)
             weights, pytorch = kept(outcome.weights), kept(outcome.pytorch)
             drawn = self._report(outcome, outcome.weights.with_name("report.html"))
             files = ResultBlobs(
@@ -94,20 +93,25 @@ class Publisher:
             self._store.attempts.succeed(self._claim, result, files, progress)
         self.forget_state()
 
-    def _others(self, outcome: Outcome) -> dict[FileName, Path]:
-        """Return the further files of the result: those that the job asked for, its card, and the signature of all."""
-        weights = outcome.weights
+    def _others(self, outcome: Outcome) -> tuple[JobResult, dict[FileName, Path]]:
+        """Return the result, and its further files: those that the job asked for, its card, and the signature of all."""
+        weights, result = outcome.weights, outcome.result
         others: dict[FileName, Path] = {"card": weights.with_name("README.md")}
-        versions = {name: version(name) for name in ("wbar", "torch")}
-        card = ModelCard(self._job.id, self._job.name, self._job.spec, outcome.result, versions).markdown()
-        others["card"].write_text(card, encoding="utf-8")
+        card = self._card(result)
         if outcome.onnx is not None:
             others["onnx"] = outcome.onnx
         if outcome.pt2 is not None:
             others["pt2"] = outcome.pt2
         if outcome.hub is not None:
-            others["huggingface"] = weights.with_name("huggingface.zip")
-            write_hub_folder(others["huggingface"], outcome.hub, weights, card)
+            folder = weights.with_name("huggingface.zip")
+            offered = offered_folder(folder, outcome.hub, weights, card)
+            result = result.model_copy(update={"formats": [*result.formats, offered]})
+            if offered.reason is None:
+                others["huggingface"] = folder
+            else:  # a folder of weights that are there
+                self.log("warning", f"there is no huggingface file: {offered.reason}")
+                card = self._card(result)
+        others["card"].write_text(card, encoding="utf-8")
         if self._signing_key is not None:
             signature = weights.with_name("signature.json")
             files: dict[str, Path] = {"safetensors": weights, "pytorch": outcome.pytorch}
@@ -119,7 +123,11 @@ class Publisher:
                 self.log("error", "the result is not signed: the operator's key cannot be used")
             else:
                 others["signature"] = signature
-        return others
+        return result, others
+
+    def _card(self, result: JobResult) -> str:
+        versions = {name: version(name) for name in ("wbar", "torch")}
+        return ModelCard(self._job.id, self._job.name, self._job.spec, result, versions).markdown()
 
     def _report(self, outcome: Outcome, path: Path) -> Received | None:
         """Draw and store the report; None, and an entry in the job's log, where that fails: the weights are there already."""
@@ -140,12 +148,3 @@ class Publisher:
         released = self._store.jobs.drop_state(self._job.id)
         if released:
             self._store.blobs.collect([released])
-
-
-def _with_hub_folder(result: JobResult, files: Mapping[FileName, Path]) -> JobResult:
-    """Return the result with the folder among its formats, where there is one."""
-    path = files.get("huggingface")
-    if path is None:
-        return result
-    offered = OfferedFormat(format="huggingface", bytes=path.stat().st_size, sha256=sha256_of(path))
-    return result.model_copy(update={"formats": [*result.formats, offered]})

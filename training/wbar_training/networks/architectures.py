@@ -6,6 +6,7 @@ of them costs milliseconds, and a job builds its network without initializing we
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -111,7 +112,9 @@ def own_names(network: Network, names: Iterable[str]) -> dict[str, str]:
 @cache
 def shapes_of(network: Network) -> dict[str, tuple[int, ...]]:
     """Return every tensor name and shape of the network's state dict."""
-    return {name: tuple(tensor.shape) for name, tensor in build(network).state_dict().items()}
+    # A stranger's configuration may ask for any size, and has not been compared with a file yet: nothing of it is real.
+    with nullcontext() if network.config is None else torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in build(network).state_dict().items()}
 
 
 def load(

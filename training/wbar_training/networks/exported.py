@@ -31,6 +31,7 @@ _DROPOUTS: dict[str, type[nn.modules.dropout._DropoutNd]] = {
     "alpha_dropout": nn.AlphaDropout, "feature_alpha_dropout": nn.FeatureAlphaDropout,
 }  # fmt: skip
 _KINDS: dict[str, type] = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
+_NAMED = {"dtype": "ScalarType", "memory_format": "MemoryFormat", "layout": "Layout", "device": "Device"}  # in schemas
 _OWN = ("weight", "bias", "running_mean", "running_var")
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -246,20 +247,18 @@ class _Builder:
         return node.target in operators.CHECKS or counts
 
     def _run(self, node: Node) -> Callable[..., Any]:
-        kind = operators.base(node.target)
+        kind, operation = operators.base(node.target), operators.found(node.target)
+        if operation is None:
+            raise UnsupportedProgram(f"{quoted(node.target)} is no operation that this torch has and that is run")
+        if kind:
+            _check_schema(node, operation)
         if kind == "batch_norm":
             return self._batch_norm(node)
         if kind.removesuffix("_") in operators.DROPOUTS:
             return self._dropout(node, kind)
-        operation = operators.found(node.target)
-        if operation is None:
-            raise UnsupportedProgram(f"{quoted(node.target)} is no operation that this torch has and that is run")
         if kind == operators.BERNOULLI:
-            rate = node.arguments["p"]
-            return lambda module, given: (
-                given["self"].bernoulli_(rate) if module.training else given["self"].fill_(rate)
-            )
-        if kind == "view":
+            return _noise(node)
+        if kind == "view" and "size" in node.arguments:
             # The same where both can be done; a view asks for an order in memory that another layout does not have.
             return lambda _, given: given["self"].reshape(given["size"])
         if kind == "scaled_dot_product_attention" and node.arguments.get("dropout_p"):
@@ -270,7 +269,6 @@ class _Builder:
             return lambda _, given: operation(*given.values())
         if node.target in operators.NUMBERS:
             return lambda _, given: operators.number(operation(*map(_one_number, given.values())))
-        _check_schema(node, operation)
         return lambda _, given: operation(**given)
 
     def _batch_norm(self, node: Node) -> Callable[..., Any]:
@@ -309,6 +307,22 @@ class _Builder:
         return lambda network, given: network.at(at)(given["input"] if "input" in given else given["self"])
 
 
+def _noise(node: Node) -> Callable[..., Any]:
+    """Return what makes noise of stochastic depth: zeros and ones in training; in evaluation their expectation."""
+    rate = node.arguments["p"]
+
+    def run(module: nn.Module, given: dict[str, Any]) -> Any:
+        memory = given["self"]
+        if not memory.is_floating_point():  # it could not hold the expectation: a whole branch would be left out
+            raise UnsupportedProgram(
+                f"{quoted(node.outputs[0])} is random noise of {memory.dtype}, which cannot hold its rate {rate}: make it in "
+                "a floating-point dtype"
+            )
+        return memory.bernoulli_(rate) if module.training else memory.fill_(rate)
+
+    return run
+
+
 def _held(node: Node) -> list[Value]:
     """Return the arguments of an operation that a layer's own tensors are."""
     return [node.arguments.get(name) for name in _OWN[: 4 if operators.base(node.target) == "batch_norm" else 1]]
@@ -334,7 +348,10 @@ def _one_number(value: Any) -> Any:
 
 
 def _check_schema(node: Node, operation: Any) -> None:
-    """Raise UnsupportedProgram for arguments that an operation does not have, or lacks."""
+    """Raise UnsupportedProgram for arguments that an operation does not have, lacks, or has as another kind.
+
+    torch takes plain numbers for a dtype or a layout, and does not check them.
+    """
     declared = {argument.name: argument for argument in operation._schema.arguments}
     unknown = node.arguments.keys() - declared.keys()
     missing = [n for n, one in declared.items() if n not in node.arguments and not one.has_default_value()]
@@ -343,6 +360,14 @@ def _check_schema(node: Node, operation: Any) -> None:
             f"{node.target} of {quoted(node.outputs[0] if node.outputs else '')} has arguments {sorted(unknown)} that this "
             f"torch does not know, and lacks {missing}: export the network with a torch near {torch.__version__}"
         )
+    for name, value in node.arguments.items():
+        wanted = next((kind for kind, text in _NAMED.items() if text in str(declared[name].real_type)), None)
+        here = value.kind if isinstance(value, Named) else None
+        if value is not None and here != wanted:
+            raise UnsupportedProgram(
+                f"{name} of {node.target} is {quoted(value)}, and {wanted or 'no name of a dtype, layout or device'} is "
+                "expected"
+            )
 
 
 def tensor_of(constant: Constant) -> Tensor:

@@ -92,7 +92,10 @@ def found(target: str) -> Callable[..., Any] | None:
     if not isinstance(packet, torch._ops.OpOverloadPacket) or match[2] not in packet.overloads():  # type: ignore[no-untyped-call]
         return None
     chosen: Callable[..., Any] = getattr(packet, match[2])
-    written = {one.name for one in chosen._schema.arguments if one.alias_info is not None and one.alias_info.is_write}  # type: ignore[attr-defined]
+    schema = chosen._schema  # type: ignore[attr-defined]
+    if not any("Tensor" in str(one.type) for one in (*schema.arguments, *schema.returns)):
+        return None  # of numbers alone: what divides one by zero there ends the process
+    written = {one.name for one in schema.arguments if one.alias_info is not None and one.alias_info.is_write}
     return None if written - ({"self"} if match[1].endswith("_") else set()) else chosen
 
 

@@ -17,6 +17,9 @@ from wbar_training.networks.programs import Node, Of, Program
 
 TRAIN = "export it in training mode: torch.export.export(model.train(), …)"
 NODES = 100_000
+MOST_PIXELS = 4096  # of a side
+MOST_CHANNELS = 1024
+MOST_CLASSES = 1_000_000
 # What torch's exporter makes of names stands in source text that it compiles, where a job's result is exported.
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
 
@@ -25,6 +28,7 @@ def check(program: Program) -> None:
     """Raise UnsupportedProgram for a program that cannot be trained, or that is not to be run; it names the operation."""
     if len(program.nodes) > NODES:
         raise UnsupportedProgram(f"the program has {len(program.nodes)} operations, more than the limit of {NODES}")
+    _check_sizes(program)
     if not any(one.parameter for one in program.state.values()):
         raise UnsupportedProgram("the program has no parameters: there is nothing to train")
     names = [*program.state, *program.constants, *(name for one in program.state.values() for name in one.tied)]
@@ -63,6 +67,20 @@ def check(program: Program) -> None:
     if program.output not in known - kept:
         raise UnsupportedProgram(f"no operation computes the output {quoted(program.output)}")
     _check_noise(program)
+
+
+def _check_sizes(program: Program) -> None:
+    height, width, least = program.height, program.width, program.min_size
+    if not 0 < least <= height == width <= MOST_PIXELS:
+        raise UnsupportedProgram(
+            f"the program is of images of {height} x {width}, and of {least} pixels a side at least: square ones of up to "
+            f"{MOST_PIXELS} can be taken"
+        )
+    for what, number, most in (
+        ("channels", program.channels, MOST_CHANNELS), ("classes", program.classes, MOST_CLASSES),
+    ):  # fmt: skip
+        if not 0 < number <= most:
+            raise UnsupportedProgram(f"the program has {number} {what}: 1 to {most} can be taken")
 
 
 def _check_node(node: Node) -> None:
@@ -145,10 +163,13 @@ def _may_alias(node: Node) -> bool:
 def _check_noise(program: Program) -> None:
     """Check that noise is stochastic depth's: memory filled with ones at a rate p at once, and divided by p.
 
-    In evaluation the noise is p, its expectation, so that the branch is multiplied by 1.
+    In evaluation the noise is p, its expectation, so that the branch is multiplied by 1. What the noise is written into may
+    have no other name, under which it would be used without the division.
     """
     users: dict[str, list[Node]] = {}
+    makers: dict[str, Node] = {}
     for node in program.nodes:
+        makers |= dict.fromkeys(node.outputs, node)
         for name in set(names_in(tuple(node.arguments.values()))):
             users.setdefault(name, []).append(node)
     for node in program.nodes:
@@ -162,6 +183,14 @@ def _check_noise(program: Program) -> None:
             )
         if kind != operators.BERNOULLI:
             continue
+        memory = node.arguments.get("self")
+        maker = makers.get(memory.of) if isinstance(memory, Of) else None
+        if maker is None or _may_alias(maker) or len(maker.outputs) != 1 or users[maker.outputs[0]] != [node]:
+            raise UnsupportedProgram(
+                f"{quoted(node.outputs[0])} is random noise that is written into {quoted(getattr(memory, 'of', memory))}, "
+                "which the network uses elsewhere, or which is a part of something else: make it in memory of its own, "
+                "torch.empty_like(x).bernoulli_(p)"
+            )
         rate, after = node.arguments.get("p"), users.get(node.outputs[0], [])
         scaled = [n for n in after if operators.base(n.target) in ("div", "div_") and n.arguments.get("other") == rate]
         plain = isinstance(rate, float) and 0 < rate <= 1

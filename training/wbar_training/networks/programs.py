@@ -86,12 +86,11 @@ class Constant:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Program:
-    """One network.
+class Interface:
+    """The facts about the images that go into a network, and about its outputs.
 
     channels, height, width: of the images that it was exported with; any_size: it takes others, too, from min_size on.
     classes: columns of its output. input, output: their values in the graph.
-    state, constants: by the names that they have in the network.
     """
 
     channels: int
@@ -102,6 +101,12 @@ class Program:
     classes: int
     input: str
     output: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Program(Interface):
+    """One network. state, constants: by the names that they have in it."""
+
     state: dict[str, State]
     constants: dict[str, Constant]
     nodes: tuple[Node, ...]

@@ -215,7 +215,12 @@ def _read_with_config(
     try:
         tensors = {}
         for part, weights in folder.weights.items():
-            _, found = read(weights, limits)
+            kind, found = read(weights, limits)
+            if kind != "safetensors":
+                raise CorruptFile(
+                    f"{part} is no safetensors file but what torch.save writes: save the network with save_pretrained, or "
+                    "upload that file alone"
+                )
             for name in found:
                 if folder.parts and folder.parts.get(name) != part:
                     raise CorruptFile(f"{shown(name)} is in {part}, where the index of the parts does not place it")

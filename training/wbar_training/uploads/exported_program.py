@@ -26,13 +26,13 @@ from wbar_averaging.quoting import quoted, reason
 from wbar_averaging.safetensors_file import InvalidSafetensors, read_layout
 from wbar_averaging.zip_directory import STORED, Entry, InvalidZip, ZipTooLarge, check_content, read_directory
 from wbar_training.networks.exported import with_classes
+from wbar_training.networks.program_rules import MOST_CLASSES
 from wbar_training.networks.programs import Constant, Dtype, Node, Of, Program, State, Value, in_metadata
 from wbar_training.uploads import program_graph
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.program_graph import DTYPES, Graph
 
 ENTRIES_BESIDE_TENSORS = 100
-MOST_CLASSES = 1_000_000
 CONSTANT_BYTES = 8 * 1024 * 1024  # of all tensors that belong to the program
 OLD_PROGRAM = "serialized_exported_program.json"
 _PROGRAM = re.compile(r"(?:[^/]+/)?models/([^/]+)\.json")
@@ -80,7 +80,7 @@ def find(path: Path, limits: UploadLimits, scratch: Path, load: LoadTensors) -> 
 
 
 def _classes(text: str) -> int:
-    classes = int(text) if text.isdecimal() and len(text) < 8 else 0
+    classes = int(text) if text.isascii() and text.isdecimal() and len(text) < 8 else 0
     if not 0 < classes <= MOST_CLASSES:
         raise ValueError(f"wbar.num_classes is {quoted(text)}: 1 to {MOST_CLASSES} can be taken")
     return classes
@@ -289,14 +289,7 @@ def _assembled(graph: Graph, state: Mapping[str, Tensor], constants: Mapping[str
         )
     fixed = {name: _constant(value, graph.kinds[value][0], constants[name]) for name, value in graph.constants.items()}
     program = Program(
-        channels=graph.channels,
-        height=graph.height,
-        width=graph.width,
-        any_size=graph.any_size,
-        min_size=graph.min_size,
-        classes=graph.classes,
-        input=graph.input,
-        output=graph.output,
+        **vars(graph.interface),
         state=held,
         constants=fixed,
         nodes=tuple(_renamed(node, same) for node in graph.nodes),

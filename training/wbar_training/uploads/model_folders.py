@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from wbar.errors import CorruptFile, InvalidArchive, UnsafePath
+from wbar.errors import ContentTooLarge, CorruptFile, InvalidArchive, UnsafePath
 from wbar_averaging import InvalidSafetensors
 from wbar_averaging.quoting import quoted
 from wbar_averaging.safetensors_file import parse_object
@@ -23,7 +23,7 @@ from wbar_training.uploads.limits import UploadLimits
 
 WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
 PREPROCESSOR = "preprocessor_config.json"
-PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 FILES = 1000  # in such an archive, at most
 PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # how gzip and Zstandard begin
 
@@ -74,19 +74,40 @@ def unpack(path: Path, head: bytes, scratch: Path, limits: UploadLimits) -> Mode
     try:
         try:
             for name, content in archive_members(path, limits, _is_wanted):
+                _check_member(name, content, [*texts, *weights], limits)
                 if _is_weights(name.rpartition("/")[2]):
                     weights[name] = scratch.with_name(f"{scratch.name}-{len(weights)}")
                     weights[name].write_bytes(content)
                 else:
                     texts[name] = content
         except (InvalidArchive, UnsafePath) as error:
-            if not texts and not weights and not is_zip:
+            if not texts and not weights and not is_zip and not isinstance(error, UnsafePath):
                 return None
             raise CorruptFile(f"the archive cannot be read: {error.detail}") from None
         return _folder("zip" if is_zip else "tar", texts, weights)
     except BaseException:
         _remove(weights)
         raise
+
+
+def _check_member(name: str, content: bytes, before: list[str], limits: UploadLimits) -> None:
+    """Raise CorruptFile or ContentTooLarge for what no folder of one network has, before it is kept."""
+    folder, _, file = name.rpartition("/")
+    if len(before) >= FILES:
+        raise CorruptFile(f"the archive has more than {FILES} configurations and weights: upload one network at a time")
+    if not _is_weights(file):
+        if len(content) > limits.header_bytes:
+            raise ContentTooLarge(
+                f"{quoted(name)} has {len(content)} bytes, more than the limit of {limits.header_bytes}"
+            )
+        return
+    other = next(
+        (one for one in before if _is_weights(one.rpartition("/")[2]) and one.rpartition("/")[0] != folder), None
+    )
+    if other is not None:
+        raise CorruptFile(
+            f"the archive has several networks' weights, {quoted(other)} and {quoted(name)}: upload one network at a time"
+        )
 
 
 def _folder(kind: Literal["zip", "tar"], texts: dict[str, bytes], weights: dict[str, Path]) -> ModelFolder | None:
@@ -112,6 +133,9 @@ def _folder(kind: Literal["zip", "tar"], texts: dict[str, bytes], weights: dict[
     missing = [name for name in wanted if place + name not in weights]
     if missing:
         raise CorruptFile(f"{INDEX} names {quoted(missing[0])}, which is not in the archive")
+    apart = next((name for name in texts if name.rpartition("/")[2] == CONFIG), None)
+    if apart is not None and place + CONFIG not in texts:
+        raise CorruptFile(f"{quoted(apart)} is not beside {quoted(found)}: put both into one folder")
     kept = {name: weights.pop(place + name) for name in wanted}
     _remove(weights)
     return ModelFolder(kind, kept, parts, texts.get(place + CONFIG), texts.get(place + PREPROCESSOR))
@@ -142,7 +166,8 @@ def _remove(weights: dict[str, Path]) -> None:
 
 def _names_weights(path: Path, limits: UploadLimits) -> bool:
     try:
-        return any(_is_wanted(entry.name) for entry in read_directory(path, limits.tensors + FILES))
+        entries = read_directory(path, limits.tensors + FILES)
+        return any(_is_wanted(entry.name.replace("\\", "/")) for entry in entries)
     except InvalidZip:
         return False
 

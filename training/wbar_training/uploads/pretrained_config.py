@@ -21,6 +21,7 @@ from wbar_averaging.safetensors_file import parse_object
 LONGEST = 1024 * 1024  # bytes of a configuration
 PARTS = 5000  # of one: names of many thousand classes are in it
 SIDE = range(4, 4097)
+LARGEST, LEAST_STD = 1e6, 1e-6  # of means and deviations
 # Arguments that a name's network can be built with, whatever they are: read off the tensors, or without effect on them.
 ARGUMENTS = ("num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate", "pretrained")
 
@@ -119,7 +120,7 @@ def _checked(config: Mapping[str, Any], name: str, fits: Callable[[Any], bool]) 
 
 def is_number(value: Any) -> bool:
     """Return whether a value of JSON is a number, and of a size that is meant."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6 and isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST and isfinite(value)
 
 
 def is_mean(value: Any) -> bool:
@@ -129,7 +130,7 @@ def is_mean(value: Any) -> bool:
 
 def is_std(value: Any) -> bool:
     """Return whether a value can be the deviation of each channel."""
-    return is_mean(value) and all(one > 0 for one in value)
+    return is_mean(value) and all(one >= LEAST_STD for one in value)
 
 
 def _is_size(value: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from wbar.errors import CorruptFile, UnsupportedProgram
 from wbar_averaging.quoting import quoted
-from wbar_training.networks.programs import Dtype, Named, Node, Of, Value
+from wbar_training.networks.programs import Dtype, Interface, Named, Node, Of, Value
 
 # torch's numbers for them in the JSON: ScalarType, MemoryFormat, Layout.
 DTYPES: dict[int, Dtype] = {
@@ -34,14 +34,7 @@ class Graph:
     kinds: of these values, torch's dtype and shape.
     """
 
-    channels: int
-    height: int
-    width: int
-    any_size: bool
-    min_size: int
-    classes: int
-    input: str
-    output: str
+    interface: Interface
     state: dict[str, str]
     is_parameter: dict[str, bool]
     constants: dict[str, str]
@@ -88,15 +81,9 @@ def parse(document: Any, name: str) -> Graph:
     ranges = document.get("range_constraints") or {}
     (first,), (last,) = signature.inputs, signature.outputs
     batch, channels, height, width, free, least = _images(graph["tensor_values"][first], ranges)
+    classes = _classes(graph["tensor_values"][last], batch)
     return Graph(
-        channels=channels,
-        height=height,
-        width=width,
-        any_size=free,
-        min_size=least,
-        classes=_classes(graph["tensor_values"][last], batch),
-        input=first,
-        output=last,
+        interface=Interface(channels, height, width, free, least, classes, input=first, output=last),
         state=signature.state,
         is_parameter=signature.is_parameter,
         constants=signature.constants,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wbar.errors import UnsupportedProgram
-from wbar_averaging.quoting import reason
+from wbar_averaging.quoting import quoted, reason
 from wbar_training.networks import architectures, program_rules
 from wbar_training.networks.programs import Program, learn
 
@@ -20,6 +20,7 @@ def try_out(program: Program, tensors: Mapping[str, Tensor]) -> None:
     tensors: the weights, by their names in the network.
     """
     program_rules.check(program)
+    _check_tied(program, tensors)
     network = learn(program)
     try:
         module, _ = architectures.load(network, tensors)
@@ -36,6 +37,17 @@ def try_out(program: Program, tensors: Mapping[str, Tensor]) -> None:
         ) from None
 
 
+def _check_tied(program: Program, tensors: Mapping[str, Tensor]) -> None:
+    """Raise UnsupportedProgram where a parameter has other numbers under another of its names."""
+    for name, one in program.state.items():
+        other = next((other for other in one.tied if not torch.equal(tensors[name], tensors[other])), None)
+        if other is not None:
+            raise UnsupportedProgram(
+                f"{quoted(name)} and {quoted(other)} are one parameter in the program, and differ in the file: give both the "
+                "same numbers (a merge that drops numbers at random, such as DARE, makes two of them)"
+            )
+
+
 def _pass(module: nn.Module, images: Tensor, classes: int) -> None:
     module.train()
     logits = module(images)
@@ -50,11 +62,11 @@ def _pass(module: nn.Module, images: Tensor, classes: int) -> None:
     with torch.inference_mode():
         plain, again = module(images), module(images)
         other = module(images.contiguous(memory_format=torch.channels_last))
-        alone = module(images[:1])
+        alone = torch.cat([module(images[place : place + 1]) for place in range(len(images))])
     _check(plain, len(images), classes)
     if not torch.equal(plain, again):
         raise UnsupportedProgram("the network gives other outputs each time in evaluation: something in it is random")
-    if not torch.allclose(plain[:1], alone, rtol=TOLERANCE, atol=TOLERANCE):
+    if not torch.allclose(plain, alone, rtol=TOLERANCE, atol=TOLERANCE):
         raise UnsupportedProgram("in evaluation the outputs for an image depend on the images beside it")
     if not torch.allclose(plain, other, rtol=TOLERANCE, atol=TOLERANCE):
         raise UnsupportedProgram("the outputs depend on the order of the images' numbers in memory (channels_last)")

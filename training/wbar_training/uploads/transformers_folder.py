@@ -96,9 +96,9 @@ def said_by(config: Mapping[str, Any], preprocessor: bytes | None) -> Said:
     size, crop_ratio = _size(images) or (None, None)
     network = transformers_models.network_of(config, size[0] if size and size[0] == size[1] else None)
     mean, std = _normalization(images)
-    pretrained = PretrainedConfig(
-        mean, std, size, crop_ratio, RESAMPLING.get(images.get("resample", -1)), _classes(config, network.num_classes)
-    )
+    resample = images.get("resample")
+    interpolation = RESAMPLING.get(resample) if type(resample) is int else None
+    pretrained = PretrainedConfig(mean, std, size, crop_ratio, interpolation, _classes(config, network.num_classes))
     return Said(network.name, pretrained if pretrained != PretrainedConfig() else None, network)
 
 
@@ -130,7 +130,13 @@ def _normalization(images: Mapping[str, Any]) -> tuple[tuple[float, ...] | None,
         return None, None
     factor = _checked(images, "rescale_factor", lambda value: is_number(value) and value > 0) or 1 / 255
     scale = 255 * factor if images.get("do_rescale", True) is not False else 255.0
-    return tuple(_divided(one, scale) for one in mean), tuple(_divided(one, scale) for one in std)
+    mean, std = ([_divided(one, scale) for one in numbers] for numbers in (mean, std))
+    if not is_mean(mean) or not is_std(std):
+        raise CorruptFile(
+            f"preprocessor_config.json: with rescale_factor {factor:g} pixels in [0, 1] have the mean {mean} and the deviation "
+            f"{std}, which they cannot have"
+        )
+    return tuple(mean), tuple(std)
 
 
 def _divided(value: float, scale: float) -> float:

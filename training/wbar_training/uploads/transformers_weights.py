@@ -42,9 +42,9 @@ def check(network: Network, shapes: Shapes) -> None:
     difference = compare(shapes, shapes_of(network))
     if difference.is_empty:
         return
-    heads = head_of(network)
+    heads = head_of(network) if difference.mis_shaped and not difference.missing else set()
     wrong = [(name, here, there) for name, here, there in difference.mis_shaped if name in heads]
-    if wrong and len(wrong) == len(difference.mis_shaped) and not difference.missing:
+    if wrong and len(wrong) == len(difference.mis_shaped):
         name, here, _ = wrong[0]
         raise ArchitectureMismatch(
             f"config.json has {network.num_classes} classes (id2label), and the head in the file has {here[0] if here else 0} "
