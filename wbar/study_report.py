@@ -1,0 +1,377 @@
+"""The report of a study: what its jobs measured, in the quantities by which the literature compares batch sizes.
+
+Keskar et al. 2017 (sharpness against the batch), Hoffer et al. 2017 (distance from the start), Goyal et al. 2017 (linear
+scaling of the rate), Masters & Luschi 2018 (loss by batch and rate). Everything is from what the jobs recorded; a job that
+failed, diverged or is still at work has the part that it got to.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import sqrt
+from statistics import fmean, median, stdev
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wbar.jobs import MetricsPoint
+from wbar.results import Eigenvalue, Interpolation, JobResult, Score, Verdict
+from wbar.schedule import steps_per_epoch
+from wbar.studies import StudyChild, StudySettings, StudyStatus
+
+PATIENCE = 5  # epochs
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ValidationPoint(_Part):
+    """A snapshot's score on the held-out images. Where snapshots are an epoch apart, that is a point for each epoch."""
+
+    epoch: float
+    step: int
+    seconds: float | None = Field(description="Of training until then, evaluations not counted.")
+    loss: float
+    accuracy: float
+
+
+class StudyEpoch(_Part):
+    """One epoch of a job's training. Distances and update norms: where the job measures flatness."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float | None
+    val_loss: float | None = Field(description="Of the snapshot at its end, if there is one.")
+    val_accuracy: float | None
+    seconds: float | None = Field(description="Of its training steps.")
+    distance: float | None = Field(None, description="‖w_end − w_begin‖ of the epoch.")
+    distance_from_start: float | None = Field(None, description="‖w − w_0‖ at its end.")
+    distance_ratio: float | None = Field(
+        None,
+        description="`distance` over that of the job with the smallest batch, other settings alike but for the rate.",
+    )
+    update_norms: list[float] | None = Field(
+        None, description="Quantiles 0, 0.1, 0.25, 0.5, 0.75, 0.9 and 1 of the norms of its optimizer steps."
+    )
+
+
+class StudyFlatness(_Part):
+    """What a job with `flatness` measured: between and around its start and its w̄."""
+
+    distance: float = Field(description="‖w̄ − w_0‖ over all weights.")
+    distance_ratio: float | None = Field(description="Over that of the job with the smallest batch, as of an epoch.")
+    distance_by_layer: dict[str, float]
+    sharpness: float | None = Field(description="ε-sharpness of w̄ in percent, ε = 1e-3 (Keskar et al. 2017).")
+    sharpness_last: float | None = Field(description="Of the last snapshot.")
+    top_eigenvalue: Eigenvalue | None = Field(description="Of the Hessian at w̄.")
+    interpolation: Interpolation = Field(description="The line from w_0 to w̄.")
+
+
+class StudyJobReport(_Part):
+    """One job of the study: how it was set, and what it measured so far."""
+
+    n: int
+    job: str
+    settings: StudySettings
+    status: str
+    error: str | None = Field(description="The code of its error: `diverged` and the like are results.")
+    batch_size: int | None
+    lr: float | None = Field(description="The highest rate that it trained at so far.")
+    devices: int | None
+    seed: int | None
+    images_per_second: float | None = Field(description="Median over its training.")
+    seconds_per_epoch: float | None
+    minimum: ValidationPoint | None = Field(
+        description="The lowest validation loss, as early stopping with the report's patience finds it."
+    )
+    stopped: bool = Field(description="Whether the patience ran out before the training ended.")
+    accuracy: float | None = Field(description="Of w̄, as the result says.")
+    loss: float | None
+    last_accuracy: float | None = Field(description="Of the last snapshot.")
+    last_loss: float | None
+    verdict: Verdict | None
+    validation: list[ValidationPoint]
+    epochs: list[StudyEpoch]
+    flatness: StudyFlatness | None
+
+
+class Spread(_Part):
+    """A quantity over the seeds of a group: mean and standard error (null for one)."""
+
+    mean: float
+    error: float | None
+
+
+class StudyGroup(_Part):
+    """The jobs that differ by their seeds only. A job that has no number for a quantity does not count in it."""
+
+    settings: StudySettings
+    jobs: int
+    failed: int
+    min_val_loss: Spread | None
+    min_val_epoch: Spread | None
+    min_val_seconds: Spread | None
+    accuracy: Spread | None
+    loss: Spread | None
+    seconds_per_epoch: Spread | None
+    distance: Spread | None
+    sharpness: Spread | None
+    top_eigenvalue: Spread | None
+
+
+class Throughput(_Part):
+    """Training speed by devices and batch: the median over the jobs."""
+
+    devices: int
+    batch_size: int
+    images_per_second: float
+    seconds_per_epoch: float
+    jobs: int
+
+
+class StudyReport(_Part):
+    """What a study shows so far."""
+
+    study: str
+    object: Literal["study_report"] = "study_report"
+    status: StudyStatus
+    patience: float = Field(description="Epochs without a lower validation loss after which the minimum is settled.")
+    train_images: int | None = Field(description="Null where all of its jobs were deleted.")
+    jobs: list[StudyJobReport]
+    groups: list[StudyGroup]
+    throughput: list[Throughput]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What one job of a study recorded. snapshots: the step of each, and its score on held-out images."""
+
+    child: StudyChild
+    batch_size: int | None
+    devices: int | None
+    seed: int | None
+    result: JobResult | None
+    points: Sequence[MetricsPoint]
+    snapshots: Sequence[tuple[int, Score]]
+
+
+def report_of(
+    study: str, status: StudyStatus, train_images: int | None, recorded: Sequence[Recorded], patience: float = PATIENCE
+) -> StudyReport:
+    """Make the report of a study. patience: in epochs."""
+    made = [_job(one, train_images or 1, patience) for one in recorded]
+    jobs = [_compared(job, _smallest(job, made)) for job in made]
+    return StudyReport(
+        study=study,
+        status=status,
+        patience=patience,
+        train_images=train_images,
+        jobs=jobs,
+        groups=_groups(jobs),
+        throughput=_throughput(jobs),
+    )
+
+
+def settled_minimum(points: Sequence[ValidationPoint], patience: float) -> tuple[ValidationPoint | None, bool]:
+    """Return the lowest loss that early stopping finds, and whether it stopped: `patience` epochs without a lower one."""
+    best: ValidationPoint | None = None
+    for point in points:
+        if best is None or point.loss < best.loss:
+            best = point
+        elif point.epoch - best.epoch >= patience:
+            return best, True
+    return best, False
+
+
+def _job(recorded: Recorded, train_images: int, patience: float) -> StudyJobReport:
+    child, result = recorded.child, recorded.result
+    batch, devices = recorded.batch_size, recorded.devices
+    per_epoch = steps_per_epoch(train_images, batch, devices or 1) if batch else 1
+    clock = _Clock(recorded.points, batch or 1)
+    validation = [
+        ValidationPoint(
+            epoch=step / per_epoch, step=step, seconds=clock.at(step), loss=score.loss, accuracy=score.accuracy
+        )
+        for step, score in sorted(recorded.snapshots, key=lambda one: one[0])
+    ]
+    minimum, stopped = settled_minimum(validation, patience)
+    speeds = [point.images_per_second for point in recorded.points if point.images_per_second]
+    speed = median(speeds) if speeds else None
+    scores = result.metrics if result else None
+    return StudyJobReport(
+        n=child.n,
+        job=child.job,
+        settings=child.settings,
+        status=child.status,
+        error=child.error,
+        batch_size=batch,
+        lr=max((point.lr for point in recorded.points), default=None),
+        devices=devices,
+        seed=recorded.seed,
+        images_per_second=speed,
+        seconds_per_epoch=train_images / speed if speed else None,
+        minimum=minimum,
+        stopped=stopped,
+        accuracy=scores.averaged.accuracy if scores else None,
+        loss=scores.averaged.loss if scores else None,
+        last_accuracy=validation[-1].accuracy if validation else None,
+        last_loss=validation[-1].loss if validation else None,
+        verdict=result.verdict if result else None,
+        validation=validation,
+        epochs=list(_epochs(recorded, validation, clock, per_epoch)),
+        flatness=_flatness(result),
+    )
+
+
+class _Clock:
+    """Seconds of training by the step, from the speed at each point of the series: pauses and restarts do not count."""
+
+    def __init__(self, points: Sequence[MetricsPoint], batch: int) -> None:
+        self._marks: list[tuple[int, float]] = [(0, 0.0)]
+        known = next((point.images_per_second for point in points if point.images_per_second), None)
+        for point in points:
+            known = point.images_per_second or known
+            if known:
+                step, seconds = self._marks[-1]
+                self._marks.append((point.step, seconds + (point.step - step) * batch / known))
+
+    def at(self, step: int) -> float | None:
+        """Return the seconds until a step; None where nothing was measured so far."""
+        before = [mark for mark in self._marks if mark[0] <= step]
+        after = next((mark for mark in self._marks if mark[0] > step), None)
+        (first, seconds) = before[-1]
+        if after is None:
+            return seconds if len(self._marks) > 1 else None
+        return seconds + (after[1] - seconds) * (step - first) / (after[0] - first)
+
+
+def _epochs(
+    recorded: Recorded, validation: Sequence[ValidationPoint], clock: _Clock, per_epoch: int
+) -> Iterator[StudyEpoch]:
+    ends = {point.step: point for point in validation}
+    flatness = recorded.result.flatness if recorded.result else None
+    moved = {point.epoch: point for point in flatness.epochs} if flatness else {}
+    before = 0
+    for epoch, group in groupby(recorded.points, key=lambda point: point.epoch):
+        points = list(group)
+        weights = [point.step - last for point, last in zip(points, [before, *(p.step for p in points)], strict=False)]
+        before = points[-1].step
+        total = sum(weights)
+        right = [point.accuracy for point in points if point.accuracy is not None]
+        begin, end = clock.at((epoch - 1) * per_epoch), clock.at(epoch * per_epoch)
+        at_end, distance = ends.get(epoch * per_epoch), moved.get(epoch)
+        yield StudyEpoch(
+            epoch=epoch,
+            train_loss=sum(point.loss * weight for point, weight in zip(points, weights, strict=True)) / total,
+            train_accuracy=fmean(right) if right else None,
+            val_loss=at_end.loss if at_end else None,
+            val_accuracy=at_end.accuracy if at_end else None,
+            seconds=end - begin if begin is not None and end is not None else None,
+            distance=distance.distance if distance else None,
+            distance_from_start=distance.distance_from_start if distance else None,
+            update_norms=distance.update_norms if distance else None,
+        )
+
+
+def _flatness(result: JobResult | None) -> StudyFlatness | None:
+    found = result.flatness if result else None
+    if found is None:
+        return None
+    return StudyFlatness(
+        distance=found.distance,
+        distance_ratio=None,
+        distance_by_layer=found.distance_by_layer,
+        sharpness=found.sharpness.get("averaged"),
+        sharpness_last=found.sharpness.get("last"),
+        top_eigenvalue=found.top_eigenvalue.get("averaged"),
+        interpolation=found.interpolation,
+    )
+
+
+def _smallest(job: StudyJobReport, jobs: Sequence[StudyJobReport]) -> StudyJobReport | None:
+    """Return the job with the smallest batch, of those alike but for batch and rate; None where batches do not vary."""
+
+    def rest(one: StudyJobReport) -> tuple[Any, ...]:
+        settings = one.settings
+        return settings.fields, settings.change, settings.seed
+
+    mine = set(job.settings.scaling)
+    alike = [
+        one
+        for one in jobs
+        if one.settings.batch_size is not None
+        and rest(one) == rest(job)
+        and (not mine or mine & set(one.settings.scaling))
+    ]
+    return min(alike, key=lambda one: one.settings.batch_size or 0, default=None)
+
+
+def _compared(job: StudyJobReport, smallest: StudyJobReport | None) -> StudyJobReport:
+    """Return the report of a job with its distances over those of the smallest batch."""
+    if smallest is None:
+        return job
+    theirs = {epoch.epoch: epoch.distance for epoch in smallest.epochs}
+    epochs = [
+        epoch.model_copy(update={"distance_ratio": _ratio(epoch.distance, theirs.get(epoch.epoch))})
+        for epoch in job.epochs
+    ]
+    flatness = job.flatness
+    if flatness is not None:
+        whole = smallest.flatness.distance if smallest.flatness else None
+        flatness = flatness.model_copy(update={"distance_ratio": _ratio(flatness.distance, whole)})
+    return job.model_copy(update={"epochs": epochs, "flatness": flatness})
+
+
+def _ratio(mine: float | None, theirs: float | None) -> float | None:
+    return mine / theirs if mine is not None and theirs else None
+
+
+def _groups(jobs: Sequence[StudyJobReport]) -> list[StudyGroup]:
+    grouped: dict[str, list[StudyJobReport]] = {}
+    for job in jobs:
+        grouped.setdefault(job.settings.model_copy(update={"seed": None}).model_dump_json(), []).append(job)
+    return [_group(members) for members in grouped.values()]
+
+
+def _group(jobs: Sequence[StudyJobReport]) -> StudyGroup:
+    minima = [job.minimum for job in jobs if job.minimum]
+    flat = [job.flatness for job in jobs if job.flatness]
+    return StudyGroup(
+        settings=jobs[0].settings.model_copy(update={"seed": None}),
+        jobs=len(jobs),
+        failed=sum(job.status == "failed" for job in jobs),
+        min_val_loss=_spread([one.loss for one in minima]),
+        min_val_epoch=_spread([one.epoch for one in minima]),
+        min_val_seconds=_spread([one.seconds for one in minima]),
+        accuracy=_spread([job.accuracy for job in jobs]),
+        loss=_spread([job.loss for job in jobs]),
+        seconds_per_epoch=_spread([job.seconds_per_epoch for job in jobs]),
+        distance=_spread([one.distance for one in flat]),
+        sharpness=_spread([one.sharpness for one in flat]),
+        top_eigenvalue=_spread([one.top_eigenvalue.value for one in flat if one.top_eigenvalue]),
+    )
+
+
+def _spread(values: Sequence[float | None]) -> Spread | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return Spread(mean=fmean(known), error=stdev(known) / sqrt(len(known)) if len(known) > 1 else None)
+
+
+def _throughput(jobs: Sequence[StudyJobReport]) -> list[Throughput]:
+    found: dict[tuple[int, int], list[StudyJobReport]] = {}
+    for job in jobs:
+        if job.images_per_second and job.seconds_per_epoch and job.batch_size and job.devices:
+            found.setdefault((job.devices, job.batch_size), []).append(job)
+    return [
+        Throughput(
+            devices=devices,
+            batch_size=batch,
+            images_per_second=median(job.images_per_second or 0.0 for job in members),
+            seconds_per_epoch=median(job.seconds_per_epoch or 0.0 for job in members),
+            jobs=len(members),
+        )
+        for (devices, batch), members in sorted(found.items())
+    ]
