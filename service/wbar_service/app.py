@@ -17,7 +17,7 @@ from wbar.keys import ApiKey, KeyRequest
 from wbar.merges import Merge, MergeRequest
 from wbar.results import ImageLosses
 from wbar.studies import Study, StudyRequest
-from wbar.study_report import StudyReport
+from wbar.study_results import StudyReport
 from wbar.uploads import Upload, UploadReference
 from wbar.webhooks import RotationRequest, Webhook, WebhookEvent, WebhookRequest
 from wbar.workers import Worker

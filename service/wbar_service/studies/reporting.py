@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from wbar.errors import NotFound
 from wbar.studies import StudyChild
-from wbar.study_report import Recorded, StudyJobReport, StudyReport, report_of
+from wbar.study_report import Recorded, report_of
+from wbar.study_results import StudyJobReport, StudyReport
 from wbar_store.database import Tenant
 from wbar_store.jobs import JobRecord
 from wbar_store.store import Store

@@ -7,7 +7,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from wbar.jobs import Deleted
 from wbar.lists import Page
 from wbar.studies import Study, StudyRequest
-from wbar.study_report import PATIENCE, StudyReport
+from wbar.study_report import PATIENCE
+from wbar.study_results import StudyReport
 from wbar_service.answers import answer
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
