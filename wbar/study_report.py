@@ -170,6 +170,7 @@ def _flatness(result: JobResult | None) -> StudyFlatness | None:
         distance_ratio=None,
         distance_by_layer=found.distance_by_layer,
         sharpness=found.sharpness.get("averaged"),
+        sharpness_half=found.sharpness_half.get("averaged"),
         sharpness_last=found.sharpness.get("last"),
         top_eigenvalue=found.top_eigenvalue.get("averaged"),
         interpolation=found.interpolation,
@@ -236,6 +237,7 @@ def _group(jobs: Sequence[StudyJobReport]) -> StudyGroup:
         seconds_per_epoch=_spread([job.seconds_per_epoch for job in jobs]),
         distance=_spread([one.distance for one in flat]),
         sharpness=_spread([one.sharpness for one in flat]),
+        sharpness_half=_spread([one.sharpness_half for one in flat]),
         top_eigenvalue=_spread([one.top_eigenvalue.value for one in flat if one.top_eigenvalue]),
     )
 

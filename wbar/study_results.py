@@ -52,7 +52,8 @@ class StudyFlatness(_Part):
     distance_ratio: float | None = Field(description="Over that of the job with the smallest batch, as of an epoch.")
     distance_by_layer: dict[str, float]
     sharpness: float | None = Field(description="ε-sharpness of w̄ in percent, ε = 1e-3 (Keskar et al. 2017).")
-    sharpness_last: float | None = Field(description="Of the last snapshot.")
+    sharpness_half: float | None = Field(description="Likewise for ε = 5e-4.")
+    sharpness_last: float | None = Field(description="Of the last snapshot, ε = 1e-3.")
     top_eigenvalue: Eigenvalue | None = Field(description="Of the Hessian at w̄.")
     interpolation: Interpolation = Field(description="The line from w_0 to w̄.")
 
@@ -106,6 +107,7 @@ class StudyGroup(_Part):
     seconds_per_epoch: Spread | None
     distance: Spread | None
     sharpness: Spread | None
+    sharpness_half: Spread | None
     top_eigenvalue: Spread | None
 
 

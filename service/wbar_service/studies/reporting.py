@@ -15,7 +15,7 @@ from wbar_store.store import Store
 Rows = Literal["jobs", "epochs"]
 _JOB = ("n", "job", "status", "error", "batch_size", "lr", "devices", "seed", "images_per_second", "seconds_per_epoch")
 _SCORES = ("accuracy", "loss", "last_accuracy", "last_loss", "verdict", "stopped")
-_FLAT = ("distance", "distance_ratio", "sharpness", "sharpness_last")
+_FLAT = ("distance", "distance_ratio", "sharpness", "sharpness_half", "sharpness_last")
 _EPOCH = (
     "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "distance", "distance_from_start",
     "distance_ratio",
