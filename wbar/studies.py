@@ -159,7 +159,7 @@ class StudyRequest(RequestModel):
 
 
 class StudySettings(BaseModel):
-    """What one job of a study has that others may not. Null, and empty: the study does not vary it."""
+    """The settings that distinguish one job of a study from the others. Null, and empty: the study does not vary it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

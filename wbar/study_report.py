@@ -32,7 +32,7 @@ PATIENCE = 5  # epochs
 
 @dataclass(frozen=True)
 class Recorded:
-    """What one job of a study recorded. snapshots: the step of each, and its score on held-out images."""
+    """The records of one job of a study. snapshots: the step of each, and its score on held-out images."""
 
     child: StudyChild
     batch_size: int | None

@@ -46,7 +46,7 @@ class StudyEpoch(_Part):
 
 
 class StudyFlatness(_Part):
-    """What a job with `flatness` measured: between and around its start and its w̄."""
+    """The measurements of a job with `flatness`: between and around its start and its w̄."""
 
     distance: float = Field(description="‖w̄ − w_0‖ over all weights.")
     distance_ratio: float | None = Field(description="Over that of the job with the smallest batch, as of an epoch.")
@@ -122,7 +122,7 @@ class Throughput(_Part):
 
 
 class StudyReport(_Part):
-    """What a study shows so far."""
+    """The report of a study: all that its jobs have measured so far."""
 
     study: str
     object: Literal["study_report"] = "study_report"
