@@ -184,20 +184,11 @@ def _show_report(client: "Client", study: str, patience: float | None = None) ->
         return
     from rich.table import Table
 
-    names = (
-        "n",
-        "job",
-        "settings",
-        "status",
-        "min. loss",
-        "epoch",
-        "s",
-        "accuracy",
-        "s/epoch",
-        "‖w̄ − w₀‖",
-        "sharpness %",
-    )
-    table = Table(*names, title=f"{made.study}: {made.status}", box=None, header_style="bold")
+    table = Table(title=f"{made.study}: {made.status}", box=None, header_style="bold")
+    table.add_column("job")
+    table.add_column("settings", overflow="fold")
+    for name in ("status", "min. loss", "epoch", "s", "accuracy", "s/epoch", "‖w̄ − w₀‖", "sharp. %"):
+        table.add_column(name)
     for row in _rows(made):
         table.add_row(*row)
     console().print(table)
@@ -207,7 +198,6 @@ def _rows(made: "StudyReport") -> list[tuple[str, ...]]:
     return [
         (
             str(one.n),
-            one.job,
             one.settings.in_words(),
             one.error or one.status,
             _shown(one.minimum and one.minimum.loss, ".4f"),
