@@ -58,16 +58,18 @@ def main() -> None:
 def markdown(report: StudyReport) -> str:
     """The groups of the report as a table: mean ± standard error over the seeds."""
     lines = [
-        "| batch | rate | lowest validation loss | at epoch | after s | accuracy at the end | s/epoch | ‖w − w₀‖ | "
+        "| batch | rate | lowest validation loss, tracked BatchNorm | recomputed | at epoch | after s | "
+        "accuracy at the end | s/epoch | ‖w − w₀‖ | "
         "sharpness 1e-3 % | 5e-4 % | λ₁ |",
-        "|" + "---|" * 11,
+        "|" + "---|" * 12,
     ]
     for group in sorted(report.groups, key=lambda one: (one.settings.batch_size or 0, one.settings.lr or 0)):
         cells = (
             f"{group.settings.batch_size}", f"{group.settings.lr:g}", _shown(group.min_val_loss, 3),
-            _shown(group.min_val_epoch, 1), _shown(group.min_val_seconds, 1), _shown(group.accuracy, 3),
-            _shown(group.seconds_per_epoch, 2), _shown(group.distance, 1), _shown(group.sharpness, 1),
-            _shown(group.sharpness_half, 1), _shown(group.top_eigenvalue, 1),
+            _shown(group.min_averaged_loss, 3), _shown(group.min_averaged_epoch, 1),
+            _shown(group.min_averaged_seconds, 1), _shown(group.accuracy, 3), _shown(group.seconds_per_epoch, 2),
+            _shown(group.distance, 1), _shown(group.sharpness, 1), _shown(group.sharpness_half, 1),
+            _shown(group.top_eigenvalue, 2),
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

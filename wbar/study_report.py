@@ -5,10 +5,10 @@ scaling of the rate), Masters & Luschi 2018 (loss by batch and rate). Everything
 failed, diverged or is still at work has the part that it got to.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from math import sqrt
 from statistics import fmean, median, stdev
 from typing import Any
 
@@ -60,15 +60,29 @@ def report_of(
     )
 
 
-def settled_minimum(points: Sequence[ValidationPoint], patience: float) -> tuple[ValidationPoint | None, bool]:
-    """Return the lowest loss that early stopping finds, and whether it stopped: `patience` epochs without a lower one."""
-    best: ValidationPoint | None = None
+def settled_minimum(
+    points: Sequence[ValidationPoint], patience: float, averaged: bool = False
+) -> tuple[ValidationPoint | None, bool]:
+    """Return the lowest loss that early stopping finds, and whether it stopped: `patience` epochs without a lower one.
+
+    averaged: by the loss of w̄ instead of that of the snapshots.
+    """
+    best, lowest = None, math.inf
     for point in points:
-        if best is None or point.loss < best.loss:
-            best = point
-        elif point.epoch - best.epoch >= patience:
+        loss = point.averaged_loss if averaged else point.loss
+        if loss is not None and loss < lowest:
+            best, lowest = point, loss
+        elif best is not None and point.epoch - best.epoch >= patience:
             return best, True
     return best, False
+
+
+def _averaged(result: JobResult | None, snapshots: int) -> list[tuple[float | None, float | None]]:
+    """Return loss and accuracy of w̄ at each snapshot, where the curve has a point for each; the start's may come first."""
+    curve = result.curve if result else []
+    if len(curve) not in (snapshots, snapshots + 1):
+        return [(None, None)] * snapshots
+    return [(point.loss, point.accuracy) for point in curve[len(curve) - snapshots :]]
 
 
 def _job(recorded: Recorded, train_images: int, patience: float) -> StudyJobReport:
@@ -76,13 +90,22 @@ def _job(recorded: Recorded, train_images: int, patience: float) -> StudyJobRepo
     batch, devices = recorded.batch_size, recorded.devices
     per_epoch = steps_per_epoch(train_images, batch, devices or 1) if batch else 1
     clock = _Clock(recorded.points, batch or 1)
+    snapshots = sorted(recorded.snapshots, key=lambda one: one[0])
+    averaged = _averaged(result, len(snapshots))
     validation = [
         ValidationPoint(
-            epoch=step / per_epoch, step=step, seconds=clock.at(step), loss=score.loss, accuracy=score.accuracy
+            epoch=step / per_epoch,
+            step=step,
+            seconds=clock.at(step),
+            loss=score.loss,
+            accuracy=score.accuracy,
+            averaged_loss=mean_loss,
+            averaged_accuracy=mean_accuracy,
         )
-        for step, score in sorted(recorded.snapshots, key=lambda one: one[0])
+        for (step, score), (mean_loss, mean_accuracy) in zip(snapshots, averaged, strict=True)
     ]
     minimum, stopped = settled_minimum(validation, patience)
+    minimum_averaged, _ = settled_minimum(validation, patience, averaged=True)
     speeds = [point.images_per_second for point in recorded.points if point.images_per_second]
     speed = median(speeds) if speeds else None
     scores = result.metrics if result else None
@@ -99,6 +122,7 @@ def _job(recorded: Recorded, train_images: int, patience: float) -> StudyJobRepo
         images_per_second=speed,
         seconds_per_epoch=train_images / speed if speed else None,
         minimum=minimum,
+        minimum_averaged=minimum_averaged,
         stopped=stopped,
         accuracy=scores.averaged.accuracy if scores else None,
         loss=scores.averaged.loss if scores else None,
@@ -224,6 +248,7 @@ def _groups(jobs: Sequence[StudyJobReport]) -> list[StudyGroup]:
 
 def _group(jobs: Sequence[StudyJobReport]) -> StudyGroup:
     minima = [job.minimum for job in jobs if job.minimum]
+    averaged = [job.minimum_averaged for job in jobs if job.minimum_averaged]
     flat = [job.flatness for job in jobs if job.flatness]
     return StudyGroup(
         settings=jobs[0].settings.model_copy(update={"seed": None}),
@@ -232,6 +257,9 @@ def _group(jobs: Sequence[StudyJobReport]) -> StudyGroup:
         min_val_loss=_spread([one.loss for one in minima]),
         min_val_epoch=_spread([one.epoch for one in minima]),
         min_val_seconds=_spread([one.seconds for one in minima]),
+        min_averaged_loss=_spread([one.averaged_loss for one in averaged]),
+        min_averaged_epoch=_spread([one.epoch for one in averaged]),
+        min_averaged_seconds=_spread([one.seconds for one in averaged]),
         accuracy=_spread([job.accuracy for job in jobs]),
         loss=_spread([job.loss for job in jobs]),
         seconds_per_epoch=_spread([job.seconds_per_epoch for job in jobs]),
@@ -246,7 +274,7 @@ def _spread(values: Sequence[float | None]) -> Spread | None:
     known = [value for value in values if value is not None]
     if not known:
         return None
-    return Spread(mean=fmean(known), error=stdev(known) / sqrt(len(known)) if len(known) > 1 else None)
+    return Spread(mean=fmean(known), error=stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None)
 
 
 def _throughput(jobs: Sequence[StudyJobReport]) -> list[Throughput]:

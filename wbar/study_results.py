@@ -16,13 +16,22 @@ class _Part(BaseModel):
 
 
 class ValidationPoint(_Part):
-    """A snapshot's score on the held-out images. Where snapshots are an epoch apart, that is a point for each epoch."""
+    """A snapshot's score on the held-out images, with the BatchNorm statistics that training tracked until then.
+
+    Where snapshots are an epoch apart, that is a point for each epoch.
+    """
 
     epoch: float
     step: int
     seconds: float | None = Field(description="Of training until then, evaluations not counted.")
     loss: float
     accuracy: float
+    averaged_loss: float | None = Field(
+        None,
+        description="Of w̄ as it stood then, BatchNorm recomputed; once the job has succeeded. With few steps an epoch and a "
+        "high rate tracked statistics lag behind the weights, and only this one compares batches.",
+    )
+    averaged_accuracy: float | None = None
 
 
 class StudyEpoch(_Part):
@@ -75,6 +84,7 @@ class StudyJobReport(_Part):
     minimum: ValidationPoint | None = Field(
         description="The lowest validation loss, as early stopping with the report's patience finds it."
     )
+    minimum_averaged: ValidationPoint | None = Field(description="Likewise by `averaged_loss`.")
     stopped: bool = Field(description="Whether the patience ran out before the training ended.")
     accuracy: float | None = Field(description="Of w̄, as the result says.")
     loss: float | None
@@ -102,6 +112,9 @@ class StudyGroup(_Part):
     min_val_loss: Spread | None
     min_val_epoch: Spread | None
     min_val_seconds: Spread | None
+    min_averaged_loss: Spread | None
+    min_averaged_epoch: Spread | None
+    min_averaged_seconds: Spread | None
     accuracy: Spread | None
     loss: Spread | None
     seconds_per_epoch: Spread | None

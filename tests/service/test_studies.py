@@ -79,6 +79,9 @@ def test_a_grid_is_run_and_reported(service: Service, inputs: dict[str, str]) ->
     last = report["jobs"][2]
     assert [point["epoch"] for point in last["validation"]] == [1.0, 2.0]
     assert [point["loss"] for point in last["validation"]] == [one["metrics"]["loss"] for one in snapshots]
+    curve = [(one["loss"], one["accuracy"]) for one in job["result"]["curve"]]
+    assert [(point["averaged_loss"], point["averaged_accuracy"]) for point in last["validation"]] == curve
+    assert last["minimum_averaged"]["averaged_loss"] == min(loss for loss, _ in curve)
     assert last["minimum"]["loss"] == min(one["metrics"]["loss"] for one in snapshots)
     flatness = job["result"]["flatness"]
     assert last["flatness"]["distance"] == flatness["distance"]

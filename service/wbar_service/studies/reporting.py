@@ -54,7 +54,9 @@ def as_csv(report: StudyReport, rows: Rows) -> str:
     table = [_job_row(job, paths) for job in report.jobs]
     names: list[str] = [*_JOB, *settings]
     if rows == "jobs":
-        minimum = ("min_val_loss", "min_val_accuracy", "min_val_epoch", "min_val_seconds")
+        minimum = [
+            f"min_{of}_{what}" for of in ("val", "averaged") for what in ("loss", "accuracy", "epoch", "seconds")
+        ]
         layers = list(
             dict.fromkeys(layer for job in report.jobs if job.flatness for layer in job.flatness.distance_by_layer)
         )
@@ -87,6 +89,9 @@ def _outcome(job: StudyJobReport) -> dict[str, Any]:
     if job.minimum is not None:
         row |= {"min_val_loss": job.minimum.loss, "min_val_accuracy": job.minimum.accuracy}
         row |= {"min_val_epoch": job.minimum.epoch, "min_val_seconds": job.minimum.seconds}
+    if (best := job.minimum_averaged) is not None:
+        row |= {"min_averaged_loss": best.averaged_loss, "min_averaged_accuracy": best.averaged_accuracy}
+        row |= {"min_averaged_epoch": best.epoch, "min_averaged_seconds": best.seconds}
     if job.flatness is not None:
         row |= {name: getattr(job.flatness, name) for name in _FLAT}
         row["top_eigenvalue"] = job.flatness.top_eigenvalue.value if job.flatness.top_eigenvalue else None
