@@ -22,7 +22,10 @@ RULES = (
     (r"\bawait ", ""),
     (r"\bAwaitable\[(\w+)\]", r"\1"),
     (r"\bAwaitable, ", ""),
-    (r"\bAsync(Client|Checkpoints|Datasets|Generator|Iterator|Jobs|Keys|Merges|Resource|Webhooks|Workers)\b", r"\1"),
+    (
+        r"\bAsync(Client|Checkpoints|Datasets|Generator|Iterator|Jobs|Keys|Merges|Resource|Studies|Webhooks|Workers)\b",
+        r"\1",
+    ),
     (r"\basynccontextmanager\b", "contextmanager"),
     (r"\b_async\b", "_sync"),
     (r"\b__a(enter|exit)__\b", r"__\1__"),

@@ -134,6 +134,12 @@ class ValidationFailed(Refused):
     code, status, title = "validation_failed", 422, "The request does not fit the schema"
 
 
+class StudyTooLarge(Refused):
+    """Raised when a study asks for more jobs than the service lets it have; none of them is made."""
+
+    code, status, title = "study_too_large", 422, "The study has too many jobs"
+
+
 class DigestMismatch(Refused):
     """Raised when received bytes have another digest than was announced."""
 

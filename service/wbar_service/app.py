@@ -16,6 +16,8 @@ from wbar.jobs import Job, JobRequest
 from wbar.keys import ApiKey, KeyRequest
 from wbar.merges import Merge, MergeRequest
 from wbar.results import ImageLosses
+from wbar.studies import Study, StudyRequest
+from wbar.study_results import StudyReport
 from wbar.uploads import Upload, UploadReference
 from wbar.webhooks import RotationRequest, Webhook, WebhookEvent, WebhookRequest
 from wbar.workers import Worker
@@ -41,6 +43,7 @@ from wbar_service.keys import routes as key_routes
 from wbar_service.merges import routes as merge_routes
 from wbar_service.rate_limits import RateLimits
 from wbar_service.settings import ServiceSettings
+from wbar_service.studies import routes as study_routes
 from wbar_service.traced import TracedRequests
 from wbar_service.uploads import protocol
 from wbar_service.uploads import routes as upload_routes
@@ -91,8 +94,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.add_middleware(headers.RequestId)
     # Routes are tried one after the other: those that are asked most often come first.
     for routes in (
-        health, job_routes, job_files, checkpoint_routes, dataset_routes, merge_routes, upload_routes, architectures, workers,
-        key_routes,
+        health, job_routes, job_files, checkpoint_routes, dataset_routes, merge_routes, study_routes, upload_routes,
+        architectures, workers, key_routes,
         sign_in_links, webhook_routes, prometheus,
     ):  # fmt: skip
         app.include_router(routes.router)
@@ -100,7 +103,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 
     schema.document(
         app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, ImageLosses, Job, JobRequest, KeyRequest,
-        Merge, MergeRequest, RotationRequest, Upload, UploadReference, Webhook, WebhookEvent, WebhookRequest, Worker,
+        Merge, MergeRequest, RotationRequest, Study, StudyReport, StudyRequest, Upload, UploadReference, Webhook, WebhookEvent,
+        WebhookRequest, Worker,
     )  # fmt: skip
     return app
 

@@ -99,7 +99,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        return as_response(_validation(error))
+        return as_response(refusal_of(error))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -162,7 +162,8 @@ def _allowed(request: Request) -> list[str]:
     ]
 
 
-def _validation(error: RequestValidationError) -> Refused:
+def refusal_of(error: RequestValidationError) -> Refused:
+    """Return the refusal of a body or a parameter that is not valid, with pointers into the body."""
     failures = error.errors()
     errors = []
     for failure in failures[:MOST_ERRORS]:

@@ -31,6 +31,7 @@ class ServiceSettings(StoreSettings):
         7 * 24 * 3600, gt=0, description="Seconds after its last byte until an upload that is not used is deleted."
     )
     max_tenant_jobs: int = Field(10_000, gt=0, description="Jobs of a tenant that wait, run or are paused.")
+    max_study_jobs: int = Field(100, gt=0, description="Jobs of one study.")
     max_tenant_webhooks: int = Field(20, gt=0, description="Webhooks of a tenant.")
     metrics_token: SecretStr | None = Field(
         None, description="What `GET /metrics` asks for, as a bearer token; default: nothing, since it names no tenant."

@@ -16,7 +16,7 @@ from wbar.jobs import Progress
 from wbar.results import JobResult, Score
 from wbar.spec import JobSpec
 from wbar.states import JobStatus, sources
-from wbar_store import outbox
+from wbar_store import outbox, study_slots
 from wbar_store.claims import Claim, holds, of_running
 from wbar_store.counters import Counters
 from wbar_store.database import Database, Tenant, now
@@ -55,11 +55,15 @@ class Attempts:
         self._counters = Counters(database)
 
     def claim(self, job_id: str, lease_seconds: float, worker: str | None = None) -> JobRecord | None:
-        """Claim a queued job: it runs, its attempt number is raised, its lease is set. None if it is not queued.
+        """Claim a queued job: it runs, its attempt number is raised, its lease is set.
 
         worker: the name of the one that claims it.
+
+        None if it is not queued, or if the others of its study have all of the study's slots.
         """
         with self.database.write() as connection:
+            if not study_slots.has_room(connection, job_id):
+                return None
             row = connection.execute(
                 update(jobs)
                 .where(jobs.c.id == job_id, jobs.c.status.in_(sources("running")))

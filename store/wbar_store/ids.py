@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Literal, get_args
 
-Kind = Literal["ckpt", "ds", "job", "snap", "key", "hook", "msg", "upload", "merge"]
+Kind = Literal["ckpt", "ds", "job", "snap", "key", "hook", "msg", "upload", "merge", "study"]
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u
 _lock = threading.Lock()
 _last = 0

@@ -16,7 +16,7 @@ from wbar.method import Soup
 from wbar.results import JobResult
 from wbar.spec import JobSpec
 from wbar.states import TERMINAL, JobStatus, sources
-from wbar_store import outbox
+from wbar_store import outbox, study_slots
 from wbar_store.claims import Claim
 from wbar_store.counters import Counters
 from wbar_store.database import Database, Tenant, now, rfc3339
@@ -350,9 +350,10 @@ class Jobs(Repository[JobRecord]):
             return int(connection.execute(query).scalar_one())
 
     def overdue(self, broker_is_empty: bool) -> list[str]:
-        """Return the queued jobs of which no worker was notified, or whose message is gone."""
+        """Return the queued jobs of which no worker was notified, or whose message is gone; not those that a study holds."""
         lost = (jobs.c.notified_at < now() - NOTIFY_AGAIN) if broker_is_empty else false()
-        query = select(jobs.c.id).where(jobs.c.status == "queued", or_(jobs.c.notified_at.is_(None), lost))
+        waits = (jobs.c.status == "queued") & ~study_slots.HELD
+        query = select(jobs.c.id).where(waits, or_(jobs.c.notified_at.is_(None), lost))
         with self.database.read() as connection:
             return list(connection.execute(query.order_by(jobs.c.id).limit(1000)).scalars())
 

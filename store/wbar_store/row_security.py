@@ -29,6 +29,7 @@ OF_A_TENANT: tuple[Table, ...] = (
     tables.datasets,
     tables.jobs,
     tables.merges,
+    tables.studies,
     tables.idempotency,
     tables.webhooks,
     tables.webhook_deliveries,
@@ -44,6 +45,7 @@ OF_A_JOB: tuple[Table, ...] = (
 )
 OF_AN_UPLOAD: tuple[Table, ...] = (tables.upload_parts,)
 OF_A_MERGE: tuple[Table, ...] = (tables.merge_inputs,)
+OF_A_STUDY: tuple[Table, ...] = (tables.study_children,)
 OF_NOBODY: tuple[Table, ...] = (tables.blobs, tables.workers, tables.counters, tables.architectures)
 
 _ENTER = text("SELECT set_config(:setting, :tenant, true), set_config('role', :role, true)")
@@ -111,9 +113,9 @@ def install(connection: Connection) -> None:
         connection.execute(text("SELECT current_schema()")).scalar_one()
     )
     connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {ROLE}")
-    for table in (*OF_A_TENANT, *OF_A_JOB, *OF_AN_UPLOAD, *OF_A_MERGE, *OF_NOBODY):
+    for table in (*OF_A_TENANT, *OF_A_JOB, *OF_AN_UPLOAD, *OF_A_MERGE, *OF_A_STUDY, *OF_NOBODY):
         connection.exec_driver_sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table.name} TO {ROLE}")
-    for table in (*OF_A_TENANT, *OF_A_JOB, *OF_AN_UPLOAD, *OF_A_MERGE):
+    for table in (*OF_A_TENANT, *OF_A_JOB, *OF_AN_UPLOAD, *OF_A_MERGE, *OF_A_STUDY):
         mine = _mine(table)
         name = f"{ROLE}_{hashlib.sha256(mine.encode()).hexdigest()[:8]}"
         if (table.name, name) in there:
@@ -160,6 +162,8 @@ def _mine(table: Table) -> str:
         owned = f"EXISTS (SELECT FROM jobs WHERE jobs.id = {table.name}.job)"  # the policy of `jobs` holds in there
     elif table in OF_A_MERGE:
         owned = f"EXISTS (SELECT FROM merges WHERE merges.id = {table.name}.merge)"
+    elif table in OF_A_STUDY:
+        owned = f"EXISTS (SELECT FROM studies WHERE studies.id = {table.name}.study)"
     elif table in OF_AN_UPLOAD:
         owned = f"EXISTS (SELECT FROM resumable_uploads WHERE resumable_uploads.id = {table.name}.upload)"
     else:

@@ -33,6 +33,7 @@ from wbar_store.resumable import ResumableUploads
 from wbar_store.sessions import Sessions
 from wbar_store.settings import StoreSettings
 from wbar_store.snapshots import Snapshots
+from wbar_store.studies import Studies
 from wbar_store.uploads import UploadRepository
 from wbar_store.webhooks import Webhooks
 from wbar_store.workers import Workers
@@ -54,6 +55,7 @@ class Store:
         self.snapshots = Snapshots(database, self.events)
         self.metrics = Metrics(database)
         self.merges = Merges(database)
+        self.studies = Studies(database, self.jobs)
         self.keys = Keys(database)
         self.sessions = Sessions(database)
         self.quotas = Quotas(database)
@@ -82,16 +84,17 @@ class Store:
             "msg": self.deliveries,
             "upload": self.uploads,
             "merge": self.merges,
+            "study": self.studies,
         }
         kind = kind_of(object_id)
         if kind not in repositories:
             raise ValueError(
-                f"{object_id!r} names no checkpoint, dataset, job, merge, key, webhook, delivery or upload"
+                f"{object_id!r} names no checkpoint, dataset, job, merge, study, key, webhook, delivery or upload"
             )
         return repositories[kind].exists(tenant, object_id)
 
     def notify(self, object_id: str) -> None:
-        """Notify a worker of a job to run, an upload to validate or a merge to make, whose row is committed.
+        """Notify a worker of a job to run, an upload to validate, a merge to make or a study's first jobs, once committed.
 
         Keys, webhooks, deliveries and uploads in parts need no worker. After a failure here, the sweeper notifies again. Raises
         ValueError for
@@ -111,10 +114,13 @@ class Store:
                 case "merge":
                     if self.notifier.notify(INGEST, object_id):
                         self.merges.notified(object_id)
+                case "study":
+                    for job_id in self.studies.to_begin(object_id):
+                        self.notify(job_id)
                 case "key" | "hook" | "msg" | "upload":
                     pass
                 case _:
-                    raise ValueError(f"{object_id!r} names no job, merge, checkpoint or dataset")
+                    raise ValueError(f"{object_id!r} names no job, study, merge, checkpoint or dataset")
 
     def expire(self) -> None:
         """Delete checkpoints, datasets, merges and files of jobs whose time is over; what a job still needs waits for its end.

@@ -286,6 +286,32 @@ merge_inputs = Table(
     Column("sha256", _SHA, primary_key=True, index=True),
 )
 
+studies = Table(
+    "studies",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("name", String(256)),
+    Column("request", _JSON, nullable=False),  # a wbar.studies.StudyRequest as it was sent, without what it left out
+    Column("checkpoint", _ID, nullable=False),
+    Column("dataset", _ID, nullable=False),
+    Column("at_once", Integer, nullable=False),  # jobs that may run at a time
+    Column("paused", Boolean, nullable=False),  # none of its jobs begins
+    Column("created_at", Double, nullable=False),
+    Index(None, "tenant", "id"),
+    Index(None, "paused"),
+)
+
+# The jobs of a study. Its row outlives the job's, so that a study whose jobs were deleted one by one still says so.
+study_children = Table(
+    "study_children",
+    metadata,
+    Column("study", _ID, ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("job", _ID, nullable=False, index=True),
+    Column("settings", _JSON, nullable=False),  # a wbar.studies.StudySettings
+)
+
 # Uploads by tus: bytes that arrive in parts, each an object of the blob store, until a checkpoint or dataset is made of them.
 resumable_uploads = Table(
     "resumable_uploads",

@@ -32,6 +32,6 @@ def test_both_have_the_same_methods_with_the_same_parameters() -> None:
         resources = {
             name for name, value in vars(client).items() if type(value).__module__.startswith("wbar.client._sync")
         }
-        assert resources == {"checkpoints", "datasets", "jobs", "keys", "merges", "webhooks", "workers"}
+        assert resources == {"checkpoints", "datasets", "jobs", "keys", "merges", "studies", "webhooks", "workers"}
         for name in resources:
             assert names(type(getattr(client, name))) == names(type(getattr(twin, name)))

@@ -96,12 +96,14 @@ def test_every_page_can_be_read_aloud_and_fits_a_phone(
         )
         hook_page = f"/webhooks/{hook.json()['id']}"
         merge = client.merges.wait(client.merges.create([job.id, other.id]).id, timeout=60)
+        common = {"checkpoint": inputs[0], "dataset": inputs[1], "method": {"cycles": 1}}
+        study = client.studies.wait(client.studies.create(common, batch_sizes=[20, 60]).id, timeout=120)
         client.request("POST", f"/v1{hook_page}/rotate")
         assert client.request("GET", f"/v1/datasets/{inputs[1]}/samples").content.startswith(b"\x89PNG")
     pages = (
         "/", f"/jobs/{job.id}", f"/compare?job={job.id}&job={other.id}", f"/jobs/new?clone={job.id}", "/checkpoints",
         f"/checkpoints/{inputs[0]}", "/datasets", f"/datasets/{inputs[1]}", "/workers", "/keys", "/webhooks", hook_page,
-        "/merges", f"/merges/{merge.id}",
+        "/merges", f"/merges/{merge.id}", "/studies", f"/studies/{study.id}",
         f"/jobs/confirm?action=delete&job={job.id}",
     )  # fmt: skip
     with signed_in(browser, service, color_scheme=scheme, viewport={"width": 360, "height": 740}) as (page, _):

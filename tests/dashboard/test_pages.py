@@ -28,7 +28,7 @@ from wbar_store.store import Store
 from wbar_store.tables import checkpoints
 
 MINE, OTHER = DEFAULT_TENANT, Tenant("other")
-PAGES = ("/", "/jobs/new", "/checkpoints", "/datasets", "/merges", "/workers", "/webhooks", "/keys")
+PAGES = ("/", "/jobs/new", "/checkpoints", "/datasets", "/studies", "/merges", "/workers", "/webhooks", "/keys")
 
 
 class Browser:

@@ -25,13 +25,14 @@ PACKAGES = {"wbar", "wbar_averaging", "wbar_training", "wbar_store", "wbar_worke
 OFFLINE = {"average", "merge", "verify", "schedule", "migrate", "first-key", "gc"}
 PARTS = {"migrate", "doctor", "first-key", "serve", "worker", "sweep", "datasets add"}
 MERGES = ("create", "list", "show", "cancel", "delete", "download")
+STUDY = ("create", "list", "show", "watch", "report", "cancel", "pause", "resume", "delete")
 WEBHOOKS = ("create", "list", "delete", "ping", "enable", "rotate", "deliveries", "replay")
 CLIENT = {
     "up", "upload", "checkpoints list", "checkpoints delete", "datasets add", "datasets list", "datasets delete", "delete",
     "submit", "jobs", "show", "watch", "cancel", "pause", "card", "signature",
     "finish", "clone", "resume", "download", "keys create", "keys list", "keys revoke", "backup", "restore", "logs",
     "open", "compare", "demo", *(f"webhooks {one}" for one in WEBHOOKS),
-    *(f"merges {one}" for one in MERGES),
+    *(f"merges {one}" for one in MERGES), *(f"study {one}" for one in STUDY),
     "export tensorboard", "export mlflow", "export csv", "export parquet",
 }  # fmt: skip
 
@@ -275,6 +276,7 @@ def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: P
     assert "invalid_transition" in shell.wbar("merges", "cancel", merge, code=REFUSED)
     assert shell.wbar("merges", "download", merge, "-o", str(tmp_path / "again")) == f"{tmp_path / 'again'}\n"
     assert shell.wbar("merges", "delete", merge) == f"{merge}\n"
+    _study(shell, tmp_path)
     weights = tmp_path / "averaged.safetensors"
     assert shell.wbar("download", two, "-o", str(weights)) == f"{weights}\n"
     assert shell.wbar("card", two).startswith("---\n")
@@ -296,3 +298,17 @@ def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: P
         assert shell.wbar(*what.split()) == f"{what.split()[-1]}\n"
     assert "again" not in up.read_text(), up.read_text() + log.read_text()
     assert shell.typed == CLIENT
+
+
+def _study(shell: Shell, tmp_path: Path) -> None:
+    listed = json.loads(shell.wbar("jobs", "--json"))["data"][0]
+    inputs = ["--checkpoint", listed["checkpoint"], "--dataset", listed["dataset"]]
+    study = shell.wbar("study", "create", *inputs, "--job", '{"method": {"cycles": 3}}', "--seeds", "0,1,2").strip()
+    assert "queued" in shell.wbar("study", "pause", study), "one worker has begun one of three at most"
+    shell.wbar("study", "resume", study)
+    assert "succeeded" in shell.wbar("study", "watch", study)
+    assert '"status": "ended"' in shell.wbar("study", "show", study)
+    assert study in shell.wbar("study", "list")
+    assert shell.wbar("study", "report", study, "-o", str(tmp_path / "study.csv")) == f"{tmp_path / 'study.csv'}\n"
+    assert "invalid_transition" in shell.wbar("study", "cancel", study, code=REFUSED)
+    assert shell.wbar("study", "delete", study) == f"{study}\n"

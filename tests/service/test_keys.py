@@ -22,6 +22,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/jobs": {"checkpoint": "ckpt_1", "dataset": "ds_1"},
     "/v1/keys": {"name": "x"},
     "/v1/merges": {"checkpoints": ["ckpt_1"]},
+    "/v1/studies": {"job": {"checkpoint": "ckpt_1", "dataset": "ds_1"}, "seeds": [0]},
     "/v1/webhooks": {"url": "https://hooks.example/"},
 }
 
@@ -35,6 +36,10 @@ def owned(service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         dataset = client.datasets.create(write_archive(folder))
         job = client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id, method={"cycles": 1})
         merge = client.merges.wait(client.merges.create([checkpoint.id]).id, timeout=60)
+        study = client.studies.create(
+            {"checkpoint": checkpoint.id, "dataset": dataset.id, "method": {"cycles": 1}}, seeds=[0]
+        )
+        client.studies.wait(study.id, timeout=120)
         ended = client.jobs.wait(job.id, timeout=120)
         key = client.keys.create("kept", scopes=["read"])
     with service.http() as http:
@@ -53,6 +58,7 @@ def owned(service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "delivery_id": delivery,
         "upload_id": upload,
         "merge_id": merge.id,
+        "study_id": study.id,
     }
 
 
@@ -136,7 +142,15 @@ def test_another_tenant_finds_nothing(
             for name, value in hidden.items():
                 text = text.replace(value, nothing[name])
             assert text == absent.text
-        for path in ("/v1/checkpoints", "/v1/datasets", "/v1/jobs", "/v1/merges", "/v1/webhooks", "/v1/uploads"):
+        for path in (
+            "/v1/checkpoints",
+            "/v1/datasets",
+            "/v1/jobs",
+            "/v1/merges",
+            "/v1/studies",
+            "/v1/webhooks",
+            "/v1/uploads",
+        ):
             assert http.get(path).json() == {
                 "object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None,
             }  # fmt: skip

@@ -51,6 +51,7 @@ def test_operations_have_names(schema: dict[str, Any]) -> None:
         "listJobEvents", "getJobMetrics", "listJobSnapshots", "getJobSnapshotWeights", "getJobReport", "getJobWeights",
         "getJobLosses", "getJobCard", "getJobSignature", "getDatasetSamples",
         "createMerge", "listMerges", "getMerge", "cancelMerge", "deleteMerge", "getMergeWeights",
+        "createStudy", "listStudies", "getStudy", "getStudyReport", "cancelStudy", "pauseStudy", "resumeStudy", "deleteStudy",
         "createKey", "listKeys", "getKey", "deleteKey", "createSignInLink", "listWorkers",
         "createWebhook", "listWebhooks", "getWebhook", "deleteWebhook",
         "rotateWebhookSecret", "enableWebhook", "pingWebhook",
@@ -75,6 +76,7 @@ def test_lists_are_called_by_what_they_hold(schema: dict[str, Any]) -> None:
         "DeliveryPage",
         "UploadPage",
         "MergePage",
+        "StudyPage",
     }
 
 

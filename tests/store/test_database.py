@@ -144,7 +144,7 @@ def test_every_reference_to_a_blob_has_an_index() -> None:
 
 def test_every_object_belongs_to_a_tenant() -> None:
     owned = {"api_keys", "sessions", "checkpoints", "datasets", "jobs", "idempotency"}
-    owned |= {"webhooks", "webhook_deliveries", "resumable_uploads", "merges"}
+    owned |= {"webhooks", "webhook_deliveries", "resumable_uploads", "merges", "studies"}
     assert {name for name, table in metadata.tables.items() if "tenant" in table.c} == owned
     parts_of_a_job = {name for name, table in metadata.tables.items() if "job" in table.c}
     assert set(metadata.tables) == owned | parts_of_a_job | {"upload_parts", "merge_inputs"} | {

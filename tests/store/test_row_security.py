@@ -13,7 +13,9 @@ from sqlalchemy.exc import ProgrammingError
 from tests.conftest import POSTGRESQL, fresh_database
 from tests.service.app import app_in
 from tests.store.rows import SCORE, insert_inputs, point, spec
+from wbar.jobs import JobRequest
 from wbar.merges import MeanMerge, MergeSource, MergeSpec
+from wbar.studies import StudyRequest, StudySettings
 from wbar_store import database as store_database
 from wbar_store.blobs import Blobs, Part
 from wbar_store.claims import Claim
@@ -22,7 +24,16 @@ from wbar_store.ids import new_id
 from wbar_store.keys import Keys
 from wbar_store.migrate import upgrade
 from wbar_store.repository import PageRequest
-from wbar_store.row_security import OF_A_JOB, OF_A_MERGE, OF_A_TENANT, OF_AN_UPLOAD, OF_NOBODY, ROLE, act_for
+from wbar_store.row_security import (
+    OF_A_JOB,
+    OF_A_MERGE,
+    OF_A_STUDY,
+    OF_A_TENANT,
+    OF_AN_UPLOAD,
+    OF_NOBODY,
+    ROLE,
+    act_for,
+)
 from wbar_store.store import Store
 from wbar_store.tables import blobs, checkpoints, datasets, idempotency, job_files, jobs, metadata, snapshots
 
@@ -68,6 +79,8 @@ def store(url: str, tmp_path: Path) -> Iterator[Store]:
         made.merges.create(
             tenant, MergeSpec(sources=(source,), base=None, method=MeanMerge(), dtype=None), None, 1, None
         )
+        study = made.studies.create(tenant, StudyRequest(job=JobRequest(checkpoint="c", dataset="d"), seeds=[0]))
+        made.studies.add(study.id, [(job.id, StudySettings(seed=0))])
         made.uploads.append(tenant, upload.id, 0, Part(f"parts/{tenant.name}", 5), 60)
         with database.write() as connection:
             values = {"job": job.id, "n": 1, "step": 1, "metrics": SCORE.model_dump(), "bytes": 1, "sha256": "a" * 64}
@@ -84,12 +97,13 @@ def dataset_of(tenant: Tenant) -> Any:
 
 
 def test_every_table_is_behind_the_wall_or_is_nobodys() -> None:
-    named = [table.name for table in (*OF_A_TENANT, *OF_A_JOB, *OF_AN_UPLOAD, *OF_A_MERGE, *OF_NOBODY)]
+    named = [table.name for table in (*OF_A_TENANT, *OF_A_JOB, *OF_AN_UPLOAD, *OF_A_MERGE, *OF_A_STUDY, *OF_NOBODY)]
     assert sorted(named) == sorted(metadata.tables)
     assert all("tenant" in table.c for table in OF_A_TENANT)
     assert all("job" in table.c for table in OF_A_JOB)
     assert all("upload" in table.c for table in OF_AN_UPLOAD)
     assert all("merge" in table.c for table in OF_A_MERGE)
+    assert all("study" in table.c for table in OF_A_STUDY)
 
 
 def count(store: Store, table: Table) -> int:
@@ -98,7 +112,9 @@ def count(store: Store, table: Table) -> int:
 
 
 @needs_postgresql
-@pytest.mark.parametrize("table", [*OF_A_TENANT, *OF_A_JOB, *OF_AN_UPLOAD, *OF_A_MERGE], ids=lambda table: table.name)
+@pytest.mark.parametrize(
+    "table", [*OF_A_TENANT, *OF_A_JOB, *OF_AN_UPLOAD, *OF_A_MERGE, *OF_A_STUDY], ids=lambda table: table.name
+)
 def test_a_query_without_a_filter_finds_one_tenants_rows(store: Store, table: Table) -> None:
     everything, ours = count(store, table), as_tenant(OURS, count, store, table)
     assert ours >= 1

@@ -29,6 +29,8 @@ def test_flatness_and_swag_describe_the_job_and_leave_its_weights_alone(tmp_path
     assert flatness.distance == pytest.approx(distances(start, averaged).total, rel=1e-6)
     assert [epoch.epoch for epoch in flatness.epochs] == [1, 2, 3, 4]
     assert all(epoch.distance > 0 and epoch.distance_from_start > 0 and epoch.update_norms for epoch in flatness.epochs)
+    assert set(flatness.sharpness_half) == set(flatness.sharpness)
+    assert all(0 <= flatness.sharpness_half[name] <= percent for name, percent in flatness.sharpness.items())
     assert set(flatness.sharpness) == set(flatness.top_eigenvalue) == {"start", "last", "averaged"}
     between = flatness.interpolation
     at_end = between.alphas.index(1.0)

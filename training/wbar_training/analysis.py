@@ -38,6 +38,7 @@ ALPHAS = tuple(step / 4 for step in range(-4, 9))
 POSITIONS = tuple(step / 10 for step in range(-10, 11))
 SIDE = 9  # points along a side of the plane
 GRADIENTS = 20  # of the ascent that looks for the sharpest corner
+EPSILON, HALF = 1e-3, 5e-4  # Keskar et al. 2017, table 3
 HESSIAN_STEPS = 30
 HESSIAN_TOLERANCE = 0.01
 
@@ -70,7 +71,7 @@ def flatness_images(setup: Setup) -> int:
     images = min(IMAGES, len(setup.data.train))
     points = len(ALPHAS) + 2 * len(POSITIONS) + SIDE * SIDE
     held_out = len(ALPHAS) * min(2 * IMAGES, len(setup.data.report))
-    return points * 2 * images + held_out + 3 * (GRADIENTS + 2 * HESSIAN_STEPS) * images
+    return points * 2 * images + held_out + 3 * (2 * GRADIENTS + 2 * HESSIAN_STEPS) * images
 
 
 def bayesian_score(setup: Setup, snapshots: Sequence[Mapping[str, Tensor]], samples: int) -> Scores:
@@ -128,7 +129,8 @@ def measure_flatness(
         distance_by_layer=away.layers,
         length_by_layer=distances({name: torch.zeros_like(t) for name, t in start.items()}, start).layers,
         epochs=[_epoch_point(epoch) for epoch in epochs],
-        sharpness={name: around.sharpness(tensors) for name, tensors in points.items()},
+        sharpness={name: around.sharpness(tensors, EPSILON) for name, tensors in points.items()},
+        sharpness_half={name: around.sharpness(tensors, HALF) for name, tensors in points.items()},
         top_eigenvalue={name: around.eigenvalue(tensors) for name, tensors in points.items()},
         interpolation=around.between(start, end),
         line=around.line({"start": start, "averaged": end}),
@@ -152,9 +154,9 @@ class _Around:
         batch = self.split.batch(part, self.setup.data.prepare)
         return _BatchLoss(self.setup, batch.inputs, batch.labels.to(batch.inputs.device))
 
-    def sharpness(self, tensors: Mapping[str, Tensor]) -> float:
+    def sharpness(self, tensors: Mapping[str, Tensor], epsilon: float) -> float:
         self.probe.load_state_dict(tensors)
-        return sharpness(self.probe, self._losses, steps=GRADIENTS, seed=self.seed).percent
+        return sharpness(self.probe, self._losses, epsilon=epsilon, steps=GRADIENTS, seed=self.seed).percent
 
     def eigenvalue(self, tensors: Mapping[str, Tensor]) -> Eigenvalue:
         self.probe.load_state_dict(tensors)

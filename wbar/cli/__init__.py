@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from wbar import __version__
-from wbar.cli import following, jobs, keys, merges, signatures, submitting, uploads, webhooks
+from wbar.cli import following, jobs, keys, merges, signatures, studies, submitting, uploads, webhooks
 from wbar.cli.output import (
     DETACHED,
     FAILED,
@@ -54,6 +54,7 @@ app.add_typer(uploads.checkpoints_app, name="checkpoints")
 app.add_typer(uploads.datasets_app, name="datasets")
 app.add_typer(keys.app, name="keys")
 app.add_typer(merges.app, name="merges")
+app.add_typer(studies.app, name="study")
 app.add_typer(webhooks.app, name="webhooks")
 
 

@@ -41,6 +41,11 @@ def merge_ids(incomplete: str) -> list[tuple[str, str]]:
     return _newest("merges", incomplete)
 
 
+def study_ids(incomplete: str) -> list[tuple[str, str]]:
+    """Return the newest studies whose id begins like this, with name and status."""
+    return _newest("studies", incomplete)
+
+
 def statuses(incomplete: str) -> list[str]:
     """Return the states of a job that begin like this."""
     return [status for status in TRANSITIONS if status.startswith(incomplete)]

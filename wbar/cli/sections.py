@@ -14,6 +14,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Look at jobs": ("jobs", "show", "watch", "logs", "compare"),
     "Take what they made": ("download", "card", "signature", "export"),
     "Steer jobs": ("cancel", "finish", "pause", "resume", "delete"),
+    "Vary a job": ("study",),
     "Merge": ("merges",),
     "Without a service": ("average", "merge", "verify", "schedule"),
     "Keys and webhooks": ("keys", "webhooks"),

@@ -122,10 +122,12 @@ def _register_train(app: OwnCelery, runner: Runner, slots: int, gpus: int, setti
         while (chosen := runner.choose(job_id, unreadable)) is not None:
             try:
                 if run(chosen):
+                    runner.pass_on(chosen)
                     return
             except ValueError as error:  # a row of another version, or a damaged one: it must not hold up the others
                 log.error("%s cannot be read and is passed over (%s)", chosen, type(error).__name__)
                 unreadable.add(chosen)
+        runner.find_nothing(job_id)
 
     def run(job_id: str) -> bool:
         needed = max(1, min(runner.devices(job_id), gpus, slots)) if gpus else 1

@@ -4,12 +4,15 @@ import logging
 import shutil
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+
+from sqlalchemy.exc import DBAPIError
 
 from wbar.checkpoints import Fault
 from wbar.errors import OutOfMemory
 from wbar_store import logs
+from wbar_store.database import UNAVAILABLE
 from wbar_store.jobs import JobRecord
 from wbar_store.store import Store
 from wbar_store.tracing import Tracing, of_row
@@ -72,6 +75,21 @@ class Runner:
             finally:
                 heartbeat.stop()
         return True
+
+    def pass_on(self, job_id: str) -> None:
+        """Notify a worker of the next job of the same study, if one was held until this one ended.
+
+        Where that fails, the sweeper finds it.
+        """
+        with suppress(DBAPIError, *UNAVAILABLE):
+            waiting = self.store.queue.next_of_study(job_id)
+            if waiting is not None:
+                self.store.notify(waiting)
+
+    def find_nothing(self, job_id: str) -> None:
+        """Note that the message that names `job_id` found no job that may run."""
+        with suppress(DBAPIError, *UNAVAILABLE):
+            self.store.queue.give_up_place(job_id)
 
     @contextmanager
     def _traced(self, job: JobRecord) -> Iterator[None]:

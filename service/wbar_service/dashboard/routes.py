@@ -11,6 +11,7 @@ from wbar_service.dashboard import (
     new_job,
     operations,
     sign_in,
+    studies,
     uploads,
     webhooks,
 )
@@ -26,6 +27,7 @@ for part in (
     job_list.router,
     jobs.router,
     merges.router,
+    studies.router,
     operations.router,
     operations.admin,
     webhooks.router,

@@ -25,7 +25,7 @@ def changed(job: JobRecord, patch: Mapping[str, Any]) -> JobRequest:
     A job of a version before, which kept no request, gives its resolved method and recipe.
     """
     asked = job.request if job.request is not None else _resolved(job)
-    whole = merged(_without_another_method(asked, patch), patch)
+    whole = merged(without_another_method(asked, patch), patch)
     try:
         return JobRequest.model_validate(whole)
     except ValidationError as error:
@@ -46,7 +46,7 @@ def merged(target: Any, patch: Any) -> Any:
     return result
 
 
-def _without_another_method(asked: Mapping[str, Any], patch: Mapping[str, Any]) -> Mapping[str, Any]:
+def without_another_method(asked: Mapping[str, Any], patch: Mapping[str, Any]) -> Mapping[str, Any]:
     """Leave the method out where the patch names another type: one type's fields are not another's."""
     change = patch.get("method")
     kind = (asked.get("method") or {}).get("type", DEFAULT)

@@ -57,8 +57,12 @@ class Creation:
     traceparent: str | None
 
 
-def insert_job(store: Store, tenant: Tenant, body: JobRequest, made: Creation) -> JobRecord:
+def insert_job(
+    store: Store, tenant: Tenant, body: JobRequest, made: Creation, tags: Mapping[str, str] | None = None
+) -> JobRecord:
     """Write the row of a job; a worker is to be notified of it once the block has committed.
+
+    tags: beside those of the request, which a clone does not get.
 
     Raises QuotaExceeded, and what `make_spec` raises.
     """
@@ -68,7 +72,7 @@ def insert_job(store: Store, tenant: Tenant, body: JobRequest, made: Creation) -
         tenant,
         spec,
         body.name,
-        body.metadata,
+        {**body.metadata, **(tags or {})},
         body.max_seconds,
         body.expires_after,
         body.as_sent(),

@@ -16,6 +16,7 @@ from wbar.client._async.datasets import AsyncDatasets
 from wbar.client._async.jobs import AsyncJobs
 from wbar.client._async.keys import AsyncKeys
 from wbar.client._async.merges import AsyncMerges
+from wbar.client._async.studies import AsyncStudies
 from wbar.client._async.webhooks import AsyncWebhooks
 from wbar.client._async.workers import AsyncWorkers
 from wbar.client.problems import refusal, unreachable
@@ -50,6 +51,7 @@ class AsyncClient:
         self.jobs = AsyncJobs(self)
         self.keys = AsyncKeys(self)
         self.merges = AsyncMerges(self)
+        self.studies = AsyncStudies(self)
         self.webhooks = AsyncWebhooks(self)
         self.workers = AsyncWorkers(self)
 

@@ -17,6 +17,7 @@ from wbar.client._sync.datasets import Datasets
 from wbar.client._sync.jobs import Jobs
 from wbar.client._sync.keys import Keys
 from wbar.client._sync.merges import Merges
+from wbar.client._sync.studies import Studies
 from wbar.client._sync.webhooks import Webhooks
 from wbar.client._sync.workers import Workers
 from wbar.client.problems import refusal, unreachable
@@ -51,6 +52,7 @@ class Client:
         self.jobs = Jobs(self)
         self.keys = Keys(self)
         self.merges = Merges(self)
+        self.studies = Studies(self)
         self.webhooks = Webhooks(self)
         self.workers = Workers(self)
 

@@ -1,0 +1,75 @@
+# Derived from wbar/client/_async/studies.py by `make client` (tools/derive_client.py): edit that one.
+"""`client.studies`."""
+
+from collections.abc import Iterator, Mapping
+from time import monotonic, sleep
+from typing import Any, Literal
+
+from wbar.client._sync.resource import Resource, given
+from wbar.lists import Page
+from wbar.studies import Study
+from wbar.study_results import StudyReport
+
+
+class Studies(Resource):
+    """Runs one job many times, over what differs between the runs, and reports what all of them measured."""
+
+    def create(self, job: Mapping[str, Any], *, idempotency_key: str | None = None, **fields: Any) -> Study:
+        """Create a study. job: what its jobs have in common, as in `jobs.create`.
+
+        fields: those of wbar.studies.StudyRequest (batch_sizes, rates, scaling, base_batch, vary, changes, seeds, at_once …).
+        idempotency_key: default: one of its own for each call.
+        """
+        return self._create("/v1/studies", Study, {"job": dict(job), **fields}, idempotency_key)
+
+    def get(self, study_id: str) -> Study:
+        """Return one study with its jobs. Raises NotFound."""
+        return self._get(f"/v1/studies/{study_id}", Study)
+
+    def list(self, limit: int = 20, after: str | None = None, order: str | None = None) -> Page[Study]:
+        """Return one page of studies without their jobs, newest first unless `order` is `asc`."""
+        return self._get("/v1/studies", Page[Study], limit=limit, after=after, order=order)
+
+    def iterate(self, order: str | None = None) -> Iterator[Study]:
+        """Return an iterator over all studies, loaded page by page, newest first unless `order` is `asc`."""
+        return self._pages("/v1/studies", Page[Study], order=order)
+
+    def wait(self, study_id: str, timeout: float | None = None, poll: float = 0.5) -> Study:
+        """Poll until all jobs of the study have ended. Raises TimeoutError after `timeout` seconds, if given."""
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            study = self.get(study_id)
+            if study.status == "ended":
+                return study
+            if deadline is not None and monotonic() > deadline:
+                raise TimeoutError(f"{study_id} is still {study.status} after {timeout:g} s")
+            sleep(poll)
+
+    def report(self, study_id: str, patience: float | None = None) -> StudyReport:
+        """Return what the jobs measured so far. patience: epochs after which a minimum is settled; default: 5."""
+        return self._get(f"/v1/studies/{study_id}/report", StudyReport, patience=patience)
+
+    def report_csv(self, study_id: str, rows: Literal["jobs", "epochs"] = "jobs", patience: float | None = None) -> str:
+        """Return the report as CSV. rows: one for each job, or one for each epoch of each job."""
+        params = given({"format": "csv", "rows": rows, "patience": patience})
+        return (self._client.request("GET", f"/v1/studies/{study_id}/report", params=params)).text
+
+    def cancel(self, study_id: str) -> Study:
+        """End all of its jobs that have not ended. Raises InvalidTransition where all have ended otherwise."""
+        return self._act(study_id, "cancel")
+
+    def pause(self, study_id: str) -> Study:
+        """Let no further job begin, and ask those that run to stop. Raises InvalidTransition once all have ended."""
+        return self._act(study_id, "pause")
+
+    def resume(self, study_id: str) -> Study:
+        """Let its jobs go on. Raises InvalidTransition where nothing is paused."""
+        return self._act(study_id, "resume")
+
+    def _act(self, study_id: str, action: str) -> Study:
+        answer = self._client.request("POST", f"/v1/studies/{study_id}/{action}")
+        return Study.model_validate(answer.json())
+
+    def delete(self, study_id: str) -> None:
+        """Delete a study whose jobs have all ended, and the jobs. Raises InvalidTransition before, InUse for a teacher."""
+        self._client.request("DELETE", f"/v1/studies/{study_id}")
