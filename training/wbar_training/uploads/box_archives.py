@@ -15,12 +15,13 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
+from wbar.datasets import BACKGROUND
 from wbar.errors import InvalidArchive, NoImages
 from wbar_averaging.quoting import quoted
 from wbar_training.data.boxes import COLUMNS
 from wbar_training.data.decoding import Inspected
 from wbar_training.data.packed import Packed
-from wbar_training.uploads.coco import BACKGROUND, Coco, CocoImage, read_coco, rows_of
+from wbar_training.uploads.coco import Coco, CocoImage, read_coco, rows_of
 from wbar_training.uploads.dataset_archives import (
     HELD_OUT,
     HELD_OUT_SEED,
@@ -153,7 +154,8 @@ def _listed(cocos: dict[str, Coco], files: dict[str, dict[str, tuple[str, bytes]
         others = sorted(own.keys() - entries.keys())
         if others:
             warnings.append(
-                f"{len(others)} images of {split}/ were left out (the first: {quoted(others[0])}): {coco.name} does not list them"
+                f"{len(others)} images of {split}/ were left out (the first: {quoted(others[0])}): {coco.name} does not list "
+                "them"
             )
     return images, warnings
 
@@ -173,8 +175,9 @@ def _rows(
     for split, coco in cocos.items():
         unknown = sorted({one.name for one in coco.categories} - classes.keys())
         if unknown:
+            first = ", ".join(map(quoted, unknown[:20]))
             raise InvalidArchive(
-                f"{quoted(coco.name)} has categories that {quoted(cocos['train'].name)} has not: {', '.join(map(quoted, unknown[:20]))}"
+                f"{quoted(coco.name)} has categories that {quoted(cocos['train'].name)} has not: {first}"
             )
         outputs[split] = {one.id: classes[one.name] for one in coco.categories}
     rows = []

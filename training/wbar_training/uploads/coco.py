@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from wbar.datasets import BACKGROUND
 from wbar.errors import ContentTooLarge, InvalidArchive, TooFewClasses
 from wbar_averaging.quoting import quoted, reason
 from wbar_training.uploads.member_names import check_class_names
 
-BACKGROUND = "background"
 MOST_BYTES = 256 * 1024**2  # COCO's own largest file has 450 MB, of which nine tenths are outlines
 MOST_CATEGORIES = 10_000
 OUTSIDE = 1.0  # pixels that a box may reach beyond its image, as rounding has it; it is cut there
@@ -139,7 +139,7 @@ def _check_ids(coco: Coco) -> None:
             raise InvalidArchive(
                 f"{_of(coco, one)} is of category {one.category_id}, which `categories` does not have: its ids are {known}"
             )
-        x, y, width, height = one.bbox
+        _, _, width, height = one.bbox
         if not all(map(math.isfinite, one.bbox)) or not 0 <= (one.area or 0.0) < math.inf:
             raise InvalidArchive(
                 f"{_of(coco, one)} has the bbox {list(one.bbox)} and the area {one.area}: they must be finite, and the area 0 "
