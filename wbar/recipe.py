@@ -67,8 +67,8 @@ class Optimizer(RequestModel):
     )
     weight_decay: Auto | Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = Field(
         "auto",
-        description="`auto`: 5e-4 with SGD (1e-4 in detection), 0.05 with AdamW, 0 with the others (an L2 term that is divided by "
-        "the gradient's size is no weight decay: Loshchilov & Hutter 2019).",
+        description="`auto`: 5e-4 with SGD (1e-4 in detection), 0.05 with AdamW, 0 with the others (an L2 term that is divided "
+        "by the gradient's size is no weight decay: Loshchilov & Hutter 2019).",
     )
     no_bias_decay: bool = Field(
         True,
@@ -158,7 +158,7 @@ class Recipe(RequestModel):
     precision: Precision = Field(
         "auto",
         description="`auto`: bfloat16 autocast where a live worker has a GPU (not in detection), else float32. `tf32`: GPUs "
-        "only. `float16`: with dynamic loss scaling. Weights, means and BatchNorm statistics are float32 or wider with all of them.",
+        "only. `float16`: with dynamic loss scaling. Weights, means and BatchNorm statistics are float32 or wider with each.",
     )
     label_smoothing: Annotated[float, TRAINING] = Field(
         0.0, ge=0, lt=1, description="ε: targets are (1 − ε)·one-hot + ε/classes."

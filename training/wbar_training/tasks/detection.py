@@ -50,8 +50,8 @@ class DetectionLoss(Loss):
         return outputs * (len(target.labels) / images)
 
     def correct(self, outputs: Tensor, target: Target) -> Tensor:  # noqa: ARG002
-        """Return 0: in training there are no answers."""
-        return torch.zeros_like(outputs)
+        """Return NaN, which stands for none: in training a detector gives no answers."""
+        return torch.full_like(outputs, torch.nan)
 
     def _norm(self, labels: Tensor) -> float | Tensor:
         return float(len(labels))
