@@ -67,17 +67,24 @@ def targets_of(labels: Tensor) -> list[dict[str, Tensor]]:
 
 
 @contextmanager
-def _computing_losses(module: nn.Module) -> Iterator[None]:
-    """Let the detector compute losses, whatever mode its layers are in, and give its own mode back."""
+def _computing(module: nn.Module, losses: bool) -> Iterator[None]:
+    """Let the detector compute losses or find boxes, whatever mode its layers are in, and give its own mode back."""
     parts = [part for part in module.modules() if isinstance(part, _PARTS)]
     before = [part.training for part in parts]
     for part in parts:
-        part.training = True
+        part.training = losses
     try:
         yield
     finally:
         for part, mode in zip(parts, before, strict=True):
             part.training = mode
+
+
+def found_by(module: nn.Module, images: Tensor) -> list[dict[str, Tensor]]:
+    """Return the boxes, labels and scores that a detector finds in each image, (B, 3, H, W) with pixels in [0, 1]."""
+    with _computing(module, losses=False):
+        found: list[dict[str, Tensor]] = module(list(images))
+    return found
 
 
 def loss_of(module: nn.Module, images: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tensor:
@@ -86,6 +93,6 @@ def loss_of(module: nn.Module, images: Tensor, targets: Sequence[dict[str, Tenso
     images: (B, 3, H, W), pixels in [0, 1].
     targets: of `targets_of`, on the same device.
     """
-    with _computing_losses(module):
+    with _computing(module, losses=True):
         losses: dict[str, Tensor] = module(list(images), list(targets))
     return torch.stack([one.float() for one in losses.values()]).sum()

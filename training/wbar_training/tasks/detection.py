@@ -4,8 +4,8 @@ loss      the sum of the network's own losses on the batch (torchvision's, each 
 score     COCO's average precision; `accuracy` is AP, the mean over thresholds and classes
 verdict   an image's loss is the same sum on that image alone, its layers in eval mode: pairs of numbers, which AP has none of
 
-A network that draws among its candidates (Faster R-CNN, 256 anchors and 512 proposals of an image) draws the same for every
-image and every network: the pairs differ in the weights alone.
+A network that draws among its candidates (Faster R-CNN, 256 anchors and 512 proposals of an image) begins its draws from one
+seed, for every image and every network: the same weights give the same loss.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from wbar_training.data.examples import Batch, Examples
 from wbar_training.data.packed import Packed
 from wbar_training.evaluate import Outputs
 from wbar_training.losses import Loss, Target
-from wbar_training.networks.detectors import loss_of, targets_of
+from wbar_training.networks.detectors import found_by, loss_of, targets_of
 from wbar_training.tasks.box_picture import BoxPicture
 from wbar_training.tasks.coco_scores import SCORE, box_score, check_installed
 from wbar_training.tasks.task import Reading, Task
@@ -104,8 +104,8 @@ class Detection(Task):
     def softened(self, logits: Tensor) -> Tensor:
         raise NotImplementedError("the service refuses distillation in detection")
 
-    def forward(self, model: nn.Module, inputs: Tensor) -> Any:
-        return model(list(inputs))
+    def forward(self, model: nn.Module, inputs: Tensor) -> list[dict[str, Tensor]]:
+        return found_by(model, inputs)
 
     def answered(self, model: nn.Module, batch: Batch) -> Outputs:
         labels = batch.labels.cpu()
