@@ -14,7 +14,7 @@ from benchmarks.shapes import CLASSES
 from tests.training.detection_jobs import FASTER, SMALL, make_detection_job
 from tests.training.jobs import KilledHere, LocalJob, Recorder, run
 from wbar.method import METHODS, Soup
-from wbar.recipe import Recipe
+from wbar.recipe import Optimizer, Recipe
 from wbar.spec import Network, StoredWeights
 from wbar_averaging import write_safetensors
 from wbar_training import state_files
@@ -29,11 +29,12 @@ from wbar_training.data.boxes import (
     cut_boxes,
     load_boxes,
     mirrored,
+    targets_of,
 )
 from wbar_training.data.examples import Request
 from wbar_training.data.feed import One
 from wbar_training.networks.architectures import initialized, load
-from wbar_training.networks.detectors import FROZEN, loss_of, targets_of
+from wbar_training.networks.detectors import FROZEN, loss_of
 from wbar_training.networks.fresh_layers import prepared
 from wbar_training.networks.recognition import recognize
 from wbar_training.tasks.coco_scores import box_score, evaluators
@@ -369,3 +370,22 @@ def test_a_soup_of_detectors(tmp_path: Path) -> None:
     assert result.metrics.snapshots.loss == pytest.approx(sum(map(sum, each)) / 6, rel=1e-4)
     assert result.metrics.averaged.boxes is not None
     assert result.curve[-1].ap50 == result.metrics.averaged.boxes.ap50
+
+
+@pytest.mark.long
+def test_it_learns_shapes(tmp_path: Path) -> None:
+    """From its initialization, in some minutes of two cores; such a network finds nothing at first."""
+    method = METHODS.validate_python(
+        {"type": "ema", "epochs": 9, "lr": 1e-3, "final_lr": 0.0, "control_lr": 1e-3, "decay": 0.95, "shape": "cosine"}
+    )
+    job = make_detection_job(
+        tmp_path, method, train=160, val=30, sizes=[(96, 96)],
+        recipe_image_size=(96, 96), recipe_batch_size=8, recipe_batch_norm="recompute",
+        recipe_optimizer=Optimizer(name="adamw", weight_decay=0.01),
+    )  # fmt: skip
+    metrics = run(job, Recorder()).result.metrics
+    assert metrics.averaged.boxes is not None
+    assert metrics.averaged.boxes.ap is not None
+    assert metrics.start.accuracy < 0.02
+    assert metrics.averaged.boxes.ap > 0.3
+    assert (metrics.averaged.boxes.ap50 or 0) > 0.6

@@ -132,6 +132,15 @@ def _filled(boxes: Sequence[Tensor], most: int) -> Tensor:
     return filled
 
 
+def targets_of(labels: Tensor) -> list[dict[str, Tensor]]:
+    """Return the boxes to learn as a detector takes them. labels: (B, most, 7); crowds are left out."""
+    found = []
+    for boxes in labels:
+        own = boxes[(boxes[:, CLASS] > 0) & (boxes[:, CROWD] == 0)]
+        found.append({"boxes": own[:, CORNERS].contiguous(), "labels": own[:, CLASS].long()})
+    return found
+
+
 class BoxFeed:
     """The training images of a detection job and their boxes, brought to one size. loaders: see `ImageFeed`.
 

@@ -17,7 +17,6 @@ from torchvision.models import detection
 from torchvision.ops import FrozenBatchNorm2d
 
 from wbar.catalog import ARCHITECTURES
-from wbar_training.data.boxes import CLASS, CORNERS, CROWD
 
 DETECTION: list[str] = [name for name in models.list_models(module=detection) if name in ARCHITECTURES]
 # Whose backbone torchvision freezes where it is pretrained.
@@ -57,15 +56,6 @@ def _freeze_norm(module: nn.Module) -> None:
             _freeze_norm(child)
 
 
-def targets_of(labels: Tensor) -> list[dict[str, Tensor]]:
-    """Return the boxes to learn as a detector takes them. labels: (B, most, 7), see `data.boxes`; crowds are left out."""
-    found = []
-    for boxes in labels:
-        own = boxes[(boxes[:, CLASS] > 0) & (boxes[:, CROWD] == 0)]
-        found.append({"boxes": own[:, CORNERS].contiguous(), "labels": own[:, CLASS].long()})
-    return found
-
-
 @contextmanager
 def _computing(module: nn.Module, losses: bool) -> Iterator[None]:
     """Let the detector compute losses or find boxes, whatever mode its layers are in, and give its own mode back."""
@@ -91,7 +81,7 @@ def loss_of(module: nn.Module, images: Tensor, targets: Sequence[dict[str, Tenso
     """Return the sum of a detector's losses on a batch, a scalar.
 
     images: (B, 3, H, W), pixels in [0, 1].
-    targets: of `targets_of`, on the same device.
+    targets: of `data.boxes.targets_of`, on the same device.
     """
     with _computing(module, losses=True):
         losses: dict[str, Tensor] = module(list(images), list(targets))

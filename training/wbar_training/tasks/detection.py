@@ -20,12 +20,22 @@ from wbar.recipe import Recipe
 from wbar.results import Score
 from wbar.spec import Network
 from wbar_training.data.augment import Preparer
-from wbar_training.data.boxes import CLASS, COLUMNS, CORNERS, NO_BOX, BoxFeed, BoxSplit, joined_boxes, load_boxes
+from wbar_training.data.boxes import (
+    CLASS,
+    COLUMNS,
+    CORNERS,
+    NO_BOX,
+    BoxFeed,
+    BoxSplit,
+    joined_boxes,
+    load_boxes,
+    targets_of,
+)
 from wbar_training.data.examples import Batch, Examples
 from wbar_training.data.packed import Packed
 from wbar_training.evaluate import Outputs
 from wbar_training.losses import Loss, Target
-from wbar_training.networks.detectors import found_by, loss_of, targets_of
+from wbar_training.networks.detectors import found_by, loss_of
 from wbar_training.tasks.box_picture import BoxPicture
 from wbar_training.tasks.coco_scores import SCORE, box_score, check_installed
 from wbar_training.tasks.task import Reading, Task
