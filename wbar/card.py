@@ -257,7 +257,6 @@ class ModelCard:
                 f"{_FROZEN if network.frozen_norm else ''}."
             )
             yield ""
-            return
         yield "Without code of your own (`pip install 'wbar[worker]'`), with the normalization that the file's metadata has:"
         yield "```python"
         yield "from pathlib import Path"
@@ -266,7 +265,9 @@ class ModelCard:
         yield ""
         yield 'model = AveragedModel(Path("averaged.safetensors"))'
         found = "(N, classes, height, width)" if self._segments else "columns"
-        yield f"logits = model.predict(images)  # (N, channels, height, width), pixels in [0, 1]; {found}: model.classes"
+        found = "(N, most, 6), class, score, corners" if self._detects else found
+        answers = "boxes" if self._detects else "logits"
+        yield f"{answers} = model.predict(images)  # (N, channels, height, width), pixels in [0, 1]; {found}: model.classes"
         yield "```"
         yield from self._input()
         yield ""
@@ -274,7 +275,7 @@ class ModelCard:
     def _input(self) -> Iterator[str]:
         normalize, size = self._recipe.normalize, self._recipe.image_size
         side = f", {size[0]} × {size[1]} pixels" if isinstance(size, tuple) else ""
-        side = ", of any size" if self._segments else side
+        side = ", of any size" if self._segments or self._detects else side
         if isinstance(normalize, Normalization):
             yield (
                 f"The network takes (pixels − mean) / std of pixels in [0, 1], {self.spec.network.channels} channels{side}; "

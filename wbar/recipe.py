@@ -115,6 +115,8 @@ class Normalization(RequestModel):
 
 IMAGENET = Normalization(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 
+AS_THEY_ARE = Normalization(mean=[0.0] * 3, std=[1.0] * 3)  # for networks that normalize inside, as detectors do
+
 
 class Recipe(RequestModel):
     """Every field has a default; `auto` is resolved when the job is created and shown in the job."""

@@ -12,7 +12,7 @@ from wbar.errors import ChannelsMismatch, CheckpointsDiffer, ClassesMismatch, Im
 from wbar.evaluation_sets import check_evaluation_set
 from wbar.jobs import JobOptions
 from wbar.method import MAX_EPOCHS, AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
-from wbar.recipe import IMAGENET, Augment, BatchNorm, Normalization, Recipe, is_about_training
+from wbar.recipe import AS_THEY_ARE, IMAGENET, Augment, BatchNorm, Normalization, Recipe, is_about_training
 from wbar.results import HUB_LIBRARIES, FurtherFormat
 from wbar.schedule import build_schedule, steps_per_epoch
 from wbar.spec import EvaluationSet, JobSpec, Network, PretrainedConfig, StoredDataset, StoredWeights
@@ -490,7 +490,7 @@ def _normalization(
             "only grey images can be repeated to fit"
         )
     if facts.task == "detection":
-        asked = Normalization(mean=[0.0], std=[1.0])  # the network normalizes its images itself
+        asked = AS_THEY_ARE
     elif isinstance(recipe.normalize, Normalization):
         asked = recipe.normalize
     elif recipe.normalize == "imagenet":

@@ -1,12 +1,12 @@
 """Whether network, dataset and options are for one task: an answer for the image, one for every pixel of it, or boxes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from wbar.catalog import ARCHITECTURES, Outputs
 from wbar.datasets import BACKGROUND, DatasetFacts, Task
 from wbar.errors import ClassesMismatch, TaskUnsupported, ValidationFailed
 from wbar.jobs import JobOptions
-from wbar.recipe import OF_BOXES, OF_MASKS, Recipe
+from wbar.recipe import AS_THEY_ARE, OF_BOXES, OF_MASKS, Recipe
 from wbar.spec import Network
 
 MOST_CLASSES = 255  # a mask has a byte for each pixel, and one value of it is void
@@ -54,9 +54,17 @@ def check_task(options: JobOptions, network: Network, facts: DatasetFacts) -> No
         raise ValidationFailed(f"{field}: {first['detail']} (the dataset is of task {facts.task})", problems)
 
 
+def _asked(recipe: Recipe, reasons: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the options that are not at their defaults. reasons: why each of them is refused."""
+    blank = Recipe()
+    for name, why in reasons.items():
+        if getattr(recipe, name) != getattr(blank, name):
+            yield f"/recipe/{name}", f"{why}: leave it out"
+
+
 def _not_of_pixels(options: JobOptions) -> Iterator[tuple[str, str]]:
     """Yield what is asked for and has no meaning, or is not to be had, where every pixel has a class."""
-    recipe, blank = options.recipe, Recipe()
+    recipe = options.recipe
     reasons = {
         "mixup": "a mask cannot be blended with another",
         "cutmix": "boxes of other images are not pasted with their masks",
@@ -65,9 +73,7 @@ def _not_of_pixels(options: JobOptions) -> Iterator[tuple[str, str]]:
         "crop_ratio": "held-out images are used whole, at their own size",
         "interpolation": "held-out images are used whole, at their own size",
     }
-    for name, why in reasons.items():
-        if getattr(recipe, name) != getattr(blank, name):
-            yield f"/recipe/{name}", f"{why}: leave it out"
+    yield from _asked(options.recipe, reasons)
     if recipe.augment not in ("auto", "none", *OF_MASKS):
         yield (
             "/recipe/augment",
@@ -83,7 +89,7 @@ def _not_of_pixels(options: JobOptions) -> Iterator[tuple[str, str]]:
 
 def _not_of_boxes(options: JobOptions) -> Iterator[tuple[str, str]]:
     """Yield what is asked for and has no meaning, or is not to be had, where an image has boxes."""
-    recipe, blank = options.recipe, Recipe()
+    recipe = options.recipe
     inside = "a detector computes its losses itself"
     reasons = {
         "mixup": "boxes cannot be blended with others",
@@ -96,11 +102,10 @@ def _not_of_boxes(options: JobOptions) -> Iterator[tuple[str, str]]:
         "compile": "the shapes inside a detector depend on its boxes",
         "crop_ratio": "held-out images are used whole, at their own size",
         "interpolation": "held-out images are used whole, at their own size",
-        "normalize": "a detector normalizes its images itself",
     }
-    for name, why in reasons.items():
-        if getattr(recipe, name) != getattr(blank, name):
-            yield f"/recipe/{name}", f"{why}: leave it out"
+    yield from _asked(options.recipe, reasons)
+    if recipe.normalize not in ("auto", AS_THEY_ARE):
+        yield "/recipe/normalize", "a detector normalizes its images itself: leave it out"
     if recipe.augment not in ("auto", "none", *OF_BOXES):
         yield (
             "/recipe/augment",

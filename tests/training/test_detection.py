@@ -33,6 +33,7 @@ from wbar_training.data.boxes import (
 )
 from wbar_training.data.examples import Request
 from wbar_training.data.feed import One
+from wbar_training.mlflow_model import AveragedModel
 from wbar_training.networks.architectures import initialized, load
 from wbar_training.networks.detectors import FROZEN, loss_of
 from wbar_training.networks.fresh_layers import prepared
@@ -279,6 +280,9 @@ def test_a_job_on_images_of_many_sizes_reports_what_its_files_give(tmp_path: Pat
     assert (metadata["wbar.resize"], json.loads(metadata["wbar.classes"])) == ("none", NAMES)
     assert json.loads(metadata["wbar.normalize"]) == {"mean": [0, 0, 0], "std": [1, 1, 1]}
     assert outcome.picture is not None
+    served = AveragedModel(outcome.weights).predict((load_boxes(job.dataset, "val", None).image(1) / 255).numpy()[None])
+    torch.testing.assert_close(torch.from_numpy(served)[0, :5, 1], answers[1, :5, 5], rtol=1e-3, atol=1e-4)
+    assert served.shape[2] == 6
     start, written = load_file(job.start), load_file(outcome.weights)
     statistics = [name for name in start if "running_" in name]
     assert all(torch.equal(start[name], written[name]) for name in statistics)
