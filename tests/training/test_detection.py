@@ -1,6 +1,7 @@
 """Boxes with classes: boxes changed as their images are, COCO's scores, and whole jobs."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torchvision import models
 from benchmarks.shapes import CLASSES
 from tests.training.detection_jobs import FASTER, SMALL, make_detection_job
 from tests.training.jobs import KilledHere, LocalJob, Recorder, run
+from wbar.errors import PackageMissing
 from wbar.method import METHODS, Soup
 from wbar.recipe import Optimizer, Recipe
 from wbar.spec import Network, StoredWeights
@@ -34,7 +36,7 @@ from wbar_training.data.boxes import (
 from wbar_training.data.examples import Request
 from wbar_training.data.feed import One
 from wbar_training.mlflow_model import AveragedModel
-from wbar_training.networks.architectures import initialized, load
+from wbar_training.networks.architectures import build, initialized, load, shapes_of
 from wbar_training.networks.detectors import FROZEN, loss_of
 from wbar_training.networks.fresh_layers import prepared
 from wbar_training.networks.recognition import recognize
@@ -181,6 +183,17 @@ def test_scores_by_hand() -> None:
     assert box_score(right, crowd, NAMES).by_class == {"disc": 1.0, "square": None, "triangle": None}
 
 
+def test_without_a_package_there_is_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("faster_coco_eval", "pycocotools"):
+        monkeypatch.setitem(sys.modules, package, None)
+    evaluators.cache_clear()
+    try:
+        with pytest.raises(PackageMissing, match=r"wbar\[detection\]"):
+            Detection(Network(SMALL, 4), NAMES)
+    finally:
+        evaluators.cache_clear()
+
+
 # Networks.
 
 
@@ -188,13 +201,11 @@ def test_scores_by_hand() -> None:
 def test_a_checkpoint_without_counters_has_frozen_layers(name: str) -> None:
     """As torchvision builds its own from published weights: four buffers for each, which no training changes."""
     network = Network(name, 3, frozen_norm=True)
-    shapes = {key: tuple(one.shape) for key, one in initialized(network).state_dict().items()}
+    shapes = shapes_of(network)
     assert not any(key.endswith("num_batches_tracked") for key in shapes)
     found = recognize(shapes).network
     assert (found.frozen_norm, found.num_classes) == (True, 3)
-    assert not any(
-        isinstance(one, nn.BatchNorm2d) for one in initialized(network).get_submodule("backbone.body").modules()
-    )
+    assert not any(isinstance(one, nn.BatchNorm2d) for one in build(network).get_submodule("backbone.body").modules())
 
 
 @pytest.mark.parametrize("name", ["retinanet_resnet50_fpn", "fcos_resnet50_fpn"])
