@@ -178,3 +178,69 @@ def test_bad_archives_are_refused_by_name(
 def test_annotations_are_bounded() -> None:
     with pytest.raises(ContentTooLarge, match=r"leave out what is not read of it \(`segmentation`"):
         read_coco("train/annotations.json", bytes(MOST_BYTES + 1))
+
+
+# Pascal VOC's XML.
+
+
+def voc(
+    *objects: tuple[str, str], size: str = "<size><width>40</width><height>30</height><depth>3</depth></size>"
+) -> bytes:
+    """One image's annotations. objects: a name, and the box as `xmin ymin xmax ymax`."""
+    body = ""
+    for name, corners in objects:
+        sides = zip(("xmin", "ymin", "xmax", "ymax"), corners.split(), strict=True)
+        inner = "".join(f"<{side}>{value}</{side}>" for side, value in sides)
+        body += f"<object><name>{name.removesuffix('?')}</name><difficult>{int(name.endswith('?'))}</difficult>"
+        body += f"<bndbox>{inner}</bndbox></object>"
+    return f"<annotation><filename>other.jpg</filename>{size}{body}</annotation>".encode()
+
+
+VOC = {
+    **FILES,
+    "train/annotations/a.xml": voc(("dog", "3 4 12 9"), ("car?", "1 1 40 30")),
+    "train/annotations/b.xml": voc(("car", "5 5 6.5 8"), size=""),
+    "train/annotations/c.xml": voc(),
+    "val/annotations/d.xml": voc(("dog", "1 1 5 5")),
+}
+
+
+@pytest.mark.parametrize(
+    "names", [lambda name: name, lambda name: name.replace("annotations/", "").replace("images/", "")]
+)
+def test_pascals_boxes_count_from_one(tmp_path: Path, names: Callable[[str], str]) -> None:
+    found = packed(tmp_path, {names(name): data for name, data in VOC.items()})
+    assert (found.classes, found.images, found.warnings) == (["background", "car", "dog"], {"train": 3, "val": 1}, [])
+    labels = load_boxes(tmp_path / "out", "train", None).labels
+    torch.testing.assert_close(labels[0], torch.tensor([[2.0, 2, 3, 12, 9, 60, 0], [1, 0, 0, 40, 30, 1200, 1]]))
+    torch.testing.assert_close(labels[1, 0], torch.tensor([1.0, 4, 4, 6.5, 8, 10, 0]))
+    assert labels[2, :, 0].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (voc(("dog", "30 4 52 9")), "annotation 1 has the bbox [29.0, 3.0, 23.0, 6.0], which reaches out of its image"),
+        (voc(("dog", "12 4 3 9")), "is empty or inverted"),
+        (voc(("dog", "1 4 x 9")), "'train/annotations/a.xml' is not Pascal VOC's XML: bndbox/xmax is 'x', no number"),
+        (voc(("", "1 4 3 9")), "an object without name"),
+        (voc(("cat", "1 4 3 nan")), "must be finite"),
+        (voc(size="<size><width>30</width><height>40</height></size>"), "says 30x40"),
+        (b"<annotation><object></annotation>", "'train/annotations/a.xml' is not Pascal VOC's XML: mismatched tag"),
+        (b'<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation>&b;</annotation>', "it declares a document type"),
+        (b"<a>" * 200_000, "is not Pascal VOC's XML"),
+    ],
+)
+def test_bad_xml_is_refused_by_name(tmp_path: Path, data: bytes, said: str) -> None:
+    with pytest.raises(InvalidArchive) as error:
+        packed(tmp_path, VOC | {"train/annotations/a.xml": data})
+    assert said in str(error.value)
+
+
+def test_xml_and_images_belong_together(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArchive, match=r"'train/annotations/z.xml' has no image"):
+        packed(tmp_path, VOC | {"train/annotations/z.xml": voc()})
+    found = packed(tmp_path, VOC | {"train/images/z.png": IMAGE})
+    assert "1 images of train/ were left out (the first: 'z.png')" in found.warnings[0]
+    with pytest.raises(ContentTooLarge, match="over the limit of 4194304 for one image"):
+        packed(tmp_path, VOC | {"train/annotations/a.xml": bytes(2**22 + 1)})

@@ -1,7 +1,8 @@
-"""Packed datasets of detection: images, and boxes with their classes from COCO's JSON.
+"""Packed datasets of detection: images, and boxes with their classes from COCO's JSON or Pascal VOC's XML.
 
     train/images/a.jpg   train/annotations.json   val/images/…   val/annotations.json          (also without `images/`)
     train2017/a.jpg      val2017/…   annotations/instances_train2017.json   …                  (COCO's own)
+    train/images/a.jpg   train/annotations/a.xml   val/…                                       (VOC's XML, or beside images)
 
 also below one common folder. The classes are `background`, 0, and from 1 on the categories in the order of their ids, as
 torchvision's networks have them. An image that is listed and has no annotation is background.
@@ -37,10 +38,11 @@ from wbar_training.uploads.dataset_archives import (
 from wbar_training.uploads.image_checks import inspected, warnings_about
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.member_names import is_hidden
+from wbar_training.uploads.voc import read_voc, voc_names
 
 LAYOUT = (
     "a detection archive is train/images/a.jpg and train/annotations.json, the same for val/; or COCO's own, train2017/a.jpg "
-    "and annotations/instances_train2017.json"
+    "and annotations/instances_train2017.json; or with Pascal VOC's XML, train/annotations/a.xml"
 )
 _FOLDER = re.compile(r"(train|val)(20\d\d)?")
 _INSTANCES = re.compile(r"instances_(train|val)(20\d\d)?\.json")
@@ -48,10 +50,17 @@ _INSTANCES = re.compile(r"instances_(train|val)(20\d\d)?\.json")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a file of the archive belongs. path: of an image, below its split; None: it is the annotations."""
+    """Where a file of the archive belongs.
+
+    path: of an image, or of the XML of one, below its split; None: it is COCO's annotations.
+    """
 
     split: str
     path: str | None
+    is_xml: bool = False
+
+
+Files = dict[str, tuple[str, bytes]]  # name and content, by path below the split
 
 
 @dataclass(frozen=True)
@@ -106,14 +115,15 @@ def _place(name: str) -> Place | None:
             return Place(found[1], None)
         if folder and suffix == ".json" and len(own) == 1:
             return Place(folder[1], None)
-        if folder and suffix in IMAGES:
-            return Place(folder[1], "/".join(own[1:] if own[0] == "images" and len(own) > 1 else own))
+        if folder and suffix in (*IMAGES, ".xml"):
+            inner = own[1:] if own[0] in ("images", "annotations") and len(own) > 1 else own
+            return Place(folder[1], "/".join(inner), suffix == ".xml")
     return None
 
 
-def _read(members: Iterator[tuple[str, bytes]]) -> tuple[dict[str, Coco], dict[str, dict[str, tuple[str, bytes]]]]:
+def _read(members: Iterator[tuple[str, bytes]]) -> tuple[dict[str, Coco], dict[str, Files]]:
     """Return annotations by split, and images by split and path."""
-    cocos, files = dict[str, Coco](), {split: dict[str, tuple[str, bytes]]() for split in SPLITS}
+    cocos, files, trees = dict[str, Coco](), {split: Files() for split in SPLITS}, {split: Files() for split in SPLITS}
     for name, data in members:
         place = _place(name)
         assert place is not None
@@ -123,20 +133,34 @@ def _read(members: Iterator[tuple[str, bytes]]) -> tuple[dict[str, Coco], dict[s
                     f"{quoted(name)} and {quoted(cocos[place.split].name)} are both annotations of {place.split}/: one file"
                 )
             cocos[place.split] = read_coco(name, data)
-        elif place.path in files[place.split]:
-            other = files[place.split][place.path][0]
+            continue
+        taken = (trees if place.is_xml else files)[place.split]
+        if place.path in taken:
+            other = taken[place.path][0]
             raise InvalidArchive(f"{quoted(name)} and {quoted(other)} are both {quoted(place.path)} of {place.split}/")
-        else:
-            files[place.split][place.path] = (name, data)
+        taken[place.path] = (name, data)
     if len(files["train"]) < 2:
         raise NoImages(f"there are fewer than two images in train/: {LAYOUT}")
+    cocos = cocos or _of_trees(trees, files)
     for split, found in files.items():
         if found and split not in cocos:
             raise InvalidArchive(f"{split}/ has {len(found)} images and no annotations: {LAYOUT}")
     return cocos, files
 
 
-def _listed(cocos: dict[str, Coco], files: dict[str, dict[str, tuple[str, bytes]]]) -> tuple[list[Boxed], list[str]]:
+def _of_trees(trees: dict[str, Files], files: dict[str, Files]) -> dict[str, Coco]:
+    """Return the annotations in VOC's XML, by split; both have all classes, by their names."""
+    stems = {split: {_stem(path): one for path, one in own.items()} for split, own in trees.items()}
+    names = sorted({name for own in stems.values() for name in voc_names(own)})
+    images = {split: {_stem(path): path for path in own} for split, own in files.items()}
+    return {split: read_voc(split, own, images[split], names) for split, own in stems.items() if own}
+
+
+def _stem(path: str) -> str:
+    return str(PurePosixPath(path).with_suffix(""))
+
+
+def _listed(cocos: dict[str, Coco], files: dict[str, Files]) -> tuple[list[Boxed], list[str]]:
     """Return the images that the annotations list, by split and id, and warnings about others."""
     images, warnings = list[Boxed](), list[str]()
     for split in (one for one in SPLITS if one in cocos):

@@ -98,7 +98,11 @@ def read_coco(name: str, data: bytes) -> Coco:
         found = _DOCUMENT.validate_json(data)
     except ValidationError as error:
         raise InvalidArchive(f"{quoted(name)} is not COCO's JSON: {_first(error)}") from None
-    coco = Coco(name, found.images, found.annotations, found.categories)
+    return checked(Coco(name, found.images, found.annotations, found.categories))
+
+
+def checked(coco: Coco) -> Coco:
+    """Return annotations after checking what they say of themselves. Raises InvalidArchive or TooFewClasses."""
     _check_categories(coco)
     _check_ids(coco)
     return coco
