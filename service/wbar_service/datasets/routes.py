@@ -94,7 +94,8 @@ async def create_dataset(
     With `task=detection` it is `train/images/…` and `train/annotations.json`, the same for `val/`, or COCO's own
     `train2017/…` and `annotations/instances_train2017.json`: COCO's JSON with `images`, `categories` and `annotations` of
     `bbox` [x, y, width, height] in pixels. The classes are `background` and the categories in the order of their ids. Crowds
-    (`iscrowd`) are not trained on, and count neither for nor against; images without annotations are background.
+    (`iscrowd`) are not trained on, and count neither for nor against; images without annotations are background. Pascal VOC's
+    XML, `train/annotations/a.xml` for each image, is read as well, its classes by name.
 
     An archive's content type may also be `application/zip` or `application/x-tar`: the content decides.
 
