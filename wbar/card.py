@@ -100,9 +100,9 @@ class ModelCard:
         boxes = score.boxes
         metrics = {
             "accuracy": None if boxes else score.accuracy,
-            "coco_ap": boxes and boxes.ap,
-            "coco_ap50": boxes and boxes.ap50,
-            "coco_ap75": boxes and boxes.ap75,
+            "coco_ap": boxes.ap if boxes else None,
+            "coco_ap50": boxes.ap50 if boxes else None,
+            "coco_ap75": boxes.ap75 if boxes else None,
             "nll": score.loss,
             "expected_calibration_error": score.ece,
             "mean_average_precision": score.map,
