@@ -35,13 +35,14 @@ from wbar_training.data.boxes import (
 )
 from wbar_training.data.examples import Request
 from wbar_training.data.feed import One
+from wbar_training.losses import Target
 from wbar_training.mlflow_model import AveragedModel
 from wbar_training.networks.architectures import build, initialized, load, shapes_of
-from wbar_training.networks.detectors import FROZEN, loss_of
+from wbar_training.networks.detectors import DETECTION, FROZEN, loss_of
 from wbar_training.networks.fresh_layers import prepared
 from wbar_training.networks.recognition import recognize
 from wbar_training.tasks.coco_scores import box_score, evaluators
-from wbar_training.tasks.detection import DRAWS, MOST, Detection
+from wbar_training.tasks.detection import DRAWS, MOST, Detection, DetectionLoss
 
 CPU = torch.device("cpu")
 NAMES = list(CLASSES)
@@ -215,6 +216,28 @@ def test_a_fresh_head_begins_with_rare_boxes(name: str) -> None:
     bias = "head.classification_head.cls_logits.bias"
     model = prepared(network, tensors, Recipe(head="reset"), 5)
     assert model.state_dict()[bias].unique().tolist() == pytest.approx([-4.595], abs=1e-3)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", DETECTION)
+def test_every_detector_learns_from_boxes_and_finds_some(name: str) -> None:
+    """One image has boxes and one has none; every parameter has a gradient."""
+    torch.manual_seed(0)
+    network = Network(name, len(CLASSES), frozen_norm=name in FROZEN)
+    model, loss = initialized(network).train(), DetectionLoss(Recipe(), len(CLASSES), None, CPU)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    images, labels = torch.rand(2, 3, 96, 96), torch.full((2, 2, 7), NO_BOX)
+    labels[0] = torch.tensor([box(1, 2, 3, 60, 60), box(2, 5, 5, 90, 80)])
+    target = loss.normed(Target(labels))
+    loss(loss.forward(model, images, target), target, 2).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        found = Detection(network, NAMES).answered(model.eval(), _batch(images, labels))
+    assert bool(torch.isfinite(found.losses).all())
+    assert found.losses[0] > found.losses[1]
+    assert found.answers.shape == (2, MOST + 2, 7)
 
 
 def test_the_loss_of_an_image_is_the_same_in_any_batch_and_mode() -> None:
