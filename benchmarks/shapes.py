@@ -1,6 +1,6 @@
 """Drawn shapes on textures, with exact masks and boxes: a segmentation or detection dataset of any size, from a seed.
 
-    python -m benchmarks.shapes shapes.zip --train 400 --val 100 --side 64
+    python -m benchmarks.shapes shapes.zip --train 400 --val 100 --side 64 [--boxes]
 
 A disc, a square and a triangle differ in outline and, less reliably, in colour; they lie over one another on a background of
 smooth noise and stripes. A pixel belongs to a shape if its centre lies inside. Each shape's edge may be marked as void.
@@ -8,6 +8,7 @@ smooth noise and stripes. A pixel belongs to a shape if its centre lies inside. 
 
 import argparse
 import io
+import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,6 +125,29 @@ def write_archive(
                 file.writestr(f"{split}/masks/{index:05d}.png", _png(drawing.mask))
 
 
+def write_boxes_archive(
+    path: Path, train: int, val: int, sizes: Sequence[tuple[int, int]] = ((64, 64),), seed: int = 0
+) -> None:
+    """Write a detection archive of the same drawings, with COCO's JSON. sizes: as of `write_archive`."""
+    with zipfile.ZipFile(path, "w") as file:
+        for split, count in (("train", train), ("val", val)):
+            images, annotations = list[dict[str, object]](), list[dict[str, object]]()
+            for index in range(count):
+                height, width = sizes[index % len(sizes)]
+                drawing = draw((height, width), np.random.default_rng([seed, split == "val", index]))
+                name = f"{index:05d}.png"
+                file.writestr(f"{split}/images/{name}", _png(drawing.image))
+                images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
+                for one in drawing.boxes:
+                    box = [one.left, one.top, one.right - one.left, one.bottom - one.top]
+                    annotations.append(
+                        {"id": len(annotations) + 1, "image_id": index + 1, "category_id": one.label, "bbox": box}
+                    )
+            categories = [{"id": label, "name": name} for label, name in enumerate(CLASSES) if label]
+            document = {"images": images, "annotations": annotations, "categories": categories}
+            file.writestr(f"{split}/annotations.json", json.dumps(document))
+
+
 def _png(pixels: Pixels) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -139,7 +163,11 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--void-edge", action="store_true")
+    parser.add_argument("--boxes", action="store_true", help="a detection archive")
     asked = parser.parse_args()
+    if asked.boxes:
+        write_boxes_archive(asked.path, asked.train, asked.val, [(asked.side, asked.side)], asked.seed)
+        return
     write_archive(asked.path, asked.train, asked.val, [(asked.side, asked.side)], asked.seed, asked.void_edge)
 
 

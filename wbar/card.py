@@ -15,6 +15,7 @@ from wbar.recipe import Normalization, Recipe
 from wbar.results import CALIBRATED, VERDICTS, Comparisons, JobResult, Score
 from wbar.spec import JobSpec, StoredWeights
 
+_FROZEN = ", with its frozen BatchNorm layers (as with `weights_backbone`)"
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")  # Markdown takes each for itself where a backslash stands before it
 
 
@@ -71,8 +72,13 @@ class ModelCard:
         return self.spec.network.architecture.outputs == "pixels"
 
     @property
+    def _detects(self) -> bool:
+        return self.spec.network.architecture.outputs == "boxes"
+
+    @property
     def _task(self) -> str:
-        return "image-segmentation" if self._segments else "image-classification"
+        tasks = {"image": "image-classification", "pixels": "image-segmentation", "boxes": "object-detection"}
+        return tasks[self.spec.network.architecture.outputs]
 
     # The head.
 
@@ -92,8 +98,12 @@ class ModelCard:
 
     def _index(self) -> dict[str, object]:
         score = self._delivered
+        boxes = score.boxes
         metrics = {
-            "accuracy": score.accuracy,
+            "accuracy": None if boxes else score.accuracy,
+            "coco_ap": boxes.ap if boxes else None,
+            "coco_ap50": boxes.ap50 if boxes else None,
+            "coco_ap75": boxes.ap75 if boxes else None,
             "nll": score.loss,
             "expected_calibration_error": score.ece,
             "mean_average_precision": score.map,
@@ -150,13 +160,16 @@ class ModelCard:
         result, metrics = self.result, self.result.metrics
         error = (
             ""
-            if metrics.averaged.map is not None or self._segments
+            if metrics.averaged.map is not None or self._segments or self._detects
             else f" (one standard error of the accuracy of w̄: {self._error():.2%})"
         )
         yield f"On {result.held_out.report:,} held-out images{error}:"
         yield ""
         if self._segments:
             yield from self._of_pixels()
+            return
+        if self._detects:
+            yield from self._of_boxes()
             return
         yield "| | accuracy | NLL (nats) | NLL, calibrated | temperature | calibration error |"
         yield "| --- | ---: | ---: | ---: | ---: | ---: |"
@@ -180,6 +193,21 @@ class ModelCard:
         for name, score in self.result.metrics.named().items():
             label = f"**{Comparisons.label(name)}**" if name == "averaged" else Comparisons.label(name)
             yield f"| {label} | {score.accuracy:.2%} | {score.loss:.4f} | {_number(score.mean_iou, 4)} |"
+        yield ""
+        for line in self.result.selection_in_words():
+            yield f"{_plain(line)}."
+            yield ""
+
+    def _of_boxes(self) -> Iterator[str]:
+        yield "| | AP | AP50 | AP75 | loss |"
+        yield "| --- | ---: | ---: | ---: | ---: |"
+        for name, score in self.result.metrics.named().items():
+            label = f"**{Comparisons.label(name)}**" if name == "averaged" else Comparisons.label(name)
+            boxes = score.boxes
+            cells = [_number(value, 4) for value in ((boxes.ap, boxes.ap50, boxes.ap75) if boxes else (None,) * 3)]
+            yield f"| {' | '.join([label, *cells, f'{score.loss:.4f}'])} |"
+        yield ""
+        yield "No ensemble of several networks' boxes is defined; instead of one stands the mean score of the snapshots."
         yield ""
         for line in self.result.selection_in_words():
             yield f"{_plain(line)}."
@@ -223,6 +251,13 @@ class ModelCard:
             yield ""
             yield f'model.load_state_dict(load_file("averaged.safetensors"))  # your {network.name}'
             yield "```"
+        if self._detects:
+            yield (
+                "The network takes a list of images, (3, height, width) each, of any size, pixels in [0, 1]: it resizes and "
+                "normalizes them itself. Build it with torchvision's defaults for its name"
+                f"{_FROZEN if network.frozen_norm else ''}."
+            )
+            yield ""
         yield "Without code of your own (`pip install 'wbar[worker]'`), with the normalization that the file's metadata has:"
         yield "```python"
         yield "from pathlib import Path"
@@ -231,7 +266,9 @@ class ModelCard:
         yield ""
         yield 'model = AveragedModel(Path("averaged.safetensors"))'
         found = "(N, classes, height, width)" if self._segments else "columns"
-        yield f"logits = model.predict(images)  # (N, channels, height, width), pixels in [0, 1]; {found}: model.classes"
+        found = "(N, most, 6), class, score, corners" if self._detects else found
+        answers = "boxes" if self._detects else "logits"
+        yield f"{answers} = model.predict(images)  # (N, channels, height, width), pixels in [0, 1]; {found}: model.classes"
         yield "```"
         yield from self._input()
         yield ""
@@ -239,7 +276,7 @@ class ModelCard:
     def _input(self) -> Iterator[str]:
         normalize, size = self._recipe.normalize, self._recipe.image_size
         side = f", {size[0]} × {size[1]} pixels" if isinstance(size, tuple) else ""
-        side = ", of any size" if self._segments else side
+        side = ", of any size" if self._segments or self._detects else side
         if isinstance(normalize, Normalization):
             yield (
                 f"The network takes (pixels − mean) / std of pixels in [0, 1], {self.spec.network.channels} channels{side}; "

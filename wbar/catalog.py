@@ -13,11 +13,13 @@ from difflib import get_close_matches
 from typing import Literal
 
 Library = Literal["wbar", "torchvision", "timm", "transformers"]
-Outputs = Literal["image", "pixels"]  # what an output is for: the image as a whole, or every pixel of it
+# What an output is for: the image as a whole, every pixel of it, or boxes in it.
+Outputs = Literal["image", "pixels", "boxes"]
 EXPORTED: Literal["exported"] = "exported"  # the name of every network that came as a program of torch.export
 TIMM = "timm/"  # before a name that torchvision's or the CIFAR family's network has, too; before any of timm's if one likes
 
 SEGMENTATION = ("fcn", "deeplabv3", "lraspp")  # families with an output for every pixel
+DETECTION = ("fasterrcnn", "retinanet", "fcos", "ssd")  # families that find boxes
 BATCH = 128  # the batch that `peak_lr` belongs to
 
 
@@ -41,11 +43,17 @@ class Architecture:
     @property
     def outputs(self) -> Outputs:
         """The purpose of the outputs."""
+        if self.family in DETECTION:
+            return "boxes"
         return "pixels" if self.family in SEGMENTATION else "image"
 
 
 def _family(names: str, family: str, size: int, min_size: int, **rest: object) -> list[Architecture]:
     return [Architecture(name, family, size, min_size, **rest) for name in names.split()]  # type: ignore[arg-type]  # heterogeneous keywords
+
+
+def _boxes(peak_lr: float) -> dict[str, object]:
+    return {"peak_lr": peak_lr, "reproducible": False}  # torchvision's RoI pooling has no repeatable CUDA kernel
 
 
 _DENSE = {"peak_lr": 0.08}
@@ -121,6 +129,15 @@ _ALL = [
     *_family("fcn_resnet50 fcn_resnet101", "fcn", 480, 8, **_DENSE),
     *_family("deeplabv3_resnet50 deeplabv3_resnet101 deeplabv3_mobilenet_v3_large", "deeplabv3", 480, 8, **_DENSE),
     *_family("lraspp_mobilenet_v3_large", "lraspp", 480, 16, **_DENSE),
+    # torchvision, boxes: images of any size, which the network resizes. The references give 0.02 for a batch of 16 to Faster
+    # R-CNN, 0.01 to RetinaNet and FCOS, 0.002 for a batch of 32 to SSD, 0.15 for one of 192 to SSDlite.
+    *_family("fasterrcnn_resnet50_fpn fasterrcnn_resnet50_fpn_v2", "fasterrcnn", 800, 32, **_boxes(0.16)),
+    *_family("fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn", 800, 32, **_boxes(0.16)),
+    *_family("fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn", 320, 32, **_boxes(0.16)),
+    *_family("retinanet_resnet50_fpn retinanet_resnet50_fpn_v2", "retinanet", 800, 32, **_boxes(0.08)),
+    *_family("fcos_resnet50_fpn", "fcos", 800, 32, **_boxes(0.08)),
+    *_family("ssd300_vgg16", "ssd", 300, 32, **_boxes(0.008)),
+    *_family("ssdlite320_mobilenet_v3_large", "ssd", 320, 32, **_boxes(0.1)),
 ]
 
 ARCHITECTURES: dict[str, Architecture] = {arch.name: arch for arch in sorted(_ALL, key=lambda arch: arch.name)}

@@ -61,6 +61,7 @@ class ComparedScore(_Frozen):
     loss: float
     ece: float | None
     mean_iou: float | None = None
+    ap50: float | None = None
 
 
 class ComparedScores(_Frozen):
@@ -128,5 +129,9 @@ def _score(result: JobResult, name: str) -> ComparedScore | None:
     if score is None:
         return None
     images, p = result.held_out.report, score.accuracy
-    error = sqrt(max(p * (1 - p), 0.0) / images) if score.map is None and score.mean_iou is None and images else None
-    return ComparedScore(accuracy=p, accuracy_error=error, loss=score.loss, ece=score.ece, mean_iou=score.mean_iou)
+    is_share = score.map is None and score.mean_iou is None and score.boxes is None
+    error = sqrt(max(p * (1 - p), 0.0) / images) if is_share and images else None
+    ap50 = None if score.boxes is None else score.boxes.ap50
+    return ComparedScore(
+        accuracy=p, accuracy_error=error, loss=score.loss, ece=score.ece, mean_iou=score.mean_iou, ap50=ap50
+    )

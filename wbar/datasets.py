@@ -12,6 +12,7 @@ from wbar.states import UploadStatus
 from wbar.uploads import UPLOAD_ID
 
 Task = Literal["classification", "multilabel", "segmentation", "detection"]
+BACKGROUND = "background"  # class 0 of detection: what is in no box
 VOID_LABEL = 255  # of pixels that belong to no class, where nothing else is said
 THUMBNAIL = 96  # pixels a side: up to here images are trained on at their own size
 

@@ -122,6 +122,8 @@ def comparison(job: Job) -> Table:
     several = job.result.metrics.averaged.map is not None  # labels per image
     if job.result.metrics.averaged.mean_iou is not None:
         return _of_pixels(job.result, table)
+    if job.result.metrics.averaged.boxes is not None:
+        return _of_boxes(job.result, table)
     for column in ("", "accuracy", "NLL", "calibrated", "T", "ECE", *(["mAP"] if several else [])):
         table.add_column(column, justify="left" if not column else "right")
     for name, score in job.result.metrics.named().items():
@@ -152,6 +154,17 @@ def _of_pixels(result: JobResult, table: Table) -> Table:
             number(score.mean_iou, 4),
             style=style,
         )
+    return table
+
+
+def _of_boxes(result: JobResult, table: Table) -> Table:
+    for column in ("", "AP", "AP50", "AP75", "small", "medium", "large", "loss"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, score in result.metrics.named().items():
+        found = score.boxes
+        values = (found.ap, found.ap50, found.ap75, found.ap_small, found.ap_medium, found.ap_large) if found else ()
+        cells = [number(value, 4) for value in values or (None,) * 6]
+        table.add_row(Comparisons.label(name), *cells, f"{score.loss:.4f}", style="bold" if name == "averaged" else "")
     return table
 
 

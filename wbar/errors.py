@@ -438,6 +438,12 @@ class CompileFailed(JobError):
     code = "compile_failed"
 
 
+class PackageMissing(JobError):
+    """Raised when a worker has not installed what the job's dataset needs."""
+
+    code = "package_missing"
+
+
 class DevicesUnavailable(JobError):
     """Raised when a job asks for more GPUs than its worker has."""
 

@@ -433,7 +433,7 @@ class MetricsPoint(BaseModel):
 
     `grad_norm` is the norm of the training loss's gradient, before the pull and clipping; null where it overflowed in
     float16 (the step is then left out). `accuracy` is of the training images as they were augmented; mixed images count
-    for both labels, by their shares.
+    for both labels, by their shares. It is null in detection, where the network gives losses and no boxes in training.
     """
 
     step: int

@@ -9,6 +9,7 @@ from wbar.method import Auto
 from wbar.request import RequestModel
 
 OF_MASKS = ("scale_crop_flip", "scale_crop_flip_colour")  # augmentations of images with their masks
+OF_BOXES = ("flip", *OF_MASKS)  # … with their boxes
 Augment = Literal[
     "auto",
     "none",
@@ -21,6 +22,7 @@ Augment = Literal[
     "trivial_augment",
     "scale_crop_flip",
     "scale_crop_flip_colour",
+    "flip",
 ]
 Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 BatchNorm = Literal["auto", "recompute", "consistent", "frozen", "track"]
@@ -65,8 +67,8 @@ class Optimizer(RequestModel):
     )
     weight_decay: Auto | Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = Field(
         "auto",
-        description="`auto`: 5e-4 with SGD, 0.05 with AdamW, 0 with the others (an L2 term that is divided by the gradient's "
-        "size is no weight decay: Loshchilov & Hutter 2019).",
+        description="`auto`: 5e-4 with SGD (1e-4 in detection), 0.05 with AdamW, 0 with the others (an L2 term that is divided "
+        "by the gradient's size is no weight decay: Loshchilov & Hutter 2019).",
     )
     no_bias_decay: bool = Field(
         True,
@@ -113,6 +115,8 @@ class Normalization(RequestModel):
 
 IMAGENET = Normalization(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 
+AS_THEY_ARE = Normalization(mean=[0.0] * 3, std=[1.0] * 3)  # for networks that normalize inside, as detectors do
+
 
 class Recipe(RequestModel):
     """Every field has a default; `auto` is resolved when the job is created and shown in the job."""
@@ -150,12 +154,13 @@ class Recipe(RequestModel):
         "8–100 % of the area, aspect 3/4–4/3, held-out images by their centre (Szegedy et al. 2015). `imagenet`: that, "
         "flipped, with colour jitter and PCA noise (He et al. 2019). `rand_augment`, `trivial_augment`: torchvision's, after "
         "a pad-crop-flip. Of segmentation, images and masks alike: `scale_crop_flip` (its `auto`): scaled by 0.5–2, a random "
-        "crop of `image_size`, void where it reaches beyond the image, mirrored; `…_colour`: hue, saturation, brightness too.",
+        "crop of `image_size`, void where it reaches beyond the image, mirrored; `…_colour`: hue, saturation, brightness too. "
+        "Of detection: these, once the whole image is fitted into `image_size`, or `flip` (its `auto`): fitted and mirrored.",
     )
     precision: Precision = Field(
         "auto",
-        description="`auto`: bfloat16 autocast where a live worker has a GPU, else float32. `tf32`: GPUs only. "
-        "`float16`: with dynamic loss scaling. Weights, means and BatchNorm statistics are float32 or wider with all of them.",
+        description="`auto`: bfloat16 autocast where a live worker has a GPU (not in detection), else float32. `tf32`: GPUs "
+        "only. `float16`: with dynamic loss scaling. Weights, means and BatchNorm statistics are float32 or wider with each.",
     )
     label_smoothing: Annotated[float, TRAINING] = Field(
         0.0, ge=0, lt=1, description="ε: targets are (1 − ε)·one-hot + ε/classes."
@@ -275,7 +280,7 @@ class Recipe(RequestModel):
         description="Where w̄'s BatchNorm statistics come from. `recompute`: from training images, layer by layer "
         "in one pass. `consistent`: the same, each layer from the statistics of those before it (several passes; "
         "for small batches). `track`: the mean of what training tracked. `frozen`: the start's, which training "
-        "leaves alone. `auto`: `recompute`, and `track` for method `none`.",
+        "leaves alone. `auto`: `recompute`, `track` for method `none`, and `frozen` in detection.",
     )
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from wbar.errors import ChannelsMismatch, CheckpointsDiffer, ClassesMismatch, Im
 from wbar.evaluation_sets import check_evaluation_set
 from wbar.jobs import JobOptions
 from wbar.method import MAX_EPOCHS, AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
-from wbar.recipe import IMAGENET, Augment, BatchNorm, Normalization, Recipe, is_about_training
+from wbar.recipe import AS_THEY_ARE, IMAGENET, Augment, BatchNorm, Normalization, Recipe, is_about_training
 from wbar.results import HUB_LIBRARIES, FurtherFormat
 from wbar.schedule import build_schedule, steps_per_epoch
 from wbar.spec import EvaluationSet, JobSpec, Network, PretrainedConfig, StoredDataset, StoredWeights
@@ -32,6 +32,8 @@ HEAD_RATE = 10.0  # of a classifier that is trained by itself, over the method's
 MIN_STEPS_PER_EPOCH = 20
 MIN_BATCH = 8
 DENSE_BATCH = 16 * 480**2  # pixels of a batch of segmentation, as in torchvision's references on a device or two
+BOXES_BATCH = 16  # of detection, as in torchvision's references
+BOXES_DECAY = 1e-4  # likewise
 
 
 def resolve_job(
@@ -103,6 +105,7 @@ def resolve_job(
         find_normalization=recipe.head == "keep"
         and not recipe.reset
         and options.recipe.normalize == "auto"
+        and facts.task != "detection"
         and not _known_normalization(start.pretrained, network),
         flatness=options.flatness,
         swag=options.swag,
@@ -160,10 +163,11 @@ def resolve_recipe(
     name = architecture.optimizer if recipe.optimizer.name == "auto" else recipe.optimizer.name
     weight_decay = recipe.optimizer.weight_decay
     if weight_decay == "auto":
-        weight_decay = {"sgd": 5e-4, "adamw": 0.05}.get(name, 0.0)
+        decays = {"sgd": BOXES_DECAY if facts.task == "detection" else 5e-4, "adamw": 0.05}
+        weight_decay = decays.get(name, 0.0)
     precision = recipe.precision
     if precision == "auto":
-        precision = "bfloat16" if gpu else "float32"
+        precision = "bfloat16" if gpu and facts.task != "detection" else "float32"
     elif precision == "tf32" and not gpu:
         raise ValidationFailed(
             'recipe.precision is "tf32", which GPUs have, and no live worker has one: choose "float32"'
@@ -179,7 +183,7 @@ def resolve_recipe(
             **_cropping(recipe, pretrained),
             "augment": _augment(facts) if recipe.augment == "auto" else recipe.augment,
             "precision": precision,
-            "batch_norm": _batch_norm(recipe, method),
+            "batch_norm": _batch_norm(recipe, method, facts),
         }
     )
     return _validated(resolved, "recipe")
@@ -375,6 +379,10 @@ def _image_size(
         size = pretrained.image_size
     elif recipe.image_size == "auto" and facts.task == "segmentation":
         size = (min(architecture.size, facts.shape.height), min(architecture.size, facts.shape.width))  # of the crops
+    elif recipe.image_size == "auto" and facts.task == "detection":
+        # Of the training images, whole: their short side as the network would make it, where they are larger.
+        scale = min(1.0, architecture.size / min(facts.shape.height, facts.shape.width))
+        size = (round(facts.shape.height * scale), round(facts.shape.width * scale))
     elif recipe.image_size == "auto":
         size = (
             (fixed_side, fixed_side)
@@ -408,6 +416,8 @@ def check_image_size(recipe: Recipe, network: Network) -> None:
 
 def _batch_size(facts: DatasetFacts, size: tuple[int, int]) -> int:
     batch, dense = BATCH, facts.task == "segmentation"
+    if facts.task == "detection":
+        batch = BOXES_BATCH
     while batch > MIN_BATCH and (
         -(-facts.train_images // batch) < MIN_STEPS_PER_EPOCH or (dense and batch * size[0] * size[1] > DENSE_BATCH)
     ):
@@ -416,6 +426,8 @@ def _batch_size(facts: DatasetFacts, size: tuple[int, int]) -> int:
 
 
 def _augment(facts: DatasetFacts) -> Augment:
+    if facts.task == "detection":
+        return "flip"
     if facts.task == "segmentation":
         return "scale_crop_flip"
     return resolve_augment(facts.source, facts.are_photographs)
@@ -437,9 +449,11 @@ def _check_class_weights(recipe: Recipe, classes: int) -> None:
         )
 
 
-def _batch_norm(recipe: Recipe, method: Training | Soup | None) -> BatchNorm:
+def _batch_norm(recipe: Recipe, method: Training | Soup | None, facts: DatasetFacts) -> BatchNorm:
     if recipe.batch_norm != "auto":
         return recipe.batch_norm
+    if facts.task == "detection":
+        return "frozen"  # a few images make no batch, and the published method keeps them (Zhang et al. 2020)
     # The statistics of a point between two networks are neither one's.
     return "track" if isinstance(method, Plain) and method.interpolate is None else "recompute"
 
@@ -475,7 +489,9 @@ def _normalization(
             f"the images have {facts.shape.channels} channels and the checkpoint's network takes {network.channels}: "
             "only grey images can be repeated to fit"
         )
-    if isinstance(recipe.normalize, Normalization):
+    if facts.task == "detection":
+        asked = AS_THEY_ARE
+    elif isinstance(recipe.normalize, Normalization):
         asked = recipe.normalize
     elif recipe.normalize == "imagenet":
         asked = IMAGENET

@@ -1,5 +1,6 @@
 """The result of a job: scores of the comparisons, the curve over n, the selection, flatness."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -25,17 +26,30 @@ CALIBRATED = (
 )
 
 
+class BoxScore(BaseModel):
+    """COCO's average precision of boxes, in [0, 1]; null where no held-out box is of that size or class."""
+
+    ap: float | None = Field(description="The mean over IoU thresholds 0.5, 0.55 … 0.95, and over classes.")
+    ap50: float | None = Field(description="At IoU 0.5.")
+    ap75: float | None = Field(description="At IoU 0.75.")
+    ap_small: float | None = Field(description="Of boxes below 32² pixels of the image.")
+    ap_medium: float | None = Field(description="From 32² to 96².")
+    ap_large: float | None = Field(description="Above 96².")
+    by_class: dict[str, float | None] = Field(description="AP by the class's name.")
+
+
 class Score(BaseModel):
     """Accuracy in [0, 1], mean negative log-likelihood in nats, and expected calibration error (15 bins).
 
     Where an image has several labels, accuracy is the share of right yes-or-no answers, loss their mean, and mean
     average precision is added. Of segmentation, accuracy is that of all labelled pixels, loss the mean over the images of
-    the mean over their labelled pixels, and intersections over unions are added.
+    the mean over their labelled pixels, and intersections over unions are added. Of detection, accuracy is AP, loss the mean
+    over the images of the network's own losses, and `boxes` is added.
     """
 
     accuracy: float
     loss: float
-    ece: float | None = Field(None, description="Null in segmentation.")
+    ece: float | None = Field(None, description="Null in segmentation and detection.")
     mean_iou: float | None = Field(
         None, description="Of segmentation: the mean of `iou` over the classes that have one."
     )
@@ -44,6 +58,7 @@ class Score(BaseModel):
         description="Of segmentation: pixels of both over pixels of either, of the class by its labels and by the outputs, by "
         "the class's name; null for a class that no held-out image has, by either.",
     )
+    boxes: BoxScore | None = Field(None, description="Of detection.")
     map: float | None = Field(None, description="Mean of `average_precision`; null for one label per image.")
     average_precision: list[float | None] | None = Field(
         None, description="By class, in the order of the outputs; null for a class that no held-out image has."
@@ -60,6 +75,23 @@ class Score(BaseModel):
     )
 
 
+def mean_score(scores: Sequence[Score]) -> Score:
+    """Return the mean of several scores of detection, number by number over those that have it."""
+    boxes = [one.boxes for one in scores if one.boxes is not None]
+    by_class = {name: _mean([one.by_class.get(name) for one in boxes]) for name in (boxes[0].by_class if boxes else ())}
+    plain = {name: _mean([getattr(one, name) for one in boxes]) for name in BoxScore.model_fields if name != "by_class"}
+    return Score(
+        accuracy=sum(one.accuracy for one in scores) / len(scores),
+        loss=sum(one.loss for one in scores) / len(scores),
+        boxes=BoxScore(**plain, by_class=by_class) if boxes else None,
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 class CurvePoint(BaseModel):
     """w̄ as it stood when it was evaluated for the nth time: in `cyclic_swa` and `swa` the mean of the first n points."""
 
@@ -67,6 +99,13 @@ class CurvePoint(BaseModel):
     accuracy: float
     loss: float
     mean_iou: float | None = Field(None, description="Of segmentation.")
+    ap50: float | None = Field(None, description="Of detection.")
+
+    @classmethod
+    def of(cls, n: int, score: Score) -> "CurvePoint":
+        """Return the point of w̄'s nth score."""
+        ap50 = None if score.boxes is None else score.boxes.ap50
+        return cls(n=n, accuracy=score.accuracy, loss=score.loss, mean_iou=score.mean_iou, ap50=ap50)
 
 
 class ImageLosses(BaseModel):
@@ -109,7 +148,16 @@ class Comparisons(BaseModel):
     start_recomputed: Score = Field(title="start, BatchNorm recomputed")
     last: Score = Field(title="last snapshot")
     averaged: Score = Field(title="averaged weights w̄")
-    ensemble: Score = Field(title="ensemble of snapshots")
+    ensemble: Score | None = Field(
+        None,
+        title="ensemble of snapshots",
+        description="Null in detection: no mean of several networks' boxes is defined.",
+    )
+    snapshots: Score | None = Field(
+        None,
+        title="mean score of the snapshots",
+        description="Of detection: what a snapshot has by itself, on average; no network that could be downloaded.",
+    )
     swag: Score | None = Field(
         None, title="Bayesian average (SWAG)", description="The Bayesian average, where the job asked for it."
     )

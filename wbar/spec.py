@@ -25,6 +25,7 @@ class Network:
     image_size: pixels per side, only where the weights are tied to one (position tables).
     projection: whether the shortcuts of a CIFAR ResNet are 1 × 1 convolutions.
     auxiliary: whether a segmentation network has the auxiliary head of its training.
+    frozen_norm: whether a detector's BatchNorm layers are torchvision's frozen ones, which training never changes.
     entry: of a network whose catalog entry depends on what a worker has installed; it travels with the network.
     config: of a network of transformers, what its configuration says about the network, as canonical JSON.
     program: of an exported network, the sha256 of its program, which lies beside its weights.
@@ -36,6 +37,7 @@ class Network:
     image_size: int | None = None
     projection: bool = False
     auxiliary: bool = False
+    frozen_norm: bool = False
     entry: Architecture | None = field(default=None, compare=False)
     config: str | None = None
     program: str | None = None
@@ -244,7 +246,7 @@ def without_new_defaults(document: dict[str, Any]) -> dict[str, Any]:
 
 def network_document(network: dict[str, Any]) -> dict[str, Any]:
     """Return a network's JSON without what it does not have and a worker of 0.6 knows nothing of."""
-    absent = {"entry": None, "auxiliary": False, "config": None, "program": None}
+    absent = {"entry": None, "auxiliary": False, "frozen_norm": False, "config": None, "program": None}
     return {name: value for name, value in network.items() if name not in absent or value != absent[name]}
 
 

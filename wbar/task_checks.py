@@ -1,37 +1,52 @@
-"""Whether network, dataset and options are for one task: an answer for the image, or one for every pixel of it."""
+"""Whether network, dataset and options are for one task: an answer for the image, one for every pixel of it, or boxes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from wbar.catalog import ARCHITECTURES, SEGMENTATION
-from wbar.datasets import DatasetFacts
+from wbar.catalog import ARCHITECTURES, Outputs
+from wbar.datasets import BACKGROUND, DatasetFacts, Task
 from wbar.errors import ClassesMismatch, TaskUnsupported, ValidationFailed
 from wbar.jobs import JobOptions
-from wbar.recipe import OF_MASKS, Recipe
+from wbar.recipe import AS_THEY_ARE, OF_BOXES, OF_MASKS, Recipe
 from wbar.spec import Network
 
 MOST_CLASSES = 255  # a mask has a byte for each pixel, and one value of it is void
+OUTPUTS: dict[Task, Outputs] = {"segmentation": "pixels", "detection": "boxes"}
+ANSWERS: dict[Outputs, str] = {
+    "image": "has one answer for the whole image",
+    "pixels": "has an answer for every pixel",
+    "boxes": "finds boxes",
+}
+NEEDED: dict[Outputs, str] = {
+    "image": "one with a class or labels for each image",
+    "pixels": "one with masks, as task=segmentation",
+    "boxes": "one with boxes, as task=detection",
+}
 
 
 def check_task(options: JobOptions, network: Network, facts: DatasetFacts) -> None:
     """Raise TaskUnsupported, ClassesMismatch or ValidationFailed (422) unless network, dataset and options are for one task."""
-    outputs = network.architecture.outputs
-    if facts.task == "segmentation" and outputs != "pixels":
-        names = ", ".join(name for name, one in ARCHITECTURES.items() if one.family in SEGMENTATION)
+    outputs, wanted = network.architecture.outputs, OUTPUTS.get(facts.task, "image")
+    if outputs != wanted and wanted != "image":
+        names = ", ".join(name for name, one in ARCHITECTURES.items() if one.outputs == wanted)
         raise TaskUnsupported(
-            f"the dataset is of task segmentation, and the checkpoint is a {network.name}, which has one answer for the whole "
-            f"image: segmentation takes {names}"
+            f"the dataset is of task {facts.task}, and the checkpoint is a {network.name}, which {ANSWERS[outputs]}: "
+            f"{facts.task} takes {names}"
         )
     if facts.task == "segmentation" and network.classes > MOST_CLASSES:
         raise ClassesMismatch(
             f"the checkpoint's network has {network.num_classes} outputs for each pixel, and a mask tells {MOST_CLASSES} "
             "classes apart"
         )
-    if facts.task != "segmentation" and outputs == "pixels":
+    if outputs != wanted:
         raise TaskUnsupported(
-            f"the checkpoint is a {network.name}, which has an answer for every pixel, and the dataset is of task "
-            f"{facts.task}: upload one with masks, as task=segmentation"
+            f"the checkpoint is a {network.name}, which {ANSWERS[outputs]}, and the dataset is of task {facts.task}: upload "
+            f"{NEEDED[outputs]}"
         )
-    refused = _of_images(options) if facts.task == "segmentation" else _of_masks(options.recipe)
+    if wanted == "boxes" and options.classes and options.classes[0] != BACKGROUND:
+        raise ClassesMismatch(
+            f"`classes` begins with {options.classes[0]!r}: class 0 of a detector is {BACKGROUND!r}, and the categories follow"
+        )
+    refused = {"image": _not_of_images, "pixels": _not_of_pixels, "boxes": _not_of_boxes}[wanted](options)
     problems = [{"pointer": pointer, "detail": why} for pointer, why in refused]
     if problems:
         first = problems[0]
@@ -39,9 +54,17 @@ def check_task(options: JobOptions, network: Network, facts: DatasetFacts) -> No
         raise ValidationFailed(f"{field}: {first['detail']} (the dataset is of task {facts.task})", problems)
 
 
-def _of_images(options: JobOptions) -> Iterator[tuple[str, str]]:
+def _asked(recipe: Recipe, reasons: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the options that are not at their defaults. reasons: why each of them is refused."""
+    blank = Recipe()
+    for name, why in reasons.items():
+        if getattr(recipe, name) != getattr(blank, name):
+            yield f"/recipe/{name}", f"{why}: leave it out"
+
+
+def _not_of_pixels(options: JobOptions) -> Iterator[tuple[str, str]]:
     """Yield what is asked for and has no meaning, or is not to be had, where every pixel has a class."""
-    recipe, blank = options.recipe, Recipe()
+    recipe = options.recipe
     reasons = {
         "mixup": "a mask cannot be blended with another",
         "cutmix": "boxes of other images are not pasted with their masks",
@@ -50,9 +73,7 @@ def _of_images(options: JobOptions) -> Iterator[tuple[str, str]]:
         "crop_ratio": "held-out images are used whole, at their own size",
         "interpolation": "held-out images are used whole, at their own size",
     }
-    for name, why in reasons.items():
-        if getattr(recipe, name) != getattr(blank, name):
-            yield f"/recipe/{name}", f"{why}: leave it out"
+    yield from _asked(options.recipe, reasons)
     if recipe.augment not in ("auto", "none", *OF_MASKS):
         yield (
             "/recipe/augment",
@@ -66,8 +87,51 @@ def _of_images(options: JobOptions) -> Iterator[tuple[str, str]]:
         yield "/method/select_by", "the Brier score is of one answer for the image: take loss or accuracy"
 
 
-def _of_masks(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _not_of_boxes(options: JobOptions) -> Iterator[tuple[str, str]]:
+    """Yield what is asked for and has no meaning, or is not to be had, where an image has boxes."""
+    recipe = options.recipe
+    inside = "a detector computes its losses itself"
+    reasons = {
+        "mixup": "boxes cannot be blended with others",
+        "cutmix": "boxes of other images are not pasted",
+        "distillation": "teachers are for one answer for the image",
+        "gradient_penalty": inside,
+        "label_smoothing": inside,
+        "class_weights": inside,
+        "dice": inside,
+        "compile": "the shapes inside a detector depend on its boxes",
+        "crop_ratio": "held-out images are used whole, at their own size",
+        "interpolation": "held-out images are used whole, at their own size",
+    }
+    yield from _asked(options.recipe, reasons)
+    if recipe.normalize not in ("auto", AS_THEY_ARE):
+        yield "/recipe/normalize", "a detector normalizes its images itself: leave it out"
+    if recipe.augment not in ("auto", "none", *OF_BOXES):
+        yield (
+            "/recipe/augment",
+            f"{recipe.augment!r} changes images without their boxes: take one of {', '.join(('none', *OF_BOXES))}",
+        )
+    if recipe.precision in ("bfloat16", "float16"):
+        yield (
+            "/recipe/precision",
+            f"{recipe.precision!r} would round the coordinates of boxes to whole pixels and coarser: take float32, or tf32",
+        )
+    if options.swag:
+        yield "/swag", "no mean of several networks' boxes is defined: leave it out"
+    if options.flatness:
+        yield "/flatness", "it is of one loss without draws, and a detector draws among its candidates: leave it out"
+    if options.formats:
+        yield "/formats", "a file of this format takes images of one size, and these have their own: leave it out"
+    if getattr(options.method, "select_by", "loss") != "loss":
+        yield (
+            "/method/select_by",
+            "an average precision is of many images, and a choice compares them one by one: take loss",
+        )
+
+
+def _not_of_images(options: JobOptions) -> Iterator[tuple[str, str]]:
+    recipe = options.recipe
     if recipe.dice:
         yield "/recipe/dice", "the Dice loss is of pixels: leave it out"
-    if recipe.augment in OF_MASKS:
-        yield "/recipe/augment", f"{recipe.augment!r} is of images with masks: leave it out"
+    if recipe.augment in OF_BOXES:
+        yield "/recipe/augment", f"{recipe.augment!r} is of images with masks or boxes: leave it out"

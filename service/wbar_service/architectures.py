@@ -38,7 +38,7 @@ class ArchitectureEntry(BaseModel):
         "configuration; the one that is uploaded decides."
     )
     outputs: Outputs = Field(
-        description="Whether it has one answer for the image, or one for every pixel (segmentation)."
+        description="What it answers with: one answer for the image, one for every pixel (segmentation), or boxes (detection)."
     )
 
 

@@ -19,6 +19,8 @@ def test_the_smallest_image_passes_in_training_mode(name: str) -> None:
     image_size = architecture.size if name.startswith("vit_") else None
     model = build(Network(name, 7, image_size=image_size)).to_empty(device="meta").train()
     side = architecture.size if architecture.fixed_size else architecture.min_size
+    if architecture.outputs == "boxes":  # which numbers decide the shapes of: see the test of every architecture
+        return
     outputs = model(torch.empty(2, 3, side, side, device="meta"))
     if architecture.outputs == "pixels":
         assert {key: one.shape for key, one in outputs.items()} == {"out": (2, 7, side, side)}

@@ -24,6 +24,7 @@ from wbar.recipe import Normalization, Optimizer, Recipe
 from wbar.spec import JobSpec, Network, StoredDataset, StoredWeights
 from wbar_averaging import write_safetensors
 from wbar_training.networks.architectures import CIFAR, build, initialized, load, shapes_of
+from wbar_training.networks.detectors import loss_of
 from wbar_training.networks.fresh_layers import prepared
 from wbar_training.networks.recognition import detect
 from wbar_training.optim import make_optimizer
@@ -36,19 +37,22 @@ CLASSES = 3
 MOST = 100 * 10**6  # bytes of weights that are made in memory
 QUICK = {
     "resnet20", "preresnet110", "mnasnet0_5", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1",
-    "efficientnet_b0", "regnet_y_400mf", "googlenet", "resnet18", "vgg11_bn", "vit_b_32",
+    "efficientnet_b0", "regnet_y_400mf", "googlenet", "resnet18", "vgg11_bn", "vit_b_32", "ssdlite320_mobilenet_v3_large",
+    "retinanet_resnet50_fpn",
 }  # fmt: skip
 PREFIXES = ("", "module.", "net.")
+SAID = {"fasterrcnn_mobilenet_v3_large_fpn"}  # whose tensors are another's, too
 
 # Written out, since building every network to count its numbers would make each collection of tests wait.
 LARGE = [
     "alexnet", "convnext_base", "convnext_large", "convnext_small", "convnext_tiny", "deeplabv3_resnet101",
     "deeplabv3_resnet50", "densenet161", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_l",
-    "efficientnet_v2_m", "fcn_resnet101", "fcn_resnet50", "maxvit_t", "regnet_x_16gf", "regnet_x_32gf", "regnet_x_8gf",
-    "regnet_y_128gf", "regnet_y_16gf", "regnet_y_32gf", "regnet_y_8gf", "resnet101", "resnet152", "resnext101_32x8d",
-    "resnext101_64x4d", "swin_b", "swin_s", "swin_t", "swin_v2_b", "swin_v2_s", "swin_v2_t", "vgg11", "vgg11_bn", "vgg13",
-    "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32",
-    "wide_resnet101_2", "wide_resnet28_10", "wide_resnet50_2",
+    "efficientnet_v2_m", "fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fcn_resnet101", "fcn_resnet50",
+    "fcos_resnet50_fpn", "maxvit_t", "regnet_x_16gf", "regnet_x_32gf", "regnet_x_8gf", "regnet_y_128gf", "regnet_y_16gf",
+    "regnet_y_32gf", "regnet_y_8gf", "resnet101", "resnet152", "resnext101_32x8d", "resnext101_64x4d",
+    "retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "swin_b", "swin_s", "swin_t", "swin_v2_b", "swin_v2_s", "swin_v2_t",
+    "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_16", "vit_b_32", "vit_h_14",
+    "vit_l_16", "vit_l_32", "wide_resnet101_2", "wide_resnet28_10", "wide_resnet50_2",
 ]  # fmt: skip
 SMALL = [name for name in ARCHITECTURES if name not in LARGE]
 
@@ -62,6 +66,8 @@ def of_the_user(name: str) -> nn.Module:
     if ARCHITECTURES[name].library == "wbar":
         return initialized(Network(name, CLASSES))
     options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    if ARCHITECTURES[name].outputs == "boxes":
+        options = {"weights_backbone": None}
     if ARCHITECTURES[name].outputs == "pixels":
         options = {"weights_backbone": None} | ({"aux_loss": True} if "lraspp" not in name else {})
     module: nn.Module = models.get_model(name, weights=None, num_classes=CLASSES, **options)
@@ -78,7 +84,8 @@ def upload(name: str, workspace: Workspace) -> tuple[ValidCheckpoint, set[str]]:
     state = {prefix_of(name) + key: tensor for key, tensor in of_the_user(name).state_dict().items()}
     path = workspace.scratch / "upload.safetensors"
     write_safetensors(path, state, {})
-    return validate(path, None, None, workspace.input("start")), set(state)
+    said = name if name in SAID else None
+    return validate(path, said, None, workspace.input("start")), set(state)
 
 
 def behind(prefix: str, module: nn.Module) -> nn.Module:
@@ -109,7 +116,15 @@ def trained_one_step(network: Network, start: dict[str, Tensor], recipe: Recipe)
     for group in optimizer.param_groups:
         group["lr"] = 0.01
     assert isinstance(recipe.image_size, tuple)
-    outputs = model(torch.randn(2, 3, *recipe.image_size))
+    images = torch.randn(2, 3, *recipe.image_size)
+    if network.architecture.outputs == "boxes":
+        box = {"boxes": torch.tensor([[2.0, 3.0, 20.0, 24.0]]), "labels": torch.tensor([1])}
+        loss_of(
+            model, images, [box, {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}]
+        ).backward()
+        optimizer.step()
+        return model
+    outputs = model(images)
     if isinstance(outputs, dict):  # of segmentation
         outputs = sum(one.mean(dim=(2, 3)) for one in outputs.values())
     F.cross_entropy(outputs, torch.tensor([0, 1])).backward()

@@ -21,8 +21,9 @@ def test_the_table_of_signatures_is_true() -> None:
 
 
 def test_no_two_networks_of_the_catalog_have_the_same_tensors() -> None:
-    """Else `detect` would take the first of them."""
-    seen = Counter(tuple(sorted(shapes_of(Network(name, 10)).items())) for name in names())
+    """Else `detect` would take the first of them, which must say so."""
+    said = {relative.removeprefix("torchvision's ") for others in NEAR_RELATIVES.values() for relative in others}
+    seen = Counter(tuple(sorted(shapes_of(Network(name, 10)).items())) for name in names() if name not in said)
     assert max(seen.values()) == 1
 
 

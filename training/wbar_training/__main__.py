@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import ValidationError
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from wbar.datasets import VOID_LABEL
+from wbar.datasets import VOID_LABEL, Task
 from wbar.errors import ValidationFailed, WbarError
 from wbar.jobs import JobOptions, MetricsPoint, Progress
 from wbar.results import Score
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--architecture", help="catalog name; default: detected from the tensors")
     tasks = parser.add_mutually_exclusive_group()
     tasks.add_argument(
-        "--task", default="classification", choices=("classification", "multilabel", "segmentation"),
+        "--task", default="classification", choices=get_args(Task),
         help="what the dataset's labels are",
     )  # fmt: skip
     tasks.add_argument(

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from wbar.method import AutoMethod, SelectBy
-from wbar.results import Comparisons, CurvePoint, Delivered, JobResult, Score, Selection
+from wbar.results import Comparisons, CurvePoint, Delivered, JobResult, Score, Selection, mean_score
 from wbar_averaging import Epoch
 from wbar_training import decisions
 from wbar_training.analysis import attempted, bayesian_score, measure_flatness
@@ -67,14 +67,16 @@ def conclude(
     delivered = _write_start(setup, results) if delivers_start else of_mean
     ensemble, beside = _ensemble(setup, results, snapshots), _control(reporter, control) if control else None
     on_sets = {name: read(scores) for name, scores in results.on_sets.items()}
-    on_sets |= {"averaged": averaged.sets, "ensemble": ensemble.sets}
-    on_sets |= {name: one.sets for name, one in (("swag", swag), ("control", beside)) if one is not None}
+    on_sets |= {"averaged": averaged.sets}
+    others = (("ensemble", ensemble), ("swag", swag), ("control", beside))
+    on_sets |= {name: one.sets for name, one in others if one is not None}
     metrics = Comparisons(
         start=_score(results.start),
         start_recomputed=_score(results.start_recomputed),
         last=_score(results.snapshots[-1]),
         averaged=averaged.report,
-        ensemble=ensemble.report,
+        ensemble=ensemble and ensemble.report,
+        snapshots=None if ensemble else mean_score([_score(one) for one in results.snapshots]),
         swag=swag and swag.report,
         control=beside and beside.report,
     )
@@ -83,10 +85,7 @@ def conclude(
         weights=weights_file(delivered.safetensors),
         formats=further.offered,
         metrics=metrics,
-        curve=[
-            CurvePoint(n=n, accuracy=p["accuracy"], loss=p["loss"], mean_iou=p.get("mean_iou"))
-            for n, p in enumerate(results.averaged, start=1)
-        ],
+        curve=[CurvePoint.of(n, _score(p)) for n, p in enumerate(results.averaged, start=1)],
         verdict=verdict(outputs.report.losses, _start_losses(results)),
         finished_early=results.stopped_at is not None,
         back_offs=results.back_offs,
@@ -148,7 +147,9 @@ def _write_start(setup: Setup, results: Results) -> WeightsFiles:
     return setup.writer.write_result(tensors, 0, _score(results.start).temperature, "start")
 
 
-def _ensemble(setup: Setup, results: Results, snapshots: Sequence[Path]) -> Scores:
+def _ensemble(setup: Setup, results: Results, snapshots: Sequence[Path]) -> Scores | None:
+    if not setup.data.task.has_ensemble:
+        return None
     # The points of the curve are the ensemble's members: the start too, if it is included.
     members, selection = len(results.averaged), results.selection_probabilities
     if results.probabilities is None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +61,7 @@ def predict(
     model: nn.Module,
     parts: Sequence[slice],
     batch_of: Callable[[slice, int], Batch],
-    outputs_of: Callable[[Any, Tensor], Outputs],
+    answered: Callable[[nn.Module, Batch], Outputs],
     autocast: torch.dtype | None,
     tick: Callable[[int], None],
 ) -> Outputs:
@@ -70,7 +69,7 @@ def predict(
 
     parts: the batches, as slices of the images.
     batch_of: makes the batch of a slice, which has the given number (from 0).
-    outputs_of: what is kept of the network's outputs on a batch with these labels.
+    answered: what is kept of the network on a batch.
     autocast: the dtype of convolutions and products; None: float32.
     tick: called after every batch with its number of images.
     """
@@ -82,8 +81,7 @@ def predict(
     for index, part in batches[ranks.share(len(batches))]:
         batch = batch_of(part, index)
         with torch.autocast(batch.inputs.device.type, dtype=autocast, enabled=autocast is not None):
-            outputs = model(batch.inputs)
-        kept.append(outputs_of(outputs, batch.labels))
+            kept.append(answered(model, batch))
         tick(len(batch.inputs))
     ranks.settle(parts[-1].stop, sum(len(one.losses) for one in kept), tick)
     model.train(was_training)

@@ -100,7 +100,7 @@ class Evaluator:
             model,
             split.parts(),
             lambda part, _: split.batch(part, self.data.prepare),
-            self.task.outputs,
+            self.task.answered,
             self.plan.autocast,
             lambda images: self.tick("evaluate", images),
         )
@@ -164,7 +164,7 @@ class Evaluator:
             model,
             self.data.feed.parts(len(drawn)),
             lambda part, index: self.data.feed.batch(Request(drawn[part], "train-score", index)),
-            self.task.outputs,
+            self.task.answered,
             self.plan.autocast,
             lambda seen: self.tick("evaluate", seen),
         )
@@ -254,7 +254,7 @@ class Evaluator:
             torch.manual_seed(key(self.plan.seed, "batchnorm-forward", index))  # for the draws of the network itself
             autocast = self.plan.autocast
             with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
-                module(inputs)
+                self.task.forward(module, inputs)
             self.tick("batchnorm", len(images_of_batch))
 
         drawn = permutation(len(self.data.train), self.plan.seed, "batchnorm")[:images]

@@ -55,7 +55,7 @@ class StartLosses:
         if not self.unfamiliar:
             return None
         nearest = "scale_crop_flip" if augment in OF_MASKS else "resized_crop" if augment in RESIZED else "pad_crop"
-        milder = {nearest, "none"} - {augment}
+        milder = {"none"} if augment == "flip" else {nearest, "none"} - {augment}
         others = " or ".join(repr(one) for one in sorted(milder, reverse=True))
         mirrored = ", which mirrors images" if augment in FLIPS else ""
         return (

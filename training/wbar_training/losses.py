@@ -10,7 +10,7 @@ all tasks; the losses themselves are the tasks' (`wbar_training.tasks`).
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,9 @@ class Loss(ABC):
     classes: outputs of the network.
     counts: (classes,) how often each class is in the training images, for `balanced`.
     """
+
+    # Whether a step can be one CUDA graph: no shape in it depends on the labels.
+    graphable: ClassVar[bool] = True
 
     def __init__(self, recipe: Recipe, classes: int, counts: Tensor | None, device: torch.device) -> None:
         self.smoothing, self.penalty = recipe.label_smoothing, recipe.gradient_penalty

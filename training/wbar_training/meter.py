@@ -129,7 +129,7 @@ class Meter:
             lr=position.lr,
             loss=mean,
             pull_loss=pull_loss(distance, step.pull),
-            accuracy=accuracy,
+            accuracy=None if math.isnan(accuracy) else accuracy,
             grad_norm=None if overflowed else norm,
             distance_to_mean=distance,
             images_per_second=self.images_per_second,

@@ -4,6 +4,7 @@ The weights' own header says how they are used: nothing else is read, and no ser
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
+from torch import Tensor
 
 from wbar.spec import Network
 from wbar_training.losses import class_logits
 from wbar_training.networks.architectures import load
+from wbar_training.networks.detectors import found_by
 from wbar_training.networks.programs import in_metadata, learn
 from wbar_training.networks.recognition import identify
 from wbar_training.uploads.checkpoint_files import common_prefix
@@ -43,15 +46,19 @@ class AveragedModel:
         self._module = load(network, tensors)[0].eval()
         self.classes: list[str] = json.loads(header["wbar.classes"])
         self._size: list[int] = json.loads(header["wbar.image_size"])
-        self._any_size = header.get("wbar.resize") == "none"  # of segmentation
+        self._any_size = header.get("wbar.resize") == "none"  # of segmentation and detection
+        self._finds_boxes = network.architecture.outputs == "boxes"
         normalize = json.loads(header["wbar.normalize"])
         self._mean, self._std = (torch.tensor(normalize[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
 
     def predict(self, images: NDArray[np.floating[Any]], params: Any = None) -> NDArray[np.float32]:  # noqa: ARG002
         """Return the classes' logits, float32: (N, classes), or (N, classes, height, width) of segmentation.
 
+        Of detection it returns (N, most, 6): of each box its class, its score and its corners (left, top, right, bottom) in
+        pixels, the surest first; rows that only fill up have the class −1.
+
         images: (N, channels, height, width), pixels in [0, 1], in the size that the weights were trained for; of segmentation
-            in any.
+            and detection in any.
         params: MLflow passes them; there are none. Raises ValueError for another shape.
         """
         wanted = self._size[:1] if self._any_size else self._size
@@ -60,9 +67,20 @@ class AveragedModel:
             raise ValueError(f"images of {list(images.shape)}, and the network takes [N, {sides}")
         pixels = torch.from_numpy(np.ascontiguousarray(images, np.float32))
         with torch.inference_mode():
+            if self._finds_boxes:
+                return _boxes(found_by(self._module, pixels))
             outputs = self._module((pixels - self._mean) / self._std)
             logits: NDArray[np.float32] = class_logits(outputs["out"] if isinstance(outputs, dict) else outputs).numpy()
         return logits
+
+
+def _boxes(found: Sequence[Mapping[str, Tensor]]) -> NDArray[np.float32]:
+    filled = np.zeros((len(found), max((len(one["scores"]) for one in found), default=0), 6), np.float32)
+    filled[..., 0] = -1
+    for rows, one in zip(filled, found, strict=True):
+        own = torch.cat([one["labels"][:, None].float(), one["scores"][:, None], one["boxes"]], dim=1)
+        rows[: len(own)] = own[one["scores"].argsort(descending=True, stable=True)].numpy()
+    return filled
 
 
 def _load_pyfunc(path: str) -> AveragedModel:

@@ -44,7 +44,7 @@ class ResultWriter:
             "wbar.classes": canonical(output_names),
             "wbar.image_size": canonical([spec.network.channels, *plan.image_size]),
             # How images of other sizes come to this one: both sides, or the short side to more of it and then the centre.
-            # Segmentation takes images at their own size: there is nothing to resize.
+            # Segmentation and detection take images at their own size: there is nothing to resize.
             "wbar.resize": _resize(spec, plan),
             **_fit(plan),
             "wbar.start_sha256": spec.start.sha256,
@@ -126,7 +126,7 @@ class ResultWriter:
 
 
 def _resize(spec: JobSpec, plan: Plan) -> str:
-    if spec.network.architecture.outputs == "pixels":
+    if spec.network.architecture.outputs != "image":
         return "none"
     return "centre" if plan.augment in RESIZED else "both"
 

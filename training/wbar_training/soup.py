@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wbar.jobs import Progress, StepPhase
 from wbar.method import Soup
-from wbar.results import Comparisons, CurvePoint, JobResult, Score, Selection
+from wbar.results import Comparisons, CurvePoint, JobResult, Score, Selection, mean_score
 from wbar.spec import JobSpec, StoredWeights
 from wbar_averaging import ModelStock, RunningMean
 from wbar_training import normalization_probe
@@ -122,7 +122,8 @@ class SoupJob:
                 start_recomputed=start.recomputed.report,
                 last=last.report,
                 averaged=averaged.report,
-                ensemble=ensemble.report,
+                ensemble=ensemble and ensemble.report,
+                snapshots=None if ensemble else self._mean_of(mixture.ingredients),
             ),
             evaluation=evaluated_sets(
                 self.data,
@@ -131,7 +132,7 @@ class SoupJob:
                     "start_recomputed": start.recomputed.sets,
                     "last": last.sets,
                     "averaged": averaged.sets,
-                    "ensemble": ensemble.sets,
+                    **({"ensemble": ensemble.sets} if ensemble else {}),
                 },
             ),
             curve=mixture.curve,
@@ -192,8 +193,13 @@ class SoupJob:
         self.evaluator.where = "of the mean"
         return Ingredient(weights, weight, outputs, (outputs.selection or outputs.report).losses.mean().item())
 
-    def _ensemble(self, ingredients: list[Ingredient]) -> Scores:
-        """Score the mean of the members' outputs, weighted as their weights are."""
+    def _mean_of(self, ingredients: list[Ingredient]) -> Score:
+        return mean_score([self.evaluator.score(one.outputs.report) for one in ingredients])
+
+    def _ensemble(self, ingredients: list[Ingredient]) -> Scores | None:
+        """Score the mean of the members' outputs, weighted as their weights are; None where the task has none."""
+        if not self.data.task.has_ensemble:
+            return None
         if not self.data.task.averages_answers:
             together = [Member(one.weight, partial(self._tensors, one.weights)) for one in ingredients]
             return self.evaluator.scores(ensemble_outputs(self.setup, together))
@@ -220,7 +226,7 @@ class SoupJob:
 
     def _point(self, n: int, score_of_mean: Score) -> CurvePoint:
         self.reporter.averaged(n, score_of_mean)
-        return CurvePoint(n=n, **score_of_mean.model_dump(include={"accuracy", "loss", "mean_iou"}))
+        return CurvePoint.of(n, score_of_mean)
 
     def _evaluated(self, phase: StepPhase, images: int) -> None:
         self._images += images

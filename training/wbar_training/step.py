@@ -53,7 +53,7 @@ class Stepper:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.recipe.precision == "float16")
         # With several ranks, gradients of others come in between.
-        graphs = device.type == "cuda" and self.ranks.size == 1
+        graphs = device.type == "cuda" and self.ranks.size == 1 and loss.graphable
         self._graphed = GraphedBackward(self._backward, self.parameters) if graphs else None
         self.renew()
 

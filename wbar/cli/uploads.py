@@ -105,6 +105,7 @@ class DatasetTask(StrEnum):
     classification = "classification"
     multilabel = "multilabel"
     segmentation = "segmentation"
+    detection = "detection"
 
 
 @datasets_app.command("add")
@@ -120,7 +121,8 @@ def add_dataset(
         int | None, typer.Option(help="Keep this many training images (built-in sets).")
     ] = None,
     task: Annotated[
-        DatasetTask, typer.Option(help="What the labels are: folders' names, those of labels.csv, or masks.")
+        DatasetTask,
+        typer.Option(help="What the labels are: folders' names, those of labels.csv, masks, or COCO's boxes."),
     ] = DatasetTask.classification,
     multilabel: Annotated[bool, typer.Option(help="The same as --task multilabel.")] = False,
     void_label: Annotated[
@@ -130,8 +132,8 @@ def add_dataset(
     """Add a dataset, wait until it was read, print its id."""
     if ":" not in source and not Path(source).exists():
         raise typer.BadParameter(f"{source!r} is no file or folder and no builtin:, file:// or s3:// source")
-    if multilabel and task is DatasetTask.segmentation:
-        raise typer.BadParameter("--multilabel and --task segmentation are two tasks: give one of them")
+    if multilabel and task in (DatasetTask.segmentation, DatasetTask.detection):
+        raise typer.BadParameter(f"--multilabel and --task {task.value} are two tasks: give one of them")
     with connected() as client, transfer() as bar:
         named = source.startswith(("builtin:", "file:", "s3:"))
         made = client.datasets.create(

@@ -30,6 +30,7 @@ TRAINING = (
     "epoch",
     "cycle",
 )
+OF_BOXES = ("ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # of detection, whose accuracy is AP
 SCORES = ("accuracy", "loss", "ece", "map", "mean_iou", "nll_calibrated", "temperature")
 
 Place = tuple[str, int]  # a tag and a step
@@ -131,7 +132,9 @@ def _trained(point: MetricsPoint, at: float) -> list[Sample]:
 
 
 def _scored(group: str, step: int, score: dict[str, Any], at: float) -> list[Sample]:
-    return [Sample(f"{group}/{name}", step, float(score[name]), at) for name in SCORES if score.get(name) is not None]
+    boxes = score.get("boxes") or {}
+    values = {name: score.get(name) for name in SCORES} | {name: boxes.get(name) for name in OF_BOXES}
+    return [Sample(f"{group}/{name}", step, float(value), at) for name, value in values.items() if value is not None]
 
 
 def seconds_of(written: str) -> float:

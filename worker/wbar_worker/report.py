@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wbar.jobs import MetricsPoint
 from wbar.results import CALIBRATED, VERDICTS, AlphaLine, Comparisons, Flatness, JobResult
 from wbar.spec import JobSpec
+from wbar_worker import report_boxes as boxes
 from wbar_worker import report_masks as masks
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ class ReportPage:
         yield f"<p class='verdict'>Verdict: {result.verdict} – {VERDICTS[result.verdict]}.</p>"
         yield _comparisons(result, result.metrics, f"on {result.held_out.report} held-out images")
         yield (
-            masks.NOTE
+            boxes.NOTE
+            if boxes.has_boxes(result)
+            else masks.NOTE
             if masks.has_masks(result)
             else (
                 "<p class='note'>Bold: the weights that a download gives. Loss: the mean negative log-likelihood of the right "
@@ -84,6 +87,8 @@ class ReportPage:
             yield _comparisons(result, one.metrics, f"{name}, {one.images:,} images")
         if masks.has_masks(result):
             yield from masks.sections(result, self.picture)
+        if boxes.has_boxes(result):
+            yield from boxes.sections(result, self.picture)
         yield from _curve(result)
         if result.interpolation is not None:
             yield from _line(result.interpolation)
@@ -101,6 +106,8 @@ class ReportPage:
 def _comparisons(result: JobResult, metrics: Comparisons, images: str) -> str:
     if masks.has_masks(result):
         return masks.comparisons(result, metrics, images)
+    if boxes.has_boxes(result):
+        return boxes.comparisons(result, metrics, images)
     rows = "".join(
         f"<tr{' class=delivered' if name == result.delivered else ''}><td>{Comparisons.label(name)}"
         f"{' <span class=tag>download</span>' if name == result.delivered else ''}</td>"

@@ -12,6 +12,10 @@ TERMS: Mapping[str, str] = {
     "loss": "How little probability the right class was given: the mean negative log-likelihood (NLL), in nats. Lower is "
     "better; confident mistakes cost most.",
     "mean_iou": "Of masks: the pixels that both call a class over those that either does, as a mean over classes. 1 is best.",
+    "ap": "Of boxes: COCO's average precision, the mean over how closely a box must fit and over classes. 1 is best.",
+    "ap50": "The same where half of both boxes' area in common is close enough.",
+    "box_loss": "The network's own loss on held-out images: how far its boxes and classes are from the labelled ones. Lower is "
+    "better.",
     "ece": "Expected calibration error: how far the stated confidence is from the share that was right. 0 is best.",
     "verdict": "Whether the average beat the start: better or worse where their losses on the same held-out images differ by "
     "more than two standard errors, else there is no clear difference.",
@@ -31,6 +35,7 @@ ROWS: Mapping[str, str] = {
     "last": "the weights at the end of the training, not averaged",
     "averaged": "one network of the same size, the mean of weights along the training",
     "ensemble": "the mean of all snapshots' outputs, at as many times the cost: what the average comes close to",
+    "snapshots": "what one snapshot has by itself, as a mean over all: of boxes no mean of networks' outputs is defined",
     "swag": "the mean of outputs of networks drawn around the snapshots",
     "control": "a plain fine-tune of the same length, not averaged: what averaging is to beat",
 }

@@ -132,6 +132,7 @@ class ComparisonRow:
     loss: float
     ece: float | None
     mean_iou: float | None
+    ap50: float | None
     accuracy_gain: float | None
     loss_gain: float | None
     delivered: bool
@@ -143,6 +144,7 @@ def comparisons_of(result: JobResult) -> list[ComparisonRow]:
     return [
         ComparisonRow(
             name, Comparisons.label(name), score.accuracy, score.loss, score.ece, score.mean_iou,
+            None if score.boxes is None else score.boxes.ap50,
             None if name == "start" else score.accuracy - start.accuracy,
             None if name == "start" else start.loss - score.loss,
             name == result.delivered,

@@ -33,7 +33,6 @@ router = APIRouter(
     prefix="/v1/datasets", tags=["datasets"], route_class=AuthenticatedRoute, responses=responses(401, 403, 429, 503)
 )
 
-TASKS = ("classification", "multilabel", "segmentation")  # of those that the contract names
 SOURCE_BYTES = 64 * 1024
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
@@ -66,7 +65,7 @@ async def create_dataset(
     store: StoreOf,
     tenant: TenantOf,
     name: Annotated[str | None, Query(max_length=256, json_schema_extra={"pattern": NAME_PATTERN})] = None,
-    task: Annotated[Task, Query(json_schema_extra={"enum": [*TASKS]})] = "classification",
+    task: Annotated[Task, Query()] = "classification",
     void_label: Annotated[
         int,
         Query(
@@ -92,14 +91,16 @@ async def create_dataset(
     line: a mask has the name and the size of its image, is grey or has a palette, and its values are labels. The labels
     other than `void_label`, in their order from 0, are the lines of `classes.txt`.
 
+    With `task=detection` it is `train/images/…` and `train/annotations.json`, the same for `val/`, or COCO's own
+    `train2017/…` and `annotations/instances_train2017.json`: COCO's JSON with `images`, `categories` and `annotations` of
+    `bbox` [x, y, width, height] in pixels. The classes are `background` and the categories in the order of their ids. Crowds
+    (`iscrowd`) are not trained on, and count neither for nor against; images without annotations are background. Pascal VOC's
+    XML, `train/annotations/a.xml` for each image, is read as well, its classes by name.
+
     An archive's content type may also be `application/zip` or `application/x-tar`: the content decides.
 
     Without `val/` a stratified 20 % of `train/` is held out. Every image is decoded before `status` becomes `ready`.
     """
-    if task not in TASKS:
-        raise TaskUnsupported(
-            f"task={task} comes later; this version takes {' and '.join(f'task={one}' for one in TASKS)}"
-        )
     shown_name(name, None, "")  # before the upload
     if task != "segmentation" and void_label != VOID_LABEL:
         raise ValidationFailed(

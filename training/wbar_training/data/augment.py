@@ -17,7 +17,7 @@ from wbar_training.data import colour, crops
 from wbar_training.draws import generator
 from wbar_training.to_device import to_device
 
-FLIPS = ("pad_crop_flip", "resized_crop_flip", "imagenet", "rand_augment", "trivial_augment")
+FLIPS = ("flip", "pad_crop_flip", "resized_crop_flip", "imagenet", "rand_augment", "trivial_augment")
 RESIZED = ("resized_crop", "resized_crop_flip", "imagenet")
 POLICIES = ("rand_augment", "trivial_augment")
 

@@ -219,7 +219,7 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         cropped = fill[:, None, None].expand(-1, *self.size).clone()
         labels = torch.full(self.size, VOID, dtype=torch.uint8)
         spans = [
-            _span(length, wanted, at) for length, wanted, at in zip(mask.shape, self.size, place.tolist(), strict=True)
+            span(length, wanted, at) for length, wanted, at in zip(mask.shape, self.size, place.tolist(), strict=True)
         ]
         (rows_to, rows), (columns_to, columns) = spans
         cropped[:, rows_to, columns_to] = image[:, rows, columns]
@@ -227,7 +227,7 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         return cropped, labels
 
 
-def _span(length: int, wanted: int, place: float) -> tuple[slice, slice]:
+def span(length: int, wanted: int, place: float) -> tuple[slice, slice]:
     """Return the pixels of the crop, and those of the image that come to them, along one axis."""
     room = abs(length - wanted)
     begin = min(int(place * (room + 1)), room)

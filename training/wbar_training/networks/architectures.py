@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from wbar.spec import Network
-from wbar_training.networks import timm_models, transformers_models
+from wbar_training.networks import detectors, timm_models, transformers_models
 from wbar_training.networks.cifar import CifarPreResNet, CifarResNet, CifarVGG, CifarWideResNet
 from wbar_training.networks.exported import ExportedNetwork
 from wbar_training.networks.meta_device import OnMeta
@@ -51,7 +51,7 @@ class PlainMNASNet(models.MNASNet):  # type: ignore[misc]  # torchvision has no 
 
 def names() -> list[str]:
     """Return every name that `build` takes."""
-    return sorted([*CIFAR, *models.list_models(module=models), *SEGMENTATION])
+    return sorted([*CIFAR, *models.list_models(module=models), *SEGMENTATION, *detectors.DETECTION])
 
 
 def build(network: Network, drop_path: float | None = None) -> nn.Module:
@@ -83,6 +83,8 @@ def initialized(network: Network, drop_path: float | None = None) -> nn.Module:
 def _torchvision(network: Network) -> nn.Module:
     if network.name in MNASNET_WIDTHS:
         return PlainMNASNet(MNASNET_WIDTHS[network.name], num_classes=network.num_classes)
+    if network.name in detectors.DETECTION:
+        return detectors.made(network.name, network.num_classes, network.frozen_norm)
     kwargs: dict[str, Any] = {"num_classes": network.num_classes}
     if network.name in SEGMENTATION:
         kwargs |= {"weights_backbone": None} | ({"aux_loss": True} if network.auxiliary else {})

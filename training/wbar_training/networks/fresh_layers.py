@@ -94,7 +94,10 @@ def _initialize(model: nn.Module, network: Network, fresh: set[str], recipe: Rec
             whole = f"{path}.{name}" if path else name
             if whole not in fresh:
                 continue
-            if parameter.dim() > 1 and (drawn or name == "in_proj_weight"):
+            if network.architecture.outputs == "boxes":
+                # Its bias says how rare boxes are: from 0 the first losses would be far too high (Lin et al. 2017, 4.1).
+                parameter.data.copy_(initial[whole])
+            elif parameter.dim() > 1 and (drawn or name == "in_proj_weight"):
                 _draw(parameter.data, recipe.init, seed, whole)
             elif name == "bias":
                 parameter.data.zero_()

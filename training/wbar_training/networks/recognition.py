@@ -17,6 +17,7 @@ from wbar.spec import Network
 from wbar_averaging.quoting import quoted
 from wbar_training.networks import timm_models, timm_recognition, timm_table
 from wbar_training.networks.architectures import CIFAR, SEGMENTATION, build, names, shapes_of
+from wbar_training.networks.detectors import DETECTION, FROZEN
 from wbar_training.networks.differences import COUNTER, Difference, Shapes, compare, names_digest
 
 # Published networks with all tensor names and shapes of ours and other outputs. From a comparison with every model of
@@ -28,6 +29,8 @@ NEAR_RELATIVES: dict[str, tuple[str, ...]] = {
     # Another normalization of the input inside the network; torchvision's pretrained weights belong to it.
     "googlenet": ("torchvision's googlenet with transform_input=True",),
     "inception_v3": ("torchvision's inception_v3 with transform_input=True",),
+    # The same tensors, and images of another size inside.
+    "fasterrcnn_mobilenet_v3_large_320_fpn": ("torchvision's fasterrcnn_mobilenet_v3_large_fpn",),
     # ReLU in place of ReLU6.
     "mobilenet_v2": ("torchvision's quantization.mobilenet_v2",),
 }
@@ -159,6 +162,10 @@ def _read_off(name: str, shapes: Shapes, num_classes: int | None) -> Network:
     heads = [shapes[key] for key in plain if plain[key] != wider[key] and key in shapes and shapes[key]]
     stem = shapes.get(next((key for key, shape in plain.items() if len(shape) == 4), ""), ())
     channels = stem[1] if len(stem) == 4 else 3
+    if name in DETECTION:
+        # A head has outputs for each anchor, and a detector takes colours alone.
+        frozen = name in FROZEN and not any(key.endswith(COUNTER) for key in shapes)
+        return Network(name, num_classes or _classes_of_anchors(plain, wider, shapes), frozen_norm=frozen)
     return Network(
         name,
         num_classes=num_classes or (heads[0][0] if heads else 10),
@@ -167,6 +174,15 @@ def _read_off(name: str, shapes: Shapes, num_classes: int | None) -> Network:
         auxiliary=name in SEGMENTATION and "lraspp" not in name and AUXILIARY_HEAD in shapes,
         projection=name in CIFAR and "layer2.0.downsample.0.weight" in shapes and name.startswith("resnet"),
     )
+
+
+def _classes_of_anchors(plain: Shapes, wider: Shapes, shapes: Shapes) -> int:
+    """Return the classes of a detector whose head has these shapes. plain, wider: the shapes with 10 and 11 classes."""
+    head = next((key for key in plain if plain[key] != wider[key] and shapes.get(key)), None)
+    if head is None:
+        return 10
+    anchors = wider[head][0] - plain[head][0]
+    return max(2, shapes[head][0] // anchors)
 
 
 def _image_size(name: str, shapes: Shapes) -> int | None:

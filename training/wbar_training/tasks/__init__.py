@@ -1,1 +1,1 @@
-"""The meanings of a dataset's labels: a class, several labels, a class for every pixel."""
+"""The meanings of a dataset's labels: a class, several labels, a class for every pixel, boxes."""

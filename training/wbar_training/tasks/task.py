@@ -51,6 +51,8 @@ class Task(ABC):
     # Whether the ensemble's answers are the mean of the members' answers. Else the members' probabilities are too many to
     # keep for all images: the members are run again, side by side.
     averages_answers: ClassVar[bool] = True
+    # Whether an ensemble of outputs is defined at all.
+    has_ensemble: ClassVar[bool] = True
     # Whether another order of the classes may explain a start near chance.
     tells_order: ClassVar[bool] = False
 
@@ -94,6 +96,14 @@ class Task(ABC):
     @abstractmethod
     def outputs(self, outputs: Any, labels: Tensor) -> Outputs:
         """Return what is kept of a network's outputs on one batch, in eval mode, on the CPU."""
+
+    def forward(self, model: nn.Module, inputs: Tensor) -> Any:
+        """Return a network's outputs on one batch, in eval mode."""
+        return model(inputs)
+
+    def answered(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Return what is kept of a network on one batch, in eval mode, on the CPU."""
+        return self.outputs(self.forward(model, batch.inputs), batch.labels)
 
     def probabilities(self, outputs: Any) -> Tensor:
         """Return a batch's probabilities on the CPU, for an ensemble whose members are run side by side."""

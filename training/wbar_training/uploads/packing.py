@@ -4,10 +4,10 @@ from functools import partial
 from pathlib import Path
 
 from wbar.datasets import VOID_LABEL, Task
-from wbar.errors import TaskUnsupported
 from wbar_training.data.packed import Packed
 from wbar_training.uploads import dataset_archives
 from wbar_training.uploads.archives import archive_members, folder_members
+from wbar_training.uploads.box_archives import pack_boxes
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.mask_archives import pack_masks
 
@@ -17,10 +17,10 @@ def pack(source: Path, out: Path, limits: UploadLimits, task: Task, void_label: 
 
     void_label: of segmentation, the value of pixels that belong to no class.
     """
+    members = folder_members if source.is_dir() else archive_members
     if task == "segmentation":
-        members = folder_members if source.is_dir() else archive_members
         return pack_masks(partial(members, source, limits), out, limits, void_label)
-    if task not in ("classification", "multilabel"):
-        raise TaskUnsupported(f"datasets of task {task} cannot be packed")
+    if task == "detection":
+        return pack_boxes(partial(members, source, limits), out, limits)
     pack_images = dataset_archives.pack_folder if source.is_dir() else dataset_archives.pack_archive
     return pack_images(source, out, limits, task == "multilabel")

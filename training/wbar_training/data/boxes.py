@@ -1,0 +1,253 @@
+"""Images with boxes: read with them, fitted into one size, scaled, cropped and mirrored together.
+
+    fit       by min(H/h, W/w), so that the whole image lies in the job's image size
+    scale     s ~ U(0.5, 2) beside it, bilinearly with antialias           (`scale_crop_flip`; Ghiasi et al. 2021, jitter)
+    crop      of the image size at a uniform place; beyond the image is the mean colour of the training images
+    mirror    with probability ½                                           (`flip` does this alone)
+    colour    hue, saturation and brightness, see `wbar_training.data.colour`       (`scale_crop_flip_colour`)
+
+A box is cut to the crop, and left out where less than a quarter of its area, or less than a pixel of a side, is in it.
+Held-out images are used whole, at their own size: the network resizes what it is given.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from wbar_training.data import colour
+from wbar_training.data.augment import Preparer
+from wbar_training.data.examples import Batch, Request
+from wbar_training.data.feed import One, ahead, ones
+from wbar_training.data.masks import SCALE, span
+from wbar_training.data.packed import Encoded, Packed
+from wbar_training.draws import generator
+from wbar_training.evaluate import even_slices
+from wbar_training.to_device import to_device
+
+COLUMNS = 7  # of a box: its class, x and y of its first corner, of the other one, its area, whether it is a crowd
+CLASS, CORNERS, AREA, CROWD = 0, slice(1, 5), 5, 6
+NO_BOX = -1.0  # in the column of the class, in rows that only fill up
+VISIBLE = 0.25  # of a box's area, to be kept in a crop
+MOST_AT_ONCE = 8  # of an evaluation batch: the networks work through them one by one in part
+
+
+@dataclass(frozen=True)
+class BoxSplit:
+    """Images with their boxes, as they are.
+
+    stores: that the images lie in, (N, C, H, W) uint8 or encoded.
+    rows: (N, 2) int64, the store of each image and its row there.
+    sizes: (N, 2) int64, height and width of each image.
+    labels: (N, most, 7) float32, the boxes of each image in its pixels, filled up; classes are outputs of the network.
+    """
+
+    stores: tuple[Tensor | Encoded, ...]
+    rows: Tensor
+    sizes: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def image(self, index: int) -> Tensor:
+        """Return one image, (C, H, W) uint8."""
+        number, row = self.rows[index].tolist()
+        store = self.stores[number]
+        return store.decoded(row) if isinstance(store, Encoded) else store[row]
+
+    def select(self, indices: Tensor) -> "BoxSplit":
+        """Return the images of these indices, in their order."""
+        return replace(self, rows=self.rows[indices], sizes=self.sizes[indices], labels=self.labels[indices])
+
+    def parts(self, most: int | None = None) -> list[slice]:
+        """Return the batches that the images are evaluated in: neighbours of one size."""
+        ends = [index + 1 for index in range(len(self) - 1) if not self.sizes[index].equal(self.sizes[index + 1])]
+        found, begin = list[slice](), 0
+        for end in [*ends, len(self)]:
+            slices = even_slices(end - begin, most or MOST_AT_ONCE)
+            found += [slice(begin + one.start, begin + one.stop) for one in slices]
+            begin = end
+        return found
+
+    def batch(self, part: slice, prepare: Preparer) -> Batch:
+        """Return one of these batches, without augmentation; labels: (B, most, 7)."""
+        images = torch.stack([self.image(index) for index in range(part.start, part.stop)])
+        return Batch(prepare.plain(images), self.labels[part])
+
+    def placed(self, device: torch.device) -> "BoxSplit":  # noqa: ARG002  # a crop is made on the host
+        """Return the same: each image is fitted by itself, on the host."""
+        return self
+
+
+def load_boxes(path: Path, split: str, order: list[int] | None) -> BoxSplit:
+    """Return one split of a packed file. order: for each class of the dataset, the network's output index; None: the same."""
+    channels = Packed.read(path).channels
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(f"{split}.")}  # noqa: SIM118
+    store: Tensor | Encoded
+    if f"{split}.encoded" in tensors:
+        store = Encoded(tensors[f"{split}.encoded"], tensors[f"{split}.offsets"], channels)
+    else:
+        store = tensors[f"{split}.images"]
+    boxes, offsets, sizes = (
+        tensors[f"{split}.boxes"].clone(),
+        tensors[f"{split}.box_offsets"],
+        tensors[f"{split}.sizes"],
+    )
+    if order is not None:
+        boxes[:, CLASS] = torch.tensor(order, dtype=torch.float32)[boxes[:, CLASS].long()]
+    counts = offsets.diff()
+    labels = _filled(boxes.split(counts.tolist()), int(counts.max()))
+    rows = torch.stack([torch.zeros(len(sizes), dtype=torch.int64), torch.arange(len(sizes))], dim=1)
+    return BoxSplit((store,), rows, sizes.long(), labels)
+
+
+def joined_boxes(parts: Sequence[BoxSplit]) -> BoxSplit:
+    """Return several splits of one dataset as one."""
+    rows, before = [], 0
+    for part in parts:
+        rows.append(part.rows + torch.tensor([before, 0]))
+        before += len(part.stores)
+    return BoxSplit(
+        tuple(store for part in parts for store in part.stores),
+        torch.cat(rows),
+        torch.cat([part.sizes for part in parts]),
+        _filled([one for part in parts for one in part.labels], max(part.labels.shape[1] for part in parts)),
+    )
+
+
+def _filled(boxes: Sequence[Tensor], most: int) -> Tensor:
+    """Return the boxes of each image, filled up to the same number of rows, (N, most, 7)."""
+    filled = torch.zeros(len(boxes), max(1, most), COLUMNS)
+    filled[:, :, CLASS] = NO_BOX
+    for index, own in enumerate(boxes):
+        filled[index, : len(own)] = own
+    return filled
+
+
+def targets_of(labels: Tensor) -> list[dict[str, Tensor]]:
+    """Return the boxes to learn as a detector takes them. labels: (B, most, 7); crowds are left out."""
+    found = []
+    for boxes in labels:
+        own = boxes[(boxes[:, CLASS] > 0) & (boxes[:, CROWD] == 0)]
+        found.append({"boxes": own[:, CORNERS].contiguous(), "labels": own[:, CLASS].long()})
+    return found
+
+
+class BoxFeed:
+    """The training images of a detection job and their boxes, brought to one size. loaders: see `ImageFeed`.
+
+    fill: the colour beyond an image, one number per channel of the images, in [0, 1].
+    """
+
+    def __init__(
+        self, split: BoxSplit, prepare: Preparer, size: tuple[int, int], fill: Sequence[float], loaders: int
+    ) -> None:
+        self.split, self.prepare, self.loaders = split, prepare, loaders
+        self._fitted = FittedImages(split, size, prepare.augment, fill, prepare.seed)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def parts(self, count: int) -> list[slice]:
+        """Return the batches that `count` augmented images are evaluated in."""
+        return list(even_slices(count, MOST_AT_ONCE))
+
+    def batch(self, request: Request) -> Batch:
+        """Make one batch in this process; labels: (B, most, 7), on the device."""
+        pairs = [self._fitted[one] for one in ones(request)]
+        return self._finished(
+            torch.stack([image for image, _ in pairs]), torch.stack([boxes for _, boxes in pairs]), request
+        )
+
+    def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Batch, Request]]:
+        """Yield batch after batch, the next ones made while the last is trained on."""
+        if self.loaders == 0:
+            yield from ((self.batch(request), request) for request in requests)
+            return
+        for (images, boxes), request in ahead(self._fitted, requests, self.loaders, self.prepare.device):
+            yield self._finished(images, boxes, request), request
+
+    def _finished(self, images: Tensor, boxes: Tensor, request: Request) -> Batch:
+        images = to_device(images, self.prepare.device)
+        if self.prepare.augment == "scale_crop_flip_colour":
+            draws = generator(self.prepare.seed, f"{request.purpose}/colour", request.index)
+            images = colour.jitter(images.float(), draws)
+        return Batch(self.prepare.plain(images), to_device(boxes, self.prepare.device))
+
+
+class FittedImages(Dataset[tuple[Tensor, Tensor]]):
+    """Images and their boxes at one size, (C, H, W) uint8 and (most, 7), one at a time.
+
+    size: (height, width) in pixels.
+    fill: the colour beyond the image, one number per channel of the images, in [0, 1].
+    """
+
+    def __init__(self, split: BoxSplit, size: tuple[int, int], augment: str, fill: Sequence[float], seed: int) -> None:
+        self.split, self.size, self.seed = split, size, seed
+        self.scales, self.flips = augment.startswith("scale_crop"), augment != "none"
+        self.fill = (torch.tensor(fill) * 255).round().to(torch.uint8)
+
+    def __getitem__(self, one: One) -> tuple[Tensor, Tensor]:
+        image, boxes = self.split.image(one.image), self.split.labels[one.image].clone()
+        draws = torch.Generator().manual_seed(one.seed ^ self.seed)
+        scale, place = 1.0, torch.tensor([0.5, 0.5])
+        if self.scales:
+            scale = torch.empty((), dtype=torch.float64).uniform_(*SCALE, generator=draws).item()
+            place = torch.rand(2, generator=draws)
+        image, boxes = self._scaled(image, boxes, scale)
+        image, boxes = self._cropped(image, boxes, place)
+        return mirrored(image, boxes) if self.flips and bool(torch.rand((), generator=draws) < 0.5) else (image, boxes)
+
+    def _scaled(self, image: Tensor, boxes: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        height, width = image.shape[-2:]
+        scale *= min(self.size[0] / height, self.size[1] / width)
+        new = [max(1, round(height * scale)), max(1, round(width * scale))]
+        if new != [height, width]:
+            image = functional.resize(image, new, InterpolationMode.BILINEAR, antialias=True)
+            across, down = new[1] / width, new[0] / height
+            boxes[:, CORNERS] *= torch.tensor([across, down, across, down])
+            boxes[:, AREA] *= across * down
+        return image, boxes
+
+    def _cropped(self, image: Tensor, boxes: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut the crop out, or lay the image into it, or both. place: (2,) in [0, 1], of top and left in their ranges."""
+        cropped = self.fill[:, None, None].expand(-1, *self.size).clone()
+        lengths, at = image.shape[-2:], place.tolist()
+        (rows_to, rows), (columns_to, columns) = (span(lengths[i], self.size[i], at[i]) for i in (0, 1))
+        cropped[:, rows_to, columns_to] = image[:, rows, columns]
+        left, top = columns_to.start - columns.start, rows_to.start - rows.start
+        moved = boxes[:, CORNERS] + torch.tensor([left, top, left, top])
+        return cropped, cut_boxes(boxes, moved, self.size)
+
+
+def cut_boxes(boxes: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return boxes at new corners, cut to an image of `size`; rows of those that are left out only fill up.
+
+    boxes: (n, 7). corners: (n, 4).
+    """
+    height, width = size
+    cut = torch.stack([corners[:, i].clamp(0, (width, height)[i % 2]) for i in range(4)], dim=1)
+    sides, whole = cut[:, 2:] - cut[:, :2], (corners[:, 2:] - corners[:, :2]).prod(dim=1)
+    share = sides.prod(dim=1) / whole.clamp_min(1e-6)
+    kept = (boxes[:, CLASS] != NO_BOX) & (share >= VISIBLE) & (sides >= 1).all(dim=1)
+    found = boxes.clone()
+    found[:, CORNERS], found[:, AREA] = cut, boxes[:, AREA] * share.clamp_max(1)
+    found[~kept] = 0
+    found[~kept, CLASS] = NO_BOX
+    return found
+
+
+def mirrored(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return image and boxes, (C, H, W) and (n, 7), with left and right exchanged."""
+    width, turned, known = image.shape[-1], boxes.clone(), boxes[:, CLASS] != NO_BOX
+    turned[:, 1], turned[:, 3] = width - boxes[:, 3], width - boxes[:, 1]
+    turned[~known] = boxes[~known]
+    return image.flip(-1), turned

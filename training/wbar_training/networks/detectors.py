@@ -1,0 +1,88 @@
+"""torchvision's detectors: built with the normalization that a checkpoint has, and asked for their own losses.
+
+Where torchvision trains from published weights, the backbone's BatchNorm layers are `FrozenBatchNorm2d`: four buffers and no
+counter, ε = 1e-5. Where it does not, they are `BatchNorm2d`, with a counter each. Both have the same other names, and
+another ε in MobileNetV3: a checkpoint without counters is of the first kind. There, nothing is tracked or recomputed.
+
+A detector resizes and normalizes its images itself, and computes its losses itself, in training mode, from boxes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models import detection
+from torchvision.ops import FrozenBatchNorm2d
+
+from wbar.catalog import ARCHITECTURES
+
+DETECTION: list[str] = [name for name in models.list_models(module=detection) if name in ARCHITECTURES]
+# Whose backbone torchvision freezes where it is pretrained.
+FROZEN = frozenset(
+    {
+        "fasterrcnn_resnet50_fpn",
+        "fasterrcnn_mobilenet_v3_large_fpn",
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "retinanet_resnet50_fpn",
+        "fcos_resnet50_fpn",
+    }
+)
+# What decides by its mode between losses and detections; layers (BatchNorm, dropout) are none of these.
+_PARTS = (
+    detection.generalized_rcnn.GeneralizedRCNN,
+    detection.rpn.RegionProposalNetwork,
+    detection.roi_heads.RoIHeads,
+    detection.retinanet.RetinaNet,
+    detection.fcos.FCOS,
+    detection.ssd.SSD,
+)
+
+
+def made(name: str, num_classes: int, frozen_norm: bool) -> nn.Module:
+    """Return a detector with freshly initialized weights. num_classes: with the background, which is class 0."""
+    module: nn.Module = models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes)
+    if frozen_norm:
+        _freeze_norm(module.get_submodule("backbone.body"))
+    return module
+
+
+def _freeze_norm(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm2d(child.num_features))
+        else:
+            _freeze_norm(child)
+
+
+@contextmanager
+def _computing(module: nn.Module, losses: bool) -> Iterator[None]:
+    """Let the detector compute losses or find boxes, whatever mode its layers are in, and give its own mode back."""
+    parts = [part for part in module.modules() if isinstance(part, _PARTS)]
+    before = [part.training for part in parts]
+    for part in parts:
+        part.training = losses
+    try:
+        yield
+    finally:
+        for part, mode in zip(parts, before, strict=True):
+            part.training = mode
+
+
+def found_by(module: nn.Module, images: Tensor) -> list[dict[str, Tensor]]:
+    """Return the boxes, labels and scores that a detector finds in each image, (B, 3, H, W) with pixels in [0, 1]."""
+    with _computing(module, losses=False):
+        found: list[dict[str, Tensor]] = module(list(images))
+    return found
+
+
+def loss_of(module: nn.Module, images: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tensor:
+    """Return the sum of a detector's losses on a batch, a scalar.
+
+    images: (B, 3, H, W), pixels in [0, 1].
+    targets: of `data.boxes.targets_of`, on the same device.
+    """
+    with _computing(module, losses=True):
+        losses: dict[str, Tensor] = module(list(images), list(targets))
+    return torch.stack([one.float() for one in losses.values()]).sum()

@@ -1,0 +1,176 @@
+"""Boxes with classes, by a network that computes its losses itself.
+
+loss      the sum of the network's own losses on the batch (torchvision's, each with the weight 1)
+score     COCO's average precision; `accuracy` is AP, the mean over thresholds and classes
+verdict   an image's loss is the same sum on that image alone, its layers in eval mode: pairs of numbers, which AP has none of
+
+A network that draws among its candidates (Faster R-CNN, 256 anchors and 512 proposals of an image) begins its draws from one
+seed, for every image and every network: the same weights give the same loss.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from wbar.method import SelectBy
+from wbar.recipe import Recipe
+from wbar.results import Score
+from wbar.spec import Network
+from wbar_training.data.augment import Preparer
+from wbar_training.data.boxes import (
+    CLASS,
+    COLUMNS,
+    CORNERS,
+    NO_BOX,
+    BoxFeed,
+    BoxSplit,
+    joined_boxes,
+    load_boxes,
+    targets_of,
+)
+from wbar_training.data.examples import Batch, Examples
+from wbar_training.data.packed import Packed
+from wbar_training.evaluate import Outputs
+from wbar_training.losses import Loss, Target
+from wbar_training.networks.detectors import found_by, loss_of
+from wbar_training.tasks.box_picture import BoxPicture
+from wbar_training.tasks.coco_scores import SCORE, box_score, check_installed
+from wbar_training.tasks.task import Reading, Task
+
+MOST = 100  # detections of an image that are scored, as COCO has it
+NOTHING = 0.02  # of AP: what a few boxes come to by chance on a few images
+DRAWS = 20  # the seed of the networks' own draws in evaluation
+BATCH_NORM_BATCH = 8
+
+
+class DetectionLoss(Loss):
+    """The network's own losses. labels: (B, most, 7), see `data.boxes`; outputs: their sum, a scalar.
+
+    Of a batch in parts it is the mean of the parts' by their images: each normalizes by its own boxes.
+    """
+
+    graphable = False  # the shapes inside depend on the boxes
+
+    def forward(self, module: nn.Module, inputs: Tensor, target: Target) -> Tensor:
+        return loss_of(module, inputs, targets_of(target.labels))
+
+    def __call__(self, outputs: Tensor, target: Target, images: int) -> Tensor:
+        return outputs * (len(target.labels) / images)
+
+    def correct(self, outputs: Tensor, target: Target) -> Tensor:  # noqa: ARG002
+        """Return NaN, which stands for none: in training a detector gives no answers."""
+        return torch.full_like(outputs, torch.nan)
+
+    def _norm(self, labels: Tensor) -> float | Tensor:
+        return float(len(labels))
+
+    def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:
+        raise NotImplementedError("a detector computes its losses itself")
+
+    def _right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        raise NotImplementedError("a detector computes its losses itself")
+
+    def _divergence(self, scaled: Tensor, soft: Tensor) -> Tensor:
+        raise NotImplementedError("the service refuses distillation in detection")
+
+
+class Detection(Task):
+    """Boxes with classes.
+
+    Answers: (N, 100 + most, 7) float32: the detections of an image by their scores, then its labelled boxes, so that what is
+    kept says all that the scores need, of augmented images too. Labels: (B, most, 7) and (N, most, 7) float32.
+    """
+
+    name = "detection"
+    averages_answers = False
+    has_ensemble: ClassVar[bool] = False
+
+    def __init__(self, network: Network, names: Sequence[str]) -> None:
+        super().__init__(network, names)
+        check_installed()
+
+    def load(self, path: Path, split: str, reading: Reading) -> BoxSplit:
+        return load_boxes(path, split, reading.order)
+
+    def joined(self, parts: Sequence[BoxSplit]) -> BoxSplit:
+        return joined_boxes(parts)
+
+    def feed(
+        self, train: BoxSplit, path: Path, prepare: Preparer, image_size: tuple[int, int], loaders: int
+    ) -> BoxFeed:
+        return BoxFeed(train, prepare, image_size, Packed.read(path).mean, loaders)
+
+    def batch_norm_batch(self, image_size: tuple[int, int]) -> int:  # noqa: ARG002  # the network resizes its images
+        return BATCH_NORM_BATCH
+
+    def loss(self, recipe: Recipe, train: Examples, packed: Packed, device: torch.device) -> DetectionLoss:  # noqa: ARG002
+        return DetectionLoss(recipe, self.network.num_classes, None, device)
+
+    def target(self, recipe: Recipe, batch: Batch, seed: int, step: int) -> tuple[Tensor, Target]:  # noqa: ARG002
+        return batch.inputs, Target(batch.labels)
+
+    def softened(self, logits: Tensor) -> Tensor:
+        raise NotImplementedError("the service refuses distillation in detection")
+
+    def forward(self, model: nn.Module, inputs: Tensor) -> list[dict[str, Tensor]]:
+        return found_by(model, inputs)
+
+    def answered(self, model: nn.Module, batch: Batch) -> Outputs:
+        labels = batch.labels.cpu()
+        detections = [_rows(one) for one in self.forward(model, batch.inputs)]
+        losses = []
+        for image, target in zip(batch.inputs, targets_of(batch.labels.to(batch.inputs.device)), strict=True):
+            torch.manual_seed(DRAWS)
+            losses.append(loss_of(model, image[None], [target]))
+        return Outputs(torch.cat([torch.stack(detections), labels], dim=1), torch.stack(losses).double().cpu())
+
+    def outputs(self, outputs: Any, labels: Tensor) -> Outputs:
+        raise NotImplementedError("a detector's losses need the network: see `answered`")
+
+    def score(self, answers: Tensor, labels: Tensor, losses: Tensor | None = None) -> Score:  # noqa: ARG002
+        """Return the score of N images; the losses must be given."""
+        assert losses is not None
+        boxes = box_score(answers[:, :MOST], answers[:, MOST:], self.names)
+        return Score(accuracy=boxes.ap or 0.0, loss=losses.mean().item(), boxes=boxes)
+
+    def calibrated(
+        self, score: Score, answers: Tensor, labels: Tensor, fitted_on: tuple[Tensor, Tensor] | None  # noqa: ARG002
+    ) -> Score:  # fmt: skip
+        """Return the score as it is: a temperature is of one answer for an image."""
+        return score
+
+    def per_image(self, outputs: Outputs, labels: Tensor, by: SelectBy) -> Tensor:  # noqa: ARG002
+        """Return the loss of each image; the service refuses others, since an average precision is of many images."""
+        assert by == "loss"
+        return outputs.losses
+
+    def mean_loss(self, outputs: Any, labels: Tensor) -> Tensor:
+        raise NotImplementedError("the service refuses flatness in detection")
+
+    def chance(self, labels: Tensor) -> float:  # noqa: ARG002
+        """Return an AP that is as good as none: a start below it has learned nothing that could be forgotten."""
+        return NOTHING
+
+    def draw(
+        self,
+        model: nn.Module,
+        weights: Mapping[str, Callable[[], Mapping[str, Tensor]]],
+        examples: Any,
+        prepare: Preparer,
+    ) -> Any:
+        return BoxPicture(model, examples, prepare, self.names).drawn(weights)
+
+
+def _rows(found: Mapping[str, Tensor]) -> Tensor:
+    """Return the detections of an image, the surest first, (100, 7)."""
+    rows = torch.zeros(MOST, COLUMNS)
+    rows[:, CLASS] = NO_BOX
+    scores, order = found["scores"].float().cpu().sort(descending=True, stable=True)
+    order = order[:MOST]
+    rows[: len(order), CLASS] = found["labels"].cpu()[order].float()
+    rows[: len(order), CORNERS] = found["boxes"].float().cpu()[order]
+    rows[: len(order), SCORE] = scores[:MOST]
+    return rows

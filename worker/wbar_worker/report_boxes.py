@@ -1,0 +1,58 @@
+"""The parts of a report that detection has: comparisons by COCO's average precision, also by class, and boxes to look at."""
+
+from base64 import b64encode
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+from wbar.results import Comparisons, JobResult
+
+COLUMNS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
+NOTE = (
+    "<p class='note'>Bold: the weights that a download gives. AP: COCO's average precision, the mean over IoU thresholds from "
+    "0.5 to 0.95 and over classes; AP50 and AP75: at one threshold; small, medium and large: of boxes below 32², below 96² and "
+    "above, in pixels of the image. Loss: the mean over images of the network's own losses; lower is better, and the verdict "
+    "is by it. No ensemble of several networks' boxes is defined: instead of one stands the mean score of the snapshots.</p>"
+)
+
+
+def has_boxes(result: JobResult) -> bool:
+    """Return whether a result is of detection."""
+    return result.metrics.averaged.boxes is not None
+
+
+def comparisons(result: JobResult, metrics: Comparisons, images: str) -> str:
+    """Return the table of the comparisons. images: what they are from, for its head."""
+    rows = ""
+    for name, score in metrics.named().items():
+        delivered = name == result.delivered
+        cells = "".join(f"<td>{_number(getattr(score.boxes, column, None))}</td>" for column in COLUMNS)
+        rows += (
+            f"<tr{' class=delivered' if delivered else ''}><td>{Comparisons.label(name)}"
+            f"{' <span class=tag>download</span>' if delivered else ''}</td>{cells}<td>{score.loss:.4f}</td></tr>"
+        )
+    head = "".join(f"<th>{title}</th>" for title in (escape(images), *COLUMNS.values(), "loss"))
+    return f"<div class='wide'><table><tr>{head}</tr>{rows}</table></div>"
+
+
+def sections(result: JobResult, picture: Path | None) -> Iterator[str]:
+    """Yield the AP of each class by comparison and, where there is a picture, some images with boxes."""
+    named = result.metrics.named()
+    yield "<h2>Average precision, by class</h2>"
+    head = "".join(f"<th>{Comparisons.label(name)}</th>" for name in named)
+    rows = ""
+    for label in result.metrics.averaged.boxes.by_class if result.metrics.averaged.boxes else ():
+        cells = "".join(
+            f"<td>{_number(one.boxes.by_class.get(label) if one.boxes else None)}</td>" for one in named.values()
+        )
+        rows += f"<tr><td>{escape(label)}</td>{cells}</tr>"
+    yield f"<div class='wide'><table><tr><th></th>{head}</tr>{rows}</table></div>"
+    if picture is None:
+        return
+    yield "<h2>Held-out images with their boxes, and those of start and w̄ with a score of 0.5 or more</h2>"
+    data = b64encode(picture.read_bytes()).decode()
+    yield f"<div class='wide'><img alt='held-out images and boxes' src='data:image/png;base64,{data}'></div>"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
