@@ -19,7 +19,7 @@ app = typer.Typer()
 # The names are written out: importing the models that define them would slow `wbar --help` down.
 AUGMENTS = (
     "auto, none, pad_crop, pad_crop_flip, resized_crop, resized_crop_flip, imagenet, rand_augment, trivial_augment, "
-    "scale_crop_flip, scale_crop_flip_colour"
+    "scale_crop_flip, scale_crop_flip_colour, flip"
 )
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and estimate, create nothing.")]
 Wait = Annotated[
