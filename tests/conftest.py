@@ -31,7 +31,9 @@ DATABASES = ["sqlite", *(["postgresql"] if POSTGRESQL else [])]
 # What stands before the store is the same on either database, and so are services whose questions to it others ask, too: on
 # PostgreSQL they are tried with the long tests.
 FRONTS = frozenset({"client", "clients", "dashboard"})
-ALIKE = frozenset({"test_recipes", "test_merges", "test_segmentation", "test_evaluation_sets", "test_doctor"})
+ALIKE = frozenset(
+    {"test_recipes", "test_merges", "test_segmentation", "test_detection", "test_evaluation_sets", "test_doctor"}
+)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -40,6 +40,7 @@ def ended(http: httpx.Client, study: str, timeout: float = 180) -> dict[str, Any
     return found
 
 
+@pytest.mark.long
 def test_a_grid_is_run_and_reported(service: Service, inputs: dict[str, str]) -> None:
     body = {
         "name": "batch",

@@ -18,7 +18,7 @@ from torch import Tensor
 from wbar.spec import Network
 from wbar_training.losses import class_logits
 from wbar_training.networks.architectures import load
-from wbar_training.networks.detectors import found_by
+from wbar_training.networks.detectors import DETECTION, found_by
 from wbar_training.networks.programs import in_metadata, learn
 from wbar_training.networks.recognition import identify
 from wbar_training.uploads.checkpoint_files import common_prefix
@@ -47,7 +47,7 @@ class AveragedModel:
         self.classes: list[str] = json.loads(header["wbar.classes"])
         self._size: list[int] = json.loads(header["wbar.image_size"])
         self._any_size = header.get("wbar.resize") == "none"  # of segmentation and detection
-        self._finds_boxes = network.architecture.outputs == "boxes"
+        self._finds_boxes = network.name in DETECTION
         normalize = json.loads(header["wbar.normalize"])
         self._mean, self._std = (torch.tensor(normalize[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
 
