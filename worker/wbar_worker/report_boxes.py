@@ -1,11 +1,11 @@
 """The parts of a report that detection has: comparisons by COCO's average precision, also by class, and boxes to look at."""
 
-from base64 import b64encode
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
 from wbar.results import Comparisons, JobResult
+from wbar_worker.report_parts import number, picture_section
 
 COLUMNS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
 NOTE = (
@@ -26,7 +26,7 @@ def comparisons(result: JobResult, metrics: Comparisons, images: str) -> str:
     rows = ""
     for name, score in metrics.named().items():
         delivered = name == result.delivered
-        cells = "".join(f"<td>{_number(getattr(score.boxes, column, None))}</td>" for column in COLUMNS)
+        cells = "".join(f"<td>{number(getattr(score.boxes, column, None))}</td>" for column in COLUMNS)
         rows += (
             f"<tr{' class=delivered' if delivered else ''}><td>{Comparisons.label(name)}"
             f"{' <span class=tag>download</span>' if delivered else ''}</td>{cells}<td>{score.loss:.4f}</td></tr>"
@@ -43,16 +43,12 @@ def sections(result: JobResult, picture: Path | None) -> Iterator[str]:
     rows = ""
     for label in result.metrics.averaged.boxes.by_class if result.metrics.averaged.boxes else ():
         cells = "".join(
-            f"<td>{_number(one.boxes.by_class.get(label) if one.boxes else None)}</td>" for one in named.values()
+            f"<td>{number(one.boxes.by_class.get(label) if one.boxes else None)}</td>" for one in named.values()
         )
         rows += f"<tr><td>{escape(label)}</td>{cells}</tr>"
     yield f"<div class='wide'><table><tr><th></th>{head}</tr>{rows}</table></div>"
-    if picture is None:
-        return
-    yield "<h2>Held-out images with their boxes, and those of start and w̄ with a score of 0.5 or more</h2>"
-    data = b64encode(picture.read_bytes()).decode()
-    yield f"<div class='wide'><img alt='held-out images and boxes' src='data:image/png;base64,{data}'></div>"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    yield from picture_section(
+        "Held-out images with their boxes, and those of start and w̄ with a score of 0.5 or more",
+        "held-out images and boxes",
+        picture,
+    )

@@ -1,11 +1,11 @@
 """The parts of a report that segmentation has: comparisons by pixels, intersections over unions, and masks to look at."""
 
-from base64 import b64encode
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
 from wbar.results import Comparisons, JobResult
+from wbar_worker.report_parts import number, picture_section
 
 NOTE = (
     "<p class='note'>Bold: the weights that a download gives. Accuracy: the share of labelled pixels that are right. Loss: the "
@@ -24,7 +24,7 @@ def comparisons(result: JobResult, metrics: Comparisons, images: str) -> str:
     rows = "".join(
         f"<tr{' class=delivered' if name == result.delivered else ''}><td>{Comparisons.label(name)}"
         f"{' <span class=tag>download</span>' if name == result.delivered else ''}</td>"
-        f"<td>{score.accuracy:.2%}</td><td>{score.loss:.4f}</td><td>{_number(score.mean_iou)}</td></tr>"
+        f"<td>{score.accuracy:.2%}</td><td>{score.loss:.4f}</td><td>{number(score.mean_iou)}</td></tr>"
         for name, score in metrics.named().items()
     )
     head = f"<tr><th>{escape(images)}</th><th>pixel accuracy</th><th>loss (NLL, nats)</th><th>mean IoU</th></tr>"
@@ -38,16 +38,10 @@ def sections(result: JobResult, picture: Path | None) -> Iterator[str]:
     head = "".join(f"<th>{Comparisons.label(name)}</th>" for name in named)
     rows = ""
     for label in result.metrics.averaged.iou or {}:
-        cells = "".join(f"<td>{_number((one.iou or {}).get(label))}</td>" for one in named.values())
+        cells = "".join(f"<td>{number((one.iou or {}).get(label))}</td>" for one in named.values())
         rows += f"<tr><td>{escape(label)}</td>{cells}</tr>"
-    means = "".join(f"<td>{_number(one.mean_iou)}</td>" for one in named.values())
+    means = "".join(f"<td>{number(one.mean_iou)}</td>" for one in named.values())
     yield f"<div class='wide'><table><tr><th></th>{head}</tr>{rows}<tr><td><b>mean</b></td>{means}</tr></table></div>"
-    if picture is None:
-        return
-    yield "<h2>Held-out images, their masks, and those of start and w̄</h2>"
-    data = b64encode(picture.read_bytes()).decode()
-    yield f"<div class='wide'><img alt='held-out images and masks' src='data:image/png;base64,{data}'></div>"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    yield from picture_section(
+        "Held-out images, their masks, and those of start and w̄", "held-out images and masks", picture
+    )
