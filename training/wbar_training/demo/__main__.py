@@ -2,25 +2,27 @@
 
 Each seed has a start of its own, a ResNet-20 whose training was stopped after a third. `auto` goes on from it, beside the
 cosine fine-tune that a user would have run otherwise; the table has their means and standard errors over the seeds.
+The seeds run side by side: networks as small as these use one core better than several.
 """
 
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from safetensors import safe_open
 from torch import nn
@@ -31,7 +33,7 @@ from wbar.method import AutoMethod
 from wbar.results import VERDICTS, Comparisons, JobResult
 from wbar.spec import Network
 from wbar_training.data.packed import load_split
-from wbar_training.demo.start import train_start
+from wbar_training.demo.start import Told, begin_process, train_in_process
 from wbar_training.evaluate import even_slices
 from wbar_training.networks.architectures import initialized
 from wbar_training.uploads.dataset_archives import pack_builtin
@@ -66,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
                 f"[bold]3[/bold]  {data.id} is ready: {splits['train'].images:,} training and {splits['val'].images:,} "
                 "held-out images"
             )
-            done = [_fine_tune(client, start, data.id, seed, folder) for seed, start in enumerate(starts)]
+            submitted = [_submit(client, start, data.id, seed) for seed, start in enumerate(starts)]
+            done = [_follow(client, job, seed, folder) for seed, job in enumerate(submitted)]
     failed = [job for job, _, _ in done if job.result is None]
     for job in failed:
         console.print(f"[red]{job.id} ended as {job.status}[/red]: {job.error.message if job.error else ''}")
@@ -97,19 +100,28 @@ def _starts(dataset: str, images: int | None, epochs: int, folder: Path) -> list
         f"[bold]1[/bold]  {SEEDS} checkpoints with something to win: ResNet-20 on the training split of {dataset}, stopped "
         f"after a third of {epochs} epochs"
     )
+    context = multiprocessing.get_context("spawn")
+    told: Told = context.SimpleQueue()
     columns = (TextColumn("   {task.description}"), BarColumn(bar_width=24), TaskProgressColumn())
-    found = []
-    for seed in range(SEEDS):
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("cached", total=1.0)
-            tell = partial(_tell, bar, task)
-            found.append(train_start(dataset, images, epochs, seed, folder, tell))
-            bar.update(task, completed=1.0)
+    with (
+        Progress(*columns, console=console) as bar,
+        ProcessPoolExecutor(SEEDS, context, begin_process, (told,)) as pool,
+    ):
+        tasks = [bar.add_task(f"seed {seed}", total=1.0) for seed in range(SEEDS)]
+        trained = [pool.submit(train_in_process, dataset, images, epochs, seed, folder) for seed in range(SEEDS)]
+        for one in trained:
+            one.add_done_callback(lambda _: told.put(None))
+        waiting = len(trained)
+        while waiting:
+            match told.get():
+                case None:
+                    waiting -= 1
+                case seed, done, text:
+                    bar.update(tasks[seed], completed=done, description=text)
+        found = [one.result() for one in trained]
+        for seed, task in enumerate(tasks):
+            bar.update(task, completed=1.0, description=f"seed {seed}")
     return found
-
-
-def _tell(bar: Progress, task: TaskID, done: float, text: str) -> None:
-    bar.update(task, completed=done, description=text)
 
 
 def _table(results: list[JobResult]) -> Table:
@@ -169,7 +181,8 @@ def service(folder: Path) -> Iterator[dict[str, str]]:
     config = (folder / "config.toml").resolve()
     config.unlink(missing_ok=True)
     environment = {"WBAR_CONFIG": str(config)}
-    command = [sys.executable, "-P", "-m", "wbar.cli", "up", "--port", "0", "--data", str(folder / "service")]
+    command = [sys.executable, "-P", "-m", "wbar.cli", "up", "--port", "0", "--workers", str(SEEDS)]
+    command += ["--data", str(folder / "service")]
     console.print("[bold]2[/bold]  wbar up: API, workers, a private Valkey, SQLite")
     with (
         open(folder / "up.log", "wb") as log,
@@ -191,13 +204,9 @@ def _wait_for(config: Path, process: "subprocess.Popen[bytes]", log: Path) -> No
         time.sleep(0.1)
 
 
-def _fine_tune(client: Client, start: Path, dataset: str, seed: int, folder: Path) -> tuple[Job, Path, Path]:
-    """Upload a start, run the job to its end, download the weights and the report; return the job and both files."""
-    with display.transfer(console) as bar:
-        task = bar.add_task("   upload", total=None)
-        checkpoint = client.checkpoints.create(
-            start, step=lambda done, total: bar.update(task, completed=done, total=total)
-        )
+def _submit(client: Client, start: Path, dataset: str, seed: int) -> str:
+    """Upload a start and create its job; return the job's id."""
+    checkpoint = client.checkpoints.create(start)
     assert checkpoint.architecture is not None
     job = client.jobs.create(
         checkpoint=checkpoint.id, dataset=dataset, name=f"demo, seed {seed}", method=METHOD, seed=seed
@@ -205,15 +214,21 @@ def _fine_tune(client: Client, start: Path, dataset: str, seed: int, folder: Pat
     assert job.id is not None
     assert isinstance(job.method, AutoMethod)
     console.print(
-        f"[bold]{4 + seed}[/bold]  seed {seed}: {checkpoint.id} is a {checkpoint.architecture.name}; {job.id}: auto, "
+        f"[bold]4[/bold]  seed {seed}: {checkpoint.id} is a {checkpoint.architecture.name}; {job.id}: auto, "
         f"{job.method.epochs} epochs, rate {job.method.lr} or more, batch {job.recipe.batch_size}"
     )
-    status = display.follow(client.jobs.events(job.id), console)
+    return job.id
+
+
+def _follow(client: Client, job: str, seed: int, folder: Path) -> tuple[Job, Path, Path]:
+    """Show a job to its end, download the weights and the report; return the job and both files."""
+    console.print(f"[bold]{5 + seed}[/bold]  seed {seed}, from its beginning")
+    status = display.follow(client.jobs.events(job), console)
     weights, report = folder / f"averaged-{seed}.safetensors", folder / f"report-{seed}.html"
     if status == "succeeded":
-        client.jobs.download(job.id, weights)
-        client.jobs.download_report(job.id, report)
-    return client.jobs.get(job.id), weights, report
+        client.jobs.download(job, weights)
+        client.jobs.download_report(job, report)
+    return client.jobs.get(job), weights, report
 
 
 @torch.no_grad()

@@ -7,7 +7,9 @@ to zero. The held-out images are never looked at.
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,8 @@ from wbar_training.plan import Plan
 from wbar_training.uploads.dataset_archives import pack_builtin
 
 ARCHITECTURE, PEAK_LR, STOPPED_AT = "resnet20", 0.1, 1 / 3
+Told: TypeAlias = SimpleQueue[tuple[int, float, str] | None]
+_told: Told
 
 
 def train_start(
@@ -38,7 +42,7 @@ def train_start(
     if out.exists():
         return out
     folder.mkdir(parents=True, exist_ok=True)
-    data = folder / "start-data.safetensors"
+    data = out.with_suffix(".data")
     packed = pack_builtin(dataset.removeprefix("builtin:"), data, images)
     split = load_split(data, "train", (packed.height, packed.width), None)
     plan = _plan(packed, dataset, seed)
@@ -68,6 +72,18 @@ def train_start(
     write_safetensors(out, model.state_dict(), {"demo": str(asdict(packed)["classes"])})
     data.unlink()
     return out
+
+
+def begin_process(told: Told) -> None:
+    """Prepare a process that trains one start of several: one thread for its own, and where it tells how far it is."""
+    global _told
+    _told = told
+    torch.set_num_threads(1)
+
+
+def train_in_process(dataset: str, images: int | None, epochs: int, seed: int, folder: Path) -> Path:
+    """`train_start` in a process of `begin_process`; puts (seed, share done, text) into its queue."""
+    return train_start(dataset, images, epochs, seed, folder, lambda done, text: _told.put((seed, done, text)))
 
 
 def _plan(packed: Packed, dataset: str, seed: int) -> Plan:
