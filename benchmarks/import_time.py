@@ -1,5 +1,6 @@
 """The API starts without torch: `import wbar_service.app` in a fresh interpreter, over `import fastapi` in another."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def measure(quick: bool) -> Findings:
 
 def _python(code: str) -> Cost:
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-P", "-c", code], cwd=ROOT, check=True, timeout=SECONDS)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run([sys.executable, "-P", "-c", code], cwd=ROOT, env=environment, check=True, timeout=SECONDS)
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     return Cost(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)

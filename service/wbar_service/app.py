@@ -1,6 +1,7 @@
 """The application is put together here: settings, store, routes, problems and the OpenAPI schema."""
 
 import ctypes
+import gc
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -103,8 +104,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 
     schema.document(
         app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, ImageLosses, Job, JobRequest, KeyRequest,
-        Merge, MergeRequest, RotationRequest, Study, StudyReport, StudyRequest, Upload, UploadReference, Webhook, WebhookEvent,
-        WebhookRequest, Worker,
+        Merge, MergeRequest, problems.Problem, RotationRequest, Study, StudyReport, StudyRequest, Upload, UploadReference,
+        Webhook, WebhookEvent, WebhookRequest, Worker,
     )  # fmt: skip
     return app
 
@@ -117,8 +118,11 @@ def serve(settings: ServiceSettings) -> None:
         mallopt(M_ARENA_MAX, 2)  # one arena per thread keeps what each thread once needed
     logs.configure("api")
     close_memory()
+    app = create_app(settings)
+    gc.collect()
+    gc.freeze()  # what was built until here stays: to look through it again holds up every request for 80 ms
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_level="warning",

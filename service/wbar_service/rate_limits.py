@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from limits.aio.strategies import FixedWindowRateLimiter
-from redis.exceptions import RedisError
+from limits.errors import StorageError
 
 from wbar.errors import TooManyRequests
 from wbar_service.settings import ServiceSettings
@@ -61,8 +61,11 @@ class RateLimits:
         limiter = self._shared if changes else self._here
         try:
             standing, allowed = await self._hit(limiter, item, policy, key_id)
-        except (RedisError, OSError) as error:
-            log.error("the broker does not count requests (%s): this process does", type(error).__name__)
+        except (StorageError, OSError) as error:
+            log.error(
+                "the broker does not count requests (%s): this process does",
+                type(getattr(error, "storage_error", error)).__name__,
+            )
             standing, allowed = await self._hit(self._here, item, policy, key_id)
         if not allowed:
             raise TooManyRequests(
@@ -90,4 +93,4 @@ def _shared_storage(broker_url: str) -> Storage:
     if not broker_url.startswith("redis"):
         return MemoryStorage()
     url = f"async+{broker_url.replace('redis+socket:', 'redis+unix:', 1)}"
-    return RedisStorage(url, implementation="redispy", socket_timeout=1, socket_connect_timeout=1)
+    return RedisStorage(url, implementation="redispy", socket_timeout=1, socket_connect_timeout=1, wrap_exceptions=True)

@@ -49,6 +49,11 @@ def document(app: FastAPI, sources: list[str], *models: type[BaseModel]) -> None
             components = schema["components"]["schemas"]
             for model in models:
                 written = model.model_json_schema(ref_template=REF + "{model}")
+                for node in _nodes(written):
+                    if node.get("default", ...) is None:  # as the framework does it
+                        del node["default"]
+                for name, nested in written.pop("$defs", {}).items():
+                    components.setdefault(name, nested)
                 component = components.setdefault(model.__name__, written)
                 # The framework drops every null, from the examples too.
                 component.update({name: written[name] for name in ("example", "examples") if name in written})

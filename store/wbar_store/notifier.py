@@ -1,8 +1,10 @@
 """Notifications: a Celery message that carries an id and nothing else. The row is the truth; a lost message loses nothing."""
 
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from wbar_store.broker import OwnCelery
+if TYPE_CHECKING:
+    from wbar_store.broker import OwnCelery
 
 RUN_JOB = "wbar.run_job"
 INGEST = "wbar.ingest"
@@ -13,12 +15,20 @@ class Notifier:
     """Sends notifications, and reports whether the broker took them; after a failure the sweeper notifies again."""
 
     def __init__(self, broker_url: str) -> None:
-        self._celery = OwnCelery(broker_url, set_as_current=False)
-        self._celery.conf.update(
+        self._url = broker_url
+
+    @cached_property
+    def _celery(self) -> "OwnCelery":
+        # Celery takes long to load, and the API starts before its first message.
+        from wbar_store.broker import OwnCelery
+
+        celery = OwnCelery(self._url, set_as_current=False)
+        celery.conf.update(
             task_ignore_result=True,
             broker_connection_retry_on_startup=True,
             broker_transport_options={"socket_connect_timeout": 2, "socket_timeout": 2, "max_retries": 0},
         )
+        return celery
 
     def notify(self, task: str, object_id: str) -> bool:
         """Notify a worker of an object; False if the broker did not take the message. task: RUN_JOB or INGEST."""
@@ -40,7 +50,8 @@ class Notifier:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
 
     def close(self) -> None:
-        self._celery.close()
+        if "_celery" in self.__dict__:
+            self._celery.close()
 
     @staticmethod
     def _broker_errors() -> tuple[type[BaseException], ...]:
