@@ -23,6 +23,7 @@ from benchmarks import (
     import_time,
     job_table,
     parallel_uploads,
+    recognition,
     training_speed,
     upload,
 )
@@ -37,6 +38,7 @@ MEASURES: dict[str, Callable[[bool], Findings]] = {
     "upload": upload.measure,
     "uploads": parallel_uploads.measure,
     "jobs": job_table.measure,
+    "recognition": recognition.measure,
     "streams": event_streams.measure,
     "dashboard": dashboard.measure,
     "first-step": first_step.measure,
