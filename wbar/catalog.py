@@ -1,10 +1,10 @@
 """The names a job may use: architectures with what they are customarily trained with, and the built-in datasets.
 
 Torch-free, so that the API can validate and resolve a job without loading a framework; a test holds it equal to what
-`wbar_training.networks` can really build. timm's networks are not in it: which there are depends on the version that a
-worker has installed, so their entries come from there (`wbar_training.networks.timm_models`). `peak_lr` is the customary
-peak rate, scaled linearly to batch 128 from the published recipes (He et al. 2016; the torchvision references; for AdamW:
-Liu et al. 2021 and 2022, Touvron et al. 2021).
+`wbar_training.networks` can really build. Networks of libraries that a worker may have installed are not in it: which there
+are depends on the version, so their entries come from there (`wbar_training.networks.timm_models`, `smp_models`). `peak_lr`
+is the customary peak rate, scaled linearly to batch 128 from the published recipes (He et al. 2016; the torchvision
+references; for AdamW: Liu et al. 2021 and 2022, Touvron et al. 2021).
 """
 
 from collections.abc import Iterable
@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-Library = Literal["wbar", "torchvision", "timm", "transformers"]
+Library = Literal["wbar", "torchvision", "timm", "transformers", "smp"]
 # What an output is for: the image as a whole, every pixel of it, or boxes in it.
 Outputs = Literal["image", "pixels", "boxes"]
 EXPORTED: Literal["exported"] = "exported"  # the name of every network that came as a program of torch.export
 TIMM = "timm/"  # before a name that torchvision's or the CIFAR family's network has, too; before any of timm's if one likes
+SMP = "smp/"  # before the decoder and the encoder of a network of segmentation-models-pytorch: `smp/unet-resnet34`
 
-SEGMENTATION = ("fcn", "deeplabv3", "lraspp")  # families with an output for every pixel
+# Of segmentation-models-pytorch; its DPT takes encoders of timm alone, and none of its own.
+SMP_DECODERS = (
+    "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3", "deeplabv3plus", "pan", "upernet", "segformer",
+)  # fmt: skip
+SEGMENTATION = frozenset({"fcn", "deeplabv3", "lraspp", *SMP_DECODERS})  # families with an output for every pixel
 DETECTION = ("fasterrcnn", "retinanet", "fcos", "ssd")  # families that find boxes
 BATCH = 128  # the batch that `peak_lr` belongs to
 

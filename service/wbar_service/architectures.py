@@ -1,4 +1,4 @@
-"""The architectures that can be fine-tuned: ours and torchvision's, and what workers have of timm and transformers."""
+"""The architectures that can be fine-tuned: ours and torchvision's, and what workers have of further libraries."""
 
 from dataclasses import asdict
 from typing import Annotated, Literal
@@ -34,8 +34,8 @@ class ArchitectureEntry(BaseModel):
         description="Whether a GPU run can be repeated bit for bit; false also where it is not known."
     )
     library: Library = Field(
-        description="Whose class the network is: results load into it. Sizes of transformers' are those of the default "
-        "configuration; the one that is uploaded decides."
+        description="Whose class the network is: results load into it; `smp` is segmentation-models-pytorch. Sizes of "
+        "transformers' are those of the default configuration; the one that is uploaded decides."
     )
     outputs: Outputs = Field(
         description="What it answers with: one answer for the image, one for every pixel (segmentation), or boxes (detection)."
@@ -43,7 +43,7 @@ class ArchitectureEntry(BaseModel):
 
 
 class Architectures(BaseModel):
-    """One page of them: ours and torchvision's by name, then timm's and transformers' by name."""
+    """One page of them: ours and torchvision's by name, then those of installed libraries by name."""
 
     object: Literal["list"] = "list"
     data: list[ArchitectureEntry]

@@ -12,7 +12,7 @@ from torchvision import models
 from benchmarks.shapes import CLASSES, write_archive
 from tests import material
 from tests.conftest import Service, wait_until
-from wbar.errors import InvalidArchive
+from wbar.errors import InvalidArchive, UnknownArchitecture
 from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training.networks.architectures import initialized
@@ -129,3 +129,29 @@ def test_masks_that_do_not_fit_reject_the_dataset_by_name(service: Service, tmp_
         assert found.class_counts["train"][3] == 0  # label 1 is the first line now, and none is left for the last
         refused = http.post("/v1/datasets?void_label=3", content=(tmp_path / "bad.zip").read_bytes())
         assert (refused.status_code, refused.json()["code"]) == (422, "validation_failed")
+
+
+@pytest.mark.long
+def test_a_network_of_segmentation_models_pytorch_by_name(
+    service: Service, ready: tuple[str, str], tmp_path: Path
+) -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="not installed: pip install 'wbar[smp]'")
+    user = smp.Unet("mobilenet_v2", encoder_weights=None, classes=4)
+    torch.save({"state_dict": user.state_dict()}, tmp_path / "unet.pt")
+    with service.client() as client, service.http() as http:
+        listed = "/v1/architectures?q=smp unet mobilenet_v2"
+        wait_until(lambda: http.get(listed).json()["data"], 120, "the worker to list the library's networks")
+        entry = http.get(listed).json()["data"][0]
+        assert (entry["library"], entry["outputs"], entry["family"]) == ("smp", "pixels", "unet")
+        with pytest.raises(UnknownArchitecture, match="give `architecture`, the decoder and the encoder"):
+            client.checkpoints.create(tmp_path / "unet.pt")
+        checkpoint = client.checkpoints.create(tmp_path / "unet.pt", architecture="smp/unet-mobilenet_v2")
+        job = client.jobs.create(
+            checkpoint=checkpoint.id, dataset=ready[1], method={"cycles": 1, "high": {"lr": 0.02}, "low": {"lr": 0.002}}
+        )
+        assert job.id is not None
+        done = client.jobs.wait(job.id)
+        assert done.status == "succeeded", done.error
+        client.jobs.download(job.id, tmp_path / "weights.safetensors")
+        user.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+        assert "your smp/unet-mobilenet_v2" in http.get(f"/v1/jobs/{job.id}/card").text

@@ -23,7 +23,7 @@ from wbar_store.workers import Device, Queue, WorkerRecord
 from wbar_worker.children import warm_up
 from wbar_worker.gpus import Gpus
 from wbar_worker.ingest import Ingester
-from wbar_worker.installed import InstalledTimm, InstalledTransformers
+from wbar_worker.installed import InstalledLibrary, InstalledTimm, Listed
 from wbar_worker.merging import Merger
 from wbar_worker.run_job import Runner
 from wbar_worker.settings import WorkerSettings
@@ -63,10 +63,11 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
     name = f"{kind}-{os.getpid()}@{socket.gethostname()}"
     tables = settings.tables if kind == "ingest" and InstalledTimm.is_there() else None
     timm = InstalledTimm(store, tables) if tables else None
-    lists = kind == "ingest" and settings.transformers and InstalledTransformers.is_there()
-    libraries: list[InstalledTimm | InstalledTransformers] = [
+    wanted: dict[Listed, bool] = {"transformers": settings.transformers, "smp": True}
+    listed = [one for one in wanted if wanted[one] and kind == "ingest" and InstalledLibrary.is_there(one)]
+    libraries: list[InstalledTimm | InstalledLibrary] = [
         *([timm] if timm else []),
-        *([InstalledTransformers(store)] if lists else []),
+        *(InstalledLibrary(store, one) for one in listed),
     ]
     if kind == "train":
         slots = settings.slots or max(1, gpus)

@@ -130,8 +130,10 @@ class TimmRequest:
 
 
 @dataclass(frozen=True)
-class TransformersRequest:
-    """The request to name transformers' image classifiers."""
+class LibraryRequest:
+    """The request to name the networks of an installed library."""
+
+    library: Literal["transformers", "smp"]
 
 
 class LibraryNames(_Message):
@@ -228,7 +230,7 @@ VALIDATE_DATASET: Entry[DatasetUpload] = Entry("wbar_worker.validate", "validate
 RUN_MERGE: Entry[MergeWork] = Entry("wbar_worker.merge", "run_merge", isolated=True)
 LIBRARY = TypeAdapter(LibraryNames)
 DESCRIBE_TIMM: Entry[TimmRequest] = Entry("wbar_worker.installed", "describe_timm")
-DESCRIBE_TRANSFORMERS: Entry[TransformersRequest] = Entry("wbar_worker.installed", "describe_transformers")
+DESCRIBE_LIBRARY: Entry[LibraryRequest] = Entry("wbar_worker.installed", "describe_library")
 PACK_BUILTIN: Entry[DatasetUpload] = Entry("wbar_worker.validate", "pack_builtin")
 
 

@@ -1,4 +1,4 @@
-"""The installed timm and transformers: their names go to the store; a table of timm's networks is made when one is wanted.
+"""The libraries of networks that are installed: their names go to the store, and a table of timm's is made when one is wanted.
 
 Children do both, since the worker loads no framework, and as nice as can be: the table takes minutes of one core. It is made
 once, after the first upload that is one of timm's networks or none that is known; until it is there, an upload waits for the
@@ -11,21 +11,22 @@ import os
 import threading
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from wbar.errors import UnknownArchitecture
 from wbar_store.store import Store
 from wbar_training.messages import Crashed
 from wbar_worker import processes
 from wbar_worker.children import (
+    DESCRIBE_LIBRARY,
     DESCRIBE_TIMM,
-    DESCRIBE_TRANSFORMERS,
     LIBRARY,
     TIMM,
     CheckpointFound,
     LibraryNames,
+    LibraryRequest,
     TimmRequest,
     TimmTable,
-    TransformersRequest,
     UploadRejected,
     Verdict,
 )
@@ -33,6 +34,10 @@ from wbar_worker.outages import retry_while_unavailable
 from wbar_worker.processes import Child, ControlChannel
 
 log = logging.getLogger("wbar.worker")
+
+Listed = Literal["transformers", "smp"]
+# By the library's name in the catalog.
+MODULES: dict[Listed, str] = {"transformers": "transformers", "smp": "segmentation_models_pytorch"}
 
 
 class InstalledTimm(threading.Thread):
@@ -85,34 +90,35 @@ class InstalledTimm(threading.Thread):
             self._child.process.kill()
 
 
-class InstalledTransformers(threading.Thread):
-    """Announces the installed transformers beside an ingest worker's work, unless its version was announced already."""
+class InstalledLibrary(threading.Thread):
+    """Announces the networks of a library beside an ingest worker's work, unless its version was announced already."""
 
-    def __init__(self, store: Store) -> None:
-        super().__init__(name="transformers", daemon=True)
-        self._store, self._stopping = store, False
+    def __init__(self, store: Store, library: Listed) -> None:
+        super().__init__(name=library, daemon=True)
+        self._store, self._library, self._stopping = store, library, False
         self._child: Child | None = None
 
     @staticmethod
-    def is_there() -> bool:
-        """Return whether transformers is installed; it is not imported."""
-        return importlib.util.find_spec("transformers") is not None
+    def is_there(library: Listed) -> bool:
+        """Return whether a library is installed; it is not imported."""
+        return importlib.util.find_spec(MODULES[library]) is not None
 
     def run(self) -> None:
-        installed, known = version("transformers"), list[str | None]()
-        retry_while_unavailable(lambda: known.append(self._store.architectures.version("transformers")))
+        library = self._library
+        installed, known = version(MODULES[library]), list[str | None]()
+        retry_while_unavailable(lambda: known.append(self._store.architectures.version(library)))
         if known == [installed] or self._stopping:
             return
-        child = self._child = processes.start(DESCRIBE_TRANSFORMERS, TransformersRequest())
+        child = self._child = processes.start(DESCRIBE_LIBRARY, LibraryRequest(library))
         try:
             entries = child.receive(LIBRARY).entries
         except (EOFError, OSError, ValueError):
             if not self._stopping:
-                log.warning("transformers could not be looked at: %s", child.crashed().why)
+                log.warning("%s could not be looked at: %s", library, child.crashed().why)
             return
         finally:
             child.end()
-        retry_while_unavailable(lambda: self._store.architectures.announce("transformers", installed, entries))
+        retry_while_unavailable(lambda: self._store.architectures.announce(library, installed, entries))
 
     def stop(self) -> None:
         """End the child."""
@@ -124,12 +130,13 @@ class InstalledTransformers(threading.Thread):
 # In the child.
 
 
-def describe_transformers(_request: TransformersRequest, channel: ControlChannel) -> None:
-    """Send the names of the installed transformers' image classifiers."""
-    from wbar_training.networks import transformers_models
+def describe_library(request: LibraryRequest, channel: ControlChannel) -> None:
+    """Send the names of the installed library's networks."""
+    from wbar_training.networks import smp_models, transformers_models
 
     os.nice(19)
-    channel.send(LibraryNames(version=version("transformers"), entries=list(transformers_models.entries())))
+    entries = {"transformers": transformers_models.entries, "smp": smp_models.entries}[request.library]
+    channel.send(LibraryNames(version=version(MODULES[request.library]), entries=list(entries())))
 
 
 def describe_timm(request: TimmRequest, channel: ControlChannel) -> None:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from wbar.catalog import SMP
 from wbar.spec import Network
-from wbar_training.networks import detectors, timm_models, transformers_models
+from wbar_training.networks import detectors, smp_models, timm_models, transformers_models
 from wbar_training.networks.cifar import CifarPreResNet, CifarResNet, CifarVGG, CifarWideResNet
 from wbar_training.networks.exported import ExportedNetwork
 from wbar_training.networks.meta_device import OnMeta
@@ -69,6 +70,8 @@ def initialized(network: Network, drop_path: float | None = None) -> nn.Module:
         return transformers_models.made(network, drop_path)
     if network.program is not None:
         return ExportedNetwork(known(network.program), network.num_classes)
+    if network.name.startswith(SMP):
+        return smp_models.module(network)
     if timm_models.is_timms(network.name):
         return timm_models.module(network, drop_path)
     if network.name in CIFAR:

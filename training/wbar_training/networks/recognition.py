@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from wbar.catalog import ARCHITECTURES, catalog_name
+from wbar.catalog import ARCHITECTURES, SMP, catalog_name
 from wbar.errors import ArchitectureMismatch, UnknownArchitecture
 from wbar.spec import Network
 from wbar_averaging.quoting import quoted
-from wbar_training.networks import timm_models, timm_recognition, timm_table
+from wbar_training.networks import smp_models, timm_models, timm_recognition, timm_table
 from wbar_training.networks.architectures import CIFAR, SEGMENTATION, build, names, shapes_of
 from wbar_training.networks.detectors import DETECTION, FROZEN
 from wbar_training.networks.differences import COUNTER, Difference, Shapes, compare, names_digest
@@ -59,6 +59,9 @@ def identify(name: str, shapes: Shapes, num_classes: int | None = None, tables: 
     name = catalog_name(name)
     if name in ARCHITECTURES:
         network = _read_off(name, shapes, num_classes)
+        difference = compare(shapes, shapes_of(network))
+    elif name.startswith(SMP):
+        network = smp_models.read_off(name, shapes, num_classes)
         difference = compare(shapes, shapes_of(network))
     else:
         row = timm_recognition.row_of(name, timm_table.load(tables) if tables else None)
@@ -223,6 +226,12 @@ def nearest(
 
 def _unknown(shapes: Shapes, table: timm_table.Table | None) -> UnknownArchitecture:
     """Return the error for tensors that no network has: the nearest ones, and their differences."""
+    if smp_models.looks_like_one(shapes):
+        return UnknownArchitecture(
+            f"these {len(shapes)} tensors are named as those of {smp_models.PACKAGE}, whose networks are not recognized by "
+            f"their tensors: give `architecture`, the decoder and the encoder, as in {SMP}unet-resnet34; "
+            "GET /v1/architectures?q=smp lists the names"
+        )
     wrapper = _wrapper(shapes)
     candidates = nearest({name.removeprefix(wrapper): shape for name, shape in shapes.items()}, table=table)
     first = ", ".join(map(quoted, sorted(shapes)[:3]))

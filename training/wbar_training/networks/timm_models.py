@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from wbar.catalog import ARCHITECTURES, EXPORTED, TIMM, Architecture, catalog_name, similar_names
+from wbar.catalog import ARCHITECTURES, EXPORTED, SMP, TIMM, Architecture, catalog_name, similar_names
 from wbar.errors import UnknownArchitecture
 from wbar.spec import Network
 from wbar_averaging.quoting import quoted
@@ -39,7 +39,7 @@ def installed() -> str | None:
 
 def is_timms(name: str) -> bool:
     """Return whether a catalog name is of timm's networks, if it is one at all."""
-    return name not in ARCHITECTURES and name != EXPORTED
+    return name not in ARCHITECTURES and name != EXPORTED and not name.startswith(SMP)
 
 
 @cache
