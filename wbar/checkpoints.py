@@ -6,12 +6,25 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from wbar.catalog import NORMALIZED_INSIDE
+from wbar.request import RequestModel
 from wbar.spec import Network, PretrainedConfig, network_document
 from wbar.states import UploadStatus
 
 Purpose = Literal["train", "merge"]
 # Of an upload: one file, an archive of a folder with `model.safetensors` and `config.json`, or of torch.export.
 CheckpointFormat = Literal["safetensors", "pytorch", "zip", "tar", "pt2"]
+
+
+class CheckpointSource(RequestModel):
+    """The content of a new checkpoint: what a job or a merge has made."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"source": "job_0mk3q8v6zr5d2a7x9c4t"}]})
+
+    source: str = Field(
+        pattern=r"^(job|merge)_[0-9a-z]+$",
+        max_length=64,
+        description="The id of a job or a merge that has succeeded: the weights that it delivers, without download and upload.",
+    )
 
 
 class Fault(BaseModel):

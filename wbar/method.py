@@ -378,9 +378,10 @@ class Soup(RequestModel):
 
     type: Literal["soup"]
     checkpoints: list[Annotated[str, Field(max_length=64)]] = Field(
-        min_length=2,
+        min_length=1,
         max_length=64,
-        description="The checkpoints that are averaged. `checkpoint`, the start, is one of them only if it is listed.",
+        description="The checkpoints that are averaged. `checkpoint`, the start, is one of them only if it is listed. "
+        "One alone is compared with the start as it is: with `flatness`, the line from one to the other.",
     )
     average: Literal["uniform", "greedy", "stock"] = "uniform"
     weights: (
@@ -397,6 +398,8 @@ class Soup(RequestModel):
     def _consistent(self) -> Self:
         if len(set(self.checkpoints)) != len(self.checkpoints):
             raise ValueError("a checkpoint is listed twice: give it a larger weight instead")
+        if self.average == "stock" and len(self.checkpoints) < 2:
+            raise ValueError("average stock needs two checkpoints at least: it is the angle between them that decides")
         if self.weights is not None and self.average != "uniform":
             raise ValueError(f"weights go with average uniform: {self.average} chooses them itself")
         if self.weights is not None and len(self.weights) != len(self.checkpoints):

@@ -218,6 +218,7 @@ class Interpolation(BaseModel):
     train_loss: list[float | None] = Field(description="Null where it is not finite.")
     val_loss: list[float | None]
     val_accuracy: list[float | None]
+    train_accuracy: list[float | None] | None = Field(None, description="Null in results of workers before 0.7.")
 
 
 class Line(BaseModel):

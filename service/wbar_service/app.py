@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from wbar import __version__
-from wbar.checkpoints import Checkpoint
+from wbar.checkpoints import Checkpoint, CheckpointSource
 from wbar.datasets import Dataset, DatasetSource
 from wbar.jobs import Job, JobRequest
 from wbar.keys import ApiKey, KeyRequest
@@ -103,9 +103,9 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.include_router(dashboard_routes.router)
 
     schema.document(
-        app, settings.sources, ApiKey, Checkpoint, Dataset, DatasetSource, ImageLosses, Job, JobRequest, KeyRequest,
-        Merge, MergeRequest, problems.Problem, RotationRequest, Study, StudyReport, StudyRequest, Upload, UploadReference,
-        Webhook, WebhookEvent, WebhookRequest, Worker,
+        app, settings.sources, ApiKey, Checkpoint, CheckpointSource, Dataset, DatasetSource, ImageLosses, Job, JobRequest,
+        KeyRequest, Merge, MergeRequest, problems.Problem, RotationRequest, Study, StudyReport, StudyRequest, Upload,
+        UploadReference, Webhook, WebhookEvent, WebhookRequest, Worker,
     )  # fmt: skip
     return app
 

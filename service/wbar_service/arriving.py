@@ -1,6 +1,7 @@
-"""The content of a new checkpoint or dataset: the body of the request, or a finished upload that the body names.
+"""The content of a new checkpoint or dataset: the body of the request, or what the body names.
 
-Either way it comes as one object under a temporary name, with its digest and its size, so that what is made of it is the same.
+That is a finished upload, or for a checkpoint the weights that a job or a merge has made. Either way it comes as one object
+under a temporary name, with its digest and its size, so that what is made of it is the same.
 """
 
 import json
@@ -14,7 +15,8 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from wbar.errors import DigestMismatch, TooLarge, UploadNotFinished
+from wbar.checkpoints import CheckpointSource
+from wbar.errors import DigestMismatch, FilesExpired, TooLarge, UploadNotFinished
 from wbar.uploads import UploadReference
 from wbar_service.bodies import with_small_body
 from wbar_service.receiving import announced_bytes, announced_sha256, receive
@@ -23,6 +25,15 @@ from wbar_store.blobs import Received
 from wbar_store.database import Tenant
 from wbar_store.resumable import ResumableUpload
 from wbar_store.store import Store
+
+
+@dataclass(frozen=True)
+class Made:
+    """The weights of a job or a merge. of: its id. blob: their content. name: what they are called."""
+
+    of: str
+    blob: str
+    name: str
 
 
 @dataclass
@@ -60,27 +71,46 @@ def is_json(request: Request) -> bool:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
 
 
-async def named_upload(request: Request) -> str | None:
-    """Return the id of the upload that a JSON body names; None for a body that is the content itself."""
+async def named_content(request: Request) -> UploadReference | CheckpointSource | None:
+    """Return what the JSON body of a new checkpoint names; None for a body that is the content itself."""
     if not is_json(request):
         return None
     body = await (await with_small_body(request)).body()
+    named = CheckpointSource if _has_source(body) else UploadReference
     try:
-        return UploadReference.model_validate_json(body).upload
+        return named.model_validate_json(body)
     except ValidationError as error:
         raise not_valid(error, body) from None
 
 
+def _has_source(body: bytes) -> bool:
+    try:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(parsed, dict) and "source" in parsed
+
+
 @asynccontextmanager
 async def arriving(
-    request: Request, store: Store, tenant: Tenant, limit: int, upload_id: str | None, idempotency_key: str | None
+    request: Request,
+    store: Store,
+    tenant: Tenant,
+    limit: int,
+    upload_id: str | None,
+    idempotency_key: str | None,
+    made: Made | None = None,
 ) -> AsyncIterator[Arrived]:
     """Yield the content, of at most `limit` bytes; what of it was not kept by then is deleted at the end.
 
-    upload_id: of the upload that is named; None: the body is the content. Raises as `receive`, and UploadNotFinished.
+    upload_id: of the upload that is named. made: what a job or a merge has made. Neither: the body is the content.
+
+    Raises as `receive`, UploadNotFinished, and FilesExpired where what was made is deleted at this moment.
     """
     settings: ServiceSettings = request.app.state.settings
-    if upload_id is not None:
+    if made is not None:
+        arrived = await run_sync(_copied, store, tenant, settings, made)
+    elif upload_id is not None:
         upload = await run_sync(store.uploads.get, tenant, upload_id)
         arrived = await run_sync(_joined, store, tenant, upload, limit, announced_sha256(request, "Repr-Digest"))
     else:
@@ -89,12 +119,7 @@ async def arriving(
         ):  # a request that comes again counts already; what is new is checked where its row is made
             await run_sync(store.quotas.check_bytes, tenant, settings.quotas, announced_bytes(request))
         received, filename = await receive(request, store.blobs, limit)
-
-        def check() -> list[str]:
-            store.quotas.check_bytes(tenant, settings.quotas, received.bytes)
-            return []
-
-        arrived = Arrived(received.sha256, received, filename, check)
+        arrived = _checked(store, tenant, settings, received, filename)
     try:
         yield arrived
     except BaseException:
@@ -104,6 +129,24 @@ async def arriving(
         if arrived.received is not None:  # a replay or a refusal left it under its first name
             await run_sync(store.blobs.discard, arrived.received.temporary)
         await run_sync(store.discard_parts, arrived.parts)
+
+
+def _checked(
+    store: Store, tenant: Tenant, settings: ServiceSettings, received: Received, filename: str | None
+) -> Arrived:
+    def check() -> list[str]:
+        store.quotas.check_bytes(tenant, settings.quotas, received.bytes)
+        return []
+
+    return Arrived(received.sha256, received, filename, check)
+
+
+def _copied(store: Store, tenant: Tenant, settings: ServiceSettings, made: Made) -> Arrived:
+    try:
+        received = store.blobs.copy(made.blob)
+    except FileNotFoundError:
+        raise FilesExpired(f"what {made.of} has made was deleted while it was read: nothing was kept") from None
+    return _checked(store, tenant, settings, received, made.name)
 
 
 def _joined(store: Store, tenant: Tenant, upload: ResumableUpload, limit: int, expected: str | None) -> Arrived:

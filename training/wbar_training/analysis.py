@@ -205,8 +205,13 @@ class _Around:
         return {"train_loss": self._score(model, self.split).loss}
 
     def _both(self, model: nn.Module) -> dict[str, float]:
-        held_out = self._score(model, self.val)
-        return self._train(model) | {"val_loss": held_out.loss, "val_accuracy": held_out.accuracy}
+        train, held_out = self._score(model, self.split), self._score(model, self.val)
+        return {
+            "train_loss": train.loss,
+            "train_accuracy": train.accuracy,
+            "val_loss": held_out.loss,
+            "val_accuracy": held_out.accuracy,
+        }
 
     def _score(self, model: nn.Module, split: Examples) -> Score:
         if not self._lost:

@@ -1,5 +1,6 @@
 """Commands for what jobs begin with: `wbar upload`, `wbar checkpoints [list|delete]`, `wbar datasets [add|list|delete]`."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -14,14 +15,17 @@ from wbar.errors import UnknownArchitecture
 app = typer.Typer()
 checkpoints_app = typer.Typer(invoke_without_command=True)
 datasets_app = typer.Typer(invoke_without_command=True)
+MADE = re.compile("(job|merge)_[0-9a-z]+")
 KEPT = "Seconds until it is deleted, or once no job needs it; default: it stays."
 
 
 @app.command()
 @with_json
 def upload(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="safetensors or PyTorch file.")],
-    name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
+    file: Annotated[
+        str, typer.Argument(help="safetensors, PyTorch or .pt2 file; or job_… or merge_…, whose weights are taken.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Default: the file's or the job's name.")] = None,
     expires_after: Annotated[int | None, typer.Option(help=KEPT)] = None,
     architecture: Annotated[str | None, typer.Option(help="Default: detected from the tensors.")] = None,
     purpose: Annotated[
@@ -33,15 +37,25 @@ def upload(
     """Upload a checkpoint, wait until it was validated, print its id."""
     try:
         with connected() as client, transfer() as bar:
-            made = client.checkpoints.create(
-                file,
-                name=name,
-                architecture=architecture,
-                num_classes=num_classes,
-                purpose=purpose,  # type: ignore[arg-type]  # the service checks it
-                expires_after=expires_after,
-                step=step(bar, f"upload {file.name}"),
-            )
+            if MADE.fullmatch(file) and not Path(file).exists():
+                if architecture is not None or num_classes is not None:
+                    raise typer.BadParameter("these weights have a network already", param_hint="--architecture")
+                made = client.checkpoints.create_from(
+                    file,
+                    name=name,
+                    purpose=purpose,  # type: ignore[arg-type]  # the service checks it
+                    expires_after=expires_after,
+                )
+            else:
+                made = client.checkpoints.create(
+                    _existing(file),
+                    name=name,
+                    architecture=architecture,
+                    num_classes=num_classes,
+                    purpose=purpose,  # type: ignore[arg-type]  # the service checks it
+                    expires_after=expires_after,
+                    step=step(bar, f"upload {Path(file).name}"),
+                )
     except UnknownArchitecture as error:
         raise UnknownArchitecture(f"{error.detail}. Here `architecture` is --architecture NAME") from None
     network = made.architecture
@@ -54,6 +68,12 @@ def upload(
         elif network.note:
             note(network.note, "dim")
     answer(made, made.id)
+
+
+def _existing(file: str) -> Path:
+    if not Path(file).is_file():
+        raise typer.BadParameter(f"{file!r} is no file", param_hint="FILE")
+    return Path(file)
 
 
 @checkpoints_app.callback()

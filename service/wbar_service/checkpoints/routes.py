@@ -6,7 +6,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from wbar.catalog import ARCHITECTURES, catalog_name, similar_names
-from wbar.checkpoints import Checkpoint, Purpose
+from wbar.checkpoints import Checkpoint, CheckpointSource, Purpose
 from wbar.errors import CheckpointNotReady, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
@@ -14,8 +14,9 @@ from wbar.request import ExpiresAfter
 from wbar.text import NAME_PATTERN
 from wbar.uploads import UploadReference
 from wbar_service.answers import answer, polled
-from wbar_service.arriving import arriving, named_upload
+from wbar_service.arriving import arriving, named_content
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
+from wbar_service.checkpoints.made import made_by
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import page_of, paged_by
@@ -50,7 +51,7 @@ _FORM: dict[str, Any] = {
             "content": {
                 "application/octet-stream": _BINARY,
                 "multipart/form-data": _FORM,
-                "application/json": {"schema": reference(UploadReference)},
+                "application/json": {"schema": {"oneOf": [reference(UploadReference), reference(CheckpointSource)]}},
             },
         }
     },
@@ -85,16 +86,21 @@ async def create_checkpoint(
 
     Or a `.pt2` archive of torch.export: a network that is in no catalog, in training mode and with a free batch size.
 
-    The body is the file itself, streamed, or JSON that names a finished upload of /v1/uploads. Its content is validated
-    after the answer: poll until `status` is `ready` or `rejected`.
+    The body is the file itself, streamed, or JSON that names a finished upload of /v1/uploads, or a job or merge whose
+    weights are taken as they are. Its content is validated after the answer: poll until `status` is `ready` or `rejected`.
     """
     if architecture is not None:
         architecture = await run_sync(_known, store, architecture)
     shown_name(name, None, "")  # before the upload
-    upload = await named_upload(request)
+    named = await named_content(request)
+    upload = named.upload if isinstance(named, UploadReference) else None
+    made = None
+    if isinstance(named, CheckpointSource):
+        made, itself = await run_sync(made_by, store, tenant, named.source)
+        architecture = architecture or itself
     limit = request.app.state.settings.max_checkpoint_bytes
     network = GivenNetwork(architecture=architecture, num_classes=num_classes, purpose=purpose)
-    async with arriving(request, store, tenant, limit, upload, idempotency_key) as arrived:
+    async with arriving(request, store, tenant, limit, upload, idempotency_key, made) as arrived:
 
         def create() -> CheckpointRecord:
             received = arrived.claim()

@@ -51,6 +51,25 @@ class Checkpoints(Resource):
         created = Checkpoint.model_validate_json(made)
         return self._wait_ready(lambda: self.get(created.id), timeout) if wait else created
 
+    def create_from(
+        self,
+        source: str,
+        *,
+        name: str | None = None,
+        purpose: Purpose | None = None,
+        expires_after: int | None = None,
+        wait: bool = True,
+        timeout: float = 600.0,
+        idempotency_key: str | None = None,
+    ) -> Checkpoint:
+        """Make a checkpoint of the weights of a job or a merge, without download and upload: to go on from there.
+
+        source: `job_…` or `merge_…`, which has succeeded. The other arguments and what is raised: as of `create`.
+        """
+        params = {"name": name, "purpose": purpose, "expires_after": expires_after}
+        created = self._create("/v1/checkpoints", Checkpoint, {"source": source}, idempotency_key, **params)
+        return self._wait_ready(lambda: self.get(created.id), timeout) if wait else created
+
     def get(self, checkpoint_id: str) -> Checkpoint:
         """Return one checkpoint. Raises NotFound."""
         return self._get(f"/v1/checkpoints/{checkpoint_id}", Checkpoint)
