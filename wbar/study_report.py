@@ -198,6 +198,7 @@ def _flatness(result: JobResult | None) -> StudyFlatness | None:
         sharpness_last=found.sharpness.get("last"),
         top_eigenvalue=found.top_eigenvalue.get("averaged"),
         interpolation=found.interpolation,
+        line=found.line,
     )
 
 

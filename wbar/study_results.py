@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wbar.results import Eigenvalue, Interpolation, Verdict
+from wbar.results import Eigenvalue, Interpolation, Line, Verdict
 from wbar.studies import StudySettings, StudyStatus
 
 
@@ -65,6 +65,10 @@ class StudyFlatness(_Part):
     sharpness_last: float | None = Field(description="Of the last snapshot, ε = 1e-3.")
     top_eigenvalue: Eigenvalue | None = Field(description="Of the Hessian at w̄.")
     interpolation: Interpolation = Field(description="The line from w_0 to w̄.")
+    line: Line = Field(
+        description="The loss along a filter-normalized direction through w_0 and through w̄: of every job at the same positions "
+        "and in the same unit, so that they can be laid over each other (Li et al. 2018)."
+    )
 
 
 class StudyJobReport(_Part):

@@ -86,6 +86,7 @@ def test_a_grid_is_run_and_reported(service: Service, inputs: dict[str, str]) ->
     assert last["minimum"]["loss"] == min(one["metrics"]["loss"] for one in snapshots)
     flatness = job["result"]["flatness"]
     assert last["flatness"]["distance"] == flatness["distance"]
+    assert last["flatness"]["line"] == flatness["line"]
     assert last["flatness"]["distance_by_layer"] == flatness["distance_by_layer"]
     assert [one["distance"] for one in last["epochs"]] == [one["distance"] for one in flatness["epochs"]]
     first = report["jobs"][0]
