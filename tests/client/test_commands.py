@@ -54,6 +54,14 @@ def printed(service: Service, *words: str) -> Any:
     return json.loads(done.stdout)
 
 
+def test_the_weights_of_a_job_are_uploaded_by_its_id(service: Service, material: Material) -> None:
+    made = printed(service, "upload", material.jobs[0], "--name", "go on")
+    assert (made["name"], made["status"]) == ("go on", "ready")
+    refused = wbar(service, "upload", material.jobs[0], "--architecture", "resnet20")
+    assert (refused.returncode, "have a network already" in refused.stderr) == (2, True)
+    assert "is no file" in wbar(service, "upload", "job").stderr
+
+
 @pytest.mark.long
 def test_json_of_every_command_about_jobs(service: Service, material: Material, tmp_path: Path) -> None:
     first, second = material.jobs
