@@ -227,6 +227,19 @@ class Estimate(BaseModel):
     bytes: int
 
 
+class Replica(BaseModel):
+    """One of the jobs that a job with replicas trains."""
+
+    n: int = Field(description="Its number, from 1.")
+    job: str
+    seed: int
+    status: str = Field(description="A job's status, or `deleted`.")
+    fraction: float
+    error: str | None = Field(None, description="The code that it failed with.")
+    accuracy: float | None = None
+    loss: float | None = None
+
+
 class Job(BaseModel):
     """A job: the resolved request, its status and, once it has succeeded, its result."""
 
@@ -340,6 +353,9 @@ class Job(BaseModel):
     created_at: str | None
     started_at: str | None
     finished_at: str | None
+    replicas: list[Replica] | None = Field(
+        None, description="In the answer about one job with `method.replicas`: the jobs that it joins."
+    )
     estimate: Estimate | None = Field(None, description="Only in the answer to a dry run.")
     warnings: list[JobWarning] | None = Field(
         None,
