@@ -154,6 +154,12 @@ class JobRequest(JobOptions):
                 {
                     "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
                     "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
+                    "name": "four trainings with other seeds, joined",
+                    "method": {"type": "cyclic_swa", "cycles": 6, "replicas": 4},
+                },
+                {
+                    "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
+                    "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
                     "method": {
                         "type": "soup",
                         "checkpoints": ["ckpt_0mk3q8v1zr5d2a7x9c4t", "ckpt_0mk3q8v4zr5d2a7x9c4t"],

@@ -1,4 +1,4 @@
-"""Jobs with replicas: held until all have ended, in rows; paused, cancelled and deleted with them, and no tenant's but theirs."""
+"""Jobs with replicas: held in rows until all have ended; paused, cancelled, deleted with them, and no tenant's but theirs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +55,9 @@ def test_it_is_held_until_the_last_replica_has_ended_whichever_that_is(store: St
     assert job.id not in store.jobs.overdue(broker_is_empty=False)
     end(store, replicas[1])
     assert store.queue.next_of_replicas(replicas[1]) == job.id
-    assert store.jobs.overdue(broker_is_empty=False) == [job.id], "the sweeper finds it where the worker was killed here"
+    assert store.jobs.overdue(broker_is_empty=False) == [job.id], (
+        "the sweeper finds it where the worker was killed here"
+    )
     assert store.queue.to_begin(job.id) == [job.id]
     joining = store.attempts.claim(job.id, 60)
     assert joining is not None

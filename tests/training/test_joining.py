@@ -94,9 +94,7 @@ def test_the_joint_mean_is_that_of_all_points_with_the_statistics_of_the_twin(tm
     assert run(again, Recorder()).weights.read_bytes() == outcome.weights.read_bytes()
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(one, marks=pytest.mark.long if one != "none" else ()) for one in OTHERS]
-)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=pytest.mark.long if one != "none" else ()) for one in OTHERS])
 def test_means_that_are_no_sums_are_joined_as_one_point_each(tmp_path: Path, name: str) -> None:
     method = METHODS.validate_python(OTHERS[name] | {"interpolate": {"alphas": [0.5], "choose": 1.0}})
     made = [replica(tmp_path, n, method.model_copy(update={"interpolate": None})) for n in (1, 2)]
