@@ -68,14 +68,17 @@ class Service:
 
 
 @contextmanager
-def running(device: str = "cpu") -> Iterator[Service]:
-    """Start `wbar up` on `device`, wait until its workers are there, and stop it with SIGTERM however the block ends."""
+def running(device: str = "cpu", workers: int = 1, threads: int = THREADS) -> Iterator[Service]:
+    """Start `wbar up` on `device`, wait until its workers are there, and stop it with SIGTERM however the block ends.
+
+    workers: jobs at a time. threads: of each.
+    """
     with tempfile.TemporaryDirectory(prefix="wbar-bench-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
         log = home / "up.log"
         # Nothing that was set for the user's own service may reach this one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WBAR_")}
-        environment |= {"WBAR_CONFIG": str(home / "config.toml"), "WBAR_DEVICE": device, "WBAR_THREADS": str(THREADS)}
+        environment |= {"WBAR_CONFIG": str(home / "config.toml"), "WBAR_DEVICE": device, "WBAR_THREADS": str(threads)}
         command = [
             sys.executable,
             "-P",
@@ -86,6 +89,8 @@ def running(device: str = "cpu") -> Iterator[Service]:
             "0",
             "--data",
             str(home / "data"),
+            "--workers",
+            str(workers),
         ]
         with open(log, "wb") as out:
             process = subprocess.Popen(

@@ -450,6 +450,12 @@ class DevicesUnavailable(JobError):
     code = "devices_unavailable"
 
 
+class ReplicaFailed(JobError):
+    """Raised when a replica of a job did not succeed, so that there is nothing to join it by."""
+
+    code = "replica_failed"
+
+
 class MergeFailed(JobError):
     """Raised when a merge cannot be made of its checkpoints."""
 

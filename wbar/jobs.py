@@ -154,6 +154,12 @@ class JobRequest(JobOptions):
                 {
                     "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
                     "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
+                    "name": "four trainings with other seeds, joined",
+                    "method": {"type": "cyclic_swa", "cycles": 6, "replicas": 4},
+                },
+                {
+                    "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
+                    "dataset": "ds_0mk3q8v2zr5d2a7x9c4t",
                     "method": {
                         "type": "soup",
                         "checkpoints": ["ckpt_0mk3q8v1zr5d2a7x9c4t", "ckpt_0mk3q8v4zr5d2a7x9c4t"],
@@ -225,6 +231,19 @@ class Estimate(BaseModel):
     steps: int
     seconds: float | None
     bytes: int
+
+
+class Replica(BaseModel):
+    """One of the jobs that a job with replicas trains."""
+
+    n: int = Field(description="Its number, from 1.")
+    job: str
+    seed: int
+    status: str = Field(description="A job's status, or `deleted`.")
+    fraction: float
+    error: str | None = Field(None, description="The code that it failed with.")
+    accuracy: float | None = None
+    loss: float | None = None
 
 
 class Job(BaseModel):
@@ -340,6 +359,9 @@ class Job(BaseModel):
     created_at: str | None
     started_at: str | None
     finished_at: str | None
+    replicas: list[Replica] | None = Field(
+        None, description="In the answer about one job with `method.replicas`: the jobs that it joins."
+    )
     estimate: Estimate | None = Field(None, description="Only in the answer to a dry run.")
     warnings: list[JobWarning] | None = Field(
         None,

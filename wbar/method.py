@@ -143,6 +143,14 @@ class _Trained(RequestModel):
     interpolate: Interpolate | None = Field(
         None, description="Deliver a point of the line from the start to w̄; null: w̄ itself."
     )
+    replicas: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="How many times to train from the start, each time as a job of its own with another seed and data order, "
+        "on any workers; at the end one job joins them by the exact mean of all their points, BatchNorm recomputed (SWAP, "
+        "Gupta et al. 2020). The job is `queued` until they have ended, and fails where one of them does. 1: no replicas.",
+    )
     back_off: bool = Field(
         True,
         description="If the first snapshot lost more than half of what the start knows of its training images, start again at "

@@ -13,6 +13,7 @@ from wbar.evaluation_sets import check_evaluation_set
 from wbar.jobs import JobOptions
 from wbar.method import MAX_EPOCHS, AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
 from wbar.recipe import AS_THEY_ARE, IMAGENET, Augment, BatchNorm, Normalization, Recipe, is_about_training
+from wbar.replicas import check_replicas
 from wbar.results import HUB_LIBRARIES, FurtherFormat
 from wbar.schedule import build_schedule, steps_per_epoch
 from wbar.spec import EvaluationSet, JobSpec, Network, PretrainedConfig, StoredDataset, StoredWeights
@@ -115,6 +116,7 @@ def resolve_job(
         select_on=options.select_on,
         formats=_formats(options, network),
     )
+    check_replicas(options, spec)
     if spec.select_on is not None and not spec.selects:
         raise ValidationFailed(
             f"select_on is {spec.select_on!r}, and this job chooses nothing by held-out images: leave it out, or ask for a "
@@ -131,18 +133,23 @@ def planned_steps_per_epoch(facts: DatasetFacts, recipe: Recipe) -> int:
 
 
 def planned_steps(spec: JobSpec, facts: DatasetFacts) -> int:
-    """Return the optimizer steps of the whole job, the control's included and back-offs not; 0 for a soup."""
+    """Return the optimizer steps of the whole job, the control's included and back-offs not; 0 for a soup.
+
+    Of a job with replicas they are those of all of them; one of them has the control.
+    """
     if isinstance(spec.method, Soup):
         return 0
     steps = build_schedule(spec.method, planned_steps_per_epoch(facts, spec.recipe)).total_steps
-    return 2 * steps if spec.method.control else steps
+    return (spec.method.replicas + spec.method.control) * steps
 
 
 def planned_snapshots(spec: JobSpec, facts: DatasetFacts) -> int:
-    """Return how many snapshots the job keeps; 0 for a soup."""
+    """Return how many snapshots the job keeps, those of its replicas included; 0 for a soup."""
     if isinstance(spec.method, Soup):
         return 0
-    return len(build_schedule(spec.method, planned_steps_per_epoch(facts, spec.recipe)).snapshots)
+    return spec.method.replicas * len(
+        build_schedule(spec.method, planned_steps_per_epoch(facts, spec.recipe)).snapshots
+    )
 
 
 def resolve_recipe(

@@ -161,6 +161,16 @@ class Comparisons(BaseModel):
     swag: Score | None = Field(
         None, title="Bayesian average (SWAG)", description="The Bayesian average, where the job asked for it."
     )
+    best_replica: Score | None = Field(
+        None,
+        title="best replica",
+        description="Of a job with replicas: the one with the lowest loss on these same images, which flatters it.",
+    )
+    replicas: Score | None = Field(
+        None,
+        title="mean score of the replicas",
+        description="Of a job with replicas: what one of them has by itself, on average.",
+    )
     control: Score | None = Field(
         None,
         title="control (cosine, equal epochs)",
@@ -424,6 +434,16 @@ class RateProbe(BaseModel):
     tried: list[TriedRate]
 
 
+class ReplicaResult(BaseModel):
+    """One replica in the joint mean: w̄ of it, BatchNorm recomputed as for the others, on the held-out images."""
+
+    n: int
+    seed: int
+    points: int = Field(description="How many weights are averaged in it.")
+    accuracy: float
+    loss: float
+
+
 class JobResult(BaseModel):
     """The result of a job: made by training, stored as one document, sent as it is."""
 
@@ -453,6 +473,7 @@ class JobResult(BaseModel):
     stock: dict[str, float] | None = Field(
         None, description="Of a soup that is a model stock: t of each tensor, the share of the mean in it."
     )
+    replicas: list[ReplicaResult] | None = Field(None, description="Of a job with replicas.")
     normalization: NormalizationProbe | None = Field(None, description="Where `recipe.normalize` was `auto`.")
     flatness: Flatness | None = Field(None, description="Where the job asked for it.")
 

@@ -129,6 +129,8 @@ class JobSpec(_Frozen):
     teachers: the networks of a distillation, one checkpoint or a former job's snapshots.
     evaluation: further datasets to score the comparisons on.
     select_on: the name of the one among them that stands for the selection split; None: half of the held-out images does.
+    replicas: the jobs that this one joins, in their order; empty: it is no job with replicas.
+    keeps_mean: whether the exact sums of the mean are kept, which a replica's are joined by; they change no weight.
     formats: that the weights are written in beside safetensors and PyTorch's; they change no weight.
     """
 
@@ -147,6 +149,8 @@ class JobSpec(_Frozen):
     evaluation: tuple[EvaluationSet, ...] = ()
     select_on: str | None = None
     formats: tuple[FurtherFormat, ...] = ()
+    replicas: tuple[str, ...] = ()
+    keeps_mean: bool = False
 
     @property
     def selects(self) -> bool:
@@ -165,8 +169,8 @@ class JobSpec(_Frozen):
 
     @property
     def trains(self) -> bool:
-        """Whether the job takes training steps; a soup does not."""
-        return not isinstance(self.method, Soup)
+        """Whether the job takes training steps; a soup does not, nor what joins replicas."""
+        return not isinstance(self.method, Soup) and not self.replicas
 
     @property
     def reproducible(self) -> bool:
@@ -190,7 +194,8 @@ class JobSpec(_Frozen):
         """Return the ids of all that must stay until the job has ended, each once: checkpoints, datasets, former job."""
         teacher = [self.recipe.distillation.teacher] if self.recipe.distillation else []
         datasets = [self.dataset.id, *(one.dataset.id for one in self.evaluation)]
-        return list(dict.fromkeys([self.start.id, *datasets, *(one.id for one in self.ingredients), *teacher]))
+        ingredients = (one.id for one in self.ingredients)
+        return list(dict.fromkeys([self.start.id, *datasets, *ingredients, *teacher, *self.replicas]))
 
     def run_digest(self) -> str:
         """Return the sha256 of everything that the weights are a function of, on the same hardware and thread count.
@@ -222,11 +227,14 @@ class JobSpec(_Frozen):
 _NEW: dict[tuple[str, ...], Any] = {
     ("method", "interpolate"): None,
     ("method", "swad"): Swad().model_dump(mode="json"),
+    ("method", "replicas"): 1,
     **{("recipe", name): Recipe.model_fields[name].default for name in NEW_OPTIONS},
     ("evaluation",): [],
     ("evaluate",): {},
     ("select_on",): None,
     ("formats",): [],
+    ("replicas",): [],
+    ("keeps_mean",): False,
 }
 
 

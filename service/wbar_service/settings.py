@@ -32,6 +32,7 @@ class ServiceSettings(StoreSettings):
     )
     max_tenant_jobs: int = Field(10_000, gt=0, description="Jobs of a tenant that wait, run or are paused.")
     max_study_jobs: int = Field(100, gt=0, description="Jobs of one study.")
+    max_replicas: int = Field(16, gt=0, le=1024, description="Replicas of one job (`method.replicas`).")
     max_tenant_webhooks: int = Field(20, gt=0, description="Webhooks of a tenant.")
     metrics_token: SecretStr | None = Field(
         None, description="What `GET /metrics` asks for, as a bearer token; default: nothing, since it names no tenant."

@@ -16,7 +16,7 @@ from wbar.jobs import Progress
 from wbar.results import JobResult, Score
 from wbar.spec import JobSpec
 from wbar.states import JobStatus, sources
-from wbar_store import outbox, study_slots
+from wbar_store import outbox, replica_slots, study_slots
 from wbar_store.claims import Claim, holds, of_running
 from wbar_store.counters import Counters
 from wbar_store.database import Database, Tenant, now
@@ -59,14 +59,15 @@ class Attempts:
 
         worker: the name of the one that claims it.
 
-        None if it is not queued, or if the others of its study have all of the study's slots.
+        None if it is not queued, if the others of its study have all of the study's slots, or if it waits for replicas.
         """
         with self.database.write() as connection:
             if not study_slots.has_room(connection, job_id):
                 return None
+            replica_slots.lock_joining(connection, job_id)
             row = connection.execute(
                 update(jobs)
-                .where(jobs.c.id == job_id, jobs.c.status.in_(sources("running")))
+                .where(jobs.c.id == job_id, jobs.c.status.in_(sources("running")), ~replica_slots.HELD)
                 .values(
                     status="running",
                     attempts=jobs.c.attempts + 1,

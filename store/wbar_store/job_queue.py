@@ -10,13 +10,14 @@ from collections.abc import Collection, Mapping
 
 from sqlalchemy import Connection, or_, select, update
 
-from wbar_store import study_slots
+from wbar_store import replica_slots, study_slots
 from wbar_store.database import Database, Tenant
+from wbar_store.holding import HELD
 from wbar_store.row_security import lifted
-from wbar_store.tables import jobs
+from wbar_store.tables import job_inputs, jobs
 
 QUEUED = jobs.c.status == "queued"
-READY = QUEUED & ~study_slots.HELD  # may be claimed
+READY = QUEUED & ~HELD  # may be claimed
 REMEMBERED_SECONDS = 1.0  # for which the places are not looked up again, however many ask
 FIRST = (jobs.c.priority.desc(), jobs.c.id)  # ids sort by creation
 
@@ -45,9 +46,7 @@ class JobQueue:
     def give_up_place(self, job_id: str) -> None:
         """Have one of the tenant's held jobs be told of again, for a message naming `job_id` that found only held ones."""
         tenant = select(jobs.c.tenant).where(jobs.c.id == job_id).scalar_subquery()
-        held = select(jobs.c.id).where(
-            jobs.c.tenant == tenant, QUEUED, study_slots.HELD, jobs.c.notified_at.is_not(None)
-        )
+        held = select(jobs.c.id).where(jobs.c.tenant == tenant, QUEUED, HELD, jobs.c.notified_at.is_not(None))
         with self.database.read() as connection:
             last = connection.execute(held.order_by(jobs.c.priority, jobs.c.id.desc()).limit(1)).scalar()
         if last is not None:
@@ -62,6 +61,23 @@ class JobQueue:
         with self.database.read() as connection:
             found: str | None = connection.execute(waiting.order_by(*FIRST).limit(1)).scalar()
         return found
+
+    def next_of_replicas(self, job_id: str) -> str | None:
+        """Return a queued job without a place whose replicas, `job_id` among them, have all ended."""
+        waiting = select(job_inputs.c.job).where(job_inputs.c.input == job_id)
+        query = select(jobs.c.id).where(jobs.c.id.in_(waiting), READY, jobs.c.notified_at.is_(None))
+        with self.database.read() as connection:
+            found: str | None = connection.execute(query.limit(1)).scalar()
+        return found
+
+    def to_begin(self, job_id: str) -> list[str]:
+        """Return the jobs that a worker is to be notified of for a job: itself, or its replicas while it waits for them."""
+        with self.database.read() as connection:
+            replicas = replica_slots.unfinished(connection, job_id)
+            if not replicas:
+                return [job_id]
+            ready = select(jobs.c.id).where(jobs.c.id.in_(replicas), READY, jobs.c.notified_at.is_(None))
+            return list(connection.execute(ready.order_by(jobs.c.id)).scalars())
 
     def positions(self, tenant: Tenant) -> dict[str, int]:
         """Return the place of each of the tenant's queued jobs among those of all tenants; 1 is taken next.

@@ -7,27 +7,29 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
 
-from sqlalchemy import Connection, case, delete, false, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, case, delete, false, func, insert, or_, select, update
 
 from wbar.checkpoints import Fault
 from wbar.errors import InUse, InvalidTransition, NotFound
-from wbar.jobs import Job, Progress
+from wbar.jobs import Job, Progress, Replica
 from wbar.method import Soup
+from wbar.replicas import seed_of
 from wbar.results import JobResult
 from wbar.spec import JobSpec
 from wbar.states import TERMINAL, JobStatus, sources
-from wbar_store import outbox, study_slots
+from wbar_store import outbox, replica_slots
 from wbar_store.claims import Claim
 from wbar_store.counters import Counters
 from wbar_store.database import Database, Tenant, now, rfc3339
 from wbar_store.events import Events
+from wbar_store.holding import HELD
 from wbar_store.ids import new_id
 from wbar_store.job_lists import Filters, JobSummary, OrderBy, kept, sorted_rows
 from wbar_store.repository import PageRequest, Record, RecordPage, Repository, Stored
 from wbar_store.row_security import lifted
 from wbar_store.tables import checkpoints, datasets, job_files, job_inputs, job_metadata, jobs, snapshots
 
-FileName = Literal["onnx", "pt2", "huggingface", "card", "signature"]
+FileName = Literal["onnx", "pt2", "huggingface", "card", "signature", "mean"]
 # The columns of an ended job's files, which go when their time is over.
 FILES = ("weights", "weights_pytorch", "averaged", "averaged_pytorch", "report", "losses")
 NOTIFY_AGAIN = 5.0  # a queued row that a worker was notified of so long ago, with nothing left in the broker
@@ -133,6 +135,7 @@ class Jobs(Repository[JobRecord]):
         request: Mapping[str, Any] | None = None,
         priority: int = 0,
         traceparent: str | None = None,
+        job_id: str | None = None,
     ) -> JobRecord:
         """Insert a queued job; the caller notifies once it is committed.
 
@@ -141,8 +144,9 @@ class Jobs(Repository[JobRecord]):
         expires_after: seconds from its end until its files are deleted; None: they stay.
         priority: among the tenant's queued jobs; the higher is taken first.
         traceparent: the W3C trace context of the request that creates it; it decides nothing of the result.
+        job_id: a new id that others name already; None: one is made.
         """
-        job_id = new_id("job")
+        job_id = job_id or new_id("job")
         values = {
             "id": job_id,
             "tenant": tenant.name,
@@ -219,20 +223,32 @@ class Jobs(Repository[JobRecord]):
             return {row.status: row.n for row in connection.execute(query)}
 
     def cancel(self, tenant: Tenant, job_id: str) -> JobRecord:
-        """End the job now; its attempt learns it with the next heartbeat. Raises InvalidTransition once it ended otherwise."""
-        with self.database.write():
+        """End the job now; its attempt learns it with the next heartbeat. Raises InvalidTransition once it ended otherwise.
+
+        Its replicas end with it.
+        """
+        with self.database.write() as connection:
             job = self.get(tenant, job_id, lock=True)
             if job.status != "cancelled" and not self.move(job_id, "cancelled"):
                 raise InvalidTransition(f"{job_id} is {job.status} and cannot be cancelled")
+            for replica in replica_slots.unfinished(connection, job_id) if job.spec.replicas else ():
+                self.move(replica, "cancelled")
             return self.get(tenant, job_id)
 
     def pause(self, tenant: Tenant, job_id: str) -> JobRecord:
         """Ask a running job to stop at the next step with its exact position saved; it becomes `paused` when it has.
 
-        Raises InvalidTransition for a job that neither runs nor is paused.
+        A job that waits for its replicas stays queued, and they are paused. Raises InvalidTransition for a job that neither
+        runs nor is paused.
         """
         with self.database.write() as connection:
             job = self.get(tenant, job_id, lock=True)
+            if job.status == "queued" and job.spec.replicas:
+                connection.execute(update(jobs).where(jobs.c.id == job_id).values(stop="pause"))
+                replicas = jobs.c.id.in_(replica_slots.unfinished(connection, job_id))
+                running = replicas & (jobs.c.status == "running") & jobs.c.stop.is_(None)
+                connection.execute(update(jobs).where(running).values(stop="pause"))
+                return self.get(tenant, job_id)
             if job.status not in ("running", "paused"):
                 raise InvalidTransition(f"{job_id} is {job.status}: only a running job can be paused")
             if job.stop == "finish":
@@ -268,18 +284,34 @@ class Jobs(Repository[JobRecord]):
         return job
 
     def resume(self, tenant: Tenant, job_id: str) -> JobRecord:
-        """Queue a paused job again; it goes on from where it stopped, to the same bits. Raises InvalidTransition."""
-        with self.database.write():
+        """Queue a paused job again; it goes on from where it stopped, to the same bits. Raises InvalidTransition.
+
+        Replicas that are paused go on with the job that waits for them.
+        """
+        with self.database.write() as connection:
             job = self.get(tenant, job_id, lock=True)
+            if job.status == "queued" and job.spec.replicas:
+                self._resume_replicas(connection, job)
+                return self.get(tenant, job_id)
             if job.status != "paused":
                 raise InvalidTransition(f"{job_id} is {job.status}: only a paused job can be resumed")
             self.move(job_id, "queued", notified_at=None)
             return self.get(tenant, job_id)
 
-    def remove(self, tenant: Tenant, job_id: str) -> list[str]:
-        """Delete an ended job with its events, metrics and snapshots; returns the blobs to collect.
+    def _resume_replicas(self, connection: Connection, job: JobRecord) -> None:
+        replicas = replica_slots.unfinished(connection, job.id)
+        paused = select(jobs.c.id).where(jobs.c.id.in_(replicas), jobs.c.status == "paused").order_by(jobs.c.id)
+        found = list(connection.execute(paused).scalars())
+        if job.stop != "pause" and not found:
+            raise InvalidTransition(f"{job.id} is not paused, and none of its replicas is")
+        connection.execute(update(jobs).where(jobs.c.id == job.id).values(stop=None, notified_at=None))
+        for replica in found:
+            self.move(replica, "queued", notified_at=None)
 
-        Raises InvalidTransition for a job that has not ended, InUse for the teacher of one.
+    def remove(self, tenant: Tenant, job_id: str) -> list[str]:
+        """Delete an ended job with its events, metrics, snapshots and replicas; returns the blobs to collect.
+
+        Raises InvalidTransition for a job that has not ended, InUse for the teacher or a replica of one.
         """
         with self.database.write() as connection:
             job = self.get(tenant, job_id, lock=True)
@@ -287,7 +319,8 @@ class Jobs(Repository[JobRecord]):
                 raise InvalidTransition(f"{job_id} is {job.status}: only an ended job can be deleted; cancel it first")
             student = _student(connection, job_id)
             if student is not None:
-                raise InUse(f"{job_id} is the teacher of {student}: cancel that job or wait for it")
+                kind = "a replica" if job.spec.keeps_mean else "the teacher"
+                raise InUse(f"{job_id} is {kind} of {student}: cancel that job or wait for it")
             held = _blobs_of_parts(connection, job_id)
             connection.execute(delete(jobs).where(jobs.c.id == job_id))
             if job.attempts:
@@ -300,15 +333,36 @@ class Jobs(Repository[JobRecord]):
                     # A deleted checkpoint or dataset was kept, hidden, only for the jobs that name it.
                     named = select(column)
                     connection.execute(delete(table).where(table.c.status == "deleted", table.c.id.not_in(named)))
+            for replica in job.spec.replicas:
+                if self.exists(tenant, replica):
+                    held += self.remove(tenant, replica)
         return [*job.blobs, *held]
 
     def waits(self, stored: Stored) -> bool:
         """Return whether a job is queued, by what `stored` returned."""
         return bool(stored[self._status_index] == "queued")
 
+    def may_have_replicas(self, stored: Stored) -> bool:
+        """Return whether a job may have replicas, by what `stored` returned: a spec without them does not name them."""
+        return '"replicas"' in stored[self._spec_index]
+
+    def replicas(self, tenant: Tenant, job: JobRecord) -> list[Replica] | None:
+        """Return the replicas of a job as they are now; None for a job without."""
+        if not job.spec.replicas:
+            return None
+        columns = [jobs.c[name] for name in ("id", "status", "progress", "error", "result_accuracy", "result_loss")]
+        query = tenant.select(jobs).where(jobs.c.id.in_(job.spec.replicas)).with_only_columns(*columns)
+        with self.database.read() as connection:
+            found = {row.id: row for row in connection.execute(query)}
+        return [_replica(n, one, job.spec.seed, found.get(one)) for n, one in enumerate(job.spec.replicas, start=1)]
+
     @cached_property
     def _status_index(self) -> int:
         return [column.name for column in self._record_columns].index("status")
+
+    @cached_property
+    def _spec_index(self) -> int:
+        return [column.name for column in self._record_columns].index("spec")
 
     def images_per_second(self, tenant: Tenant, checkpoint: str) -> float | None:
         """Return how fast the last job on this checkpoint trained; None if none has."""
@@ -352,7 +406,7 @@ class Jobs(Repository[JobRecord]):
     def overdue(self, broker_is_empty: bool) -> list[str]:
         """Return the queued jobs of which no worker was notified, or whose message is gone; not those that a study holds."""
         lost = (jobs.c.notified_at < now() - NOTIFY_AGAIN) if broker_is_empty else false()
-        waits = (jobs.c.status == "queued") & ~study_slots.HELD
+        waits = (jobs.c.status == "queued") & ~HELD
         query = select(jobs.c.id).where(waits, or_(jobs.c.notified_at.is_(None), lost))
         with self.database.read() as connection:
             return list(connection.execute(query.order_by(jobs.c.id).limit(1000)).scalars())
@@ -419,6 +473,22 @@ class Jobs(Repository[JobRecord]):
             if target in TERMINAL:
                 self._counters.add("jobs_ended", target)
         return True
+
+
+def _replica(n: int, job_id: str, seed: int, row: Row[Any] | None) -> Replica:
+    if row is None:
+        return Replica(n=n, job=job_id, seed=seed_of(seed, n), status="deleted", fraction=0.0)
+    progress = Progress.model_validate(row.progress) if row.progress else None
+    return Replica(
+        n=n,
+        job=job_id,
+        seed=seed_of(seed, n),
+        status=row.status,
+        fraction=1.0 if row.status == "succeeded" else (progress.fraction if progress else 0.0),
+        error=Fault.model_validate(row.error).code if row.error else None,
+        accuracy=row.result_accuracy,
+        loss=row.result_loss,
+    )
 
 
 def _student(connection: Connection, job_id: str) -> str | None:

@@ -103,8 +103,9 @@ class Store:
         with suppress(DBAPIError, *UNAVAILABLE):
             match kind_of(object_id):
                 case "job":
-                    if self.notifier.notify(RUN_JOB, object_id):
-                        self.jobs.notified(object_id)
+                    for one in self.queue.to_begin(object_id):
+                        if self.notifier.notify(RUN_JOB, one):
+                            self.jobs.notified(one)
                 case "ckpt":
                     if self.notifier.notify(INGEST, object_id):
                         self.checkpoints.notified(object_id)

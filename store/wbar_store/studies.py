@@ -11,8 +11,8 @@ from wbar.errors import InvalidTransition
 from wbar.jobs import Progress
 from wbar.states import TERMINAL
 from wbar.studies import ChildStatus, Study, StudyChild, StudyRequest, StudySettings, status_of
-from wbar_store import study_slots
 from wbar_store.database import Database, Tenant, now, rfc3339
+from wbar_store.holding import HELD
 from wbar_store.ids import new_id
 from wbar_store.jobs import JobRecord, Jobs
 from wbar_store.repository import PageRequest, Record, RecordPage, Repository
@@ -116,7 +116,7 @@ class Studies(Repository[StudyRecord]):
     def to_begin(self, study_id: str) -> list[str]:
         """Return the jobs of a study that may begin now and of which no worker was notified, as many as may run at a time."""
         of_study = select(study_children.c.job).where(study_children.c.study == study_id)
-        ready = (jobs.c.status == "queued") & jobs.c.notified_at.is_(None) & ~study_slots.HELD
+        ready = (jobs.c.status == "queued") & jobs.c.notified_at.is_(None) & ~HELD
         query = select(jobs.c.id).where(jobs.c.id.in_(of_study), ready).order_by(jobs.c.priority.desc(), jobs.c.id)
         at_once = select(studies.c.at_once).where(studies.c.id == study_id)
         with self.database.read() as connection:

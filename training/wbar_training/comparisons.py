@@ -9,7 +9,7 @@ from torch import Tensor
 from wbar.method import AutoMethod, SelectBy
 from wbar.results import Comparisons, CurvePoint, Delivered, JobResult, Score, Selection, mean_score
 from wbar_averaging import Epoch
-from wbar_training import decisions
+from wbar_training import decisions, exact_mean
 from wbar_training.analysis import attempted, bayesian_score, measure_flatness
 from wbar_training.answers import draw_answers
 from wbar_training.averages.average import Average, Evaluated
@@ -51,6 +51,9 @@ def conclude(
     by: SelectBy = getattr(spec.method, "select_by", "loss")
     if spec.method.interpolate is not None:
         finished, line = interpolated(setup, reporter, spec.method.interpolate, finished, by)
+    exact = None
+    if spec.keeps_mean:
+        exact = exact_mean.write(setup.writer.scratch / "mean.safetensors", finished)
     evaluator.hold(finished.mean, recompute=not finished.own_statistics)
     outputs = evaluator.predict_held_out(evaluator.probe)
     averaged = evaluator.scores(outputs)
@@ -101,7 +104,7 @@ def conclude(
     losses = setup.writer.write_losses(outputs.report.losses, _start_losses(results))
     averaged_files = of_mean if delivers_start else None
     picture = attempted(reporter, "what a network makes of images", lambda: draw_answers(setup, of_mean.safetensors))
-    return Outcome(result, *delivered, losses, averaged_files, further.onnx, further.pt2, further.hub, picture)
+    return Outcome(result, *delivered, losses, averaged_files, further.onnx, further.pt2, further.hub, picture, exact)
 
 
 def _control(reporter: Reporter, control: Callable[[], Scores]) -> Scores | None:

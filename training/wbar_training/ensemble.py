@@ -16,6 +16,7 @@ from torch import Tensor
 from wbar_training.data.examples import Examples
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.evaluate import HeldOutOutputs, Outputs, joined
+from wbar_training.evaluator import Scores
 from wbar_training.setup import Setup
 
 BYTES = 2**30  # of probabilities that are added up at once, about
@@ -38,6 +39,32 @@ def ensemble_outputs(setup: Setup, members: Sequence[Member]) -> HeldOutOutputs:
         return HeldOutOutputs(report, sets[data.select_on], sets)
     selection = None if data.selection is None else _together(setup, members, data.selection)
     return HeldOutOutputs(report, selection, sets)
+
+
+def ensemble_scores(setup: Setup, members: Sequence[tuple[Member, HeldOutOutputs]]) -> Scores | None:
+    """Score the mean of the members' outputs, weighted as they are; None where the task has no ensemble.
+
+    members: each with its own outputs on all that is held out, which are used where they are kept for every image.
+    """
+    data, evaluator = setup.data, setup.evaluator
+    if not data.task.has_ensemble:
+        return None
+    if not data.task.averages_answers:
+        return evaluator.scores(ensemble_outputs(setup, [member for member, _ in members]))
+    total = sum(member.weight for member, _ in members)
+    shares = [(member.weight / total, outputs) for member, outputs in members]
+    report = sum((share * each.report.answers.double() for share, each in shares), torch.zeros(()))
+    selection = None
+    if data.selection is not None:
+        chosen_by = [(share, each.selection) for share, each in shares if each.selection is not None]
+        selection = sum((share * each.answers.double() for share, each in chosen_by), torch.zeros(()))
+    sets = {
+        name: sum((share * each.sets[name].answers.double() for share, each in shares), torch.zeros(()))
+        for name in data.sets
+    }
+    plain = data.task.score(report, data.report.labels)
+    plain = evaluator.calibrated(plain, report, selection)
+    return Scores(plain, evaluator.on_sets(sets, selection))
 
 
 @torch.no_grad()

@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 from wbar.datasets import VOID_LABEL, DatasetFacts, ImageShape, Task
-from wbar.errors import NotFound
+from wbar.errors import NotFound, ValidationFailed
 from wbar.jobs import JobOptions
+from wbar.replicas import replicas_of
 from wbar.resolve import resolve_job
 from wbar.spec import JobSpec, StoredDataset, StoredWeights
 from wbar_training.data.packed import Packed
@@ -103,6 +104,12 @@ def prepare_job(
         raise NotFound(f"there is no checkpoint {unknown[0]!r} here: the files are {', '.join(sorted(by_id))}")
     ingredients = [by_id[name] for name in getattr(options.method, "checkpoints", [])]
     teachers = [by_id[distillation.teacher]] if distillation else []
+    if replicas_of(options) > 1:
+        raise ValidationFailed(
+            f"method.replicas is {replicas_of(options)}, and replicas are jobs of their own, which the service's workers run: "
+            "leave it out here",
+            [{"pointer": "/method/replicas", "detail": "needs the service"}],
+        )
     gpu = workspace.device.startswith("cuda")
     return resolve_job(options, start, dataset, facts, gpu, ingredients, teachers, evaluation)
 

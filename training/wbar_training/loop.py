@@ -36,6 +36,7 @@ from wbar_training.evaluator import Scores, StartEvaluation
 from wbar_training.familiarity import StartLosses
 from wbar_training.head_probe import probe_head
 from wbar_training.job_data import JobData
+from wbar_training.joining import JoinJob
 from wbar_training.meter import Meter
 from wbar_training.networks.programs import learn_all
 from wbar_training.networks.teachers import Teachers
@@ -67,6 +68,8 @@ def run(spec: JobSpec, workspace: Workspace, reporter: Reporter) -> Outcome:
     try:
         if isinstance(spec.method, Soup):
             return SoupJob(spec, workspace, reporter).run()
+        if spec.replicas:
+            return JoinJob(spec, workspace, reporter).run()
         if spec.recipe.devices > 1 and Ranks.here().size == 1:
             return run_on_ranks(spec, workspace, reporter, "wbar_training.loop:run")
         return TrainingJob(spec, workspace, reporter).run()

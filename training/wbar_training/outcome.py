@@ -38,6 +38,7 @@ class Outcome:
     averaged: w̄, where the guard chose the start, whose weights the two files are then; else None.
     onnx, pt2: the files of these formats, where the job asked for them and they could be had.
     hub: what a folder of the delivered weights has beside them, where the job asked for one.
+    exact_mean: the sums of w̄ as `wbar_training.exact_mean` writes them, of a replica.
     picture: PNG, some held-out images with what the start and w̄ make of them; None where the task has nothing to see.
     """
 
@@ -50,3 +51,4 @@ class Outcome:
     pt2: Path | None = None
     hub: HubConfig | None = None
     picture: Path | None = None
+    exact_mean: Path | None = None

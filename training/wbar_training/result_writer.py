@@ -32,7 +32,7 @@ class ResultWriter:
     """
 
     def __init__(self, spec: JobSpec, workspace: Workspace, plan: Plan, output_names: list[str]) -> None:
-        self._network, self._prefix, self._scratch = spec.network, spec.start.prefix, workspace.scratch
+        self._network, self._prefix, self.scratch = spec.network, spec.start.prefix, workspace.scratch
         self._uploaded = read_tensors(workspace.input(spec.start.blob))
         own = architectures.own_names(spec.network, [name.removeprefix(self._prefix) for name in self._uploaded])
         self._own = {name: own[name.removeprefix(self._prefix)] for name in self._uploaded}
@@ -97,7 +97,7 @@ class ResultWriter:
         self, tensors: Mapping[str, Tensor], snapshots: int, temperature: float | None, name: Delivered = "averaged"
     ) -> WeightsFiles:
         """Write a network in both formats, safetensors and PyTorch's; they are there when any rank goes on."""
-        weights = self._scratch / f"{name}.safetensors"
+        weights = self.scratch / f"{name}.safetensors"
         pytorch = weights.with_suffix(".pth")
         ranks = Ranks.here()
         if ranks.leads:
@@ -108,7 +108,7 @@ class ResultWriter:
 
     def write_losses(self, averaged: Tensor, start: Tensor) -> Path:
         """Write the loss of each image of the report split, (N,) in nats, of w̄ and of the start; returns the JSON file."""
-        path = self._scratch / "losses.json"
+        path = self.scratch / "losses.json"
         if Ranks.here().leads:
             columns = {"averaged": averaged, "start": start}
             path.write_text(json.dumps({name: [float(f"{x:.7g}") for x in one] for name, one in columns.items()}))

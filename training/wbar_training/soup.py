@@ -23,7 +23,7 @@ from wbar_training import normalization_probe
 from wbar_training.analysis import attempted, flatness_images, measure_flatness
 from wbar_training.answers import draw_answers
 from wbar_training.averages.average import Finished
-from wbar_training.ensemble import Member, ensemble_outputs
+from wbar_training.ensemble import Member, ensemble_scores
 from wbar_training.evaluate import HeldOutOutputs, verdict
 from wbar_training.evaluation_sets import evaluated_sets
 from wbar_training.evaluator import Scores
@@ -197,26 +197,8 @@ class SoupJob:
         return mean_score([self.evaluator.score(one.outputs.report) for one in ingredients])
 
     def _ensemble(self, ingredients: list[Ingredient]) -> Scores | None:
-        """Score the mean of the members' outputs, weighted as their weights are; None where the task has none."""
-        if not self.data.task.has_ensemble:
-            return None
-        if not self.data.task.averages_answers:
-            together = [Member(one.weight, partial(self._tensors, one.weights)) for one in ingredients]
-            return self.evaluator.scores(ensemble_outputs(self.setup, together))
-        total = sum(one.weight for one in ingredients)
-        members = [(one.weight / total, one.outputs) for one in ingredients]
-        report = sum((share * each.report.answers.double() for share, each in members), torch.zeros(()))
-        selection = None
-        if self.data.selection is not None:
-            chosen_by = [(share, each.selection) for share, each in members if each.selection is not None]
-            selection = sum((share * each.answers.double() for share, each in chosen_by), torch.zeros(()))
-        sets = {
-            name: sum((share * each.sets[name].answers.double() for share, each in members), torch.zeros(()))
-            for name in self.data.sets
-        }
-        plain = self.data.task.score(report, self.data.report.labels)
-        plain = self.evaluator.calibrated(plain, report, selection)
-        return Scores(plain, self.evaluator.on_sets(sets, selection))
+        members = [(Member(one.weight, partial(self._tensors, one.weights)), one.outputs) for one in ingredients]
+        return ensemble_scores(self.setup, members)
 
     def _empty(self) -> RunningMean:
         return RunningMean(self.setup.model, dtype=torch.float64)

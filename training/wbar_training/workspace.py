@@ -29,6 +29,14 @@ class Workspace:
         """Return the path of the blob of this sha256 (a safetensors file), once it has been fetched."""
         return (self.inputs or self.scratch) / f"input-{blob}.safetensors"
 
+    def replica(self, n: int) -> Path:
+        """Return the path of the exact sums of replica n (from 1), as `exact_mean.write` made them, once fetched."""
+        return self.scratch / f"replica-{n:04d}.safetensors"
+
+    def replica_result(self, n: int) -> Path:
+        """Return the path of the result of replica n (from 1), a wbar.results.JobResult as JSON, once fetched."""
+        return self.scratch / f"replica-{n:04d}.json"
+
     def snapshot(self, n: int) -> Path:
         """Return the path of snapshot n (from 1)."""
         return self.scratch / f"snapshot-{n:04d}.safetensors"

@@ -71,6 +71,10 @@ def submit(
     low_epochs: Annotated[float | None, typer.Option()] = None,
     pull: Annotated[float | None, typer.Option(help="λ of λ‖w̄ − w‖².")] = None,
     include_start: Annotated[bool | None, typer.Option(help="Count the start as a point of the mean.")] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(help="Train so many times, as jobs with other seeds on any workers, and join their averages."),
+    ] = None,
     soup: Annotated[
         list[str] | None,
         typer.Option(
@@ -120,7 +124,7 @@ def submit(
         raise typer.BadParameter(f"{job!r}: a file is given as @{job}", param_hint="@FILE")
     asked = _given(
         type=method or ("soup" if soup else None), epochs=epochs, lr=lr, average=average, cycles=cycles, pull=pull,
-        include_start=include_start, control=control, guard=guard,
+        include_start=include_start, control=control, guard=guard, replicas=replicas,
         high=_given(lr=high_lr, epochs=high_epochs) or None, low=_given(lr=low_lr, epochs=low_epochs) or None,
         checkpoints=soup or None, weights=weight or None,
         interpolate=_given(choose=alpha) if interpolate or alpha is not None else None,

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from wbar.errors import NotFound, ReplicaFailed
 from wbar_store.jobs import JobRecord
 from wbar_store.store import Store
 from wbar_training.state_files import latest, path_of, step_of
@@ -21,7 +22,43 @@ def fetch_inputs(store: Store, job: JobRecord, workspace: Workspace) -> Workspac
         # An earlier attempt made them on another host, and the end of the job reads them again.
         for snapshot in store.snapshots.all(job.owner, job.id):
             _fetch(store, snapshot.sha256, workspace.snapshot(snapshot.n))
+    _fetch_replicas(store, job, workspace)
     return replace(workspace, resume=_state(store, job, workspace))
+
+
+def _fetch_replicas(store: Store, job: JobRecord, workspace: Workspace) -> None:
+    """Fetch the exact sums and the result of every replica that the job joins. Raises ReplicaFailed with those that failed."""
+    replicas = [(n, one, _replica(store, job, one)) for n, one in enumerate(job.spec.replicas, start=1)]
+    failed = [
+        f"replica {n} ({one}) {_ending(record)}"
+        for n, one, record in replicas
+        if record is None or record.status != "succeeded"
+    ]
+    if failed:
+        raise ReplicaFailed(
+            f"{'; '.join(failed)}: a mean is joined of all replicas or of none; those that succeeded keep their results"
+        )
+    for n, one, record in replicas:
+        assert record is not None
+        assert record.result is not None
+        sums = store.jobs.file(record, "mean")
+        if sums is None:
+            raise ReplicaFailed(f"replica {n} ({one}) kept no sums to be joined by: make the job again")
+        _fetch(store, sums, workspace.replica(n))
+        workspace.replica_result(n).write_text(record.result.model_dump_json())
+
+
+def _replica(store: Store, job: JobRecord, replica: str) -> JobRecord | None:
+    try:
+        return store.jobs.get(job.owner, replica)
+    except NotFound:
+        return None
+
+
+def _ending(record: JobRecord | None) -> str:
+    if record is None:
+        return "was deleted"
+    return f"failed ({record.error.code}: {record.error.message})" if record.error else f"was {record.status}"
 
 
 def _fetch(store: Store, blob: str, path: Path) -> None:

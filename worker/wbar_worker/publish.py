@@ -123,6 +123,8 @@ class Publisher:
                 self.log("error", "the result is not signed: the operator's key cannot be used")
             else:
                 others["signature"] = signature
+        if outcome.exact_mean is not None:
+            others["mean"] = outcome.exact_mean
         return result, others
 
     def _card(self, result: JobResult) -> str:

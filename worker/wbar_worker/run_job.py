@@ -10,7 +10,7 @@ from functools import partial
 from sqlalchemy.exc import DBAPIError
 
 from wbar.checkpoints import Fault
-from wbar.errors import OutOfMemory
+from wbar.errors import OutOfMemory, ReplicaFailed
 from wbar_store import logs
 from wbar_store.database import UNAVAILABLE
 from wbar_store.jobs import JobRecord
@@ -77,14 +77,14 @@ class Runner:
         return True
 
     def pass_on(self, job_id: str) -> None:
-        """Notify a worker of the next job of the same study, if one was held until this one ended.
+        """Notify a worker of the jobs that were held until this one ended: the next of its study, what joins its replicas.
 
         Where that fails, the sweeper finds it.
         """
         with suppress(DBAPIError, *UNAVAILABLE):
-            waiting = self.store.queue.next_of_study(job_id)
-            if waiting is not None:
-                self.store.notify(waiting)
+            for waiting in (self.store.queue.next_of_study(job_id), self.store.queue.next_of_replicas(job_id)):
+                if waiting is not None:
+                    self.store.notify(waiting)
 
     def find_nothing(self, job_id: str) -> None:
         """Note that the message that names `job_id` found no job that may run."""
@@ -118,6 +118,9 @@ class Runner:
                 if isinstance(ending, Failed | Crashed):
                     span.failed(ending.message if isinstance(ending, Failed) else ending.why)
                 is_over = retry_while_unavailable(lambda: self._settle(job, ending, heartbeat, publisher))
+        except ReplicaFailed as error:
+            failed = Failed(code=error.code, message=error.detail)
+            is_over = retry_while_unavailable(lambda: self._settle(job, failed, heartbeat, publisher))
         except Exception as error:
             # The worker's part failed: a file that is missing, a message that does not validate, a write that is refused.
             log.exception("%s: attempt %d failed", job.id, job.attempts)

@@ -37,6 +37,8 @@ ROWS: Mapping[str, str] = {
     "ensemble": "the mean of all snapshots' outputs, at as many times the cost: what the average comes close to",
     "snapshots": "what one snapshot has by itself, as a mean over all: of boxes no mean of networks' outputs is defined",
     "swag": "the mean of outputs of networks drawn around the snapshots",
+    "best_replica": "of the trainings with other seeds, the one with the lowest loss on these images, which flatters it",
+    "replicas": "what one of the trainings with other seeds has by itself, as a mean over all",
     "control": "a plain fine-tune of the same length, not averaged: what averaging is to beat",
 }
 # What a log says of a job that has come to a status.

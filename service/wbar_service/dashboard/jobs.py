@@ -98,6 +98,7 @@ def _job_values(store: Store, tenant: Tenant, job: JobRecord) -> dict[str, Any]:
         "shown": job.to_api(),
         "ended": job.status in TERMINAL,
         "place": store.queue.positions(tenant).get(job.id) if job.status == "queued" else None,
+        "replicas": store.jobs.replicas(tenant, job) or [],
         "snapshots": store.snapshots.all(tenant, job.id),
         "log": [EventRecord.to_api(one) for one in log.records],
         "fault": None,

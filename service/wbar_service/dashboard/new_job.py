@@ -82,7 +82,8 @@ def _create(request: Request, store: Store, tenant: Tenant, form: Mapping[str, s
     if filled.request is None:
         return _shown(request, store, tenant, form, 422)
     body = filled.request
-    made = Creation(gpu_at_hand(store), request.app.state.settings.quotas, request.scope.get(TRACEPARENT))
+    settings = request.app.state.settings
+    made = Creation(gpu_at_hand(store), settings.quotas, request.scope.get(TRACEPARENT), settings.max_replicas)
     # A form that is sent twice, by a double click or a reload, makes one job; filled otherwise, it makes another.
     digest = digest_of(body)
     key = f"page-{form[TOKEN][:MOST_TOKEN]}-{digest}" if form.get(TOKEN) else None

@@ -7,13 +7,14 @@ from wbar.errors import CheckpointNotReady, CheckpointsDiffer, DatasetNotReady, 
 from wbar.job_warnings import JobWarning, warnings_about
 from wbar.jobs import Estimate, Job, JobRequest
 from wbar.method import Soup
+from wbar.replicas import TAG, check_count, replicas_of, request_of
 from wbar.resolve import planned_snapshots, planned_steps, planned_steps_per_epoch, resolve_job
 from wbar.spec import JobSpec, StoredWeights, without_new_defaults
 from wbar_service.idempotency import fingerprint
 from wbar_store.checkpoints import CheckpointRecord
 from wbar_store.database import Tenant
 from wbar_store.datasets import DatasetRecord
-from wbar_store.ids import kind_of
+from wbar_store.ids import kind_of, new_id
 from wbar_store.jobs import JobRecord
 from wbar_store.quotas import Quota
 from wbar_store.store import Store
@@ -50,24 +51,46 @@ class Creation:
     gpu: see `make_spec`; looked up before the block, since it asks for other rows.
     quota: of a tenant.
     traceparent: of the request's trace.
+    most_replicas: of one job.
     """
 
     gpu: bool
     quota: Quota
     traceparent: str | None
+    most_replicas: int = 1
 
 
 def insert_job(
     store: Store, tenant: Tenant, body: JobRequest, made: Creation, tags: Mapping[str, str] | None = None
 ) -> JobRecord:
-    """Write the row of a job; a worker is to be notified of it once the block has committed.
+    """Write the row of a job, and those of its replicas; a worker is to be notified of it once the block has committed.
 
     tags: beside those of the request, which a clone does not get.
 
     Raises QuotaExceeded, and what `make_spec` raises.
     """
+    check_count(body, made.most_replicas)
+    if replicas_of(body) == 1:
+        return _insert_one(store, tenant, body, made, tags)
+    job_id, replicas = new_id("job"), list[str]()
+    make_spec(store, tenant, body, made.gpu)  # what cannot be joined is refused as it was asked for
+    for n in range(1, replicas_of(body) + 1):
+        one = _insert_one(store, tenant, request_of(body, n), made, {TAG: job_id}, keeps_mean=True)
+        replicas.append(one.id)
+    return _insert_one(store, tenant, body, made, tags, job_id, replicas=tuple(replicas))
+
+
+def _insert_one(
+    store: Store,
+    tenant: Tenant,
+    body: JobRequest,
+    made: Creation,
+    tags: Mapping[str, str] | None,
+    job_id: str | None = None,
+    **of_spec: object,
+) -> JobRecord:
     store.quotas.check_jobs(tenant, made.quota)
-    spec = make_spec(store, tenant, body, made.gpu)
+    spec = make_spec(store, tenant, body, made.gpu).model_copy(update=of_spec)
     job = store.jobs.create(
         tenant,
         spec,
@@ -78,6 +101,7 @@ def insert_job(
         body.as_sent(),
         body.priority,
         made.traceparent,
+        job_id,
     )
     # Whoever asked for no dry run reads it in the log, before the job has cost anything.
     for warning in warnings_about(spec, store.datasets.get(tenant, spec.dataset.id).facts()):
@@ -102,7 +126,8 @@ def dry_run(store: Store, tenant: Tenant, request: JobRequest, spec: JobSpec) ->
     estimate = Estimate(
         steps=steps,
         seconds=round(images / speed * _cost(spec), 1) if speed and steps else None,
-        bytes=(planned_snapshots(spec, facts) + 2) * checkpoint.bytes,
+        # Of replicas the results of each, and the sums of its mean in float64.
+        bytes=(planned_snapshots(spec, facts) + 2 + _beside(spec)) * checkpoint.bytes,
     )
     return Job.of(
         spec,
@@ -114,6 +139,11 @@ def dry_run(store: Store, tenant: Tenant, request: JobRequest, spec: JobSpec) ->
         estimate=estimate,
         warnings=[*warnings_about(spec, facts), *_of_inputs(checkpoint, dataset)],
     )
+
+
+def _beside(spec: JobSpec) -> int:
+    replicas = 1 if isinstance(spec.method, Soup) else spec.method.replicas
+    return 4 * replicas if replicas > 1 else 0
 
 
 def _of_inputs(checkpoint: CheckpointRecord, dataset: DatasetRecord) -> Iterator[JobWarning]:

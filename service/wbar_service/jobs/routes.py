@@ -13,6 +13,7 @@ from sse_starlette.sse import EventSourceResponse
 from wbar.errors import NotFound, NoWeights, ValidationFailed
 from wbar.jobs import MOST_TAGS, Deleted, Event, EventType, Job, JobRequest, MetricsPoint, Snapshot
 from wbar.lists import Page
+from wbar.replicas import check_count
 from wbar.results import Verdict, WeightsFormat
 from wbar.states import JobStatus
 from wbar.text import TEXT_PATTERN, fault_of
@@ -56,11 +57,12 @@ def create_job(
 ) -> Response:
     """Create a job. Only `checkpoint` and `dataset` are required; every `auto` comes back resolved."""
     if body.dry_run:
-        return _dry_run(body, store, tenant)
+        return _dry_run(request, body, store, tenant)
     return _create(request, lambda: body, store, tenant, idempotency_key, digest_of(body))
 
 
-def _dry_run(body: JobRequest, store: Store, tenant: Tenant) -> Response:
+def _dry_run(request: Request, body: JobRequest, store: Store, tenant: Tenant) -> Response:
+    check_count(body, request.app.state.settings.max_replicas)
     gpu = gpu_at_hand(store)
     with store.database.write():
         job = dry_run(store, tenant, body, make_spec(store, tenant, body, gpu))
@@ -76,7 +78,8 @@ def _create(
     print_: str,
 ) -> Response:
     """Create the job that is wanted, which a request that comes again need not find out."""
-    made = Creation(gpu_at_hand(store), request.app.state.settings.quotas, request.scope.get(TRACEPARENT))
+    settings = request.app.state.settings
+    made = Creation(gpu_at_hand(store), settings.quotas, request.scope.get(TRACEPARENT), settings.max_replicas)
     return once(store, tenant, idempotency_key, print_, lambda: insert_job(store, tenant, wanted(), made))
 
 
@@ -135,15 +138,17 @@ async def get_job(job_id: str, request: Request, tenant: TenantOf) -> Response:
     # What is polled most has one dependency less than the others.
     store = store_of(request)
     stored = await stored_now(store.jobs, tenant, job_id)
-    if store.jobs.waits(stored):
-        return await run_sync(_queued, store, tenant, job_id)
+    if store.jobs.waits(stored) or store.jobs.may_have_replicas(stored):
+        return await run_sync(_beside_its_row, store, tenant, job_id)
     return made_of(store.jobs, stored)
 
 
-def _queued(store: Store, tenant: Tenant, job_id: str) -> Response:
-    """Answer with a job and its place in the queue, which is not in its row."""
-    place = store.queue.positions(tenant).get(job_id)
-    return answer(store.jobs.get(tenant, job_id).to_api().model_copy(update={"queue_position": place}))
+def _beside_its_row(store: Store, tenant: Tenant, job_id: str) -> Response:
+    """Answer with a job and what is not in its row: its place in the queue, and its replicas."""
+    job = store.jobs.get(tenant, job_id)
+    place = store.queue.positions(tenant).get(job_id) if job.status == "queued" else None
+    beside = {"queue_position": place, "replicas": store.jobs.replicas(tenant, job)}
+    return answer(job.to_api().model_copy(update=beside))
 
 
 @router.post(
@@ -173,7 +178,7 @@ def clone_job(
         return changed(store.jobs.get(tenant, job_id), differing)
 
     if differing.get("dry_run") is not None and (body := wanted()).dry_run:
-        return _dry_run(body, store, tenant)
+        return _dry_run(request, body, store, tenant)
     return _create(request, wanted, store, tenant, idempotency_key, fingerprint("clone", job_id, differing))
 
 

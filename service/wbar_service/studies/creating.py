@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from wbar.errors import Refused, StudyTooLarge
+from wbar.errors import Refused, StudyTooLarge, ValidationFailed
+from wbar.jobs import JobRequest
+from wbar.replicas import replicas_of
 from wbar.studies import TAG, Study, StudyRequest, StudySettings
 from wbar_service.jobs.creating import Creation, insert_job
 from wbar_service.studies.expanding import of_child, requests_of
@@ -48,9 +50,20 @@ def insert_study(store: Store, tenant: Tenant, body: StudyRequest, made: Creatio
         study = store.studies.create(tenant, body)
         for settings, request in requests_of(body):
             try:
+                _check_slots(request)
                 job = insert_job(store, tenant, request, made, {TAG: study.id})
             except Refused as error:
                 raise of_child(settings, error) from None
             children.append((job.id, settings))
         store.studies.add(study.id, children)
         return NewStudy(study.id, store.studies.shown(tenant, study.id))
+
+
+def _check_slots(request: JobRequest) -> None:
+    """Raise ValidationFailed for a job with replicas: each would take a slot of the study, and so would what waits for them."""
+    if replicas_of(request) > 1:
+        raise ValidationFailed(
+            f"method.replicas is {replicas_of(request)}, and a study runs its jobs in slots, one by one: leave it out, and "
+            "vary `seeds`; or make the job by itself",
+            [{"pointer": "/method/replicas", "detail": "not in a study"}],
+        )

@@ -1,0 +1,105 @@
+"""Replicas are joined to the same bytes by one worker or two, in either order, whoever is killed while they train or join."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Service, wait_until
+from tests.material import write_archive, write_start
+from wbar.client import Client
+from wbar.jobs import Job
+
+# Many points of the line make the joining long enough to be killed in; the one that is delivered is w̄ itself.
+METHOD = {
+    "cycles": 4,
+    "high": {"lr": 0.02},
+    "low": {"lr": 0.002},
+    "replicas": 2,
+    "interpolate": {"alphas": [n / 63 for n in range(64)], "choose": 1.0},
+}
+
+
+def uploaded(client: Client, folder: Path) -> dict[str, str]:
+    return {
+        "checkpoint": client.checkpoints.create(write_start(folder)).id,
+        "dataset": client.datasets.create(write_archive(folder)).id,
+    }
+
+
+def begun(client: Client, inputs: dict[str, str]) -> tuple[str, list[str]]:
+    """A new job with replicas, and their ids."""
+    job = client.jobs.create(**inputs, method=METHOD).id
+    assert job is not None
+    replicas = client.jobs.get(job).replicas
+    assert replicas is not None
+    return job, [one.job for one in replicas]
+
+
+def sha256_of(job: Job) -> str:
+    assert job.status == "succeeded", job.error
+    assert job.result is not None
+    return job.result.weights.sha256
+
+
+def trains(client: Client, job: str) -> bool:
+    progress = client.jobs.get(job).progress
+    return progress is not None and progress.step > 3
+
+
+def start_again(service: Service, name: str = "train") -> None:
+    """Kill a worker, and start one in its place."""
+    service.signal(name, signal.SIGKILL)
+    service.start("train")
+
+
+@pytest.mark.long
+def test_the_bytes_are_the_same_whoever_trains_and_joins(breakable: Service, tmp_path: Path) -> None:
+    breakable.start()
+    with breakable.client() as client:
+        inputs = uploaded(client, tmp_path)
+        job, _ = begun(client, inputs)
+        digest = sha256_of(client.jobs.wait(job, timeout=180))
+
+        # One worker; it is killed while it trains the first replica, and the next one while it joins.
+        job, replicas = begun(client, inputs)
+        wait_until(lambda: trains(client, replicas[0]), 60, "the first steps")
+        start_again(breakable)
+        wait_until(lambda: client.jobs.get(job).status == "running", 120, "the joining")
+        start_again(breakable)
+        done = client.jobs.wait(job, timeout=180)
+        assert sha256_of(done) == digest
+        assert done.attempts == 2
+        assert client.jobs.get(replicas[0]).attempts == 2
+
+        # Two workers, and the second replica ends first.
+        breakable.parts["another"] = breakable.parts.pop("train")
+        breakable.start("train")
+        job, replicas = begun(client, inputs)
+        wait_until(lambda: trains(client, replicas[0]) and trains(client, replicas[1]), 60, "both to train")
+        assert {client.jobs.get(one).status for one in replicas} == {"running"}
+        client.jobs.pause(replicas[0])
+        wait_until(lambda: client.jobs.get(replicas[1]).status == "succeeded", 120, "the end of the second")
+        assert client.jobs.get(job).status == "queued"
+        client.jobs.resume(replicas[0])
+        assert sha256_of(client.jobs.wait(job, timeout=180)) == digest
+
+
+@pytest.mark.long
+def test_it_is_paused_resumed_and_cancelled_as_one(service: Service, tmp_path: Path) -> None:
+    with service.client() as client, service.http() as http:
+        inputs = uploaded(client, tmp_path)
+        job, replicas = begun(client, inputs)
+        wait_until(lambda: trains(client, replicas[0]), 60, "the first steps")
+        assert client.jobs.pause(job).status == "queued"
+        wait_until(lambda: client.jobs.get(replicas[0]).status in ("paused", "succeeded"), 60, "the pause")
+        assert client.jobs.get(replicas[1]).status == "queued", "it is held"
+        early = http.post(f"/v1/jobs/{job}/finish")
+        assert (early.status_code, early.json()["code"]) == (409, "invalid_transition")
+        assert http.delete(f"/v1/jobs/{job}").json()["code"] == "invalid_transition"
+        assert client.jobs.resume(job).status == "queued"
+        wait_until(lambda: trains(client, replicas[1]), 120, "the second one")
+        assert client.jobs.cancel(job).status == "cancelled"
+        assert {client.jobs.get(one).status for one in replicas} <= {"cancelled", "succeeded"}
+        client.jobs.delete(job)
+        assert {http.get(f"/v1/jobs/{one}").status_code for one in replicas} == {404}
