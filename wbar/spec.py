@@ -129,6 +129,7 @@ class JobSpec(_Frozen):
     teachers: the networks of a distillation, one checkpoint or a former job's snapshots.
     evaluation: further datasets to score the comparisons on.
     select_on: the name of the one among them that stands for the selection split; None: half of the held-out images does.
+    probe: images whose outputs are kept and compared when the job ends.
     formats: that the weights are written in beside safetensors and PyTorch's; they change no weight.
     """
 
@@ -147,6 +148,7 @@ class JobSpec(_Frozen):
     evaluation: tuple[EvaluationSet, ...] = ()
     select_on: str | None = None
     formats: tuple[FurtherFormat, ...] = ()
+    probe: StoredDataset | None = None
 
     @property
     def selects(self) -> bool:
@@ -183,14 +185,17 @@ class JobSpec(_Frozen):
     def blobs(self) -> list[str]:
         """Return the blobs that training reads, each once."""
         weights = (self.start, *self.ingredients, *self.teachers)
-        datasets = (self.dataset, *(one.dataset for one in self.evaluation))
-        return list(dict.fromkeys([*(one.blob for one in weights), *(one.blob for one in datasets)]))
+        return list(dict.fromkeys([*(one.blob for one in weights), *(one.blob for one in self._datasets())]))
 
     def needs(self) -> list[str]:
         """Return the ids of all that must stay until the job has ended, each once: checkpoints, datasets, former job."""
         teacher = [self.recipe.distillation.teacher] if self.recipe.distillation else []
-        datasets = [self.dataset.id, *(one.dataset.id for one in self.evaluation)]
+        datasets = [one.id for one in self._datasets()]
         return list(dict.fromkeys([self.start.id, *datasets, *(one.id for one in self.ingredients), *teacher]))
+
+    def _datasets(self) -> list[StoredDataset]:
+        probe = [self.probe] if self.probe else []
+        return [self.dataset, *(one.dataset for one in self.evaluation), *probe]
 
     def run_digest(self) -> str:
         """Return the sha256 of everything that the weights are a function of, on the same hardware and thread count.
@@ -227,6 +232,7 @@ _NEW: dict[tuple[str, ...], Any] = {
     ("evaluate",): {},
     ("select_on",): None,
     ("formats",): [],
+    ("probe",): None,
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from wbar.method import AutoMethod, SelectBy
 from wbar.results import Comparisons, CurvePoint, Delivered, JobResult, Score, Selection, mean_score
 from wbar_averaging import Epoch
-from wbar_training import decisions
+from wbar_training import decisions, probe_images
 from wbar_training.analysis import attempted, bayesian_score, measure_flatness
 from wbar_training.answers import draw_answers
 from wbar_training.averages.average import Average, Evaluated
@@ -44,7 +44,7 @@ def conclude(
     limits: what the choice of the average may cost.
     snapshots: the files of all of them, in order.
     epochs: the distances that the trajectory recorded, where flatness was asked for.
-    control: trains and evaluates the control, where it was asked for.
+    control: trains and evaluates the control, where it was asked for; with probe images the evaluator's network holds it then.
     """
     evaluator, spec = setup.evaluator, setup.spec
     finished, line = average.finish(SelectionEvaluator(setup, reporter, limits)), None
@@ -53,7 +53,8 @@ def conclude(
         finished, line = interpolated(setup, reporter, spec.method.interpolate, finished, by)
     evaluator.hold(finished.mean, recompute=not finished.own_statistics)
     outputs = evaluator.predict_held_out(evaluator.probe)
-    averaged = evaluator.scores(outputs)
+    averaged, kept = evaluator.scores(outputs), dict(results.probe)
+    probe_images.record(setup, kept, "averaged", evaluator.probe)
     of_mean = setup.writer.write_result(evaluator.probe.state_dict(), finished.points, averaged.report.temperature)
     swag = flatness = None
     if spec.swag:
@@ -66,6 +67,13 @@ def conclude(
     delivers_start = selection is not None and selection.delivered == "start"
     delivered = _write_start(setup, results) if delivers_start else of_mean
     ensemble, beside = _ensemble(setup, results, snapshots), _control(reporter, control) if control else None
+    if beside is not None:
+        probe_images.record(setup, kept, "control", evaluator.probe)
+    probed = None
+    if spec.probe is not None:
+        members = len(results.averaged)
+        measure = partial(probe_images.conclude, setup, kept, of_mean.safetensors, members)
+        probed = attempted(reporter, "what the networks make of the probe images", measure)
     on_sets = {name: read(scores) for name, scores in results.on_sets.items()}
     on_sets |= {"averaged": averaged.sets}
     others = (("ensemble", ensemble), ("swag", swag), ("control", beside))
@@ -97,11 +105,14 @@ def conclude(
         interpolation=line,
         normalization=results.normalization,
         flatness=flatness,
+        probe=probed and probed[0],
     )
     losses = setup.writer.write_losses(outputs.report.losses, _start_losses(results))
     averaged_files = of_mean if delivers_start else None
     picture = attempted(reporter, "what a network makes of images", lambda: draw_answers(setup, of_mean.safetensors))
-    return Outcome(result, *delivered, losses, averaged_files, further.onnx, further.pt2, further.hub, picture)
+    probe = probed and probed[1]
+    files = (losses, averaged_files, further.onnx, further.pt2, further.hub)
+    return Outcome(result, *delivered, *files, probe=probe, picture=picture)
 
 
 def _control(reporter: Reporter, control: Callable[[], Scores]) -> Scores | None:

@@ -76,6 +76,7 @@ def facts_of(packed: Packed, source: str | None) -> DatasetFacts:
         mean=tuple(packed.mean),
         std=tuple(packed.std),
         source=source,
+        held_out_images=packed.images["val"],
     )
 
 
@@ -87,11 +88,13 @@ def prepare_job(
     workspace: Workspace,
     others: dict[str, StoredWeights] | None = None,
     evaluation: dict[str, tuple[StoredDataset, DatasetFacts]] | None = None,
+    probe: tuple[StoredDataset, DatasetFacts] | None = None,
 ) -> JobSpec:
     """Return the spec of a job on prepared files.
 
     others: by id, the checkpoints that a soup or a distillation names.
     evaluation: by name, the evaluation sets.
+    probe: the probe images.
 
     Raises Refused, saying which option does not fit; NotFound for an id that is not among the others.
     """
@@ -104,7 +107,7 @@ def prepare_job(
     ingredients = [by_id[name] for name in getattr(options.method, "checkpoints", [])]
     teachers = [by_id[distillation.teacher]] if distillation else []
     gpu = workspace.device.startswith("cuda")
-    return resolve_job(options, start, dataset, facts, gpu, ingredients, teachers, evaluation)
+    return resolve_job(options, start, dataset, facts, gpu, ingredients, teachers, evaluation, probe)
 
 
 def _sha256(path: Path) -> str:

@@ -299,6 +299,25 @@ def get_job_snapshot_weights(job_id: str, n: int, request: Request, store: Store
     return blob_response(request, store.blobs, snapshot.sha256, f"{job_id}-snapshot-{n}.safetensors")
 
 
+@router.head("/{job_id}/probe", response_class=Response, include_in_schema=False)
+@router.get(
+    "/{job_id}/probe", response_class=Response, responses={**OPENAPI_RESPONSES, **responses(404, 409, 410, 416)}
+)
+def get_job_probe(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+    """Download the outputs of every comparison on each of the job's probe images, as numpy's npz.
+
+    Its arrays are named in `result.probe.networks`: (images, classes or labels) probabilities, float32; `curve_n` is w̄_n.
+    `classes` are their columns, and `names` the images, where the dataset keeps their names.
+    """
+    job = store.jobs.get(tenant, job_id)
+    outputs = store.jobs.file(job, "probe")
+    if outputs is None:
+        if job.weights is not None:
+            raise NoWeights(f'{job_id} has no outputs on probe images: it was not asked for them ("probe": "ds_…")')
+        no_result(job, "outputs on probe images")
+    return blob_response(request, store.blobs, outputs, f"{job_id}-probe.npz")
+
+
 @router.head("/{job_id}/report", response_class=Response, include_in_schema=False)
 @router.get(
     "/{job_id}/report",

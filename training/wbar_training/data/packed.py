@@ -101,6 +101,7 @@ class Packed:
     many_sizes: bool = False
     task: Task = "classification"
     class_pixels: list[int] | None = None  # of segmentation: labelled pixels of each class in the training split
+    names: list[str] | None = None  # of unlabelled images: those in the archive, in their order
 
     @classmethod
     def read(cls, path: Path) -> "Packed":
@@ -116,6 +117,8 @@ class Packed:
         values = asdict(self)
         if self.task in ("classification", "multilabel"):
             del values["task"], values["class_pixels"]
+        if self.names is None:
+            del values["names"]
         return values
 
 

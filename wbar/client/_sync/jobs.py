@@ -197,6 +197,10 @@ class Jobs(Resource):
         """Download the report, one HTML page, to `path`; see download."""
         return download(self._client, f"/v1/jobs/{job_id}/report", Path(path), step)
 
+    def download_probe(self, job_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
+        """Download the outputs on the job's probe images, an npz, to `path`; see download. Raises NoWeights without any."""
+        return download(self._client, f"/v1/jobs/{job_id}/probe", Path(path), step)
+
     def card(self, job_id: str) -> str:
         """Return the model card of the averaged weights, as Markdown; it says what the job found, also where averaging lost."""
         return (self._client.request("GET", f"/v1/jobs/{job_id}/card")).text
