@@ -196,6 +196,28 @@ def download(
 
 @app.command()
 @with_json
+def predict(
+    job: JobId,
+    files: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG or WebP, 64 at most.")],
+    network: Annotated[str, typer.Option(help="averaged, start, or snapshot_N.")] = "averaged",
+    top: Annotated[int, typer.Option(min=1, max=100, help="How many classes are named for each.")] = 3,
+) -> None:
+    """Ask one of a job's networks what is in some images."""
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise typer.BadParameter(f"{str(missing)!r} is no file")
+    with connected() as client:
+        found = client.jobs.predict(job_of(client, job), files, network=network, top=top)
+    if wants_json():
+        print_json(found)
+        return
+    for file, one in zip(files, found.data, strict=True):
+        answers = ", ".join(f"{label.label} {label.probability:.1%}" for label in one.top)
+        typer.echo(f"{file}: {answers}")
+
+
+@app.command()
+@with_json
 def card(
     job: JobId,
     output: Annotated[

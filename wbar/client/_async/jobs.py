@@ -1,5 +1,6 @@
 """`client.jobs`."""
 
+import base64
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -16,6 +17,7 @@ from wbar.client.job_bar import job_bar
 from wbar.errors import Unreachable
 from wbar.jobs import Event, EventType, Job, MetricsPoint, Snapshot
 from wbar.lists import Page
+from wbar.predictions import Predictions
 from wbar.results import ImageLosses, Verdict, WeightsFormat
 from wbar.states import TERMINAL
 from wbar.transfers import Step
@@ -203,6 +205,26 @@ class AsyncJobs(AsyncResource):
     async def download_probe(self, job_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """Download the outputs on the job's probe images, an npz, to `path`; see download. Raises NoWeights without any."""
         return await download(self._client, f"/v1/jobs/{job_id}/probe", Path(path), step)
+
+    async def predict(
+        self,
+        job_id: str,
+        images: Sequence[str | os.PathLike[str] | bytes],
+        network: str = "averaged",
+        top: int = 5,
+    ) -> Predictions:
+        """Ask one of the job's networks about up to 64 images, given as files' paths or contents.
+
+        network: `averaged`, `start` or `snapshot_n`.
+        top: how many of the most probable classes are named.
+
+        Raises ValidationFailed naming an image that is broken, NoWeights, Busy, PredictionFailed.
+        """
+        files = [one if isinstance(one, bytes) else Path(one).read_bytes() for one in images]
+        body = {"images": [base64.b64encode(one).decode() for one in files]}
+        path, params = f"/v1/jobs/{job_id}/predict", {"network": network, "top": top}
+        answer = await self._client.request("POST", path, params=params, json=body)
+        return Predictions.model_validate(answer.json())
 
     async def card(self, job_id: str) -> str:
         """Return the model card of the averaged weights, as Markdown; it says what the job found, also where averaging lost."""
