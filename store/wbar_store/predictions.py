@@ -93,14 +93,14 @@ class PredictionBox:
         while time.monotonic() - began < limit:
             found = self._redis.blpop([_key("answer", name)], timeout=1)
             if found is not None:
-                return _ANSWERS.validate_json(found[1])  # type: ignore[index]  # redis's types are those of both its clients
+                return _ANSWERS.validate_json(found[1])
             if self._redis.exists(_key("alive", name)):
                 continue
             if not self._redis.exists(_key("request", name)):
-                found = self._redis.lpop(_key("answer", name))  # it may have come between the questions
-                if found is None:
+                late = self._redis.lpop(_key("answer", name))  # it may have come between the questions
+                if not isinstance(late, bytes):
                     raise WorkerGone
-                return _ANSWERS.validate_json(found)  # type: ignore[arg-type]
+                return _ANSWERS.validate_json(late)
             if time.monotonic() - began > patience and self._redis.delete(_key("request", name)):
                 raise NotTaken
         raise TimeoutError

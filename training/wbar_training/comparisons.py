@@ -10,7 +10,7 @@ from wbar.method import AutoMethod, SelectBy
 from wbar.results import Comparisons, CurvePoint, Delivered, JobResult, Score, Selection, mean_score
 from wbar_averaging import Epoch
 from wbar_training import decisions, probe_images
-from wbar_training.analysis import attempted, bayesian_score, measure_flatness
+from wbar_training.analysis import attempted, bayesian_score, measure_flatness, posterior
 from wbar_training.answers import draw_answers
 from wbar_training.averages.average import Average, Evaluated
 from wbar_training.averages.choice import ChoiceLimits
@@ -26,6 +26,7 @@ from wbar_training.result_writer import weights_file
 from wbar_training.resume import Results
 from wbar_training.selection_evaluator import SelectionEvaluator
 from wbar_training.setup import Setup
+from wbar_training.swag_file import write_swag
 from wbar_training.tasks.task import Task
 
 
@@ -56,10 +57,13 @@ def conclude(
     averaged, kept = evaluator.scores(outputs), dict(results.probe)
     probe_images.record(setup, kept, "averaged", evaluator.probe)
     of_mean = setup.writer.write_result(evaluator.probe.state_dict(), finished.points, averaged.report.temperature)
-    swag = flatness = None
+    swag = flatness = gaussian = None
     if spec.swag:
         points = [setup.read(path) for path in snapshots]
-        swag = attempted(reporter, "SWAG", lambda: bayesian_score(setup, points, spec.swag))
+        found = attempted(reporter, "SWAG", partial(posterior, setup, points))
+        if found is not None:
+            swag = attempted(reporter, "SWAG", partial(bayesian_score, setup, found, spec.swag))
+            gaussian = attempted(reporter, "SWAG's file", partial(write_swag, setup, found))
     if epochs is not None:
         last, written = setup.read(snapshots[-1]), setup.read(of_mean.safetensors)
         flatness = attempted(reporter, "the flatness", lambda: measure_flatness(setup, last, written, epochs))
@@ -110,9 +114,10 @@ def conclude(
     losses = setup.writer.write_losses(outputs.report.losses, _start_losses(results))
     averaged_files = of_mean if delivers_start else None
     picture = attempted(reporter, "what a network makes of images", lambda: draw_answers(setup, of_mean.safetensors))
-    probe = probed and probed[1]
-    files = (losses, averaged_files, further.onnx, further.pt2, further.hub)
-    return Outcome(result, *delivered, *files, probe=probe, picture=picture)
+    return Outcome(
+        result, *delivered, losses, averaged_files, further.onnx, further.pt2, further.hub, probed and probed[1], gaussian,
+        picture,
+    )  # fmt: skip
 
 
 def _control(reporter: Reporter, control: Callable[[], Scores]) -> Scores | None:

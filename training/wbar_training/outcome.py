@@ -50,6 +50,7 @@ class Outcome:
     onnx, pt2: the files of these formats, where the job asked for them and they could be had.
     hub: what a folder of the delivered weights has beside them, where the job asked for one.
     probe: the outputs on the probe images, where the job has them.
+    swag: safetensors, the Gaussian of the snapshots, where the job asked for it.
     picture: PNG, some held-out images with what the start and w̄ make of them; None where the task has nothing to see.
     """
 
@@ -62,4 +63,5 @@ class Outcome:
     pt2: Path | None = None
     hub: HubConfig | None = None
     probe: ProbeFiles | None = None
+    swag: Path | None = None
     picture: Path | None = None

@@ -113,7 +113,8 @@ def predictions(p: Tensor, one_class: bool) -> Tensor:
 
 def share_agreeing(p: Tensor, q: Tensor, one_class: bool) -> float:
     """Return the share of predictions that are the same."""
-    return (predictions(p, one_class) == predictions(q, one_class)).double().mean().item()
+    same: Tensor = predictions(p, one_class) == predictions(q, one_class)
+    return same.double().mean().item()
 
 
 def divergence(p: Tensor, q: Tensor, one_class: bool) -> float:
@@ -121,7 +122,8 @@ def divergence(p: Tensor, q: Tensor, one_class: bool) -> float:
     least = torch.finfo(torch.float64).tiny
 
     def terms(a: Tensor, b: Tensor) -> Tensor:
-        return torch.special.xlogy(a, a) - torch.special.xlogy(a, b.clamp_min(least))
+        found: Tensor = torch.special.xlogy(a, a) - torch.special.xlogy(a, b.clamp_min(least))
+        return found
 
     each = terms(p, q).sum(dim=1) if one_class else (terms(p, q) + terms(1 - p, 1 - q)).mean(dim=1)
     return each.mean().item()

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,13 @@ from wbar_training.plan import Plan
 from wbar_training.workspace import Workspace
 
 
+class Uploaded(NamedTuple):
+    """A tensor of the uploaded file. own: its name in the network."""
+
+    own: str
+    tensor: Tensor
+
+
 class ResultWriter:
     """Writes tensors under the uploaded names and dtypes, with the contract's metadata, and reads such files again.
 
@@ -32,7 +40,7 @@ class ResultWriter:
     """
 
     def __init__(self, spec: JobSpec, workspace: Workspace, plan: Plan, output_names: list[str]) -> None:
-        self._network, self._prefix, self._scratch = spec.network, spec.start.prefix, workspace.scratch
+        self._network, self._prefix, self.scratch = spec.network, spec.start.prefix, workspace.scratch
         self._uploaded = read_tensors(workspace.input(spec.start.blob))
         own = architectures.own_names(spec.network, [name.removeprefix(self._prefix) for name in self._uploaded])
         self._own = {name: own[name.removeprefix(self._prefix)] for name in self._uploaded}
@@ -63,6 +71,16 @@ class ResultWriter:
     def start(self) -> dict[str, Tensor]:
         """Return the uploaded tensors, in their own dtypes."""
         return {self._own[name]: tensor for name, tensor in self._uploaded.items()}
+
+    def uploaded(self) -> dict[str, Uploaded]:
+        """Return the uploaded tensors by their uploaded names."""
+        return {name: Uploaded(self._own[name], tensor) for name, tensor in self._uploaded.items()}
+
+    def write_tensors(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Write a safetensors file of these tensors, by the names that they have there, with the metadata of all files."""
+        write_safetensors(
+            path, {name: tensor.contiguous() for name, tensor in tensors.items()}, {**self._metadata, **metadata}
+        )
 
     def dtype(self, name: str) -> torch.dtype | None:
         """Return the uploaded dtype of the network's tensor `name`; None if it was not uploaded."""
@@ -97,7 +115,7 @@ class ResultWriter:
         self, tensors: Mapping[str, Tensor], snapshots: int, temperature: float | None, name: Delivered = "averaged"
     ) -> WeightsFiles:
         """Write a network in both formats, safetensors and PyTorch's; they are there when any rank goes on."""
-        weights = self._scratch / f"{name}.safetensors"
+        weights = self.scratch / f"{name}.safetensors"
         pytorch = weights.with_suffix(".pth")
         ranks = Ranks.here()
         if ranks.leads:
@@ -108,7 +126,7 @@ class ResultWriter:
 
     def write_losses(self, averaged: Tensor, start: Tensor) -> Path:
         """Write the loss of each image of the report split, (N,) in nats, of w̄ and of the start; returns the JSON file."""
-        path = self._scratch / "losses.json"
+        path = self.scratch / "losses.json"
         if Ranks.here().leads:
             columns = {"averaged": averaged, "start": start}
             path.write_text(json.dumps({name: [float(f"{x:.7g}") for x in one] for name, one in columns.items()}))

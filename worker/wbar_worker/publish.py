@@ -104,6 +104,8 @@ class Publisher:
             others["pt2"] = outcome.pt2
         if outcome.probe is not None:
             others["probe"] = outcome.probe.outputs
+        if outcome.swag is not None:
+            others["swag"] = outcome.swag
         if outcome.hub is not None:
             folder = weights.with_name("huggingface.zip")
             offered = offered_folder(folder, outcome.hub, weights, card)

@@ -149,7 +149,7 @@ async def _images(request: Request) -> list[bytes]:
 
 def _answer(broker_url: str, store: Store, tenant: Tenant, network: PredictedNetwork, images: list[bytes]) -> Answered:
     """Have a worker answer. Raises Busy (429), Unavailable (503), PredictionFailed (409) and ValidationFailed (422)."""
-    soon = {"headers": {"Retry-After": "2"}}
+    soon = {"Retry-After": "2"}
     box = PredictionBox(broker_url)
     try:
         with box.asking(tenant.name, network, images) as name:
@@ -157,13 +157,15 @@ def _answer(broker_url: str, store: Store, tenant: Tenant, network: PredictedNet
                 raise Unavailable("the broker does not answer: try again", headers={"Retry-After": "5"})
             answer = box.answer_of(name, PATIENCE, LIMIT)
     except TooManyAtOnce:
-        raise Busy("other requests of yours are being answered: send this one when they are done", **soon) from None
+        raise Busy(
+            "other requests of yours are being answered: send this one when they are done", headers=soon
+        ) from None
     except NotTaken:
         if not any(worker.queue == "ingest" for worker in store.workers.live()):
             raise Unavailable(
                 "no worker that answers predictions is alive: try again", headers={"Retry-After": "5"}
             ) from None
-        raise Busy(f"every worker was busy for {PATIENCE:g} s: try again", **soon) from None
+        raise Busy(f"every worker was busy for {PATIENCE:g} s: try again", headers=soon) from None
     except WorkerGone:
         raise Unavailable(
             "the worker that was answering has ended: nothing was changed, send the request again",

@@ -22,7 +22,7 @@ from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.jobs.cloning import CHANGES, changed
 from wbar_service.jobs.creating import Creation, digest_of, dry_run, gpu_at_hand, insert_job, make_spec
-from wbar_service.jobs.files import further_format, no_result, refuse_expired
+from wbar_service.jobs.files import further_format, no_result, refuse_expired, swag_file
 from wbar_service.jobs.stream import EventStreams
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
@@ -362,10 +362,11 @@ def get_job_weights(
         ),
     ] = "safetensors",
     which: Annotated[
-        Literal["delivered", "averaged"],
+        Literal["delivered", "averaged", "swag"],
         Query(
             description="`delivered`: what `result.selection.delivered` names, the start where `guard` chose it. "
-            "`averaged`: w̄ whatever the guard chose.",
+            "`averaged`: w̄ whatever the guard chose. `swag`: the snapshots' Gaussian where the job has `swag`: `mean.*`, "
+            "`variance.*` and `deviations.*`, as safetensors alone.",
             examples=["averaged"],
         ),
     ] = "delivered",
@@ -377,6 +378,8 @@ def get_job_weights(
     job = store.jobs.get(tenant, job_id)
     if job.weights is None or job.weights_pytorch is None:
         no_result(job, "averaged weights")
+    if which == "swag":
+        return blob_response(request, store.blobs, swag_file(store, job, format), f"{job_id}-swag.safetensors")
     if format in ("onnx", "pt2"):
         return blob_response(request, store.blobs, further_format(store, job, format), f"{job_id}.{format}")
     if format == "huggingface":
