@@ -25,6 +25,7 @@ _OPTIONS = {
     "max_seconds",
     "evaluate",
     "select_on",
+    "probe",
 }
 NOTE = (
     "± is one standard error of a share of the held-out images, each job for itself. Where two jobs were evaluated on the same "

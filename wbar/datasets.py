@@ -11,7 +11,8 @@ from wbar.request import RequestModel
 from wbar.states import UploadStatus
 from wbar.uploads import UPLOAD_ID
 
-Task = Literal["classification", "multilabel", "segmentation", "detection"]
+# Unlabelled images are looked at by a job's networks, and never trained on.
+Task = Literal["classification", "multilabel", "segmentation", "detection", "unlabelled"]
 BACKGROUND = "background"  # class 0 of detection: what is in no box
 VOID_LABEL = 255  # of pixels that belong to no class, where nothing else is said
 THUMBNAIL = 96  # pixels a side: up to here images are trained on at their own size
@@ -40,6 +41,7 @@ class DatasetFacts:
     shape: in pixels, the median where there are many sizes.
     mean, std: one number per channel of the training split, for pixels in [0, 1].
     source: `builtin:…` and the like; None for an upload.
+    held_out_images: the number of images in `val`.
     """
 
     task: Task
@@ -50,6 +52,12 @@ class DatasetFacts:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str | None = None
+    held_out_images: int = 0
+
+    @property
+    def images(self) -> int:
+        """The number of all images."""
+        return self.train_images + self.held_out_images
 
     @property
     def are_photographs(self) -> bool:

@@ -194,6 +194,12 @@ class TooManyRequests(Refused):
     code, status, title = "rate_limited", 429, "Too many requests"
 
 
+class Busy(Refused):
+    """Raised when everything that could answer a request is at work; `Retry-After` says when to come back."""
+
+    code, status, title = "busy", 429, "Everything is at work"
+
+
 class QuotaExceeded(Refused):
     """Raised when a tenant has as much of something (bytes, jobs) as it may have."""
 
@@ -264,6 +270,12 @@ class FilesExpired(Refused):
     """Raised when a file is asked of a job whose files had a time that is over (`expires_after`)."""
 
     code, status, title = "files_expired", 410, "The time of these files is over"
+
+
+class PredictionFailed(Conflict):
+    """Raised when a job's network was asked about images and gave no answer; the message says why."""
+
+    code, title = "prediction_failed", "The network gave no answer"
 
 
 class NoWeights(Conflict):

@@ -61,6 +61,13 @@ class JobOptions(RequestModel):
         "which then are all reported.",
     )
 
+    probe: Id | None = Field(
+        None,
+        description="A dataset of images to look at when the job ends, `task=unlabelled` or any other of whole images, whose "
+        "labels do not matter: every comparison's outputs on each of them (`GET /v1/jobs/{id}/probe`), and what they say about "
+        "the start, w̄ and the ensemble (`result.probe`). 512 images at most; nothing is chosen by them.",
+    )
+
     formats: list[FurtherFormat] = Field(
         default_factory=list,
         max_length=3,
@@ -288,6 +295,7 @@ class Job(BaseModel):
                 "swag": 0,
                 "evaluate": {},
                 "select_on": None,
+                "probe": None,
                 "seed": 0,
                 "requested": {
                     "checkpoint": "ckpt_0mk3q8v1zr5d2a7x9c4t",
@@ -335,6 +343,7 @@ class Job(BaseModel):
     swag: int = 0
     evaluate: dict[str, str] = Field(default_factory=dict)
     select_on: str | None = None
+    probe: str | None = None
     formats: list[FurtherFormat] = Field(default_factory=list)
     classes: list[str] | None = None
     seed: int
@@ -418,6 +427,7 @@ class Job(BaseModel):
             swag=spec.swag,
             evaluate={one.name: one.dataset.id for one in spec.evaluation},
             select_on=spec.select_on,
+            probe=spec.probe and spec.probe.id,
             formats=list(spec.formats),
             classes=list(spec.classes) if spec.classes else None,
             seed=spec.seed,

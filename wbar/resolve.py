@@ -12,6 +12,7 @@ from wbar.errors import ChannelsMismatch, CheckpointsDiffer, ClassesMismatch, Im
 from wbar.evaluation_sets import check_evaluation_set
 from wbar.jobs import JobOptions
 from wbar.method import MAX_EPOCHS, AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
+from wbar.probe_images import check_probe
 from wbar.recipe import AS_THEY_ARE, IMAGENET, Augment, BatchNorm, Normalization, Recipe, is_about_training
 from wbar.replicas import check_replicas
 from wbar.results import HUB_LIBRARIES, FurtherFormat
@@ -46,6 +47,7 @@ def resolve_job(
     ingredients: Sequence[StoredWeights] = (),
     teachers: Sequence[StoredWeights] = (),
     evaluation: Mapping[str, tuple[StoredDataset, DatasetFacts]] | None = None,
+    probe: tuple[StoredDataset, DatasetFacts] | None = None,
 ) -> JobSpec:
     """Make the JobSpec of a request: every `auto` replaced, everything checked that can be before the job runs.
 
@@ -54,6 +56,7 @@ def resolve_job(
     ingredients: the checkpoints that a soup names, in its order.
     teachers: the networks of a distillation.
     evaluation: the datasets of `options.evaluate`, by name, with their facts.
+    probe: the dataset of `options.probe`, with its facts.
 
     Raises Refused (422, 409) with the field and both values: ValidationFailed, TaskUnsupported, ClassesMismatch,
     ChannelsMismatch, ImageSizeUnsupported, CheckpointsDiffer.
@@ -81,6 +84,8 @@ def resolve_job(
     sets = evaluation or {}
     for name, (other, its_facts) in sets.items():
         check_evaluation_set(name, other, its_facts, dataset, facts, network, classes)
+    if probe is not None:
+        check_probe(*probe, facts, network)
     for teacher in teachers:
         _check_teacher(teacher, network, recipe)
     if not isinstance(method, Soup):
@@ -115,6 +120,7 @@ def resolve_job(
         evaluation=tuple(EvaluationSet(name=name, dataset=other) for name, (other, _) in sets.items()),
         select_on=options.select_on,
         formats=_formats(options, network),
+        probe=probe and probe[0],
     )
     check_replicas(options, spec)
     if spec.select_on is not None and not spec.selects:

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from wbar.method import StartKind
+from wbar.probe_results import ProbeResult
 from wbar.recipe import Normalization
 
 Verdict = Literal["better", "same", "worse"]
@@ -476,6 +477,11 @@ class JobResult(BaseModel):
     replicas: list[ReplicaResult] | None = Field(None, description="Of a job with replicas.")
     normalization: NormalizationProbe | None = Field(None, description="Where `recipe.normalize` was `auto`.")
     flatness: Flatness | None = Field(None, description="Where the job asked for it.")
+    probe: ProbeResult | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # results of before are as they were
+        description="Where the job has probe images; it is absent elsewhere.",
+    )
 
     @property
     def delivered(self) -> Delivered:

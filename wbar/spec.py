@@ -131,6 +131,7 @@ class JobSpec(_Frozen):
     select_on: the name of the one among them that stands for the selection split; None: half of the held-out images does.
     replicas: the jobs that this one joins, in their order; empty: it is no job with replicas.
     keeps_mean: whether the exact sums of the mean are kept, which a replica's are joined by; they change no weight.
+    probe: images whose outputs are kept and compared when the job ends.
     formats: that the weights are written in beside safetensors and PyTorch's; they change no weight.
     """
 
@@ -151,6 +152,7 @@ class JobSpec(_Frozen):
     formats: tuple[FurtherFormat, ...] = ()
     replicas: tuple[str, ...] = ()
     keeps_mean: bool = False
+    probe: StoredDataset | None = None
 
     @property
     def selects(self) -> bool:
@@ -187,15 +189,18 @@ class JobSpec(_Frozen):
     def blobs(self) -> list[str]:
         """Return the blobs that training reads, each once."""
         weights = (self.start, *self.ingredients, *self.teachers)
-        datasets = (self.dataset, *(one.dataset for one in self.evaluation))
-        return list(dict.fromkeys([*(one.blob for one in weights), *(one.blob for one in datasets)]))
+        return list(dict.fromkeys([*(one.blob for one in weights), *(one.blob for one in self._datasets())]))
 
     def needs(self) -> list[str]:
         """Return the ids of all that must stay until the job has ended, each once: checkpoints, datasets, former job."""
         teacher = [self.recipe.distillation.teacher] if self.recipe.distillation else []
-        datasets = [self.dataset.id, *(one.dataset.id for one in self.evaluation)]
+        datasets = [one.id for one in self._datasets()]
         ingredients = (one.id for one in self.ingredients)
         return list(dict.fromkeys([self.start.id, *datasets, *ingredients, *teacher, *self.replicas]))
+
+    def _datasets(self) -> list[StoredDataset]:
+        probe = [self.probe] if self.probe else []
+        return [self.dataset, *(one.dataset for one in self.evaluation), *probe]
 
     def run_digest(self) -> str:
         """Return the sha256 of everything that the weights are a function of, on the same hardware and thread count.
@@ -235,6 +240,7 @@ _NEW: dict[tuple[str, ...], Any] = {
     ("formats",): [],
     ("replicas",): [],
     ("keeps_mean",): False,
+    ("probe",): None,
 }
 
 

@@ -25,6 +25,10 @@ NEEDED: dict[Outputs, str] = {
 
 def check_task(options: JobOptions, network: Network, facts: DatasetFacts) -> None:
     """Raise TaskUnsupported, ClassesMismatch or ValidationFailed (422) unless network, dataset and options are for one task."""
+    if facts.task == "unlabelled":
+        raise TaskUnsupported(
+            "the dataset is of task unlabelled, and there is nothing to train on without labels: name it as `probe`"
+        )
     outputs, wanted = network.architecture.outputs, OUTPUTS.get(facts.task, "image")
     if outputs != wanted and wanted != "image":
         names = ", ".join(name for name, one in ARCHITECTURES.items() if one.outputs == wanted)

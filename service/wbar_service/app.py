@@ -16,6 +16,7 @@ from wbar.datasets import Dataset, DatasetSource
 from wbar.jobs import Job, JobRequest
 from wbar.keys import ApiKey, KeyRequest
 from wbar.merges import Merge, MergeRequest
+from wbar.predictions import PredictRequest
 from wbar.results import ImageLosses
 from wbar.studies import Study, StudyRequest
 from wbar.study_results import StudyReport
@@ -38,6 +39,7 @@ from wbar_service.checkpoints import routes as checkpoint_routes
 from wbar_service.dashboard import routes as dashboard_routes
 from wbar_service.datasets import routes as dataset_routes
 from wbar_service.jobs import files as job_files
+from wbar_service.jobs import predicting as job_predicting
 from wbar_service.jobs import routes as job_routes
 from wbar_service.jobs.stream import EventStreams
 from wbar_service.keys import routes as key_routes
@@ -95,7 +97,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.add_middleware(headers.RequestId)
     # Routes are tried one after the other: those that are asked most often come first.
     for routes in (
-        health, job_routes, job_files, checkpoint_routes, dataset_routes, merge_routes, study_routes, upload_routes,
+        health, job_routes, job_files, job_predicting, checkpoint_routes, dataset_routes, merge_routes, study_routes,
+        upload_routes,
         architectures, workers, key_routes,
         sign_in_links, webhook_routes, prometheus,
     ):  # fmt: skip
@@ -104,8 +107,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 
     schema.document(
         app, settings.sources, ApiKey, Checkpoint, CheckpointSource, Dataset, DatasetSource, ImageLosses, Job, JobRequest,
-        KeyRequest, Merge, MergeRequest, problems.Problem, RotationRequest, Study, StudyReport, StudyRequest, Upload,
-        UploadReference, Webhook, WebhookEvent, WebhookRequest, Worker,
+        KeyRequest, Merge, MergeRequest, PredictRequest, problems.Problem, RotationRequest, Study, StudyReport, StudyRequest,
+        Upload, UploadReference, Webhook, WebhookEvent, WebhookRequest, Worker,
     )  # fmt: skip
     return app
 

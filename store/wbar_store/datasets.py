@@ -84,6 +84,7 @@ class DatasetRecord(UploadRecord):
             mean=tuple(self.summary.mean),
             std=tuple(self.summary.std),
             source=self.source,
+            held_out_images=self.summary.splits["val"].images,
         )
 
     def to_api(self) -> Dataset:

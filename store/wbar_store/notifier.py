@@ -8,7 +8,8 @@ if TYPE_CHECKING:
 
 RUN_JOB = "wbar.run_job"
 INGEST = "wbar.ingest"
-QUEUES = {RUN_JOB: "train", INGEST: "ingest"}
+PREDICT = "wbar.predict"
+QUEUES = {RUN_JOB: "train", INGEST: "ingest", PREDICT: "ingest"}
 
 
 class Notifier:
@@ -31,7 +32,7 @@ class Notifier:
         return celery
 
     def notify(self, task: str, object_id: str) -> bool:
-        """Notify a worker of an object; False if the broker did not take the message. task: RUN_JOB or INGEST."""
+        """Notify a worker of an object; False if the broker did not take the message. task: RUN_JOB, INGEST or PREDICT."""
         try:
             self._celery.send_task(task, args=[object_id], queue=QUEUES[task], retry=False, ignore_result=True)
         except self._broker_errors():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import Broker, wait_until
 from tests.material import start_state, write_start
@@ -29,7 +30,7 @@ STUDY = ("create", "list", "show", "watch", "report", "cancel", "pause", "resume
 WEBHOOKS = ("create", "list", "delete", "ping", "enable", "rotate", "deliveries", "replay")
 CLIENT = {
     "up", "upload", "checkpoints list", "checkpoints delete", "datasets add", "datasets list", "datasets delete", "delete",
-    "submit", "jobs", "show", "watch", "cancel", "pause", "card", "signature",
+    "submit", "jobs", "show", "watch", "cancel", "pause", "card", "signature", "predict",
     "finish", "clone", "resume", "download", "keys create", "keys list", "keys revoke", "backup", "restore", "logs",
     "open", "compare", "demo", *(f"webhooks {one}" for one in WEBHOOKS),
     *(f"merges {one}" for one in MERGES), *(f"study {one}" for one in STUDY),
@@ -280,6 +281,8 @@ def test_jobs_run_to_their_end_under_wbar_up(shell: Shell, up: Path, tmp_path: P
     weights = tmp_path / "averaged.safetensors"
     assert shell.wbar("download", two, "-o", str(weights)) == f"{weights}\n"
     assert shell.wbar("card", two).startswith("---\n")
+    Image.new("L", (8, 8)).save(tmp_path / "dark.png")
+    assert shell.wbar("predict", two, str(tmp_path / "dark.png")).startswith(f"{tmp_path / 'dark.png'}: ")
     assert "is not signed" in shell.wbar("signature", two, code=REFUSED)
     for listing, expected in (("jobs", two), ("checkpoints list", checkpoint), ("datasets list", dataset)):
         assert expected in shell.wbar(*listing.split())

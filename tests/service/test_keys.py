@@ -78,7 +78,7 @@ def ask(http: httpx.Client, method: str, path: str, owned: dict[str, str]) -> ht
 def needed(method: str, path: str) -> str:
     if path.startswith("/v1/keys"):
         return "admin"
-    if method in ("GET", "HEAD") or path == "/v1/sign-in-links":
+    if method in ("GET", "HEAD") or path == "/v1/sign-in-links" or path.endswith("/predict"):
         return "read"
     return "admin" if path.startswith("/v1/webhooks") else "write"
 

@@ -49,7 +49,7 @@ def test_operations_have_names(schema: dict[str, Any]) -> None:
         "createJob", "listJobs", "getJob", "deleteJob", "cancelJob", "pauseJob", "resumeJob",
         "finishJob", "cloneJob",
         "listJobEvents", "getJobMetrics", "listJobSnapshots", "getJobSnapshotWeights", "getJobReport", "getJobWeights",
-        "getJobLosses", "getJobCard", "getJobSignature", "getDatasetSamples",
+        "getJobLosses", "getJobProbe", "predictImages", "getJobCard", "getJobSignature", "getDatasetSamples",
         "createMerge", "listMerges", "getMerge", "cancelMerge", "deleteMerge", "getMergeWeights",
         "createStudy", "listStudies", "getStudy", "getStudyReport", "cancelStudy", "pauseStudy", "resumeStudy", "deleteStudy",
         "createKey", "listKeys", "getKey", "deleteKey", "createSignInLink", "listWorkers",

@@ -17,7 +17,7 @@ SWA = {"type": "swa", "lr": 0.1, "control_lr": 0.1, "anneal_from": 0.1}
 def test_a_spec_that_asks_for_nothing_new_is_stored_as_it_was(method: dict[str, Any] | None) -> None:
     made = spec() if method is None else spec().model_copy(update={"method": METHODS.validate_python(method)})
     document = made.document()
-    assert not {"evaluation", "select_on"} & document.keys()
+    assert not {"evaluation", "select_on", "probe"} & document.keys()
     assert not {"interpolate", "swad"} & document["method"].keys()
     assert JobSpec.model_validate(document) == made
 
@@ -29,6 +29,15 @@ def test_what_is_new_and_asked_for_is_stored_and_read_again() -> None:
     assert JobSpec.model_validate(made.document()) == made
     assert "3" * 64 in made.blobs()
     assert "ds_2" in made.needs()
+
+
+def test_probe_images_are_read_and_needed_and_change_no_digest() -> None:
+    probe = StoredDataset(id="ds_2", sha256="2" * 64, blob="3" * 64)
+    made = spec().model_copy(update={"probe": probe})
+    assert JobSpec.model_validate(made.document()) == made
+    assert "3" * 64 in made.blobs()
+    assert "ds_2" in made.needs()
+    assert made.run_digest() == spec().run_digest()
 
 
 def test_a_set_that_chooses_is_part_of_the_runs_digest_and_others_are_not() -> None:

@@ -86,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
         "--evaluate", action="append", default=[], metavar="NAME=PATH", dest="sets",
         help="a further dataset, of the same classes, that every comparison is scored on",
     )  # fmt: skip
+    parser.add_argument(
+        "--probe", metavar="PATH", help="images, with labels or without, whose outputs are kept and compared at the end"
+    )
     parser.add_argument("--architecture", help="catalog name; default: detected from the tensors")
     tasks = parser.add_mutually_exclusive_group()
     tasks.add_argument(
@@ -120,7 +123,8 @@ def main() -> int:
     asked = parser.parse_args()
     try:
         sets = dict(map(_named, asked.sets))
-        options = _options(asked.job, [*asked.set, *(f"evaluate.{name}=ds_{name}" for name in sets)])
+        named = [f"evaluate.{name}=ds_{name}" for name in sets] + (["probe=ds_probe"] if asked.probe else [])
+        options = _options(asked.job, [*asked.set, *named])
     except (ValueError, OSError) as error:
         parser.error(str(error))
     try:
@@ -193,7 +197,8 @@ def _run(asked: argparse.Namespace, options: JobOptions, sets: Mapping[str, str]
     evaluation = {
         name: prepare_dataset(path, workspace, asked.task, name, asked.void_label) for name, path in sets.items()
     }
-    spec = prepare_job(options, start, dataset, facts, workspace, others, evaluation)
+    probe = prepare_dataset(asked.probe, workspace, "unlabelled", "probe") if asked.probe else None
+    spec = prepare_job(options, start, dataset, facts, workspace, others, evaluation, probe)
     with Bar(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), console=console
     ) as bar:

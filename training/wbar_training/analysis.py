@@ -74,17 +74,22 @@ def flatness_images(setup: Setup) -> int:
     return points * 2 * images + held_out + 3 * (2 * GRADIENTS + 2 * HESSIAN_STEPS) * images
 
 
-def bayesian_score(setup: Setup, snapshots: Sequence[Mapping[str, Tensor]], samples: int) -> Scores:
+def posterior(setup: Setup, snapshots: Sequence[Mapping[str, Tensor]]) -> SWAG:
+    """Return the snapshots' Gaussian. snapshots: whole state dicts of the network. Source: Maddox et al. 2019, algorithm 1."""
+    swag = SWAG(setup.evaluator.probe, rank=min(RANK, len(snapshots)))
+    for snapshot in snapshots:
+        swag.update(snapshot)
+    return swag
+
+
+def bayesian_score(setup: Setup, swag: SWAG, samples: int) -> Scores:
     """Score the Bayesian average of weights drawn from the snapshots' Gaussian, BatchNorm recomputed for each.
 
-    snapshots: whole state dicts of the network.
     samples: how many weights are drawn.
 
     Source: Maddox et al. 2019, algorithm 1.
     """
-    swag, evaluator = SWAG(setup.evaluator.probe, rank=min(RANK, len(snapshots))), setup.evaluator
-    for snapshot in snapshots:
-        swag.update(snapshot)
+    evaluator = setup.evaluator
 
     def everything(model: nn.Module) -> Tensor:
         outputs = evaluator.predict_held_out(model)

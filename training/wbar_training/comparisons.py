@@ -9,8 +9,8 @@ from torch import Tensor
 from wbar.method import AutoMethod, SelectBy
 from wbar.results import Comparisons, CurvePoint, Delivered, JobResult, Score, Selection, mean_score
 from wbar_averaging import Epoch
-from wbar_training import decisions, exact_mean
-from wbar_training.analysis import attempted, bayesian_score, measure_flatness
+from wbar_training import decisions, exact_mean, probe_images
+from wbar_training.analysis import attempted, bayesian_score, measure_flatness, posterior
 from wbar_training.answers import draw_answers
 from wbar_training.averages.average import Average, Evaluated
 from wbar_training.averages.choice import ChoiceLimits
@@ -26,6 +26,7 @@ from wbar_training.result_writer import weights_file
 from wbar_training.resume import Results
 from wbar_training.selection_evaluator import SelectionEvaluator
 from wbar_training.setup import Setup
+from wbar_training.swag_file import write_swag
 from wbar_training.tasks.task import Task
 
 
@@ -44,7 +45,7 @@ def conclude(
     limits: what the choice of the average may cost.
     snapshots: the files of all of them, in order.
     epochs: the distances that the trajectory recorded, where flatness was asked for.
-    control: trains and evaluates the control, where it was asked for.
+    control: trains and evaluates the control, where it was asked for; with probe images the evaluator's network holds it then.
     """
     evaluator, spec = setup.evaluator, setup.spec
     finished, line = average.finish(SelectionEvaluator(setup, reporter, limits)), None
@@ -56,12 +57,16 @@ def conclude(
         exact = exact_mean.write(setup.writer.scratch / "mean.safetensors", finished)
     evaluator.hold(finished.mean, recompute=not finished.own_statistics)
     outputs = evaluator.predict_held_out(evaluator.probe)
-    averaged = evaluator.scores(outputs)
+    averaged, kept = evaluator.scores(outputs), dict(results.probe)
+    probe_images.record(setup, kept, "averaged", evaluator.probe)
     of_mean = setup.writer.write_result(evaluator.probe.state_dict(), finished.points, averaged.report.temperature)
-    swag = flatness = None
+    swag = flatness = gaussian = None
     if spec.swag:
         points = [setup.read(path) for path in snapshots]
-        swag = attempted(reporter, "SWAG", lambda: bayesian_score(setup, points, spec.swag))
+        found = attempted(reporter, "SWAG", partial(posterior, setup, points))
+        if found is not None:
+            swag = attempted(reporter, "SWAG", partial(bayesian_score, setup, found, spec.swag))
+            gaussian = attempted(reporter, "SWAG's file", partial(write_swag, setup, found))
     if epochs is not None:
         last, written = setup.read(snapshots[-1]), setup.read(of_mean.safetensors)
         flatness = attempted(reporter, "the flatness", lambda: measure_flatness(setup, last, written, epochs))
@@ -69,6 +74,13 @@ def conclude(
     delivers_start = selection is not None and selection.delivered == "start"
     delivered = _write_start(setup, results) if delivers_start else of_mean
     ensemble, beside = _ensemble(setup, results, snapshots), _control(reporter, control) if control else None
+    if beside is not None:
+        probe_images.record(setup, kept, "control", evaluator.probe)
+    probed = None
+    if spec.probe is not None:
+        members = len(results.averaged)
+        measure = partial(probe_images.conclude, setup, kept, of_mean.safetensors, members)
+        probed = attempted(reporter, "what the networks make of the probe images", measure)
     on_sets = {name: read(scores) for name, scores in results.on_sets.items()}
     on_sets |= {"averaged": averaged.sets}
     others = (("ensemble", ensemble), ("swag", swag), ("control", beside))
@@ -100,11 +112,15 @@ def conclude(
         interpolation=line,
         normalization=results.normalization,
         flatness=flatness,
+        probe=probed and probed[0],
     )
     losses = setup.writer.write_losses(outputs.report.losses, _start_losses(results))
     averaged_files = of_mean if delivers_start else None
     picture = attempted(reporter, "what a network makes of images", lambda: draw_answers(setup, of_mean.safetensors))
-    return Outcome(result, *delivered, losses, averaged_files, further.onnx, further.pt2, further.hub, picture, exact)
+    return Outcome(
+        result, *delivered, losses, averaged_files, further.onnx, further.pt2, further.hub, probed and probed[1], gaussian,
+        picture, exact,
+    )  # fmt: skip
 
 
 def _control(reporter: Reporter, control: Callable[[], Scores]) -> Scores | None:

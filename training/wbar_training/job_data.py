@@ -14,6 +14,7 @@ from wbar_training.data.examples import Examples
 from wbar_training.data.packed import Fit, Packed
 from wbar_training.draws import permutation
 from wbar_training.plan import Plan
+from wbar_training.probes import read_probes
 from wbar_training.tasks.choosing import task_of
 from wbar_training.tasks.task import Reading, Task
 from wbar_training.workspace import Workspace
@@ -44,6 +45,8 @@ class JobData:
             one.name: _evaluation_set(self.task, workspace.input(one.dataset.blob), names, reading)
             for one in spec.evaluation
         }
+        # The images of `spec.probe`, with labels that say nothing, and their names; read at their job's own image size.
+        self.probe = None if spec.probe is None else read_probes(workspace.input(spec.probe.blob), reading)
         self.report: Examples = held_out
         self.selection: Examples | None = None
         self.select_on = spec.select_on if spec.selects else None
@@ -69,7 +72,8 @@ class JobData:
     def evaluated_images(self) -> int:
         """The images that an evaluation on everything that is held out sends through the network."""
         selection = 0 if self.selection is None or self.select_on is not None else len(self.selection)
-        return len(self.report) + selection + sum(map(len, self.sets.values()))
+        probe = 0 if self.probe is None else len(self.probe.images)
+        return len(self.report) + selection + sum(map(len, self.sets.values())) + probe
 
     @property
     def chance(self) -> float:

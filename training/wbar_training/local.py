@@ -77,6 +77,7 @@ def facts_of(packed: Packed, source: str | None) -> DatasetFacts:
         mean=tuple(packed.mean),
         std=tuple(packed.std),
         source=source,
+        held_out_images=packed.images["val"],
     )
 
 
@@ -88,11 +89,13 @@ def prepare_job(
     workspace: Workspace,
     others: dict[str, StoredWeights] | None = None,
     evaluation: dict[str, tuple[StoredDataset, DatasetFacts]] | None = None,
+    probe: tuple[StoredDataset, DatasetFacts] | None = None,
 ) -> JobSpec:
     """Return the spec of a job on prepared files.
 
     others: by id, the checkpoints that a soup or a distillation names.
     evaluation: by name, the evaluation sets.
+    probe: the probe images.
 
     Raises Refused, saying which option does not fit; NotFound for an id that is not among the others.
     """
@@ -111,7 +114,7 @@ def prepare_job(
             [{"pointer": "/method/replicas", "detail": "needs the service"}],
         )
     gpu = workspace.device.startswith("cuda")
-    return resolve_job(options, start, dataset, facts, gpu, ingredients, teachers, evaluation)
+    return resolve_job(options, start, dataset, facts, gpu, ingredients, teachers, evaluation, probe)
 
 
 def _sha256(path: Path) -> str:

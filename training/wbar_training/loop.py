@@ -25,7 +25,7 @@ from wbar.results import NormalizationProbe, Score
 from wbar.schedule import BACK_OFF, Schedule, build_schedule, number, shifted, steps_per_epoch
 from wbar.spec import JobSpec
 from wbar_averaging import Position, Trajectory
-from wbar_training import decisions, familiarity, normalization_probe, resume, safe_path, state_files
+from wbar_training import decisions, familiarity, normalization_probe, probe_images, resume, safe_path, state_files
 from wbar_training.averages.average import Average, Mean, mean_of
 from wbar_training.averages.making import make_average
 from wbar_training.comparisons import add_to_ensemble, conclude
@@ -183,7 +183,11 @@ class TrainingJob:
         as_it_came, recomputed = start.as_it_came, start.recomputed
         results.start, results.start_recomputed = as_it_came.report.model_dump(), recomputed.report.model_dump()
         results.on_sets |= {"start": stored(as_it_came.sets), "start_recomputed": stored(recomputed.sets)}
+        self._keep_probe_answers("start", self.model)
+        if self.evaluator.recomputed_images:
+            self._keep_probe_answers("start_recomputed", self.evaluator.probe)
         if isinstance(self.method, CyclicSwa) and self.method.include_start:
+            probe_images.add_to_ensemble(results.probe, "start")
             add_to_ensemble(self.setup.data.task, results, start.outputs)
             self._add_to_curve(recomputed.report)
         warning = normalization_probe.near_chance(self.setup, as_it_came.report)
@@ -263,8 +267,14 @@ class TrainingJob:
         self.reporter.snapshot(n, self.step, str(path), score)
         self.average.select(SelectionEvaluator(self.setup, self.reporter, self.limits))
         self._refresh_anchor()
+        self._keep_probe_answers("last", self.model)
+        probe_images.add_to_ensemble(self.results.probe, "last")
         self._add_to_curve(self.evaluator.score(self.evaluator.predict_mean(self.average.so_far)))
+        self._keep_probe_answers(f"{probe_images.CURVE}{len(self.results.averaged)}", self.evaluator.probe)
         self._go_on_training()
+
+    def _keep_probe_answers(self, name: str, model: torch.nn.Module) -> None:
+        probe_images.record(self.setup, self.results.probe, name, model)
 
     def _take_last_snapshot(self, position: Position) -> None:
         """Take a snapshot within a cycle, where training ends; its weights enter the mean, once."""
@@ -305,6 +315,7 @@ class TrainingJob:
         return None if stored is None else NormalizationProbe.model_validate(stored)
 
     def _control(self) -> Scores:
+        """Train and score the control; where the job has probe images, the evaluator's network holds it afterwards."""
         if self.results.finished_on_request:
             raise decisions.ControlLeftOut("the job was finished before its training was over")
         if decisions.walked_as_control(self.method, self.schedule, self.results):
@@ -312,14 +323,17 @@ class TrainingJob:
                 "info", "control: the walk was the control's, and its last iterate is the control's model"
             )
             self.evaluator.hold(mean_of(self.model), recompute=False)  # as its file would hold it
-            return self.evaluator.scores(self.evaluator.predict_held_out(self.evaluator.probe))
+            return self.evaluator.scores(self.evaluator.predict_held_out(self.evaluator.probe))  # which holds it still
         spec, workspace = decisions.control_of(
             self.spec, self.workspace, self.method, self.schedule, self.normalization
         )
         # The thread count is part of the bits, and a job that went on has another than this host's setting may be.
         workspace = replace(workspace, threads=torch.get_num_threads() * self.ranks.size)
         reporter = ControlReporter(self.reporter, self.estimate)
-        result = TrainingJob(spec, workspace, reporter, self.setup.data).run().result
+        outcome = TrainingJob(spec, workspace, reporter, self.setup.data).run()
+        result = outcome.result
+        if self.spec.probe is not None:
+            self.evaluator.probe.load_state_dict(self.setup.read(outcome.weights))
         on_sets = {name: one.metrics.averaged for name, one in result.evaluation.items()}
         return Scores(result.metrics.averaged, on_sets)
 

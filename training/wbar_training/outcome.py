@@ -14,6 +14,17 @@ class WeightsFiles(NamedTuple):
     pytorch: Path
 
 
+class ProbeFiles(NamedTuple):
+    """The files of a job's probe images.
+
+    outputs: numpy's npz, see `wbar_training.probe_images`.
+    thumbnails: PNG, the images of `result.probe.most_changed` side by side, squares.
+    """
+
+    outputs: Path
+    thumbnails: Path
+
+
 @dataclass(frozen=True)
 class HubConfig:
     """The files beside the weights in a folder that transformers or timm loads, as texts.
@@ -38,6 +49,8 @@ class Outcome:
     averaged: w̄, where the guard chose the start, whose weights the two files are then; else None.
     onnx, pt2: the files of these formats, where the job asked for them and they could be had.
     hub: what a folder of the delivered weights has beside them, where the job asked for one.
+    probe: the outputs on the probe images, where the job has them.
+    swag: safetensors, the Gaussian of the snapshots, where the job asked for it.
     exact_mean: the sums of w̄ as `wbar_training.exact_mean` writes them, of a replica.
     picture: PNG, some held-out images with what the start and w̄ make of them; None where the task has nothing to see.
     """
@@ -50,5 +63,7 @@ class Outcome:
     onnx: Path | None = None
     pt2: Path | None = None
     hub: HubConfig | None = None
+    probe: ProbeFiles | None = None
+    swag: Path | None = None
     picture: Path | None = None
     exact_mean: Path | None = None

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,13 @@ from wbar_training.networks.tensors import read_tensors
 from wbar_training.outcome import WeightsFiles
 from wbar_training.plan import Plan
 from wbar_training.workspace import Workspace
+
+
+class Uploaded(NamedTuple):
+    """A tensor of the uploaded file. own: its name in the network."""
+
+    own: str
+    tensor: Tensor
 
 
 class ResultWriter:
@@ -63,6 +71,16 @@ class ResultWriter:
     def start(self) -> dict[str, Tensor]:
         """Return the uploaded tensors, in their own dtypes."""
         return {self._own[name]: tensor for name, tensor in self._uploaded.items()}
+
+    def uploaded(self) -> dict[str, Uploaded]:
+        """Return the uploaded tensors by their uploaded names."""
+        return {name: Uploaded(self._own[name], tensor) for name, tensor in self._uploaded.items()}
+
+    def write_tensors(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Write a safetensors file of these tensors, by the names that they have there, with the metadata of all files."""
+        write_safetensors(
+            path, {name: tensor.contiguous() for name, tensor in tensors.items()}, {**self._metadata, **metadata}
+        )
 
     def dtype(self, name: str) -> torch.dtype | None:
         """Return the uploaded dtype of the network's tensor `name`; None if it was not uploaded."""

@@ -38,6 +38,8 @@ class Results:
     # On the evaluation sets: scores by comparison and set, and the sums over the ensemble's members by set
     on_sets: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     set_probabilities: dict[str, Tensor] = field(default_factory=dict)
+    # On the probe images: probabilities by comparison, and the sum over the ensemble's members
+    probe: dict[str, Tensor] = field(default_factory=dict)
     start_train_accuracy: float | None = None  # on augmented training images; a back-off compares with it
     start_kind: StartKind = "underfit"  # the kind that `auto` found
     rate_probe: dict[str, Any] | None = None  # a RateProbe, where `auto` was to find the rate

@@ -10,16 +10,18 @@ an interrupted soup starts again, to the same bits.
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wbar.jobs import Progress, StepPhase
 from wbar.method import Soup
+from wbar.probe_results import ProbeResult
 from wbar.results import Comparisons, CurvePoint, JobResult, Score, Selection, mean_score
 from wbar.spec import JobSpec, StoredWeights
 from wbar_averaging import ModelStock, RunningMean
-from wbar_training import normalization_probe
+from wbar_training import normalization_probe, probe_images
 from wbar_training.analysis import attempted, flatness_images, measure_flatness
 from wbar_training.answers import draw_answers
 from wbar_training.averages.average import Finished
@@ -29,7 +31,7 @@ from wbar_training.evaluation_sets import evaluated_sets
 from wbar_training.evaluator import Scores
 from wbar_training.further_formats import make_further_files
 from wbar_training.interpolation import interpolated
-from wbar_training.outcome import Outcome
+from wbar_training.outcome import Outcome, ProbeFiles
 from wbar_training.reporter import Reporter, StopRequested
 from wbar_training.result_writer import weights_file
 from wbar_training.setup import make_deterministic, set_up
@@ -76,6 +78,7 @@ class SoupJob:
         make_deterministic(spec, workspace.device, workspace.threads)
         self.spec, self.workspace, self.reporter, self.method = spec, workspace, reporter, spec.method
         self._images = 0
+        self._probe: dict[str, Tensor] = {}  # outputs on the probe images, by comparison
         self.setup = set_up(spec, workspace, self._evaluated)
         self.evaluator, self.data = self.setup.evaluator, self.setup.data
         recompute, held_out = self.evaluator.recomputed_images, self.data.held_out
@@ -91,6 +94,9 @@ class SoupJob:
         if self.spec.find_normalization:
             normalization = normalization_probe.find_normalization(self.setup, self.reporter)
         start = self.evaluator.evaluate_start(self.setup.model)
+        self._keep_probe_answers("start", self.setup.model)
+        if self.evaluator.recomputed_images:
+            self._keep_probe_answers("start_recomputed", self.evaluator.probe)
         warning = normalization_probe.near_chance(self.setup, start.as_it_came.report)
         if warning is not None:
             self.reporter.log("warning", warning)
@@ -103,10 +109,12 @@ class SoupJob:
             finished, line = interpolated(self.setup, self.reporter, self.method.interpolate, finished)
         self.evaluator.hold(finished.mean)
         outputs = self.evaluator.predict_held_out(self.evaluator.probe)
+        self._keep_probe_answers("averaged", self.evaluator.probe)
         averaged, ensemble = self.evaluator.scores(outputs), self._ensemble(mixture.ingredients)
         last = self.evaluator.scores(mixture.ingredients[-1].outputs)
         weights_of_mean = self.evaluator.probe.state_dict()
         files = self.setup.writer.write_result(weights_of_mean, finished.points, averaged.report.temperature)
+        probed = self._probed(mixture.ingredients, files.safetensors)
         flatness = None
         if self.spec.flatness:
             newest, written = self._tensors(mixture.ingredients[-1].weights), self.setup.read(files.safetensors)
@@ -143,10 +151,29 @@ class SoupJob:
             stock=mixture.ratios,
             normalization=normalization,
             flatness=flatness,
+            probe=probed and probed[0],
         )
         losses = self.setup.writer.write_losses(outputs.report.losses, start.outputs.report.losses)
         picture = draw_answers(self.setup, files.safetensors)
-        return Outcome(result, *files, losses, onnx=further.onnx, pt2=further.pt2, hub=further.hub, picture=picture)
+        return Outcome(
+            result, *files, losses, onnx=further.onnx, pt2=further.pt2, hub=further.hub, probe=probed and probed[1],
+            picture=picture,
+        )  # fmt: skip
+
+    def _keep_probe_answers(self, name: str, model: nn.Module) -> None:
+        probe_images.record(self.setup, self._probe, name, model)
+
+    def _probed(self, ingredients: list[Ingredient], averaged: Path) -> tuple[ProbeResult, ProbeFiles | None] | None:
+        """Compare the outputs on the probe images, where the job has them, with those of the ensemble of the members."""
+        if self.spec.probe is None:
+            return None
+        for one in ingredients:
+            self.evaluator.probe.load_state_dict(self._tensors(one.weights))
+            self._keep_probe_answers("last", self.evaluator.probe)
+            probe_images.add_to_ensemble(self._probe, "last", one.weight)
+        members = sum(one.weight for one in ingredients)
+        measure = partial(probe_images.conclude, self.setup, self._probe, averaged, members)
+        return attempted(self.reporter, "what the networks make of the probe images", measure)
 
     def _uniform(self, ingredients: list[Ingredient]) -> Mixture:
         mean, curve = self._empty(), []
@@ -207,6 +234,7 @@ class SoupJob:
         return self.setup.read(self.workspace.input(weights.blob), weights.prefix)
 
     def _point(self, n: int, score_of_mean: Score) -> CurvePoint:
+        self._keep_probe_answers(f"{probe_images.CURVE}{n}", self.evaluator.probe)  # it holds the mean
         self.reporter.averaged(n, score_of_mean)
         return CurvePoint.of(n, score_of_mean)
 

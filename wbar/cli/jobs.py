@@ -158,6 +158,9 @@ def download(
         bool, typer.Option("--averaged", help="The average, also where the guard chose to deliver the start.")
     ] = False,
     snapshot: Annotated[int | None, typer.Option(help="Download w_n instead.")] = None,
+    swag: Annotated[
+        bool, typer.Option("--swag", help="Download the Gaussian of the snapshots (a job with swag).")
+    ] = False,
 ) -> None:
     """Download the averaged weights: an interrupted download goes on, and the digest is verified."""
     from wbar.transfers import sha256_of
@@ -171,12 +174,12 @@ def download(
         raise typer.BadParameter(f"{format!r} is not a format: {', '.join(filter(None, formats))}")
     if snapshot is not None and kind != "safetensors":
         raise typer.BadParameter(f"snapshots are safetensors files, and {output.name} would be {_FILES[kind]}")
-    if snapshot is not None and averaged:
-        raise typer.BadParameter("--averaged or --snapshot N, not both")
+    if (snapshot is not None) + averaged + swag > 1:
+        raise typer.BadParameter("--averaged, --swag or --snapshot N: one of them")
     with connected() as client, transfer() as bar:
         job, moved = job_of(client, job), step(bar, f"download {output.name}")
-        if averaged:
-            client.jobs.download(job, output, kind, moved, which="averaged")
+        if averaged or swag:
+            client.jobs.download(job, output, kind, moved, which="swag" if swag else "averaged")
         elif snapshot is None:
             client.jobs.download(job, output, kind, moved)
             result = client.jobs.get(job).result
@@ -192,6 +195,28 @@ def download(
         print_json({"path": str(output), "bytes": output.stat().st_size, "sha256": sha256_of(output)})
     else:
         typer.echo(str(output))
+
+
+@app.command()
+@with_json
+def predict(
+    job: JobId,
+    files: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG or WebP, 64 at most.")],
+    network: Annotated[str, typer.Option(help="averaged, start, or snapshot_N.")] = "averaged",
+    top: Annotated[int, typer.Option(min=1, max=100, help="How many classes are named for each.")] = 3,
+) -> None:
+    """Ask one of a job's networks what is in some images."""
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise typer.BadParameter(f"{str(missing)!r} is no file")
+    with connected() as client:
+        found = client.jobs.predict(job_of(client, job), files, network=network, top=top)
+    if wants_json():
+        print_json(found)
+        return
+    for file, one in zip(files, found.data, strict=True):
+        answers = ", ".join(f"{label.label} {label.probability:.1%}" for label in one.top)
+        typer.echo(f"{file}: {answers}")
 
 
 @app.command()

@@ -12,7 +12,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "What jobs begin with": ("upload", "checkpoints", "datasets"),
     "Make jobs": ("submit", "clone"),
     "Look at jobs": ("jobs", "show", "watch", "logs", "compare"),
-    "Take what they made": ("download", "card", "signature", "export"),
+    "Take what they made": ("download", "card", "signature", "export", "predict"),
     "Steer jobs": ("cancel", "finish", "pause", "resume", "delete"),
     "Vary a job": ("study",),
     "Merge": ("merges",),

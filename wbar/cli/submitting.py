@@ -93,6 +93,10 @@ def submit(
     select_on: Annotated[
         str | None, typer.Option(help="The name of one of them that chooses, instead of half of the held-out images.")
     ] = None,
+    probe: Annotated[
+        str | None,
+        typer.Option(help="ds_…: images, without labels too, whose outputs are kept and compared at the end."),
+    ] = None,
     swag: Annotated[int | None, typer.Option(help="Samples of a Bayesian average (SWAG) to compare with.")] = None,
     format: Annotated[
         list[str] | None,
@@ -135,6 +139,7 @@ def submit(
         checkpoint=checkpoint, dataset=dataset, name=name, method=asked or None, recipe=trained or None, seed=seed,
         swag=swag, formats=format or None, flatness=flatness, max_seconds=max_seconds, priority=priority,
         expires_after=expires_after, metadata=tags(metadata) or None, evaluate=tags(evaluate) or None, select_on=select_on,
+        probe=probe,
         dry_run=dry_run or None,
     )  # fmt: skip
     body = _merged(read_object(job, "@FILE"), options)

@@ -16,7 +16,7 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from wbar_store.broker import OwnCelery
 from wbar_store.ids import kind_of
-from wbar_store.notifier import INGEST, QUEUES, RUN_JOB
+from wbar_store.notifier import INGEST, PREDICT, QUEUES, RUN_JOB
 from wbar_store.store import Store
 from wbar_store.tracing import Tracing
 from wbar_store.workers import Device, Queue, WorkerRecord
@@ -25,6 +25,7 @@ from wbar_worker.gpus import Gpus
 from wbar_worker.ingest import Ingester
 from wbar_worker.installed import InstalledLibrary, InstalledTimm, Listed
 from wbar_worker.merging import Merger
+from wbar_worker.predicting import Predictor
 from wbar_worker.run_job import Runner
 from wbar_worker.settings import WorkerSettings
 
@@ -69,6 +70,7 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         *([timm] if timm else []),
         *(InstalledLibrary(store, one) for one in listed),
     ]
+    predictor = Predictor(store, settings) if kind == "ingest" else None
     if kind == "train":
         slots = settings.slots or max(1, gpus)
         _register_train(app, Runner(store, settings, draining, name, tracing), slots, gpus, settings)
@@ -80,6 +82,9 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         def ingest(object_id: str) -> None:
             (merger.run if kind_of(object_id) == "merge" else ingester.run)(object_id)
 
+        assert predictor is not None
+        app.task(name=PREDICT)(predictor.run)
+
     device: Device = "cuda" if gpus else "cpu"
     presence = _Presence(store, WorkerRecord(name, kind, device, slots))
 
@@ -87,6 +92,8 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         presence.start()
         for library in libraries:
             library.start()
+        if predictor is not None:
+            predictor.start()
         log.info("%s is ready: %d slot(s) on %s, torch %s", name, slots, device, machine.torch)
 
     def stopping(**_: Any) -> None:
@@ -101,6 +108,8 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         )  # fmt: skip
     finally:
         presence.stop()
+        if predictor is not None:
+            predictor.stop()
         for library in libraries:
             library.stop()
         store.close()

@@ -102,6 +102,10 @@ class Publisher:
             others["onnx"] = outcome.onnx
         if outcome.pt2 is not None:
             others["pt2"] = outcome.pt2
+        if outcome.probe is not None:
+            others["probe"] = outcome.probe.outputs
+        if outcome.swag is not None:
+            others["swag"] = outcome.swag
         if outcome.hub is not None:
             folder = weights.with_name("huggingface.zip")
             offered = offered_folder(folder, outcome.hub, weights, card)
@@ -136,7 +140,10 @@ class Publisher:
         job = self._job
         try:
             points = self._store.metrics.all(job.owner, job.id)
-            ReportPage(job.id, job.name, job.spec, outcome.result, points, job.request, outcome.picture).write(path)
+            thumbnails = outcome.probe and outcome.probe.thumbnails
+            ReportPage(
+                job.id, job.name, job.spec, outcome.result, points, job.request, outcome.picture, thumbnails
+            ).write(path)
         except Exception as error:
             log.exception("%s: the report could not be drawn", job.id)
             self.log(

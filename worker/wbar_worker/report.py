@@ -16,6 +16,7 @@ from wbar.results import CALIBRATED, VERDICTS, AlphaLine, Comparisons, Flatness,
 from wbar.spec import JobSpec
 from wbar_worker import report_boxes as boxes
 from wbar_worker import report_masks as masks
+from wbar_worker import report_probe as probe
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -39,6 +40,7 @@ class ReportPage:
     points: the training series, in the order of its steps.
     request: what was asked for, as it was sent; None where it is not kept.
     picture: PNG, some held-out images with the answers of start and w̄; None where there is nothing to see.
+    thumbnails: PNG, the probe images of `result.probe.most_changed` side by side.
     """
 
     job_id: str
@@ -48,6 +50,7 @@ class ReportPage:
     points: Sequence[MetricsPoint]
     request: Mapping[str, Any] | None = None
     picture: Path | None = None
+    thumbnails: Path | None = None
 
     def write(self, path: Path) -> None:
         """Write the page to `path`."""
@@ -89,6 +92,8 @@ class ReportPage:
             yield from masks.sections(result, self.picture)
         if boxes.has_boxes(result):
             yield from boxes.sections(result, self.picture)
+        if result.probe is not None:
+            yield from probe.sections(result.probe, self.thumbnails)
         yield from _curve(result)
         if result.interpolation is not None:
             yield from _line(result.interpolation)

@@ -72,12 +72,13 @@ def _found(upload: DatasetUpload, packed: Packed) -> DatasetPacked:
     facts = {name: value for name, value in asdict(packed).items() if name in DatasetPacked.model_fields}
     seen = DatasetPacked.model_validate(facts)
     try:
-        glance = samples.look(upload.out, len(packed.classes))
+        # Images without labels are one row.
+        glance = samples.look(upload.out, max(1, len(packed.classes)))
         glance.sheet.save(samples_path(upload.out), optimize=True)
     except Exception:
         logging.getLogger("wbar").exception("no samples of %s", upload.out.name)
         return seen
-    return seen.model_copy(update={"class_counts": glance.class_counts, "samples": True})
+    return seen.model_copy(update={"class_counts": glance.class_counts if packed.classes else {}, "samples": True})
 
 
 def _verdict(work: Callable[[], CheckpointFound | DatasetPacked]) -> Verdict:

@@ -97,6 +97,8 @@ async def create_dataset(
     (`iscrowd`) are not trained on, and count neither for nor against; images without annotations are background. Pascal VOC's
     XML, `train/annotations/a.xml` for each image, is read as well, its classes by name.
 
+    With `task=unlabelled` it is up to 512 images in any folders, for the `probe` of a job: nothing is trained on them.
+
     An archive's content type may also be `application/zip` or `application/x-tar`: the content decides.
 
     Without `val/` a stratified 20 % of `train/` is held out. Every image is decoded before `status` becomes `ready`.

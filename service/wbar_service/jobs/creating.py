@@ -38,7 +38,9 @@ def make_spec(store: Store, tenant: Tenant, request: JobRequest, gpu: bool) -> J
     teacher = _teacher(store, tenant, distillation.teacher, checkpoints) if distillation else None
     members = teacher.members if teacher else ()
     sets = {name: (datasets[one].stored(), datasets[one].facts()) for name, one in request.evaluate.items()}
-    spec = resolve_job(request, start, dataset.stored(), dataset.facts(), gpu, ingredients, members, sets)
+    images = None if request.probe is None else datasets[request.probe]
+    probe = None if images is None else (images.stored(), images.facts())
+    spec = resolve_job(request, start, dataset.stored(), dataset.facts(), gpu, ingredients, members, sets, probe)
     if teacher is not None:
         _check_order(teacher, list(spec.classes or dataset.facts().classes), spec.network.num_classes)
     return spec
@@ -176,7 +178,8 @@ def _locked_datasets(store: Store, tenant: Tenant, request: JobRequest) -> Mappi
 
     Raises NotFound, and DatasetNotReady for one that is not ready.
     """
-    names = sorted({request.dataset, *request.evaluate.values()})
+    probe = {request.probe} if request.probe else set()
+    names = sorted({request.dataset, *request.evaluate.values(), *probe})
     records = {name: store.datasets.get(tenant, name, lock=True) for name in names}
     for record in records.values():
         if record.status != "ready":

@@ -5,8 +5,8 @@ from typing import NoReturn
 from fastapi import APIRouter, Request, Response
 
 from wbar.card import ModelCard
-from wbar.errors import FilesExpired, JobNotFinished, NoWeights
-from wbar.results import HUB_LIBRARIES, FurtherFormat
+from wbar.errors import FilesExpired, JobNotFinished, NoWeights, ValidationFailed
+from wbar.results import HUB_LIBRARIES, FurtherFormat, WeightsFormat
 from wbar.states import TERMINAL
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.downloads import blob_response
@@ -85,6 +85,20 @@ def further_format(store: Store, job: JobRecord, format: FurtherFormat) -> str:
     if format == "huggingface" and (library := job.spec.network.architecture.library) not in HUB_LIBRARIES:
         why = f"only transformers and timm load such a folder, and {job.spec.network.name} is a network of {library}"
     raise NoWeights(f"{job.id} has no {format} file: {why}; there are: safetensors, pytorch")
+
+
+def swag_file(store: Store, job: JobRecord, format: WeightsFormat) -> str:
+    """Return the blob of the snapshots' Gaussian. Raises NoWeights, ValidationFailed (422) for another format."""
+    if format != "safetensors":
+        raise ValidationFailed(
+            f"which=swag is a safetensors file, and format is {format}: leave format out",
+            [{"pointer": "/format", "detail": "which=swag is safetensors alone"}],
+        )
+    blob = store.jobs.file(job, "swag")
+    if blob is None:
+        why = 'it was not asked for ("swag": 10)' if not job.spec.swag else "it could not be made, see the job's log"
+        raise NoWeights(f"{job.id} has no Gaussian of its snapshots: {why}")
+    return blob
 
 
 def no_result(job: JobRecord, what: str) -> NoReturn:

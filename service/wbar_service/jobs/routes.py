@@ -23,7 +23,7 @@ from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.jobs.cloning import CHANGES, changed
 from wbar_service.jobs.creating import Creation, digest_of, dry_run, gpu_at_hand, insert_job, make_spec
-from wbar_service.jobs.files import further_format, no_result, refuse_expired
+from wbar_service.jobs.files import further_format, no_result, refuse_expired, swag_file
 from wbar_service.jobs.stream import EventStreams
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
@@ -304,6 +304,25 @@ def get_job_snapshot_weights(job_id: str, n: int, request: Request, store: Store
     return blob_response(request, store.blobs, snapshot.sha256, f"{job_id}-snapshot-{n}.safetensors")
 
 
+@router.head("/{job_id}/probe", response_class=Response, include_in_schema=False)
+@router.get(
+    "/{job_id}/probe", response_class=Response, responses={**OPENAPI_RESPONSES, **responses(404, 409, 410, 416)}
+)
+def get_job_probe(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+    """Download the outputs of every comparison on each of the job's probe images, as numpy's npz.
+
+    Its arrays are named in `result.probe.networks`: (images, classes or labels) probabilities, float32; `curve_n` is w̄_n.
+    `classes` are their columns, and `names` the images, where the dataset keeps their names.
+    """
+    job = store.jobs.get(tenant, job_id)
+    outputs = store.jobs.file(job, "probe")
+    if outputs is None:
+        if job.weights is not None:
+            raise NoWeights(f'{job_id} has no outputs on probe images: it was not asked for them ("probe": "ds_…")')
+        no_result(job, "outputs on probe images")
+    return blob_response(request, store.blobs, outputs, f"{job_id}-probe.npz")
+
+
 @router.head("/{job_id}/report", response_class=Response, include_in_schema=False)
 @router.get(
     "/{job_id}/report",
@@ -348,10 +367,11 @@ def get_job_weights(
         ),
     ] = "safetensors",
     which: Annotated[
-        Literal["delivered", "averaged"],
+        Literal["delivered", "averaged", "swag"],
         Query(
             description="`delivered`: what `result.selection.delivered` names, the start where `guard` chose it. "
-            "`averaged`: w̄ whatever the guard chose.",
+            "`averaged`: w̄ whatever the guard chose. `swag`: the snapshots' Gaussian where the job has `swag`: `mean.*`, "
+            "`variance.*` and `deviations.*`, as safetensors alone.",
             examples=["averaged"],
         ),
     ] = "delivered",
@@ -363,6 +383,8 @@ def get_job_weights(
     job = store.jobs.get(tenant, job_id)
     if job.weights is None or job.weights_pytorch is None:
         no_result(job, "averaged weights")
+    if which == "swag":
+        return blob_response(request, store.blobs, swag_file(store, job, format), f"{job_id}-swag.safetensors")
     if format in ("onnx", "pt2"):
         return blob_response(request, store.blobs, further_format(store, job, format), f"{job_id}.{format}")
     if format == "huggingface":

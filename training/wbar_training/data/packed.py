@@ -101,6 +101,7 @@ class Packed:
     many_sizes: bool = False
     task: Task = "classification"
     class_pixels: list[int] | None = None  # of segmentation: labelled pixels of each class in the training split
+    names: list[str] | None = None  # of unlabelled images: those in the archive, in their order
 
     @classmethod
     def read(cls, path: Path) -> "Packed":
@@ -116,6 +117,8 @@ class Packed:
         values = asdict(self)
         if self.task in ("classification", "multilabel"):
             del values["task"], values["class_pixels"]
+        if self.names is None:
+            del values["names"]
         return values
 
 
@@ -189,7 +192,7 @@ def _allocate(shape: tuple[int, ...]) -> Tensor:
         return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
 
 
-def _fitted(images: Tensor, size: tuple[int, int], centre: bool, fit: Fit) -> Tensor:
+def fitted(images: Tensor, size: tuple[int, int], centre: bool, fit: Fit) -> Tensor:
     """Resize images (…, C, H, W) uint8 to `size`."""
     mode = transforms.InterpolationMode(fit.interpolation)
     if not centre:
@@ -205,12 +208,12 @@ def _fitted(images: Tensor, size: tuple[int, int], centre: bool, fit: Fit) -> Te
 def _resized(images: Tensor, size: tuple[int, int], centre: bool, fit: Fit) -> Tensor:
     out = _allocate((len(images), images.shape[1], *size))
     for start in range(0, len(images), 512):
-        out[start : start + 512] = _fitted(images[start : start + 512], size, centre, fit)
+        out[start : start + 512] = fitted(images[start : start + 512], size, centre, fit)
     return out
 
 
 def _decoded(encoded: Encoded, size: tuple[int, int], centre: bool, fit: Fit) -> Tensor:
     out = _allocate((len(encoded.offsets) - 1, encoded.channels, *size))
     for index in range(len(out)):
-        out[index] = _fitted(encoded.decoded(index), size, centre, fit)
+        out[index] = fitted(encoded.decoded(index), size, centre, fit)
     return out

@@ -236,6 +236,7 @@ def write_packed(
     shape: tuple[int, int, int] | None = None,
     task: Task | None = None,
     class_pixels: list[int] | None = None,
+    names: list[str] | None = None,
 ) -> Packed:
     """Write a packed file, and return its metadata.
 
@@ -243,7 +244,7 @@ def write_packed(
     pixels: (N, C, H, W) or (C, pixels) uint8 of the training split, for the statistics.
     shape: channels, height and width; None: those of `pixels`.
     task: None: what the shape of the labels says, a class or several labels.
-    class_pixels: see `Packed`.
+    class_pixels, names: see `Packed`.
     """
     channels, height, width = shape or tuple(pixels.shape[1:])
     by_channel = pixels if pixels.dim() == 2 else pixels.transpose(0, 1).flatten(1)
@@ -269,6 +270,7 @@ def write_packed(
         many_sizes="train.encoded" in tensors,
         task=task or ("multilabel" if tensors["train.labels"].dim() > 1 else "classification"),
         class_pixels=class_pixels,
+        names=names,
     )
     write_safetensors(out, tensors, {"wbar.dataset": json.dumps(packed.document(), sort_keys=True)})
     return packed

@@ -10,6 +10,7 @@ from wbar_training.uploads.archives import archive_members, folder_members
 from wbar_training.uploads.box_archives import pack_boxes
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.mask_archives import pack_masks
+from wbar_training.uploads.unlabelled_archives import pack_unlabelled
 
 
 def pack(source: Path, out: Path, limits: UploadLimits, task: Task, void_label: int = VOID_LABEL) -> Packed:
@@ -22,5 +23,7 @@ def pack(source: Path, out: Path, limits: UploadLimits, task: Task, void_label: 
         return pack_masks(partial(members, source, limits), out, limits, void_label)
     if task == "detection":
         return pack_boxes(partial(members, source, limits), out, limits)
+    if task == "unlabelled":
+        return pack_unlabelled(partial(members, source, limits), out, limits)
     pack_images = dataset_archives.pack_folder if source.is_dir() else dataset_archives.pack_archive
     return pack_images(source, out, limits, task == "multilabel")

@@ -22,7 +22,7 @@ class AsyncDatasets(AsyncResource):
         source: str | os.PathLike[str],
         *,
         name: str | None = None,
-        task: Literal["classification", "multilabel", "segmentation", "detection"] = "classification",
+        task: Literal["classification", "multilabel", "segmentation", "detection", "unlabelled"] = "classification",
         void_label: int | None = None,
         max_train_images: int | None = None,
         expires_after: int | None = None,

@@ -1,5 +1,6 @@
 """`client.jobs`."""
 
+import base64
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -16,6 +17,7 @@ from wbar.client.job_bar import job_bar
 from wbar.errors import Unreachable
 from wbar.jobs import Event, EventType, Job, MetricsPoint, Snapshot
 from wbar.lists import Page
+from wbar.predictions import Predictions
 from wbar.results import ImageLosses, Verdict, WeightsFormat
 from wbar.states import TERMINAL
 from wbar.transfers import Step
@@ -184,11 +186,12 @@ class AsyncJobs(AsyncResource):
         path: str | os.PathLike[str],
         format: WeightsFormat = "safetensors",
         step: Step | None = None,
-        which: Literal["delivered", "averaged"] = "delivered",
+        which: Literal["delivered", "averaged", "swag"] = "delivered",
     ) -> Path:
         """Download w̄ to `path`. An interrupted download goes on; the digest is verified before the file appears.
 
-        which: `delivered` is the start where the job's guard chose it, `averaged` is w̄ whatever it chose.
+        which: `delivered` is the start where the job's guard chose it, `averaged` is w̄ whatever it chose; `swag` is the
+            Gaussian of the snapshots, where the job has `swag`.
 
         Raises NoWeights, saying why, where there is no file of that format.
         """
@@ -199,6 +202,30 @@ class AsyncJobs(AsyncResource):
     async def download_report(self, job_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """Download the report, one HTML page, to `path`; see download."""
         return await download(self._client, f"/v1/jobs/{job_id}/report", Path(path), step)
+
+    async def download_probe(self, job_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
+        """Download the outputs on the job's probe images, an npz, to `path`; see download. Raises NoWeights without any."""
+        return await download(self._client, f"/v1/jobs/{job_id}/probe", Path(path), step)
+
+    async def predict(
+        self,
+        job_id: str,
+        images: Sequence[str | os.PathLike[str] | bytes],
+        network: str = "averaged",
+        top: int = 5,
+    ) -> Predictions:
+        """Ask one of the job's networks about up to 64 images, given as files' paths or contents.
+
+        network: `averaged`, `start` or `snapshot_n`.
+        top: how many of the most probable classes are named.
+
+        Raises ValidationFailed naming an image that is broken, NoWeights, Busy, PredictionFailed.
+        """
+        files = [one if isinstance(one, bytes) else Path(one).read_bytes() for one in images]
+        body = {"images": [base64.b64encode(one).decode() for one in files]}
+        path, params = f"/v1/jobs/{job_id}/predict", {"network": network, "top": top}
+        answer = await self._client.request("POST", path, params=params, json=body)
+        return Predictions.model_validate(answer.json())
 
     async def card(self, job_id: str) -> str:
         """Return the model card of the averaged weights, as Markdown; it says what the job found, also where averaging lost."""

@@ -21,7 +21,7 @@ class Datasets(Resource):
         source: str | os.PathLike[str],
         *,
         name: str | None = None,
-        task: Literal["classification", "multilabel", "segmentation", "detection"] = "classification",
+        task: Literal["classification", "multilabel", "segmentation", "detection", "unlabelled"] = "classification",
         void_label: int | None = None,
         max_train_images: int | None = None,
         expires_after: int | None = None,

@@ -1,0 +1,260 @@
+"""`POST /v1/jobs/{id}/predict`: a job's networks answer about pictures, in a worker's isolated process.
+
+The API loads no network: it puts the request into the broker, waits for the answer, and keeps nothing.
+"""
+
+from functools import partial
+from typing import Annotated
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import ValidationError
+from redis import RedisError
+from starlette.datastructures import UploadFile
+
+from wbar.errors import (
+    Busy,
+    CheckpointNotReady,
+    NotFound,
+    NoWeights,
+    PredictionFailed,
+    TaskUnsupported,
+    TooLarge,
+    Unavailable,
+    ValidationFailed,
+)
+from wbar.predictions import (
+    MOST_BYTES,
+    MOST_IMAGES,
+    NETWORK,
+    Answered,
+    ClassProbability,
+    NotAnswered,
+    PredictedNetwork,
+    Prediction,
+    Predictions,
+    PredictRequest,
+)
+from wbar.recipe import Normalization
+from wbar.spec import StoredWeights
+from wbar_service.arriving import is_json, not_valid
+from wbar_service.auth import ReadingRoute, StoreOf, TenantOf
+from wbar_service.bodies import limited, with_small_body
+from wbar_service.jobs.files import no_result, refuse_expired
+from wbar_service.problems import responses
+from wbar_service.schema import reference
+from wbar_store.database import Tenant
+from wbar_store.jobs import JobRecord
+from wbar_store.notifier import PREDICT
+from wbar_store.predictions import NotTaken, PredictionBox, TooManyAtOnce, WorkerGone
+from wbar_store.store import Store
+
+BODY_BYTES = 4 * MOST_BYTES // 3 + 64 * 1024  # in base64, with its JSON
+PATIENCE, LIMIT = 10.0, 45.0  # seconds until a worker begins, and in all
+NETWORKS = "averaged, start, snapshot_1 and so on"
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ReadingRoute, responses=responses(401, 403, 429, 503))
+
+
+@router.post(
+    "/{job_id}/predict",
+    response_model=Predictions,
+    responses=responses(400, 404, 409, 410, 413, 422),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": reference(PredictRequest)},
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["file"],
+                        "properties": {
+                            "file": {
+                                "type": "array",
+                                "maxItems": MOST_IMAGES,
+                                "items": {"type": "string", "format": "binary"},
+                            }
+                        },
+                    }
+                },
+            },
+        }
+    },
+)
+async def predict_images(
+    job_id: str,
+    request: Request,
+    store: StoreOf,
+    tenant: TenantOf,
+    network: Annotated[
+        str,
+        Query(
+            pattern=NETWORK,
+            description="`averaged`: w̄; `start`; `snapshot_n`: w_n with its own BatchNorm statistics.",
+            examples=["snapshot_2"],
+        ),
+    ] = "averaged",
+    top: Annotated[int, Query(ge=1, le=100, description="The most probable classes of each image.")] = 5,
+) -> Response:
+    """Ask one of the job's networks about up to 64 images (16 MiB in all), on the CPU of a worker. Nothing is kept.
+
+    The first request about a network loads it, the next ones are fast. 429 with `Retry-After` while the workers are busy.
+    """
+    asked = await run_sync(_network, store, tenant, job_id, network)
+    images = await _images(request)
+    answer = await run_sync(partial(_answer, request.app.state.settings.broker_url, store, tenant, asked, images))
+    data = [
+        Prediction(index=n, top=_top(row, asked.labels, top), probabilities=row)
+        for n, row in enumerate(answer.probabilities)
+    ]
+    made = Predictions(
+        job=job_id, network=network, task=asked.task, classes=list(asked.labels), data=data, cached=answer.cached,
+        seconds=answer.seconds,
+    )  # fmt: skip
+    return Response(made.model_dump_json(), media_type="application/json")
+
+
+def _top(row: list[float], labels: tuple[str, ...], most: int) -> list[ClassProbability]:
+    order = sorted(range(len(row)), key=lambda k: -row[k])[:most]
+    return [ClassProbability(label=labels[k], probability=row[k]) for k in order]
+
+
+async def _images(request: Request) -> list[bytes]:
+    """Return the files. Raises TooLarge (413), BadRequest (400) or ValidationFailed (422), naming an image by its index."""
+    what = f"a request with images (each of at most {MOST_BYTES} bytes with the others, as files)"
+    if is_json(request):
+        body = await (await with_small_body(request, BODY_BYTES)).body()
+        try:
+            images = PredictRequest.model_validate_json(body).images
+        except ValidationError as error:
+            raise not_valid(error, body) from None
+    elif request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        async with limited(request, BODY_BYTES, what).form(max_files=MOST_IMAGES, max_fields=8) as form:
+            files = [one for name, one in form.multi_items() if name == "file" and isinstance(one, UploadFile)]
+            images = [await one.read() for one in files]
+        if not images:
+            raise ValidationFailed(
+                "there is no image: send each as a field `file` of multipart/form-data",
+                [{"pointer": "/file", "detail": "no file"}],
+            )
+    else:
+        raise ValidationFailed(
+            "send the images as fields `file` of multipart/form-data, or as application/json with `images` in base64"
+        )
+    if (size := sum(map(len, images))) > MOST_BYTES:
+        raise TooLarge(f"the images have {size} bytes together, and a request takes {MOST_BYTES}")
+    return images
+
+
+def _answer(broker_url: str, store: Store, tenant: Tenant, network: PredictedNetwork, images: list[bytes]) -> Answered:
+    """Have a worker answer. Raises Busy (429), Unavailable (503), PredictionFailed (409) and ValidationFailed (422)."""
+    soon = {"Retry-After": "2"}
+    box = PredictionBox(broker_url)
+    try:
+        with box.asking(tenant.name, network, images) as name:
+            if not store.notifier.notify(PREDICT, name):
+                raise Unavailable("the broker does not answer: try again", headers={"Retry-After": "5"})
+            answer = box.answer_of(name, PATIENCE, LIMIT)
+    except TooManyAtOnce:
+        raise Busy(
+            "other requests of yours are being answered: send this one when they are done", headers=soon
+        ) from None
+    except NotTaken:
+        if not any(worker.queue == "ingest" for worker in store.workers.live()):
+            raise Unavailable(
+                "no worker that answers predictions is alive: try again", headers={"Retry-After": "5"}
+            ) from None
+        raise Busy(f"every worker was busy for {PATIENCE:g} s: try again", headers=soon) from None
+    except WorkerGone:
+        raise Unavailable(
+            "the worker that was answering has ended: nothing was changed, send the request again",
+            headers={"Retry-After": "1"},
+        ) from None
+    except TimeoutError:
+        raise PredictionFailed(f"there was no answer within {LIMIT:g} s: send fewer images at a time") from None
+    except RedisError:
+        raise Unavailable("the broker does not answer: try again", headers={"Retry-After": "5"}) from None
+    finally:
+        box.close()
+    if isinstance(answer, NotAnswered):
+        if answer.index is None:
+            raise PredictionFailed(answer.message)
+        raise ValidationFailed(answer.message, [{"pointer": f"/images/{answer.index}", "detail": answer.message}])
+    return answer
+
+
+# The network.
+
+
+def _network(store: Store, tenant: Tenant, job_id: str, name: str) -> PredictedNetwork:
+    """Return the network that is asked. Raises NotFound, JobNotFinished, NoWeights, FilesExpired, TaskUnsupported."""
+    job = store.jobs.get(tenant, job_id)
+    if job.weights is None or job.result is None:
+        no_result(job, "predictions")
+    refuse_expired(job, "predictions")
+    spec, result = job.spec, job.result
+    outputs = spec.network.architecture.outputs
+    summary = store.datasets.summary_for(tenant, job_id)
+    several = result.metrics.averaged.average_precision is not None
+    if outputs != "image":
+        raise TaskUnsupported(
+            f"{job_id} has a {spec.network.name}, and predictions are for one answer for the whole image"
+        )
+    recipe = spec.recipe if result.normalization is None else spec.recipe.model_copy(
+        update={"normalize": result.normalization.normalization}
+    )  # fmt: skip
+    normalize = recipe.normalize
+    assert isinstance(normalize, Normalization)
+    assert isinstance(recipe.image_size, tuple)
+    assert recipe.augment != "auto"
+    count = spec.network.num_classes if several else spec.network.classes
+    known = list(spec.classes or (summary.classes if summary else []))[:count]
+    labels = known + [str(index) for index in range(len(known), count)]
+    weights = _weights(store, tenant, job, name)
+    uploaded = name == "start" and weights.blob == spec.start.blob
+    return PredictedNetwork(
+        weights=weights,
+        task="multilabel" if several else "classification",
+        labels=tuple(labels),
+        image_size=recipe.image_size,
+        mean=tuple(normalize.mean),
+        std=tuple(normalize.std),
+        augment=recipe.augment,
+        crop_ratio=recipe.crop_ratio,
+        interpolation=recipe.interpolation,
+        recipe=recipe if uploaded else None,
+        seed=spec.seed if uploaded else 0,
+    )
+
+
+def _weights(store: Store, tenant: Tenant, job: JobRecord, name: str) -> StoredWeights:
+    """Return the weights of a job's network by its name."""
+    spec = job.spec
+    delivers_start = job.result is not None and job.result.delivered == "start"
+
+    def stored(blob: str) -> StoredWeights:
+        return StoredWeights(id=job.id, sha256=blob, blob=blob, prefix=spec.start.prefix, network=spec.network)
+
+    if name == "control":
+        raise NoWeights(f"{job.id}: the control's weights are not kept, only its numbers; there are {NETWORKS}")
+    if name == "start":
+        if delivers_start and job.weights is not None:
+            return stored(job.weights)
+        if spec.recipe.head_epochs:
+            raise NoWeights(
+                f"{job.id}: its start had a classifier trained by itself first, which is not kept: ask another network"
+            )
+        try:
+            checkpoint = store.checkpoints.get(tenant, spec.start.id)
+        except NotFound:
+            raise NoWeights(f"{job.id}: its start {spec.start.id} was deleted; there are the other networks") from None
+        if checkpoint.weights is None:
+            raise CheckpointNotReady(f"{spec.start.id} is {checkpoint.status}")
+        return stored(checkpoint.weights).model_copy(update={"network": spec.network})
+    if name == "averaged":
+        blob = job.averaged if delivers_start else job.weights
+        if blob is None:
+            raise NoWeights(f"the average of {job.id} was not kept: its guard chose the start")
+        return stored(blob)
+    return stored(store.snapshots.get(tenant, job.id, int(name.removeprefix("snapshot_"))).sha256)

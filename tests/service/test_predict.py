@@ -1,0 +1,176 @@
+"""A job's networks answer about pictures: as a slow twin does, refused by name, and a killed worker is said to be gone."""
+
+import base64
+import io
+import os
+import signal
+import zipfile
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.conftest import Service, wait_until
+from tests.material import archive_bytes, write_archive, write_start
+from wbar import Client
+from wbar.errors import NoWeights, ValidationFailed
+from wbar.spec import Network
+from wbar_training.networks.architectures import load
+
+
+def pictures(count: int = 5) -> list[bytes]:
+    with zipfile.ZipFile(io.BytesIO(archive_bytes())) as archive:
+        names = [name for name in archive.namelist() if name.startswith("val/")]
+        return [archive.read(name) for name in names[:: len(names) // count][:count]]
+
+
+def made_job(service: Service, folder: Path, **fields: Any) -> str:
+    with service.client() as client:
+        checkpoint = client.checkpoints.create(write_start(folder)).id
+        dataset = client.datasets.create(write_archive(folder)).id
+        job = client.jobs.create(checkpoint=checkpoint, dataset=dataset, method={"cycles": 2}, **fields)
+        done = client.jobs.wait(str(job.id), timeout=180)
+        assert done.status == "succeeded", done.error
+        return str(job.id)
+
+
+@pytest.fixture(scope="module")
+def job(service: Service, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return made_job(service, tmp_path_factory.mktemp("predict"))
+
+
+def expected(client: Client, job: str, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    normalize = client.jobs.get(job).recipe.normalize
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(one))) for one in pictures()])
+    inputs = torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1).double() / 255
+    mean, std = (torch.tensor(x).view(1, -1, 1, 1) for x in (normalize.mean, normalize.std))  # type: ignore[union-attr]
+    model, _ = load(Network("resnet20", 10), weights)
+    with torch.no_grad():
+        return model.eval()(((inputs - mean) / std).float()).double().softmax(1)
+
+
+def test_each_network_answers_as_its_weights_do(service: Service, job: str, tmp_path: Path) -> None:
+    with service.client() as client:
+        client.jobs.download(job, tmp_path / "averaged")
+        client.jobs.download_snapshot(job, 1, tmp_path / "snapshot_1")
+        write_start(tmp_path).rename(tmp_path / "start")
+        for network in ("averaged", "snapshot_1", "start"):
+            found = client.jobs.predict(job, pictures(), network=network)
+            got = torch.tensor([one.probabilities for one in found.data], dtype=torch.float64)
+            torch.testing.assert_close(got, expected(client, job, load_file(tmp_path / network)), atol=1e-5, rtol=1e-3)
+            assert found.classes == [str(k) for k in range(10)]
+            assert found.data[0].top[0].probability == max(found.data[0].probabilities)
+            assert (found.network, found.job, found.task) == (network, job, "classification")
+        again = client.jobs.predict(job, [pictures()[0]], network="start")
+        assert again.cached
+        assert again.data[0].probabilities == pytest.approx(found.data[0].probabilities, rel=1e-4)
+
+
+def test_multipart_is_the_same(service: Service, job: str) -> None:
+    with service.client() as client, service.http() as http:
+        files = [("file", (f"{n}.png", one)) for n, one in enumerate(pictures(3))]
+        answer = http.post(f"/v1/jobs/{job}/predict", files=files)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["data"] == client.jobs.predict(job, pictures(3)).model_dump(mode="json")["data"]
+
+
+def refused(http: httpx.Client, path: str, status: int, code: str, **sent: Any) -> dict[str, Any]:
+    answer = http.post(path, **sent)
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+    problem: dict[str, Any] = answer.json()
+    return problem
+
+
+def test_what_cannot_be_answered_is_refused_by_name(service: Service, job: str, tmp_path: Path) -> None:
+    path, good = f"/v1/jobs/{job}/predict", base64.b64encode(pictures()[0]).decode()
+    with service.client() as client, service.http() as http:
+        for wrong in (b"no image", pictures()[0][:-9], b"GIF89a" + bytes(9)):
+            with pytest.raises(ValidationFailed, match="images/1") as raised:
+                client.jobs.predict(job, [pictures()[0], wrong])
+            assert raised.value.errors is not None
+            assert raised.value.errors[0]["pointer"] == "/images/1"
+        bomb = io.BytesIO()
+        Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+        assert "pixels" in refused(http, path, 422, "validation_failed", files={"file": bomb.getvalue()})["detail"]
+        many = {"images": [good] * 65}
+        assert "/images" in refused(http, path, 422, "validation_failed", json=many)["errors"][0]["pointer"]
+        for body in ({"images": []}, {"images": ["%%"]}, {"images": good}, {}, {"images": [good], "more": 1}):
+            refused(http, path, 422, "validation_failed", json=body)
+        refused(http, path, 422, "validation_failed", content=b"raw")
+        refused(http, path, 422, "validation_failed", files={"other": pictures()[0]})
+        refused(http, path, 400, "bad_request", files=[("file", pictures()[0])] * 65)
+        refused(http, path, 413, "too_large", json={"images": [base64.b64encode(bytes(23 * 2**20)).decode()]})
+        refused(http, f"{path}?network=other", 422, "validation_failed", json={"images": [good]})
+        refused(http, f"{path}?network=snapshot_9", 404, "not_found", json={"images": [good]})
+        with pytest.raises(NoWeights, match="control's weights are not kept"):
+            client.jobs.predict(job, pictures(), network="control")
+        refused(http, "/v1/jobs/job_none/predict", 404, "not_found", json={"images": [good]})
+    with service.http(service.other_key) as stranger:
+        refused(stranger, path, 404, "not_found", json={"images": [good]})
+    with service.http(None) as nobody:
+        refused(nobody, path, 401, "unauthorized", json={"images": [good]})
+    assert not list((service.folder / "scratch" / "predict").glob("*")), "nothing is kept"
+
+
+def test_a_job_without_a_result_has_no_answers(service: Service, job: str) -> None:
+    with service.client() as client:
+        made = client.jobs.clone(job, method={"cycles": 300})
+        with service.http() as http:
+            good = {"images": [base64.b64encode(pictures()[0]).decode()]}
+            refused(http, f"/v1/jobs/{made.id}/predict", 409, "job_not_finished", json=good)
+            client.jobs.cancel(str(made.id))
+            refused(http, f"/v1/jobs/{made.id}/predict", 409, "no_weights", json=good)
+
+
+def children_of(pid: int) -> list[int]:
+    """Every process below one."""
+    own = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return own + [deeper for one in own for deeper in children_of(one)]
+
+
+def stopped(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+
+
+@pytest.mark.long
+def test_a_worker_that_is_killed_is_said_to_be_gone_and_the_next_call_works(breakable: Service, tmp_path: Path) -> None:
+    breakable.start()
+    job = made_job(breakable, tmp_path)
+    body = {"images": [base64.b64encode(pictures()[0]).decode()]}
+    with breakable.http() as http:
+        first = http.post(f"/v1/jobs/{job}/predict", json=body)
+        assert first.status_code == 200, first.text
+        # The child is stopped, so that it has taken the request and does not answer when its worker is killed.
+        ingest = breakable.parts["ingest"].pid
+        for child in children_of(ingest):
+            if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes():
+                for one in children_of(child):
+                    stopped(one)
+        answers = list[httpx.Response]()
+        asking = Thread(target=lambda: answers.append(http.post(f"/v1/jobs/{job}/predict", json=body)))
+        asking.start()
+        import redis
+
+        box = redis.Redis(unix_socket_path=str(breakable.broker.socket))
+        wait_until(
+            lambda: box.keys("wbar:predict:alive:*") and not box.keys("wbar:predict:request:*"), 20, "the worker"
+        )
+        breakable.signal("ingest", signal.SIGKILL)
+        asking.join(60)
+        assert answers[0].status_code == 503, answers[0].text
+        assert "has ended" in answers[0].json()["detail"]
+        assert answers[0].headers["Retry-After"] == "1"
+        assert not box.keys("wbar:predict:*"), "nothing is kept"
+        nobody = http.post(f"/v1/jobs/{job}/predict", json=body)
+        assert nobody.status_code in (429, 503), nobody.text
+        breakable.start("ingest")
+        again = http.post(f"/v1/jobs/{job}/predict", json=body)
+        while again.status_code in (429, 503):  # it starts
+            again = http.post(f"/v1/jobs/{job}/predict", json=body)
+        assert again.json()["data"] == first.json()["data"]

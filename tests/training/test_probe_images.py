@@ -1,0 +1,199 @@
+"""Outputs on images without labels: kept for every comparison, compared as a float64 twin does, and they change no weight."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, make_job, run
+from wbar.datasets import DatasetFacts, ImageShape
+from wbar.errors import ChannelsMismatch, ContentTooLarge, NoImages, TaskUnsupported, ValidationFailed
+from wbar.method import METHODS
+from wbar.probe_images import check_probe
+from wbar.probe_results import CHANGES, MOST_PROBES
+from wbar.spec import StoredDataset, StoredWeights
+from wbar_training import state_files
+from wbar_training.data.augment import Preparer
+from wbar_training.data.packed import Packed, load_split
+from wbar_training.networks.architectures import load
+from wbar_training.probe_images import change, divergence, share_agreeing, stability
+from wbar_training.probes import brightened, compressed, moved
+from wbar_training.uploads.limits import UploadLimits
+from wbar_training.uploads.packing import pack
+
+PROBE = StoredDataset(id="ds_probe", sha256="4" * 64, blob="probe")
+IMAGES = 30
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def with_probe(job: LocalJob) -> LocalJob:
+    """The job with thirty of its held-out images as probes, without labels."""
+    folder = job.scratch / "pictures"
+    (folder / "some").mkdir(parents=True)
+    for index, image in enumerate(load_split(job.dataset, "val", (8, 8), None).images[:IMAGES]):
+        (folder / "some" / f"{index:03d}.png").write_bytes(png(image[0].numpy()))
+    packed = pack(folder, job.workspace.input("probe"), UploadLimits(), "unlabelled")
+    assert (packed.task, packed.classes, packed.images) == ("unlabelled", [], {"train": IMAGES, "val": 0})
+    assert packed.names is not None
+    assert packed.names[3].endswith("some/003.png")
+    assert Packed.read(job.workspace.input("probe")) == packed
+    return job.changed(probe=PROBE)
+
+
+def outputs(job: LocalJob, tensors: dict[str, Tensor], images: Tensor) -> Tensor:
+    model, _ = load(job.spec.network, tensors)
+    prepare = Preparer(job.plan.mean, job.plan.std, "none", 0, torch.device("cpu"))
+    with torch.no_grad():
+        return model.eval()(prepare.plain(images)).double().softmax(1)
+
+
+def test_every_comparison_is_asked_and_no_weight_changes(tmp_path: Path) -> None:
+    method = METHOD.model_copy(update={"control": True, "control_lr": 0.05})
+    plain = make_job(tmp_path / "plain", method)
+    job = with_probe(make_job(tmp_path / "probe", method))
+    told = Recorder()
+    outcome, without = run(job, told), run(plain, Recorder())
+    assert outcome.weights.read_bytes() == without.weights.read_bytes()
+    assert outcome.result.metrics == without.result.metrics
+    assert without.probe is None
+    assert "probe" not in without.result.model_dump(mode="json")
+    assert outcome.probe is not None
+    found = outcome.result.probe
+    assert found is not None
+    with np.load(outcome.probe.outputs, allow_pickle=False) as file:
+        kept = {name: torch.from_numpy(file[name]) for name in found.networks}
+        assert list(file["classes"]) == [str(k) for k in range(10)]
+        assert file["names"][0].endswith("some/000.png")
+    assert set(kept) == {
+        "start", "start_recomputed", "last", "averaged", "ensemble", "control", "curve_1", "curve_2",
+    }  # fmt: skip
+    images = load_split(job.dataset, "val", (8, 8), None).images[:IMAGES]
+    snapshots = [outputs(job, load_file(told.snapshots[n]), images) for n in (1, 2)]
+    want = {
+        "start": outputs(job, load_file(job.start), images),
+        "averaged": outputs(job, load_file(outcome.weights), images),
+        "last": snapshots[1],
+        "ensemble": (snapshots[0] + snapshots[1]) / 2,
+        "control": outputs(job, load_file(job.scratch / "control" / "averaged.safetensors"), images),
+    }
+    for name, wanted in want.items():
+        torch.testing.assert_close(kept[name].double(), wanted, atol=1e-6, rtol=1e-4, msg=name)
+    torch.testing.assert_close(kept["curve_2"], kept["averaged"], atol=1e-5, rtol=1e-3)
+    p, q = want["ensemble"].numpy(), want["averaged"].numpy()
+    assert found.agreement == pytest.approx((p.argmax(1) == q.argmax(1)).mean())
+    assert found.kl == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-3)
+    assert found.kept == pytest.approx((want["start"].argmax(1) == want["averaged"].argmax(1)).double().mean().item())
+    assert [one.change for one in found.consistency] == list(CHANGES)
+    darker = outputs(job, load_file(job.start), (images.double() * 0.9).round().to(torch.uint8))
+    stays = (darker.argmax(1) == want["start"].argmax(1)).double().mean().item()
+    assert found.consistency[4].start.unchanged == pytest.approx(stays)
+    apart = ((want["start"] - want["averaged"]).abs().sum(1) / 2).sort(descending=True)
+    assert found.most_changed[0].index == int(apart.indices[0])
+    assert [one.changed for one in found.most_changed] == pytest.approx(apart.values[:24].tolist(), abs=1e-5)
+    with Image.open(outcome.probe.thumbnails) as sheet:
+        assert sheet.size == (24 * 64, 64)
+
+
+def test_a_job_that_was_killed_has_the_same_outputs(tmp_path: Path) -> None:
+    whole = run(with_probe(make_job(tmp_path / "whole")), Recorder())
+    job = with_probe(make_job(tmp_path / "killed"))
+    with pytest.raises(KilledHere):
+        run(job, Recorder(die_at=14))
+    again = run(job.changed(resume=state_files.latest(job.scratch)), Recorder())
+    assert again.result.probe == whole.result.probe
+    assert whole.probe is not None
+    assert again.probe is not None
+    assert again.probe.outputs.read_bytes() == whole.probe.outputs.read_bytes()
+
+
+def test_a_soup_is_asked_too(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    told = Recorder()
+    run(job, told)
+    members = tuple(
+        StoredWeights(id=f"ckpt_{n}", sha256=str(n), blob=f"w{n}", prefix="", network=job.spec.network) for n in (1, 2)
+    )
+    for n, one in enumerate(members, start=1):
+        job.workspace.input(one.blob).write_bytes(told.snapshots[n].read_bytes())
+    method = METHODS.validate_python({"type": "soup", "checkpoints": [one.id for one in members], "weights": [1, 3]})
+    job = with_probe(job).changed(method=method, ingredients=members)
+    outcome = run(job, Recorder())
+    assert outcome.probe is not None
+    with np.load(outcome.probe.outputs, allow_pickle=False) as file:
+        ensemble = torch.from_numpy(file["ensemble"]).double()
+    images = load_split(job.dataset, "val", (8, 8), None).images[:IMAGES]
+    one, two = (outputs(job, load_file(told.snapshots[n]), images) for n in (1, 2))
+    torch.testing.assert_close(ensemble, 0.25 * one + 0.75 * two, atol=1e-6, rtol=1e-4)
+
+
+def test_the_numbers_are_those_of_a_slow_twin() -> None:
+    torch.manual_seed(0)
+    p, q = (torch.randn(7, 4, dtype=torch.float64).softmax(1) for _ in range(2))
+    rows = [(a.tolist(), b.tolist()) for a, b in zip(p, q, strict=True)]
+    kl = sum(sum(x * np.log(x / y) for x, y in zip(a, b, strict=True)) for a, b in rows) / 7
+    assert divergence(p, q, True) == pytest.approx(kl, rel=1e-12)
+    assert share_agreeing(p, q, True) == sum(a.index(max(a)) == b.index(max(b)) for a, b in rows) / 7
+    half = [sum(abs(x - y) for x, y in zip(a, b, strict=True)) / 2 for a, b in rows]
+    assert change(p, q, True).tolist() == pytest.approx(half)
+    gap = sum(abs(b[a.index(max(a))] - max(a)) for a, b in rows) / 7
+    assert stability(p, q, True) == pytest.approx((share_agreeing(p, q, True), gap))
+    # Of labels each is by itself.
+    pairs = [(x, y) for a, b in rows for x, y in zip(a, b, strict=True)]
+    labels = sum(x * np.log(x / y) + (1 - x) * np.log((1 - x) / (1 - y)) for x, y in pairs) / len(pairs)
+    assert divergence(p, q, False) == pytest.approx(labels, rel=1e-12)
+    assert share_agreeing(p, q, False) == sum((x > 0.5) == (y > 0.5) for x, y in pairs) / len(pairs)
+    assert stability(p, q, False)[1] == pytest.approx(sum(abs(x - y) for x, y in pairs) / len(pairs))
+    assert divergence(torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[1.0, 0.0]]).double(), True) == 0
+
+
+def test_images_are_moved_brightened_and_compressed() -> None:
+    image = torch.arange(12, dtype=torch.uint8).reshape(1, 1, 3, 4) * 20
+    assert moved(image, 1, 3)[0, 0, 0].tolist() == [0, 0, 20, 40]
+    assert moved(image, 2, 2)[0, 0, :, 1].tolist() == [20, 20, 20]
+    assert moved(image, 9, 3)[0, 0, 1].tolist() == [80] * 4
+    assert brightened(torch.tensor([0, 100, 250], dtype=torch.uint8), 1.1).tolist() == [0, 110, 255]
+    flat = torch.full((2, 3, 8, 8), 90, dtype=torch.uint8)
+    assert torch.equal(compressed(flat), flat)
+    noise = torch.randint(256, (1, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert compressed(noise).shape == noise.shape
+    assert not torch.equal(compressed(noise), noise)
+
+
+def test_an_archive_without_images_or_with_too_many_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    with pytest.raises(NoImages):
+        pack(tmp_path / "some", tmp_path / "out", UploadLimits(), "unlabelled")
+    dot = png(np.zeros((2, 2), np.uint8))
+    for index in range(MOST_PROBES + 1):
+        (tmp_path / "some" / f"{index}.png").write_bytes(dot)
+    with pytest.raises(ContentTooLarge, match="more than 512 images"):
+        pack(tmp_path / "some", tmp_path / "out", UploadLimits(), "unlabelled")
+
+
+def facts(**changes: object) -> DatasetFacts:
+    values = {"task": "classification", "classes": ("a", "b"), "train_images": 9, "many_sizes": False}
+    values |= {"shape": ImageShape(channels=3, height=8, width=8), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return DatasetFacts(**values | changes)  # type: ignore[arg-type]
+
+
+def test_probe_images_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    network = make_job(tmp_path).spec.network
+    check_probe(PROBE, facts(task="unlabelled", classes=()), facts(), network)
+    with pytest.raises(TaskUnsupported, match="the job is of task detection"):
+        check_probe(PROBE, facts(), facts(task="detection"), network)
+    with pytest.raises(TaskUnsupported, match="ds_probe is of task segmentation"):
+        check_probe(PROBE, facts(task="segmentation"), facts(), network)
+    with pytest.raises(ValidationFailed, match="has 513 images"):
+        check_probe(PROBE, facts(held_out_images=504), facts(), network)
+    with pytest.raises(ChannelsMismatch):
+        check_probe(PROBE, facts(shape=ImageShape(channels=4, height=8, width=8)), facts(), network)
