@@ -66,8 +66,8 @@ class StudyFlatness(_Part):
     top_eigenvalue: Eigenvalue | None = Field(description="Of the Hessian at w̄.")
     interpolation: Interpolation = Field(description="The line from w_0 to w̄.")
     line: Line = Field(
-        description="The loss along a filter-normalized direction through w_0 and through w̄: of every job at the same positions "
-        "and in the same unit, so that they can be laid over each other (Li et al. 2018)."
+        description="The loss along a filter-normalized direction through w_0 and through w̄: of every job at the same "
+        "positions and in the same unit, so that they can be laid over each other (Li et al. 2018)."
     )
 
 
