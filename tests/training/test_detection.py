@@ -411,6 +411,7 @@ def test_a_soup_of_detectors(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_it_learns_shapes(tmp_path: Path) -> None:
     """From its initialization, in some minutes of two cores; such a network finds nothing at first."""
     method = METHODS.validate_python(

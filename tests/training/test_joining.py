@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from shutil import copyfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from tests.averaging import reference
 from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, make_job, run
 from tests.training.test_loop import batch_norm_batches, probabilities
+from tests.training.test_probe_images import IMAGES, outputs, with_probe
 from wbar.method import METHODS, Training
 from wbar.replicas import seed_of
 from wbar.spec import Network
@@ -107,6 +109,23 @@ def test_means_that_are_no_sums_are_joined_as_one_point_each(tmp_path: Path, nam
         torch.testing.assert_close(alone[0][parameter], means[0][parameter].float(), rtol=1e-6, atol=0)
     assert outcome.result.interpolation is not None
     assert [one.alpha for one in outcome.result.interpolation.points] == [0.5, 1.0]
+
+
+def test_probe_images_are_shown_to_the_joint_mean_and_its_replicas(tmp_path: Path) -> None:
+    method = METHODS.validate_python(OTHERS["none"])
+    made = [replica(tmp_path, n, method) for n in (1, 2)]
+    job = with_probe(joining(tmp_path / "joint", method, [outcome for _, outcome in made]))
+    outcome = run(job, Recorder())
+    assert outcome.result.probe is not None
+    assert outcome.probe is not None
+    images = load_split(job.dataset, "val", (8, 8), None).images[:IMAGES]
+    alone = [load_file(job.workspace.replica(n).with_suffix(".averaged.safetensors")) for n in (1, 2)]
+    with np.load(outcome.probe.outputs, allow_pickle=False) as file:
+        for name, true in (
+            ("ensemble", sum(outputs(job, one, images) for one in alone) / 2),
+            ("averaged", outputs(job, load_file(outcome.weights), images)),
+        ):
+            torch.testing.assert_close(torch.from_numpy(file[name]).double(), true, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.long

@@ -79,7 +79,14 @@ def control_of(
     if normalization is not None:
         changes["normalize"] = normalization.normalization
     recipe = spec.recipe.model_copy(update=changes)
-    others = {"find_normalization": False, "flatness": False, "swag": 0, "formats": (), "keeps_mean": False, "probe": None}
+    others = {
+        "find_normalization": False,
+        "flatness": False,
+        "swag": 0,
+        "formats": (),
+        "keeps_mean": False,
+        "probe": None,
+    }
     control = spec.model_copy(update={"method": plain, "recipe": recipe, **others})
     inputs = workspace.inputs or workspace.scratch
     return control, replace(workspace, scratch=scratch, inputs=inputs, resume=state_files.latest(scratch))

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from wbar.jobs import Progress, StepPhase
 from wbar.method import Soup, Training
+from wbar.probe_results import ProbeResult
 from wbar.replicas import seed_of
 from wbar.results import Comparisons, CurvePoint, JobResult, ReplicaResult, mean_score
 from wbar.spec import JobSpec
 from wbar_averaging import RunningMean
-from wbar_training import exact_mean, normalization_probe
+from wbar_training import exact_mean, normalization_probe, probe_images
 from wbar_training.analysis import attempted, flatness_images, measure_flatness
 from wbar_training.answers import draw_answers
 from wbar_training.averages.average import Finished, empty_like
@@ -26,7 +27,7 @@ from wbar_training.evaluation_sets import evaluated_sets
 from wbar_training.evaluator import Scores
 from wbar_training.further_formats import make_further_files
 from wbar_training.interpolation import interpolated
-from wbar_training.outcome import Outcome
+from wbar_training.outcome import Outcome, ProbeFiles
 from wbar_training.reporter import Reporter, StopRequested
 from wbar_training.result_writer import weights_file
 from wbar_training.setup import make_deterministic, set_up
@@ -58,6 +59,7 @@ class JoinJob:
         self.spec, self.workspace, self.reporter = spec, workspace, reporter
         self.method: Training = spec.method
         self._images = 0
+        self._probe: probe_images.Kept = {}  # outputs on the probe images, by comparison
         self.setup = set_up(spec, workspace, self._evaluated)
         self.evaluator, self.data = self.setup.evaluator, self.setup.data
         per_point = self.evaluator.recomputed_images + self.data.evaluated_images
@@ -71,6 +73,9 @@ class JoinJob:
         if self.spec.find_normalization:
             normalization = normalization_probe.find_normalization(self.setup, self.reporter)
         start = self.evaluator.evaluate_start(self.setup.model)
+        probe_images.record(self.setup, self._probe, "start", self.setup.model)
+        if self.evaluator.recomputed_images:
+            probe_images.record(self.setup, self._probe, "start_recomputed", self.evaluator.probe)
         joint, replicas, curve = self._joined()
         finished, line = Finished(joint, joint.n), None
         if self.method.interpolate is not None:
@@ -79,6 +84,7 @@ class JoinJob:
         self.evaluator.hold(finished.mean)
         outputs = self.evaluator.predict_held_out(self.evaluator.probe)
         averaged = self.evaluator.scores(outputs)
+        probe_images.record(self.setup, self._probe, "averaged", self.evaluator.probe)
         files = self.setup.writer.write_result(
             self.evaluator.probe.state_dict(), finished.points, averaged.report.temperature
         )
@@ -92,6 +98,7 @@ class JoinJob:
             "averaged": averaged,
             **self._beside(replicas),
         }
+        probed = self._probed(len(replicas), files.safetensors)
         further = make_further_files(self.setup, self.reporter, files.safetensors)
         result = JobResult(
             weights=weights_file(files.safetensors),
@@ -107,10 +114,21 @@ class JoinJob:
             replicas=[self._recorded(one) for one in replicas],
             normalization=normalization,
             flatness=flatness,
+            probe=probed and probed[0],
         )
         losses = self.setup.writer.write_losses(outputs.report.losses, start.outputs.report.losses)
         picture = draw_answers(self.setup, files.safetensors)
-        return Outcome(result, *files, losses, onnx=further.onnx, pt2=further.pt2, hub=further.hub, picture=picture)
+        return Outcome(
+            result, *files, losses, onnx=further.onnx, pt2=further.pt2, hub=further.hub, probe=probed and probed[1],
+            picture=picture,
+        )  # fmt: skip
+
+    def _probed(self, members: int, averaged: Path) -> tuple[ProbeResult, ProbeFiles | None] | None:
+        """Compare the outputs on the probe images, where the job has them, with those of the ensemble of the replicas."""
+        if self.spec.probe is None:
+            return None
+        measure = partial(probe_images.conclude, self.setup, self._probe, averaged, float(members))
+        return attempted(self.reporter, "what the networks make of the probe images", measure)
 
     def _joined(self) -> tuple[RunningMean, list[EvaluatedReplica], list[CurvePoint]]:
         """Return the joint mean, the replicas by themselves, and the curve: the mean of the first n of them."""
@@ -129,6 +147,8 @@ class JoinJob:
         self.evaluator.where = f"of replica {n}"
         self.evaluator.hold(mean)
         outputs = self.evaluator.predict_held_out(self.evaluator.probe)
+        probe_images.record(self.setup, self._probe, "last", self.evaluator.probe)
+        probe_images.add_to_ensemble(self._probe, "last")
         path = self.workspace.replica(n).with_suffix(".averaged.safetensors")
         self.setup.writer.write(path, self.evaluator.probe.state_dict(), mean.n)
         own = JobResult.model_validate_json(self.workspace.replica_result(n).read_bytes())
