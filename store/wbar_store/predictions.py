@@ -111,7 +111,9 @@ class PredictionBox:
     def taking(self, name: str) -> Iterator[Taken | None]:
         """Take a request, and be known to work on it for the block; yields None where it was taken, or its time is over."""
         alive = _key("alive", name)
-        self._redis.set(alive, "1", px=ALIVE_MS)  # first: a request that is gone and nobody's is a worker that is gone
+        self._redis.set(
+            alive, "1", px=ALIVE_MS
+        )  # first: of a request that is gone, silence would say that its worker is gone
         packed = self._redis.getdel(_key("request", name))
         if packed is None:
             yield None

@@ -139,7 +139,14 @@ def _guide(service: Service, folder: Path) -> Scenario:
         first = client.jobs.create(checkpoint=checkpoint, dataset=dataset, method={"cycles": 1})
         second = client.jobs.create(checkpoint=checkpoint, dataset=dataset, method={"cycles": 2})
         jobs = [str(client.jobs.wait(job.id, 120).id) for job in (first, second)]
-    ids = {"ckpt_…": checkpoint, "ckpt_A": checkpoint, "ckpt_B": str(other), "ds_…": dataset, "ds_S": sketches}
+        (folder / "pictures.zip").write_bytes(turned_archive())
+        with zipfile.ZipFile(folder / "pictures.zip") as archive:
+            (folder / "picture.png").write_bytes(archive.read(archive.namelist()[0]))
+        probe = client.datasets.create(folder / "pictures.zip", task="unlabelled").id
+        spread = client.jobs.create(checkpoint=checkpoint, dataset=dataset, method={"cycles": 3}, swag=1)
+        swag = str(client.jobs.wait(str(spread.id), 120).id)
+    ids = {"ds_P": probe, "job_S": swag}
+    ids |= {"ckpt_…": checkpoint, "ckpt_A": checkpoint, "ckpt_B": str(other), "ds_…": dataset, "ds_S": sketches}
     ids |= {"job_…": jobs[0], "job_A": jobs[0], "job_B": jobs[1]}
     tracking = {
         "http://127.0.0.1:5000": f"sqlite:///{folder / 'mlflow.db'}"

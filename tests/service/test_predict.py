@@ -118,6 +118,48 @@ def test_what_cannot_be_answered_is_refused_by_name(service: Service, job: str, 
     assert not list((service.folder / "scratch" / "predict").glob("*")), "nothing is kept"
 
 
+def test_a_job_of_several_labels_answers_label_by_label(service: Service, tmp_path: Path) -> None:
+    rows = ["image,even,small"]
+    with zipfile.ZipFile(io.BytesIO(archive_bytes())) as given, zipfile.ZipFile(tmp_path / "labels.zip", "w") as made:
+        for name in given.namelist():
+            split, digit, file = name.split("/")
+            made.writestr(zipfile.ZipInfo(f"{split}/{digit}-{file}"), given.read(name))
+            rows.append(f"{split}/{digit}-{file},{int(int(digit) % 2 == 0)},{int(int(digit) < 5)}")
+        made.writestr("labels.csv", "\n".join(rows))
+    with service.client() as client:
+        dataset = client.datasets.create(tmp_path / "labels.zip", task="multilabel").id
+        checkpoint = client.checkpoints.create(write_start(tmp_path)).id
+        method, recipe = {"cycles": 2}, {"head": "reset"}
+        made_job = client.jobs.create(
+            checkpoint=checkpoint, dataset=dataset, method=method, recipe=recipe, probe=dataset, swag=1
+        )
+        done = client.jobs.wait(str(made_job.id), timeout=180)
+        assert done.result is not None, done.error
+        assert done.result.probe is not None
+        assert done.result.probe.images == 180, "those of train/ and of val/"
+        for network in ("averaged", "start"):  # whose fresh layers follow from the seed
+            found = client.jobs.predict(str(done.id), pictures(), network=network)
+            assert (found.task, found.classes) == ("multilabel", ["even", "small"])
+        client.jobs.download_probe(str(done.id), tmp_path / "probe.npz")
+        with np.load(tmp_path / "probe.npz", allow_pickle=False) as kept:
+            with zipfile.ZipFile(io.BytesIO(archive_bytes())) as archive:
+                val = [name for name in archive.namelist() if name.startswith("val/")]
+                image = archive.read(val[0])
+            one = client.jobs.predict(str(done.id), [image], network="start").data[0].probabilities
+            assert np.abs(kept["start"][120:] - one).sum(1).min() < 1e-4, "as the probe images were answered"
+        client.jobs.download(str(done.id), tmp_path / "swag", which="swag")
+        assert any(name.startswith("deviations.") for name in load_file(tmp_path / "swag"))
+        with service.http() as http:
+            path = f"/v1/jobs/{done.id}/weights?which=swag&format=pytorch"
+            answer = http.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
+
+
+def test_a_job_without_swag_says_so(service: Service, job: str, tmp_path: Path) -> None:
+    with service.client() as client, pytest.raises(NoWeights, match="was not asked for"):
+        client.jobs.download(job, tmp_path / "swag", which="swag")
+
+
 def test_a_job_without_a_result_has_no_answers(service: Service, job: str) -> None:
     with service.client() as client:
         made = client.jobs.clone(job, method={"cycles": 300})

@@ -21,7 +21,7 @@ from wbar_training.outcome import Outcome
 from wbar_worker.heartbeat import Heartbeat
 from wbar_worker.hub_folder import offered_folder
 from wbar_worker.report import ReportPage
-from wbar_worker.signing import CannotSign, sign
+from wbar_worker.signing import SIGNED_NAMES, CannotSign, sign
 
 log = logging.getLogger("wbar.worker")
 
@@ -119,7 +119,7 @@ class Publisher:
         if self._signing_key is not None:
             signature = weights.with_name("signature.json")
             files: dict[str, Path] = {"safetensors": weights, "pytorch": outcome.pytorch}
-            files |= {str(name): path for name, path in others.items()}
+            files |= {str(name): path for name, path in others.items() if name in SIGNED_NAMES}
             try:
                 sign(files, self._signing_key, signature)
             except CannotSign as error:
