@@ -11,7 +11,7 @@ from wbar.request import RequestModel
 from wbar.states import UploadStatus
 from wbar.uploads import UPLOAD_ID
 
-Task = Literal["classification", "multilabel", "segmentation", "detection"]
+Task = Literal["classification", "multilabel", "segmentation", "detection", "regression"]
 BACKGROUND = "background"  # class 0 of detection: what is in no box
 VOID_LABEL = 255  # of pixels that belong to no class, where nothing else is said
 THUMBNAIL = 96  # pixels a side: up to here images are trained on at their own size

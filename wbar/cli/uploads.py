@@ -106,6 +106,7 @@ class DatasetTask(StrEnum):
     multilabel = "multilabel"
     segmentation = "segmentation"
     detection = "detection"
+    regression = "regression"
 
 
 @datasets_app.command("add")
@@ -122,7 +123,9 @@ def add_dataset(
     ] = None,
     task: Annotated[
         DatasetTask,
-        typer.Option(help="What the labels are: folders' names, those of labels.csv, masks, or COCO's boxes."),
+        typer.Option(
+            help="What the labels are: folders' names, those of labels.csv, masks, COCO's boxes, or numbers of targets.csv."
+        ),
     ] = DatasetTask.classification,
     multilabel: Annotated[bool, typer.Option(help="The same as --task multilabel.")] = False,
     void_label: Annotated[
@@ -132,7 +135,7 @@ def add_dataset(
     """Add a dataset, wait until it was read, print its id."""
     if ":" not in source and not Path(source).exists():
         raise typer.BadParameter(f"{source!r} is no file or folder and no builtin:, file:// or s3:// source")
-    if multilabel and task in (DatasetTask.segmentation, DatasetTask.detection):
+    if multilabel and task not in (DatasetTask.classification, DatasetTask.multilabel):
         raise typer.BadParameter(f"--multilabel and --task {task.value} are two tasks: give one of them")
     with connected() as client, transfer() as bar:
         named = source.startswith(("builtin:", "file:", "s3:"))

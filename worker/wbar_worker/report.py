@@ -16,6 +16,7 @@ from wbar.results import CALIBRATED, VERDICTS, AlphaLine, Comparisons, Flatness,
 from wbar.spec import JobSpec
 from wbar_worker import report_boxes as boxes
 from wbar_worker import report_masks as masks
+from wbar_worker import report_targets as targets
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -74,6 +75,8 @@ class ReportPage:
             if boxes.has_boxes(result)
             else masks.NOTE
             if masks.has_masks(result)
+            else targets.NOTE
+            if targets.has_targets(result)
             else (
                 "<p class='note'>Bold: the weights that a download gives. Loss: the mean negative log-likelihood of the right "
                 "class; lower is better, and confident mistakes cost most. Calibration error: how far the stated confidence is "
@@ -87,6 +90,8 @@ class ReportPage:
             yield _comparisons(result, one.metrics, f"{name}, {one.images:,} images")
         if masks.has_masks(result):
             yield from masks.sections(result, self.picture)
+        if targets.has_targets(result):
+            yield from targets.sections(result)
         if boxes.has_boxes(result):
             yield from boxes.sections(result, self.picture)
         yield from _curve(result)
@@ -106,6 +111,8 @@ class ReportPage:
 def _comparisons(result: JobResult, metrics: Comparisons, images: str) -> str:
     if masks.has_masks(result):
         return masks.comparisons(result, metrics, images)
+    if targets.has_targets(result):
+        return targets.comparisons(result, metrics, images)
     if boxes.has_boxes(result):
         return boxes.comparisons(result, metrics, images)
     rows = "".join(
