@@ -8,11 +8,13 @@ import torch
 from safetensors import safe_open
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
-from tests.training.jobs import Recorder, run
+from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, run
 from tests.training.regression_jobs import TARGETS, make_regression_job
-from wbar.method import METHODS, CyclicSwa, Phase
+from wbar.method import METHODS, Soup
 from wbar.recipe import Recipe
 from wbar.spec import Network, StoredWeights
+from wbar_averaging import write_safetensors
+from wbar_training import state_files
 from wbar_training.data.packed import Packed
 from wbar_training.losses import Target
 from wbar_training.mlflow_model import AveragedModel
@@ -101,7 +103,10 @@ def test_the_scale_follows_the_order_of_the_outputs(tmp_path: Path) -> None:
     assert scale.mean.tolist() == packed.target_mean[::-1]
 
 
-LEARNS = CyclicSwa(cycles=2, high=Phase(lr=0.05, epochs=6), low=Phase(lr=0.005, epochs=3), pull=0.0, probe_rate=False)
+LEARNS = METHODS.validate_python(
+    {"type": "cyclic_swa", "cycles": 2, "high": {"lr": 0.05, "epochs": 6}, "low": {"lr": 0.005, "epochs": 3}}
+    | {"pull": 0.0, "control_lr": 0.05, "probe_rate": False}
+)
 
 
 @pytest.mark.long
