@@ -76,7 +76,13 @@ class ModelCard:
         return self.spec.network.architecture.outputs == "boxes"
 
     @property
+    def _predicts(self) -> bool:
+        return self.result.metrics.averaged.regression is not None
+
+    @property
     def _task(self) -> str:
+        if self._predicts:
+            return "image-regression"
         tasks = {"image": "image-classification", "pixels": "image-segmentation", "boxes": "object-detection"}
         return tasks[self.spec.network.architecture.outputs]
 
@@ -89,7 +95,8 @@ class ModelCard:
         tags = [self._task, "weight-averaging", self.spec.method.type, self.spec.network.name, "wbar"]
         head = {
             "library_name": self.spec.network.architecture.library if self._is_hubs else "pytorch",
-            "pipeline_tag": self._task,
+            # Hubs have no pipeline for numbers of images.
+            **({} if self._predicts else {"pipeline_tag": self._task}),
             "tags": list(dict.fromkeys(tags)),
             "model-index": [{"name": self._title, "results": [self._index()]}],
         }
@@ -100,11 +107,12 @@ class ModelCard:
         score = self._delivered
         boxes = score.boxes
         metrics = {
-            "accuracy": None if boxes else score.accuracy,
+            "accuracy": None if boxes or self._predicts else score.accuracy,
+            **self._errors(score),
             "coco_ap": boxes.ap if boxes else None,
             "coco_ap50": boxes.ap50 if boxes else None,
             "coco_ap75": boxes.ap75 if boxes else None,
-            "nll": score.loss,
+            ("mse_standardized" if self._predicts else "nll"): score.loss,
             "expected_calibration_error": score.ece,
             "mean_average_precision": score.map,
             "mean_iou": score.mean_iou,
@@ -116,6 +124,14 @@ class ModelCard:
                 {"type": kind, "value": round(value, 6)} for kind, value in metrics.items() if value is not None
             ],
         }
+
+    def _errors(self, score: Score) -> dict[str, float | None]:
+        """Return R², and the root mean squared error and mean absolute error of each target."""
+        if score.regression is None:
+            return {}
+        each = score.regression.by_target.items()
+        rmse = {f"rmse of {name}": one.rmse for name, one in each}
+        return {"r_squared": score.regression.r2} | rmse | {f"mae of {name}": one.mae for name, one in each}
 
     # The body.
 
@@ -160,7 +176,7 @@ class ModelCard:
         result, metrics = self.result, self.result.metrics
         error = (
             ""
-            if metrics.averaged.map is not None or self._segments or self._detects
+            if metrics.averaged.map is not None or self._segments or self._detects or self._predicts
             else f" (one standard error of the accuracy of w̄: {self._error():.2%})"
         )
         yield f"On {result.held_out.report:,} held-out images{error}:"
@@ -170,6 +186,9 @@ class ModelCard:
             return
         if self._detects:
             yield from self._of_boxes()
+            return
+        if self._predicts:
+            yield from self._of_targets()
             return
         yield "| | accuracy | NLL (nats) | NLL, calibrated | temperature | calibration error |"
         yield "| --- | ---: | ---: | ---: | ---: | ---: |"
@@ -208,6 +227,20 @@ class ModelCard:
             yield f"| {' | '.join([label, *cells, f'{score.loss:.4f}'])} |"
         yield ""
         yield "No ensemble of several networks' boxes is defined; instead of one stands the mean score of the snapshots."
+        yield ""
+        for line in self.result.selection_in_words():
+            yield f"{_plain(line)}."
+            yield ""
+
+    def _of_targets(self) -> Iterator[str]:
+        yield "| | target | R² | RMSE | MAE |"
+        yield "| --- | --- | ---: | ---: | ---: |"
+        for name, score in self.result.metrics.named().items():
+            label = f"**{Comparisons.label(name)}**" if name == "averaged" else Comparisons.label(name)
+            for target, one in score.regression.by_target.items() if score.regression else ():
+                yield f"| {label} | {_plain(target)} | {_number(one.r2, 4)} | {one.rmse:.5g} | {one.mae:.5g} |"
+        yield ""
+        yield "Errors are in the targets' own units."
         yield ""
         for line in self.result.selection_in_words():
             yield f"{_plain(line)}."
@@ -267,7 +300,7 @@ class ModelCard:
         yield 'model = AveragedModel(Path("averaged.safetensors"))'
         found = "(N, classes, height, width)" if self._segments else "columns"
         found = "(N, most, 6), class, score, corners" if self._detects else found
-        answers = "boxes" if self._detects else "logits"
+        answers = "boxes" if self._detects else "predictions" if self._predicts else "logits"
         yield f"{answers} = model.predict(images)  # (N, channels, height, width), pixels in [0, 1]; {found}: model.classes"
         yield "```"
         yield from self._input()

@@ -130,7 +130,7 @@ def _score(result: JobResult, name: str) -> ComparedScore | None:
     if score is None:
         return None
     images, p = result.held_out.report, score.accuracy
-    is_share = score.map is None and score.mean_iou is None and score.boxes is None
+    is_share = score.map is None and score.mean_iou is None and score.boxes is None and score.regression is None
     error = sqrt(max(p * (1 - p), 0.0) / images) if is_share and images else None
     ap50 = None if score.boxes is None else score.boxes.ap50
     return ComparedScore(

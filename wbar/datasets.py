@@ -12,7 +12,7 @@ from wbar.states import UploadStatus
 from wbar.uploads import UPLOAD_ID
 
 # Unlabelled images are looked at by a job's networks, and never trained on.
-Task = Literal["classification", "multilabel", "segmentation", "detection", "unlabelled"]
+Task = Literal["classification", "multilabel", "segmentation", "detection", "regression", "unlabelled"]
 BACKGROUND = "background"  # class 0 of detection: what is in no box
 VOID_LABEL = 255  # of pixels that belong to no class, where nothing else is said
 THUMBNAIL = 96  # pixels a side: up to here images are trained on at their own size

@@ -124,6 +124,8 @@ def comparison(job: Job) -> Table:
         return _of_pixels(job.result, table)
     if job.result.metrics.averaged.boxes is not None:
         return _of_boxes(job.result, table)
+    if job.result.metrics.averaged.regression is not None:
+        return _of_targets(job.result, table)
     for column in ("", "accuracy", "NLL", "calibrated", "T", "ECE", *(["mAP"] if several else [])):
         table.add_column(column, justify="left" if not column else "right")
     for name, score in job.result.metrics.named().items():
@@ -165,6 +167,20 @@ def _of_boxes(result: JobResult, table: Table) -> Table:
         values = (found.ap, found.ap50, found.ap75, found.ap_small, found.ap_medium, found.ap_large) if found else ()
         cells = [number(value, 4) for value in values or (None,) * 6]
         table.add_row(Comparisons.label(name), *cells, f"{score.loss:.4f}", style="bold" if name == "averaged" else "")
+    return table
+
+
+def _of_targets(result: JobResult, table: Table) -> Table:
+    targets = result.metrics.averaged.regression
+    names = list(targets.by_target) if targets else []
+    for column in ("", "R²", "loss", *(f"RMSE of {escape(name)}" for name in names[:5])):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, score in result.metrics.named().items():
+        errors = score.regression
+        cells = [f"{errors.by_target[one].rmse:.5g}" for one in names[:5]] if errors else []
+        r2 = number(errors.r2 if errors else None, 4)
+        style = "bold" if name == "averaged" else ""
+        table.add_row(Comparisons.label(name), r2, f"{score.loss:.4f}", *cells, style=style)
     return table
 
 

@@ -36,6 +36,11 @@ def check_evaluation_set(
             f"evaluate.{name}: {other.id} has images of {unknown[:20]}, which are no classes of the job ({known[:20]}"
             f"{', …' if len(known) > 20 else ''}): its folders must have the same names"
         )
+    if facts.task == "regression" and set(its_facts.classes) != set(known):
+        raise ClassesMismatch(
+            f"evaluate.{name}: {other.id} has the targets {sorted(its_facts.classes)[:20]}, and the job {sorted(known)[:20]}: "
+            "each of these is needed"
+        )
     if its_facts.shape.channels not in (1, network.channels):
         raise ChannelsMismatch(
             f"evaluate.{name}: the images of {other.id} have {its_facts.shape.channels} channels and the checkpoint's network "

@@ -47,7 +47,18 @@ TRAINING = Marker("training")  # refused where nothing is trained, in a soup
 
 # Left out of documents while they have their defaults, so that workers of versions before them read the others, and equal
 # work keeps its digest.
-NEW_OPTIONS = ("crop_ratio", "interpolation", "drop_path", "layer_decay", "head_epochs", "head_lr", "dice")
+NEW_OPTIONS = (
+    "crop_ratio",
+    "interpolation",
+    "drop_path",
+    "layer_decay",
+    "head_epochs",
+    "head_lr",
+    "dice",
+    "loss",
+    "huber_delta",
+    "standardize",
+)
 
 
 def is_about_training(field: str) -> bool:
@@ -197,6 +208,20 @@ class Recipe(RequestModel):
         description="Of segmentation: added to the cross-entropy times this, 1 − the mean Dice coefficient of the classes that "
         "an image has (Milletari et al. 2016).",
     )
+    loss: Annotated[Literal["mse", "huber"], TRAINING] = Field(
+        "mse",
+        description="Of regression: the training loss of standardized targets, r² or Huber's (1964): r²/2 up to `huber_delta`, "
+        "linear beyond it. Reported losses are r² with both.",
+    )
+    huber_delta: Annotated[Positive | None, TRAINING] = Field(
+        None, description="δ of `loss: huber`, in standard deviations of the target. Default: 1."
+    )
+    standardize: bool = Field(
+        True,
+        description="Of regression: whether the network's outputs are (target − mean) / std by the training split, as the "
+        "metadata of the weights says (`wbar.targets`); `false`: they are targets in their own units, of a start that was "
+        "trained so.",
+    )
     mixup: Annotated[float | None, TRAINING] = Field(
         None,
         ge=0.01,
@@ -292,6 +317,8 @@ class Recipe(RequestModel):
             )
         if self.head_lr is not None and not self.head_epochs:
             raise ValueError("head_lr is the rate of head_epochs, which is 0: give both")
+        if self.huber_delta is not None and self.loss != "huber":
+            raise ValueError(f'huber_delta is of loss "huber", and loss is "{self.loss}": give both')
         if self.sync_batch_norm and self.devices == 1:
             raise ValueError("sync_batch_norm is for several devices, and devices is 1")
         if isinstance(self.batch_size, int) and self.batch_size < 2 * self.devices * self.accumulate:

@@ -372,7 +372,7 @@ def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetF
 
 def _told_apart(network: Network, facts: DatasetFacts) -> int:
     """Return how many classes the outputs tell apart: of several labels each has an output of its own."""
-    return network.num_classes if facts.task == "multilabel" else network.classes
+    return network.num_classes if facts.task in ("multilabel", "regression") else network.classes
 
 
 def _named_classes(start: StoredWeights, facts: DatasetFacts) -> list[str] | None:
@@ -443,6 +443,8 @@ def _augment(facts: DatasetFacts) -> Augment:
         return "flip"
     if facts.task == "segmentation":
         return "scale_crop_flip"
+    if facts.task == "regression":
+        return "none"  # a mirrored or moved image may have other targets
     return resolve_augment(facts.source, facts.are_photographs)
 
 

@@ -39,18 +39,38 @@ class BoxScore(BaseModel):
     by_class: dict[str, float | None] = Field(description="AP by the class's name.")
 
 
+class TargetScore(BaseModel):
+    """How far the predictions of one target are from it on held-out images, in the target's own units."""
+
+    mse: float = Field(description="The mean squared error.")
+    rmse: float = Field(description="Its square root.")
+    mae: float = Field(description="The mean absolute error.")
+    r2: float | None = Field(
+        description="1 − Σ(ŷ − y)² / Σ(y − ȳ)²: 1 is best, 0 is that of always giving the mean; null for a target that is one "
+        "number on all these images."
+    )
+
+
+class RegressionScore(BaseModel):
+    """The errors of a regression: of each target, and R² as a mean."""
+
+    r2: float | None = Field(description="The mean over the targets that have one.")
+    by_target: dict[str, TargetScore] = Field(description="By the target's name.")
+
+
 class Score(BaseModel):
     """Accuracy in [0, 1], mean negative log-likelihood in nats, and expected calibration error (15 bins).
 
     Where an image has several labels, accuracy is the share of right yes-or-no answers, loss their mean, and mean
     average precision is added. Of segmentation, accuracy is that of all labelled pixels, loss the mean over the images of
     the mean over their labelled pixels, and intersections over unions are added. Of detection, accuracy is AP, loss the mean
-    over the images of the network's own losses, and `boxes` is added.
+    over the images of the network's own losses, and `boxes` is added. Of regression, accuracy is the mean R² (below 0 where
+    it is worse than the mean), loss the mean squared error of standardized targets, and `regression` is added.
     """
 
     accuracy: float
     loss: float
-    ece: float | None = Field(None, description="Null in segmentation and detection.")
+    ece: float | None = Field(None, description="Null in segmentation, detection and regression.")
     mean_iou: float | None = Field(
         None, description="Of segmentation: the mean of `iou` over the classes that have one."
     )
@@ -60,6 +80,7 @@ class Score(BaseModel):
         "the class's name; null for a class that no held-out image has, by either.",
     )
     boxes: BoxScore | None = Field(None, description="Of detection.")
+    regression: RegressionScore | None = Field(None, description="Of regression.")
     map: float | None = Field(None, description="Mean of `average_precision`; null for one label per image.")
     average_precision: list[float | None] | None = Field(
         None, description="By class, in the order of the outputs; null for a class that no held-out image has."

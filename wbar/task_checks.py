@@ -46,16 +46,34 @@ def check_task(options: JobOptions, network: Network, facts: DatasetFacts) -> No
             f"the checkpoint is a {network.name}, which {ANSWERS[outputs]}, and the dataset is of task {facts.task}: upload "
             f"{NEEDED[outputs]}"
         )
+    if facts.task == "regression":
+        _check_targets(options, network, facts)
     if wanted == "boxes" and options.classes and options.classes[0] != BACKGROUND:
         raise ClassesMismatch(
             f"`classes` begins with {options.classes[0]!r}: class 0 of a detector is {BACKGROUND!r}, and the categories follow"
         )
     refused = {"image": _not_of_images, "pixels": _not_of_pixels, "boxes": _not_of_boxes}[wanted](options)
-    problems = [{"pointer": pointer, "detail": why} for pointer, why in refused]
+    targets = _not_of_targets(options) if facts.task == "regression" else _of_targets_alone(options)
+    problems = [{"pointer": pointer, "detail": why} for pointer, why in (*refused, *targets)]
     if problems:
         first = problems[0]
         field = first["pointer"].removeprefix("/").replace("/", ".")
         raise ValidationFailed(f"{field}: {first['detail']} (the dataset is of task {facts.task})", problems)
+
+
+def _check_targets(options: JobOptions, network: Network, facts: DatasetFacts) -> None:
+    """Raise ClassesMismatch (422) unless every target has an output and every output a target."""
+    targets = list(facts.classes)
+    if options.classes and set(options.classes) != set(targets):
+        raise ClassesMismatch(
+            f"`classes` names {list(options.classes)[:20]} and the dataset has the targets {targets[:20]}: give each of "
+            "these once, in the order of the checkpoint's outputs"
+        )
+    if options.recipe.head == "keep" and network.num_classes != len(targets):
+        raise ClassesMismatch(
+            f"the dataset has {len(targets)} targets ({', '.join(targets[:5])}{', …' if len(targets) > 5 else ''}) and the "
+            f'checkpoint\'s network has {network.num_classes} outputs: set recipe.head to "reset" for a new head'
+        )
 
 
 def _asked(recipe: Recipe, reasons: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -139,3 +157,23 @@ def _not_of_images(options: JobOptions) -> Iterator[tuple[str, str]]:
         yield "/recipe/dice", "the Dice loss is of pixels: leave it out"
     if recipe.augment in OF_BOXES:
         yield "/recipe/augment", f"{recipe.augment!r} is of images with masks or boxes: leave it out"
+
+
+def _not_of_targets(options: JobOptions) -> Iterator[tuple[str, str]]:
+    """Yield what is asked for and has no meaning where an image has numbers to predict."""
+    reasons = {
+        "mixup": "two images in one have no known target",
+        "cutmix": "two images in one have no known target",
+        "distillation": "teachers are for probabilities",
+        "label_smoothing": "a number is no class",
+        "class_weights": "a number is no class",
+    }
+    yield from _asked(options.recipe, reasons)
+    by = getattr(options.method, "select_by", "loss")
+    if by != "loss":
+        yield "/method/select_by", f"{by!r} is of classes: take loss"
+
+
+def _of_targets_alone(options: JobOptions) -> Iterator[tuple[str, str]]:
+    why = "it is of task regression"
+    yield from _asked(options.recipe, {"loss": why, "huber_delta": why, "standardize": why})

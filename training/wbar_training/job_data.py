@@ -36,7 +36,7 @@ class JobData:
         order = [spec.classes.index(name) for name in packed.classes] if spec.classes else None
         names = list(spec.classes or packed.classes)
         self.output_names = _output_names(names, spec.network.num_classes)
-        self.task = task_of(packed, spec.network, self.output_names)
+        self.task = task_of(packed, spec.network, self.output_names, plan.recipe.standardize)
         reading = Reading(plan.image_size, order, fit=Fit(plan.recipe.crop_ratio, plan.recipe.interpolation))
         self.train = self.task.load(path, "train", reading).placed(device)
         reading = replace(reading, centre=plan.augment in RESIZED)

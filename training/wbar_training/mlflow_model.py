@@ -48,11 +48,15 @@ class AveragedModel:
         self._size: list[int] = json.loads(header["wbar.image_size"])
         self._any_size = header.get("wbar.resize") == "none"  # of segmentation and detection
         self._finds_boxes = network.name in DETECTION
+        targets = json.loads(header.get("wbar.targets", "null"))  # of regression
+        self._units = targets and tuple(torch.tensor(targets[key], dtype=torch.float64) for key in ("mean", "std"))
         normalize = json.loads(header["wbar.normalize"])
         self._mean, self._std = (torch.tensor(normalize[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
 
     def predict(self, images: NDArray[np.floating[Any]], params: Any = None) -> NDArray[np.float32]:  # noqa: ARG002
         """Return the classes' logits, float32: (N, classes), or (N, classes, height, width) of segmentation.
+
+        Of regression it returns (N, targets), in the targets' own units.
 
         Of detection it returns (N, most, 6): of each box its class, its score and its corners (left, top, right, bottom) in
         pixels, the surest first; rows that only fill up have the class −1.
@@ -70,6 +74,9 @@ class AveragedModel:
             if self._finds_boxes:
                 return _boxes(found_by(self._module, pixels))
             outputs = self._module((pixels - self._mean) / self._std)
+            if self._units:
+                predictions: NDArray[np.float32] = (outputs.double() * self._units[1] + self._units[0]).float().numpy()
+                return predictions
             logits: NDArray[np.float32] = class_logits(outputs["out"] if isinstance(outputs, dict) else outputs).numpy()
         return logits
 

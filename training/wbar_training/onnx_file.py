@@ -115,9 +115,12 @@ def _export(network: nn.Module, inputs: Tensor, path: Path, metadata: dict[str, 
     # The exporter writes down where in this machine's files each operation came from.
     ClearMetadataAndDocStringPass()(program.model)
     program.model.metadata_props.update(metadata)
+    answers = (
+        "which times std plus mean of wbar.targets is the target" if "wbar.targets" in metadata else "before softmax"
+    )
     program.model.doc_string = (
         f"{INPUT}: (batch, channels, height, width) float32, (pixel - mean) / std of pixels in [0, 1] with the mean and std of "
-        f"wbar.normalize; {OUTPUT}: one column for each name of wbar.classes, before softmax"
+        f"wbar.normalize; {OUTPUT}: one column for each name of wbar.classes, {answers}"
     )
     program.save(path, external_data=False)
 

@@ -23,6 +23,8 @@ from wbar_training.networks.programs import known, metadata_of
 from wbar_training.networks.tensors import read_tensors
 from wbar_training.outcome import WeightsFiles
 from wbar_training.plan import Plan
+from wbar_training.tasks.regression import Regression
+from wbar_training.tasks.task import Task
 from wbar_training.workspace import Workspace
 
 
@@ -39,7 +41,9 @@ class ResultWriter:
     Tensors go in and come out under the network's own names: the prefix of the uploaded names is added in the file.
     """
 
-    def __init__(self, spec: JobSpec, workspace: Workspace, plan: Plan, output_names: list[str]) -> None:
+    def __init__(
+        self, spec: JobSpec, workspace: Workspace, plan: Plan, output_names: list[str], task: Task | None = None
+    ) -> None:
         self._network, self._prefix, self.scratch = spec.network, spec.start.prefix, workspace.scratch
         self._uploaded = read_tensors(workspace.input(spec.start.blob))
         own = architectures.own_names(spec.network, [name.removeprefix(self._prefix) for name in self._uploaded])
@@ -60,6 +64,8 @@ class ResultWriter:
             "wbar.run": spec.run_digest(),
             "wbar.version": __version__,
         }
+        if isinstance(task, Regression):
+            self._metadata["wbar.targets"] = canonical(task.units())
         if spec.network.program is not None:
             self._metadata |= metadata_of(known(spec.network.program))
         self.normalize_by(plan.mean, plan.std)

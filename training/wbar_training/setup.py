@@ -79,7 +79,7 @@ def set_up(spec: JobSpec, workspace: Workspace, tick: Tick, data: JobData | None
     """
     plan, device = Plan.of(spec.recipe, spec.seed), torch.device(workspace.device)
     data = data or JobData(spec, workspace, plan, device)
-    writer = ResultWriter(spec, workspace, plan, data.output_names)
+    writer = ResultWriter(spec, workspace, plan, data.output_names, data.task)
     model = prepared(spec.network, writer.start(), plan.recipe, plan.seed)
     model = model.to(device).to(memory_format=torch.channels_last)
     if plan.recipe.sync_batch_norm:

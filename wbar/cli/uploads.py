@@ -126,6 +126,7 @@ class DatasetTask(StrEnum):
     multilabel = "multilabel"
     segmentation = "segmentation"
     detection = "detection"
+    regression = "regression"
     unlabelled = "unlabelled"
 
 
@@ -144,7 +145,8 @@ def add_dataset(
     task: Annotated[
         DatasetTask,
         typer.Option(
-            help="Of the labels: folders, labels.csv, masks, COCO's boxes; or none (unlabelled), for probe images."
+            help="What the labels are: folders' names, those of labels.csv, masks, COCO's boxes, numbers of targets.csv; none "
+            "(unlabelled) for probe images."
         ),
     ] = DatasetTask.classification,
     multilabel: Annotated[bool, typer.Option(help="The same as --task multilabel.")] = False,

@@ -17,6 +17,7 @@ from wbar.spec import JobSpec
 from wbar_worker import report_boxes as boxes
 from wbar_worker import report_masks as masks
 from wbar_worker import report_probe as probe
+from wbar_worker import report_targets as targets
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -77,6 +78,8 @@ class ReportPage:
             if boxes.has_boxes(result)
             else masks.NOTE
             if masks.has_masks(result)
+            else targets.NOTE
+            if targets.has_targets(result)
             else (
                 "<p class='note'>Bold: the weights that a download gives. Loss: the mean negative log-likelihood of the right "
                 "class; lower is better, and confident mistakes cost most. Calibration error: how far the stated confidence is "
@@ -90,6 +93,8 @@ class ReportPage:
             yield _comparisons(result, one.metrics, f"{name}, {one.images:,} images")
         if masks.has_masks(result):
             yield from masks.sections(result, self.picture)
+        if targets.has_targets(result):
+            yield from targets.sections(result)
         if boxes.has_boxes(result):
             yield from boxes.sections(result, self.picture)
         if result.probe is not None:
@@ -111,6 +116,8 @@ class ReportPage:
 def _comparisons(result: JobResult, metrics: Comparisons, images: str) -> str:
     if masks.has_masks(result):
         return masks.comparisons(result, metrics, images)
+    if targets.has_targets(result):
+        return targets.comparisons(result, metrics, images)
     if boxes.has_boxes(result):
         return boxes.comparisons(result, metrics, images)
     rows = "".join(

@@ -125,7 +125,10 @@ def _name(get: Callable[[Tenant, str], object], tenant: Tenant, object_id: str) 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One row of the table of comparisons. Gains are over the start; delivered: whether it is what a download gives."""
+    """One row of the table of comparisons. Gains are over the start; delivered: whether it is what a download gives.
+
+    predicts: whether it is of regression, where `accuracy` is R².
+    """
 
     field: str
     label: str
@@ -137,6 +140,7 @@ class ComparisonRow:
     accuracy_gain: float | None
     loss_gain: float | None
     delivered: bool
+    predicts: bool = False
 
 
 def comparisons_of(result: JobResult) -> list[ComparisonRow]:
@@ -148,7 +152,7 @@ def comparisons_of(result: JobResult) -> list[ComparisonRow]:
             None if score.boxes is None else score.boxes.ap50,
             None if name == "start" else score.accuracy - start.accuracy,
             None if name == "start" else start.loss - score.loss,
-            name == result.delivered,
+            name == result.delivered, score.regression is not None,
         )
         for name, score in result.metrics.named().items()
     ]  # fmt: skip

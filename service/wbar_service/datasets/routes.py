@@ -97,6 +97,10 @@ async def create_dataset(
     (`iscrowd`) are not trained on, and count neither for nor against; images without annotations are background. Pascal VOC's
     XML, `train/annotations/a.xml` for each image, is read as well, its classes by name.
 
+    With `task=regression` it is `train/…`, `val/…` and `targets.csv`: a column `image` (as in `labels.csv`) and one of numbers
+    for each target, in your own units. `classes` are then the targets' names. Every image needs every target; a target that
+    is one number everywhere is taken, with a warning.
+
     With `task=unlabelled` it is up to 512 images in any folders, for the `probe` of a job: nothing is trained on them.
 
     An archive's content type may also be `application/zip` or `application/x-tar`: the content decides.

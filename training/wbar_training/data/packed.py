@@ -32,7 +32,7 @@ class Split:
     """The images and labels of one split.
 
     images: (N, C, H, W) uint8.
-    labels: (N,) int64, outputs of the network, or (N, outputs) uint8, 0 and 1 for each.
+    labels: (N,) int64, outputs of the network; (N, outputs) uint8, 0 and 1 for each; of regression (N, outputs) float64.
     """
 
     images: Tensor
@@ -102,6 +102,8 @@ class Packed:
     task: Task = "classification"
     class_pixels: list[int] | None = None  # of segmentation: labelled pixels of each class in the training split
     names: list[str] | None = None  # of unlabelled images: those in the archive, in their order
+    target_mean: list[float] | None = None  # of regression: of each target in the training split
+    target_std: list[float] | None = None
 
     @classmethod
     def read(cls, path: Path) -> "Packed":
@@ -119,6 +121,8 @@ class Packed:
             del values["task"], values["class_pixels"]
         if self.names is None:
             del values["names"]
+        if self.target_mean is None:
+            del values["target_mean"], values["target_std"]
         return values
 
 

@@ -29,6 +29,7 @@ from wbar_training.uploads.image_checks import inspected, warnings_about
 from wbar_training.uploads.label_table import LabelTable
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.member_names import check_class_names, is_hidden
+from wbar_training.uploads.target_table import scale_of, warnings_about_targets
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 SPLITS = ("train", "val")
@@ -40,7 +41,7 @@ Read = Callable[[Wanted], Iterator[tuple[str, bytes]]]  # yields name and conten
 class Item:
     """One image file of the archive, still encoded.
 
-    label: its class; of several labels, its path in `labels.csv`.
+    label: its class; where a table has the labels, its path there.
     """
 
     split: str
@@ -54,19 +55,27 @@ def pack_archive(path: Path, out: Path, limits: UploadLimits, multilabel: bool =
 
     multilabel: the labels are those of `labels.csv` (see `wbar_training.uploads.label_table`), not the folders' names.
     """
-    return _pack(lambda wanted: archive_members(path, limits, wanted), out, limits, multilabel)
+    return pack_images(
+        lambda wanted: archive_members(path, limits, wanted), out, limits, _label_table(limits, multilabel)
+    )
 
 
 def pack_folder(folder: Path, out: Path, limits: UploadLimits, multilabel: bool = False) -> Packed:
     """Pack a folder alike; it may hold no links."""
-    return _pack(lambda wanted: folder_members(folder, limits, wanted), out, limits, multilabel)
+    return pack_images(
+        lambda wanted: folder_members(folder, limits, wanted), out, limits, _label_table(limits, multilabel)
+    )
 
 
-def _pack(read: Read, out: Path, limits: UploadLimits, multilabel: bool) -> Packed:
-    if not multilabel:
+def _label_table(limits: UploadLimits, multilabel: bool) -> LabelTable | None:
+    return LabelTable(limits.header_bytes) if multilabel else None
+
+
+def pack_images(read: Read, out: Path, limits: UploadLimits, table: LabelTable | None) -> Packed:
+    """Pack images whose labels are their folders' names or, where there is one, in a table."""
+    if table is None:
         members = read(lambda name: _image_path(name, 2) is not None)
         return _pack_items(_items(members, 2), out, limits, None)
-    table = LabelTable(limits.header_bytes)
     members = read(lambda name: _image_path(name, 1) is not None or table.takes(name))
     return _pack_items(_items(table.taken_from(members), 1), out, limits, table)
 
@@ -150,7 +159,10 @@ def _pack_items(items: Iterator[Item], out: Path, limits: UploadLimits, table: L
         )
         tensors |= image_tensors(split, [item.data for item in items_of_split], channels, uniform)
     pixels = tensors["train.images"] if uniform else sampled_pixels([item.data for item in train], channels)
-    return write_packed(out, tensors, classes, pixels, held_out, warnings, (channels, height, width))
+    task = table.task if table else None
+    if task == "regression":
+        warnings += warnings_about_targets(classes, tensors["train.labels"], tensors["val.labels"])
+    return write_packed(out, tensors, classes, pixels, held_out, warnings, (channels, height, width), task)
 
 
 def _classes(items: list[Item], table: LabelTable | None) -> list[str]:
@@ -162,7 +174,7 @@ def _classes(items: list[Item], table: LabelTable | None) -> list[str]:
         return classes
     table.read()
     if sum(item.split == "train" for item in items) < 2:
-        raise NoImages("no images were found in train/: a multilabel archive is train/*.jpg, val/*.jpg and labels.csv")
+        raise NoImages(f"no two images were found in train/: {table.layout}")
     table.check_used({item.label for item in items})
     return table.classes
 
@@ -257,6 +269,7 @@ def write_packed(
         variance = (counts * (levels - average).square()).sum() / counts.sum()
         mean.append(round(average.item(), 6))
         std.append(round(max(variance.sqrt().item(), 1e-3), 6))
+    target_mean, target_std = scale_of(tensors["train.labels"]) if task == "regression" else (None, None)
     packed = Packed(
         classes=classes,
         channels=channels,
@@ -271,6 +284,8 @@ def write_packed(
         task=task or ("multilabel" if tensors["train.labels"].dim() > 1 else "classification"),
         class_pixels=class_pixels,
         names=names,
+        target_mean=target_mean,
+        target_std=target_std,
     )
     write_safetensors(out, tensors, {"wbar.dataset": json.dumps(packed.document(), sort_keys=True)})
     return packed

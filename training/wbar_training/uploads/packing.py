@@ -10,6 +10,7 @@ from wbar_training.uploads.archives import archive_members, folder_members
 from wbar_training.uploads.box_archives import pack_boxes
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.mask_archives import pack_masks
+from wbar_training.uploads.target_table import TargetTable
 from wbar_training.uploads.unlabelled_archives import pack_unlabelled
 
 
@@ -25,5 +26,8 @@ def pack(source: Path, out: Path, limits: UploadLimits, task: Task, void_label: 
         return pack_boxes(partial(members, source, limits), out, limits)
     if task == "unlabelled":
         return pack_unlabelled(partial(members, source, limits), out, limits)
+    if task == "regression":
+        table = TargetTable(limits.header_bytes)
+        return dataset_archives.pack_images(partial(members, source, limits), out, limits, table)
     pack_images = dataset_archives.pack_folder if source.is_dir() else dataset_archives.pack_archive
     return pack_images(source, out, limits, task == "multilabel")
