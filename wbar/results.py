@@ -98,13 +98,16 @@ class Score(BaseModel):
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
-    """Return the mean of several scores of detection, number by number over those that have it."""
+    """Return the mean of several scores, number by number over those that have it; of classes and targets, of boxes alone."""
     boxes = [one.boxes for one in scores if one.boxes is not None]
     by_class = {name: _mean([one.by_class.get(name) for one in boxes]) for name in (boxes[0].by_class if boxes else ())}
     plain = {name: _mean([getattr(one, name) for one in boxes]) for name in BoxScore.model_fields if name != "by_class"}
     return Score(
         accuracy=sum(one.accuracy for one in scores) / len(scores),
         loss=sum(one.loss for one in scores) / len(scores),
+        **{
+            name: _mean([getattr(one, name) for one in scores]) for name in ("ece", "mean_iou", "map", "nll_calibrated")
+        },
         boxes=BoxScore(**plain, by_class=by_class) if boxes else None,
     )
 

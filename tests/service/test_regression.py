@@ -38,7 +38,8 @@ def test_from_the_upload_to_the_report(service: Service, ready: tuple[str, str],
         job = client.jobs.create(
             checkpoint=ready[0],
             dataset=ready[1],
-            method={"cycles": 2, "high": {"lr": 0.02}, "low": {"lr": 0.002}, "average": "window", "guard": True, "control": True},
+            method={"cycles": 2, "high": {"lr": 0.02}, "low": {"lr": 0.002}}
+            | {"average": "window", "guard": True, "control": True},
             recipe={"loss": "huber", "huber_delta": 1.5},
             evaluate={"other": other},
             formats=["onnx"],

@@ -17,8 +17,8 @@ TERMS: Mapping[str, str] = {
     "box_loss": "The network's own loss on held-out images: how far its boxes and classes are from the labelled ones. Lower is "
     "better.",
     "r2": "Of numbers: 1 − Σ(ŷ − y)² / Σ(y − ȳ)², as a mean over targets. 1 is best, 0 is that of always giving the mean.",
-    "number_loss": "The mean squared error on held-out images, each target divided by its standard deviation in training. Lower "
-    "is better.",
+    "number_loss": "The mean squared error on held-out images, each target divided by its standard deviation in training. "
+    "Lower is better.",
     "ece": "Expected calibration error: how far the stated confidence is from the share that was right. 0 is best.",
     "verdict": "Whether the average beat the start: better or worse where their losses on the same held-out images differ by "
     "more than two standard errors, else there is no clear difference.",
