@@ -5,7 +5,7 @@ ended. It is paused while it is queued by its own `stop`, and its replicas that 
 what has ended but the rows themselves, so that it does not matter who is killed, or which replica ends last.
 """
 
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Connection, and_, exists, func, or_, select
 
 from wbar.states import TERMINAL
 from wbar_store.tables import job_inputs, jobs
@@ -14,20 +14,13 @@ _needed = jobs.alias("needed_jobs")
 _joining = jobs.alias("joining_jobs")
 _inputs = job_inputs.alias("inputs_of_joining")
 
-_waits = (
-    select(_inputs.c.job)
-    .join(_needed, _needed.c.id == _inputs.c.input)
-    .where(_inputs.c.job == jobs.c.id, _needed.c.status.not_in(TERMINAL))
-    .correlate(jobs)
-    .exists()
-)
-_paused_with_others = (
-    select(_inputs.c.job)
-    .join(_joining, _joining.c.id == _inputs.c.job)
-    .where(_inputs.c.input == jobs.c.id, _joining.c.status == "queued", _joining.c.stop == "pause")
-    .correlate(jobs)
-    .exists()
-)
+# One condition within the other, and no join: which table is looked into first is then no planner's choice.
+_open = exists().where(_needed.c.id == _inputs.c.input, _needed.c.status.not_in(TERMINAL)).correlate(_inputs)
+# Of the three or four inputs of an ordinary job none is a job: nothing more is looked up for it.
+_is_job = _inputs.c.input.startswith("job_", autoescape=True)
+_waits = exists().where(_inputs.c.job == jobs.c.id, _is_job, _open).correlate(jobs)
+_paused = exists().where(_joining.c.id == _inputs.c.job, _joining.c.status == "queued", _joining.c.stop == "pause")
+_paused_with_others = exists().where(_inputs.c.input == jobs.c.id, _paused.correlate(_inputs)).correlate(jobs)
 PAUSED = and_(jobs.c.status == "queued", func.coalesce(jobs.c.stop, "") == "pause")
 # The condition on a queued row of `jobs` that it waits for its replicas, or is paused with them.
 HELD = or_(PAUSED, _waits, _paused_with_others)

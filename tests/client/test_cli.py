@@ -163,6 +163,11 @@ def test_submit_passes_method_and_recipe_on(service: Service, tmp_path: Path) ->
     assert job["method"]["interpolate"]["choose"] == "selection"
     assert (job["recipe"]["mixup"], job["recipe"]["augment"]) == (0.2, "none")
     assert job["recipe"]["optimizer"]["name"] == "adam"
+    plain = ["submit", "--checkpoint", checkpoint, "--dataset", dataset, "--dry-run", "--cycles", "2", "--replicas"]
+    assert json.loads(wbar(service, *plain, "3").stdout)["method"]["replicas"] == 3
+    many = wbar(service, *plain, "99")
+    assert many.returncode == 3
+    assert "a job may have 16" in many.stderr
     for wrong, said in (("[1]", "a JSON object"), ("{", "no JSON"), ("@/nowhere", "cannot be read")):
         refused = wbar(service, *asked, "--recipe", wrong)
         assert refused.returncode == 2

@@ -12,11 +12,11 @@ from wbar.jobs import Job
 
 # Many points of the line make the joining long enough to be killed in; the one that is delivered is w̄ itself.
 METHOD = {
-    "cycles": 4,
+    "cycles": 3,
     "high": {"lr": 0.02},
     "low": {"lr": 0.002},
     "replicas": 2,
-    "interpolate": {"alphas": [n / 63 for n in range(64)], "choose": 1.0},
+    "interpolate": {"alphas": [n / 31 for n in range(32)], "choose": 1.0},
 }
 
 
@@ -27,9 +27,9 @@ def uploaded(client: Client, folder: Path) -> dict[str, str]:
     }
 
 
-def begun(client: Client, inputs: dict[str, str]) -> tuple[str, list[str]]:
-    """A new job with replicas, and their ids."""
-    job = client.jobs.create(**inputs, method=METHOD).id
+def begun(client: Client, inputs: dict[str, str], **changes: object) -> tuple[str, list[str]]:
+    """A new job with replicas, and their ids. changes: of the method."""
+    job = client.jobs.create(**inputs, method=METHOD | changes).id
     assert job is not None
     replicas = client.jobs.get(job).replicas
     assert replicas is not None
@@ -47,6 +47,13 @@ def trains(client: Client, job: str) -> bool:
     return progress is not None and progress.step > 3
 
 
+def is_there(service: Service, part: str) -> bool:
+    """Whether a worker has said that it is ready."""
+    with service.http() as http:
+        listed = http.get("/v1/workers").json()["data"]
+    return any(f"-{service.parts[part].pid}@" in one["id"] for one in listed)
+
+
 def start_again(service: Service, name: str = "train") -> None:
     """Kill a worker, and start one in its place."""
     service.signal(name, signal.SIGKILL)
@@ -54,14 +61,14 @@ def start_again(service: Service, name: str = "train") -> None:
 
 
 @pytest.mark.long
-def test_the_bytes_are_the_same_whoever_trains_and_joins(breakable: Service, tmp_path: Path) -> None:
+def test_the_bytes_are_the_same_whoever_is_killed(breakable: Service, tmp_path: Path) -> None:
     breakable.start()
     with breakable.client() as client:
         inputs = uploaded(client, tmp_path)
         job, _ = begun(client, inputs)
         digest = sha256_of(client.jobs.wait(job, timeout=180))
 
-        # One worker; it is killed while it trains the first replica, and the next one while it joins.
+        # It is killed while it trains the first replica, and the next one while it joins.
         job, replicas = begun(client, inputs)
         wait_until(lambda: trains(client, replicas[0]), 60, "the first steps")
         start_again(breakable)
@@ -72,10 +79,22 @@ def test_the_bytes_are_the_same_whoever_trains_and_joins(breakable: Service, tmp
         assert done.attempts == 2
         assert client.jobs.get(replicas[0]).attempts == 2
 
-        # Two workers, and the second replica ends first.
+
+@pytest.mark.long
+def test_the_bytes_are_the_same_in_either_order(breakable: Service, tmp_path: Path) -> None:
+    longer = {"cycles": 10, "interpolate": None}
+    breakable.start()
+    with breakable.client() as client:
+        inputs = uploaded(client, tmp_path)
+        job, replicas = begun(client, inputs, **longer)
+        digest = sha256_of(client.jobs.wait(job, timeout=180))
+        ends = [client.jobs.get(one).finished_at or "" for one in replicas]
+        assert ends == sorted(ends), "one worker takes them in order"
+
         breakable.parts["another"] = breakable.parts.pop("train")
         breakable.start("train")
-        job, replicas = begun(client, inputs)
+        wait_until(lambda: is_there(breakable, "train"), 90, "the second worker")
+        job, replicas = begun(client, inputs, **longer)
         wait_until(lambda: trains(client, replicas[0]) and trains(client, replicas[1]), 60, "both to train")
         assert {client.jobs.get(one).status for one in replicas} == {"running"}
         client.jobs.pause(replicas[0])
