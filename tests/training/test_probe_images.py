@@ -197,3 +197,18 @@ def test_probe_images_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> Non
         check_probe(PROBE, facts(held_out_images=504), facts(), network)
     with pytest.raises(ChannelsMismatch):
         check_probe(PROBE, facts(shape=ImageShape(channels=4, height=8, width=8)), facts(), network)
+
+
+@pytest.mark.long
+def test_two_ranks_ask_the_probe_images_together(tmp_path: Path) -> None:
+    job = with_probe(make_job(tmp_path, recipe_devices=2, swag=1, threads=2))
+    told = Recorder()
+    outcome = run(job, told)
+    assert outcome.result.probe is not None, told.logs
+    assert outcome.probe is not None
+    assert outcome.swag is not None
+    assert outcome.swag.exists()
+    with np.load(outcome.probe.outputs, allow_pickle=False) as file:
+        averaged = torch.from_numpy(file["averaged"]).double()
+    images = load_split(job.dataset, "val", (8, 8), None).images[:IMAGES]
+    torch.testing.assert_close(averaged, outputs(job, load_file(outcome.weights), images), atol=1e-6, rtol=1e-4)
