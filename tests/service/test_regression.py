@@ -38,7 +38,7 @@ def test_from_the_upload_to_the_report(service: Service, ready: tuple[str, str],
         job = client.jobs.create(
             checkpoint=ready[0],
             dataset=ready[1],
-            method={"cycles": 2, "high": {"lr": 0.02}, "low": {"lr": 0.002}}
+            method={"cycles": 2, "high": {"lr": 0.002}, "low": {"lr": 0.0002}}
             | {"average": "window", "guard": True, "control": True},
             recipe={"loss": "huber", "huber_delta": 1.5},
             evaluate={"other": other},
@@ -69,6 +69,7 @@ def test_from_the_upload_to_the_report(service: Service, ready: tuple[str, str],
         assert http.get(f"/v1/datasets/{ready[1]}/samples").headers["content-type"] == "image/png"
 
 
+@pytest.mark.long
 def test_a_new_head_has_an_output_for_each_target(service: Service, ready: tuple[str, str], tmp_path: Path) -> None:
     with service.client() as client, service.http() as http:
         classifier = client.checkpoints.create(material.write_start(tmp_path)).id

@@ -104,7 +104,7 @@ def test_the_scale_follows_the_order_of_the_outputs(tmp_path: Path) -> None:
 
 
 LEARNS = METHODS.validate_python(
-    {"type": "cyclic_swa", "cycles": 2, "high": {"lr": 0.05, "epochs": 6}, "low": {"lr": 0.005, "epochs": 3}}
+    {"type": "cyclic_swa", "cycles": 2, "high": {"lr": 0.00625, "epochs": 5}, "low": {"lr": 0.000625, "epochs": 2}}
     | {"pull": 0.0, "control_lr": 0.05, "probe_rate": False}
 )
 
@@ -116,7 +116,7 @@ def test_a_job_learns_ink_and_where_it_lies(tmp_path: Path) -> None:
     outcome = run(job, recorder)
     scores = outcome.result.metrics
     assert outcome.result.verdict == "better"
-    assert scores.start.accuracy < 0.2
+    assert scores.start.accuracy < 0
     assert scores.averaged.accuracy > 0.8
     assert scores.averaged.regression is not None
     assert scores.averaged.regression.by_target["ink"].rmse > 100  # of numbers around 300,000: in their own units
@@ -139,7 +139,7 @@ def test_a_job_learns_ink_and_where_it_lies(tmp_path: Path) -> None:
     ("method", "recipe"),
     [
         (METHOD.model_dump() | {"average": "window"}, {"loss": "huber", "huber_delta": 0.5}),
-        ({"type": "auto", "epochs": 2, "lr": 0.02, "control_lr": 0.02, "control": True}, {}),
+        ({"type": "auto", "epochs": 2, "lr": 0.005, "control_lr": 0.005, "control": True}, {}),
     ],
 )
 def test_a_death_after_any_step_changes_nothing(

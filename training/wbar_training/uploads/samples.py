@@ -24,7 +24,7 @@ class Glance:
     Of regression there are no counts, and row k shows images from the least to the most of target k.
     """
 
-    class_counts: dict[str, list[int]] | None
+    class_counts: dict[str, list[int]]
     sheet: Image.Image
 
 
@@ -45,7 +45,7 @@ def look(packed: Path, classes: int) -> Glance:
                 pixels = file.get_slice("train.images")[index : index + 1][0]
             sheet.paste(_thumbnail(pixels), (column * CELL + EDGE, row * CELL + EDGE))
     if numbers:
-        return Glance(None, sheet)
+        return Glance({}, sheet)
     return Glance({split: _counts(one, classes) for split, one in labels.items()}, sheet)
 
 
