@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import signal
+import time
 import zipfile
 from pathlib import Path
 from threading import Thread
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import redis
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -155,6 +157,21 @@ def test_a_job_of_several_labels_answers_label_by_label(service: Service, tmp_pa
             assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
 
 
+def test_more_at_once_than_may_be_is_busy(service: Service, job: str) -> None:
+    box, own = redis.Redis(unix_socket_path=str(service.broker.socket)), "wbar:predict:of:default"
+    body = {"images": [base64.b64encode(pictures()[0]).decode()]}
+    with service.http() as http:
+        box.zadd(own, {f"other-{n}": time.time() for n in range(4)})
+        answer = http.post(f"/v1/jobs/{job}/predict", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (429, "busy"), answer.text
+        assert answer.headers["Retry-After"] == "2"
+        # Those of an API that was killed are counted no more once their time is over.
+        box.zadd(own, {f"other-{n}": time.time() - 61 for n in range(4)})
+        assert http.post(f"/v1/jobs/{job}/predict", json=body).status_code == 200
+    assert not box.keys("wbar:predict:*"), "nothing is kept"
+    box.close()
+
+
 def test_a_job_without_swag_says_so(service: Service, job: str, tmp_path: Path) -> None:
     with service.client() as client, pytest.raises(NoWeights, match="was not asked for"):
         client.jobs.download(job, tmp_path / "swag", which="swag")
@@ -197,8 +214,6 @@ def test_a_worker_that_is_killed_is_said_to_be_gone_and_the_next_call_works(brea
         answers = list[httpx.Response]()
         asking = Thread(target=lambda: answers.append(http.post(f"/v1/jobs/{job}/predict", json=body)))
         asking.start()
-        import redis
-
         box = redis.Redis(unix_socket_path=str(breakable.broker.socket))
         wait_until(
             lambda: box.keys("wbar:predict:alive:*") and not box.keys("wbar:predict:request:*"), 20, "the worker"
