@@ -127,6 +127,7 @@ class Service:
             "WBAR_SAVE_EVERY_SECONDS": "0.2",
             "WBAR_THREADS": "1",
             "WBAR_DEVICE": "cpu",
+            "WBAR_SMP": "false",  # nor load the library for its names
             "WBAR_TRANSFORMERS": "false",  # nor build each of its networks as shapes
             "WBAR_TIMM": "false",  # or workers would make the table of its networks, in minutes
             **environment,

@@ -132,13 +132,17 @@ def test_masks_that_do_not_fit_reject_the_dataset_by_name(service: Service, tmp_
 
 
 @pytest.mark.long
-def test_a_network_of_segmentation_models_pytorch_by_name(
-    service: Service, ready: tuple[str, str], tmp_path: Path
-) -> None:
+def test_a_network_of_segmentation_models_pytorch_by_name(breakable: Service, tmp_path: Path) -> None:
     smp = pytest.importorskip("segmentation_models_pytorch", reason="not installed: pip install 'wbar[smp]'")
     user = smp.Unet("mobilenet_v2", encoder_weights=None, classes=4)
     torch.save({"state_dict": user.state_dict()}, tmp_path / "unet.pt")
-    with service.client() as client, service.http() as http:
+    write_archive(tmp_path / "shapes.zip", 8, 4, [(32, 32), (32, 40)])
+    breakable.environment |= {"WBAR_SMP": "true"}
+    breakable.start("api", "train", "ingest", "sweep")
+    with breakable.client() as client, breakable.http() as http:
+        dataset = client.datasets.create(tmp_path / "shapes.zip", task="segmentation").id
+        with pytest.raises(UnknownArchitecture, match="is not a network of segmentation-models-pytorch"):
+            client.checkpoints.create(tmp_path / "unet.pt", architecture="smp/unet-resnet35")
         listed = "/v1/architectures?q=smp unet mobilenet_v2"
         wait_until(lambda: http.get(listed).json()["data"], 120, "the worker to list the library's networks")
         entry = http.get(listed).json()["data"][0]
@@ -147,7 +151,7 @@ def test_a_network_of_segmentation_models_pytorch_by_name(
             client.checkpoints.create(tmp_path / "unet.pt")
         checkpoint = client.checkpoints.create(tmp_path / "unet.pt", architecture="smp/unet-mobilenet_v2")
         job = client.jobs.create(
-            checkpoint=checkpoint.id, dataset=ready[1], method={"cycles": 1, "high": {"lr": 0.02}, "low": {"lr": 0.002}}
+            checkpoint=checkpoint.id, dataset=dataset, method={"cycles": 1, "high": {"lr": 0.02}, "low": {"lr": 0.002}}
         )
         assert job.id is not None
         done = client.jobs.wait(job.id)

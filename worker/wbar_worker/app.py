@@ -64,7 +64,7 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
     name = f"{kind}-{os.getpid()}@{socket.gethostname()}"
     tables = settings.tables if kind == "ingest" and InstalledTimm.is_there() else None
     timm = InstalledTimm(store, tables) if tables else None
-    wanted: dict[Listed, bool] = {"transformers": settings.transformers, "smp": True}
+    wanted: dict[Listed, bool] = {"transformers": settings.transformers, "smp": settings.smp}
     listed = [one for one in wanted if wanted[one] and kind == "ingest" and InstalledLibrary.is_there(one)]
     libraries: list[InstalledTimm | InstalledLibrary] = [
         *([timm] if timm else []),

@@ -78,6 +78,10 @@ class WorkerSettings(StoreSettings):
         description="Whether `GET /v1/architectures` lists the image classifiers of transformers, where an ingest worker has "
         "it installed: half a minute of one core, at the lowest priority, once for each of its versions.",
     )
+    smp: bool = Field(
+        True,
+        description="Likewise for the networks of segmentation-models-pytorch: some seconds of one core.",
+    )
 
     @property
     def tables(self) -> Path | None:

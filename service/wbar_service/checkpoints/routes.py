@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from wbar.catalog import ARCHITECTURES, catalog_name, similar_names
+from wbar.catalog import ARCHITECTURES, SMP, catalog_name, similar_names
 from wbar.checkpoints import Checkpoint, CheckpointSource, Purpose
 from wbar.errors import CheckpointNotReady, ValidationFailed
 from wbar.jobs import Deleted
@@ -117,7 +117,8 @@ async def create_checkpoint(
 def _known(store: Store, architecture: str) -> str:
     """Return the catalog's name of an architecture. Raises ValidationFailed where neither we nor a worker know it."""
     name = catalog_name(architecture)
-    if name not in ARCHITECTURES and store.architectures.find(name) is None:
+    # Those of segmentation-models-pytorch a worker knows, whether or not they are listed.
+    if name not in ARCHITECTURES and not name.startswith(SMP) and store.architectures.find(name) is None:
         raise ValidationFailed(
             f"{architecture!r} is not an architecture of this service{similar_names(name, store.architectures.names())}; "
             "GET /v1/architectures lists the names",
