@@ -14,11 +14,15 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
-from redis import Redis
 
 from wbar.predictions import Answer, Answered, NotAnswered, PredictedNetwork
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 PREFIX = "wbar:predict:"
 KEPT_SECONDS = 60  # the longest that anything stays
@@ -54,11 +58,17 @@ class PredictionBox:
     """
 
     def __init__(self, broker_url: str) -> None:
-        url = broker_url.replace("redis+socket:", "unix:", 1)
-        self._redis = Redis.from_url(url, socket_timeout=10, socket_connect_timeout=2)
+        self._url = broker_url.replace("redis+socket:", "unix:", 1)
+
+    @cached_property
+    def _redis(self) -> "Redis":
+        from redis import Redis  # the API starts before its first prediction
+
+        return Redis.from_url(self._url, socket_timeout=10, socket_connect_timeout=2)
 
     def close(self) -> None:
-        self._redis.close()
+        if "_redis" in self.__dict__:
+            self._redis.close()
 
     # The API's side.
 

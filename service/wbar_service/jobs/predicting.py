@@ -9,7 +9,6 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
-from redis import RedisError
 from starlette.datastructures import UploadFile
 
 from wbar.errors import (
@@ -149,6 +148,8 @@ async def _images(request: Request) -> list[bytes]:
 
 def _answer(broker_url: str, store: Store, tenant: Tenant, network: PredictedNetwork, images: list[bytes]) -> Answered:
     """Have a worker answer. Raises Busy (429), Unavailable (503), PredictionFailed (409) and ValidationFailed (422)."""
+    from redis import RedisError  # as the box has it
+
     soon = {"Retry-After": "2"}
     box = PredictionBox(broker_url)
     try:
