@@ -132,9 +132,10 @@ def test_what_cannot_be_joined_is_refused_and_nothing_is_made(
 
 def test_a_study_takes_no_job_with_replicas(service: Service, inputs: dict[str, str]) -> None:
     with service.http() as http:
+        before = http.get("/v1/studies").json()["data"]
         answer = http.post("/v1/studies", json={"job": {**inputs, "method": TWO}, "seeds": [0, 1]})
         assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
         assert "slots" in answer.json()["detail"]
         varied = http.post("/v1/studies", json={"job": inputs, "vary": {"method.replicas": [1, 2]}})
         assert varied.status_code == 422
-        assert http.get("/v1/studies").json()["data"] == []
+        assert http.get("/v1/studies").json()["data"] == before
