@@ -32,8 +32,13 @@ DATABASES = ["sqlite", *(["postgresql"] if POSTGRESQL else [])]
 # PostgreSQL they are tried with the long tests.
 FRONTS = frozenset({"client", "clients", "dashboard"})
 ALIKE = frozenset(
-    {"test_recipes", "test_merges", "test_segmentation", "test_detection", "test_evaluation_sets", "test_doctor"}
-)
+    {
+        "test_cloning", "test_connections", "test_detection", "test_doctor", "test_document", "test_evaluation_sets",
+        "test_exported", "test_formats", "test_headers", "test_made_checkpoints", "test_merges", "test_predict",
+        "test_probe_images", "test_reading", "test_recipes", "test_regression", "test_segmentation",
+        "test_timm", "test_tracing", "test_transformers",
+    }
+)  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)
