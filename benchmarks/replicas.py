@@ -10,6 +10,8 @@ store's; then the sums are joined as the worker joins them.
 """
 
 import argparse
+import signal
+import sys
 import tempfile
 import threading
 import time
@@ -171,6 +173,7 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=20, help="of scaling")
     parser.add_argument("--images", type=int, default=1000, help="training images of scaling")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception, so that the service is stopped
     if asked.part == "fleet":
         fleet(asked.workers, asked.seconds)
     else:
