@@ -137,7 +137,7 @@ class PredictionBox:
         thread = threading.Thread(target=renew, name="prediction", daemon=True)
         thread.start()
         try:
-            yield _unpacked(packed)  # type: ignore[arg-type]
+            yield _unpacked(packed)  # type: ignore[arg-type]  # bytes: redis types an asynchronous answer too
         finally:
             over.set()
             thread.join()
