@@ -56,6 +56,45 @@ def test_safetensors_with_given_architecture_and_channels(tmp_path: Path) -> Non
     assert (checkpoint.format, checkpoint.source, checkpoint.network.channels) == ("safetensors", "given", 1)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "counted", "linked"),
+    [
+        (None, False, True),
+        ({"format": "pt"}, False, True),
+        ({"format": "pt", "epoch": "90"}, False, False),
+        (None, True, False),
+    ],
+    ids=["as it is stored", "of torch", "with a word of its own", "with AveragedModel's count"],
+)
+def test_only_a_file_of_nothing_but_the_networks_tensors_is_linked(
+    tmp_path: Path, metadata: dict[str, str] | None, counted: bool, linked: bool
+) -> None:
+    state = dict(resnet().state_dict()) | ({"n_averaged": torch.tensor(3)} if counted else {})
+    path, out = tmp_path / "c", tmp_path / "out"
+    save_file(state, path, metadata)
+    validate(path, None, None, out, may_link=True)
+    assert out.samefile(path) is linked
+    assert load_file(out).keys() == resnet().state_dict().keys()
+    validate(path, None, None, tmp_path / "another")
+    assert not (tmp_path / "another").samefile(path), "others may write to their file again"
+
+
+def test_a_file_of_numbers_at_odd_places_is_written_anew(tmp_path: Path) -> None:
+    path, out = tmp_path / "c", tmp_path / "out"
+    save_file(dict(resnet().state_dict()), path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    path.write_bytes((length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :])
+    validate(path, None, None, out, may_link=True)
+    assert not out.samefile(path)
+    assert all(torch.equal(one, resnet_state) for one, resnet_state in _pairs(load_file(out), load_file(path)))
+
+
+def _pairs(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    assert left.keys() == right.keys()
+    return [(left[name], right[name]) for name in left]
+
+
 def test_prefixes_are_stripped_only_where_every_name_has_them() -> None:
     t = torch.zeros(1)
     assert common_prefix({"module.a": t, "module.b": t}) == "module."

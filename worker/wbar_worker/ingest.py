@@ -125,6 +125,9 @@ class Ingester:
         accepted = self._accepted(repository, record, verdict, CheckpointFound)
         if accepted is None:
             return
+        if out.samefile(path):  # the upload has its tensors as they are stored: its own row keeps them
+            repository.accept(record.claim, accepted.facts, record.content)
+            return
         received = self.store.blobs.put_file(out)
         with self.store.blobs.keep(received):
             repository.accept(record.claim, accepted.facts, received.sha256)

@@ -38,6 +38,7 @@ def validate_checkpoint(upload: CheckpointUpload, channel: ControlChannel) -> No
             limits.content,
             upload.tables,
             upload.any_network,
+            may_link=True,  # the content of a stored blob
         )
         return CheckpointFound(facts=CheckpointFacts(**vars(valid)))
 

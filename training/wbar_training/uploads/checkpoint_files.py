@@ -6,9 +6,11 @@ they name. There is no second try with less care. What the format has no checksu
 and of PyTorch's legacy format) is checked by the upload's own digest only.
 """
 
+import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +32,7 @@ from wbar.spec import Network, PretrainedConfig
 from wbar_averaging import InvalidSafetensors, write_safetensors
 from wbar_averaging.pytorch_file import find_state_dict
 from wbar_averaging.quoting import quoted, reason, shown
-from wbar_averaging.safetensors_file import HeaderTooLarge, read_layout
+from wbar_averaging.safetensors_file import SIZES, HeaderTooLarge, read_layout
 from wbar_training.networks import recognition
 from wbar_training.networks.programs import metadata_of
 from wbar_training.networks.recognition import Recognized
@@ -95,6 +97,7 @@ def validate(
     limits: UploadLimits | None = None,
     tables: Path | None = None,
     any_network: bool = False,
+    may_link: bool = False,
 ) -> ValidCheckpoint:
     """Read the file, find its state dict, name its network, and write the tensors to `out` as safetensors.
 
@@ -103,6 +106,8 @@ def validate(
     limits: None: the defaults.
     tables: the folder of `networks.timm_table`, where timm's networks are to be recognized, too.
     any_network: take tensors that fit no known network, too; they can be merged and not trained.
+    may_link: `out` may be a hard link to the file, where that has the tensors as they would be written: of a file that is
+        not written to any more.
 
     Raises a class of wbar.errors.Rejected that says what is wrong with the file.
     """
@@ -118,6 +123,7 @@ def validate(
     _check_names(tensors)
     _check_kinds(tensors)
     check_claims(tensors, held)
+    linked = path if may_link and kind == "safetensors" else None
     prefix = common_prefix(tensors)
     own = {name: name.removeprefix(prefix) for name in tensors}
     if said.network is not None:
@@ -135,7 +141,7 @@ def validate(
         found = recognition.recognize(shapes, said.architecture, tables)
     if found is None:
         check_finite(tensors)
-        write_safetensors(out, tensors, {})
+        _write(tensors, out, linked)
         numbers = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
         return ValidCheckpoint(kind, numbers, len(tensors), None, "detected", prefix, None)
     network = found.network
@@ -148,7 +154,7 @@ def validate(
         raise ArchitectureMismatch(
             f"{shown(integers[0])}: {tensors[integers[0]].dtype} in the checkpoint, a floating-point dtype expected"
         )
-    write_safetensors(out, tensors, {})
+    _write(tensors, out, linked)
     return ValidCheckpoint(
         format=kind,
         parameters=sum(t.numel() for name, t in tensors.items() if own[name] in trained),
@@ -158,6 +164,26 @@ def validate(
         prefix=prefix,
         ambiguous_with=found.ambiguous_with or None,
         pretrained=said.pretrained,
+    )
+
+
+def _write(tensors: Mapping[str, Tensor], out: Path, linked: Path | None) -> None:
+    """Write the tensors to `out`; where the file `linked` has just them, in their own form, make `out` a link to it."""
+    if linked is not None and _as_stored(linked, tensors.keys()):
+        with suppress(OSError):
+            os.link(linked, out)
+            return
+    write_safetensors(out, tensors, {})
+
+
+def _as_stored(path: Path, names: Set[str]) -> bool:
+    """Return whether a checked safetensors file has these tensors alone, each at a multiple of its numbers' size."""
+    header, begin = read_layout(path)
+    metadata = header.pop("__metadata__", {})
+    return (
+        header.keys() == names
+        and metadata in ({}, {"format": "pt"})  # which torch's writers put there, and which says nothing
+        and all((begin + one["data_offsets"][0]) % SIZES[one["dtype"]] == 0 for one in header.values())
     )
 
 
