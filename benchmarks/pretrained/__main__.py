@@ -53,15 +53,16 @@ def run_arms(work: Work) -> int:
     if options.data is not None:
         builtin_images.FASHION_FOLDERS = (options.data, *builtin_images.FASHION_FOLDERS)
     register()
-    own = (work.task, options.size, work.seed)
-    done = {line["arm"] for line in read(options.results) if (line["task"], line["size"], line["seed"]) == own}
+    own = {"task": work.task, "size": options.size, "batch_norm": options.batch_norm, "seed": work.seed}
+    done = {line["arm"] for line in read(options.results) if own.items() <= line.items()}
     missing = [arm for arm in options.arms if arm not in done]
     if not missing:
         return 0
     with tempfile.TemporaryDirectory(prefix="wbar-pretrained-") as folder:
         images = task_of(work.task, options.size, options.counts, work.seed)
         execution = Execution(options.device, options.precision)
-        bench = Bench(work.task, images, options.size, work.seed, options.epochs, Path(folder), execution)
+        frozen = options.batch_norm == "frozen"
+        bench = Bench(work.task, images, options.size, work.seed, options.epochs, frozen, Path(folder), execution)
         bench.prepare(options.weights)
         for arm in missing:
             if time.time() + SLACK * longest > work.until:
@@ -82,7 +83,7 @@ def run_arms(work: Work) -> int:
                 continue
             longest = max(longest, time.monotonic() - began)
             for label, measured in found:
-                line: dict[str, Any] = {"task": work.task, "size": options.size, "seed": work.seed, "arm": label}
+                line: dict[str, Any] = own | {"arm": label}
                 line |= measured | {"seconds": round(time.monotonic() - began, 1)}
                 with options.results.open("a") as file:
                     file.write(json.dumps(line) + "\n")
@@ -124,6 +125,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=("fashion", "digits"), default=["fashion", "digits"])
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--size", type=int, help="pixels per side; default: 112; 32 with --quick")
+    parser.add_argument(
+        "--batch-norm", choices=("frozen", "recompute"), default="frozen", help="ImageNet's statistics, or the images'"
+    )
     parser.add_argument("--epochs", type=int, help="default: 12; 2 with --quick")
     parser.add_argument("--seeds", type=int, help="default: 5; 1 with --quick")
     parser.add_argument("--images", type=int, help="unseen ones, of each shift as many; default: 1000")

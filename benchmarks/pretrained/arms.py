@@ -1,7 +1,7 @@
 """One task and seed: the linear probe is made, then every arm goes on from it, and all are scored on unseen images.
 
     start        the linear probe
-    control      cosine from the customary peak rate to 0, BatchNorm as it was tracked
+    control      cosine from the customary peak rate to 0
     cyclic_swa   1 + 1 epochs, all snapshots; and `ensemble`, the mean of their outputs, which is no single network
     swa, ema     at their own default rates
     swad         `swa` of every step, in the valley of the held-out loss
@@ -9,7 +9,8 @@
     auto + α     `auto`, and the point of the line from the start to it that the held-out images choose
     soup         the mean of three controls, of other seeds; `stock`: the same as a model stock with the start
 
-Every arm has the same extra epochs, images and augmentation. The jobs score themselves: the unseen images and their shifts
+Every arm has the same extra epochs, images, augmentation and BatchNorm: ImageNet's statistics, or those of the images, which
+averages recompute and the control tracks. The jobs score themselves: the unseen images and their shifts
 are their evaluation sets, by which nothing is chosen.
 """
 
@@ -57,6 +58,7 @@ class Bench:
     """A task and a seed.
 
     name: of the task. folder: for its files, which the caller removes. epochs: of every arm beside the probe.
+    frozen: whether ImageNet's BatchNorm statistics stay.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Bench:
     size: int
     seed: int
     epochs: int
+    frozen: bool
     folder: Path
     execution: Execution
 
@@ -78,7 +81,7 @@ class Bench:
         for name, images in {UNSEEN: self.task.unseen, **self.task.shifted}.items():
             self._pack(name, train[torch.arange(2)], images)
         device = torch.device(self.execution.device)
-        start = probed(read_weights(weights), train.pixels, train.labels, len(DIGITS), device)
+        start = probed(read_weights(weights), train.pixels, train.labels, len(DIGITS), device, self.frozen)
         write_start(start, self.checkpoint)
 
     def _pack(self, name: str, train: Images, held_out: Images) -> None:
@@ -130,7 +133,7 @@ class Bench:
         execution = self.execution
         augment = "pad_crop_flip" if self.name == "fashion" else "pad_crop"
         recipe: dict[str, Any] = {"augment": augment, "image_size": self.size, "precision": execution.precision}
-        recipe |= {"normalize": NORMALIZATION.model_dump()}
+        recipe |= {"normalize": NORMALIZATION.model_dump(), "batch_norm": "frozen" if self.frozen else "auto"}
         sets = [UNSEEN, *SHIFTS]
         options = JobOptions.model_validate(
             {"method": method, "recipe": recipe, "seed": seed, "evaluate": {name: f"ds_{name}" for name in sets}}

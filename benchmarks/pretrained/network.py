@@ -79,13 +79,17 @@ def timms_name(name: str) -> str:
 
 @torch.no_grad()
 def probed(
-    weights: Mapping[str, Tensor], images: Tensor, labels: Tensor, classes: int, device: torch.device
+    weights: Mapping[str, Tensor], images: Tensor, labels: Tensor, classes: int, device: torch.device, frozen: bool
 ) -> dict[str, Tensor]:
     """Return the network with a new head, fitted to the features of the images: a linear probe.
 
-    images: (N, 1 or 3, H, W) uint8. labels: (N,) int64. BatchNorm statistics are recomputed from the images first: training
-    normalizes by those of its batches, and a head that was fitted to features by ImageNet's would be lost at the first step.
-    The head is a logistic regression, by L-BFGS from zero with a weight decay of 1e-3; all other weights stay.
+    images: (N, 1 or 3, H, W) uint8. labels: (N,) int64. The head is a logistic regression, by L-BFGS from zero with a weight
+    decay of 1e-3; all other weights stay.
+    frozen: whether training will keep ImageNet's BatchNorm statistics. Where it will not, they are recomputed from the images
+    first: training normalizes by those of its batches, and a head that was fitted to features by ImageNet's would be lost at
+    the first step. It is the worse start: channels that digits and clothes leave almost dark are blown up to a variance of 1
+    (of 1,000 digits at 112 pixels 86 % of unseen ones are right instead of 94 %, and 26 % instead of 86 % at half of the
+    contrast).
     """
     model = build(1000)
     model.load_state_dict(dict(weights))
@@ -93,8 +97,9 @@ def probed(
     model.classifier = nn.Identity()
     mean, std = NORMALIZATION.mean[0], NORMALIZATION.std[0]
     batches = [((part.to(device).float() / 255 - mean) / std).expand(-1, 3, -1, -1) for part in images.split(128)]
-    recompute_batch_norm(model, batches)
-    model.eval()
+    if not frozen:
+        recompute_batch_norm(model, batches)
+        model.eval()
     features = torch.cat([model(batch) for batch in batches]).double()
     weight, bias = fitted_head(features.cpu(), labels, classes)
     adapted = {name: tensor.cpu() for name, tensor in model.state_dict().items()}

@@ -25,17 +25,16 @@ def shifted(line: Line) -> float:
 
 def tables(lines: Sequence[Line]) -> Iterator[str]:
     """Yield the lines of a markdown page."""
-    names = list(dict.fromkeys((line["task"], line["size"]) for line in lines))
-    for name, size in names:
-        own = [line for line in lines if (line["task"], line["size"]) == (name, size)]
+    for name, size, batch_norm in dict.fromkeys(map(_bench, lines)):
+        own = [line for line in lines if _bench(line) == (name, size, batch_norm)]
         by_arm = {arm: {line["seed"]: line for line in own if line["arm"] == arm} for arm in ORDER}
         there = {arm: found for arm, found in by_arm.items() if found}
         seeds = sorted(set.intersection(*(set(found) for found in there.values())))
         if not seeds:
-            yield f"\n### {name}, {size} px: no seed has all arms yet\n"
+            yield f"\n### {name}, {size} px, BatchNorm {batch_norm}: no seed has all arms yet\n"
             continue
         rows = {arm: [found[seed] for seed in seeds] for arm, found in there.items()}
-        yield f"\n### {name}, {size} px, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}\n"
+        yield f"\n### {name}, {size} px, BatchNorm {batch_norm}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}\n"
         yield f"| arm | {' | '.join(HEAD)} |"
         yield "|---" * (len(HEAD) + 1) + "|"
         for arm, found in rows.items():
@@ -45,6 +44,10 @@ def tables(lines: Sequence[Line]) -> Iterator[str]:
         if GOAL in rows:
             chosen = ", ".join(f"{line['alpha']:g}" for line in rows[GOAL])
             yield f"α by seed: {chosen}."
+
+
+def _bench(line: Line) -> tuple[str, int, str]:
+    return line["task"], line["size"], line["batch_norm"]
 
 
 def _cells(rows: Sequence[Line], control: Sequence[Line], arm: str) -> Iterator[str]:
