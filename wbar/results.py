@@ -470,7 +470,7 @@ class ReplicaResult(BaseModel):
 
 
 class MeetingResult(BaseModel):
-    """What replicas had learned apart from each other when they met, by the weights before it."""
+    """A meeting of replicas: how far their weights had gone from each other before it."""
 
     n: int = Field(description="The snapshot after which they met.")
     spread: float = Field(description="The mean over the replicas of ‖w_i − w̄‖, all parameters together, w̄ their mean.")
