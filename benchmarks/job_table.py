@@ -9,10 +9,15 @@ from sqlalchemy import insert, select
 from benchmarks.serving import MINE, ApiOnly, serving
 from benchmarks.table import Findings, Row, figure
 from wbar_store.ids import new_id
-from wbar_store.tables import job_metadata, jobs
+from wbar_store.tables import job_inputs, job_metadata, jobs, studies, study_children
 
 GOAL = 1.5
 PAGE = 20
+QUEUED, CHOOSING_MS = 5_000, 15
+PAUSED_STUDY = {
+    "tenant": MINE.name, "name": "held", "request": {}, "checkpoint": "ckpt_1", "dataset": "ds_1", "at_once": 1, "paused": True,
+    "created_at": 0.0,
+}  # fmt: skip
 
 
 def measure(quick: bool) -> Findings:
@@ -30,7 +35,42 @@ def measure(quick: bool) -> Findings:
             f"{_p99(many) / _p99(few):.2f}",
         )
     )  # fmt: skip
+    rows.append(_choosing(repetitions))
     return Findings(rows)
+
+
+def _choosing(repetitions: int) -> Row:
+    """Measure how long a worker takes to choose its job among many queued ones of its tenant; and where almost all are held."""
+    with serving() as service:
+        store = service.store
+        template = store.jobs.create(MINE, service.spec, "template", {}).id
+        queued = queue_up(service, template, QUEUED)
+        chosen = [_timed(lambda: store.queue.first_beside(template)) for _ in range(repetitions)]
+        with store.database.write() as connection:  # a study that is paused has all but the last of them
+            connection.execute(insert(studies).values(id=new_id("study"), **PAUSED_STUDY))
+            study = connection.execute(select(studies.c.id)).scalar_one()
+            children = [
+                {"study": study, "n": n, "job": job, "settings": {}} for n, job in enumerate([template, *queued[:-1]])
+            ]
+            connection.execute(insert(study_children), children)
+        assert store.queue.first_beside(template) == queued[-1]
+        passed = [_timed(lambda: store.queue.first_beside(template)) for _ in range(repetitions)]
+    return Row(
+        f"choosing a job among {QUEUED:,} queued ones, median of {repetitions}", f"{figure(1000 * median(chosen))} ms",
+        f"p99 {figure(1000 * _p99(chosen))} ms; all but the last of them held: {figure(1000 * median(passed))} ms",
+        "–", f"≤ {CHOOSING_MS} ms", 1000 * max(median(chosen), median(passed)) <= CHOOSING_MS,
+    )  # fmt: skip
+
+
+def queue_up(service: ApiOnly, template: str, count: int) -> list[str]:
+    """Insert queued jobs of one tenant, like the template; returns their ids."""
+    with service.store.database.write() as connection:
+        row = dict(connection.execute(select(jobs).where(jobs.c.id == template)).mappings().one())
+        ids = [new_id("job") for _ in range(count)]
+        connection.execute(insert(jobs), [{**row, "id": one} for one in ids])
+        needs = service.spec.needs()
+        connection.execute(insert(job_inputs), [{"job": one, "input": needed} for one in ids for needed in needs])
+    return ids
 
 
 FILTERS = {"all jobs": {}, "status=failed": {"status": "failed"}, "metadata[team]=t3": {"metadata[team]": "t3"}}

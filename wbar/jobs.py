@@ -251,6 +251,14 @@ class Replica(BaseModel):
     error: str | None = Field(None, description="The code that it failed with.")
     accuracy: float | None = None
     loss: float | None = None
+    round: int | None = Field(
+        None,
+        description="Of replicas that meet on their way (`method.join_every`): which part of it they train, from 1.",
+    )
+    rounds: int | None = Field(
+        None, description="Likewise: how many parts there are; they meet after each but the last."
+    )
+    waits: bool = Field(False, description="Whether it has ended its round, and waits for others to meet.")
 
 
 class Job(BaseModel):

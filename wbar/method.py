@@ -151,6 +151,21 @@ class _Trained(RequestModel):
         "on any workers; at the end one job joins them by the exact mean of all their points, BatchNorm recomputed (SWAP, "
         "Gupta et al. 2020). The job is `queued` until they have ended, and fails where one of them does. 1: no replicas.",
     )
+    join_every: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_CYCLES,
+        description="Of a job with replicas: after every so many snapshots (of cyclic_swa: cycles) they meet, and each goes on "
+        "from the mean of all their weights, w_i ← α·w_i + (1 − α)·w̄ with α = `join_keep` (PAPA, Jolicoeur-Martineau et al. "
+        "2023). null: they are joined once, at the end.",
+    )
+    join_keep: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="α, the share of its own weights that a replica keeps where they meet; 0: it goes on from the mean.",
+    )
     back_off: bool = Field(
         True,
         description="If the first snapshot lost more than half of what the start knows of its training images, start again at "

@@ -3,20 +3,25 @@
     w̄ = Σ_i s_i / Σ_i n_i        s_i the exact sum of replica i's points, n_i their number      (SWAP, Gupta et al. 2020)
 
 Each replica is an ordinary job. The join takes their sums in the order of i, whichever ended first, and BatchNorm statistics
-are recomputed for the joint mean. What a replica would choose by held-out images, or begin by chance, cannot be joined: it is
-refused here, by name.
+are recomputed for the joint mean. With `join_every` they meet on their way, too (`wbar.spec.Meetings`):
+
+    w_i ← α·w_i + (1 − α)·(w_1 + … + w_k)/k                      (PAPA, Jolicoeur-Martineau et al. 2023)
+
+What a replica would choose by held-out images, or begin by chance, cannot be joined: it is refused here, by name.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from wbar.errors import ValidationFailed
 from wbar.jobs import JobOptions, JobRequest
-from wbar.method import Soup
-from wbar.spec import JobSpec
+from wbar.method import Soup, Training
+from wbar.spec import JobSpec, Meetings
 
 TAG = "replica_of"  # of a replica's metadata: the job that it is joined into
 SEEDS = 2**31
 _STEP = 0x9E3779B1  # odd, so that the seeds of up to 2³¹ replicas differ
+_OF_ALL = ("replicas", "join_every", "join_keep", "interpolate")  # of the whole job's method
 _OWN = ("flatness", "formats", "probe", "idempotency_key", "dry_run")  # of the whole job, and of none of its replicas
 
 
@@ -37,12 +42,25 @@ def request_of(body: JobRequest, n: int) -> JobRequest:
     """
     count = replicas_of(body)
     asked: dict[str, Any] = {name: value for name, value in body.as_sent().items() if name not in _OWN}
-    method = {name: value for name, value in asked["method"].items() if name not in ("replicas", "interpolate")}
+    method = {name: value for name, value in asked["method"].items() if name not in _OF_ALL}
     if n > 1:
         method.pop("control", None)
     name = f"{body.name or 'job'}: replica {n} of {count}"
     asked |= {"method": method, "seed": seed_of(body.seed, n), "name": name[-256:]}
     return JobRequest.model_validate(asked)
+
+
+def meetings_of(options: JobOptions, replicas: Sequence[str], n: int, snapshots: int) -> Meetings | None:
+    """Return when replica n (from 1) of a job meets the others; None where they are joined at the end alone.
+
+    replicas: their jobs, in order. snapshots: that each of them takes.
+    """
+    method = options.method
+    if isinstance(method, Soup) or method.join_every is None:
+        return None
+    every = method.join_every
+    last = (snapshots - 1) // every * every  # after the last snapshot there is no training to go on with
+    return Meetings(replicas=tuple(replicas), number=n, every=every, last=last, keep=method.join_keep)
 
 
 def check_count(options: JobOptions, most: int) -> None:
@@ -55,16 +73,44 @@ def check_count(options: JobOptions, most: int) -> None:
         )
 
 
-def check_replicas(options: JobOptions, spec: JobSpec) -> None:
-    """Raise ValidationFailed (422) where a job with replicas has what cannot be joined, and say what it is."""
-    if replicas_of(options) == 1:
+def check_replicas(options: JobOptions, spec: JobSpec, snapshots: int) -> None:
+    """Raise ValidationFailed (422) where a job with replicas has what cannot be joined, and say what it is.
+
+    snapshots: that each replica takes.
+    """
+    method, count = options.method, replicas_of(options)
+    if isinstance(method, Soup):
+        return
+    if count == 1:
+        _refuse_meetings_of_one(method)
         return
     reason = _obstacle(spec)
     if reason is not None:
         raise ValidationFailed(
-            f"method.replicas is {replicas_of(options)}, and {reason}",
+            f"method.replicas is {count}, and {reason}",
             [{"pointer": "/method/replicas", "detail": "cannot be joined"}],
         )
+    if method.join_every is None and method.join_keep:
+        raise ValidationFailed(
+            f"method.join_keep is {method.join_keep:g}, and the replicas meet nowhere on their way: give join_every, too",
+            [{"pointer": "/method/join_keep", "detail": "needs join_every"}],
+        )
+    if method.join_every is not None and method.join_every >= snapshots:
+        raise ValidationFailed(
+            f"method.join_every is {method.join_every}, and the method takes {snapshots} snapshot(s), the last one at its end: "
+            "the replicas would meet nowhere on their way; take fewer, or more snapshots, or leave join_every out",
+            [{"pointer": "/method/join_every", "detail": f"below {snapshots}"}],
+        )
+
+
+def _refuse_meetings_of_one(method: Training) -> None:
+    for name, value in (("join_every", method.join_every), ("join_keep", method.join_keep)):
+        if value:
+            raise ValidationFailed(
+                f"method.{name} is {value:g}, and method.replicas is 1: one alone meets no others; ask for 2 replicas or more, "
+                f"or leave {name} out",
+                [{"pointer": f"/method/{name}", "detail": "needs replicas"}],
+            )
 
 
 def _obstacle(spec: JobSpec) -> str | None:

@@ -122,7 +122,7 @@ def resolve_job(
         formats=_formats(options, network),
         probe=probe and probe[0],
     )
-    check_replicas(options, spec)
+    check_replicas(options, spec, snapshots_of_one(spec, facts))
     if spec.select_on is not None and not spec.selects:
         raise ValidationFailed(
             f"select_on is {spec.select_on!r}, and this job chooses nothing by held-out images: leave it out, or ask for a "
@@ -151,11 +151,14 @@ def planned_steps(spec: JobSpec, facts: DatasetFacts) -> int:
 
 def planned_snapshots(spec: JobSpec, facts: DatasetFacts) -> int:
     """Return how many snapshots the job keeps, those of its replicas included; 0 for a soup."""
+    return 0 if isinstance(spec.method, Soup) else spec.method.replicas * snapshots_of_one(spec, facts)
+
+
+def snapshots_of_one(spec: JobSpec, facts: DatasetFacts) -> int:
+    """Return how many snapshots one replica of the job takes, or the job itself; 0 for a soup."""
     if isinstance(spec.method, Soup):
         return 0
-    return spec.method.replicas * len(
-        build_schedule(spec.method, planned_steps_per_epoch(facts, spec.recipe)).snapshots
-    )
+    return len(build_schedule(spec.method, planned_steps_per_epoch(facts, spec.recipe)).snapshots)
 
 
 def resolve_recipe(

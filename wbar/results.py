@@ -469,6 +469,14 @@ class ReplicaResult(BaseModel):
     loss: float
 
 
+class MeetingResult(BaseModel):
+    """A meeting of replicas: how far their weights had gone from each other before it."""
+
+    n: int = Field(description="The snapshot after which they met.")
+    spread: float = Field(description="The mean over the replicas of ‖w_i − w̄‖, all parameters together, w̄ their mean.")
+    norm: float = Field(description="‖w̄‖ of the same parameters, which the spread compares with.")
+
+
 class JobResult(BaseModel):
     """The result of a job: made by training, stored as one document, sent as it is."""
 
@@ -499,6 +507,11 @@ class JobResult(BaseModel):
         None, description="Of a soup that is a model stock: t of each tensor, the share of the mean in it."
     )
     replicas: list[ReplicaResult] | None = Field(None, description="Of a job with replicas.")
+    meetings: list[MeetingResult] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # results of before are as they were
+        description="Of a job whose replicas met on their way (`method.join_every`), and of each of these; absent elsewhere.",
+    )
     normalization: NormalizationProbe | None = Field(None, description="Where `recipe.normalize` was `auto`.")
     flatness: Flatness | None = Field(None, description="Where the job asked for it.")
     probe: ProbeResult | None = Field(

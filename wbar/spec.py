@@ -108,6 +108,27 @@ class StoredDataset(_Frozen):
     blob: str
 
 
+class Meetings(_Frozen):
+    """When a replica meets the others, and what it keeps of itself.
+
+    replicas: the jobs that meet, in their order, this one among them.
+    number: this one's place among them, from 1.
+    every: they meet after the snapshots n = every, 2·every, …
+    last: the last such n; none is after the end of the training, where they are joined.
+    keep: α of w ← α·w + (1 − α)·w̄.
+    """
+
+    replicas: tuple[str, ...]
+    number: int
+    every: int
+    last: int
+    keep: float = 0.0
+
+    def after(self, n: int) -> bool:
+        """Return whether they meet after snapshot n."""
+        return 0 < n <= self.last and n % self.every == 0
+
+
 class EvaluationSet(_Frozen):
     """A further dataset that every comparison is scored on. name: as the request has it."""
 
@@ -131,6 +152,7 @@ class JobSpec(_Frozen):
     select_on: the name of the one among them that stands for the selection split; None: half of the held-out images does.
     replicas: the jobs that this one joins, in their order; empty: it is no job with replicas.
     keeps_mean: whether the exact sums of the mean are kept, which a replica's are joined by; they change no weight.
+    meetings: of a replica that meets the others on its way.
     probe: images whose outputs are kept and compared when the job ends.
     formats: that the weights are written in beside safetensors and PyTorch's; they change no weight.
     """
@@ -152,6 +174,7 @@ class JobSpec(_Frozen):
     formats: tuple[FurtherFormat, ...] = ()
     replicas: tuple[str, ...] = ()
     keeps_mean: bool = False
+    meetings: Meetings | None = None
     probe: StoredDataset | None = None
 
     @property
@@ -221,6 +244,8 @@ class JobSpec(_Frozen):
         }
         if self.select_on is not None:
             inputs["select_on"] = [one.dataset.sha256 for one in self.evaluation if one.name == self.select_on]
+        if self.meetings is not None:
+            inputs["meetings"] = {**self.meetings.model_dump(mode="json"), "replicas": len(self.meetings.replicas)}
         if self.ingredients:
             inputs["method"]["checkpoints"] = [one.sha256 for one in self.ingredients]
         if self.teachers:
@@ -233,6 +258,8 @@ _NEW: dict[tuple[str, ...], Any] = {
     ("method", "interpolate"): None,
     ("method", "swad"): Swad().model_dump(mode="json"),
     ("method", "replicas"): 1,
+    ("method", "join_every"): None,
+    ("method", "join_keep"): 0.0,
     **{("recipe", name): Recipe.model_fields[name].default for name in NEW_OPTIONS},
     ("evaluation",): [],
     ("evaluate",): {},
@@ -240,6 +267,7 @@ _NEW: dict[tuple[str, ...], Any] = {
     ("formats",): [],
     ("replicas",): [],
     ("keeps_mean",): False,
+    ("meetings",): None,
     ("probe",): None,
 }
 

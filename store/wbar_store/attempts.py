@@ -245,6 +245,8 @@ class Attempts:
             if row is None or row.memory_retries:
                 return False
             spec = JobSpec.model_validate(row.spec)
+            if spec.meetings is not None and replica_slots.snapshots_of(connection, [claim.id])[claim.id]:
+                return False  # others may have met it, and it would come to the meeting with other weights
             recipe = spec.recipe
             parts = 2 * recipe.accumulate
             if (

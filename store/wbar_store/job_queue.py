@@ -70,6 +70,14 @@ class JobQueue:
             found: str | None = connection.execute(query.limit(1)).scalar()
         return found
 
+    def next_at_meeting(self, job_id: str) -> list[str]:
+        """Return the replicas without a place that are of one job with `job_id`, and may go on: all have come to a meeting."""
+        query = select(jobs.c.id).where(
+            jobs.c.id.in_(replica_slots.beside(job_id)), READY, jobs.c.notified_at.is_(None)
+        )
+        with self.database.read() as connection:
+            return list(connection.execute(query.order_by(*FIRST)).scalars())
+
     def to_begin(self, job_id: str) -> list[str]:
         """Return the jobs that a worker is to be notified of for a job: itself, or its replicas while it waits for them."""
         with self.database.read() as connection:

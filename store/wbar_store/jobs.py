@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, case, delete, false, func, insert, or_, select, update
+from sqlalchemy import Connection, case, delete, false, func, insert, or_, select, update
 
 from wbar.checkpoints import Fault
 from wbar.errors import InUse, InvalidTransition, NotFound
 from wbar.jobs import Job, Progress, Replica
 from wbar.method import Soup
-from wbar.replicas import seed_of
 from wbar.results import JobResult
 from wbar.spec import JobSpec
 from wbar.states import TERMINAL, JobStatus, sources
-from wbar_store import outbox, replica_slots
+from wbar_store import outbox, replica_lists, replica_slots
 from wbar_store.claims import Claim
 from wbar_store.counters import Counters
 from wbar_store.database import Database, Tenant, now, rfc3339
@@ -273,6 +272,10 @@ class Jobs(Repository[JobRecord]):
                 raise InvalidTransition(
                     f"{job_id} is about to pause, as it was asked to: resume it then, and finish it"
                 )
+            if job.spec.meetings is not None:
+                raise InvalidTransition(
+                    f"{job_id} is a replica that meets others, who would wait for it: cancel the job that joins them, or wait"
+                )
             if connection.execute(select(snapshots.c.id).where(snapshots.c.job == job_id).limit(1)).first() is None:
                 hint = (
                     "a soup has no training to end" if isinstance(job.spec.method, Soup) else "wait for its first one"
@@ -350,11 +353,8 @@ class Jobs(Repository[JobRecord]):
         """Return the replicas of a job as they are now; None for a job without."""
         if not job.spec.replicas:
             return None
-        columns = [jobs.c[name] for name in ("id", "status", "progress", "error", "result_accuracy", "result_loss")]
-        query = tenant.select(jobs).where(jobs.c.id.in_(job.spec.replicas)).with_only_columns(*columns)
         with self.database.read() as connection:
-            found = {row.id: row for row in connection.execute(query)}
-        return [_replica(n, one, job.spec.seed, found.get(one)) for n, one in enumerate(job.spec.replicas, start=1)]
+            return replica_lists.replicas(connection, tenant, job.spec)
 
     @cached_property
     def _status_index(self) -> int:
@@ -473,22 +473,6 @@ class Jobs(Repository[JobRecord]):
             if target in TERMINAL:
                 self._counters.add("jobs_ended", target)
         return True
-
-
-def _replica(n: int, job_id: str, seed: int, row: Row[Any] | None) -> Replica:
-    if row is None:
-        return Replica(n=n, job=job_id, seed=seed_of(seed, n), status="deleted", fraction=0.0)
-    progress = Progress.model_validate(row.progress) if row.progress else None
-    return Replica(
-        n=n,
-        job=job_id,
-        seed=seed_of(seed, n),
-        status=row.status,
-        fraction=1.0 if row.status == "succeeded" else (progress.fraction if progress else 0.0),
-        error=Fault.model_validate(row.error).code if row.error else None,
-        accuracy=row.result_accuracy,
-        loss=row.result_loss,
-    )
 
 
 def _student(connection: Connection, job_id: str) -> str | None:

@@ -165,6 +165,8 @@ def test_submit_passes_method_and_recipe_on(service: Service, tmp_path: Path) ->
     assert job["recipe"]["optimizer"]["name"] == "adam"
     plain = ["submit", "--checkpoint", checkpoint, "--dataset", dataset, "--dry-run", "--cycles", "2", "--replicas"]
     assert json.loads(wbar(service, *plain, "3").stdout)["method"]["replicas"] == 3
+    meeting = json.loads(wbar(service, *plain, "3", "--join-every", "1", "--join-keep", "0.5").stdout)["method"]
+    assert (meeting["join_every"], meeting["join_keep"]) == (1, 0.5)
     many = wbar(service, *plain, "99")
     assert many.returncode == 3
     assert "a job may have 16" in many.stderr

@@ -7,10 +7,13 @@ import pytest
 
 from tests.dashboard.test_pages import MINE, OTHER, sign_in, store_of
 from tests.service.app import App, app_in
-from tests.store.rows import insert_inputs, result, spec
+from tests.store.rows import SCORE, insert_inputs, result, spec
 from wbar.method import CyclicSwa
+from wbar.spec import Meetings
 from wbar_store.attempts import ResultBlobs
+from wbar_store.blobs import Received
 from wbar_store.claims import Claim
+from wbar_store.ids import new_id
 from wbar_store.store import Store
 
 
@@ -53,3 +56,20 @@ def test_the_page_lists_the_replicas_and_steers_them(app: App) -> None:
     assert "Replicas" not in browser.get(f"/jobs/{replicas[0]}").text
     assert store.jobs.file(store.jobs.get(MINE, replicas[0]), "mean") == "m" * 64
     assert not store.jobs.exists(OTHER, job)
+
+
+def test_the_page_says_in_which_round_each_replica_is(app: App) -> None:
+    browser, store = sign_in(app), store_of(app)
+    ids = (new_id("job"), new_id("job"))
+    for n, one in enumerate(ids, start=1):
+        meetings = Meetings(replicas=ids, number=n, every=2, last=4)
+        store.jobs.create(MINE, spec(seed=n, keeps_mean=True, meetings=meetings), None, {}, job_id=one)
+    job = store.jobs.create(MINE, spec(method=CyclicSwa(replicas=2, join_every=2), replicas=ids), None, {}).id
+    claimed = store.attempts.claim(ids[0], 60)
+    assert claimed is not None
+    for n in (1, 2):
+        assert store.snapshots.add(claimed.claim, n, 10 * n, SCORE, Received("", f"{n}" * 64, 1))
+    assert store.attempts.yield_back(claimed.claim, "queued")
+    shown = browser.get(f"/jobs/{job}").text
+    assert "round 1 of 3, waits to meet the others" in shown
+    assert shown.count("round 1 of 3") == 2

@@ -96,6 +96,30 @@ def test_it_fails_by_name_where_a_replica_fails(service: Service, inputs: dict[s
         )
 
 
+def test_replicas_that_meet_are_jobs_that_name_each_other(service: Service, inputs: dict[str, str]) -> None:
+    with service.client() as client, service.http() as http:
+        asked = {**inputs, "method": TWO | {"cycles": 2, "join_every": 1, "join_keep": 0.5}, "seed": 4}
+        dry = http.post("/v1/jobs", json=asked | {"dry_run": True}).json()
+        assert (dry["method"]["join_every"], dry["method"]["join_keep"]) == (1, 0.5)
+        made = client.jobs.create(**asked)
+        replicas = replicas_of(client, made)
+        assert [(one.method.join_every, one.requested.get("method", {}).get("join_every")) for one in replicas] == [
+            (None, None)
+        ] * 2, "a clone of one is an ordinary job"
+        refused = http.post(f"/v1/jobs/{replicas[0].id}/finish")
+        assert (refused.status_code, refused.json()["code"]) == (409, "invalid_transition")
+        done = client.jobs.wait(made.id, timeout=120)
+        sha256_of(done)
+        assert [(one.round, one.rounds, one.waits) for one in client.jobs.get(made.id).replicas] == [(2, 2, False)] * 2
+        found = done.result.meetings
+        assert [one.n for one in found] == [1]
+        assert 0 < found[0].spread < found[0].norm
+        assert found == client.jobs.get(replicas[1].id).result.meetings, "each of them measured the same"
+        assert done.result.metrics.best_replica is not None
+        client.jobs.delete(made.id)
+        assert http.get(f"/v1/jobs/{replicas[1].id}").status_code == 404
+
+
 REFUSED = {
     "auto": ({"type": "auto"}, {}, "method auto chooses its mean"),
     "greedy": ({"average": "greedy"}, {}, "'greedy'"),
@@ -107,6 +131,10 @@ REFUSED = {
     "head": ({}, {"recipe": {"head": "reset"}}, "another start"),
     "devices": ({}, {"recipe": {"devices": 2}}, "recipe.devices is 2"),
     "swag": ({"cycles": 2}, {"swag": 3}, "swag is 3"),
+    "meets nowhere": ({"cycles": 3, "join_every": 3}, {}, "join_every is 3, and the method takes 3 snapshot(s)"),
+    "keeps nothing": ({"join_keep": 0.5}, {}, "join_keep is 0.5, and the replicas meet nowhere"),
+    "keeps all": ({"join_every": 1, "join_keep": 1.0}, {}, "less than 1"),
+    "one alone": ({"replicas": 1, "join_every": 1}, {}, "join_every is 1, and method.replicas is 1"),
     "none": ({"replicas": 0}, {}, "greater than or equal to 1"),
     "many": ({"replicas": 17}, {}, "17, and a job may have 16"),
     "soup": ({"type": "soup", "checkpoints": ["ckpt_a", "ckpt_b"]}, {}, "not"),

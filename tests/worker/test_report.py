@@ -7,7 +7,7 @@ import pytest
 
 from tests.store.rows import result, spec
 from wbar.method import CyclicSwa
-from wbar.results import CurvePoint, Selection
+from wbar.results import CurvePoint, MeetingResult, Selection
 from wbar_worker.report import ReportPage
 
 
@@ -28,3 +28,12 @@ def test_what_is_bold_is_what_is_downloaded(tmp_path: Path, delivered: str, row:
     assert "&quot;cycles&quot;: 77" in asked
     assert "momentum" not in asked
     assert "momentum" in text.partition("<h2>What it became")[2]
+
+
+def test_replicas_that_met_are_shown_with_their_distances(tmp_path: Path) -> None:
+    met = [MeetingResult(n=2, spread=0.5, norm=20.0), MeetingResult(n=4, spread=0.25, norm=0.0)]
+    ended = result().model_copy(update={"meetings": met, "curve": [CurvePoint(n=1, accuracy=1.0, loss=0.1)]})
+    ReportPage("job_1", None, spec(), ended, []).write(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "<td>after snapshot 2</td><td>0.5</td><td>20</td><td>2.50%</td>" in text
+    assert "<td>after snapshot 4</td><td>0.25</td><td>0</td><td>–</td>" in text

@@ -106,6 +106,7 @@ def conclude(
         back_offs=results.back_offs,
         start_kind=results.start_kind if isinstance(spec.method, AutoMethod) else None,
         rate_probe=results.rate_probe,
+        meetings=results.meetings if spec.meetings is not None else None,
         held_out=setup.data.held_out,
         selection=selection,
         evaluation=evaluated_sets(setup.data, on_sets),

@@ -85,6 +85,7 @@ def control_of(
         "swag": 0,
         "formats": (),
         "keeps_mean": False,
+        "meetings": None,
         "probe": None,
     }
     control = spec.model_copy(update={"method": plain, "recipe": recipe, **others})

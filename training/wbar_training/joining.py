@@ -112,6 +112,7 @@ class JoinJob:
             held_out=self.data.held_out,
             interpolation=line,
             replicas=[self._recorded(one) for one in replicas],
+            meetings=replicas[0].own.meetings,  # each of them has measured the same
             normalization=normalization,
             flatness=flatness,
             probe=probed and probed[0],

@@ -25,7 +25,16 @@ from wbar.results import NormalizationProbe, Score
 from wbar.schedule import BACK_OFF, Schedule, build_schedule, number, shifted, steps_per_epoch
 from wbar.spec import JobSpec
 from wbar_averaging import Position, Trajectory
-from wbar_training import decisions, familiarity, normalization_probe, probe_images, resume, safe_path, state_files
+from wbar_training import (
+    decisions,
+    familiarity,
+    meeting,
+    normalization_probe,
+    probe_images,
+    resume,
+    safe_path,
+    state_files,
+)
 from wbar_training.averages.average import Average, Mean, mean_of
 from wbar_training.averages.making import make_average
 from wbar_training.comparisons import add_to_ensemble, conclude
@@ -144,6 +153,7 @@ class TrainingJob:
         self.batches.start(self._positions())
         first_step = self.step
         while self.step < self.total_steps:
+            self._meet()
             position = self.position = self._position(self.step)
             self.evaluator.where = f"after step {position.step + 1}"
             self.evaluator.advice = f"lower {self._rate_field(position.phase)}"
@@ -262,7 +272,8 @@ class TrainingJob:
         score, self.results.on_sets["last"] = scores.report, stored(scores.sets)
         self.results.snapshots.append(score.model_dump())
         if self.ranks.leads:
-            self.setup.writer.write(path, self.model.state_dict(), 1, n, score.temperature)
+            exact = self.spec.meetings is not None
+            self.setup.writer.write(path, self.model.state_dict(), 1, n, score.temperature, exact)
         self.results.snapshot_steps.append(self.step)
         self.reporter.snapshot(n, self.step, str(path), score)
         self.average.select(SelectionEvaluator(self.setup, self.reporter, self.limits))
@@ -271,6 +282,18 @@ class TrainingJob:
         probe_images.add_to_ensemble(self.results.probe, "last")
         self._add_to_curve(self.evaluator.score(self.evaluator.predict_mean(self.average.so_far)))
         self._keep_probe_answers(f"{probe_images.CURVE}{len(self.results.averaged)}", self.evaluator.probe)
+        self._go_on_training()
+
+    def _meet(self) -> None:
+        """Go on from the mean of all replicas, where they meet after the snapshot before this step. Raises MeetingReached."""
+        n = meeting.due(self.spec.meetings, self.results, self.step)
+        if n is None:
+            return
+        found = meeting.meet(self.setup, self.workspace, n, lambda: self._heartbeat("loading", self.position))
+        self.results.meetings.append(found.model_dump())
+        self.reporter.log(
+            "info", f"the replicas met after snapshot {n}, at a mean distance of {found.spread:g} from their mean"
+        )
         self._go_on_training()
 
     def _keep_probe_answers(self, name: str, model: torch.nn.Module) -> None:

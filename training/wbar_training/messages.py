@@ -84,6 +84,13 @@ class Stopped(_Message):
     reason: StopReason
 
 
+class AtMeeting(_Message):
+    """The attempt ended at a meeting: another one goes on once the other replicas have come to it. n: the snapshot."""
+
+    type: Literal["meeting"] = "meeting"
+    n: int
+
+
 class Failed(_Message):
     """The job cannot be done: another attempt would fail alike."""
 
@@ -110,6 +117,6 @@ class Stop(_Message):
     reason: StopReason
 
 
-Ending = Succeeded | Stopped | Failed | Crashed
+Ending = Succeeded | Stopped | AtMeeting | Failed | Crashed
 Report = ProgressMade | MetricsRecorded | SnapshotTaken | AverageEvaluated | StateSaved | LogLine
 FromAttempt: TypeAdapter[Report | Ending] = TypeAdapter(Annotated[Report | Ending, Field(discriminator="type")])

@@ -30,6 +30,14 @@ class StopRequested(Exception):
         self.reason = reason
 
 
+class MeetingReached(Exception):
+    """Raised by a replica that has come to a meeting before the others; a resumable state lies on disk."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(f"the replicas meet after snapshot {n}")
+        self.n = n
+
+
 class Reporter(Protocol):
     """The interface for what a job reports while it runs."""
 

@@ -99,17 +99,20 @@ class ResultWriter:
         snapshots: int,
         n: int | None = None,
         temperature: float | None = None,
+        exact: bool = False,
     ) -> None:
         """Write one safetensors file; uploaded tensors beyond the network's (auxiliary heads) are written unchanged.
 
         snapshots: how many points are averaged in it.
         n: of a snapshot, its number.
         temperature: that its score has; it is metadata, and changes no tensor.
+        exact: half-precision tensors are written in float32, as they are trained.
         """
         out = {}
         for name, uploaded in self._uploaded.items():
             value = tensors.get(self._own[name])
-            out[name] = uploaded if value is None else value.detach().to("cpu", uploaded.dtype)
+            dtype = _at_least_float32(uploaded.dtype) if exact else uploaded.dtype
+            out[name] = uploaded if value is None else value.detach().to("cpu", dtype)
         metadata = self._metadata | {"wbar.snapshots": str(snapshots)}
         if n is not None:
             metadata["wbar.snapshot"] = str(n)
@@ -138,6 +141,10 @@ class ResultWriter:
             path.write_text(json.dumps({name: [float(f"{x:.7g}") for x in one] for name, one in columns.items()}))
         return path
 
+    def snapshot(self, path: Path) -> dict[str, Tensor]:
+        """Return the tensors of a file that was written by `write`, in its dtypes, by the network's own names."""
+        return {self._own[name]: tensor for name, tensor in read_tensors(path).items()}
+
     def read(self, path: Path, prefix: str | None = None) -> dict[str, Tensor]:
         """Return a file's tensors as a whole state dict of the network, float32, on the CPU.
 
@@ -147,6 +154,10 @@ class ResultWriter:
         tensors = {name.removeprefix(prefix): tensor for name, tensor in read_tensors(path).items()}
         model, _ = architectures.load(self._network, tensors)
         return dict(model.state_dict())
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype
 
 
 def _resize(spec: JobSpec, plan: Plan) -> str:

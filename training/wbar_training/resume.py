@@ -42,6 +42,7 @@ class Results:
     probe: dict[str, Tensor] = field(default_factory=dict)
     start_train_accuracy: float | None = None  # on augmented training images; a back-off compares with it
     start_kind: StartKind = "underfit"  # the kind that `auto` found
+    meetings: list[dict[str, Any]] = field(default_factory=list)  # each a MeetingResult, of a replica that meets others
     rate_probe: dict[str, Any] | None = None  # a RateProbe, where `auto` was to find the rate
     back_offs: int = 0
     best: float | None = None  # of early stopping: the lowest loss of w̄, and how often it was not lower since

@@ -37,6 +37,14 @@ class Workspace:
         """Return the path of the result of replica n (from 1), a wbar.results.JobResult as JSON, once fetched."""
         return self.scratch / f"replica-{n:04d}.json"
 
+    def met(self, n: int, replica: int) -> Path:
+        """Return the path of snapshot n of replica `replica` (both from 1), after which the replicas meet, once fetched."""
+        return self.scratch / f"met-{n:04d}-{replica:04d}.safetensors"
+
+    def all_met(self) -> list[Path]:
+        """Return the paths of all such snapshots that are there."""
+        return sorted(self.scratch.glob("met-*.safetensors"))
+
     def snapshot(self, n: int) -> Path:
         """Return the path of snapshot n (from 1)."""
         return self.scratch / f"snapshot-{n:04d}.safetensors"

@@ -75,6 +75,13 @@ def submit(
         int | None,
         typer.Option(help="Train so many times, as jobs with other seeds on any workers, and join their averages."),
     ] = None,
+    join_every: Annotated[
+        int | None,
+        typer.Option(help="Of replicas: they meet after every so many snapshots, and go on from their mean."),
+    ] = None,
+    join_keep: Annotated[
+        float | None, typer.Option(help="α, the share of its own weights that a replica keeps where they meet.")
+    ] = None,
     soup: Annotated[
         list[str] | None,
         typer.Option(
@@ -128,7 +135,8 @@ def submit(
         raise typer.BadParameter(f"{job!r}: a file is given as @{job}", param_hint="@FILE")
     asked = _given(
         type=method or ("soup" if soup else None), epochs=epochs, lr=lr, average=average, cycles=cycles, pull=pull,
-        include_start=include_start, control=control, guard=guard, replicas=replicas,
+        include_start=include_start, control=control, guard=guard, replicas=replicas, join_every=join_every,
+        join_keep=join_keep,
         high=_given(lr=high_lr, epochs=high_epochs) or None, low=_given(lr=low_lr, epochs=low_epochs) or None,
         checkpoints=soup or None, weights=weight or None,
         interpolate=_given(choose=alpha) if interpolate or alpha is not None else None,

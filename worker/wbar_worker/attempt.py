@@ -8,8 +8,8 @@ import torch
 
 from wbar.errors import JobError
 from wbar_training.loop import run
-from wbar_training.messages import Crashed, Failed, Report, Stopped, StopReason, Succeeded
-from wbar_training.reporter import MessageReporter, StopRequested
+from wbar_training.messages import AtMeeting, Crashed, Failed, Report, Stopped, StopReason, Succeeded
+from wbar_training.reporter import MeetingReached, MessageReporter, StopRequested
 from wbar_worker.children import AttemptRequest, Machine, ProbeRequest
 from wbar_worker.processes import ControlChannel, first_line
 
@@ -26,6 +26,8 @@ def run_attempt(request: AttemptRequest, channel: ControlChannel) -> None:
         outcome = run(request.spec, request.workspace, MessageReporter(tell))
     except StopRequested as stopped:
         channel.send(Stopped(reason=stopped.reason))
+    except MeetingReached as reached:
+        channel.send(AtMeeting(n=reached.n))
     except JobError as error:
         channel.send(Failed(code=error.code, message=error.detail))
     except Exception as error:

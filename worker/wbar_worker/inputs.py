@@ -8,6 +8,7 @@ from wbar_store.jobs import JobRecord
 from wbar_store.store import Store
 from wbar_training.state_files import latest, path_of, step_of
 from wbar_training.workspace import Workspace
+from wbar_worker.meetings import fetch_meeting
 
 
 def fetch_inputs(store: Store, job: JobRecord, workspace: Workspace) -> Workspace:
@@ -23,7 +24,9 @@ def fetch_inputs(store: Store, job: JobRecord, workspace: Workspace) -> Workspac
         for snapshot in store.snapshots.all(job.owner, job.id):
             _fetch(store, snapshot.sha256, workspace.snapshot(snapshot.n))
     _fetch_replicas(store, job, workspace)
-    return replace(workspace, resume=_state(store, job, workspace))
+    state = _state(store, job, workspace)
+    fetch_meeting(store, job, workspace, 0 if state is None else step_of(state))
+    return replace(workspace, resume=state)
 
 
 def _fetch_replicas(store: Store, job: JobRecord, workspace: Workspace) -> None:

@@ -16,6 +16,7 @@ from wbar.results import CALIBRATED, VERDICTS, AlphaLine, Comparisons, Flatness,
 from wbar.spec import JobSpec
 from wbar_worker import report_boxes as boxes
 from wbar_worker import report_masks as masks
+from wbar_worker import report_meetings as meetings
 from wbar_worker import report_probe as probe
 from wbar_worker import report_targets as targets
 
@@ -102,6 +103,8 @@ class ReportPage:
         yield from _curve(result)
         if result.interpolation is not None:
             yield from _line(result.interpolation)
+        if result.meetings:
+            yield from meetings.sections(result.meetings)
         yield from _training(self.points)
         if result.flatness is not None:
             yield from _flatness(result.flatness)

@@ -16,7 +16,7 @@ from wbar_store.database import UNAVAILABLE
 from wbar_store.jobs import JobRecord
 from wbar_store.store import Store
 from wbar_store.tracing import Tracing, of_row
-from wbar_training.messages import Crashed, Ending, Failed, FromAttempt, ProgressMade, Stopped, Succeeded
+from wbar_training.messages import AtMeeting, Crashed, Ending, Failed, FromAttempt, ProgressMade, Stopped, Succeeded
 from wbar_training.reporter import deliver
 from wbar_training.workspace import Workspace
 from wbar_worker import processes
@@ -77,12 +77,18 @@ class Runner:
         return True
 
     def pass_on(self, job_id: str) -> None:
-        """Notify a worker of the jobs that were held until this one ended: the next of its study, what joins its replicas.
+        """Notify workers of the jobs that were held until this one ended, or came to a meeting.
 
-        Where that fails, the sweeper finds it.
+        They are the next of its study, what joins its replicas, and the replicas that meet it. Where that fails, the sweeper
+        finds them.
         """
+        queue = self.store.queue
         with suppress(DBAPIError, *UNAVAILABLE):
-            for waiting in (self.store.queue.next_of_study(job_id), self.store.queue.next_of_replicas(job_id)):
+            for waiting in (
+                queue.next_of_study(job_id),
+                queue.next_of_replicas(job_id),
+                *queue.next_at_meeting(job_id),
+            ):
                 if waiting is not None:
                     self.store.notify(waiting)
 
@@ -157,7 +163,7 @@ class Runner:
                 return self.store.jobs.has_ended(job.id)
             case Stopped(reason="pause"):
                 self.store.attempts.yield_back(job.claim, "paused")
-            case Stopped(reason="drain"):
+            case Stopped(reason="drain") | AtMeeting():  # held at a meeting until the others are there
                 self.store.attempts.yield_back(job.claim, "queued")
             case Stopped() | Crashed():
                 # A process that did not stop when it was asked to, and was ended, has stopped all the same.

@@ -7,8 +7,8 @@ from wbar.errors import CheckpointNotReady, CheckpointsDiffer, DatasetNotReady, 
 from wbar.job_warnings import JobWarning, warnings_about
 from wbar.jobs import Estimate, Job, JobRequest
 from wbar.method import Soup
-from wbar.replicas import TAG, check_count, replicas_of, request_of
-from wbar.resolve import planned_snapshots, planned_steps, planned_steps_per_epoch, resolve_job
+from wbar.replicas import TAG, check_count, meetings_of, replicas_of, request_of
+from wbar.resolve import planned_snapshots, planned_steps, planned_steps_per_epoch, resolve_job, snapshots_of_one
 from wbar.spec import JobSpec, StoredWeights, without_new_defaults
 from wbar_service.idempotency import fingerprint
 from wbar_store.checkpoints import CheckpointRecord
@@ -74,11 +74,13 @@ def insert_job(
     check_count(body, made.most_replicas)
     if replicas_of(body) == 1:
         return _insert_one(store, tenant, body, made, tags)
-    job_id, replicas = new_id("job"), list[str]()
-    make_spec(store, tenant, body, made.gpu)  # what cannot be joined is refused as it was asked for
-    for n in range(1, replicas_of(body) + 1):
-        one = _insert_one(store, tenant, request_of(body, n), made, {TAG: job_id}, keeps_mean=True)
-        replicas.append(one.id)
+    spec = make_spec(store, tenant, body, made.gpu)  # what cannot be joined is refused as it was asked for
+    # Named before they are there: each of those that meet names all of them.
+    job_id, *replicas = (new_id("job") for _ in range(replicas_of(body) + 1))
+    snapshots = snapshots_of_one(spec, store.datasets.get(tenant, spec.dataset.id).facts())
+    for n, one in enumerate(replicas, start=1):
+        of_spec = {"keeps_mean": True, "meetings": meetings_of(body, replicas, n, snapshots)}
+        _insert_one(store, tenant, request_of(body, n), made, {TAG: job_id}, one, **of_spec)
     return _insert_one(store, tenant, body, made, tags, job_id, replicas=tuple(replicas))
 
 
