@@ -8,7 +8,7 @@ from wbar.jobs import Deleted
 from wbar.lists import Page
 from wbar.studies import Study, StudyRequest
 from wbar.study_report import PATIENCE
-from wbar.study_results import StudyReport
+from wbar.study_results import ReportRows, StudyReport
 from wbar_service.answers import answer
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
@@ -16,7 +16,7 @@ from wbar_service.jobs.creating import Creation, gpu_at_hand
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
 from wbar_service.studies.creating import check_size, insert_study
-from wbar_service.studies.reporting import Rows, as_csv, study_report
+from wbar_service.studies.reporting import as_csv, study_report
 from wbar_service.traced import TRACEPARENT
 from wbar_store.repository import PageRequest
 
@@ -68,7 +68,13 @@ def get_study_report(
     store: StoreOf,
     tenant: TenantOf,
     format: Literal["json", "csv"] = "json",
-    rows: Annotated[Rows, Query(description="Of CSV: a row for each job, or for each epoch of each job.")] = "jobs",
+    rows: Annotated[
+        ReportRows,
+        Query(
+            description="Of CSV, a row for each job; each epoch of each job; each epoch and bin of its histograms of update "
+            "norms (`updates`); each point of its loss surfaces (`surface`)."
+        ),
+    ] = "jobs",
     patience: Annotated[
         float,
         Query(

@@ -2,14 +2,14 @@
 
 from collections.abc import AsyncIterator, Mapping
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 from anyio import sleep
 
 from wbar.client._async.resource import AsyncResource, given
 from wbar.lists import Page
 from wbar.studies import Study
-from wbar.study_results import StudyReport
+from wbar.study_results import ReportRows, StudyReport
 
 
 class AsyncStudies(AsyncResource):
@@ -50,10 +50,9 @@ class AsyncStudies(AsyncResource):
         """Return what the jobs measured so far. patience: epochs after which a minimum is settled; default: 5."""
         return await self._get(f"/v1/studies/{study_id}/report", StudyReport, patience=patience)
 
-    async def report_csv(
-        self, study_id: str, rows: Literal["jobs", "epochs"] = "jobs", patience: float | None = None
-    ) -> str:
-        """Return the report as CSV. rows: one for each job, or one for each epoch of each job."""
+    async def report_csv(self, study_id: str, rows: ReportRows = "jobs", patience: float | None = None) -> str:
+        """Return the report as CSV. rows: one for each job, for each epoch of each job, for each epoch and bin of the
+        histograms of update norms (`updates`), or for each point of the loss surfaces (`surface`)."""
         params = given({"format": "csv", "rows": rows, "patience": patience})
         return (await self._client.request("GET", f"/v1/studies/{study_id}/report", params=params)).text
 
