@@ -54,6 +54,9 @@ def create(
         int | None, typer.Option(help="With --flatness, the loss on a grid with so many points along a side: 11.")
     ] = None,
     name: Annotated[str | None, typer.Option()] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Resolve and estimate all of its jobs, create nothing.")
+    ] = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until all jobs have ended, then print the report.")
     ] = False,
@@ -80,6 +83,9 @@ def create(
     )
     fields.pop("job", None)
     with connected() as client:
+        if dry_run or fields.pop("dry_run", False):
+            print_json(client.studies.plan(in_request(client, common), **fields))
+            return
         made = client.studies.create(in_request(client, common), **fields)
         if not (wait and wants_json()):
             answer(made, made.id)

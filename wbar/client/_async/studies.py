@@ -8,7 +8,7 @@ from anyio import sleep
 
 from wbar.client._async.resource import AsyncResource, given
 from wbar.lists import Page
-from wbar.studies import Study
+from wbar.studies import Study, StudyPlan
 from wbar.study_results import ReportRows, StudyReport
 
 
@@ -22,6 +22,10 @@ class AsyncStudies(AsyncResource):
         idempotency_key: default: one of its own for each call.
         """
         return await self._create("/v1/studies", Study, {"job": dict(job), **fields}, idempotency_key)
+
+    async def plan(self, job: Mapping[str, Any], **fields: Any) -> StudyPlan:
+        """Return the study as `create` would make it, with its cost and warnings: a dry run, which creates nothing."""
+        return await self._create("/v1/studies", StudyPlan, {"job": dict(job), **fields, "dry_run": True}, None)
 
     async def get(self, study_id: str) -> Study:
         """Return one study with its jobs. Raises NotFound."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from wbar.client._sync.resource import Resource, given
 from wbar.lists import Page
-from wbar.studies import Study
+from wbar.studies import Study, StudyPlan
 from wbar.study_results import ReportRows, StudyReport
 
 
@@ -21,6 +21,10 @@ class Studies(Resource):
         idempotency_key: default: one of its own for each call.
         """
         return self._create("/v1/studies", Study, {"job": dict(job), **fields}, idempotency_key)
+
+    def plan(self, job: Mapping[str, Any], **fields: Any) -> StudyPlan:
+        """Return the study as `create` would make it, with its cost and warnings: a dry run, which creates nothing."""
+        return self._create("/v1/studies", StudyPlan, {"job": dict(job), **fields, "dry_run": True}, None)
 
     def get(self, study_id: str) -> Study:
         """Return one study with its jobs. Raises NotFound."""
