@@ -21,6 +21,7 @@ _OPTIONS = {
     "classes",
     "seed",
     "flatness",
+    "surface",
     "swag",
     "max_seconds",
     "evaluate",

@@ -22,7 +22,8 @@ TAG = "replica_of"  # of a replica's metadata: the job that it is joined into
 SEEDS = 2**31
 _STEP = 0x9E3779B1  # odd, so that the seeds of up to 2³¹ replicas differ
 _OF_ALL = ("replicas", "join_every", "join_keep", "interpolate")  # of the whole job's method
-_OWN = ("flatness", "formats", "probe", "idempotency_key", "dry_run")  # of the whole job, and of none of its replicas
+# Of the whole job, and of none of its replicas.
+_OWN = ("flatness", "surface", "formats", "probe", "idempotency_key", "dry_run")
 
 
 def replicas_of(options: JobOptions) -> int:

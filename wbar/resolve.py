@@ -114,6 +114,7 @@ def resolve_job(
         and facts.task != "detection"
         and not _known_normalization(start.pretrained, network),
         flatness=options.flatness,
+        surface=options.surface,
         swag=options.swag,
         ingredients=tuple(ingredients),
         teachers=tuple(teachers),

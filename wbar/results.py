@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from wbar.loss_surface import Histogram, LossSurface
 from wbar.method import StartKind
 from wbar.probe_results import ProbeResult
 from wbar.recipe import Normalization
@@ -236,6 +237,9 @@ class EpochPoint(BaseModel):
     update_norms: list[float] | None = Field(
         description="Quantiles 0, 0.1, 0.25, 0.5, 0.75, 0.9 and 1 of the norms of the epoch's optimizer steps."
     )
+    update_histogram: Histogram | None = Field(
+        None, description="All of these norms, in bins that are the same for every epoch and job."
+    )
 
 
 class Eigenvalue(BaseModel):
@@ -298,6 +302,7 @@ class Flatness(BaseModel):
     interpolation: Interpolation
     line: Line
     plane: Plane | None = Field(None, description="Null where the three points lie on a line.")
+    surface: LossSurface | None = Field(None, description="Where the job asked for it.")
 
 
 class HeldOut(BaseModel):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wbar import __version__
 from wbar.catalog import ARCHITECTURES, Architecture
+from wbar.loss_surface import SurfaceOptions
 from wbar.method import AnyMethod, Soup, Swad
 from wbar.recipe import NEW_OPTIONS, Interpolation, Recipe
 from wbar.results import FurtherFormat
@@ -145,6 +146,7 @@ class JobSpec(_Frozen):
     find_normalization: `recipe.normalize` was `auto`: it holds the dataset's own statistics, and training finds out
         which ones the start was trained with.
     flatness: whether flatness is measured when the weights are there.
+    surface: the grid of the loss surface that is measured then; None: none.
     swag: samples of the Bayesian average that is measured then; 0: none.
     ingredients: the checkpoints of a soup, in its order.
     teachers: the networks of a distillation, one checkpoint or a former job's snapshots.
@@ -176,6 +178,7 @@ class JobSpec(_Frozen):
     keeps_mean: bool = False
     meetings: Meetings | None = None
     probe: StoredDataset | None = None
+    surface: SurfaceOptions | None = None
 
     @property
     def selects(self) -> bool:
@@ -269,6 +272,7 @@ _NEW: dict[tuple[str, ...], Any] = {
     ("keeps_mean",): False,
     ("meetings",): None,
     ("probe",): None,
+    ("surface",): None,
 }
 
 

@@ -5,12 +5,15 @@ A study has jobs of its own, which are ordinary ones: they are listed, watched, 
 study says what differs between them, how many run at a time, and what all of them together show (`wbar.study_report`).
 """
 
+from collections.abc import Sequence
+from heapq import heapreplace
 from math import prod
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from wbar.jobs import MOST_TAGS, JobRequest
+from wbar.job_warnings import JobWarning
+from wbar.jobs import MOST_TAGS, Job, JobRequest
 from wbar.method import Rate
 from wbar.request import RequestModel
 from wbar.states import JobStatus
@@ -116,6 +119,8 @@ class StudyRequest(RequestModel):
         description="How many of its jobs run at a time at most; the others wait in the queue.",
     )
 
+    dry_run: bool = Field(False, description="Resolve all of its jobs, estimate and warn; create nothing.")
+
     @property
     def product(self) -> int:
         """How many jobs the request asks for, those that come out the same counted once for each time."""
@@ -134,7 +139,7 @@ class StudyRequest(RequestModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.job.dry_run:
-            raise ValueError("job.dry_run: a study has no dry run; POST the job by itself to /v1/jobs")
+            raise ValueError("job.dry_run: the dry run is the study's: set dry_run beside job")
         if len(self.job.metadata) >= MOST_TAGS or TAG in self.job.metadata:
             raise ValueError(
                 f"job.metadata: the jobs of a study have the tag {TAG!r}, and room for {MOST_TAGS - 1} others"
@@ -241,6 +246,7 @@ class Study(BaseModel):
                     },
                 ],
                 "created_at": "2026-11-21T09:00:00.000000Z",
+                "ended_at": None,
             }
         }
     )  # fmt: skip
@@ -259,6 +265,52 @@ class Study(BaseModel):
     requested: dict[str, JsonValue] = Field(description="The request as it was sent.")
     children: list[StudyChild] | None = Field(None, description="Its jobs, in order; null in lists.")
     created_at: str
+    ended_at: str | None = Field(
+        None, description="When the end of the last of its jobs was noticed, seconds after it."
+    )
+
+
+class PlannedChild(BaseModel):
+    """One job of a study that was not made, as it would be."""
+
+    n: int = Field(description="Its place in the study, from 1.")
+    settings: StudySettings
+    job: Job = Field(
+        description="As a dry run of the job answers: resolved, with its estimate and warnings, without an id."
+    )
+
+
+class StudyEstimate(BaseModel):
+    """The expected cost of a study. Seconds are null where no speed of an earlier job on the checkpoint is known."""
+
+    steps: int = Field(description="Of all its jobs.")
+    seconds: float | None = Field(description="Of all its jobs, one after the other.")
+    seconds_at_once: float | None = Field(
+        description="With `at_once` of them at a time, if so many slots of workers are free and none slows another."
+    )
+    bytes: int
+
+
+class StudyPlan(BaseModel):
+    """A study as it would be, in the answer to a dry run: its jobs resolved, its cost, and what is worth knowing before."""
+
+    object: Literal["study_plan"] = "study_plan"
+    name: str | None
+    checkpoint: str
+    dataset: str
+    at_once: int
+    jobs: int = Field(description="How many it would have; combinations that come out the same are one job.")
+    children: list[PlannedChild]
+    estimate: StudyEstimate
+    warnings: list[JobWarning] = Field(description="Of its jobs, each once; none of them stops the study.")
+
+
+def at_a_time(seconds: Sequence[float], at_once: int) -> float:
+    """Return how long jobs of so many seconds take, started in their order, `at_once` at a time."""
+    slots = [0.0] * at_once
+    for one in seconds:
+        heapreplace(slots, slots[0] + one)
+    return max(slots)
 
 
 def status_of(counts: dict[ChildStatus, int], paused: bool) -> StudyStatus:

@@ -13,6 +13,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from wbar.jobs import MetricsPoint
+from wbar.loss_surface import Histogram
 from wbar.results import JobResult, Score
 from wbar.schedule import steps_per_epoch
 from wbar.studies import StudyChild, StudyStatus
@@ -182,6 +183,7 @@ def _epochs(
             distance=distance.distance if distance else None,
             distance_from_start=distance.distance_from_start if distance else None,
             update_norms=distance.update_norms if distance else None,
+            update_histogram=distance.update_histogram if distance else None,
         )
 
 
@@ -199,6 +201,8 @@ def _flatness(result: JobResult | None) -> StudyFlatness | None:
         top_eigenvalue=found.top_eigenvalue.get("averaged"),
         interpolation=found.interpolation,
         line=found.line,
+        surface=found.surface,
+        update_histogram=Histogram.total([one.update_histogram for one in found.epochs if one.update_histogram]),
     )
 
 
@@ -268,6 +272,7 @@ def _group(jobs: Sequence[StudyJobReport]) -> StudyGroup:
         sharpness=_spread([one.sharpness for one in flat]),
         sharpness_half=_spread([one.sharpness_half for one in flat]),
         top_eigenvalue=_spread([one.top_eigenvalue.value for one in flat if one.top_eigenvalue]),
+        update_histogram=Histogram.total([one.update_histogram for one in flat if one.update_histogram]),
     )
 
 

@@ -7,8 +7,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wbar.loss_surface import Histogram, LossSurface
 from wbar.results import Eigenvalue, Interpolation, Line, Verdict
 from wbar.studies import StudySettings, StudyStatus
+
+# The tables of a report as CSV: a row for each job; for each epoch of each job; for each epoch and bin of the histograms of
+# update norms, empty bins left out; for each point of the loss surfaces.
+ReportRows = Literal["jobs", "epochs", "updates", "surface"]
 
 
 class _Part(BaseModel):
@@ -52,6 +57,9 @@ class StudyEpoch(_Part):
     update_norms: list[float] | None = Field(
         None, description="Quantiles 0, 0.1, 0.25, 0.5, 0.75, 0.9 and 1 of the norms of its optimizer steps."
     )
+    update_histogram: Histogram | None = Field(
+        None, description="All of these norms, in bins that are the same for every epoch of every job."
+    )
 
 
 class StudyFlatness(_Part):
@@ -69,6 +77,12 @@ class StudyFlatness(_Part):
         description="The loss along a filter-normalized direction through w_0 and through w̄: of every job at the same "
         "positions and in the same unit, so that they can be laid over each other (Li et al. 2018)."
     )
+    surface: LossSurface | None = Field(
+        None,
+        description="The loss along two such directions, where the job asked for it: in every job the same draws, grid and "
+        "images.",
+    )
+    update_histogram: Histogram | None = Field(None, description="The norms of all its optimizer steps.")
 
 
 class StudyJobReport(_Part):
@@ -126,6 +140,7 @@ class StudyGroup(_Part):
     sharpness: Spread | None
     sharpness_half: Spread | None
     top_eigenvalue: Spread | None
+    update_histogram: Histogram | None = Field(None, description="The norms of all optimizer steps of all its jobs.")
 
 
 class Throughput(_Part):

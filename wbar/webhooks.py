@@ -22,22 +22,25 @@ from wbar.merges import MergeStatus
 from wbar.request import RequestModel
 from wbar.results import Verdict
 from wbar.states import JobStatus, UploadStatus
+from wbar.studies import ChildStatus, StudyStatus
 from wbar.text import Name
 
 # An object's kind and the state that it has come to, of the tables in wbar.states: every one of a job, the last ones of an
-# upload or a merge, whose first one is the answer to its POST.
+# upload, a merge or a study, whose first one is the answer to its POST.
 EventType = Literal[
     "job.queued", "job.running", "job.paused", "job.succeeded", "job.failed", "job.cancelled",
     "checkpoint.ready", "checkpoint.rejected",
     "dataset.ready", "dataset.rejected",
     "merge.succeeded", "merge.failed", "merge.cancelled",
+    "study.ended",
 ]  # fmt: skip
 EventPattern = Literal[
-    "*", "job.*", "checkpoint.*", "dataset.*", "merge.*",
+    "*", "job.*", "checkpoint.*", "dataset.*", "merge.*", "study.*",
     "job.queued", "job.running", "job.paused", "job.succeeded", "job.failed", "job.cancelled",
     "checkpoint.ready", "checkpoint.rejected",
     "dataset.ready", "dataset.rejected",
     "merge.succeeded", "merge.failed", "merge.cancelled",
+    "study.ended",
 ]  # fmt: skip
 PING = "webhook.ping"
 
@@ -189,6 +192,23 @@ class MergeSummary(BaseModel):
     finished_at: str | None
 
 
+class StudySummary(BaseModel):
+    """A study whose jobs have all ended, as an event tells of it; `GET /v1/studies/{id}/report` has what they measured."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    object: Literal["study"] = "study"
+    name: str | None
+    status: StudyStatus
+    checkpoint: str
+    dataset: str
+    jobs: int
+    counts: dict[ChildStatus, int] = Field(description="How its jobs have ended: a failed one is a result.")
+    created_at: str
+    ended_at: str
+
+
 class WebhookSummary(BaseModel):
     """A webhook as its own ping tells of it."""
 
@@ -222,7 +242,7 @@ class WebhookEvent(BaseModel):
 
     type: str = Field(description=f"{', '.join(get_args(EventType))}, or `{PING}`; later versions may have others.")
     timestamp: str = Field(description="When it happened; messages may come in another order.")
-    data: JobSummary | UploadSummary | MergeSummary | WebhookSummary
+    data: JobSummary | UploadSummary | MergeSummary | StudySummary | WebhookSummary
 
 
 class Delivery(BaseModel):

@@ -200,6 +200,7 @@ def surface_figure(
     axes: tuple[str, str] = ("distance in weight space", "distance in weight space"),
     log: bool = False,
     equal: bool = True,
+    limits: tuple[float, float] | None = None,
     title: str = "Loss surface",
 ) -> go.Figure:
     """Draw contours of values[row][column] at (xs[column], ys[row]), with named points on them.
@@ -207,6 +208,7 @@ def surface_figure(
     log: contours of log₁₀ of the values, which shows a basin whose walls are a thousand times its floor; values at or
         below 0 are left out.
     equal: one unit is as long on both axes.
+    limits: the values at both ends of the colours, so that several surfaces share them; None: those of this one.
 
     Raises ValueError if lengths differ.
     """
@@ -215,9 +217,14 @@ def surface_figure(
         raise ValueError(f"values: {shape}, for {len(ys)} ys and {len(xs)} xs")
     shown = [[_log10(value) if log else value for value in row] for row in values]
     figure = _figure(title, 1, height=520)
+    scale: dict[str, Any] = {"ncontours": 20}
+    if limits is not None:
+        low, high = (_log10(value) if log else value for value in limits)
+        if low is not None and high is not None and low < high:
+            scale = {"zmin": low, "zmax": high, "contours": {"start": low, "end": high, "size": (high - low) / 20}}
     figure.add_contour(
         x=list(xs), y=list(ys), z=shown, customdata=[list(row) for row in values], colorscale=SURFACE_COLOURS,
-        ncontours=20, line={"width": 0.5}, hovertemplate="x %{x:.4g}, y %{y:.4g}: %{customdata:.4g}<extra></extra>",
+        **scale, line={"width": 0.5}, hovertemplate="x %{x:.4g}, y %{y:.4g}: %{customdata:.4g}<extra></extra>",
         colorbar={"title": {"text": f"log₁₀ {unit}" if log else unit, "side": "right"}, "thickness": 14},
     )  # fmt: skip
     for number, point in enumerate(points):
@@ -234,6 +241,36 @@ def surface_figure(
     figure.update_layout(hovermode="closest")
     figure.update_xaxes(title_text=axes[0], constrain="domain")
     figure.update_yaxes(title_text=axes[1], **({"scaleanchor": "x", "constrain": "domain"} if equal else {}))
+    return figure
+
+
+def histogram_figure(
+    rows: Sequence[int],
+    edges: Sequence[float],
+    counts: Sequence[Sequence[int]],
+    *,
+    axes: tuple[str, str] = ("norm", "epoch"),
+    title: str = "Histogram",
+) -> go.Figure:
+    """Draw counts[row][bin] as a heat map: one row for each histogram, on a logarithmic axis of bins that all share.
+
+    edges: of the bins, one more than there are bins, above 0. Colours are of the share of a row, so that rows of many and of
+        few counts compare; empty bins have none.
+
+    Raises ValueError if lengths differ.
+    """
+    if len(counts) != len(rows) or any(len(row) != len(edges) - 1 for row in counts):
+        raise ValueError(f"counts: {len(counts)} rows, for {len(rows)} rows and {len(edges) - 1} bins")
+    shares = [[count / sum(row) if count else None for count in row] for row in counts]
+    figure = _figure(title, 1, height=EDGES + max(4, min(len(rows), 30)) * BAR)
+    figure.add_heatmap(
+        x=[math.log10(edge) for edge in edges], y=list(rows), z=shares, customdata=[list(row) for row in counts],
+        colorscale=SURFACE_COLOURS, zmin=0, hovertemplate="%{y}: %{customdata} of 10^%{x:.3g}<extra></extra>",
+        colorbar={"title": {"text": "share of its updates", "side": "right"}, "tickformat": ".0%", "thickness": 14},
+    )  # fmt: skip
+    figure.update_layout(hovermode="closest")
+    figure.update_xaxes(title_text=f"log₁₀ of the {axes[0]}")
+    figure.update_yaxes(title_text=axes[1], autorange="reversed")
     return figure
 
 

@@ -24,6 +24,7 @@ from wbar_averaging.sources import Source
 
 Loss = Callable[[nn.Module], Tensor]
 UPDATE_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the norms of an epoch's updates, in `Epoch`
+BINS_PER_DECADE, FIRST_DECADE, LAST_DECADE = 8, -9, 3  # of the histogram of these norms: the same edges for every job
 TWICE_DIFFERENTIABLE = SDPBackend.MATH  # attention's fused kernels have no second derivative
 
 
@@ -65,6 +66,8 @@ class Epoch:
     epoch: its number from 1. distance: ‖w_end − w_begin‖ of this epoch, what the literature on batch sizes calls the
     per-epoch distance. distance_from_start: ‖w − w₀‖ at its end. update_norms: the quantiles `UPDATE_QUANTILES` of
     ‖w_t − w_{t−1}‖ over its `updates` calls of `Trajectory.update`, interpolated linearly; None if there were none.
+    update_counts: how many of these norms lie in each bin [10^(k/8), 10^((k+1)/8)) from 1e-9 to 1e3, those beyond in the
+    outermost; empty if there were none.
     """
 
     epoch: int
@@ -72,6 +75,7 @@ class Epoch:
     distance_from_start: float
     update_norms: tuple[float, ...] | None
     updates: int
+    update_counts: tuple[int, ...] = ()
 
 
 class Trajectory:
@@ -116,6 +120,7 @@ class Trajectory:
             distance_from_start=distances(self._start, self._previous).total,
             update_norms=_quantiles(norms) if norms else None,
             updates=len(norms),
+            update_counts=_histogram(norms) if norms else (),
         )
         self._norms = []
         torch._foreach_copy_(list(self._begin.values()), list(self._previous.values()))
@@ -150,6 +155,16 @@ class Trajectory:
 def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
     levels = torch.tensor(UPDATE_QUANTILES, dtype=torch.float64)
     return tuple(torch.quantile(torch.tensor(values, dtype=torch.float64), levels).tolist())
+
+
+def _histogram(norms: Sequence[float]) -> tuple[int, ...]:
+    counts = [0] * (BINS_PER_DECADE * (LAST_DECADE - FIRST_DECADE))
+    for norm in norms:
+        # Clipped first: of a norm of 0 there is no logarithm, and one that is not finite ends the job elsewhere.
+        clipped = min(max(norm, 10.0**FIRST_DECADE), 10.0**LAST_DECADE)
+        bin_ = math.floor(BINS_PER_DECADE * (math.log10(clipped) - FIRST_DECADE))
+        counts[min(bin_, len(counts) - 1)] += 1
+    return tuple(counts)
 
 
 # Sharpness and curvature.

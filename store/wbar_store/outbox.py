@@ -7,11 +7,21 @@ import logging
 from typing import Literal
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, ScalarSelect, Table, insert, select
+from sqlalchemy import Connection, ScalarSelect, Table, insert, literal, select
 
 from wbar.merges import MergeStatus
 from wbar.states import UploadStatus
-from wbar.webhooks import DAY, PING, JobSummary, MergeSummary, UploadSummary, WebhookEvent, WebhookSummary, matches
+from wbar.webhooks import (
+    DAY,
+    PING,
+    JobSummary,
+    MergeSummary,
+    StudySummary,
+    UploadSummary,
+    WebhookEvent,
+    WebhookSummary,
+    matches,
+)
 from wbar_store.database import now, rfc3339
 from wbar_store.ids import new_id
 from wbar_store.tables import jobs, merges, webhook_deliveries, webhooks
@@ -76,6 +86,14 @@ def merge_ended(connection: Connection, merge_id: str, status: MergeStatus) -> N
         finished_at=rfc3339(row.finished_at),
     )
     _write(connection, subscribed, WebhookEvent(type=event, timestamp=rfc3339(at), data=summary), at)
+
+
+def study_ended(connection: Connection, tenant: str, summary: StudySummary) -> None:
+    """Write the deliveries that tell of a study's end."""
+    event = f"study.{summary.status}"
+    subscribed, at = _subscribed(connection, select(literal(tenant)).scalar_subquery(), event)
+    if subscribed:
+        _write(connection, subscribed, WebhookEvent(type=event, timestamp=rfc3339(at), data=summary), at)
 
 
 def ping(connection: Connection, tenant: str, webhook: str, name: str | None) -> str:

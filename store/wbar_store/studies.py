@@ -4,13 +4,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, Select, delete, exists, insert, literal, select, update
 
 from wbar.checkpoints import Fault
 from wbar.errors import InvalidTransition
 from wbar.jobs import Progress
 from wbar.states import TERMINAL
 from wbar.studies import ChildStatus, Study, StudyChild, StudyRequest, StudySettings, status_of
+from wbar.webhooks import StudySummary
+from wbar_store import outbox
 from wbar_store.database import Database, Tenant, now, rfc3339
 from wbar_store.holding import HELD
 from wbar_store.ids import new_id
@@ -22,7 +24,10 @@ _SHOWN = ("status", "progress", "error", "result_accuracy", "result_loss")
 
 
 class StudyRecord(Record):
-    """A row of `studies`. at_once: jobs that may run at a time. paused: none of its jobs begins."""
+    """A row of `studies`. at_once: jobs that may run at a time. paused: none of its jobs begins.
+
+    ended_at: when it was noticed that the last of its jobs had ended.
+    """
 
     tenant: str
     name: str | None
@@ -32,6 +37,7 @@ class StudyRecord(Record):
     at_once: int
     paused: bool
     created_at: float
+    ended_at: float | None
 
     def to_study(self, counts: Mapping[ChildStatus, int], children: Sequence[StudyChild] | None = None) -> Study:
         """Return the study as the API sends it. counts: its jobs by their status."""
@@ -48,7 +54,14 @@ class StudyRecord(Record):
             requested=self.request,
             children=None if children is None else list(children),
             created_at=rfc3339(self.created_at),
+            ended_at=rfc3339(self.ended_at),
         )
+
+    def to_summary(self, counts: Mapping[ChildStatus, int]) -> StudySummary:
+        """Return the study as an event tells of it, once it has ended. counts: its jobs by their status."""
+        study = self.to_study(counts)
+        assert study.ended_at is not None
+        return StudySummary.model_validate(study.model_dump(include=set(StudySummary.model_fields)))
 
 
 class Studies(Repository[StudyRecord]):
@@ -66,7 +79,7 @@ class Studies(Repository[StudyRecord]):
             "id": new_id("study"),
             "tenant": tenant.name,
             "name": request.name,
-            "request": request.model_dump(mode="json", exclude_unset=True),
+            "request": request.model_dump(mode="json", exclude_unset=True, exclude={"dry_run"}),
             "checkpoint": request.job.checkpoint,
             "dataset": request.job.dataset,
             "at_once": request.at_once,
@@ -123,6 +136,40 @@ class Studies(Repository[StudyRecord]):
             most = connection.execute(at_once).scalar() or 0
             return list(connection.execute(query.limit(most)).scalars())
 
+    # Its end. No job knows that it is its study's last: two that end together do not see each other's end. So whoever ended
+    # one looks afterwards, in a transaction of its own, and the sweeper looks for what nobody looked at.
+
+    def overdue(self) -> list[str]:
+        """Return the studies whose jobs have all ended, and of which that was not noticed yet."""
+        query = select(studies.c.id).where(studies.c.ended_at.is_(None), ~exists(_open()))
+        with self.database.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def has_ended(self, study_id: str) -> bool:
+        """Return whether all jobs of a study have ended, or it is gone."""
+        query = select(studies.c.id).where(studies.c.id == study_id, studies.c.ended_at.is_(None))
+        with self.database.read() as connection:
+            return connection.execute(query).first() is None
+
+    def of_job(self, job_id: str) -> str | None:
+        """Return the study that a job is of; None for a job without one."""
+        query = select(study_children.c.study).where(study_children.c.job == job_id)
+        with self.database.read() as connection:
+            study: str | None = connection.execute(query).scalar()
+        return study
+
+    def settle(self, study_id: str) -> bool:
+        """Note that all jobs of a study have ended, and tell webhooks of it; False where one has not, or it is noted."""
+        ended = update(studies).where(studies.c.id == study_id, studies.c.ended_at.is_(None), ~exists(_open()))
+        with self.database.write() as connection:
+            row = connection.execute(ended.values(ended_at=now()).returning(*studies.c)).first()
+            if row is None:
+                return False
+            record = self.record.of(row)
+            counts = Counter(_child(row).status for row in connection.execute(_with_jobs(study_id)))
+            outbox.study_ended(connection, record.tenant, record.to_summary(counts))
+        return True
+
     # For all of its jobs at once. The study's row is locked first, as by a worker that claims one of them.
 
     def cancel(self, tenant: Tenant, study_id: str) -> Study:
@@ -135,6 +182,7 @@ class Studies(Repository[StudyRecord]):
                 raise InvalidTransition(f"{study_id} has ended: all of its jobs have")
             for job in open_:
                 self._jobs.move(job, "cancelled")
+            self.settle(study_id)
             return self.shown(tenant, study_id)
 
     def pause(self, tenant: Tenant, study_id: str) -> Study:
@@ -175,6 +223,13 @@ class Studies(Repository[StudyRecord]):
             blobs = [blob for job, _ in found for blob in self._jobs.remove(tenant, job)]
             connection.execute(delete(studies).where(studies.c.id == study_id))
         return blobs
+
+
+def _open() -> Select[tuple[int]]:
+    """Select the jobs of the study at hand that have not ended."""
+    there = study_children.join(jobs, jobs.c.id == study_children.c.job)
+    condition = study_children.c.study == studies.c.id, jobs.c.status.not_in(TERMINAL)
+    return select(literal(1)).select_from(there).where(*condition).correlate(studies)
 
 
 def _statuses(connection: Connection, study_id: str) -> list[tuple[str, ChildStatus]]:

@@ -301,8 +301,10 @@ studies = Table(
     Column("at_once", Integer, nullable=False),  # jobs that may run at a time
     Column("paused", Boolean, nullable=False),  # none of its jobs begins
     Column("created_at", Double, nullable=False),
+    Column("ended_at", Double),  # set once, when the last of its jobs had ended, and told of to webhooks
     Index(None, "tenant", "id"),
     Index(None, "paused"),
+    Index(None, "ended_at"),
 )
 
 # The jobs of a study. Its row outlives the job's, so that a study whose jobs were deleted one by one still says so.

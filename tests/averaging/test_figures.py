@@ -41,6 +41,8 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "curve": curve,
     "interpolation": interpolation,
     "surface": surface,
+    "surface on a scale": lambda: figures.surface_figure([0, 1], [0, 1], [[1, 2], [3, 4]], limits=(0.5, 8), log=True),
+    "histogram": lambda: figures.histogram_figure([1, 2], [0.1, 1, 10], [[3, 1], [0, 2]]),
     "series": lambda: figures.series_figure(STEPS, loss=RATES, lr=RATES, distance_to_mean=RATES),
     "distances": lambda: figures.distances_figure({"conv1": 0.5, "fc": 2.0}),
 }

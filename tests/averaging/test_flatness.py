@@ -129,6 +129,19 @@ def test_a_trajectory_of_a_module_starts_where_the_module_stood() -> None:
     assert first.distance == first.distance_from_start == pytest.approx(math.sqrt(18))
     assert (second.distance, second.distance_from_start) == (0, first.distance)
     assert second.update_norms is None
+    assert second.update_counts == ()
+
+
+def test_update_norms_are_counted_in_bins_that_are_the_same_for_every_job() -> None:
+    at = {"w": torch.zeros(1, dtype=torch.float64)}
+    trajectory = Trajectory({"w": at["w"].clone()})
+    for norm in (1e-12, 0.0, 0.01, 1.0, 1.3, 1.34, 1e5):
+        at["w"] += norm
+        trajectory.update(at)
+    counts = trajectory.end_epoch().update_counts
+    assert len(counts) == 96
+    # 10^(1/8) is 1.334: the third norm is in the next bin. What lies beyond the bins is in the outermost ones.
+    assert {at: count for at, count in enumerate(counts) if count} == {0: 2, 7 * 8: 1, 72: 2, 73: 1, 95: 1}
 
 
 # Sharpness.

@@ -50,6 +50,7 @@ def test_a_grid_is_run_and_reported(service: Service, inputs: dict[str, str]) ->
             "recipe": {"augment": "none"},
             "metadata": {"team": "vision"},
             "flatness": True,
+            "surface": {"points": 3, "around": ["averaged"]},
         },
         "batch_sizes": [20, 60],
         "rates": [0.01],
@@ -68,6 +69,7 @@ def test_a_grid_is_run_and_reported(service: Service, inputs: dict[str, str]) ->
         assert study["children"][0]["settings"]["scaling"] == ["none", "linear"]
         done = ended(http, study["id"])
         assert done["counts"] == {"succeeded": 3}
+        wait_until(lambda: http.get(f"/v1/studies/{study['id']}").json()["ended_at"], 30, "its end to be noticed")
         job = http.get(f"/v1/jobs/{study['children'][2]['job']}").json()
         assert (job["recipe"]["batch_size"], job["method"]["lr"]) == (60, pytest.approx(0.03))
         assert job["metadata"] == {"team": "vision", "study": study["id"]}
@@ -87,6 +89,11 @@ def test_a_grid_is_run_and_reported(service: Service, inputs: dict[str, str]) ->
     flatness = job["result"]["flatness"]
     assert last["flatness"]["distance"] == flatness["distance"]
     assert last["flatness"]["line"] == flatness["line"]
+    assert last["flatness"]["surface"] == flatness["surface"]
+    assert len(flatness["surface"]["val_loss"]["averaged"]) == 3
+    assert sum(last["flatness"]["update_histogram"]["counts"]) == sum(
+        sum(one["update_histogram"]["counts"]) for one in flatness["epochs"]
+    )
     assert last["flatness"]["distance_by_layer"] == flatness["distance_by_layer"]
     assert [one["distance"] for one in last["epochs"]] == [one["distance"] for one in flatness["epochs"]]
     first = report["jobs"][0]
@@ -156,6 +163,32 @@ def test_requests_that_make_no_sense_leave_nothing(
         assert (answer.status_code, answer.json()["code"]) == (422, code)
         assert message in answer.text
         assert http.get("/v1/jobs").json()["first_id"] == before
+
+
+def test_a_dry_run_resolves_every_job_and_makes_none(service: Service, inputs: dict[str, str]) -> None:
+    body = {"job": {**inputs, "method": SHORT}, "batch_sizes": [20, 60], "seeds": [0, 1], "at_once": 2, "dry_run": True}
+    with service.http() as http, service.client() as client:
+        before = http.get("/v1/studies").json()["first_id"], http.get("/v1/jobs").json()["first_id"]
+        answer = http.post("/v1/studies", json=body)
+        assert answer.status_code == 200, answer.text
+        plan = answer.json()
+        assert (plan["object"], plan["jobs"], plan["at_once"]) == ("study_plan", 4, 2)
+        jobs = [child["job"] for child in plan["children"]]
+        assert [(one["id"], one["recipe"]["batch_size"], one["seed"]) for one in jobs] == [
+            (None, 20, 0), (None, 20, 1), (None, 60, 0), (None, 60, 1),
+        ]  # fmt: skip
+        estimate = plan["estimate"]
+        assert estimate["steps"] == sum(one["estimate"]["steps"] for one in jobs) > 0
+        assert estimate["bytes"] == sum(one["estimate"]["bytes"] for one in jobs) > 0
+        if estimate["seconds"] is not None:  # some job ran on this checkpoint before
+            assert estimate["seconds"] / 2 <= estimate["seconds_at_once"] + 0.1 <= estimate["seconds"] + 0.2
+        refused = http.post("/v1/studies", json={**body, "changes": [{"evaluate": {"x": "ds_0"}}]})
+        assert refused.status_code == 404
+        assert "the job with batch 20, change 1, seed 0: there is no dataset 'ds_0'" in refused.text
+        assert "set dry_run beside job" in http.post("/v1/studies", json={"job": {**inputs, "dry_run": True}}).text
+        planned = client.studies.plan(body["job"], seeds=[0, 1, 2])  # type: ignore[arg-type]
+        assert planned.jobs == 3
+        assert (http.get("/v1/studies").json()["first_id"], http.get("/v1/jobs").json()["first_id"]) == before
 
 
 def test_a_job_that_the_service_refuses_is_named_and_none_is_kept(service: Service, inputs: dict[str, str]) -> None:

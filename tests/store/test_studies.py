@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from tests.store.rows import insert_inputs, spec
+from wbar.checkpoints import Fault
 from wbar.errors import InvalidTransition, NotFound
 from wbar.jobs import JobRequest
 from wbar.studies import StudyRequest, StudySettings
+from wbar.webhooks import StudySummary
 from wbar_store.blobs import Blobs
 from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant
 from wbar_store.notifier import Notifier
+from wbar_store.repository import PageRequest
 from wbar_store.store import Store
 
 MINE, OTHER = Tenant("default"), Tenant("other")
@@ -105,3 +108,36 @@ def test_a_study_is_cancelled_and_deleted_with_its_jobs(store: Store) -> None:
     assert store.studies.remove(MINE, made) == []
     assert not store.jobs.exists(MINE, jobs[1])
     assert not store.studies.exists(MINE, made)
+
+
+def test_its_end_is_noticed_once_and_told_of_with_what_became_of_its_jobs(store: Store) -> None:
+    made, jobs = study(store, 3, at_once=3)
+    hook = store.webhooks.create(MINE, "https://example.com/hook", ("study.*",)).id
+    store.webhooks.create(OTHER, "https://example.com/hook", ("*",))
+    for job in jobs:
+        assert store.attempts.claim(job, 60) is not None
+    for job in jobs[:2]:
+        assert store.attempts.fail(Claim(job, 1), Fault(code="diverged", message="it diverged"))
+        assert not store.studies.settle(made), "one of its jobs runs"
+    assert (store.studies.overdue(), store.studies.of_job(jobs[0])) == ([], made)
+    store.jobs.move(jobs[2], "cancelled")
+    assert store.studies.overdue() == [made]
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(lambda _: store.studies.settle(made), range(4))) == [False, False, False, True]
+    assert store.studies.overdue() == []
+    (told,) = [one.to_api().payload for one in store.deliveries.of_webhook(MINE, hook, PageRequest(10)).records]
+    assert told.type == "study.ended"
+    assert isinstance(told.data, StudySummary)
+    assert (told.data.id, told.data.status, told.data.jobs) == (made, "ended", 3)
+    assert told.data.counts == {"cancelled": 1, "failed": 2}
+    assert store.studies.shown(MINE, made).ended_at == told.data.ended_at
+
+
+def test_a_cancelled_study_has_ended_at_once_and_one_whose_jobs_were_deleted_too(store: Store) -> None:
+    made, _ = study(store, 2, at_once=1)
+    assert store.studies.cancel(MINE, made).ended_at is not None
+    other, jobs = study(store, 1, at_once=1)
+    store.jobs.move(jobs[0], "cancelled")
+    store.jobs.remove(MINE, jobs[0])
+    assert store.studies.overdue() == [other]
+    assert store.studies.settle(other)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.training.jobs import METHOD, Recorder, make_job, run
+from wbar.loss_surface import SurfaceOptions
 from wbar_averaging import distances
 from wbar_training.analysis import attempted
 from wbar_training.networks.tensors import read_tensors
@@ -29,6 +30,7 @@ def test_flatness_and_swag_describe_the_job_and_leave_its_weights_alone(tmp_path
     assert flatness.distance == pytest.approx(distances(start, averaged).total, rel=1e-6)
     assert [epoch.epoch for epoch in flatness.epochs] == [1, 2, 3, 4]
     assert all(epoch.distance > 0 and epoch.distance_from_start > 0 and epoch.update_norms for epoch in flatness.epochs)
+    assert all(one.update_histogram and sum(one.update_histogram.counts) == 7 for one in flatness.epochs)
     assert set(flatness.sharpness_half) == set(flatness.sharpness)
     assert all(0 <= flatness.sharpness_half[name] <= percent for name, percent in flatness.sharpness.items())
     assert set(flatness.sharpness) == set(flatness.top_eigenvalue) == {"start", "last", "averaged"}
@@ -43,11 +45,12 @@ def test_flatness_and_swag_describe_the_job_and_leave_its_weights_alone(tmp_path
 
 @pytest.mark.long
 def test_an_interrupted_job_measures_the_same(tmp_path: Path) -> None:
-    whole = run(make_job(tmp_path / "whole", flatness=True, swag=2), Recorder())
+    asked = {"flatness": True, "swag": 2, "surface": SurfaceOptions(points=3, around=["averaged"])}
+    whole = run(make_job(tmp_path / "whole", **asked), Recorder())
     scratch = tmp_path / "cut"
     with pytest.raises(StopRequested):
-        run(make_job(scratch, flatness=True, swag=2), Recorder(stop_at=9))
-    again = run(make_job(scratch, flatness=True, swag=2, resume=latest(scratch)), Recorder())
+        run(make_job(scratch, **asked), Recorder(stop_at=9))
+    again = run(make_job(scratch, **asked, resume=latest(scratch)), Recorder())
     assert again.result.flatness == whole.result.flatness
     assert again.result.metrics == whole.result.metrics
 

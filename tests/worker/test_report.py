@@ -1,14 +1,17 @@
 """The report of a job marks what a download gives, and tells what was asked for from what it became."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 
 from tests.store.rows import result, spec
+from wbar.loss_surface import Histogram, LossSurface
 from wbar.method import CyclicSwa
-from wbar.results import CurvePoint, MeetingResult, Selection
+from wbar.results import CurvePoint, EpochPoint, MeetingResult, Selection
 from wbar_worker.report import ReportPage
+from wbar_worker.report_surface import figures_of, histograms_of
 
 
 @pytest.mark.parametrize(("delivered", "row"), [("start", "start"), ("averaged", "averaged weights w̄")])
@@ -37,3 +40,25 @@ def test_replicas_that_met_are_shown_with_their_distances(tmp_path: Path) -> Non
     text = (tmp_path / "report.html").read_text()
     assert "<td>after snapshot 2</td><td>0.5</td><td>20</td><td>2.50%</td>" in text
     assert "<td>after snapshot 4</td><td>0.25</td><td>0</td><td>–</td>" in text
+
+
+def test_surfaces_share_a_colour_scale_and_histograms_are_drawn(tmp_path: Path) -> None:
+    rows = {"start": [[1.0, None, 4.0]] * 3, "averaged": [[0.1, 0.2, 0.4]] * 3}
+    surface = LossSurface(
+        positions=[-1, 0, 1], train_images=8, val_images=8, train_loss=rows, val_loss={"averaged": rows["averaged"]}
+    )
+    train, other, held_out = (figure.to_dict()["data"][0] for figure in figures_of(surface))
+    assert (train["zmin"], train["zmax"]) == (other["zmin"], other["zmax"]) == (-1, pytest.approx(math.log10(4)))
+    assert held_out["zmax"] == pytest.approx(math.log10(0.4))
+    epochs = [
+        EpochPoint(epoch=n, distance=1, distance_from_start=1, update_norms=None, update_histogram=histogram)
+        for n, histogram in (
+            (1, Histogram(first=-8, counts=[3, 1])),
+            (2, Histogram(first=-7, counts=[0, 2])),
+            (3, None),
+        )
+    ]
+    (figure,) = histograms_of(epochs)
+    drawn = figure.to_dict()["data"][0]
+    assert list(map(list, drawn["customdata"])) == [[3, 1, 0], [0, 0, 2]]
+    assert list(histograms_of(epochs[2:])) == []

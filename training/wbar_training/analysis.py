@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wbar.errors import Diverged, JobError
+from wbar.loss_surface import Histogram, LossSurface
 from wbar.results import Eigenvalue, EpochPoint, Flatness, Interpolation, Line, Plane, PlanePoint, Score
 from wbar_averaging import (
     SWAG,
@@ -28,6 +29,7 @@ from wbar_averaging import (
 from wbar_training.data.examples import Examples
 from wbar_training.draws import key, permutation
 from wbar_training.evaluator import Scores
+from wbar_training.random_surface import random_surface, surface_images
 from wbar_training.reporter import Reporter
 from wbar_training.setup import Setup
 
@@ -71,6 +73,8 @@ def flatness_images(setup: Setup) -> int:
     images = min(IMAGES, len(setup.data.train))
     points = len(ALPHAS) + 2 * len(POSITIONS) + SIDE * SIDE
     held_out = len(ALPHAS) * min(2 * IMAGES, len(setup.data.report))
+    if (options := setup.spec.surface) is not None:
+        held_out += surface_images(setup, options, images if setup.evaluator.recomputed_images else 0)
     return points * 2 * images + held_out + 3 * (2 * GRADIENTS + 2 * HESSIAN_STEPS) * images
 
 
@@ -140,6 +144,7 @@ def measure_flatness(
         interpolation=around.between(start, end),
         line=around.line({"start": start, "averaged": end}),
         plane=around.plane(points),
+        surface=around.surface(points),
     )
 
 
@@ -199,6 +204,12 @@ class _Around:
         )
         return Plane(xs=xs, ys=ys, loss=[_finite(row) for row in losses.values["train_loss"]], points=marks)
 
+    def surface(self, points: Mapping[str, Mapping[str, Tensor]]) -> LossSurface | None:
+        options = self.setup.spec.surface
+        if options is None:
+            return None
+        return random_surface(self.setup, options, points, self._score, self._recompute)
+
     def _recompute(self, model: nn.Module) -> None:
         self._lost = False
         try:
@@ -244,6 +255,7 @@ def _epoch_point(epoch: Epoch) -> EpochPoint:
         distance=epoch.distance,
         distance_from_start=epoch.distance_from_start,
         update_norms=list(epoch.update_norms) if epoch.update_norms else None,
+        update_histogram=Histogram.of(epoch.update_counts),
     )
 
 

@@ -82,6 +82,7 @@ def control_of(
     others = {
         "find_normalization": False,
         "flatness": False,
+        "surface": None,
         "swag": 0,
         "formats": (),
         "keeps_mean": False,

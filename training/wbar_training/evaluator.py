@@ -18,6 +18,7 @@ from wbar_training.distributed.ranks import Ranks
 from wbar_training.draws import key, permutation
 from wbar_training.evaluate import HeldOutOutputs, Outputs, even_slices, predict
 from wbar_training.job_data import JobData
+from wbar_training.known_statistics import KnownStatistics
 from wbar_training.plan import Plan
 
 BATCH_NORM_IMAGES = 2048
@@ -79,6 +80,7 @@ class Evaluator:
         has_statistics = plan.recomputes_batch_norm and has_batch_norm(network)
         # Images of one BatchNorm recompute; 0 where nothing is recomputed.
         self.recomputed_images = min(BATCH_NORM_IMAGES, len(data.train)) if has_statistics else 0
+        self.known = KnownStatistics()
 
     # Evaluating what a network holds.
 
@@ -258,7 +260,12 @@ class Evaluator:
             self.tick("batchnorm", len(images_of_batch))
 
         drawn = permutation(len(self.data.train), self.plan.seed, "batchnorm")[:images]
-        ranks = Ranks.here()
+        ranks, known_by = Ranks.here(), (len(drawn), consistent)
+        # Of fewer images none come again; and ranks pool their shares, so that all of them would have to know.
+        remembers = images == BATCH_NORM_IMAGES and ranks.size == 1
+        if remembers and self.known.restore(model, known_by):
+            self.tick("batchnorm", len(drawn))
+            return
         # Every rank has its share of the batches; their moments are pooled.
         most_at_once = min(self.task.batch_norm_batch(self.plan.image_size), -(-len(drawn) // ranks.size))
         slices = list(enumerate(even_slices(len(drawn), most_at_once)))
@@ -272,6 +279,8 @@ class Evaluator:
             )
         except ValueError as error:
             raise Diverged(f"BatchNorm statistics could not be computed {self.where}: {error}") from error
+        if remembers:
+            self.known.keep(model, known_by)
         ranks.settle(len(drawn), sum(len(chunk) for _, chunk in own), lambda images: self.tick("batchnorm", images))
 
     def _round_as_file(self, model: nn.Module) -> None:

@@ -55,6 +55,7 @@ from wbar_training.rate_probe import RateProber
 from wbar_training.reporter import Reporter, StopRequested
 from wbar_training.selection_evaluator import SelectionEvaluator, limits_of
 from wbar_training.setup import make_deterministic, set_up
+from wbar_training.shared_start import StartFindings, findings
 from wbar_training.soup import SoupJob
 from wbar_training.step import Stepper, StepResult
 from wbar_training.workspace import Workspace
@@ -178,9 +179,8 @@ class TrainingJob:
             self.results.normalization = normalization_probe.find_normalization(self.setup, self.reporter).model_dump()
         if self.plan.recipe.head_epochs:
             self._probe_head()
-        start = self.evaluator.evaluate_start(self.model)
-        training = self.evaluator.train_score(self.model)
-        results = self.results
+        found = findings(self.setup, self.workspace.shared, self._measure_start)
+        start, training, results = found.evaluation, found.training, self.results
         results.start_losses, results.start_train_accuracy = start.outputs.report.losses, training.accuracy
         results.start_selection = start.outputs.selection
         held_out = (start.outputs.selection or start.outputs.report).losses.mean().item()
@@ -200,9 +200,13 @@ class TrainingJob:
             probe_images.add_to_ensemble(results.probe, "start")
             add_to_ensemble(self.setup.data.task, results, start.outputs)
             self._add_to_curve(recomputed.report)
-        warning = normalization_probe.near_chance(self.setup, as_it_came.report)
-        if warning is not None:
-            self.reporter.log("warning", warning)
+        if found.warning is not None:
+            self.reporter.log("warning", found.warning)
+
+    def _measure_start(self) -> StartFindings:
+        start = self.evaluator.evaluate_start(self.model)
+        training = self.evaluator.train_score(self.model)
+        return StartFindings(start, training, normalization_probe.near_chance(self.setup, start.as_it_came.report))
 
     def _probe_head(self) -> None:
         """Train the classifier by itself; what is planned and recorded from the start on begins with it."""

@@ -51,6 +51,7 @@ class Setup:
         """Replace the plan's normalization, in the network's inputs and in the files."""
         self.data.prepare.normalize_by(mean, std)
         self.writer.normalize_by(mean, std)
+        self.evaluator.known.forget()
 
     def loss(self) -> Loss:
         """Return the training loss."""

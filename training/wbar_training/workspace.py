@@ -15,6 +15,7 @@ class Workspace:
     resume: the state to go on from.
     save_every_seconds: the longest time between resumable states within a phase.
     loaders: DataLoader processes, where images are decoded or augmented one by one.
+    shared: the folder of what the jobs of a study find out once on this host; None: the job is of none.
     """
 
     scratch: Path
@@ -24,6 +25,7 @@ class Workspace:
     resume: Path | None = None
     save_every_seconds: float = 60.0
     loaders: int = 0
+    shared: Path | None = None
 
     def input(self, blob: str) -> Path:
         """Return the path of the blob of this sha256 (a safetensors file), once it has been fetched."""

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -14,7 +14,7 @@ from wbar.cli.output import answer, answer_page, connected, console, note, print
 if TYPE_CHECKING:
     from wbar.client import Client
     from wbar.studies import Study
-    from wbar.study_results import StudyReport
+    from wbar.study_results import ReportRows, StudyReport
 
 app = typer.Typer(no_args_is_help=True, help="One job over a grid of batch sizes, rates, seeds and other fields.")
 
@@ -50,7 +50,13 @@ def create(
     seeds: Annotated[str | None, typer.Option(help="For example 0,1,2.")] = None,
     at_once: Annotated[int | None, typer.Option(help="Jobs that run at a time, at most. Default: 4.")] = None,
     flatness: Annotated[bool | None, typer.Option(help="Measure distances, sharpness and curvature of each.")] = None,
+    surface: Annotated[
+        int | None, typer.Option(help="With --flatness, the loss on a grid with so many points along a side: 11.")
+    ] = None,
     name: Annotated[str | None, typer.Option()] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Resolve and estimate all of its jobs, create nothing.")
+    ] = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until all jobs have ended, then print the report.")
     ] = False,
@@ -61,6 +67,7 @@ def create(
     body = read_object(study, "@FILE")
     common = {**body.get("job", {}), **read_object(job, "--job")}
     common |= _given(checkpoint=checkpoint, dataset=dataset, flatness=flatness)
+    common |= {"surface": {"points": surface}} if surface is not None else {}
     for input_ in ("checkpoint", "dataset"):
         if input_ not in common:
             raise typer.BadParameter("missing, and no @FILE names it", param_hint=f"--{input_}")
@@ -76,6 +83,9 @@ def create(
     )
     fields.pop("job", None)
     with connected() as client:
+        if dry_run or fields.pop("dry_run", False):
+            print_json(client.studies.plan(in_request(client, common), **fields))
+            return
         made = client.studies.create(in_request(client, common), **fields)
         if not (wait and wants_json()):
             answer(made, made.id)
@@ -119,6 +129,12 @@ def report(
         Path | None, typer.Option("-o", "--output", help="Write it there: .json, or .csv with a row for each job.")
     ] = None,
     epochs: Annotated[bool, typer.Option("--epochs", help="In CSV, a row for each epoch of each job.")] = False,
+    updates: Annotated[
+        bool, typer.Option("--updates", help="In CSV, the histograms of update norms: a row for each epoch and bin.")
+    ] = False,
+    surface: Annotated[
+        bool, typer.Option("--surface", help="In CSV, a row for each point of the loss surfaces.")
+    ] = False,
     patience: Annotated[
         float | None, typer.Option(help="Epochs without a lower validation loss that settle the minimum. Default: 5.")
     ] = None,
@@ -128,10 +144,16 @@ def report(
         if output is None:
             _show_report(client, study, patience)
             return
-        rows: Literal["jobs", "epochs"] = "epochs" if epochs else "jobs"
+        tables: dict[ReportRows, bool] = {"epochs": epochs, "updates": updates, "surface": surface}
+        asked = [rows for rows, wanted in tables.items() if wanted]
         csv = output.suffix == ".csv"
-        if epochs and not csv:
-            raise typer.BadParameter(f"{output.name} is no .csv, and JSON has the epochs anyway", param_hint="--epochs")
+        if asked and not csv:
+            raise typer.BadParameter(
+                f"{output.name} is no .csv, and JSON has the {asked[0]} anyway", param_hint=f"--{asked[0]}"
+            )
+        if len(asked) > 1:
+            raise typer.BadParameter(f"a file holds one table: not --{asked[0]} too", param_hint=f"--{asked[1]}")
+        rows: ReportRows = asked[0] if asked else "jobs"
         text = (
             client.studies.report_csv(study, rows, patience)
             if csv

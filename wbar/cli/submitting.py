@@ -112,6 +112,9 @@ def submit(
         ),
     ] = None,
     flatness: Annotated[bool | None, typer.Option(help="Measure how flat the loss is, and draw it.")] = None,
+    surface: Annotated[
+        int | None, typer.Option(help="With --flatness, the loss on a grid with so many points along a side: 11.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     image_size: Annotated[int | None, typer.Option()] = None,
     augment: Annotated[str | None, typer.Option(help=AUGMENTS)] = None,
@@ -147,7 +150,7 @@ def submit(
         checkpoint=checkpoint, dataset=dataset, name=name, method=asked or None, recipe=trained or None, seed=seed,
         swag=swag, formats=format or None, flatness=flatness, max_seconds=max_seconds, priority=priority,
         expires_after=expires_after, metadata=tags(metadata) or None, evaluate=tags(evaluate) or None, select_on=select_on,
-        probe=probe,
+        probe=probe, surface=None if surface is None else {"points": surface},
         dry_run=dry_run or None,
     )  # fmt: skip
     body = _merged(read_object(job, "@FILE"), options)

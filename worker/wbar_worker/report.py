@@ -18,6 +18,7 @@ from wbar_worker import report_boxes as boxes
 from wbar_worker import report_masks as masks
 from wbar_worker import report_meetings as meetings
 from wbar_worker import report_probe as probe
+from wbar_worker import report_surface as surface
 from wbar_worker import report_targets as targets
 
 if TYPE_CHECKING:
@@ -231,6 +232,8 @@ def _flatness(flatness: Flatness) -> Iterator[str]:
         title = "The training loss on the plane through start, last snapshot and w̄"
         losses = [_gaps(row) for row in flatness.plane.loss]
         yield _html(figures.surface_figure(flatness.plane.xs, flatness.plane.ys, losses, marks, log=True, title=title))
+    if flatness.surface is not None:
+        yield from map(_html, surface.figures_of(flatness.surface))
     yield _html(figures.distances_figure(flatness.distance_by_layer, relative_to=flatness.length_by_layer))
     if flatness.epochs:
         rows = "".join(
@@ -243,6 +246,7 @@ def _flatness(flatness: Flatness) -> Iterator[str]:
             "<th>update norms: least, 10 %, 25 %, median, 75 %, 90 %, largest</th></tr>"
         )
         yield f"<div class='wide'><table>{head}{rows}</table></div>"
+        yield from map(_html, surface.histograms_of(flatness.epochs))
 
 
 def _quantiles(norms: list[float] | None) -> str:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
@@ -79,11 +80,13 @@ class Runner:
     def pass_on(self, job_id: str) -> None:
         """Notify workers of the jobs that were held until this one ended, or came to a meeting.
 
-        They are the next of its study, what joins its replicas, and the replicas that meet it. Where that fails, the sweeper
-        finds them.
+        They are the next of its study, what joins its replicas, and the replicas that meet it. Where it was its study's last
+        one, the study has ended. Where that fails, the sweeper finds them.
         """
         queue = self.store.queue
         with suppress(DBAPIError, *UNAVAILABLE):
+            if (study := self.store.studies.of_job(job_id)) is not None and self.store.studies.settle(study):
+                shutil.rmtree(self._shared(study), ignore_errors=True)
             for waiting in (
                 queue.next_of_study(job_id),
                 queue.next_of_replicas(job_id),
@@ -96,6 +99,9 @@ class Runner:
         """Note that the message that names `job_id` found no job that may run."""
         with suppress(DBAPIError, *UNAVAILABLE):
             self.store.queue.give_up_place(job_id)
+
+    def _shared(self, study: str) -> Path:
+        return self.settings.scratch / "studies" / study
 
     @contextmanager
     def _traced(self, job: JobRecord) -> Iterator[None]:
@@ -113,6 +119,7 @@ class Runner:
             threads=threads,
             save_every_seconds=self.settings.save_every_seconds,
             loaders=self.settings.loaders,
+            shared=self._shared(study) if (study := self.store.studies.of_job(job.id)) is not None else None,
         )
         publisher = Publisher(self.store, job, heartbeat, self.settings.signing_key)
         try:

@@ -44,6 +44,8 @@ class Sweeper:
         """Look once: re-queue expired leases, notify again of waiting rows, and now and then tidy up."""
         for tenant, claim in self.store.attempts.expired():
             self._settle(tenant, claim)
+        for study_id in self.store.studies.overdue():
+            self.store.studies.settle(study_id)
         again = Counter[str]()
         for job_id in self.store.jobs.overdue(self._is_empty(RUN_JOB)):
             self.store.notify(job_id)
@@ -93,6 +95,9 @@ class Sweeper:
         self.store.idempotency.sweep()
         self.store.deliveries.sweep()
         self._tidy_scratch(self.settings.scratch / "jobs")
+        for path in (self.settings.scratch / "studies").glob("study_*"):
+            if self.store.studies.has_ended(path.name):
+                shutil.rmtree(path, ignore_errors=True)
         for path in (*(self.settings.scratch / "ingest").glob("*"), *(self.settings.scratch / "merges").glob("*")):
             if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)  # of an ingest or a merge whose worker was killed

@@ -14,6 +14,7 @@ OPTIONS = (
     "seed",
     "classes",
     "flatness",
+    "surface",
     "swag",
     "formats",
     "priority",

@@ -11,6 +11,7 @@ from wbar.study_report import PATIENCE
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.dashboard.pages import page
 from wbar_service.dashboard.route import PageRoute, is_fragment
+from wbar_service.dashboard.study_pictures import histograms_of, surfaces_of
 from wbar_service.studies.reporting import study_report
 from wbar_store.database import Tenant
 from wbar_store.repository import PageRequest
@@ -82,4 +83,5 @@ def _one(
     template = "_study_state.html" if is_fragment(request) else "study.html"
     study = store.studies.shown(tenant, study_id)
     report = study_report(store, tenant, study_id, PATIENCE)
-    return page(request, template, status, one=study, report=report, fault=fault)
+    drawn = {"surfaces": surfaces_of(report), "histograms": histograms_of(report)}
+    return page(request, template, status, one=study, report=report, fault=fault, **drawn)

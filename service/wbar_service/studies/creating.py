@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from wbar.errors import Refused, StudyTooLarge, ValidationFailed
 from wbar.jobs import JobRequest
 from wbar.replicas import replicas_of
-from wbar.studies import TAG, Study, StudyRequest, StudySettings
-from wbar_service.jobs.creating import Creation, insert_job
+from wbar.studies import TAG, PlannedChild, Study, StudyEstimate, StudyPlan, StudyRequest, StudySettings, at_a_time
+from wbar_service.jobs.creating import Creation, dry_run, insert_job, make_spec
 from wbar_service.studies.expanding import of_child, requests_of
 from wbar_store.database import Tenant
 from wbar_store.store import Store
@@ -57,6 +57,43 @@ def insert_study(store: Store, tenant: Tenant, body: StudyRequest, made: Creatio
             children.append((job.id, settings))
         store.studies.add(study.id, children)
         return NewStudy(study.id, store.studies.shown(tenant, study.id))
+
+
+def plan_study(store: Store, tenant: Tenant, body: StudyRequest, gpu: bool) -> StudyPlan:
+    """Return the study as it would be: all of its jobs resolved, with estimates and warnings.
+
+    gpu: whether a live worker has one.
+
+    Raises what `make_spec` raises, naming the job by its settings.
+    """
+    children: list[PlannedChild] = []
+    with store.database.write():
+        for n, (settings, request) in enumerate(requests_of(body), start=1):
+            try:
+                _check_slots(request)
+                job = dry_run(store, tenant, request, make_spec(store, tenant, request, gpu))
+            except Refused as error:
+                raise of_child(settings, error) from None
+            children.append(PlannedChild(n=n, settings=settings, job=job))
+    estimates = [child.job.estimate for child in children if child.job.estimate is not None]
+    seconds = [one.seconds for one in estimates if one.seconds is not None]
+    known = len(seconds) == len(children)
+    warnings = dict.fromkeys(warning for child in children for warning in child.job.warnings or ())
+    return StudyPlan(
+        name=body.name,
+        checkpoint=body.job.checkpoint,
+        dataset=body.job.dataset,
+        at_once=body.at_once,
+        jobs=len(children),
+        children=children,
+        estimate=StudyEstimate(
+            steps=sum(one.steps for one in estimates),
+            seconds=round(sum(seconds), 1) if known else None,
+            seconds_at_once=round(at_a_time(seconds, body.at_once), 1) if known else None,
+            bytes=sum(one.bytes for one in estimates),
+        ),
+        warnings=[one.model_copy(update={"pointer": f"/job{one.pointer}"}) for one in warnings],
+    )
 
 
 def _check_slots(request: JobRequest) -> None:

@@ -1,18 +1,18 @@
-"""The report of a study from the rows of its jobs, and its two tables as CSV."""
+"""The report of a study from the rows of its jobs, and its tables as CSV."""
 
 import csv
 import io
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 from wbar.errors import NotFound
 from wbar.studies import StudyChild
 from wbar.study_report import Recorded, report_of
-from wbar.study_results import StudyJobReport, StudyReport
+from wbar.study_results import ReportRows, StudyJobReport, StudyReport
 from wbar_store.database import Tenant
 from wbar_store.jobs import JobRecord
 from wbar_store.store import Store
 
-Rows = Literal["jobs", "epochs"]
 _JOB = ("n", "job", "status", "error", "batch_size", "lr", "devices", "seed", "images_per_second", "seconds_per_epoch")
 _SCORES = ("accuracy", "loss", "last_accuracy", "last_loss", "verdict", "stopped")
 _FLAT = ("distance", "distance_ratio", "sharpness", "sharpness_half", "sharpness_last")
@@ -20,6 +20,8 @@ _EPOCH = (
     "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "distance", "distance_from_start",
     "distance_ratio",
 )  # fmt: skip
+_UPDATES = ("epoch", "norm_from", "norm_below", "updates")
+_SURFACE = ("around", "x", "y", "train_loss", "val_loss")
 
 
 def study_report(store: Store, tenant: Tenant, study_id: str, patience: float) -> StudyReport:
@@ -47,12 +49,10 @@ def _recorded(store: Store, tenant: Tenant, child: StudyChild, job: JobRecord | 
     return Recorded(child, batch, recipe.devices, job.spec.seed, job.result, points, snapshots)
 
 
-def as_csv(report: StudyReport, rows: Rows) -> str:
-    """Return the report as a table: a row for each job, or for each epoch of each job."""
+def as_csv(report: StudyReport, rows: ReportRows) -> str:
+    """Return one of the report's tables: see `ReportRows`."""
     paths = list(dict.fromkeys(path for job in report.jobs for path in job.settings.fields))
     settings = ("scaling", "change", *paths)
-    table = [_job_row(job, paths) for job in report.jobs]
-    names: list[str] = [*_JOB, *settings]
     if rows == "jobs":
         minimum = [
             f"min_{of}_{what}" for of in ("val", "averaged") for what in ("loss", "accuracy", "epoch", "seconds")
@@ -60,21 +60,39 @@ def as_csv(report: StudyReport, rows: Rows) -> str:
         layers = list(
             dict.fromkeys(layer for job in report.jobs if job.flatness for layer in job.flatness.distance_by_layer)
         )
-        names += [*minimum, *_SCORES, *_FLAT, "top_eigenvalue", *(f"distance:{layer}" for layer in layers)]
-        for job, row in zip(report.jobs, table, strict=True):
-            row.update(_outcome(job))
+        names = [*_JOB, *settings, *minimum, *_SCORES, *_FLAT, "top_eigenvalue", *(f"distance:{one}" for one in layers)]
+        table = [_job_row(job, paths) | _outcome(job) for job in report.jobs]
     else:
-        names = ["n", "job", "batch_size", "lr", "seed", *settings, *_EPOCH]
-        table = [
-            {**row, **{name: getattr(epoch, name) for name in _EPOCH}}
-            for job, row in zip(report.jobs, table, strict=True)
-            for epoch in job.epochs
-        ]
+        columns = {"epochs": _EPOCH, "updates": _UPDATES, "surface": _SURFACE}[rows]
+        names = ["n", "job", "batch_size", "lr", "seed", *settings, *columns]
+        table = [_job_row(job, paths) | row for job in report.jobs for row in _MANY[rows](job)]
     text = io.StringIO()
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
     return text.getvalue()
+
+
+def _epochs(job: StudyJobReport) -> Iterator[dict[str, Any]]:
+    yield from ({name: getattr(epoch, name) for name in _EPOCH} for epoch in job.epochs)
+
+
+def _updates(job: StudyJobReport) -> Iterator[dict[str, Any]]:
+    for epoch in job.epochs:
+        bins = epoch.update_histogram.bins() if epoch.update_histogram else []
+        yield from (dict(zip(_UPDATES, (epoch.epoch, *one), strict=True)) for one in bins if one[2])
+
+
+def _surface(job: StudyJobReport) -> Iterator[dict[str, Any]]:
+    surface = job.flatness.surface if job.flatness else None
+    for around, rows in surface.train_loss.items() if surface else ():
+        assert surface is not None
+        for y, train, held_out in zip(surface.positions, rows, surface.val_loss[around], strict=True):
+            points = zip(surface.positions, train, held_out, strict=True)
+            yield from (dict(zip(_SURFACE, (around, x, y, *losses), strict=True)) for x, *losses in points)
+
+
+_MANY = {"epochs": _epochs, "updates": _updates, "surface": _surface}
 
 
 def _job_row(job: StudyJobReport, paths: list[str]) -> dict[str, Any]:

@@ -6,17 +6,17 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from wbar.jobs import Deleted
 from wbar.lists import Page
-from wbar.studies import Study, StudyRequest
+from wbar.studies import Study, StudyPlan, StudyRequest
 from wbar.study_report import PATIENCE
-from wbar.study_results import StudyReport
+from wbar.study_results import ReportRows, StudyReport
 from wbar_service.answers import answer
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.jobs.creating import Creation, gpu_at_hand
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
-from wbar_service.studies.creating import check_size, insert_study
-from wbar_service.studies.reporting import Rows, as_csv, study_report
+from wbar_service.studies.creating import check_size, insert_study, plan_study
+from wbar_service.studies.reporting import as_csv, study_report
 from wbar_service.traced import TRACEPARENT
 from wbar_store.repository import PageRequest
 
@@ -25,7 +25,15 @@ router = APIRouter(
 )
 
 
-@router.post("", status_code=201, response_model=Study, responses=responses(400, 404, 409, 413, 422, 507))
+@router.post(
+    "",
+    status_code=201,
+    response_model=Study,
+    responses={
+        200: {"model": StudyPlan, "description": "A dry run: its jobs resolved, estimated, not created."},
+        **responses(400, 404, 409, 413, 422, 507),
+    },
+)
 def create_study(
     request: Request, body: StudyRequest, store: StoreOf, tenant: TenantOf, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -36,6 +44,9 @@ def create_study(
     """
     settings = request.app.state.settings
     check_size(body, settings.max_study_jobs)
+    if body.dry_run:
+        plan = plan_study(store, tenant, body, gpu_at_hand(store))
+        return Response(plan.model_dump_json(), media_type="application/json")
     made = Creation(gpu_at_hand(store), settings.quotas, request.scope.get(TRACEPARENT))
     print_ = fingerprint("study", body.model_dump(mode="json", exclude_unset=True))
     return once(store, tenant, idempotency_key, print_, lambda: insert_study(store, tenant, body, made))
@@ -68,7 +79,13 @@ def get_study_report(
     store: StoreOf,
     tenant: TenantOf,
     format: Literal["json", "csv"] = "json",
-    rows: Annotated[Rows, Query(description="Of CSV: a row for each job, or for each epoch of each job.")] = "jobs",
+    rows: Annotated[
+        ReportRows,
+        Query(
+            description="Of CSV, a row for each job; each epoch of each job; each epoch and bin of its histograms of update "
+            "norms (`updates`); each point of its loss surfaces (`surface`)."
+        ),
+    ] = "jobs",
     patience: Annotated[
         float,
         Query(

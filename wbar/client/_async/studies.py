@@ -2,14 +2,14 @@
 
 from collections.abc import AsyncIterator, Mapping
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 from anyio import sleep
 
 from wbar.client._async.resource import AsyncResource, given
 from wbar.lists import Page
-from wbar.studies import Study
-from wbar.study_results import StudyReport
+from wbar.studies import Study, StudyPlan
+from wbar.study_results import ReportRows, StudyReport
 
 
 class AsyncStudies(AsyncResource):
@@ -22,6 +22,10 @@ class AsyncStudies(AsyncResource):
         idempotency_key: default: one of its own for each call.
         """
         return await self._create("/v1/studies", Study, {"job": dict(job), **fields}, idempotency_key)
+
+    async def plan(self, job: Mapping[str, Any], **fields: Any) -> StudyPlan:
+        """Return the study as `create` would make it, with its cost and warnings: a dry run, which creates nothing."""
+        return await self._create("/v1/studies", StudyPlan, {"job": dict(job), **fields, "dry_run": True}, None)
 
     async def get(self, study_id: str) -> Study:
         """Return one study with its jobs. Raises NotFound."""
@@ -50,10 +54,9 @@ class AsyncStudies(AsyncResource):
         """Return what the jobs measured so far. patience: epochs after which a minimum is settled; default: 5."""
         return await self._get(f"/v1/studies/{study_id}/report", StudyReport, patience=patience)
 
-    async def report_csv(
-        self, study_id: str, rows: Literal["jobs", "epochs"] = "jobs", patience: float | None = None
-    ) -> str:
-        """Return the report as CSV. rows: one for each job, or one for each epoch of each job."""
+    async def report_csv(self, study_id: str, rows: ReportRows = "jobs", patience: float | None = None) -> str:
+        """Return the report as CSV. rows: one for each job, for each epoch of each job, for each epoch and bin of the
+        histograms of update norms (`updates`), or for each point of the loss surfaces (`surface`)."""
         params = given({"format": "csv", "rows": rows, "patience": patience})
         return (await self._client.request("GET", f"/v1/studies/{study_id}/report", params=params)).text
 

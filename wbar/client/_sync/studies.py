@@ -3,12 +3,12 @@
 
 from collections.abc import Iterator, Mapping
 from time import monotonic, sleep
-from typing import Any, Literal
+from typing import Any
 
 from wbar.client._sync.resource import Resource, given
 from wbar.lists import Page
-from wbar.studies import Study
-from wbar.study_results import StudyReport
+from wbar.studies import Study, StudyPlan
+from wbar.study_results import ReportRows, StudyReport
 
 
 class Studies(Resource):
@@ -21,6 +21,10 @@ class Studies(Resource):
         idempotency_key: default: one of its own for each call.
         """
         return self._create("/v1/studies", Study, {"job": dict(job), **fields}, idempotency_key)
+
+    def plan(self, job: Mapping[str, Any], **fields: Any) -> StudyPlan:
+        """Return the study as `create` would make it, with its cost and warnings: a dry run, which creates nothing."""
+        return self._create("/v1/studies", StudyPlan, {"job": dict(job), **fields, "dry_run": True}, None)
 
     def get(self, study_id: str) -> Study:
         """Return one study with its jobs. Raises NotFound."""
@@ -49,8 +53,9 @@ class Studies(Resource):
         """Return what the jobs measured so far. patience: epochs after which a minimum is settled; default: 5."""
         return self._get(f"/v1/studies/{study_id}/report", StudyReport, patience=patience)
 
-    def report_csv(self, study_id: str, rows: Literal["jobs", "epochs"] = "jobs", patience: float | None = None) -> str:
-        """Return the report as CSV. rows: one for each job, or one for each epoch of each job."""
+    def report_csv(self, study_id: str, rows: ReportRows = "jobs", patience: float | None = None) -> str:
+        """Return the report as CSV. rows: one for each job, for each epoch of each job, for each epoch and bin of the
+        histograms of update norms (`updates`), or for each point of the loss surfaces (`surface`)."""
         params = given({"format": "csv", "rows": rows, "patience": patience})
         return (self._client.request("GET", f"/v1/studies/{study_id}/report", params=params)).text
 
