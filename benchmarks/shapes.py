@@ -146,7 +146,8 @@ def write_boxes_archive(
                     box = [one.left, one.top, one.right - one.left, one.bottom - one.top]
                     mask = {"area": int(seen.sum()), "iscrowd": 0, "segmentation": _runs(seen)} if masks else {}
                     annotations.append(
-                        {"id": len(annotations) + 1, "image_id": index + 1, "category_id": one.label, "bbox": box} | mask
+                        {"id": len(annotations) + 1, "image_id": index + 1, "category_id": one.label, "bbox": box}
+                        | mask
                     )
             categories = [{"id": label, "name": name} for label, name in enumerate(CLASSES) if label]
             document = {"images": images, "annotations": annotations, "categories": categories}

@@ -144,7 +144,8 @@ class Dataset(BaseModel):
         None, description="By split, how many images each class has, in the order of `classes`; null where unknown."
     )
     masks: bool = Field(
-        False, description="Of detection: whether every box has a mask, which a Mask R-CNN learns and others do not read."
+        False,
+        description="Of detection: whether every box has a mask, which a Mask R-CNN learns and others do not read.",
     )
     image: ImageShape | None
     bytes: int | None

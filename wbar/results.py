@@ -115,7 +115,9 @@ def _mean_precision(scores: Sequence[BoxScore]) -> BoxScore | None:
     if not scores:
         return None
     by_class = {name: _mean([one.by_class.get(name) for one in scores]) for name in scores[0].by_class}
-    plain = {name: _mean([getattr(one, name) for one in scores]) for name in BoxScore.model_fields if name != "by_class"}
+    plain = {
+        name: _mean([getattr(one, name) for one in scores]) for name in BoxScore.model_fields if name != "by_class"
+    }
     return BoxScore(**plain, by_class=by_class)
 
 
@@ -139,9 +141,7 @@ class CurvePoint(BaseModel):
         """Return the point of w̄'s nth score."""
         ap50 = None if score.boxes is None else score.boxes.ap50
         mask_ap = None if score.masks is None else score.masks.ap
-        return cls(
-            n=n, accuracy=score.accuracy, loss=score.loss, mean_iou=score.mean_iou, ap50=ap50, mask_ap=mask_ap
-        )
+        return cls(n=n, accuracy=score.accuracy, loss=score.loss, mean_iou=score.mean_iou, ap50=ap50, mask_ap=mask_ap)
 
 
 class ImageLosses(BaseModel):

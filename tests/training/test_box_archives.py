@@ -180,7 +180,9 @@ def test_bad_archives_are_refused_by_name(
 
 
 def test_annotations_are_bounded() -> None:
-    with pytest.raises(ContentTooLarge, match=r"leave out what is not read of it \(`keypoints`, and `segmentation` unless"):
+    with pytest.raises(
+        ContentTooLarge, match=r"leave out what is not read of it \(`keypoints`, and `segmentation` unless"
+    ):
         read_coco("train/annotations.json", bytes(MOST_BYTES + 1))
 
 
