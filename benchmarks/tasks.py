@@ -89,7 +89,7 @@ class Bench:
     """A problem, by its name, and a seed. folder: for its files, which the caller removes."""
 
     def __init__(self, name: str, problem: Problem, seed: int, device: str, folder: Path) -> None:
-        self.name, self.problem, self.seed, self.device, self.folder = problem, seed, device, folder
+        self.name, self.problem, self.seed, self.device, self.folder = name, problem, seed, device, folder
         write = write_archive if problem.task == "segmentation" else partial(write_boxes_archive, masks=problem.masks)
         size = ((problem.side, problem.side),)
         write(folder / "jobs.zip", problem.train, problem.held_out, size, seed=2 * seed)

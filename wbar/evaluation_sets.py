@@ -31,8 +31,8 @@ def check_evaluation_set(
         )
     if network.architecture.finds_masks and not its_facts.masks:
         raise ValidationFailed(
-            f"evaluate.{name}: {other.id} has boxes without masks, and the checkpoint's network is a {network.name}, whose masks "
-            "are compared with some",
+            f"evaluate.{name}: {other.id} has boxes without masks, and the checkpoint's network is a {network.name}, whose "
+            "masks are compared with some",
             [{"pointer": pointer, "detail": "no masks"}],
         )
     known = list(classes or facts.classes)

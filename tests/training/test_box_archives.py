@@ -59,8 +59,8 @@ def test_boxes_are_read_with_their_images(tmp_path: Path) -> None:
     assert (found.task, found.classes) == ("detection", ["background", "car", "dog"])  # by their ids, 3 and 18
     assert (found.images, found.masks) == ({"train": 3, "val": 1}, False)
     assert found.warnings == [
-        "2 of 4 annotations have no `segmentation` (the first: annotation 3 of train/annotations.json), so that the masks of the "
-        "others were left out: a Mask R-CNN needs one for each box"
+        "2 of 4 annotations have no `segmentation` (the first: annotation 3 of train/annotations.json), so that the masks of "
+        "the others were left out: a Mask R-CNN needs one for each box"
     ]
     assert Packed.read(tmp_path / "out") == found
     train = load_boxes(tmp_path / "out", "train", None)

@@ -72,7 +72,8 @@ class BoxSplit:
         """Return the masks of one image's boxes, (boxes, H, W) bool."""
         number, row = self.rows[index].tolist()
         height, width = self.sizes[index].tolist()
-        return self.runs[number].masks(row, (height, width))
+        own: MaskRuns = self.runs[number]
+        return own.masks(row, (height, width))
 
     def select(self, indices: Tensor) -> "BoxSplit":
         """Return the images of these indices, in their order."""

@@ -7,6 +7,7 @@ Runs cost some bytes for each row that a shape crosses. Bits have one size for a
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def mask_of(runs: Tensor, size: Size) -> Tensor:
 def as_bits(masks: Tensor) -> Tensor:
     """Return masks, (n, H, W) bool, as bits, (n, bytes) uint8."""
     flat = masks.flatten(1)
-    eights = torch.nn.functional.pad(flat, (0, -flat.shape[1] % 8)).view(len(flat), -1, 8)
+    eights = torch.nn.functional.pad(flat, (0, -flat.shape[1] % 8)).unflatten(1, (-1, 8))
     weights = torch.tensor(_WEIGHTS, dtype=torch.uint8, device=masks.device)
     return (eights.to(torch.uint8) * weights).sum(dim=2, dtype=torch.uint8)
 
@@ -70,7 +71,7 @@ class MaskRuns:
         """Return the masks of one image of this size, (its boxes, H, W) bool."""
         first, last = self.boxes[row : row + 2].tolist()
         ends = self.offsets[first : last + 1].tolist()
-        found = [mask_of(self.runs[begin:end], size) for begin, end in zip(ends[:-1], ends[1:], strict=True)]
+        found = [mask_of(self.runs[begin:end], size) for begin, end in pairwise(ends)]
         return torch.stack(found) if found else torch.zeros(0, *size, dtype=torch.bool)
 
 

@@ -30,7 +30,7 @@ def small_maskrcnn(num_classes: int) -> nn.Module:
     layers = {f"layer{number}": str(number - 1) for number in range(1, 5)}
     channels = [64, 128, 256, 512]
     backbone = BackboneWithFPN(body, layers, channels, WIDTH, LastLevelMaxPool())
-    return MaskRCNN(
+    module: nn.Module = MaskRCNN(
         backbone,
         min_size=SIDE,
         max_size=MOST_SIDE,
@@ -48,3 +48,4 @@ def small_maskrcnn(num_classes: int) -> nn.Module:
         mask_head=MaskRCNNHeads(WIDTH, (WIDTH, WIDTH), 1),
         mask_predictor=MaskRCNNPredictor(WIDTH, WIDTH, num_classes),
     )
+    return module

@@ -69,8 +69,8 @@ class BoxPicture:
         pixels = self.examples.image(index).expand(3, -1, -1).clone()
         for label, _, mask in boxes:
             if mask is not None:
-                colour = self.colours[min(label, 255)][:, None].float()
-                pixels[:, mask] = (TINT * colour + (1 - TINT) * pixels[:, mask]).to(torch.uint8)
+                tint = self.colours[min(label, 255)][:, None].float()
+                pixels[:, mask] = (TINT * tint + (1 - TINT) * pixels[:, mask]).to(torch.uint8)
         picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         scale = SIDE / max(picture.size)
         picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))

@@ -3,7 +3,8 @@
     {"images": [{"id", "file_name", "width", "height"}], "categories": [{"id", "name"}],
      "annotations": [{"id", "image_id", "category_id", "bbox": [x, y, width, height], "area", "iscrowd", "segmentation"}]}
 
-What else is in it (keypoints, licences) is not read. What a `segmentation` may be says `coco_masks`. Coordinates are in pixels from the upper left corner.
+What else is in it (keypoints, licences) is not read. `segmentation` is described in `coco_masks`. Coordinates are in pixels
+from the upper left corner.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The masks that COCO's `segmentation` describes: polygons, or runs along the columns of the image (cocodataset.org, "Data format").
+"""The masks in COCO's `segmentation`: polygons, or runs along the columns of the image (cocodataset.org, "Data format").
 
     polygons   [[x1, y1, x2, y2, …], …], in pixels; the mask is all that any of them encloses
     runs       {"size": [height, width], "counts": [outside, inside, outside, …]}, down one column after another
@@ -75,11 +75,12 @@ def _of_polygon(outline: list[float], size: tuple[int, int], where: str) -> Mask
     # Below a crossing, what was outside is inside; a crossing at the lower edge changes nothing.
     turns = np.zeros((width, height + 1), np.int64)
     np.add.at(turns, (column[crossed] // FIFTHS, row[crossed]), 1)
-    return (turns[:, :height].cumsum(axis=1) % 2 == 1).T
+    inside: Mask = turns[:, :height].cumsum(axis=1) % 2 == 1
+    return inside.T
 
 
 def _along(corners: NDArray[np.int64], where: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return x and y of points along the sides of a polygon, a step of the longer direction apart. corners: (n, 2) in fifths."""
+    """Return x and y of points along a polygon's sides, a step of the longer direction apart. corners: (n, 2) in fifths."""
     ends = np.roll(corners, -1, axis=0)
     lengths = np.abs(ends - corners).max(axis=1)
     if int(lengths.sum()) + len(lengths) > MOST_POINTS:
@@ -108,8 +109,8 @@ def _of_runs(runs: CocoRuns, size: tuple[int, int], where: str) -> Mask:
     height, width = size
     if tuple(runs.size) != size:
         raise InvalidArchive(
-            f"{where} has a `segmentation` of {runs.size[1]}x{runs.size[0]} pixels, and its image has {width}x{height}: `size` is "
-            "[height, width]"
+            f"{where} has a `segmentation` of {runs.size[1]}x{runs.size[0]} pixels, and its image has {width}x{height}: `size` "
+            "is [height, width]"
         )
     counts = _of_text(runs.counts, where) if isinstance(runs.counts, str) else runs.counts
     wrong = next((count for count in counts if not 0 <= count <= height * width), None)
