@@ -195,7 +195,6 @@ def test_it_learns_shapes(tmp_path: Path) -> None:
         recipe_optimizer=Optimizer(name="adamw", weight_decay=0.01),
     )  # fmt: skip
     metrics = run(job, Recorder()).result.metrics
-    print(metrics.model_dump_json(include={"start", "averaged"}))
     assert metrics.averaged.masks is not None
     assert metrics.averaged.masks.ap is not None
     assert metrics.start.accuracy < 0.02
