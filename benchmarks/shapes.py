@@ -1,6 +1,6 @@
 """Drawn shapes on textures, with exact masks and boxes: a segmentation or detection dataset of any size, from a seed.
 
-    python -m benchmarks.shapes shapes.zip --train 400 --val 100 --side 64 [--boxes]
+    python -m benchmarks.shapes shapes.zip --train 400 --val 100 --side 64 [--boxes | --masks]
 
 A disc, a square and a triangle differ in outline and, less reliably, in colour; they lie over one another on a background of
 smooth noise and stripes. A pixel belongs to a shape if its centre lies inside. Each shape's edge may be marked as void.
@@ -38,11 +38,12 @@ class Box:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One image, (H, W, 3), its mask, (H, W), and the boxes of its shapes."""
+    """One image, (H, W, 3), its mask, (H, W), the boxes of its shapes, and what is seen of each, (H, W) bool."""
 
     image: Pixels
     mask: Pixels
     boxes: tuple[Box, ...]
+    seen: tuple[NDArray[np.bool_], ...]
 
 
 def draw(size: tuple[int, int], draws: np.random.Generator, most: int = 3, void_edge: bool = False) -> Drawing:
@@ -57,12 +58,11 @@ def draw(size: tuple[int, int], draws: np.random.Generator, most: int = 3, void_
         image = np.where(inside[..., None], colour * shade[..., None], image)
         mask[inside], owner[inside] = label, number
     image = np.clip(image + draws.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
-    boxes = tuple(
-        _box(int(label), owner == number) for number, label in enumerate(labels, 1) if (owner == number).any()
-    )
+    shown = [(int(label), owner == number) for number, label in enumerate(labels, 1) if (owner == number).any()]
+    boxes = tuple(_box(label, pixels) for label, pixels in shown)
     if void_edge:
         mask[_edges(owner)] = VOID
-    return Drawing(image, mask, boxes)
+    return Drawing(image, mask, boxes, tuple(pixels for _, pixels in shown))
 
 
 def _noise(size: tuple[int, int], draws: np.random.Generator, cells: int) -> Grid:
@@ -126,9 +126,13 @@ def write_archive(
 
 
 def write_boxes_archive(
-    path: Path, train: int, val: int, sizes: Sequence[tuple[int, int]] = ((64, 64),), seed: int = 0
+    path: Path, train: int, val: int, sizes: Sequence[tuple[int, int]] = ((64, 64),), seed: int = 0, masks: bool = False
 ) -> None:
-    """Write a detection archive of the same drawings, with COCO's JSON. sizes: as of `write_archive`."""
+    """Write a detection archive of the same drawings, with COCO's JSON.
+
+    sizes: as of `write_archive`.
+    masks: whether each box has its mask, as runs.
+    """
     with zipfile.ZipFile(path, "w") as file:
         for split, count in (("train", train), ("val", val)):
             images, annotations = list[dict[str, object]](), list[dict[str, object]]()
@@ -138,14 +142,23 @@ def write_boxes_archive(
                 name = f"{index:05d}.png"
                 file.writestr(f"{split}/images/{name}", _png(drawing.image))
                 images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
-                for one in drawing.boxes:
+                for one, seen in zip(drawing.boxes, drawing.seen, strict=True):
                     box = [one.left, one.top, one.right - one.left, one.bottom - one.top]
+                    mask = {"area": int(seen.sum()), "iscrowd": 0, "segmentation": _runs(seen)} if masks else {}
                     annotations.append(
                         {"id": len(annotations) + 1, "image_id": index + 1, "category_id": one.label, "bbox": box}
+                        | mask
                     )
             categories = [{"id": label, "name": name} for label, name in enumerate(CLASSES) if label]
             document = {"images": images, "annotations": annotations, "categories": categories}
             file.writestr(f"{split}/annotations.json", json.dumps(document))
+
+
+def _runs(mask: NDArray[np.bool_]) -> dict[str, object]:
+    """Return a mask as COCO has it: pixels outside and inside in turn, down one column after another."""
+    down = np.concatenate([[False], mask.T.ravel()])
+    turns = np.concatenate([[0], np.flatnonzero(down[1:] != down[:-1]), [mask.size]])
+    return {"size": list(mask.shape), "counts": np.diff(turns).tolist()}
 
 
 def _png(pixels: Pixels) -> bytes:
@@ -164,9 +177,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--void-edge", action="store_true")
     parser.add_argument("--boxes", action="store_true", help="a detection archive")
+    parser.add_argument("--masks", action="store_true", help="the same with a mask for each box")
     asked = parser.parse_args()
-    if asked.boxes:
-        write_boxes_archive(asked.path, asked.train, asked.val, [(asked.side, asked.side)], asked.seed)
+    if asked.boxes or asked.masks:
+        size = [(asked.side, asked.side)]
+        write_boxes_archive(asked.path, asked.train, asked.val, size, asked.seed, asked.masks)
         return
     write_archive(asked.path, asked.train, asked.val, [(asked.side, asked.side)], asked.seed, asked.void_edge)
 

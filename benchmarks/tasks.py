@@ -1,7 +1,7 @@
 """`python -m benchmarks.tasks`: what averaging gives where an image has a mask or boxes; drawn shapes, errors over seeds.
 
     python -m benchmarks.tasks --problem segmentation --results tasks.jsonl --minutes 30
-    python -m benchmarks.tasks --problem detection --device cuda --results tasks.jsonl
+    python -m benchmarks.tasks --problem detection masks --device cuda --results tasks.jsonl
     python -m benchmarks.tasks --quick
 
 A start is trained from its initialization by a cosine; the arms go on from it with equal epochs, and all are scored on images
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -43,15 +44,19 @@ ARMS: dict[str, dict[str, Any]] = {"control": {"type": "none"}, "cyclic": {}, "a
 SOME = 24  # training images of an archive of which only the others are used: some with a shape of every class
 SLACK = 1.15  # an arm may take so many times what the longest before took
 # Of a problem, the measure beside the loss: its name and where a score has it.
-MEASURES = {"segmentation": "mean IoU", "detection": "AP"}
+MEASURES = {"segmentation": "mean IoU", "detection": "AP", "masks": "mask AP"}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem. side: pixels. train, held_out, unseen: images. start_epochs, epochs: of the start, and of every arm."""
+    """One problem. side: pixels. train, held_out, unseen: images. start_epochs, epochs: of the start, and of every arm.
+
+    masks: whether boxes have masks.
+    """
 
     task: Literal["segmentation", "detection"]
     network: str
+    masks: bool = False
     side: int = 64
     train: int = 400
     held_out: int = 100
@@ -62,6 +67,8 @@ class Problem:
 
     def measure(self, score: Score) -> float:
         found = score.mean_iou if self.task == "segmentation" else score.accuracy  # which is AP
+        if score.masks is not None:
+            found = score.masks.ap
         assert found is not None
         return found
 
@@ -69,6 +76,9 @@ class Problem:
 PROBLEMS = {
     "segmentation": Problem("segmentation", "lraspp_mobilenet_v3_large"),
     "detection": Problem("detection", "ssdlite320_mobilenet_v3_large", side=96, start_epochs=30, batch=8),
+    "masks": Problem(
+        "detection", "maskrcnn_resnet18_96_fpn", masks=True, side=96, start_epochs=15, batch=8, unseen=200
+    ),
 }
 QUICK: dict[str, Any] = {
     "train": 24, "held_out": 4, "unseen": 4, "start_epochs": 1, "epochs": 2, "side": 48, "batch": 4
@@ -76,11 +86,11 @@ QUICK: dict[str, Any] = {
 
 
 class Bench:
-    """A problem and a seed. folder: for its files, which the caller removes."""
+    """A problem, by its name, and a seed. folder: for its files, which the caller removes."""
 
-    def __init__(self, problem: Problem, seed: int, device: str, folder: Path) -> None:
-        self.problem, self.seed, self.device, self.folder = problem, seed, device, folder
-        write = write_archive if problem.task == "segmentation" else write_boxes_archive
+    def __init__(self, name: str, problem: Problem, seed: int, device: str, folder: Path) -> None:
+        self.name, self.problem, self.seed, self.device, self.folder = name, problem, seed, device, folder
+        write = write_archive if problem.task == "segmentation" else partial(write_boxes_archive, masks=problem.masks)
         size = ((problem.side, problem.side),)
         write(folder / "jobs.zip", problem.train, problem.held_out, size, seed=2 * seed)
         write(folder / "unseen.zip", SOME, problem.unseen, size, seed=2 * seed + 1)
@@ -133,7 +143,7 @@ def main() -> int:
             if not missing:
                 continue
             with tempfile.TemporaryDirectory(prefix="wbar-tasks-") as folder:
-                bench = Bench(problem, seed, options.device, Path(folder))
+                bench = Bench(name, problem, seed, options.device, Path(folder))
                 for arm in missing:
                     began = time.monotonic()
                     if began + SLACK * longest > until:
@@ -155,9 +165,9 @@ def lines_of(bench: Bench, arm: str, done: Collection[str]) -> list[Line]:
     try:
         scores = list(bench.scores(arm))
     except Diverged as error:
-        print(f"{problem.task}, seed {bench.seed}, {arm}: {error}", file=sys.stderr)
+        print(f"{bench.name}, seed {bench.seed}, {arm}: {error}", file=sys.stderr)
         return []
-    head = {"problem": problem.task, "seed": bench.seed}
+    head = {"problem": bench.name, "seed": bench.seed}
     return [
         head | {"arm": name, "loss": score.loss, "measure": problem.measure(score), "accuracy": score.accuracy}
         for name, score in scores

@@ -105,13 +105,15 @@ class ModelCard:
 
     def _index(self) -> dict[str, object]:
         score = self._delivered
-        boxes = score.boxes
+        boxes, masks = score.boxes, score.masks
         metrics = {
             "accuracy": None if boxes or self._predicts else score.accuracy,
             **self._errors(score),
             "coco_ap": boxes.ap if boxes else None,
             "coco_ap50": boxes.ap50 if boxes else None,
             "coco_ap75": boxes.ap75 if boxes else None,
+            "coco_mask_ap": masks.ap if masks else None,
+            "coco_mask_ap50": masks.ap50 if masks else None,
             ("mse_standardized" if self._predicts else "nll"): score.loss,
             "expected_calibration_error": score.ece,
             "mean_average_precision": score.map,
@@ -218,12 +220,14 @@ class ModelCard:
             yield ""
 
     def _of_boxes(self) -> Iterator[str]:
-        yield "| | AP | AP50 | AP75 | loss |"
-        yield "| --- | ---: | ---: | ---: | ---: |"
+        masked = self.result.metrics.averaged.masks is not None
+        yield f"| | AP | AP50 | AP75 | {'mask AP | mask AP50 | ' if masked else ''}loss |"
+        yield f"| --- | ---: | ---: | ---: | {'---: | ---: | ' if masked else ''}---: |"
         for name, score in self.result.metrics.named().items():
             label = f"**{Comparisons.label(name)}**" if name == "averaged" else Comparisons.label(name)
             boxes = score.boxes
             cells = [_number(value, 4) for value in ((boxes.ap, boxes.ap50, boxes.ap75) if boxes else (None,) * 3)]
+            cells += [_number(getattr(score.masks, key, None), 4) for key in ("ap", "ap50")] if masked else []
             yield f"| {' | '.join([label, *cells, f'{score.loss:.4f}'])} |"
         yield ""
         yield "No ensemble of several networks' boxes is defined; instead of one stands the mean score of the snapshots."
@@ -287,8 +291,7 @@ class ModelCard:
         if self._detects:
             yield (
                 "The network takes a list of images, (3, height, width) each, of any size, pixels in [0, 1]: it resizes and "
-                "normalizes them itself. Build it with torchvision's defaults for its name"
-                f"{_FROZEN if network.frozen_norm else ''}."
+                f"normalizes them itself. {self._building()}."
             )
             yield ""
         yield "Without code of your own (`pip install 'wbar[worker]'`), with the normalization that the file's metadata has:"
@@ -305,6 +308,13 @@ class ModelCard:
         yield "```"
         yield from self._input()
         yield ""
+
+    def _building(self) -> str:
+        network = self.spec.network
+        if network.architecture.library == "wbar":
+            made = f'initialized(Network("{network.name}", {network.num_classes}))'
+            return f"Build it with `{made}` (`wbar_training.networks.architectures`, `wbar.spec`)"
+        return f"Build it with torchvision's defaults for its name{_FROZEN if network.frozen_norm else ''}"
 
     def _input(self) -> Iterator[str]:
         normalize, size = self._recipe.normalize, self._recipe.image_size

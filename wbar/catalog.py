@@ -24,7 +24,8 @@ SMP_DECODERS = (
     "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3", "deeplabv3plus", "pan", "upernet", "segformer",
 )  # fmt: skip
 SEGMENTATION = frozenset({"fcn", "deeplabv3", "lraspp", *SMP_DECODERS})  # families with an output for every pixel
-DETECTION = ("fasterrcnn", "retinanet", "fcos", "ssd")  # families that find boxes
+MASKED = "maskrcnn"  # the family that finds a mask in each box, too
+DETECTION = ("fasterrcnn", MASKED, "retinanet", "fcos", "ssd")  # families that find boxes
 BATCH = 128  # the batch that `peak_lr` belongs to
 
 
@@ -51,6 +52,11 @@ class Architecture:
         if self.family in DETECTION:
             return "boxes"
         return "pixels" if self.family in SEGMENTATION else "image"
+
+    @property
+    def finds_masks(self) -> bool:
+        """Whether each box comes with a mask, which is learned from the masks of a dataset's boxes."""
+        return self.family == MASKED
 
 
 def _family(names: str, family: str, size: int, min_size: int, **rest: object) -> list[Architecture]:
@@ -141,6 +147,9 @@ _ALL = [
     *_family("fasterrcnn_resnet50_fpn fasterrcnn_resnet50_fpn_v2", "fasterrcnn", 800, 32, **_boxes(0.16)),
     *_family("fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn", 800, 32, **_boxes(0.16)),
     *_family("fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn", 320, 32, **_boxes(0.16)),
+    *_family("maskrcnn_resnet50_fpn maskrcnn_resnet50_fpn_v2", MASKED, 800, 32, **_boxes(0.16)),
+    # Ours: a tenth of that, for images of about 96 pixels.
+    *_family("maskrcnn_resnet18_96_fpn", MASKED, 96, 32, library="wbar", **_boxes(0.16)),
     *_family("retinanet_resnet50_fpn retinanet_resnet50_fpn_v2", "retinanet", 800, 32, **_boxes(0.08)),
     *_family("fcos_resnet50_fpn", "fcos", 800, 32, **_boxes(0.08)),
     *_family("ssd300_vgg16", "ssd", 300, 32, **_boxes(0.008)),

@@ -64,6 +64,7 @@ class ComparedScore(_Frozen):
     ece: float | None
     mean_iou: float | None = None
     ap50: float | None = None
+    mask_ap: float | None = None
 
 
 class ComparedScores(_Frozen):
@@ -134,6 +135,13 @@ def _score(result: JobResult, name: str) -> ComparedScore | None:
     is_share = score.map is None and score.mean_iou is None and score.boxes is None and score.regression is None
     error = sqrt(max(p * (1 - p), 0.0) / images) if is_share and images else None
     ap50 = None if score.boxes is None else score.boxes.ap50
+    mask_ap = None if score.masks is None else score.masks.ap
     return ComparedScore(
-        accuracy=p, accuracy_error=error, loss=score.loss, ece=score.ece, mean_iou=score.mean_iou, ap50=ap50
+        accuracy=p,
+        accuracy_error=error,
+        loss=score.loss,
+        ece=score.ece,
+        mean_iou=score.mean_iou,
+        ap50=ap50,
+        mask_ap=mask_ap,
     )

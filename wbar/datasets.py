@@ -42,6 +42,7 @@ class DatasetFacts:
     mean, std: one number per channel of the training split, for pixels in [0, 1].
     source: `builtin:…` and the like; None for an upload.
     held_out_images: the number of images in `val`.
+    masks: of detection, whether every box has a mask.
     """
 
     task: Task
@@ -53,6 +54,7 @@ class DatasetFacts:
     std: tuple[float, ...]
     source: str | None = None
     held_out_images: int = 0
+    masks: bool = False
 
     @property
     def images(self) -> int:
@@ -140,6 +142,10 @@ class Dataset(BaseModel):
     splits: dict[str, Split] | None
     class_counts: dict[str, list[int]] | None = Field(
         None, description="By split, how many images each class has, in the order of `classes`; null where unknown."
+    )
+    masks: bool = Field(
+        False,
+        description="Of detection: whether every box has a mask, which a Mask R-CNN learns and others do not read.",
     )
     image: ImageShape | None
     bytes: int | None

@@ -160,12 +160,26 @@ def _of_pixels(result: JobResult, table: Table) -> Table:
 
 
 def _of_boxes(result: JobResult, table: Table) -> Table:
-    for column in ("", "AP", "AP50", "AP75", "small", "medium", "large", "loss"):
+    masked = result.metrics.averaged.masks is not None
+    columns = (
+        "",
+        "AP",
+        "AP50",
+        "AP75",
+        "small",
+        "medium",
+        "large",
+        *(("mask AP", "mask AP50") if masked else ()),
+        "loss",
+    )
+    for column in columns:
         table.add_column(column, justify="left" if not column else "right")
     for name, score in result.metrics.named().items():
         found = score.boxes
         values = (found.ap, found.ap50, found.ap75, found.ap_small, found.ap_medium, found.ap_large) if found else ()
         cells = [number(value, 4) for value in values or (None,) * 6]
+        if masked:
+            cells += [number(getattr(score.masks, name, None), 4) for name in ("ap", "ap50")]
         table.add_row(Comparisons.label(name), *cells, f"{score.loss:.4f}", style="bold" if name == "averaged" else "")
     return table
 

@@ -29,6 +29,12 @@ def check_evaluation_set(
             f"evaluate.{name}: {other.id} is of task {its_facts.task}, the job's dataset {dataset.id} of {facts.task}",
             [{"pointer": pointer, "detail": f"task {its_facts.task}, not {facts.task}"}],
         )
+    if network.architecture.finds_masks and not its_facts.masks:
+        raise ValidationFailed(
+            f"evaluate.{name}: {other.id} has boxes without masks, and the checkpoint's network is a {network.name}, whose "
+            "masks are compared with some",
+            [{"pointer": pointer, "detail": "no masks"}],
+        )
     known = list(classes or facts.classes)
     unknown = sorted(set(its_facts.classes) - set(known))
     if unknown:

@@ -29,7 +29,7 @@ CALIBRATED = (
 
 
 class BoxScore(BaseModel):
-    """COCO's average precision of boxes, in [0, 1]; null where no held-out box is of that size or class."""
+    """COCO's average precision of boxes or masks, in [0, 1]; null where no held-out box is of that size or class."""
 
     ap: float | None = Field(description="The mean over IoU thresholds 0.5, 0.55 … 0.95, and over classes.")
     ap50: float | None = Field(description="At IoU 0.5.")
@@ -81,6 +81,7 @@ class Score(BaseModel):
         "the class's name; null for a class that no held-out image has, by either.",
     )
     boxes: BoxScore | None = Field(None, description="Of detection.")
+    masks: BoxScore | None = Field(None, description="Of a Mask R-CNN: the same by what masks have in common.")
     regression: RegressionScore | None = Field(None, description="Of regression.")
     map: float | None = Field(None, description="Mean of `average_precision`; null for one label per image.")
     average_precision: list[float | None] | None = Field(
@@ -100,17 +101,25 @@ class Score(BaseModel):
 
 def mean_score(scores: Sequence[Score]) -> Score:
     """Return the mean of several scores, number by number over those that have it; of classes and targets, of boxes alone."""
-    boxes = [one.boxes for one in scores if one.boxes is not None]
-    by_class = {name: _mean([one.by_class.get(name) for one in boxes]) for name in (boxes[0].by_class if boxes else ())}
-    plain = {name: _mean([getattr(one, name) for one in boxes]) for name in BoxScore.model_fields if name != "by_class"}
     return Score(
         accuracy=sum(one.accuracy for one in scores) / len(scores),
         loss=sum(one.loss for one in scores) / len(scores),
         **{
             name: _mean([getattr(one, name) for one in scores]) for name in ("ece", "mean_iou", "map", "nll_calibrated")
         },
-        boxes=BoxScore(**plain, by_class=by_class) if boxes else None,
+        boxes=_mean_precision([one.boxes for one in scores if one.boxes is not None]),
+        masks=_mean_precision([one.masks for one in scores if one.masks is not None]),
     )
+
+
+def _mean_precision(scores: Sequence[BoxScore]) -> BoxScore | None:
+    if not scores:
+        return None
+    by_class = {name: _mean([one.by_class.get(name) for one in scores]) for name in scores[0].by_class}
+    plain = {
+        name: _mean([getattr(one, name) for one in scores]) for name in BoxScore.model_fields if name != "by_class"
+    }
+    return BoxScore(**plain, by_class=by_class)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -126,12 +135,14 @@ class CurvePoint(BaseModel):
     loss: float
     mean_iou: float | None = Field(None, description="Of segmentation.")
     ap50: float | None = Field(None, description="Of detection.")
+    mask_ap: float | None = Field(None, description="Of a Mask R-CNN: AP of the masks.")
 
     @classmethod
     def of(cls, n: int, score: Score) -> "CurvePoint":
         """Return the point of w̄'s nth score."""
         ap50 = None if score.boxes is None else score.boxes.ap50
-        return cls(n=n, accuracy=score.accuracy, loss=score.loss, mean_iou=score.mean_iou, ap50=ap50)
+        mask_ap = None if score.masks is None else score.masks.ap
+        return cls(n=n, accuracy=score.accuracy, loss=score.loss, mean_iou=score.mean_iou, ap50=ap50, mask_ap=mask_ap)
 
 
 class ImageLosses(BaseModel):

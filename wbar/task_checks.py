@@ -48,6 +48,11 @@ def check_task(options: JobOptions, network: Network, facts: DatasetFacts) -> No
         )
     if facts.task == "regression":
         _check_targets(options, network, facts)
+    if network.architecture.finds_masks and not facts.masks:
+        raise TaskUnsupported(
+            f"the checkpoint is a {network.name}, which learns a mask for each box, and the dataset has boxes without masks: "
+            "give every annotation a `segmentation`, or take a detector without masks"
+        )
     if wanted == "boxes" and options.classes and options.classes[0] != BACKGROUND:
         raise ClassesMismatch(
             f"`classes` begins with {options.classes[0]!r}: class 0 of a detector is {BACKGROUND!r}, and the categories follow"

@@ -29,6 +29,7 @@ class DatasetSummary(BaseModel):
     image: in pixels, the median where there are many sizes.
     mean, std: per channel of the training split, for pixels in [0, 1].
     held_out: indices of the images of `train/` that were held out, where there was no `val/`.
+    masks: of detection, whether every box has a mask.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,6 +43,7 @@ class DatasetSummary(BaseModel):
     std: list[float]
     held_out: list[int] | None
     warnings: list[str]
+    masks: bool = False
 
 
 class DatasetRecord(UploadRecord):
@@ -85,6 +87,7 @@ class DatasetRecord(UploadRecord):
             std=tuple(self.summary.std),
             source=self.source,
             held_out_images=self.summary.splits["val"].images,
+            masks=self.summary.masks,
         )
 
     def to_api(self) -> Dataset:
@@ -99,6 +102,7 @@ class DatasetRecord(UploadRecord):
             classes=summary.classes if summary else None,
             splits=summary.splits if summary else None,
             class_counts=summary.class_counts if summary else None,
+            masks=summary.masks if summary else False,
             image=summary.image if summary else None,
             bytes=self.bytes,
             sha256=self.sha256,

@@ -17,6 +17,7 @@ from wbar_training.uploads.packing import pack
 
 SMALL = "ssdlite320_mobilenet_v3_large"  # the cheapest by far on a CPU
 FASTER = "fasterrcnn_mobilenet_v3_large_320_fpn"
+MASKED = "maskrcnn_resnet18_96_fpn"
 
 
 def make_detection_job(
@@ -38,7 +39,7 @@ def make_detection_job(
     }
     job = make_job(folder, method, **(recipe | changes))  # type: ignore[arg-type]
     archive, network = folder / "shapes.zip", network or Network(SMALL, len(CLASSES))
-    write_boxes_archive(archive, train, val, sizes)
+    write_boxes_archive(archive, train, val, sizes, masks=network.architecture.finds_masks)
     pack(archive, job.dataset, UploadLimits(), "detection")
     torch.manual_seed(7)
     write_safetensors(job.start, initialized(network).state_dict(), {})

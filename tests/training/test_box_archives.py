@@ -57,7 +57,11 @@ GOOD = {**FILES, "train/annotations.json": coco(), "val/annotations.json": coco(
 def test_boxes_are_read_with_their_images(tmp_path: Path) -> None:
     found = packed(tmp_path, GOOD)
     assert (found.task, found.classes) == ("detection", ["background", "car", "dog"])  # by their ids, 3 and 18
-    assert (found.images, found.warnings) == ({"train": 3, "val": 1}, [])
+    assert (found.images, found.masks) == ({"train": 3, "val": 1}, False)
+    assert found.warnings == [
+        "2 of 4 annotations have no `segmentation` (the first: annotation 3 of train/annotations.json), so that the masks of "
+        "the others were left out: a Mask R-CNN needs one for each box"
+    ]
     assert Packed.read(tmp_path / "out") == found
     train = load_boxes(tmp_path / "out", "train", None)
     car, crowd = [1, 2, 3, 12.5, 9, 40, 0], [2, 20, 0, 40, 30, 20.4 * 30, 1]  # what rounding put outside is cut off
@@ -176,7 +180,9 @@ def test_bad_archives_are_refused_by_name(
 
 
 def test_annotations_are_bounded() -> None:
-    with pytest.raises(ContentTooLarge, match=r"leave out what is not read of it \(`segmentation`"):
+    with pytest.raises(
+        ContentTooLarge, match=r"leave out what is not read of it \(`keypoints`, and `segmentation` unless"
+    ):
         read_coco("train/annotations.json", bytes(MOST_BYTES + 1))
 
 

@@ -230,14 +230,18 @@ def test_every_detector_learns_from_boxes_and_finds_some(name: str) -> None:
             module.eval()
     images, labels = torch.rand(2, 3, 96, 96), torch.full((2, 2, 7), NO_BOX)
     labels[0] = torch.tensor([box(1, 2, 3, 60, 60), box(2, 5, 5, 90, 80)])
-    target = loss.normed(Target(labels))
+    masks = None
+    if network.architecture.finds_masks:
+        masks = torch.zeros(2, 2, 96 * 96 // 8, dtype=torch.uint8)
+        masks[0, :, 96 : 96 * 5] = 255
+    target = loss.normed(Target(labels, masks=masks))
     loss(loss.forward(model, images, target), target, 2).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     with torch.no_grad():
-        found = Detection(network, NAMES).answered(model.eval(), _batch(images, labels))
+        found = Detection(network, NAMES).answered(model.eval(), _batch(images, labels, masks))
     assert bool(torch.isfinite(found.losses).all())
     assert found.losses[0] > found.losses[1]
-    assert found.answers.shape == (2, MOST + 2, 7)
+    assert found.answers.shape == (2, MOST + 2, 7 if masks is None else 8 + 2)
 
 
 def test_the_loss_of_an_image_is_the_same_in_any_batch_and_mode() -> None:
@@ -259,10 +263,10 @@ def test_the_loss_of_an_image_is_the_same_in_any_batch_and_mode() -> None:
     assert torch.equal(together.answers[:, MOST:], labels)
 
 
-def _batch(images: Tensor, labels: Tensor) -> "object":
+def _batch(images: Tensor, labels: Tensor, masks: Tensor | None = None) -> "object":
     from wbar_training.data.examples import Batch
 
-    return Batch(images, labels)
+    return Batch(images, labels, masks)
 
 
 # Jobs.

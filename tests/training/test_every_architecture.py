@@ -23,6 +23,7 @@ from wbar.method import HighPhase, LowPhase
 from wbar.recipe import Normalization, Optimizer, Recipe
 from wbar.spec import JobSpec, Network, StoredDataset, StoredWeights
 from wbar_averaging import write_safetensors
+from wbar_training.data.boxes import targets_of
 from wbar_training.networks.architectures import CIFAR, build, initialized, load, shapes_of
 from wbar_training.networks.detectors import loss_of
 from wbar_training.networks.fresh_layers import prepared
@@ -38,7 +39,7 @@ MOST = 100 * 10**6  # bytes of weights that are made in memory
 QUICK = {
     "resnet20", "preresnet110", "mnasnet0_5", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1",
     "efficientnet_b0", "regnet_y_400mf", "googlenet", "resnet18", "vgg11_bn", "vit_b_32", "ssdlite320_mobilenet_v3_large",
-    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn", "maskrcnn_resnet18_96_fpn", "maskrcnn_resnet50_fpn",
 }  # fmt: skip
 PREFIXES = ("", "module.", "net.")
 SAID = {"fasterrcnn_mobilenet_v3_large_fpn"}  # whose tensors are another's, too
@@ -48,7 +49,8 @@ LARGE = [
     "alexnet", "convnext_base", "convnext_large", "convnext_small", "convnext_tiny", "deeplabv3_resnet101",
     "deeplabv3_resnet50", "densenet161", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_l",
     "efficientnet_v2_m", "fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fcn_resnet101", "fcn_resnet50",
-    "fcos_resnet50_fpn", "maxvit_t", "regnet_x_16gf", "regnet_x_32gf", "regnet_x_8gf", "regnet_y_128gf", "regnet_y_16gf",
+    "fcos_resnet50_fpn", "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "maxvit_t",
+    "regnet_x_16gf", "regnet_x_32gf", "regnet_x_8gf", "regnet_y_128gf", "regnet_y_16gf",
     "regnet_y_32gf", "regnet_y_8gf", "resnet101", "resnet152", "resnext101_32x8d", "resnext101_64x4d",
     "retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "swin_b", "swin_s", "swin_t", "swin_v2_b", "swin_v2_s", "swin_v2_t",
     "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_16", "vit_b_32", "vit_h_14",
@@ -116,11 +118,12 @@ def trained_one_step(network: Network, start: dict[str, Tensor], recipe: Recipe)
     for group in optimizer.param_groups:
         group["lr"] = 0.01
     assert isinstance(recipe.image_size, tuple)
-    images = torch.randn(2, 3, *recipe.image_size)
+    images, side = torch.randn(2, 3, *recipe.image_size), recipe.image_size[0]
     if network.architecture.outputs == "boxes":
-        box = {"boxes": torch.tensor([[2.0, 3.0, 20.0, 24.0]]), "labels": torch.tensor([1])}
+        labels = torch.tensor([[[1.0, 2, 3, 20, 24, 378, 0]], [[-1.0] * 7]])  # the second image has none
+        masks = torch.full((2, 1, side * side // 8), 255, dtype=torch.uint8)
         loss_of(
-            model, images, [box, {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}]
+            model, images, targets_of(labels, masks if network.architecture.finds_masks else None, (side, side))
         ).backward()
         optimizer.step()
         return model

@@ -78,6 +78,7 @@ def facts_of(packed: Packed, source: str | None) -> DatasetFacts:
         std=tuple(packed.std),
         source=source,
         held_out_images=packed.images["val"],
+        masks=packed.masks,
     )
 
 

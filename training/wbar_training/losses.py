@@ -26,6 +26,7 @@ class Target:
     other: the labels of the image that was mixed in, shaped as `labels`.
     share: the share of the first image, in [0, 1]; in a CUDA graph a float64 scalar on the device.
     soft: (B, C) float32, the teacher's probabilities at its temperature.
+    masks: of detection with masks, see `Batch`.
     norms: the divisors of the sums over `labels` and over `other`; scalars on the device where they are sums of weights.
     """
 
@@ -34,6 +35,7 @@ class Target:
     share: float | Tensor = 1.0
     soft: Tensor | None = None
     norms: tuple[float | Tensor, float | Tensor] = (1.0, 1.0)
+    masks: Tensor | None = None
 
     def part(self, images: slice) -> "Target":
         """Return the targets of one part of the images; the norms stay the whole batch's."""
@@ -41,7 +43,9 @@ class Target:
         def cut(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[images]
 
-        return replace(self, labels=self.labels[images], other=cut(self.other), soft=cut(self.soft))
+        return replace(
+            self, labels=self.labels[images], other=cut(self.other), soft=cut(self.soft), masks=cut(self.masks)
+        )
 
 
 def class_logits(logits: Tensor) -> Tensor:

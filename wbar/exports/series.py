@@ -134,6 +134,8 @@ def _trained(point: MetricsPoint, at: float) -> list[Sample]:
 def _scored(group: str, step: int, score: dict[str, Any], at: float) -> list[Sample]:
     boxes = score.get("boxes") or {}
     values = {name: score.get(name) for name in SCORES} | {name: boxes.get(name) for name in OF_BOXES}
+    masks = score.get("masks") or {}
+    values |= {f"mask_{name}": masks.get(name) for name in ("ap", *OF_BOXES)}
     return [Sample(f"{group}/{name}", step, float(value), at) for name, value in values.items() if value is not None]
 
 

@@ -175,6 +175,7 @@ class DatasetPacked(_Message):
     std: list[float]
     held_out: list[int] | None
     warnings: list[str]
+    masks: bool = False
     class_counts: dict[str, list[int]] = {}
     samples: bool = False
 

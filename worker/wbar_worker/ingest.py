@@ -270,6 +270,7 @@ def _summary(packed: DatasetPacked) -> DatasetSummary:
         std=packed.std,
         held_out=packed.held_out,
         warnings=packed.warnings,
+        masks=packed.masks,
     )
 
 

@@ -1,10 +1,13 @@
-"""The parts of a report that detection has: comparisons by COCO's average precision, also by class, and boxes to look at."""
+"""The parts of a report that detection has: comparisons by COCO's average precision, also by class, and boxes to look at.
 
-from collections.abc import Iterator
+A Mask R-CNN has the same tables of its masks.
+"""
+
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
-from wbar.results import Comparisons, JobResult
+from wbar.results import BoxScore, Comparisons, JobResult, Score
 from wbar_worker.report_parts import number, picture_section
 
 COLUMNS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
@@ -22,11 +25,27 @@ def has_boxes(result: JobResult) -> bool:
 
 
 def comparisons(result: JobResult, metrics: Comparisons, images: str) -> str:
-    """Return the table of the comparisons. images: what they are from, for its head."""
+    """Return the table of the comparisons, and that of their masks. images: what they are from, for its head."""
+    tables = _table(result, metrics, images, _of_boxes)
+    if metrics.averaged.masks is not None:
+        tables += "<h3>Masks</h3><p class='note'>The same by the pixels that two masks have in common.</p>"
+        tables += _table(result, metrics, images, _of_masks)
+    return tables
+
+
+def _of_boxes(score: Score) -> BoxScore | None:
+    return score.boxes
+
+
+def _of_masks(score: Score) -> BoxScore | None:
+    return score.masks
+
+
+def _table(result: JobResult, metrics: Comparisons, images: str, found: Callable[[Score], BoxScore | None]) -> str:
     rows = ""
     for name, score in metrics.named().items():
         delivered = name == result.delivered
-        cells = "".join(f"<td>{number(getattr(score.boxes, column, None))}</td>" for column in COLUMNS)
+        cells = "".join(f"<td>{number(getattr(found(score), column, None))}</td>" for column in COLUMNS)
         rows += (
             f"<tr{' class=delivered' if delivered else ''}><td>{Comparisons.label(name)}"
             f"{' <span class=tag>download</span>' if delivered else ''}</td>{cells}<td>{score.loss:.4f}</td></tr>"
@@ -37,18 +56,24 @@ def comparisons(result: JobResult, metrics: Comparisons, images: str) -> str:
 
 def sections(result: JobResult, picture: Path | None) -> Iterator[str]:
     """Yield the AP of each class by comparison and, where there is a picture, some images with boxes."""
-    named = result.metrics.named()
     yield "<h2>Average precision, by class</h2>"
-    head = "".join(f"<th>{Comparisons.label(name)}</th>" for name in named)
-    rows = ""
-    for label in result.metrics.averaged.boxes.by_class if result.metrics.averaged.boxes else ():
-        cells = "".join(
-            f"<td>{number(one.boxes.by_class.get(label) if one.boxes else None)}</td>" for one in named.values()
-        )
-        rows += f"<tr><td>{escape(label)}</td>{cells}</tr>"
-    yield f"<div class='wide'><table><tr><th></th>{head}</tr>{rows}</table></div>"
+    yield _by_class(result, _of_boxes)
+    if result.metrics.averaged.masks is not None:
+        yield "<h2>Average precision of masks, by class</h2>"
+        yield _by_class(result, _of_masks)
     yield from picture_section(
         "Held-out images with their boxes, and those of start and w̄ with a score of 0.5 or more",
         "held-out images and boxes",
         picture,
     )
+
+
+def _by_class(result: JobResult, found: Callable[[Score], BoxScore | None]) -> str:
+    named = result.metrics.named()
+    head = "".join(f"<th>{Comparisons.label(name)}</th>" for name in named)
+    rows, averaged = "", found(result.metrics.averaged)
+    for label in averaged.by_class if averaged else ():
+        each = [found(one) for one in named.values()]
+        cells = "".join(f"<td>{number(one.by_class.get(label) if one else None)}</td>" for one in each)
+        rows += f"<tr><td>{escape(label)}</td>{cells}</tr>"
+    return f"<div class='wide'><table><tr><th></th>{head}</tr>{rows}</table></div>"

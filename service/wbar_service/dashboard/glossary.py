@@ -14,6 +14,7 @@ TERMS: Mapping[str, str] = {
     "mean_iou": "Of masks: the pixels that both call a class over those that either does, as a mean over classes. 1 is best.",
     "ap": "Of boxes: COCO's average precision, the mean over how closely a box must fit and over classes. 1 is best.",
     "ap50": "The same where half of both boxes' area in common is close enough.",
+    "mask_ap": "Of the masks that come with boxes: the same average precision, by the pixels that two masks have in common.",
     "box_loss": "The network's own loss on held-out images: how far its boxes and classes are from the labelled ones. Lower is "
     "better.",
     "r2": "Of numbers: 1 − Σ(ŷ − y)² / Σ(y − ȳ)², as a mean over targets. 1 is best, 0 is that of always giving the mean.",

@@ -137,6 +137,7 @@ class ComparisonRow:
     ece: float | None
     mean_iou: float | None
     ap50: float | None
+    mask_ap: float | None
     accuracy_gain: float | None
     loss_gain: float | None
     delivered: bool
@@ -150,6 +151,7 @@ def comparisons_of(result: JobResult) -> list[ComparisonRow]:
         ComparisonRow(
             name, Comparisons.label(name), score.accuracy, score.loss, score.ece, score.mean_iou,
             None if score.boxes is None else score.boxes.ap50,
+            None if score.masks is None else score.masks.ap,
             None if name == "start" else score.accuracy - start.accuracy,
             None if name == "start" else start.loss - score.loss,
             name == result.delivered, score.regression is not None,

@@ -29,10 +29,12 @@ class Batch:
 
     inputs: (B, C, H, W), normalized, on the device.
     labels: (B, …), as the task has them.
+    masks: (B, most, bytes) uint8, of detection with masks: one for each row of the labels, see `data.instance_masks`.
     """
 
     inputs: Tensor
     labels: Tensor
+    masks: Tensor | None = None
 
 
 class Examples(Protocol):

@@ -104,6 +104,7 @@ class Packed:
     names: list[str] | None = None  # of unlabelled images: those in the archive, in their order
     target_mean: list[float] | None = None  # of regression: of each target in the training split
     target_std: list[float] | None = None
+    masks: bool = False  # of detection: every box has a mask
 
     @classmethod
     def read(cls, path: Path) -> "Packed":
@@ -123,6 +124,8 @@ class Packed:
             del values["names"]
         if self.target_mean is None:
             del values["target_mean"], values["target_std"]
+        if not self.masks:
+            del values["masks"]
         return values
 
 

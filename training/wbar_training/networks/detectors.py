@@ -7,7 +7,7 @@ another ε in MobileNetV3: a checkpoint without counters is of the first kind. T
 A detector resizes and normalizes its images itself, and computes its losses itself, in training mode, from boxes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,14 +17,17 @@ from torchvision.models import detection
 from torchvision.ops import FrozenBatchNorm2d
 
 from wbar.catalog import ARCHITECTURES
+from wbar_training.networks.small_maskrcnn import small_maskrcnn
 
-DETECTION: list[str] = [name for name in models.list_models(module=detection) if name in ARCHITECTURES]
+OURS: dict[str, Callable[[int], nn.Module]] = {"maskrcnn_resnet18_96_fpn": small_maskrcnn}
+DETECTION: list[str] = [*(name for name in models.list_models(module=detection) if name in ARCHITECTURES), *OURS]
 # Whose backbone torchvision freezes where it is pretrained.
 FROZEN = frozenset(
     {
         "fasterrcnn_resnet50_fpn",
         "fasterrcnn_mobilenet_v3_large_fpn",
         "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "maskrcnn_resnet50_fpn",
         "retinanet_resnet50_fpn",
         "fcos_resnet50_fpn",
     }
@@ -42,6 +45,8 @@ _PARTS = (
 
 def made(name: str, num_classes: int, frozen_norm: bool) -> nn.Module:
     """Return a detector with freshly initialized weights. num_classes: with the background, which is class 0."""
+    if name in OURS:
+        return OURS[name](num_classes)
     module: nn.Module = models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes)
     if frozen_norm:
         _freeze_norm(module.get_submodule("backbone.body"))
@@ -71,7 +76,10 @@ def _computing(module: nn.Module, losses: bool) -> Iterator[None]:
 
 
 def found_by(module: nn.Module, images: Tensor) -> list[dict[str, Tensor]]:
-    """Return the boxes, labels and scores that a detector finds in each image, (B, 3, H, W) with pixels in [0, 1]."""
+    """Return the boxes, labels and scores that a detector finds in each image, (B, 3, H, W) with pixels in [0, 1].
+
+    A Mask R-CNN adds `masks`, (boxes, 1, H, W), how surely each pixel is in.
+    """
     with _computing(module, losses=False):
         found: list[dict[str, Tensor]] = module(list(images))
     return found

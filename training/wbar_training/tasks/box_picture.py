@@ -1,4 +1,7 @@
-"""A few held-out images with their boxes and those that networks find, as one picture for the report."""
+"""A few held-out images with their boxes and those that networks find, as one picture for the report.
+
+Masks, where boxes have some, lie over the image in the colour of their class.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -11,7 +14,9 @@ from wbar_training.data.boxes import CLASS, CORNERS, NO_BOX, BoxSplit
 from wbar_training.tasks.mask_picture import EDGE, HEAD, IMAGES, INK, PAPER, SIDE, palette
 
 SURE = 0.5  # the least score of a box that is drawn
-Boxes = list[tuple[int, list[float]]]  # class, and left, top, right, bottom in pixels
+TINT = 0.5  # of a mask's colour over the image
+INSIDE = 0.5  # a pixel is in a mask that is surer of it
+Boxes = list[tuple[int, list[float], Tensor | None]]  # class; left, top, right, bottom in pixels; mask, (H, W) bool
 
 
 class BoxPicture:
@@ -45,20 +50,32 @@ class BoxPicture:
 
     def _labelled(self, index: int) -> Boxes:
         own = self.examples.labels[index]
-        return [(int(row[CLASS]), row[CORNERS].tolist()) for row in own[own[:, CLASS] != NO_BOX]]
+        masks = self.examples.masks(index) if self.examples.runs else None
+        return [
+            (int(row[CLASS]), row[CORNERS].tolist(), None if masks is None else masks[place])
+            for place, row in enumerate(own[own[:, CLASS] != NO_BOX])
+        ]
 
     def _found(self, index: int) -> Boxes:
         found = self.model(list(self.examples.batch(slice(index, index + 1), self.prepare).inputs))[0]
         sure = (found["scores"] >= SURE).nonzero()[:, 0].tolist()
-        return [(int(found["labels"][one]), found["boxes"][one].tolist()) for one in sure]
+        masks = found["masks"][:, 0].cpu() > INSIDE if "masks" in found else None
+        return [
+            (int(found["labels"][one]), found["boxes"][one].tolist(), None if masks is None else masks[one])
+            for one in sure
+        ]
 
     def _drawn(self, index: int, boxes: Boxes) -> Image.Image:
-        pixels = self.examples.image(index)
-        picture = Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+        pixels = self.examples.image(index).expand(3, -1, -1).clone()
+        for label, _, mask in boxes:
+            if mask is not None:
+                tint = self.colours[min(label, 255)][:, None].float()
+                pixels[:, mask] = (TINT * tint + (1 - TINT) * pixels[:, mask]).to(torch.uint8)
+        picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         scale = SIDE / max(picture.size)
         picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
         draw = ImageDraw.Draw(picture)
-        for label, corners in boxes:
+        for label, corners, _ in boxes:
             colour = tuple(self.colours[min(label, 255)].tolist())
             left, top, right, bottom = (scale * one for one in corners)
             draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=2)

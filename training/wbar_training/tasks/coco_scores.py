@@ -2,15 +2,18 @@
 
 AP      mean over IoU thresholds 0.5, 0.55 … 0.95 and over classes of the area below precision over recall, 101 points
 sizes   small below 32², medium below 96², large, by the area of the labelled box in pixels of the image
+masks   the same, where IoU is that of masks, and a detection's size that of its mask
 """
 
 import contextlib
 import io
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +24,34 @@ from wbar_training.data.boxes import AREA, CLASS, CORNERS, CROWD, NO_BOX
 SCORE = 5  # of a detection, in the column of a label's area
 PACKAGES = ("faster_coco_eval", "pycocotools")
 _SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """The masks of N images in numbers of pixels, which say all that an average precision needs of them.
+
+    found: (N, D), of each detection's mask. labelled: (N, most), of each labelled one.
+    both: (N, D, most), that a detection's and a labelled one have in common.
+    """
+
+    found: Tensor
+    labelled: Tensor
+    both: Tensor
+
+    def iou(self, image: int, found: Tensor, labelled: Tensor, crowds: Tensor) -> NDArray[np.float64]:
+        """Return intersection over union of some masks of one image; over the detection's pixels, where a crowd is labelled.
+
+        found, labelled: bool, (D,) and (most,). crowds: bool, of those labelled.
+        """
+        both = self.both[image][found][:, labelled].double()
+        own, other = self.found[image, found].double()[:, None], self.labelled[image, labelled].double()[None]
+        either = torch.where(crowds[None], own, own + other - both)
+        return np.ascontiguousarray((both / either.clamp_min(1)).numpy())
+
+    def pixels(self, detections: Tensor) -> list[float]:
+        """Return the pixels of all detections' masks, one image after another."""
+        pixels: list[float] = self.found[detections[..., CLASS] != NO_BOX].tolist()
+        return pixels
 
 
 @cache
@@ -52,15 +83,20 @@ def check_installed() -> None:
         )
 
 
-def box_score(detections: Tensor, labels: Tensor, names: list[str], package: str | None = None) -> BoxScore:
-    """Return the scores of N images.
+def box_score(
+    detections: Tensor, labels: Tensor, names: list[str], package: str | None = None, overlaps: Overlaps | None = None
+) -> BoxScore:
+    """Return the scores of N images: of boxes, or of masks where these have been compared.
 
     detections: (N, D, 7), rows as of `data.boxes` with the score in the column of the area.
     labels: (N, most, 7).
     names: of the classes, the background first.
     package: that computes them; None: the first that is installed.
+    overlaps: of the masks of each image; None: boxes are compared.
     """
     kinds, kind_of_evaluation = evaluators()[package] if package else next(iter(evaluators().values()))
+    if overlaps is not None:
+        kind_of_evaluation = _by_overlaps(kind_of_evaluation, overlaps, detections, labels)
     truth, found = _document(labels.double().numpy(), len(names)), _found(detections.double().numpy())
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         coco = kinds()
@@ -70,7 +106,11 @@ def box_score(detections: Tensor, labels: Tensor, names: list[str], package: str
             return BoxScore(**dict.fromkeys(_SUMMARY), by_class=dict.fromkeys(names[1:]))
         if not found:  # neither package takes an empty list
             return _nothing_found(truth, names)
-        evaluation = kind_of_evaluation(coco, coco.loadRes(found), "bbox")
+        results = coco.loadRes(found)
+        if overlaps is not None:
+            for one, pixels in zip(results.dataset["annotations"], overlaps.pixels(detections), strict=True):
+                one["area"] = pixels
+        evaluation = kind_of_evaluation(coco, results, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -82,6 +122,21 @@ def box_score(detections: Tensor, labels: Tensor, names: list[str], package: str
         for k, name in enumerate(names[1:])
     }
     return BoxScore(**dict(zip(_SUMMARY, values, strict=True)), by_class=by_class)
+
+
+def _by_overlaps(kind: type[Any], overlaps: Overlaps, detections: Tensor, labels: Tensor) -> type[Any]:
+    """Return a package's evaluation that takes the IoU of two masks from what is known of them, all else as it is."""
+
+    class Evaluation(kind):  # type: ignore[misc]  # the packages have no types
+        def computeIoU(self, image: int, category: int) -> NDArray[np.float64] | list[float]:  # noqa: N802  # theirs
+            found = detections[image - 1, :, CLASS] == category
+            own = labels[image - 1, :, CLASS] == category
+            if not bool(found.any()) or not bool(own.any()):
+                return []
+            crowds = labels[image - 1, own, CROWD] > 0
+            return overlaps.iou(image - 1, found, own, crowds)
+
+    return Evaluation
 
 
 def _known(value: float) -> float | None:

@@ -4,6 +4,9 @@ loss      the sum of the network's own losses on the batch (torchvision's, each 
 score     COCO's average precision; `accuracy` is AP, the mean over thresholds and classes
 verdict   an image's loss is the same sum on that image alone, its layers in eval mode: pairs of numbers, which AP has none of
 
+A Mask R-CNN has the loss of its masks among its own, and a second score, of masks: AP is that of boxes all the same, so that
+detectors compare.
+
 A network that draws among its candidates (Faster R-CNN, 256 anchors and 512 proposals of an image) begins its draws from one
 seed, for every image and every network: the same weights give the same loss.
 """
@@ -32,18 +35,20 @@ from wbar_training.data.boxes import (
     targets_of,
 )
 from wbar_training.data.examples import Batch, Examples
+from wbar_training.data.instance_masks import of_bits
 from wbar_training.data.packed import Packed
 from wbar_training.evaluate import Outputs
 from wbar_training.losses import Loss, Target
 from wbar_training.networks.detectors import found_by, loss_of
 from wbar_training.tasks.box_picture import BoxPicture
-from wbar_training.tasks.coco_scores import SCORE, box_score, check_installed
+from wbar_training.tasks.coco_scores import SCORE, Overlaps, box_score, check_installed
 from wbar_training.tasks.task import Reading, Task
 
 MOST = 100  # detections of an image that are scored, as COCO has it
 NOTHING = 0.02  # of AP: what a few boxes come to by chance on a few images
 DRAWS = 20  # the seed of the networks' own draws in evaluation
 BATCH_NORM_BATCH = 8
+INSIDE = 0.5  # a pixel is in a mask that is surer of it, as in torchvision's references
 
 
 class DetectionLoss(Loss):
@@ -55,7 +60,7 @@ class DetectionLoss(Loss):
     graphable = False  # the shapes inside depend on the boxes
 
     def forward(self, module: nn.Module, inputs: Tensor, target: Target) -> Tensor:
-        return loss_of(module, inputs, targets_of(target.labels))
+        return loss_of(module, inputs, targets_of(target.labels, target.masks, size_of(inputs)))
 
     def __call__(self, outputs: Tensor, target: Target, images: int) -> Tensor:
         return outputs * (len(target.labels) / images)
@@ -81,7 +86,9 @@ class Detection(Task):
     """Boxes with classes.
 
     Answers: (N, 100 + most, 7) float32: the detections of an image by their scores, then its labelled boxes, so that what is
-    kept says all that the scores need, of augmented images too. Labels: (B, most, 7) and (N, most, 7) float32.
+    kept says all that the scores need, of augmented images too. With masks, (N, 100 + most, 8 + most): beside each box the
+    pixels of its mask, and beside a detection those that it has in common with each labelled one. Labels: (B, most, 7) and
+    (N, most, 7) float32.
     """
 
     name = "detection"
@@ -91,9 +98,10 @@ class Detection(Task):
     def __init__(self, network: Network, names: Sequence[str]) -> None:
         super().__init__(network, names)
         check_installed()
+        self.masks = network.architecture.finds_masks
 
     def load(self, path: Path, split: str, reading: Reading) -> BoxSplit:
-        return load_boxes(path, split, reading.order)
+        return load_boxes(path, split, reading.order, self.masks)
 
     def joined(self, parts: Sequence[BoxSplit]) -> BoxSplit:
         return joined_boxes(parts)
@@ -110,7 +118,7 @@ class Detection(Task):
         return DetectionLoss(recipe, self.network.num_classes, None, device)
 
     def target(self, recipe: Recipe, batch: Batch, seed: int, step: int) -> tuple[Tensor, Target]:  # noqa: ARG002
-        return batch.inputs, Target(batch.labels)
+        return batch.inputs, Target(batch.labels, masks=batch.masks)
 
     def softened(self, logits: Tensor) -> Tensor:
         raise NotImplementedError("the service refuses distillation in detection")
@@ -119,13 +127,18 @@ class Detection(Task):
         return found_by(model, inputs)
 
     def answered(self, model: nn.Module, batch: Batch) -> Outputs:
-        labels = batch.labels.cpu()
-        detections = [_rows(one) for one in self.forward(model, batch.inputs)]
+        device, size = batch.inputs.device, size_of(batch.inputs)
+        masks = None if batch.masks is None else batch.masks.to(device)
+        found = [_surest(one) for one in self.forward(model, batch.inputs)]
+        answers = torch.cat([torch.stack([_rows(one) for one in found]), batch.labels.cpu()], dim=1)
+        if masks is not None:
+            pixels = [_pixels(one, of_bits(own, size)) for one, own in zip(found, masks, strict=True)]
+            answers = torch.cat([answers, torch.stack(pixels)], dim=2)
         losses = []
-        for image, target in zip(batch.inputs, targets_of(batch.labels.to(batch.inputs.device)), strict=True):
+        for image, target in zip(batch.inputs, targets_of(batch.labels.to(device), masks, size), strict=True):
             torch.manual_seed(DRAWS)
             losses.append(loss_of(model, image[None], [target]))
-        return Outputs(torch.cat([torch.stack(detections), labels], dim=1), torch.stack(losses).double().cpu())
+        return Outputs(answers, torch.stack(losses).double().cpu())
 
     def outputs(self, outputs: Any, labels: Tensor) -> Outputs:
         raise NotImplementedError("a detector's losses need the network: see `answered`")
@@ -133,8 +146,14 @@ class Detection(Task):
     def score(self, answers: Tensor, labels: Tensor, losses: Tensor | None = None) -> Score:  # noqa: ARG002
         """Return the score of N images; the losses must be given."""
         assert losses is not None
-        boxes = box_score(answers[:, :MOST], answers[:, MOST:], self.names)
-        return Score(accuracy=boxes.ap or 0.0, loss=losses.mean().item(), boxes=boxes)
+        detections, truth = answers[:, :MOST, :COLUMNS], answers[:, MOST:, :COLUMNS]
+        boxes = box_score(detections, truth, self.names)
+        masks = None
+        if self.masks:
+            pixels = answers[..., COLUMNS]
+            overlaps = Overlaps(pixels[:, :MOST], pixels[:, MOST:], answers[:, :MOST, COLUMNS + 1 :])
+            masks = box_score(detections, truth, self.names, overlaps=overlaps)
+        return Score(accuracy=boxes.ap or 0.0, loss=losses.mean().item(), boxes=boxes, masks=masks)
 
     def calibrated(
         self, score: Score, answers: Tensor, labels: Tensor, fitted_on: tuple[Tensor, Tensor] | None  # noqa: ARG002
@@ -164,13 +183,35 @@ class Detection(Task):
         return BoxPicture(model, examples, prepare, self.names).drawn(weights)
 
 
-def _rows(found: Mapping[str, Tensor]) -> Tensor:
-    """Return the detections of an image, the surest first, (100, 7)."""
-    rows = torch.zeros(MOST, COLUMNS)
+def size_of(images: Tensor) -> tuple[int, int]:
+    """Return height and width of images, (B, C, H, W), in pixels."""
+    return images.shape[-2], images.shape[-1]
+
+
+def _surest(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the 100 surest detections of an image, the surest first; masks as (boxes, H, W) bool."""
+    order = found["scores"].float().cpu().sort(descending=True, stable=True).indices[:MOST].to(found["scores"].device)
+    surest = {name: one[order] for name, one in found.items()}
+    return surest | ({"masks": surest["masks"][:, 0] > INSIDE} if "masks" in surest else {})
+
+
+def _rows(surest: Mapping[str, Tensor]) -> Tensor:
+    """Return the detections of an image, (100, 7)."""
+    rows, count = torch.zeros(MOST, COLUMNS), len(surest["scores"])
     rows[:, CLASS] = NO_BOX
-    scores, order = found["scores"].float().cpu().sort(descending=True, stable=True)
-    order = order[:MOST]
-    rows[: len(order), CLASS] = found["labels"].cpu()[order].float()
-    rows[: len(order), CORNERS] = found["boxes"].float().cpu()[order]
-    rows[: len(order), SCORE] = scores[:MOST]
+    rows[:count, CLASS] = surest["labels"].float().cpu()
+    rows[:count, CORNERS] = surest["boxes"].float().cpu()
+    rows[:count, SCORE] = surest["scores"].float().cpu()
     return rows
+
+
+def _pixels(surest: Mapping[str, Tensor], labelled: Tensor) -> Tensor:
+    """Return the numbers of pixels that stand beside an image's boxes, (100 + most, 1 + most). labelled: (most, H, W) bool.
+
+    They are whole numbers below 2²⁴, which float32 has all of.
+    """
+    found, own = surest["masks"].flatten(1).float(), labelled.flatten(1).float()
+    pixels = torch.zeros(MOST + len(own), 1 + len(own))
+    pixels[: len(found), 0], pixels[MOST:, 0] = found.sum(dim=1).cpu(), own.sum(dim=1).cpu()
+    pixels[: len(found), 1:] = (found @ own.T).cpu()
+    return pixels

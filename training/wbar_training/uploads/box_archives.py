@@ -22,7 +22,8 @@ from wbar_averaging.quoting import quoted
 from wbar_training.data.boxes import COLUMNS
 from wbar_training.data.decoding import Inspected
 from wbar_training.data.packed import Packed
-from wbar_training.uploads.coco import Coco, CocoImage, read_coco, rows_of
+from wbar_training.uploads.boxed import Boxed, mask_tensors, masks_of
+from wbar_training.uploads.coco import Coco, read_coco, rows_of
 from wbar_training.uploads.dataset_archives import (
     HELD_OUT,
     HELD_OUT_SEED,
@@ -63,16 +64,6 @@ class Place:
 Files = dict[str, tuple[str, bytes]]  # name and content, by path below the split
 
 
-@dataclass(frozen=True)
-class Boxed:
-    """An image file, still encoded, with its entry in the annotations. boxes: its rows, see `data.boxes`."""
-
-    split: str
-    name: str
-    data: bytes
-    entry: CocoImage
-
-
 def pack_boxes(read: Read, out: Path, limits: UploadLimits) -> Packed:
     """Pack the members that `read` yields. Raises a class of wbar.errors.Rejected, with the file's name."""
     cocos, files = _read(read(lambda name: _place(name) is not None))
@@ -80,6 +71,10 @@ def pack_boxes(read: Read, out: Path, limits: UploadLimits) -> Packed:
     seen = inspected([(one.name, one.data) for one in images], limits)
     names = cocos["train"].class_names()
     rows = _rows(cocos, names, images, seen)
+    masks = masks_of(cocos, images, seen)
+    if isinstance(masks, str):
+        warnings.append(masks)
+        masks = None
     warnings += warnings_about([one.name for one in images], seen)
     train = [index for index, one in enumerate(images) if one.split == "train"]
     val = [index for index, one in enumerate(images) if one.split == "val"]
@@ -98,9 +93,13 @@ def pack_boxes(read: Read, out: Path, limits: UploadLimits) -> Packed:
     for split, chosen in (("train", train), ("val", val)):
         tensors |= image_tensors(split, [images[index].data for index in chosen], channels, uniform)
         tensors |= _box_tensors(split, [rows[i] for i in chosen], [shapes[i] for i in chosen], 1 + len(names))
+        if masks is not None:
+            tensors |= mask_tensors(split, [masks[i] for i in chosen])
     pixels = sampled_pixels([images[index].data for index in train], channels)
     shape = (channels, *common_shape(shapes))
-    return write_packed(out, tensors, [BACKGROUND, *names], pixels, held_out, warnings, shape, task="detection")
+    return write_packed(
+        out, tensors, [BACKGROUND, *names], pixels, held_out, warnings, shape, task="detection", masks=masks is not None
+    )
 
 
 def _place(name: str) -> Place | None:

@@ -1,9 +1,10 @@
 """Annotations in COCO's JSON: which boxes an image has, and of which category (cocodataset.org, "Data format").
 
     {"images": [{"id", "file_name", "width", "height"}], "categories": [{"id", "name"}],
-     "annotations": [{"id", "image_id", "category_id", "bbox": [x, y, width, height], "area", "iscrowd"}]}
+     "annotations": [{"id", "image_id", "category_id", "bbox": [x, y, width, height], "area", "iscrowd", "segmentation"}]}
 
-What else is in it (segmentations, keypoints, licences) is not read. Coordinates are in pixels from the upper left corner.
+What else is in it (keypoints, licences) is not read. `segmentation` is described in `coco_masks`. Coordinates are in pixels
+from the upper left corner.
 """
 
 import math
@@ -16,6 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from wbar.datasets import BACKGROUND
 from wbar.errors import ContentTooLarge, InvalidArchive, TooFewClasses
 from wbar_averaging.quoting import quoted, reason
+from wbar_training.uploads.coco_masks import CocoRuns
 from wbar_training.uploads.member_names import check_class_names
 
 MOST_BYTES = 256 * 1024**2  # COCO's own largest file has 450 MB, of which nine tenths are outlines
@@ -43,6 +45,12 @@ class CocoAnnotation:
     bbox: tuple[float, float, float, float]
     area: float | None = None
     iscrowd: Literal[0, 1] = 0
+    segmentation: list[list[float]] | CocoRuns | None = None
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether there is a mask; some tools write an empty list where there is none."""
+        return self.segmentation is not None and self.segmentation != []
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,7 @@ def read_coco(name: str, data: bytes) -> Coco:
     if len(data) > MOST_BYTES:
         raise ContentTooLarge(
             f"{quoted(name)} has {len(data)} bytes, over the limit of {MOST_BYTES}: leave out what is not read of it "
-            "(`segmentation`, `keypoints`), or split the dataset"
+            "(`keypoints`, and `segmentation` unless masks are to be learned), or split the dataset"
         )
     try:
         found = _DOCUMENT.validate_json(data)

@@ -249,6 +249,7 @@ def write_packed(
     task: Task | None = None,
     class_pixels: list[int] | None = None,
     names: list[str] | None = None,
+    masks: bool = False,
 ) -> Packed:
     """Write a packed file, and return its metadata.
 
@@ -256,7 +257,7 @@ def write_packed(
     pixels: (N, C, H, W) or (C, pixels) uint8 of the training split, for the statistics.
     shape: channels, height and width; None: those of `pixels`.
     task: None: what the shape of the labels says, a class or several labels.
-    class_pixels, names: see `Packed`.
+    class_pixels, names, masks: see `Packed`.
     """
     channels, height, width = shape or tuple(pixels.shape[1:])
     by_channel = pixels if pixels.dim() == 2 else pixels.transpose(0, 1).flatten(1)
@@ -286,6 +287,7 @@ def write_packed(
         names=names,
         target_mean=target_mean,
         target_std=target_std,
+        masks=masks,
     )
     write_safetensors(out, tensors, {"wbar.dataset": json.dumps(packed.document(), sort_keys=True)})
     return packed
