@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from wbar.datasets import Task
 from wbar.jobs import Job
+from wbar.measures import task_of
 from wbar.results import Comparisons, JobResult, Verdict
 from wbar.states import JobStatus
 
@@ -56,8 +58,12 @@ class OptionValues(_Frozen):
 
 
 class ComparedScore(_Frozen):
-    """A score of one job. accuracy_error: its standard error; null where an image has several labels."""
+    """A score of one job. accuracy_error: its standard error; null where it is not a share of images.
 
+    task: what was asked for: it says what `accuracy` is.
+    """
+
+    task: Task
     accuracy: float
     accuracy_error: float | None
     loss: float
@@ -132,11 +138,12 @@ def _score(result: JobResult, name: str) -> ComparedScore | None:
     if score is None:
         return None
     images, p = result.held_out.report, score.accuracy
-    is_share = score.map is None and score.mean_iou is None and score.boxes is None and score.regression is None
-    error = sqrt(max(p * (1 - p), 0.0) / images) if is_share and images else None
+    task = task_of(score)
+    error = sqrt(max(p * (1 - p), 0.0) / images) if task == "classification" and images else None
     ap50 = None if score.boxes is None else score.boxes.ap50
     mask_ap = None if score.masks is None else score.masks.ap
     return ComparedScore(
+        task=task,
         accuracy=p,
         accuracy_error=error,
         loss=score.loss,

@@ -12,7 +12,8 @@ from rich.table import Table
 from wbar.comparing import ComparedScore, JobComparison
 from wbar.jobs import Event, Job
 from wbar.jobs import Progress as JobPosition
-from wbar.results import VERDICTS, Comparisons, JobResult
+from wbar.measures import MEASURES, measure_of
+from wbar.results import VERDICTS, Comparisons, JobResult, Score
 from wbar.states import TERMINAL
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -89,12 +90,11 @@ def line_of(event: Event) -> str:
     """Return an event as one line of text."""
     data = event.data
     if event.type == "snapshot":
-        score = data["metrics"]
-        return (
-            f"snapshot {data['n']} at step {data['step']}: accuracy {score['accuracy']:.2%}, loss {score['loss']:.4f}"
-        )
+        score = Score.model_validate(data["metrics"])
+        return f"snapshot {data['n']} at step {data['step']}: {measure_of(score).named(score.accuracy)}, loss {score.loss:.4f}"
     if event.type == "metrics":
-        return f"  mean of {data['n']}: accuracy {data['accuracy']:.2%}, loss {data['loss']:.4f}"
+        score = Score.model_validate(data)
+        return f"  mean of {data['n']}: {measure_of(score).named(score.accuracy)}, loss {score.loss:.4f}"
     if event.type == "progress":
         at = JobPosition.model_validate(data)
         place = f"cycle {at.cycle}/{at.cycles} · {at.phase}" if at.cycle else at.phase
@@ -199,19 +199,20 @@ def _of_targets(result: JobResult, table: Table) -> Table:
 
 
 def evaluation(job: Job) -> Table | None:
-    """Return a table of the comparisons on the evaluation sets, accuracy and NLL; None where there is none."""
+    """Return a table of the comparisons on the evaluation sets, score and loss; None where there is none."""
     assert job.result is not None
     sets = job.result.evaluation
     if not sets:
         return None
-    table = Table(title="Evaluation sets: accuracy, NLL", title_justify="left")
+    measure = measure_of(job.result.metrics.averaged)
+    table = Table(title=f"Evaluation sets: {measure.name}, {measure.loss}", title_justify="left")
     table.add_column("")
     for name, one in sets.items():
         chosen_by = ", selected on" if one.selected_on else ""
         table.add_column(escape(f"{name} ({one.images:,}{chosen_by})"), justify="right")
     for name in job.result.metrics.named():
         scores = [one.metrics.named().get(name) for one in sets.values()]
-        cells = ("–" if score is None else f"{score.accuracy:.2%} {score.loss:.4f}" for score in scores)
+        cells = ("–" if score is None else f"{measure.text(score.accuracy)} {score.loss:.4f}" for score in scores)
         table.add_row(Comparisons.label(name), *cells, style="bold" if name == "averaged" else "")
     return table
 
@@ -230,9 +231,12 @@ def side_by_side(made: JobComparison) -> list[Table]:
     scores.add_row("images", *("–" if job.held_out is None else f"{job.held_out:,}" for job in made.jobs))
     for row in made.comparisons:
         style = "bold" if row.name == "averaged" else ""
-        scores.add_row(f"{row.label}, accuracy", *(_accuracy(score) for score in row.scores), style=style)
+        measures = list(dict.fromkeys(MEASURES[score.task] for score in row.scores if score is not None))
+        name = " / ".join(dict.fromkeys(one.name for one in measures))
+        loss = " / ".join(dict.fromkeys(one.loss for one in measures))
+        scores.add_row(f"{row.label}, {name}", *(_accuracy(score) for score in row.scores), style=style)
         scores.add_row(
-            f"{row.label}, NLL",
+            f"{row.label}, {loss}",
             *(number(None if score is None else score.loss, 4) for score in row.scores),
             style=style,
         )
@@ -242,8 +246,9 @@ def side_by_side(made: JobComparison) -> list[Table]:
 def _accuracy(score: ComparedScore | None) -> str:
     if score is None:
         return "–"
-    error = "" if score.accuracy_error is None else f" ± {score.accuracy_error:.2%}"
-    return f"{score.accuracy:.2%}{error}"
+    measure = MEASURES[score.task]
+    error = "" if score.accuracy_error is None else f" ± {measure.text(score.accuracy_error)}"
+    return f"{measure.text(score.accuracy)}{error}"
 
 
 def _value(value: object) -> str:
@@ -260,19 +265,19 @@ def summary(result: JobResult) -> list[str]:
     losses = [point.loss for point in result.curve]
     low, high = min(losses), max(losses)
     marks = "".join(SPARKS[round((loss - low) / (high - low) * 7) if high > low else 0] for loss in losses)
-    points = "  ".join(f"{point.n}: {point.accuracy:.2%}/{point.loss:.4f}" for point in result.curve)
+    measure = measure_of(result.metrics.averaged)
+    points = "  ".join(f"{point.n}: {measure.text(point.accuracy)}/{point.loss:.4f}" for point in result.curve)
     line = result.interpolation
     points_of_line = "  ".join(
-        f"{one.alpha:g}: {'–' if one.accuracy is None else f'{one.accuracy:.2%}'}/{number(one.loss, 4)}"
-        for one in (line.points if line else [])
+        f"{one.alpha:g}: {measure.text(one.accuracy)}/{number(one.loss, 4)}" for one in (line.points if line else [])
     )
     # What was recomputed for the start changed its numbers, so the network has BatchNorm.
     has_batch_norm = result.metrics.start_recomputed != result.metrics.start
     recomputed = ", BatchNorm recomputed for it; a snapshot by itself has its own" if has_batch_norm else ""
     return [
         *result.selection_in_words(),
-        *([f"line (α: accuracy/NLL, from the start to w̄)  {points_of_line}"] if line else []),
-        f"curve (n: accuracy/NLL of the mean of n snapshots{recomputed})  {points}",
-        f"NLL over n  {marks}  ({losses[0]:.4f} → {losses[-1]:.4f})",
+        *([f"line (α: {measure.name}/{measure.loss}, from the start to w̄)  {points_of_line}"] if line else []),
+        f"curve (n: {measure.name}/{measure.loss} of the mean of n snapshots{recomputed})  {points}",
+        f"{measure.loss} over n  {marks}  ({losses[0]:.4f} → {losses[-1]:.4f})",
         f"verdict: {VERDICTS[result.verdict]} (paired per-image loss on held-out images)",
     ]

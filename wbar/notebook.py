@@ -3,6 +3,7 @@
 from html import escape
 from typing import TYPE_CHECKING
 
+from wbar.measures import measure_of
 from wbar.results import VERDICTS, Comparisons
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ def job_html(job: "Job") -> str:
 
 def _table(job: "Job") -> str:
     assert job.result is not None
+    measure = measure_of(job.result.metrics.averaged)
     rows = "".join(
-        f"<tr><td>{escape(Comparisons.label(name))}</td><td>{score.accuracy:.2%}</td><td>{score.loss:.4f}</td></tr>"
+        f"<tr><td>{escape(Comparisons.label(name))}</td><td>{measure.text(score.accuracy)}</td><td>{score.loss:.4f}</td></tr>"
         for name, score in job.result.metrics.named().items()
     )
-    return f"<table><tr><th></th><th>accuracy</th><th>NLL</th></tr>{rows}</table>"
+    return f"<table><tr><th></th><th>{measure.name}</th><th>{measure.loss}</th></tr>{rows}</table>"

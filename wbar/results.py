@@ -574,8 +574,8 @@ class JobResult(BaseModel):
             )
         if selection.optimism is not None and not selection.assumed:
             lines.append(
-                f"optimism: w̄ gains {abs(selection.optimism):.4f} nats {'less' if selection.optimism > 0 else 'more'} over the "
-                "start on these than on those it was chosen by"
+                f"optimism: in the loss, w̄ gains {abs(selection.optimism):.4f} "
+                f"{'less' if selection.optimism > 0 else 'more'} over the start on these than on those it was chosen by"
             )
         if selection.delivered == "start":
             lines.append(

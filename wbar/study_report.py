@@ -14,6 +14,7 @@ from typing import Any
 
 from wbar.jobs import MetricsPoint
 from wbar.loss_surface import Histogram
+from wbar.measures import MEASURES, Measure
 from wbar.results import JobResult, Score
 from wbar.schedule import steps_per_epoch
 from wbar.studies import StudyChild, StudyStatus
@@ -45,9 +46,14 @@ class Recorded:
 
 
 def report_of(
-    study: str, status: StudyStatus, train_images: int | None, recorded: Sequence[Recorded], patience: float = PATIENCE
+    study: str,
+    status: StudyStatus,
+    train_images: int | None,
+    recorded: Sequence[Recorded],
+    patience: float = PATIENCE,
+    measure: Measure = MEASURES["classification"],
 ) -> StudyReport:
-    """Make the report of a study. patience: in epochs."""
+    """Make the report of a study. patience: in epochs. measure: the score of its jobs' task."""
     made = [_job(one, train_images or 1, patience) for one in recorded]
     jobs = [_compared(job, _smallest(job, made)) for job in made]
     return StudyReport(
@@ -55,6 +61,7 @@ def report_of(
         status=status,
         patience=patience,
         train_images=train_images,
+        score=measure.name,
         jobs=jobs,
         groups=_groups(jobs),
         throughput=_throughput(jobs),

@@ -161,6 +161,7 @@ class StudyReport(_Part):
     status: StudyStatus
     patience: float = Field(description="Epochs without a lower validation loss after which the minimum is settled.")
     train_images: int | None = Field(description="Null where all of its jobs were deleted.")
+    score: str = Field("accuracy", description="What `accuracy` is: accuracy, pixel accuracy, AP or R².")
     jobs: list[StudyJobReport]
     groups: list[StudyGroup]
     throughput: list[Throughput]

@@ -3,7 +3,7 @@
 One template for all: white ground, one font, legend below the plot, margins that grow with their labels, no fixed width, so
 that a figure fills whatever holds it, wide or narrow. Colours are those of Okabe & Ito (2008), which people of all colour
 vision tell apart, and every colour comes with a dash or a marker of its own; surfaces use Cividis (Nuñez et al. 2018).
-Accuracies are fractions of one, shown as percentages.
+A share of one is shown in percent; what a score and a loss are called is for the caller to say (`Units`).
 """
 
 import math
@@ -50,8 +50,20 @@ TEMPLATE = go.layout.Template(
 
 
 @dataclass(frozen=True)
+class Units:
+    """The names of what the axes show. is_share: whether the score is a share of one, shown in percent."""
+
+    score: str = "accuracy"
+    is_share: bool = True
+    loss: str = "loss (nats)"
+
+
+CLASSES = Units()
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """One network's numbers beside a curve: its name, accuracy (fraction of one) and loss (nats), either None if unknown."""
+    """One network's numbers beside a curve: its name, accuracy (or another score) and loss, either None if unknown."""
 
     name: str
     accuracy: float | None = None
@@ -109,12 +121,13 @@ def curve_figure(
     loss: Sequence[float] | None = None,
     *,
     comparisons: Sequence[Comparison] = (),
+    units: Units = CLASSES,
     title: str = "The more snapshots averaged",
 ) -> go.Figure:
     """Draw held-out accuracy and loss of the mean of the first n snapshots, and a horizontal line for each comparison.
 
     counts: the numbers n.
-    accuracy, loss: one for each n, as a fraction of one and in nats.
+    accuracy, loss: one for each n, in `units`.
     comparisons: start, last snapshot, ensemble, …
 
     Raises ValueError if lengths differ or neither accuracy nor loss is given.
@@ -127,12 +140,13 @@ def curve_figure(
             x=list(counts), y=list(values), name="averaged weights", mode="lines+markers", legendgroup="curve",
             showlegend=row == 1, line={"color": BLUE, "width": 3}, marker={"size": 8}, row=row, col=1,
         )  # fmt: skip
-        _held_out_axis(figure, row, kind)
+        _held_out_axis(figure, row, kind, units)
         levels = [level for level in (getattr(one, kind) for one in comparisons) if level is not None]
         low, high = min([*values, *levels]), max([*values, *levels])
         if kind == "accuracy" and high - low < LEAST_RANGE:
             # Where all are (nearly) equal, plotly's own range goes from 0 to 150 %.
-            middle = min(max((low + high) / 2, LEAST_RANGE / 2), 1 - LEAST_RANGE / 2)
+            middle = min((low + high) / 2, 1 - LEAST_RANGE / 2)
+            middle = max(middle, LEAST_RANGE / 2) if units.is_share else middle
             figure.update_yaxes(range=[middle - LEAST_RANGE / 2, middle + LEAST_RANGE / 2], row=row, col=1)
         for number, comparison in enumerate(comparisons):
             level = getattr(comparison, kind)
@@ -156,13 +170,13 @@ def interpolation_figure(
     *,
     ends: tuple[str, str] | None = ("start", "averaged"),
     axis: str | None = None,
+    units: Units = CLASSES,
     title: str = "From the start to the average",
 ) -> go.Figure:
     """Draw loss and accuracy against α, one line for each name ("train", "held-out"), with marks at α = 0 and 1.
 
     alphas: positions between the ends.
-    losses, accuracies: by name, one value for each α, in nats and as fractions of one. A name has the same colour in
-        both.
+    losses, accuracies: by name, one value for each α, in `units`. A name has the same colour in both.
     ends: the names of the points at α = 0 and 1; None: no ends, as on a line around one point.
     axis: the title of the α axis, in place of the usual one.
 
@@ -181,7 +195,7 @@ def interpolation_figure(
                 mode="lines", row=row, col=1,
             )  # fmt: skip
             shown.add(name)
-        _held_out_axis(figure, row, kind)
+        _held_out_axis(figure, row, kind, units)
         for position, name in enumerate(ends or ()):
             note = {"annotation_text": name, "annotation_position": "top"} if row == 1 else {}
             figure.add_vline(x=position, line={"color": GREY, "dash": "dot", "width": 1}, row=row, col=1, **note)
@@ -280,6 +294,7 @@ def series_figure(
     loss: Sequence[float] | None = None,
     lr: Sequence[float] | None = None,
     distance_to_mean: Sequence[float] | None = None,
+    units: Units = CLASSES,
     title: str = "Training",
 ) -> go.Figure:
     """Draw loss, learning rate and ‖w̄ − w‖ over the steps, in rows that share the step axis; None has no row.
@@ -287,7 +302,7 @@ def series_figure(
     Raises ValueError if lengths differ or all are None.
     """
     panels = _panels(loss=loss, lr=lr, distance_to_mean=distance_to_mean)
-    titles = {"loss": "training loss (nats)", "lr": "learning rate", "distance_to_mean": "distance to mean, ‖w̄ − w‖"}
+    titles = {"loss": f"training {units.loss}", "lr": "learning rate", "distance_to_mean": "distance to mean, ‖w̄ − w‖"}
     figure = _figure(title, len(panels))
     for row, (kind, values) in enumerate(panels.items(), start=1):
         _same_length(steps=steps, **{kind: values})
@@ -361,16 +376,25 @@ def _style(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number % len(DASHES)], "width": 2}
 
 
-def _held_out_axis(figure: go.Figure, row: int, kind: str) -> None:
-    """Loss in nats; accuracy in percent of a fraction, whose axis ends where it does: at 0 and at 100 %."""
-    if kind == "accuracy":
+def _held_out_axis(figure: go.Figure, row: int, kind: str, units: Units) -> None:
+    """A share in percent, whose axis ends where it does: at 0 and at 100 %; other scores end at 1."""
+    if kind == "accuracy" and not units.is_share:
+        figure.update_traces(cliponaxis=False, row=row, col=1)
+        figure.update_yaxes(title_text=units.score, hoverformat=".4f", maxallowed=1, row=row, col=1)
+    elif kind == "accuracy":
         # Of a point at the end of the axis the marker is drawn whole.
         figure.update_traces(cliponaxis=False, row=row, col=1)
         figure.update_yaxes(
-            title_text="accuracy (%)", tickformat=".4~p", hoverformat=".2%", minallowed=0, maxallowed=1, row=row, col=1
+            title_text=f"{units.score} (%)",
+            tickformat=".4~p",
+            hoverformat=".2%",
+            minallowed=0,
+            maxallowed=1,
+            row=row,
+            col=1,
         )
     else:
-        figure.update_yaxes(title_text="loss (nats)", hoverformat=".4g", row=row, col=1)
+        figure.update_yaxes(title_text=units.loss, hoverformat=".4g", row=row, col=1)
 
 
 def _log10(value: float) -> float | None:

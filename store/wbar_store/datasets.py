@@ -1,5 +1,7 @@
 """Datasets: an archive that was uploaded or a source that is named; packed by a worker."""
 
+from collections.abc import Iterable
+
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import insert, select
 
@@ -159,6 +161,13 @@ class Datasets(UploadRepository[DatasetRecord]):
         with self.database.read() as connection, lifted(connection):  # a hidden row is no tenant's
             summary = connection.execute(query.where(jobs.c.id == job_id, jobs.c.tenant == tenant.name)).scalar()
         return None if summary is None else DatasetSummary.model_validate(summary)
+
+    def tasks_for(self, tenant: Tenant, job_ids: Iterable[str]) -> dict[str, Task]:
+        """Return the tasks of jobs by their ids, also of those whose dataset was deleted since; without those not there."""
+        query = select(jobs.c.id, datasets.c.task).join(datasets, jobs.c.dataset == datasets.c.id)
+        query = query.where(jobs.c.id.in_(list(job_ids)), jobs.c.tenant == tenant.name)
+        with self.database.read() as connection, lifted(connection):  # a hidden row is no tenant's
+            return {row.id: row.task for row in connection.execute(query)}
 
     def accept(
         self, claim: Claim, packed: str, size: int, sha256: str, summary: DatasetSummary, samples: str | None = None

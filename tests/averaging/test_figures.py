@@ -123,3 +123,13 @@ def test_an_accuracy_axis_of_equal_values_shows_the_percent_around_them() -> Non
         [1, 2], [0.98, 0.98], comparisons=[figures.Comparison("start", accuracy=0.98, loss=None)]
     )
     assert list(figure.layout.yaxis.range) == pytest.approx([0.975, 0.985])
+
+
+def test_a_score_that_is_no_share_has_its_own_name_and_no_percent() -> None:
+    units = figures.Units("R²", is_share=False, loss="loss (standardized MSE)")
+    drawn = figures.curve_figure([1, 2], [-0.4, -0.4], [2.0, 1.5], units=units)
+    assert (drawn.layout.yaxis.title.text, drawn.layout.yaxis2.title.text) == ("R²", "loss (standardized MSE)")
+    assert drawn.layout.yaxis.tickformat is None
+    assert drawn.layout.yaxis.range[0] < -0.4 < drawn.layout.yaxis.range[1]
+    line = figures.interpolation_figure([0.0, 1.0], {"held-out": [2.0, 1.0]}, {"held-out": [-1.0, 0.5]}, units=units)
+    assert line.layout.yaxis2.title.text == "R²"

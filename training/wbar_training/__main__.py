@@ -24,6 +24,7 @@ from rich.progress import Progress as Bar
 from wbar.datasets import VOID_LABEL, Task
 from wbar.errors import ValidationFailed, WbarError
 from wbar.jobs import JobOptions, MetricsPoint, Progress
+from wbar.measures import measure_of
 from wbar.results import Score
 from wbar_training.local import prepare_dataset, prepare_job, prepare_weights
 from wbar_training.loop import run
@@ -52,10 +53,11 @@ class Printer:
         self.file.flush()
 
     def snapshot(self, n: int, step: int, path: str, score: Score) -> None:
-        console.print(f"snapshot {n} at step {step}: accuracy {score.accuracy:.4f}, loss {score.loss:.4f} -> {path}")
+        named = measure_of(score).named(score.accuracy)
+        console.print(f"snapshot {n} at step {step}: {named}, loss {score.loss:.4f} -> {path}")
 
     def averaged(self, n: int, score: Score) -> None:
-        console.print(f"mean of {n}: accuracy {score.accuracy:.4f}, loss {score.loss:.4f}")
+        console.print(f"mean of {n}: {measure_of(score).named(score.accuracy)}, loss {score.loss:.4f}")
 
     def saved(self, path: str, step: int, durable: bool) -> None:
         pass  # the state lies in the output folder; a local run goes on from it by itself

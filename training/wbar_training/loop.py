@@ -20,6 +20,7 @@ import torch
 
 from wbar.errors import CompileFailed, Diverged, OutOfMemory
 from wbar.jobs import StepPhase
+from wbar.measures import MEASURES
 from wbar.method import AutoMethod, CyclicSwa, Plain, Soup, Training
 from wbar.results import NormalizationProbe, Score
 from wbar.schedule import BACK_OFF, Schedule, build_schedule, number, shifted, steps_per_epoch
@@ -432,11 +433,12 @@ class TrainingJob:
         accuracy = self.evaluator.settled_train_score(self.model).accuracy
         if not decisions.has_forgotten(results.start_train_accuracy, accuracy, self.setup.data.chance):
             return False
+        measure = MEASURES[self.setup.data.task.name]
         self.reporter.log(
             "warning",
-            f"the first snapshot has an accuracy of {accuracy:.1%} on its training images, the "
-            f"start had {results.start_train_accuracy:.1%}: the high rate is divided by {BACK_OFF:g} and the job starts again "
-            f"from the start (back-off {results.back_offs + 1} of {decisions.MAX_BACK_OFFS})",
+            f"the first snapshot has {measure.named(accuracy, 1)} on its training images, the start had "
+            f"{measure.text(results.start_train_accuracy, 1)}: the high rate is divided by {BACK_OFF:g} and the job starts "
+            f"again from the start (back-off {results.back_offs + 1} of {decisions.MAX_BACK_OFFS})",
         )
         results.back_offs += 1
         results.discarded_steps, results.discarded_epochs = self.step, position.epoch

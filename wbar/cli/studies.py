@@ -209,7 +209,7 @@ def _show_report(client: "Client", study: str, patience: float | None = None) ->
     table = Table(title=f"{made.study}: {made.status}", box=None, header_style="bold")
     table.add_column("job")
     table.add_column("settings", overflow="fold")
-    for name in ("status", "min. loss", "epoch", "s", "accuracy", "s/epoch", "‖w̄ − w₀‖", "sharp. %"):
+    for name in ("status", "min. loss", "epoch", "s", made.score, "s/epoch", "‖w̄ − w₀‖", "sharp. %"):
         table.add_column(name)
     for row in _rows(made):
         table.add_row(*row)

@@ -12,10 +12,11 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from wbar.client import Client
 from wbar.jobs import Event, Job, MetricsPoint
+from wbar.measures import measure_of
+from wbar.results import Score
 from wbar.states import TERMINAL
 
 LOOK_SECONDS = 2.0  # between two looks at a job that runs
@@ -30,8 +31,9 @@ TRAINING = (
     "epoch",
     "cycle",
 )
-OF_BOXES = ("ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # of detection, whose accuracy is AP
-SCORES = ("accuracy", "loss", "ece", "map", "mean_iou", "nll_calibrated", "temperature")
+OF_BOXES = ("ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # of detection
+# Beside the score itself, which has the name of what it is: accuracy, pixel_accuracy, ap, r2.
+SCORES = ("loss", "ece", "map", "mean_iou", "nll_calibrated", "temperature")
 
 Place = tuple[str, int]  # a tag and a step
 
@@ -74,11 +76,11 @@ class _Log:
                 self.steps.append(data["step"])
                 self.times.append(at)
             case "snapshot":
-                self._score("snapshot", data["step"], data["metrics"], at)
+                self._score("snapshot", data["step"], Score.model_validate(data["metrics"]), at)
             case "metrics":
-                self._score("averaged", data["n"], data, at)
+                self._score("averaged", data["n"], Score.model_validate(data), at)
 
-    def _score(self, group: str, step: int, score: dict[str, Any], at: float) -> None:
+    def _score(self, group: str, step: int, score: Score, at: float) -> None:
         self.scores |= {one.place: one for one in _scored(group, step, score, at)}
 
     def time_of(self, step: int) -> float:
@@ -117,10 +119,10 @@ def _look(client: Client, job_id: str, log: _Log) -> Look:
         ended = seconds_of(job.finished_at) if job.finished_at else time.time()
         last = max((point.step for point in points), default=0)
         for name, score in job.result.metrics.named().items():
-            samples += _scored(f"comparison/{name}", last, score.model_dump(), ended)
+            samples += _scored(f"comparison/{name}", last, score, ended)
         for of, one in job.result.evaluation.items():
             for name, score in one.metrics.named().items():
-                samples += _scored(f"evaluation/{of}/{name}", last, score.model_dump(), ended)
+                samples += _scored(f"evaluation/{of}/{name}", last, score, ended)
     return Look(job, samples)
 
 
@@ -131,11 +133,12 @@ def _trained(point: MetricsPoint, at: float) -> list[Sample]:
     ]
 
 
-def _scored(group: str, step: int, score: dict[str, Any], at: float) -> list[Sample]:
-    boxes = score.get("boxes") or {}
-    values = {name: score.get(name) for name in SCORES} | {name: boxes.get(name) for name in OF_BOXES}
-    masks = score.get("masks") or {}
-    values |= {f"mask_{name}": masks.get(name) for name in ("ap", *OF_BOXES)}
+def _scored(group: str, step: int, score: Score, at: float) -> list[Sample]:
+    values: dict[str, float | None] = {measure_of(score).key: score.accuracy}
+    values |= {name: getattr(score, name) for name in SCORES} | {
+        name: getattr(score.boxes, name, None) for name in OF_BOXES
+    }
+    values |= {f"mask_{name}": getattr(score.masks, name, None) for name in ("ap", *OF_BOXES)}
     return [Sample(f"{group}/{name}", step, float(value), at) for name, value in values.items() if value is not None]
 
 

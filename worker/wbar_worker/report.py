@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wbar.jobs import MetricsPoint
+from wbar.measures import Measure, measure_of
 from wbar.results import CALIBRATED, VERDICTS, AlphaLine, Comparisons, Flatness, JobResult
 from wbar.spec import JobSpec
 from wbar_worker import report_boxes as boxes
@@ -23,6 +24,8 @@ from wbar_worker import report_targets as targets
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+    from wbar_averaging.figures import Units
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; margin: 0 auto; padding: 1.5rem; max-width: 60rem }
@@ -70,6 +73,7 @@ class ReportPage:
 
     def _sections(self) -> Iterator[str]:
         spec, result = self.spec, self.result
+        measure = measure_of(result.metrics.averaged)
         yield f"<h1>{escape(self.name or self.job_id)}</h1>"
         ids = f"{self.job_id} · checkpoint {spec.start.id} · dataset {spec.dataset.id}"
         yield f"<p class='note'>{escape(ids)}</p>"
@@ -103,12 +107,12 @@ class ReportPage:
             yield from probe.sections(result.probe, self.thumbnails)
         yield from _curve(result)
         if result.interpolation is not None:
-            yield from _line(result.interpolation)
+            yield from _line(result.interpolation, measure)
         if result.meetings:
             yield from meetings.sections(result.meetings)
-        yield from _training(self.points)
+        yield from _training(self.points, measure)
         if result.flatness is not None:
-            yield from _flatness(result.flatness)
+            yield from _flatness(result.flatness, measure)
         if self.request is not None:
             # The names are those of this tenant's objects; whatever else was left out was the service's to decide.
             sent = {name: value for name, value in self.request.items() if name not in ("name", "metadata")}
@@ -154,21 +158,25 @@ def _curve(result: JobResult) -> Iterator[str]:
             [point.accuracy for point in result.curve],
             [point.loss for point in result.curve],
             comparisons=lines,
+            units=_units(measure_of(result.metrics.averaged)),
         )
     )
 
 
-def _line(line: AlphaLine) -> Iterator[str]:
+def _line(line: AlphaLine, measure: Measure) -> Iterator[str]:
     from wbar_averaging import figures
 
     yield "<h2>From the start to w̄</h2>"
     rows = "".join(
         f"<tr{' class=delivered' if point.alpha == line.chosen else ''}><td>{point.alpha:g}</td>"
-        f"<td>{_number(point.accuracy, '.2%')}</td><td>{_number(point.loss, '.4f')}</td>"
+        f"<td>{measure.text(point.accuracy)}</td><td>{_number(point.loss, '.4f')}</td>"
         f"<td>{_number(point.selection_loss, '.4f')}</td></tr>"
         for point in line.points
     )
-    head = "<tr><th>α</th><th>accuracy</th><th>NLL (nats)</th><th>NLL on the selection split</th></tr>"
+    head = (
+        f"<tr><th>α</th><th>{measure.name}</th><th>{measure.loss} ({measure.loss_unit})</th>"
+        f"<th>{measure.loss} on the selection split</th></tr>"
+    )
     yield f"<div class='wide'><table>{head}{rows}</table></div>"
     if len(line.points) < 2:
         return
@@ -180,10 +188,11 @@ def _line(line: AlphaLine) -> Iterator[str]:
         scores = [point.evaluation.get(name) for point in line.points]
         losses[name] = _gaps([None if score is None else score.loss for score in scores])
         accuracies[name] = _gaps([None if score is None else score.accuracy for score in scores])
-    yield _html(figures.interpolation_figure([point.alpha for point in line.points], losses, accuracies))
+    alphas = [point.alpha for point in line.points]
+    yield _html(figures.interpolation_figure(alphas, losses, accuracies, units=_units(measure)))
 
 
-def _training(points: Sequence[MetricsPoint]) -> Iterator[str]:
+def _training(points: Sequence[MetricsPoint], measure: Measure) -> Iterator[str]:
     from wbar_averaging import figures
 
     if not points:
@@ -196,11 +205,12 @@ def _training(points: Sequence[MetricsPoint]) -> Iterator[str]:
             steps,
             loss=[point.loss for point in points],
             distance_to_mean=[point.distance_to_mean for point in points],
+            units=_units(measure),
         )
     )
 
 
-def _flatness(flatness: Flatness) -> Iterator[str]:
+def _flatness(flatness: Flatness, measure: Measure) -> Iterator[str]:
     from wbar_averaging import figures
 
     yield "<h2>How flat it is</h2>"
@@ -216,6 +226,7 @@ def _flatness(flatness: Flatness) -> Iterator[str]:
             between.alphas,
             {"training": _gaps(between.train_loss), "held-out": _gaps(between.val_loss)},
             {"held-out": _gaps(between.val_accuracy)},
+            units=_units(measure),
         )
     )
     yield _html(
@@ -224,14 +235,16 @@ def _flatness(flatness: Flatness) -> Iterator[str]:
             {Comparisons.label(name): _gaps(values) for name, values in flatness.line.loss.items()},
             ends=None,
             axis="distance along a random, filter-normalized direction",
+            units=_units(measure),
             title="The loss around each of them",
         )
     )
     if flatness.plane is not None:
         marks = [figures.Point(point.x, point.y, point.name) for point in flatness.plane.points]
         title = "The training loss on the plane through start, last snapshot and w̄"
-        losses = [_gaps(row) for row in flatness.plane.loss]
-        yield _html(figures.surface_figure(flatness.plane.xs, flatness.plane.ys, losses, marks, log=True, title=title))
+        losses, unit = [_gaps(row) for row in flatness.plane.loss], _units(measure).loss
+        plane = flatness.plane.xs, flatness.plane.ys, losses, marks
+        yield _html(figures.surface_figure(*plane, unit=unit, log=True, title=title))
     if flatness.surface is not None:
         yield from map(_html, surface.figures_of(flatness.surface))
     yield _html(figures.distances_figure(flatness.distance_by_layer, relative_to=flatness.length_by_layer))
@@ -261,6 +274,12 @@ def _flatness_table(flatness: Flatness) -> str:
         rows += f"<tr><td>{Comparisons.label(name)}</td><td>{percent:.3g} %</td><td>{top.value:.4g}{doubt}</td></tr>"
     head = "<tr><th></th><th>ε-sharpness (ε = 0.001)</th><th>top Hessian eigenvalue</th></tr>"
     return f"<div class='wide'><table>{head}{rows}</table></div>"
+
+
+def _units(measure: Measure) -> "Units":
+    from wbar_averaging import figures
+
+    return figures.Units(measure.name, measure.is_share, f"loss ({measure.loss_unit})")
 
 
 def _number(value: float | None, form: str = ".3g") -> str:

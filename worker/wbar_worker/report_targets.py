@@ -8,7 +8,7 @@ from wbar_worker.report_parts import number
 
 NOTE = (
     "<p class='note'>Bold: the weights that a download gives. R²: 1 − Σ(ŷ − y)² / Σ(y − ȳ)², the mean over the targets that "
-    "have one; 1 is best, 0 is that of always giving the mean; the figures call it accuracy. Loss: the mean squared error, in "
+    "have one; 1 is best, 0 is that of always giving the mean. Loss: the mean squared error, in "
     "squared standard deviations of the targets in the training split. The ensemble is the mean of the networks' "
     "predictions.</p>"
 )

@@ -1,5 +1,6 @@
 """Several jobs side by side: only the options that differ, their comparisons, their series in one chart."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
@@ -8,11 +9,13 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from wbar.errors import ValidationFailed
+from wbar.measures import Measure, measure_in
 from wbar.results import Comparisons, ImageLosses
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.dashboard.options import options_of
 from wbar_service.dashboard.pages import page
 from wbar_service.dashboard.route import PageRoute
+from wbar_store.database import Tenant
 from wbar_store.jobs import JobRecord
 from wbar_store.store import Store
 
@@ -45,11 +48,18 @@ def compare(
         "compare.html",
         jobs=jobs,
         options=differing(jobs),
+        measures=measures_of(store, tenant, jobs),
         accuracy=scores(jobs, "accuracy"),
         loss=scores(jobs, "loss"),
         differences=differences(store, jobs),
         same_images=len({images_of(one) for one in jobs if one.result}) <= 1,
     )
+
+
+def measures_of(store: Store, tenant: Tenant, jobs: Sequence[JobRecord]) -> list[Measure]:
+    """Return what the score of each job is."""
+    tasks = store.datasets.tasks_for(tenant, [one.id for one in jobs])
+    return [measure_in(tasks.get(one.id)) for one in jobs]
 
 
 def differing(jobs: list[JobRecord]) -> list[Row]:

@@ -8,7 +8,16 @@ from wbar.states import JobStatus
 
 # By column or word; each stands alone, as the title of what it explains and in the legend below a table.
 TERMS: Mapping[str, str] = {
+    "score": "How good the answers are, by what is asked for: of classes the accuracy, the share of held-out images that got "
+    "the right class; of masks the share of labelled pixels (pixel accuracy); of boxes COCO's average precision (AP); of "
+    "numbers R².",
     "accuracy": "The share of held-out images that got the right class.",
+    "label_accuracy": "The share of right yes-or-no answers on held-out images, one for each label.",
+    "label_loss": "How little probability the right yes-or-no answers were given: their mean negative log-likelihood (NLL), in "
+    "nats. Lower is better.",
+    "pixel_accuracy": "The share of labelled pixels of held-out images that got the right class.",
+    "pixel_loss": "How little probability the right class of a pixel was given: the mean over images of the mean negative "
+    "log-likelihood (NLL) of their labelled pixels, in nats. Lower is better.",
     "loss": "How little probability the right class was given: the mean negative log-likelihood (NLL), in nats. Lower is "
     "better; confident mistakes cost most.",
     "mean_iou": "Of masks: the pixels that both call a class over those that either does, as a mean over classes. 1 is best.",

@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request, Response
 
 from wbar.errors import ValidationFailed
+from wbar.measures import measure_in
 from wbar.results import Verdict
 from wbar.states import JobStatus
 from wbar.text import fault_of
@@ -26,11 +27,11 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 COLUMNS = {
     "checkpoint": "Checkpoint",
     "dataset": "Dataset",
-    "accuracy": "Accuracy",
+    "accuracy": "Score",
     "loss": "Loss",
-    "accuracy_gain": "Accuracy vs start",
+    "accuracy_gain": "Score vs start",
     "loss_gain": "Loss vs start",
-    "accuracy_control": "Accuracy vs control",
+    "accuracy_control": "Score vs control",
     "loss_control": "Loss vs control",
     "metadata": "Metadata",
     "priority": "Priority",
@@ -38,7 +39,7 @@ COLUMNS = {
     "finished": "Finished",
 }
 EXPLAINED = {
-    "accuracy": "accuracy",
+    "accuracy": "score",
     "loss": "loss",
     "accuracy_gain": "vs_start",
     "loss_gain": "vs_start",
@@ -148,6 +149,7 @@ def show_jobs(
 def _rows(store: Store, tenant: Tenant, view: ListView) -> str:
     """Return the table of the jobs that the view shows."""
     found = store.jobs.summaries(tenant, PageRequest(ROWS, view.after, view.order), view.filters, view.order_by)
+    tasks = store.datasets.tasks_for(tenant, [job.id for job in found.records])
     return rendered(
         "_job_rows.html",
         jobs=found,
@@ -158,6 +160,7 @@ def _rows(store: Store, tenant: Tenant, view: ListView) -> str:
         all_columns=COLUMNS,
         sorted_by=SORTED_BY,
         explained=EXPLAINED,
+        measures={job.id: measure_in(tasks.get(job.id)) for job in found.records},
         names=_names(store, tenant, found.records, view.columns),
     )
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from wbar.errors import Conflict, NotFound
+from wbar.measures import measure_in
 from wbar.results import Comparisons, JobResult
 from wbar.states import TERMINAL
 from wbar_service.auth import StoreOf, TenantOf
@@ -96,6 +97,7 @@ def _job_values(store: Store, tenant: Tenant, job: JobRecord) -> dict[str, Any]:
     return {
         "job": job,
         "shown": job.to_api(),
+        "measure": measure_in(store.datasets.tasks_for(tenant, [job.id]).get(job.id)),
         "ended": job.status in TERMINAL,
         "place": store.queue.positions(tenant).get(job.id) if job.status == "queued" else None,
         "replicas": store.jobs.replicas(tenant, job) or [],
@@ -125,10 +127,7 @@ def _name(get: Callable[[Tenant, str], object], tenant: Tenant, object_id: str) 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One row of the table of comparisons. Gains are over the start; delivered: whether it is what a download gives.
-
-    predicts: whether it is of regression, where `accuracy` is R².
-    """
+    """One row of the table of comparisons. Gains are over the start; delivered: whether it is what a download gives."""
 
     field: str
     label: str
@@ -141,7 +140,6 @@ class ComparisonRow:
     accuracy_gain: float | None
     loss_gain: float | None
     delivered: bool
-    predicts: bool = False
 
 
 def comparisons_of(result: JobResult) -> list[ComparisonRow]:
@@ -154,7 +152,7 @@ def comparisons_of(result: JobResult) -> list[ComparisonRow]:
             None if score.masks is None else score.masks.ap,
             None if name == "start" else score.accuracy - start.accuracy,
             None if name == "start" else start.loss - score.loss,
-            name == result.delivered, score.regression is not None,
+            name == result.delivered,
         )
         for name, score in result.metrics.named().items()
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 from wbar import __version__
 from wbar.catalog import ARCHITECTURES
+from wbar.measures import Measure
 from wbar.results import VERDICTS
 from wbar_service import sessions
 from wbar_service.auth import KEY
@@ -88,6 +89,11 @@ def _number(value: float | None, signed: bool = False) -> str:
     return "–" if value is None else f"{value:{'+' if signed else ''}.4f}"
 
 
+def _score(value: float | None, measure: Measure, signed: bool = False) -> str:
+    """Return a score of a task as pages show it."""
+    return _percent(value, signed) if measure.is_share else _number(value, signed)
+
+
 @cache
 def _environment() -> Environment:
     made = Environment(
@@ -97,7 +103,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(time=_time, duration=_duration, bytes=_bytes, percent=_percent, number=_number, code=_code)
+    made.filters.update(
+        score=_score, time=_time, duration=_duration, bytes=_bytes, percent=_percent, number=_number, code=_code
+    )
     made.globals.update(
         static=static, version=__version__, terms=TERMS, row_terms=ROWS, states=STATES, phases=PHASES,
         verdict_words=VERDICT_WORDS, verdicts=VERDICTS, architectures=tuple(ARCHITECTURES),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from wbar.errors import NotFound
+from wbar.measures import measure_in
 from wbar.studies import StudyChild
 from wbar.study_report import Recorded, report_of
 from wbar.study_results import ReportRows, StudyJobReport, StudyReport
@@ -32,7 +33,8 @@ def study_report(store: Store, tenant: Tenant, study_id: str, patience: float) -
     summary = store.datasets.summary_for(tenant, there.id) if there is not None else None
     images = summary.splits["train"].images if summary is not None else None
     recorded = [_recorded(store, tenant, child, job) for child, job in children]
-    return report_of(study_id, study.status, images, recorded, patience)
+    task = store.datasets.tasks_for(tenant, [there.id]).get(there.id) if there is not None else None
+    return report_of(study_id, study.status, images, recorded, patience, measure_in(task))
 
 
 def _recorded(store: Store, tenant: Tenant, child: StudyChild, job: JobRecord | None) -> Recorded:

@@ -9,7 +9,7 @@ const KEYS = {
   "+": [0, 0.5], "=": [0, 0.5], "-": [0, 2], Home: [0, Infinity],
 };
 const COUNTS = Array.from({ length: 24 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3));  // between two ticks of what is counted
-// An accuracy ends at 0 and at 1: its axis does, too, however close to an end all values lie.
+// A share ends at 0 and at 1: its axis does, too, however close to an end all values lie.
 export function accuracies(chart, low, high) {
   if (low === null) return [0, 1];
   const space = Math.max(0.1 * (high - low), 0.005);
@@ -213,12 +213,13 @@ export class Charts {
     const runs = this.runs.filter((run) => run.curve.length);
     if (!runs.length) return;
     const tables = runs.map((run) => [run.curve.map((point) => point.n), run.curve.map((point) => point[name])]);
-    const shown = name === "accuracy" ? (_, value) => (value === null ? "–" : percent(value)) : undefined;
-    const series = [{ label: "n" }, ...runs.map((run, i) => ({ label: run.label || name, value: shown, stroke: COLOURS[i % COLOURS.length], width: 1.5, points: { show: true, size: 6 } }))];
-    this.show(place, tables.length === 1 ? tables[0] : uPlot.join(tables), series, [], [], false, name);
+    const share = "share" in place.dataset, called = name === "accuracy" ? place.dataset.score : name;
+    const shown = share ? (_, value) => (value === null ? "–" : percent(value)) : undefined;
+    const series = [{ label: "n" }, ...runs.map((run, i) => ({ label: run.label || called, value: shown, stroke: COLOURS[i % COLOURS.length], width: 1.5, points: { show: true, size: 6 } }))];
+    this.show(place, tables.length === 1 ? tables[0] : uPlot.join(tables), series, [], [], false, share ? "share" : name);
   }
 
-  // curve: which number of the average is drawn over n; none: a series over the steps.
+  // curve: which number of the average is drawn over n, "share" for one in percent; none: a series over the steps.
   show(place, data, series, bands, shades, zooms, curve = "") {
     const shape = `${series.map((one) => one.label).join()}|${bands.length}`;
     const old = this.drawn.get(place);
@@ -227,10 +228,10 @@ export class Charts {
     const ink = getComputedStyle(document.body).color, grid = getComputedStyle(document.documentElement).getPropertyValue("--line");
     const axis = { stroke: ink, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid } };
     const across = { ...axis, incrs: COUNTS }, up = { ...axis, size: 60 };
-    if (curve === "accuracy") up.values = (_, ticks) => ticks.map(percent);
+    if (curve === "share") up.values = (_, ticks) => ticks.map(percent);
     const scales = { x: { time: false } };
     if (curve) scales.x.range = (_, low, high) => (low === high ? [low - 1, high + 1] : [low, high]);
-    if (curve === "accuracy") scales.y = { range: accuracies };
+    if (curve === "share") scales.y = { range: accuracies };
     const hooks = { drawClear: [(chart) => shade(chart)] };
     if (zooms) hooks.setSelect = [(chart) => {
       if (chart.select.width < 4) return;
