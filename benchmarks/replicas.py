@@ -1,12 +1,14 @@
 """Replicas on more workers: images per second with two training processes beside one, and a fleet of 64 that only waits.
 
     python -m benchmarks.replicas --part scaling
+    python -m benchmarks.replicas --part meetings --seeds 3
     python -m benchmarks.replicas --part fleet --workers 64 --seconds 30
 
 *scaling* runs one job with replicas through a real `wbar up`, with one process at a time and with two, one thread each: on a
 machine with two cores that nothing else uses. *fleet* replaces the training by waiting: so many workers, each a thread on the
 real store, claim, send a heartbeat every second, keep their sums as a blob and end. What is more than the waiting is the
-store's; then the sums are joined as the worker joins them.
+store's; then the sums are joined as the worker joins them. *meetings* compares replicas that are joined once, at the end, with
+such as meet on their way (`method.join_every`), by accuracy, loss and seconds.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
 
 import torch
 
@@ -36,6 +38,13 @@ from wbar_training.averages.average import Finished, empty_like, mean_of
 from wbar_training.networks.architectures import initialized
 
 REPLICAS = 4
+HIGH = 0.05
+WAYS: dict[str, dict[str, float]] = {
+    "joined once": {},
+    "every 2, from the mean": {"join_every": 2},
+    "every cycle, from the mean": {"join_every": 1},
+    "every cycle, half way": {"join_every": 1, "join_keep": 0.5},
+}
 BEAT_SECONDS, LEASE_SECONDS = 1.0, 60.0
 SCORE = Score(accuracy=0.5, loss=0.7, ece=0.1)
 
@@ -68,6 +77,40 @@ def _speed(workers: int, cycles: int, images: int) -> float:
 def _at(moment: str | None) -> float:
     assert moment is not None
     return datetime.fromisoformat(moment).timestamp()
+
+
+def meetings(cycles: int, images: int, seeds: int) -> None:
+    """Print what comes of replicas that are joined once, and of those that meet: means over seeds, on the held-out images."""
+    print("method                     w̄ acc   w̄ loss  one replica  ensemble  spread before the meetings       seconds")
+    with tempfile.TemporaryDirectory() as folder, running(workers=1, threads=1) as service:
+        client = service.client
+        checkpoint = client.checkpoints.create(write_start(Path(folder) / "start.safetensors"))
+        dataset = client.datasets.create("builtin:digits", max_train_images=images)
+        for name, options in WAYS.items():
+            method = {"cycles": cycles, "high": {"lr": HIGH}, "low": {"lr": HIGH / 10}, "replicas": REPLICAS, **options}
+            done = [
+                client.jobs.wait(
+                    client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id, method=method, seed=seed).id
+                )
+                for seed in range(seeds)
+            ]
+            _print_way(name, done)
+
+
+def _print_way(name: str, done: list[Job]) -> None:
+    results = [one.result for one in done if one.result is not None]
+    if len(results) < len(done):
+        raise SystemExit(f"{name}: {next(one.error for one in done if one.result is None)}")
+    seconds = mean(_at(one.finished_at) - _at(one.created_at) for one in done)
+    rows = [one.metrics for one in results]
+    alone = mean(one.replicas.accuracy for one in rows if one.replicas is not None)
+    together = mean(one.ensemble.accuracy for one in rows if one.ensemble is not None)
+    spread = " ".join(f"{one.spread:.2f}" for one in results[0].meetings or [])
+    print(
+        f"{name:26} {mean(one.averaged.accuracy for one in rows):.4f}  {mean(one.averaged.loss for one in rows):.4f}  "
+        f"{alone:.4f}       {together:.4f}    {spread:32} {seconds:.0f}",
+        flush=True,
+    )
 
 
 @dataclass
@@ -133,9 +176,9 @@ def fleet(workers: int, seconds: float) -> None:
         shown = Job.model_validate_json(first.text).replicas or []
         assert [one.status for one in shown] == ["succeeded"] * workers
         asked = time.monotonic()
-        mean = empty_like(model)
+        joint_mean = empty_like(model)
         for _ in replicas:
-            mean.merge(exact_mean.read(sums, model))
+            joint_mean.merge(exact_mean.read(sums, model))
         joined = time.monotonic()
     slowest = quantiles(crew.beats, n=100)[98]
     print(f"{workers} workers that wait {seconds:g} s, {sums_bytes(model)} bytes of sums each, SQLite, one process")
@@ -167,15 +210,18 @@ def _result() -> JobResult:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("scaling", "fleet"), required=True)
+    parser.add_argument("--part", choices=("scaling", "meetings", "fleet"), required=True)
     parser.add_argument("--workers", type=int, default=64, help="of the fleet")
     parser.add_argument("--seconds", type=float, default=30.0, help="that the fleet waits")
-    parser.add_argument("--cycles", type=int, default=20, help="of scaling")
-    parser.add_argument("--images", type=int, default=1000, help="training images of scaling")
+    parser.add_argument("--cycles", type=int, default=20, help="of scaling and meetings")
+    parser.add_argument("--images", type=int, default=1000, help="training images of scaling and meetings")
+    parser.add_argument("--seeds", type=int, default=3, help="of meetings")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception, so that the service is stopped
     if asked.part == "fleet":
         fleet(asked.workers, asked.seconds)
+    elif asked.part == "meetings":
+        meetings(asked.cycles, asked.images, asked.seeds)
     else:
         scaling(asked.cycles, asked.images)
 

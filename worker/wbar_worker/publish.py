@@ -51,7 +51,8 @@ class Publisher:
 
     def snapshot(self, n: int, step: int, path: str, score: Score) -> None:
         before = self._store.snapshots.recorded(self._claim).get(n)
-        if before is not None and self._job.spec.meetings is not None:
+        meetings = self._job.spec.meetings
+        if before is not None and meetings is not None and meetings.after(n):
             return  # others may have gone on from it: it stays as it is, wherever it is taken again
         if before == sha256_of(Path(path)):
             return  # announced again by a resumed attempt
