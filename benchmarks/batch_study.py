@@ -7,7 +7,7 @@
 Fashion-MNIST is packed smaller: so many images, of so many pixels a side, that the study ends in half an hour on two cores.
 `--minutes` bounds it: what has not ended by then is cancelled, and the report is of what has.
 
-Writes OUT.json and four tables, OUT.csv, OUT-epochs.csv, OUT-updates.csv and OUT-surface.csv, and prints the groups as Markdown.
+Writes OUT.json and four tables (OUT.csv, OUT-epochs.csv, OUT-updates.csv, OUT-surface.csv), and prints the groups as Markdown.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import io
 import tempfile
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from PIL import Image
 
 from benchmarks.start import write_start
 from wbar.client import Client
+from wbar.errors import InvalidTransition
 from wbar.study_results import ReportRows, Spread, StudyReport
 from wbar_training.uploads.builtin_images import fashion
 
@@ -84,7 +86,9 @@ def main() -> None:
         try:
             client.studies.wait(study.id, timeout=None if asked.minutes is None else 60 * asked.minutes)
         except TimeoutError:
-            study = client.studies.cancel(study.id)
+            with suppress(InvalidTransition):  # the last one has ended just now
+                client.studies.cancel(study.id)
+            study = client.studies.get(study.id)
             print(f"cancelled after {asked.minutes:g} minutes: {study.counts}")
         print(f"{study.jobs} jobs in {time.monotonic() - began:.0f} s, {asked.at_once} at a time\n")
         report = client.studies.report(study.id)

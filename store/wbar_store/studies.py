@@ -225,7 +225,7 @@ class Studies(Repository[StudyRecord]):
         return blobs
 
 
-def _open() -> Select[tuple[int]]:
+def _open() -> Select[Any]:
     """Select the jobs of the study at hand that have not ended."""
     there = study_children.join(jobs, jobs.c.id == study_children.c.job)
     condition = study_children.c.study == studies.c.id, jobs.c.status.not_in(TERMINAL)
