@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.running import Service, running, tree_seconds
+from benchmarks.running import THREADS, Service, running, tree_seconds
 from benchmarks.start import write_start
 
 BATCHES, SEEDS = [64, 128, 256], 4
@@ -44,11 +44,12 @@ def main() -> None:
     parser.add_argument("--dataset", choices=("digits", "fashion-mnist"), default="digits")
     parser.add_argument("--images", type=int, default=None, help="training images, at most")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--snapshot-epochs", type=int, default=1, help="0: none but the last weights (method none)")
+    parser.add_argument("--snapshot-epochs", type=int, default=1, help="after which w̄ is scored, again and again")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--repetitions", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=THREADS, help="of each job")
     asked = parser.parse_args()
-    with running() as service, tempfile.TemporaryDirectory(prefix="wbar-bench-") as folder:
+    with running(threads=asked.threads) as service, tempfile.TemporaryDirectory(prefix="wbar-bench-") as folder:
         checkpoint = service.client.checkpoints.create(write_start(Path(folder) / "start.safetensors")).id
         dataset = service.client.datasets.create(f"builtin:{asked.dataset}", max_train_images=asked.images).id
         job = {
@@ -57,7 +58,7 @@ def main() -> None:
             "method": method(asked.epochs, asked.snapshot_epochs),
             "recipe": {"augment": "none", "optimizer": {"nesterov": False, "weight_decay": 0}},
         }
-        warm = service.client.jobs.create(**{**job, "method": method(1, 0), "seed": 99})
+        warm = service.client.jobs.create(**{**job, "method": method(1, 1), "seed": 99})
         assert warm.id is not None
         service.client.jobs.wait(warm.id)
         costs = [measured(service, job, asked.seeds) for _ in range(asked.repetitions)]
@@ -67,9 +68,7 @@ def main() -> None:
 
 
 def method(epochs: int, snapshot_epochs: int) -> dict[str, Any]:
-    """Return a walk at a constant rate, whose last weights are scored so often, or once at its end."""
-    if not snapshot_epochs:
-        return {"type": "none", "epochs": epochs, "shape": "constant"}
+    """Return a walk at a constant rate, whose last weights are scored so often."""
     return {
         "type": "lawa", "window": 1, "snapshot_epochs": snapshot_epochs, "epochs": epochs, "shape": "constant",
         "back_off": False,

@@ -137,7 +137,7 @@ class Studies(Repository[StudyRecord]):
             return list(connection.execute(query.limit(most)).scalars())
 
     # Its end. No job knows that it is its study's last: two that end together do not see each other's end. So whoever ended
-    # one looks afterwards, in a transaction of its own, and the sweeper looks for what nobody looked at.
+    # one looks afterwards, in a transaction of its own, and the sweeper looks for what was missed.
 
     def overdue(self) -> list[str]:
         """Return the studies whose jobs have all ended, and of which that was not noticed yet."""
@@ -225,7 +225,7 @@ class Studies(Repository[StudyRecord]):
         return blobs
 
 
-def _open() -> Select[tuple[int]]:
+def _open() -> Select[Any]:
     """Select the jobs of the study at hand that have not ended."""
     there = study_children.join(jobs, jobs.c.id == study_children.c.job)
     condition = study_children.c.study == studies.c.id, jobs.c.status.not_in(TERMINAL)

@@ -86,9 +86,10 @@ def test_there_is_an_event_for_each_state_that_can_be_come_to() -> None:
     settled = [status for status in get_args(UploadStatus) if status != "processing"]
     expected = {f"job.{status}" for status in TRANSITIONS}
     expected |= {f"{kind}.{status}" for kind in ("checkpoint", "dataset") for status in settled}
-    expected |= {f"merge.{status}" for status in ENDED}
+    expected |= {f"merge.{status}" for status in ENDED} | {"study.ended"}
     assert set(get_args(EventType)) == expected
-    assert set(get_args(EventPattern)) == expected | {"*", "job.*", "checkpoint.*", "dataset.*", "merge.*"}
+    kinds = {"*", "job.*", "checkpoint.*", "dataset.*", "merge.*", "study.*"}
+    assert set(get_args(EventPattern)) == expected | kinds
 
 
 def test_patterns() -> None:
