@@ -5,6 +5,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -63,7 +64,10 @@ def test_from_the_upload_to_the_report(service: Service, network: str, tmp_path:
         card = http.get(f"/v1/jobs/{job.id}/card").text
         assert "| AP | AP50 | AP75 | mask AP | mask AP50 |" in card
         assert f'initialized(Network("{NAME}", 4))' in card
-        assert "Mask AP" in http.get(f"/jobs/{job.id}").text
+        link = client.request("POST", "/v1/sign-in-links").json()["url"].partition("link=")[2]
+        with httpx.Client(base_url=service.url, follow_redirects=True) as browser:
+            browser.post("/sign-in", data={"link": link, "next": "/"})
+            assert "Mask AP" in browser.get(f"/jobs/{job.id}").text
 
 
 def test_a_dataset_without_masks_is_refused_by_name(service: Service, network: str, tmp_path: Path) -> None:
