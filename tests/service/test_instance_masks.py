@@ -65,7 +65,7 @@ def test_from_the_upload_to_the_report(service: Service, network: str, tmp_path:
         assert "| AP | AP50 | AP75 | mask AP | mask AP50 |" in card
         assert f'initialized(Network("{NAME}", 4))' in card
         link = client.request("POST", "/v1/sign-in-links").json()["url"].partition("link=")[2]
-        with httpx.Client(base_url=service.url, follow_redirects=True) as browser:
+        with httpx.Client(base_url=service.url, follow_redirects=True, trust_env=False) as browser:
             browser.post("/sign-in", data={"link": link, "next": "/"})
             assert "Mask AP" in browser.get(f"/jobs/{job.id}").text
 
