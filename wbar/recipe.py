@@ -226,7 +226,8 @@ class Recipe(RequestModel):
         None,
         ge=0.01,
         le=100,
-        description="α: inputs λx + (1 − λ)x′, λ ~ Beta(α, α), one per batch (Zhang et al. 2018).",
+        description="α: inputs λx + (1 − λ)x′, λ ~ Beta(α, α), one per batch (Zhang et al. 2018). "
+        "Of detection: the blended image has the boxes of both (Zhang et al. 2019, with α = 1.5).",
     )
     cutmix: Annotated[float | None, TRAINING] = Field(
         None,

@@ -119,7 +119,6 @@ def _not_of_boxes(options: JobOptions) -> Iterator[tuple[str, str]]:
     recipe = options.recipe
     inside = "a detector computes its losses itself"
     reasons = {
-        "mixup": "boxes cannot be blended with others",
         "cutmix": "boxes of other images are not pasted",
         "distillation": "teachers are for one answer for the image",
         "gradient_penalty": inside,

@@ -84,7 +84,6 @@ def test_from_the_upload_to_the_report(service: Service, ready: tuple[str, str],
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"recipe": {"mixup": 0.2}}, "recipe.mixup: boxes cannot be blended"),
         ({"recipe": {"cutmix": 1.0}}, "recipe.cutmix"),
         ({"recipe": {"augment": "pad_crop"}}, "'pad_crop' changes images without their boxes"),
         ({"recipe": {"gradient_penalty": 0.1}}, "recipe.gradient_penalty: a detector computes its losses itself"),

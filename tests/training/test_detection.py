@@ -33,7 +33,7 @@ from wbar_training.data.boxes import (
     mirrored,
     targets_of,
 )
-from wbar_training.data.examples import Request
+from wbar_training.data.examples import Batch, Request
 from wbar_training.data.feed import One
 from wbar_training.losses import Target
 from wbar_training.mlflow_model import AveragedModel
@@ -126,6 +126,30 @@ def test_loaders_change_nothing() -> None:
         made.append([(one.inputs, one.labels) for one, _ in feed.stream(requests)])
     for here, there in zip(*made, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_mixed_images_have_the_boxes_of_both() -> None:
+    task = Detection(Network(SMALL, 4), NAMES)
+    images = torch.stack([torch.full((3, 8, 8), value) for value in (0.0, 1.0, 0.5)])
+    labels = torch.tensor([[box(1, 0, 0, 4, 4)], [box(2, 1, 1, 6, 6)], [[NO_BOX, *[0] * 6]]])
+    masks = torch.tensor([[[1]], [[2]], [[3]]], dtype=torch.uint8)
+    batch, seen = Batch(images, labels, masks), set()
+    for step in range(12):
+        inputs, target = task.target(Recipe(mixup=1.5), batch, 7, step)
+        again = task.target(Recipe(mixup=1.5), batch, 7, step)
+        assert torch.equal(inputs, again[0])
+        assert torch.equal(target.labels, again[1].labels)
+        assert torch.equal(target.labels[:, :1], labels)
+        assert target.masks is not None
+        for index in range(3):
+            other = int(target.masks[index, 1]) - 1
+            seen.add((index, other))
+            value, own, its = (float(one.mean()) for one in (inputs[index], images[index], images[other]))
+            assert min(own, its) <= value <= max(own, its)
+            expected = labels[other, 0] if other != index else torch.tensor([NO_BOX, *labels[other, 0, 1:].tolist()])
+            assert torch.equal(target.labels[index, 1], expected)
+    assert len(seen) == 9
+    assert task.target(Recipe(), batch, 7, 0)[0] is images
 
 
 # COCO's scores.
@@ -263,9 +287,7 @@ def test_the_loss_of_an_image_is_the_same_in_any_batch_and_mode() -> None:
     assert torch.equal(together.answers[:, MOST:], labels)
 
 
-def _batch(images: Tensor, labels: Tensor, masks: Tensor | None = None) -> "object":
-    from wbar_training.data.examples import Batch
-
+def _batch(images: Tensor, labels: Tensor, masks: Tensor | None = None) -> Batch:
     return Batch(images, labels, masks)
 
 

@@ -95,7 +95,13 @@ async def create_dataset(
     `train2017/…` and `annotations/instances_train2017.json`: COCO's JSON with `images`, `categories` and `annotations` of
     `bbox` [x, y, width, height] in pixels. The classes are `background` and the categories in the order of their ids. Crowds
     (`iscrowd`) are not trained on, and count neither for nor against; images without annotations are background. Pascal VOC's
-    XML, `train/annotations/a.xml` for each image, is read as well, its classes by name.
+    XML, `train/annotations/a.xml` for each image, is read as well, its classes by name. Where every annotation has a
+    `segmentation` (polygons, or runs of COCO's library as numbers or as text), the dataset has `masks`, which a Mask R-CNN
+    learns and other detectors do not read.
+
+    Pascal VOC's own folders are taken as they are, also below `VOCdevkit/VOC2012/`: `JPEGImages/` with `Annotations/` and
+    `ImageSets/Main/train.txt` and `val.txt` for `task=detection`, with `SegmentationClass/` and `ImageSets/Segmentation/` for
+    `task=segmentation`, whose classes are VOC's 21 where there is no `classes.txt`.
 
     With `task=regression` it is `train/…`, `val/…` and `targets.csv`: a column `image` (as in `labels.csv`) and one of numbers
     for each target, in your own units. `classes` are then the targets' names. Every image needs every target; a target that

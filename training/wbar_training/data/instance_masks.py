@@ -37,7 +37,8 @@ def mask_of(runs: Tensor, size: Size) -> Tensor:
 def as_bits(masks: Tensor) -> Tensor:
     """Return masks, (n, H, W) bool, as bits, (n, bytes) uint8."""
     flat = masks.flatten(1)
-    eights = torch.nn.functional.pad(flat, (0, -flat.shape[1] % 8)).unflatten(1, (-1, 8))
+    eights = torch.nn.functional.pad(flat, (0, -flat.shape[1] % 8))
+    eights = eights.view(len(flat), eights.shape[1] // 8, 8)
     weights = torch.tensor(_WEIGHTS, dtype=torch.uint8, device=masks.device)
     return (eights.to(torch.uint8) * weights).sum(dim=2, dtype=torch.uint8)
 

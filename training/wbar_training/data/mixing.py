@@ -2,6 +2,7 @@
 
 mixup    x̃ = λx + (1 − λ)x′,  λ ~ Beta(α, α), one per batch                       (Zhang et al. 2018, equation 1)
 CutMix   a box of (1 − λ) of the area from x′, at a uniform centre; λ is then the share left of x   (Yun et al. 2019)
+boxes    mixup of two images, with the boxes of both, each as a whole label              (Zhang et al. 2019, section 3.1)
 """
 
 import torch
@@ -12,6 +13,8 @@ from wbar_training.draws import generator, key
 from wbar_training.losses import Target
 from wbar_training.to_device import to_device
 
+MIX = "mix"  # names the draws
+
 
 def mix(recipe: Recipe, inputs: Tensor, labels: Tensor, seed: int, step: int) -> tuple[Tensor, Target]:
     """Mix a step's batch as the recipe says; draws depend on (seed, step) alone.
@@ -21,7 +24,7 @@ def mix(recipe: Recipe, inputs: Tensor, labels: Tensor, seed: int, step: int) ->
     """
     if recipe.mixup is None and recipe.cutmix is None:
         return inputs, Target(labels)
-    draws = generator(seed, "mix", step)
+    draws = generator(seed, MIX, step)
     cut = recipe.mixup is None or (recipe.cutmix is not None and bool(torch.rand((), generator=draws) < 0.5))
     alpha = recipe.cutmix if cut else recipe.mixup
     assert alpha is not None
@@ -32,6 +35,13 @@ def mix(recipe: Recipe, inputs: Tensor, labels: Tensor, seed: int, step: int) ->
     else:
         inputs = inputs * share + inputs[other] * (1 - share)
     return inputs, Target(labels, labels[other], share)
+
+
+def merged(alpha: float, inputs: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """Return the blended inputs, and the index of the image that was mixed into each, (B,): draws as of `mix`."""
+    draws, share = generator(seed, MIX, step), _beta(alpha, seed, step)
+    other = to_device(torch.randperm(len(inputs), generator=draws), inputs.device)
+    return inputs * share + inputs[other] * (1 - share), other
 
 
 def _beta(alpha: float, seed: int, step: int) -> float:

@@ -36,6 +36,7 @@ from wbar_training.data.boxes import (
 )
 from wbar_training.data.examples import Batch, Examples
 from wbar_training.data.instance_masks import of_bits
+from wbar_training.data.mixing import merged
 from wbar_training.data.packed import Packed
 from wbar_training.evaluate import Outputs
 from wbar_training.losses import Loss, Target
@@ -117,8 +118,15 @@ class Detection(Task):
     def loss(self, recipe: Recipe, train: Examples, packed: Packed, device: torch.device) -> DetectionLoss:  # noqa: ARG002
         return DetectionLoss(recipe, self.network.num_classes, None, device)
 
-    def target(self, recipe: Recipe, batch: Batch, seed: int, step: int) -> tuple[Tensor, Target]:  # noqa: ARG002
-        return batch.inputs, Target(batch.labels, masks=batch.masks)
+    def target(self, recipe: Recipe, batch: Batch, seed: int, step: int) -> tuple[Tensor, Target]:
+        if recipe.mixup is None:
+            return batch.inputs, Target(batch.labels, masks=batch.masks)
+        inputs, other = merged(recipe.mixup, batch.inputs, seed, step)
+        theirs = batch.labels[other]
+        itself = other == torch.arange(len(other), device=other.device)
+        theirs[itself, :, CLASS] = NO_BOX  # its boxes are there
+        masks = None if batch.masks is None else torch.cat([batch.masks, batch.masks[other]], dim=1)
+        return inputs, Target(torch.cat([batch.labels, theirs], dim=1), masks=masks)
 
     def softened(self, logits: Tensor) -> Tensor:
         raise NotImplementedError("the service refuses distillation in detection")

@@ -3,13 +3,14 @@
     train/images/a.jpg   train/annotations.json   val/images/…   val/annotations.json          (also without `images/`)
     train2017/a.jpg      val2017/…   annotations/instances_train2017.json   …                  (COCO's own)
     train/images/a.jpg   train/annotations/a.xml   val/…                                       (VOC's XML, or beside images)
+    JPEGImages/a.jpg     Annotations/a.xml         ImageSets/Main/train.txt   …                (VOC's own, see `voc_folders`)
 
 also below one common folder. The classes are `background`, 0, and from 1 on the categories in the order of their ids, as
 torchvision's networks have them. An image that is listed and has no annotation is background.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -40,10 +41,12 @@ from wbar_training.uploads.image_checks import inspected, warnings_about
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.member_names import is_hidden
 from wbar_training.uploads.voc import read_voc, voc_names
+from wbar_training.uploads.voc_folders import BOXES, Listed, contents, voc_folders
 
 LAYOUT = (
     "a detection archive is train/images/a.jpg and train/annotations.json, the same for val/; or COCO's own, train2017/a.jpg "
-    "and annotations/instances_train2017.json; or with Pascal VOC's XML, train/annotations/a.xml"
+    "and annotations/instances_train2017.json; or with Pascal VOC's XML, train/annotations/a.xml, or VOC's own JPEGImages, "
+    "Annotations and ImageSets/Main"
 )
 _FOLDER = re.compile(r"(train|val)(20\d\d)?")
 _INSTANCES = re.compile(r"instances_(train|val)(20\d\d)?\.json")
@@ -66,8 +69,10 @@ Files = dict[str, tuple[str, bytes]]  # name and content, by path below the spli
 
 def pack_boxes(read: Read, out: Path, limits: UploadLimits) -> Packed:
     """Pack the members that `read` yields. Raises a class of wbar.errors.Rejected, with the file's name."""
-    cocos, files = _read(read(lambda name: _place(name) is not None))
+    voc = voc_folders(read, BOXES, limits)
+    cocos, files = _read(read(lambda name: _place(name) is not None)) if voc is None else _of_voc(voc[0], read)
     images, warnings = _listed(cocos, files)
+    warnings += voc[1] if voc else []
     seen = inspected([(one.name, one.data) for one in images], limits)
     names = cocos["train"].class_names()
     rows = _rows(cocos, names, images, seen)
@@ -153,6 +158,18 @@ def _of_trees(trees: dict[str, Files], files: dict[str, Files]) -> dict[str, Coc
     names = sorted({name for own in stems.values() for name in voc_names(own)})
     images = {split: {_stem(path): path for path in own} for split, own in files.items()}
     return {split: read_voc(split, own, images[split], names) for split, own in stems.items() if own}
+
+
+def _of_voc(listed: Sequence[Listed], read: Read) -> tuple[dict[str, Coco], dict[str, Files]]:
+    """Return the same of VOC's own folders."""
+    members = contents(read, {one.image for one in listed} | {one.labels for one in listed})
+    trees, files = dict[str, Files](), {split: Files() for split in SPLITS}
+    for one in listed:
+        trees.setdefault(one.split, {})[one.name] = (one.labels, members[one.labels])
+        files[one.split][PurePosixPath(one.image).name] = (one.image, members[one.image])
+    names = sorted({name for own in trees.values() for name in voc_names(own)})
+    images = {PurePosixPath(one.image).stem: PurePosixPath(one.image).name for one in listed}
+    return {split: read_voc(split, own, images, names, BOXES.folder) for split, own in trees.items()}, files
 
 
 def _stem(path: str) -> str:

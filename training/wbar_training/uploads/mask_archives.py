@@ -2,9 +2,10 @@
 
     train/images/a.jpg   train/masks/a.png   val/images/…   val/masks/…   classes.txt
 
-also below one common folder, and with folders below `images/` and `masks/` alike. A mask is a PNG of its image's size, grey
-or with a palette, whose values are labels. `classes.txt` names one class a line. The labels in their order, from 0, are its
-lines; the void label is none of them, and pixels that have it count nowhere.
+or Pascal VOC's own JPEGImages, SegmentationClass and ImageSets/Segmentation (see `voc_folders`), whose classes are VOC's 21
+where there is no classes.txt; also below one common folder, and with folders below `images/` and `masks/` alike. A mask is a
+PNG of its image's size, grey or with a palette, whose values are labels. `classes.txt` names one class a line. The labels in
+their order, from 0, are its lines; the void label is none of them, and pixels that have it count nowhere.
 """
 
 import io
@@ -40,11 +41,15 @@ from wbar_training.uploads.dataset_archives import (
 from wbar_training.uploads.image_checks import check_png, inspected, warnings_about
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.member_names import check_class_names, is_hidden
+from wbar_training.uploads.voc_folders import CLASSES, MASKS, Listed, contents, voc_folders
 
 NAMES = "classes.txt"
 FOLDERS = ("images", "masks")
 MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # of Pillow, with one number for each pixel
-LAYOUT = f"a segmentation archive is train/images/a.jpg, train/masks/a.png, the same for val/, and {NAMES} with a name a line"
+LAYOUT = (
+    f"a segmentation archive is train/images/a.jpg, train/masks/a.png, the same for val/, and {NAMES} with a name a line; or "
+    "Pascal VOC's own JPEGImages, SegmentationClass and ImageSets/Segmentation"
+)
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,15 @@ def pack_masks(read: Read, out: Path, limits: UploadLimits, void_label: int = VO
 
     void_label: the value of pixels that belong to no class.
     """
-    pairs, classes = _paired(read(_wanted), limits)
+    voc = voc_folders(read, MASKS, limits)
+    pairs, classes = _paired(read(_wanted), limits) if voc is None else _of_voc(voc[0], read, limits)
     images = inspected([pair.image for pair in pairs], limits)
     table = _table(len(classes), void_label)
     masks = [
         _mask(pair, image, table, len(classes), void_label, limits) for pair, image in zip(pairs, images, strict=True)
     ]
     warnings, held_out = warnings_about([pair.image[0] for pair in pairs], images), None
+    warnings += voc[1] if voc else []
     train = [index for index, pair in enumerate(pairs) if pair.split == "train"]
     val = [index for index, pair in enumerate(pairs) if pair.split == "val"]
     if not val:
@@ -138,6 +145,19 @@ def _paired(members: Iterator[tuple[str, bytes]], limits: UploadLimits) -> tuple
         raise NoImages(f"there are fewer than two images in train/images/: {LAYOUT}")
     pairs = [Pair(place[0], images[place], masks[place]) for place in sorted(images)]
     return pairs, _class_names(names, limits)
+
+
+def _of_voc(listed: Sequence[Listed], read: Read, limits: UploadLimits) -> tuple[list[Pair], list[str]]:
+    """Return the same of VOC's own folders."""
+    members = contents(read, {one.image for one in listed} | {one.labels for one in listed})
+    pairs = [
+        Pair(one.split, (one.image, members[one.image]), (one.labels, members[one.labels]))
+        for one in sorted(listed, key=lambda one: (one.split, one.name))
+    ]
+    names = list(read(lambda name: PurePosixPath(name).name == NAMES and not is_hidden(name)))
+    if len(names) > 1:
+        raise InvalidArchive(f"{NAMES} is there twice")
+    return pairs, _class_names(names[0][1], limits) if names else list(CLASSES)
 
 
 def _check_partners(

@@ -30,12 +30,19 @@ def voc_names(files: Mapping[str, tuple[str, bytes]]) -> set[str]:
     return {_text(one, "name", name) for name, data in files.values() for one in _tree(name, data).iter("object")}
 
 
-def read_voc(split: str, files: Mapping[str, tuple[str, bytes]], images: Mapping[str, str], names: list[str]) -> Coco:
+def read_voc(
+    split: str,
+    files: Mapping[str, tuple[str, bytes]],
+    images: Mapping[str, str],
+    names: list[str],
+    folder: str | None = None,
+) -> Coco:
     """Return the annotations of one split, checked as `read_coco` does.
 
     files: name and content of the XML files, by their path without a suffix.
     images: the path of each image below the split, by the same.
     names: of all classes, in their order.
+    folder: that the files lie in; None: that of the split.
 
     Raises InvalidArchive or ContentTooLarge, which name the file.
     """
@@ -65,7 +72,7 @@ def read_voc(split: str, files: Mapping[str, tuple[str, bytes]], images: Mapping
                 )
             )
     categories = [CocoCategory(k, name) for k, name in enumerate(names, start=1)]
-    return checked(Coco(f"{split}/annotations/*.xml", found, annotations, categories))
+    return checked(Coco(f"{folder or f'{split}/annotations'}/*.xml", found, annotations, categories))
 
 
 def _tree(name: str, data: bytes) -> ET.Element:
