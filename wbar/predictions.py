@@ -10,7 +10,8 @@ from wbar.spec import StoredWeights
 
 MOST_IMAGES = 64
 MOST_BYTES = 16 * 1024 * 1024  # of all images of a request, as files
-NETWORK = r"^(averaged|start|control|snapshot_[1-9][0-9]{0,5})$"
+NETWORK = r"^(averaged|start|control|swag|snapshot_[1-9][0-9]{0,5})$"
+MOST_DRAWS = 20  # networks drawn from SWAG's Gaussian for one request
 
 
 class _Frozen(BaseModel):
@@ -28,6 +29,7 @@ class ClassProbability(BaseModel):
 
     label: str
     probability: float
+    deviation: float | None = Field(None, description="With `network=swag`, as in `deviations`.")
 
 
 class Prediction(BaseModel):
@@ -35,7 +37,12 @@ class Prediction(BaseModel):
 
     index: int
     top: list[ClassProbability] = Field(description="The most probable classes or labels, first.")
-    probabilities: list[float] = Field(description="Of all classes or labels, in the order of `classes`.")
+    probabilities: list[float] = Field(
+        description="Of all classes or labels, in the order of `classes`; with `network=swag` their means over the draws."
+    )
+    deviations: list[float] | None = Field(
+        None, description="With `network=swag` and two draws or more: the standard deviation of each over the draws."
+    )
 
 
 class Predictions(BaseModel):
@@ -43,12 +50,13 @@ class Predictions(BaseModel):
 
     object: Literal["predictions"] = "predictions"
     job: str
-    network: str = Field(description="`averaged`, `start`, or `snapshot_n`.")
+    network: str = Field(description="`averaged`, `start`, `snapshot_n` or `swag`.")
     task: Literal["classification", "multilabel"] = Field(
         description="Probabilities add up to 1 over the classes, or are of each label by itself."
     )
     classes: list[str]
     data: list[Prediction]
+    draws: int | None = Field(None, description="With `network=swag`: the networks that were drawn and asked.")
     cached: bool = Field(description="Whether the worker still had the network from a request before.")
     seconds: float = Field(description="That the worker took.")
 
@@ -63,6 +71,7 @@ class PredictedNetwork(_Frozen):
     image_size: (height, width) in pixels; mean, std: one number per channel of the network, for pixels in [0, 1].
     augment: of the training, which decides how images of other sizes are cut.
     recipe, seed: of the job, where the weights are the start's as uploaded, whose fresh layers follow from them.
+    draws: where the weights are SWAG's Gaussian, the networks that are drawn from it with `seed`, and asked; else 0.
     """
 
     weights: StoredWeights
@@ -76,17 +85,19 @@ class PredictedNetwork(_Frozen):
     interpolation: Interpolation
     recipe: Recipe | None = None
     seed: int = 0
+    draws: int = 0
 
     def document(self) -> dict[str, Any]:
-        """Return the JSON of it."""
-        return self.model_dump(mode="json")
+        """Return the JSON of it; a worker of before, which refuses what it does not know, is told of no draws."""
+        return self.model_dump(mode="json", exclude=None if self.draws else {"draws"})
 
 
 class Answered(_Frozen):
-    """The probabilities of each image, in order."""
+    """The probabilities of each image, in order; of several draws their means, and their standard deviations."""
 
     type: Literal["answered"] = "answered"
     probabilities: list[list[float]]
+    deviations: list[list[float]] | None = None
     cached: bool = False
     seconds: float = 0.0
 

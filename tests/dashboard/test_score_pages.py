@@ -57,3 +57,15 @@ def test_jobs_of_several_tasks_have_each_its_own(app: App) -> None:
     store = store_of(app)
     tasks = store.datasets.tasks_for(MINE, [ended(app, "regression"), "job_none"])
     assert list(tasks.values()) == ["regression"]
+
+
+def test_only_networks_that_answer_about_pictures_can_be_asked(app: App) -> None:
+    browser = sign_in(app)
+    for task, asked in (("classification", True), ("multilabel", True), ("regression", False), ("detection", False)):
+        job = ended(app, task)  # type: ignore[arg-type]  # a task
+        for path in (f"/jobs/{job}", f"/jobs/{job}/ask"):
+            assert ('id="ask-form"' in browser.get(path).text) == asked, task
+        part = browser.get(f"/jobs/{job}/ask").text
+        assert "<html" not in part
+        assert 'value="swag"' not in part, "it was not asked for"
+    assert browser.get("/jobs/job_none/ask").status_code == 404

@@ -157,6 +157,41 @@ def test_a_job_of_several_labels_answers_label_by_label(service: Service, tmp_pa
             assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
 
 
+@pytest.fixture(scope="module")
+def drawn(service: Service, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A job that measured networks drawn from SWAG's Gaussian."""
+    return made_job(service, tmp_path_factory.mktemp("swag"), swag=3)
+
+
+def test_networks_drawn_from_the_gaussian_are_those_that_the_job_measured(service: Service, drawn: str) -> None:
+    with zipfile.ZipFile(io.BytesIO(archive_bytes())) as archive:
+        names = [name for name in archive.namelist() if name.startswith("val/")]
+        images = [archive.read(name) for name in names]
+    labels = [name.split("/")[1] for name in names]
+    with service.client() as client:
+        found = client.jobs.predict(drawn, images, network="swag")
+        again = client.jobs.predict(drawn, images, network="swag")
+        result = client.jobs.get(drawn).result
+    assert result is not None
+    assert result.metrics.swag is not None
+    assert (found.network, found.draws, again.cached) == ("swag", 3, True)
+    assert again.data == found.data, "the draws follow from the job's seed"
+    right = [one.probabilities[found.classes.index(label)] for one, label in zip(found.data, labels, strict=True)]
+    assert -np.log(right).mean() == pytest.approx(result.metrics.swag.loss, rel=1e-3)
+    best = [one.top[0].label == label for one, label in zip(found.data, labels, strict=True)]
+    assert np.mean(best) == pytest.approx(result.metrics.swag.accuracy)
+    for one in found.data:
+        assert one.deviations is not None
+        assert min(one.deviations) >= 0
+        assert one.top[0].deviation == one.deviations[found.classes.index(one.top[0].label)]
+    assert max(max(one.deviations or ()) for one in found.data) > 1e-4
+
+
+def test_a_job_without_swag_has_no_draws_to_ask(service: Service, job: str) -> None:
+    with service.client() as client, pytest.raises(NoWeights, match="was not asked for"):
+        client.jobs.predict(job, pictures(), network="swag")
+
+
 def test_more_at_once_than_may_be_is_busy(service: Service, job: str) -> None:
     box, own = redis.Redis(unix_socket_path=str(service.broker.socket)), "wbar:predict:of:default"
     body = {"images": [base64.b64encode(pictures()[0]).decode()]}
@@ -195,6 +230,44 @@ def children_of(pid: int) -> list[int]:
 
 def stopped(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
+
+
+def test_the_network_that_was_not_asked_for_the_longest_makes_room(service: Service, drawn: str) -> None:
+    with service.client() as client:
+
+        def cached(network: str) -> bool:
+            return client.jobs.predict(drawn, pictures(1), network=network).cached
+
+        for network in ("averaged", "snapshot_1"):
+            cached(network)
+            assert cached(network)
+        assert cached("averaged")
+        assert not cached("snapshot_2"), "two stay loaded: snapshot_1, which waited longer, makes room"
+        assert (cached("averaged"), cached("snapshot_2")) == (True, True)
+        assert not cached("snapshot_1")
+        assert cached("snapshot_2")
+        assert not cached("averaged")
+
+
+@pytest.mark.long
+def test_busy_workers_are_said_to_be_busy_and_the_request_is_taken_back(breakable: Service, tmp_path: Path) -> None:
+    breakable.start()
+    job = made_job(breakable, tmp_path)
+    body = {"images": [base64.b64encode(pictures()[0]).decode()]}
+    box = redis.Redis(unix_socket_path=str(breakable.broker.socket))
+    with breakable.http() as http:
+        ingest = breakable.parts["ingest"].pid
+        os.kill(ingest, signal.SIGSTOP)  # it takes nothing, and was seen lately: its slots are busy
+        try:
+            answer = http.post(f"/v1/jobs/{job}/predict", json=body)
+        finally:
+            os.kill(ingest, signal.SIGCONT)
+        assert (answer.status_code, answer.json()["code"]) == (429, "busy"), answer.text
+        assert "every worker was busy for 10 s" in answer.json()["detail"]
+        assert answer.headers["Retry-After"] == "2"
+        assert not box.keys("wbar:predict:*"), "no worker takes it later"
+        assert http.post(f"/v1/jobs/{job}/predict", json=body).status_code == 200
+    box.close()
 
 
 @pytest.mark.long

@@ -27,11 +27,12 @@ from wbar_averaging import (
     top_eigenvalue,
 )
 from wbar_training.data.examples import Examples
-from wbar_training.draws import key, permutation
+from wbar_training.draws import permutation
 from wbar_training.evaluator import Scores
 from wbar_training.random_surface import random_surface, surface_images
 from wbar_training.reporter import Reporter
 from wbar_training.setup import Setup
+from wbar_training.swag_file import draw_seed, statistics_of
 
 RANK = 20  # Maddox et al. 2019, section 5
 IMAGES = 512  # training images that the loss is measured on, and BatchNorm recomputed from, at every point
@@ -86,16 +87,19 @@ def posterior(setup: Setup, snapshots: Sequence[Mapping[str, Tensor]]) -> SWAG:
     return swag
 
 
-def bayesian_score(setup: Setup, swag: SWAG, samples: int) -> Scores:
+def bayesian_score(setup: Setup, swag: SWAG, samples: int) -> tuple[Scores, list[dict[str, Tensor]]]:
     """Score the Bayesian average of weights drawn from the snapshots' Gaussian, BatchNorm recomputed for each.
+
+    Also returns the statistics that were recomputed, of each draw.
 
     samples: how many weights are drawn.
 
     Source: Maddox et al. 2019, algorithm 1.
     """
-    evaluator = setup.evaluator
+    evaluator, statistics = setup.evaluator, list[dict[str, Tensor]]()
 
     def everything(model: nn.Module) -> Tensor:
+        statistics.append(statistics_of(model, swag))
         outputs = evaluator.predict_held_out(model)
         parts = [outputs.report, *([outputs.selection] if outputs.selection else []), *outputs.sets.values()]
         return torch.cat([part.answers for part in parts])
@@ -105,7 +109,7 @@ def bayesian_score(setup: Setup, swag: SWAG, samples: int) -> Scores:
         swag,
         everything,
         samples=samples,
-        seed=key(setup.plan.seed, "swag", 0),
+        seed=draw_seed(setup.plan.seed),
         recompute=evaluator.recompute,
     )
     data = setup.data
@@ -114,7 +118,7 @@ def bayesian_score(setup: Setup, swag: SWAG, samples: int) -> Scores:
     selection = others.pop(0) if data.selection else None
     plain = data.task.score(report, data.report.labels)
     on_sets = evaluator.on_sets(dict(zip(data.sets, others, strict=True)), selection)
-    return Scores(evaluator.calibrated(plain, report, selection), on_sets)
+    return Scores(evaluator.calibrated(plain, report, selection), on_sets), statistics
 
 
 def measure_flatness(

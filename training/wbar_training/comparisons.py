@@ -65,8 +65,9 @@ def conclude(
         points = [setup.read(path) for path in snapshots]
         found = attempted(reporter, "SWAG", partial(posterior, setup, points))
         if found is not None:
-            swag = attempted(reporter, "SWAG", partial(bayesian_score, setup, found, spec.swag))
-            gaussian = attempted(reporter, "SWAG's file", partial(write_swag, setup, found))
+            measured = attempted(reporter, "SWAG", partial(bayesian_score, setup, found, spec.swag))
+            swag, statistics = measured or (None, [])
+            gaussian = attempted(reporter, "SWAG's file", partial(write_swag, setup, found, statistics))
     if epochs is not None:
         last, written = setup.read(snapshots[-1]), setup.read(of_mean.safetensors)
         flatness = attempted(reporter, "the flatness", lambda: measure_flatness(setup, last, written, epochs))

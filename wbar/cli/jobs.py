@@ -23,6 +23,7 @@ from wbar.cli.submitting import tags
 
 if TYPE_CHECKING:
     from wbar.jobs import Job
+    from wbar.predictions import ClassProbability
     from wbar.results import WeightsFormat
 
 app = typer.Typer()
@@ -202,7 +203,7 @@ def download(
 def predict(
     job: JobId,
     files: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG or WebP, 64 at most.")],
-    network: Annotated[str, typer.Option(help="averaged, start, or snapshot_N.")] = "averaged",
+    network: Annotated[str, typer.Option(help="averaged, start, snapshot_N, or swag.")] = "averaged",
     top: Annotated[int, typer.Option(min=1, max=100, help="How many classes are named for each.")] = 3,
 ) -> None:
     """Ask one of a job's networks what is in some images."""
@@ -214,9 +215,16 @@ def predict(
     if wants_json():
         print_json(found)
         return
+    if found.draws is not None:
+        note(f"the mean over {found.draws} networks drawn from SWAG's Gaussian, ± one standard deviation")
     for file, one in zip(files, found.data, strict=True):
-        answers = ", ".join(f"{label.label} {label.probability:.1%}" for label in one.top)
+        answers = ", ".join(_probability(label) for label in one.top)
         typer.echo(f"{file}: {answers}")
+
+
+def _probability(one: "ClassProbability") -> str:
+    spread = "" if one.deviation is None else f" ± {one.deviation:.1%}"
+    return f"{one.label} {one.probability:.1%}{spread}"
 
 
 @app.command()

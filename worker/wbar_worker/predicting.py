@@ -52,10 +52,10 @@ class _Held:
 
 
 class Predictor:
-    """Answers predictions for one worker process."""
+    """Answers predictions for one worker process. answer_seconds: for loading a network and answering one request."""
 
-    def __init__(self, store: Store, settings: WorkerSettings) -> None:
-        self.store, self.settings = store, settings
+    def __init__(self, store: Store, settings: WorkerSettings, answer_seconds: float = ANSWER_SECONDS) -> None:
+        self.store, self.settings, self._answer_seconds = store, settings, answer_seconds
         self._held: dict[str, _Held] = {}
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._tidying = threading.Thread(target=self._tidy, name="predictions", daemon=True)
@@ -130,7 +130,7 @@ class Predictor:
             if held.child is not None:
                 held.child.process.kill()
 
-        timer = threading.Timer(ANSWER_SECONDS, expire)
+        timer = threading.Timer(self._answer_seconds, expire)
         timer.start()
         try:
             if not cached:
@@ -148,7 +148,7 @@ class Predictor:
             assert not isinstance(answer, Ready)
             return answer.model_copy(update={"cached": cached}) if isinstance(answer, Answered) else answer
         except (EOFError, OSError):
-            why = f"it took longer than {ANSWER_SECONDS:g} s" if over.is_set() else self._why(held)
+            why = f"it took longer than {self._answer_seconds:g} s" if over.is_set() else self._why(held)
             held.end()
             return NotAnswered(message=f"the network did not answer: {why}")
         finally:

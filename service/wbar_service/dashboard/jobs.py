@@ -9,6 +9,7 @@ from fastapi.responses import RedirectResponse
 
 from wbar.errors import Conflict, NotFound
 from wbar.measures import measure_in
+from wbar.predictions import MOST_BYTES, MOST_IMAGES
 from wbar.results import Comparisons, JobResult
 from wbar.states import TERMINAL
 from wbar_service.auth import StoreOf, TenantOf
@@ -25,6 +26,7 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 MOST_AT_ONCE = 50
 LOG_LINES = 200
+ASKED = ("classification", "multilabel")  # tasks whose networks answer about single pictures
 
 
 @router.get("/jobs/confirm")
@@ -90,6 +92,25 @@ def show_job(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) ->
     return page(request, template, **_job_values(store, tenant, job))
 
 
+@router.get("/jobs/{job_id}/ask")
+def show_asking(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+    """Show the form that asks the job's networks about pictures, as a part of a page; nothing where none can be asked."""
+    job = store.jobs.get(tenant, job_id)
+    return page(request, "_ask.html", job=job, **_asking(store, tenant, job))
+
+
+def _asking(store: Store, tenant: Tenant, job: JobRecord) -> dict[str, Any]:
+    """Return the networks that can be asked, by their names in the API, and how much one question takes."""
+    networks = list[tuple[str, str]]()
+    task = store.datasets.tasks_for(tenant, [job.id]).get(job.id)
+    if task in ASKED and job.weights is not None and not job.expired_at:
+        networks = [("averaged", Comparisons.label("averaged")), ("start", Comparisons.label("start"))]
+        if store.jobs.file(job, "swag") is not None:
+            networks.append(("swag", "networks drawn around the snapshots (SWAG)"))
+        networks += [(f"snapshot_{one.n}", f"snapshot {one.n}") for one in store.snapshots.all(tenant, job.id)]
+    return {"networks": networks, "most_images": MOST_IMAGES, "most_bytes": MOST_BYTES}
+
+
 def _job_values(store: Store, tenant: Tenant, job: JobRecord) -> dict[str, Any]:
     log = store.events.page(tenant, job.id, PageRequest(LOG_LINES, None, "desc"), ("status", "log", "snapshot"))
     latest = store.events.page(tenant, job.id, PageRequest(1, None, "desc")).records
@@ -111,6 +132,7 @@ def _job_values(store: Store, tenant: Tenant, job: JobRecord) -> dict[str, Any]:
         and not getattr(job.spec.method, "include_start", False),
         "anew": job.spec.recipe.batch_norm in ("recompute", "consistent"),
         "options": options_of(job),
+        **_asking(store, tenant, job),
         "rows": comparisons_of(job.result) if job.result else [],
         "checkpoint": _name(store.checkpoints.get, tenant, job.spec.start.id),
         "dataset": _name(store.datasets.get, tenant, job.spec.dataset.id),

@@ -3,6 +3,7 @@
 The API loads no network: it puts the request into the broker, waits for the answer, and keeps nothing.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from wbar.errors import (
 )
 from wbar.predictions import (
     MOST_BYTES,
+    MOST_DRAWS,
     MOST_IMAGES,
     NETWORK,
     Answered,
@@ -39,7 +41,7 @@ from wbar.spec import StoredWeights
 from wbar_service.arriving import is_json, not_valid
 from wbar_service.auth import ReadingRoute, StoreOf, TenantOf
 from wbar_service.bodies import limited, with_small_body
-from wbar_service.jobs.files import no_result, refuse_expired
+from wbar_service.jobs.files import no_result, refuse_expired, swag_file
 from wbar_service.problems import responses
 from wbar_service.schema import reference
 from wbar_store.database import Tenant
@@ -50,7 +52,7 @@ from wbar_store.store import Store
 
 BODY_BYTES = 4 * MOST_BYTES // 3 + 64 * 1024  # in base64, with its JSON
 PATIENCE, LIMIT = 10.0, 45.0  # seconds until a worker begins, and in all
-NETWORKS = "averaged, start, snapshot_1 and so on"
+NETWORKS = "averaged, start, snapshot_1 and so on, and swag where it was asked for"
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ReadingRoute, responses=responses(401, 403, 429, 503))
 
@@ -90,7 +92,8 @@ async def predict_images(
         str,
         Query(
             pattern=NETWORK,
-            description="`averaged`: w̄; `start`; `snapshot_n`: w_n with its own BatchNorm statistics.",
+            description="`averaged`: w̄; `start`; `snapshot_n`: w_n with its own BatchNorm statistics; `swag`: of a job with "
+            "`swag`, mean and standard deviation over the networks that it drew and measured, the first 20 of them.",
             examples=["snapshot_2"],
         ),
     ] = "averaged",
@@ -103,20 +106,21 @@ async def predict_images(
     asked = await run_sync(_network, store, tenant, job_id, network)
     images = await _images(request)
     answer = await run_sync(partial(_answer, request.app.state.settings.broker_url, store, tenant, asked, images))
+    spreads: Sequence[list[float] | None] = answer.deviations or [None] * len(answer.probabilities)
     data = [
-        Prediction(index=n, top=_top(row, asked.labels, top), probabilities=row)
-        for n, row in enumerate(answer.probabilities)
+        Prediction(index=n, top=_top(row, spread, asked.labels, top), probabilities=row, deviations=spread)
+        for n, (row, spread) in enumerate(zip(answer.probabilities, spreads, strict=True))
     ]
     made = Predictions(
         job=job_id, network=network, task=asked.task, classes=list(asked.labels), data=data, cached=answer.cached,
-        seconds=answer.seconds,
+        seconds=answer.seconds, draws=asked.draws or None,
     )  # fmt: skip
     return Response(made.model_dump_json(), media_type="application/json")
 
 
-def _top(row: list[float], labels: tuple[str, ...], most: int) -> list[ClassProbability]:
+def _top(row: list[float], spread: list[float] | None, labels: tuple[str, ...], most: int) -> list[ClassProbability]:
     order = sorted(range(len(row)), key=lambda k: -row[k])[:most]
-    return [ClassProbability(label=labels[k], probability=row[k]) for k in order]
+    return [ClassProbability(label=labels[k], probability=row[k], deviation=spread and spread[k]) for k in order]
 
 
 async def _images(request: Request) -> list[bytes]:
@@ -202,6 +206,11 @@ def _network(store: Store, tenant: Tenant, job_id: str, name: str) -> PredictedN
         raise TaskUnsupported(
             f"{job_id} has a {spec.network.name}, and predictions are for one answer for the whole image"
         )
+    if result.metrics.averaged.regression is not None:
+        raise TaskUnsupported(
+            f"{job_id} is of task regression, and predictions are probabilities of classes or labels: load the weights, whose "
+            "metadata has what leads from outputs to your units (`wbar.targets`)"
+        )
     recipe = spec.recipe if result.normalization is None else spec.recipe.model_copy(
         update={"normalize": result.normalization.normalization}
     )  # fmt: skip
@@ -225,7 +234,8 @@ def _network(store: Store, tenant: Tenant, job_id: str, name: str) -> PredictedN
         crop_ratio=recipe.crop_ratio,
         interpolation=recipe.interpolation,
         recipe=recipe if uploaded else None,
-        seed=spec.seed if uploaded else 0,
+        seed=spec.seed if uploaded or name == "swag" else 0,
+        draws=min(spec.swag, MOST_DRAWS) if name == "swag" else 0,
     )
 
 
@@ -253,6 +263,8 @@ def _weights(store: Store, tenant: Tenant, job: JobRecord, name: str) -> StoredW
         if checkpoint.weights is None:
             raise CheckpointNotReady(f"{spec.start.id} is {checkpoint.status}")
         return stored(checkpoint.weights).model_copy(update={"network": spec.network})
+    if name == "swag":
+        return stored(swag_file(store, job, "safetensors"))
     if name == "averaged":
         blob = job.averaged if delivers_start else job.weights
         if blob is None:

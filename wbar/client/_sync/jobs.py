@@ -213,7 +213,7 @@ class Jobs(Resource):
     ) -> Predictions:
         """Ask one of the job's networks about up to 64 images, given as files' paths or contents.
 
-        network: `averaged`, `start` or `snapshot_n`.
+        network: `averaged`, `start`, `snapshot_n`, or `swag` of a job with it: mean and spread over drawn networks.
         top: how many of the most probable classes are named.
 
         Raises ValidationFailed naming an image that is broken, NoWeights, Busy, PredictionFailed.

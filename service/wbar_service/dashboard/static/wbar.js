@@ -2,6 +2,7 @@
 // Every page works without it; what it adds is that no reader has to press reload.
 import { Charts } from "./charts.js";
 import { installUploads } from "./uploads.js";
+import { installAsking } from "./ask.js";
 
 const SECONDS = 1000;
 const csrf = document.querySelector("meta[name=csrf]")?.content ?? "";
@@ -171,7 +172,7 @@ function followJob(page) {
         if (type === "progress") { progress(event.data); charts.loadSoon(); return; }
         if (type !== "metrics") say(event);
         ended = type === "status" && ["succeeded", "failed", "cancelled"].includes(event.data.status);
-        if (ended) { charts.ended(); rest(); }
+        if (ended) { charts.ended(); rest(); htmx.ajax("GET", `/jobs/${job}/ask`, { target: "#ask", swap: "innerHTML" }); }
         else if (type === "status") charts.restart();  // a run that started over has other points
         soon();
       });
@@ -245,3 +246,4 @@ if (one("#compare")) {
   new Charts(ids.map((id, i) => ({ id, label: heads[i]?.textContent ?? id, ended: true })), api).load();
 }
 installUploads(csrf, api);
+installAsking(csrf);

@@ -1,0 +1,90 @@
+// The form that asks one of a job's networks about pictures: they go to the API as files, and their thumbnails stay here.
+
+const THUMBNAIL = 64;  // pixels
+const percent = (value) => `${(100 * value).toFixed(1)} %`;
+const said = (one) => `${one.label} ${percent(one.probability)}${one.deviation === null ? "" : ` ± ${percent(one.deviation)}`}`;
+
+class Refused extends Error {}
+
+// A canvas and no image: the page may not load what is not its own.
+async function thumbnail(file) {
+  const canvas = document.createElement("canvas");
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", file.name);
+  canvas.width = canvas.height = THUMBNAIL;
+  const picture = await createImageBitmap(file).catch(() => null);  // one that the browser cannot read is the service's to name
+  if (!picture) return canvas;
+  const scale = THUMBNAIL / Math.max(picture.width, picture.height);
+  canvas.width = Math.max(1, Math.round(picture.width * scale));
+  canvas.height = Math.max(1, Math.round(picture.height * scale));
+  const context = canvas.getContext("2d");
+  context.imageSmoothingEnabled = scale < 1;
+  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  picture.close();
+  return canvas;
+}
+
+function check(files, most, bytes) {
+  if (files.length > most) throw new Refused(`${files.length} images are chosen, and one question takes ${most}: choose fewer.`);
+  const size = files.reduce((sum, file) => sum + file.size, 0);
+  if (size > bytes) throw new Refused(`The images have ${(size / 2 ** 20).toFixed(1)} MiB together, and one question takes ${bytes / 2 ** 20} MiB: choose fewer.`);
+}
+
+async function answers(job, network, files, csrf) {
+  const body = new FormData();
+  for (const file of files) body.append("file", file);
+  const path = `/v1/jobs/${job}/predict?network=${network}&top=3`;
+  const answer = await fetch(path, { method: "POST", body, credentials: "same-origin", headers: { "X-CSRF-Token": csrf } })
+    .catch(() => { throw new Refused("The service does not answer: try again."); });
+  const found = await answer.json().catch(() => ({}));
+  if (answer.ok) return found;
+  const index = /^\/images\/(\d+)$/.exec(found.errors?.[0]?.pointer ?? "")?.[1];
+  let detail = found.detail ?? `HTTP ${answer.status}`;
+  if (index !== undefined) detail = detail.replace(`images/${index}`, files[index].name);  // the API knows no names
+  const wait = answer.headers.get("Retry-After");
+  throw new Refused(`${detail}${wait ? ` (in ${wait} s)` : ""}`);
+}
+
+async function ask(form, csrf) {
+  const part = (name) => document.getElementById(`ask-${name}`);
+  const files = [...form.elements.file.files], network = form.elements.network, button = form.querySelector("button");
+  const label = network.selectedOptions[0].textContent, fault = part("fault");
+  button.disabled = true;
+  fault.hidden = true;
+  part("answers").hidden = true;
+  part("status").textContent = `Asking about ${files.length === 1 ? "one image" : `${files.length} images`}…`;
+  try {
+    check(files, Number(form.dataset.most), Number(form.dataset.bytes));
+    const found = await answers(form.dataset.job, network.value, files, csrf);
+    const pictures = await Promise.all(files.map(thumbnail));
+    const rows = found.data.map((one, i) => {
+      const row = document.createElement("tr"), name = document.createElement("th");
+      name.scope = "row";
+      name.textContent = files[i].name;
+      row.insertCell().append(pictures[i]);
+      row.append(name);
+      row.insertCell().textContent = one.top.map(said).join(" · ");
+      return row;
+    });
+    part("answers").querySelector("tbody").replaceChildren(...rows);
+    part("caption").textContent = label + (found.draws === null ? "" : `: means over ${found.draws} networks, ± one standard deviation`);
+    part("answers").hidden = false;
+    part("status").textContent = `${rows.length === 1 ? "One image" : `${rows.length} images`} answered in ${found.seconds.toFixed(1)} s.`;
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    part("status").textContent = "";
+    fault.textContent = error.message;
+    fault.hidden = false;
+  } finally {
+    button.disabled = false;
+  }
+}
+
+// The form may come later than the page: when the job has succeeded.
+export function installAsking(csrf) {
+  document.addEventListener("submit", (event) => {
+    if (event.target.id !== "ask-form") return;
+    event.preventDefault();
+    ask(event.target, csrf);
+  });
+}
