@@ -52,7 +52,7 @@ def main() -> None:
     with running(threads=asked.threads) as service, tempfile.TemporaryDirectory(prefix="wbar-bench-") as folder:
         checkpoint = service.client.checkpoints.create(write_start(Path(folder) / "start.safetensors")).id
         dataset = service.client.datasets.create(f"builtin:{asked.dataset}", max_train_images=asked.images).id
-        job = {
+        job: dict[str, Any] = {
             "checkpoint": checkpoint,
             "dataset": dataset,
             "method": method(asked.epochs, asked.snapshot_epochs),

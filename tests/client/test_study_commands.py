@@ -21,6 +21,11 @@ def test_a_study_from_the_command_line(service: Service, tmp_path: Path) -> None
     inputs = ["--checkpoint", checkpoint, "--dataset", dataset, "--job", SHORT]
     grid = ["--batch-sizes", "20,60", "--rates", "0.01", "--scaling", "none,sqrt", "--base-batch", "20"]
     others = ["--vary", "recipe.optimizer.weight_decay=[0]", "--seeds", "3", "--at-once", "1", "--name", "a study"]
+    planned = wbar(service, "study", "create", *inputs, *grid, *others, "--flatness", "--surface", "3", "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    plan = json.loads(planned.stdout)
+    assert (plan["object"], plan["jobs"]) == ("study_plan", 3)
+    assert plan["children"][0]["job"]["surface"]["points"] == 3
     done = wbar(service, "study", "create", *inputs, *grid, *others, "--wait", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -30,10 +35,12 @@ def test_a_study_from_the_command_line(service: Service, tmp_path: Path) -> None
     shown = wbar(service, "study", "report", study)
     assert f"{study}: ended" in shown.stdout
     assert shown.stdout.count("succeeded") == 3
-    for words, rows in (([], 3), (["--epochs"], 6)):
+    for words, rows in (([], 3), (["--epochs"], 6), (["--updates"], 0), (["--surface"], 0)):
         written = wbar(service, "study", "report", study, "-o", str(tmp_path / "report.csv"), *words)
         assert written.returncode == 0, written.stderr
         assert len(list(csv.DictReader((tmp_path / "report.csv").read_text().splitlines()))) == rows
+    both = wbar(service, "study", "report", study, "-o", str(tmp_path / "report.csv"), "--epochs", "--surface")
+    assert both.returncode == USAGE
     wbar(service, "study", "report", study, "-o", str(tmp_path / "report.json"))
     assert json.loads((tmp_path / "report.json").read_text())["study"] == study
     assert json.loads(wbar(service, "study", "list", "--json", "--limit", "1").stdout)["data"][0]["name"] == "a study"
