@@ -157,7 +157,7 @@ class Recording:
         self.http, self.folder = http, folder
         start = folder / "start.safetensors"
         if not start.exists():
-            train_start("builtin:digits", 300, 4, folder / "training", lambda *_: None).rename(start)
+            train_start("builtin:digits", 300, 4, 0, folder / "training", lambda *_: None).rename(start)
         self.names = {
             "START": self._upload("/v1/checkpoints", start.read_bytes()),
             "DIGITS": self._ready("/v1/datasets", json={"source": "builtin:digits", "max_train_images": 400}),
