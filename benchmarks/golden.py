@@ -16,17 +16,22 @@ from typing import Any
 
 import httpx
 import numpy as np
+import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save
 from sklearn.datasets import load_digits
 
+from benchmarks import shapes
 from benchmarks.running import running, wait_until
+from wbar.spec import Network
 from wbar_training.demo.start import train_start
+from wbar_training.networks.architectures import initialized
 
 SHORT: dict[str, Any] = {"cycles": 3, "high": {"epochs": 1}, "low": {"epochs": 1}}
 ENDED = ("succeeded", "failed", "cancelled")
 
-# By name: the body of POST /v1/jobs beside the checkpoint and the digits. START, FIRST, SECOND, MULTILABEL, FIVE: see `_post`.
+# By name: the body of POST /v1/jobs beside the checkpoint and the digits. Names in capitals: see `_post`.
 JOBS: dict[str, dict[str, Any]] = {
     "cyclic": {"method": SHORT},
     "cyclic-start-pull": {"method": SHORT | {"include_start": True, "pull": 0.01, "pull_in": "late"}},
@@ -53,6 +58,24 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     "distillation": {"method": SHORT, "recipe": {"distillation": {"teacher": "FIRST", "temperature": 2}}},
     "multilabel": {"dataset": "MULTILABEL", "method": SHORT, "recipe": {"head": "reset"}},
+    "regression": {
+        "checkpoint": "NUMBERS_START",
+        "dataset": "NUMBERS",
+        "method": SHORT | {"average": "window", "control": True},
+        "recipe": {"loss": "huber", "huber_delta": 1.5},
+    },
+    "regression-own-units": {
+        "checkpoint": "NUMBERS_START",
+        "dataset": "NUMBERS",
+        "method": {"type": "swa", "epochs": 3},
+        "recipe": {"standardize": False},
+    },
+    "segmentation": {
+        "checkpoint": "MASKS_START",
+        "dataset": "MASKS",
+        "method": {"cycles": 2, "high": {"lr": 0.02, "shape": "poly"}, "low": {"lr": 0.002}},
+        "recipe": {"dice": 0.5, "class_weights": "balanced"},
+    },
     "new-head": {
         "dataset": "FIVE",
         "method": SHORT,
@@ -90,6 +113,31 @@ def _archive(multilabel: bool, classes: int) -> bytes:
     return out.getvalue()
 
 
+def _numbers() -> bytes:
+    """A zip of digits with two targets: the ink, and the height of its centre, in units that differ."""
+    digits, out, rows = load_digits(), io.BytesIO(), ["image,ink,height"]
+    with zipfile.ZipFile(out, "w") as archive:
+        for index, image in enumerate(digits.images[:160]):
+            png, name = io.BytesIO(), f"{'train' if index < 120 else 'val'}/{index:04d}.png"
+            Image.fromarray((image * 15.9).astype(np.uint8)).save(png, "PNG")
+            archive.writestr(zipfile.ZipInfo(name), png.getvalue())
+            rows.append(f"{name},{1000 * image.sum():g},{0.01 * (image.sum(axis=1) @ range(8)) / image.sum():.6f}")
+        archive.writestr(zipfile.ZipInfo("targets.csv"), "\n".join(rows) + "\n")
+    return out.getvalue()
+
+
+def _fresh(name: str, outputs: int) -> bytes:
+    """A network's weights as they are initialized."""
+    torch.manual_seed(0)
+    return save({key: one.contiguous() for key, one in initialized(Network(name, outputs)).state_dict().items()})
+
+
+def _masks(folder: Path) -> bytes:
+    path = folder / "masks.zip"
+    shapes.write_archive(path, 16, 8, [(48, 48), (40, 56)])
+    return path.read_bytes()
+
+
 def _tensors(data: bytes, folder: Path) -> str:
     """The digest of a safetensors file's tensors: names, shapes, types and bytes, without the header's metadata."""
     path, digest = folder / "weights.safetensors", hashlib.sha256()
@@ -109,12 +157,16 @@ class Recording:
         self.http, self.folder = http, folder
         start = folder / "start.safetensors"
         if not start.exists():
-            train_start("builtin:digits", 300, 4, folder / "training", lambda *_: None).rename(start)
+            train_start("builtin:digits", 300, 4, 0, folder / "training", lambda *_: None).rename(start)
         self.names = {
             "START": self._upload("/v1/checkpoints", start.read_bytes()),
             "DIGITS": self._ready("/v1/datasets", json={"source": "builtin:digits", "max_train_images": 400}),
             "MULTILABEL": self._upload("/v1/datasets?task=multilabel", _archive(True, 10)),
             "FIVE": self._upload("/v1/datasets", _archive(False, 5)),
+            "NUMBERS": self._upload("/v1/datasets?task=regression", _numbers()),
+            "NUMBERS_START": self._upload("/v1/checkpoints", _fresh("resnet20", 2)),
+            "MASKS": self._upload("/v1/datasets?task=segmentation", _masks(folder)),
+            "MASKS_START": self._upload("/v1/checkpoints", _fresh("lraspp_mobilenet_v3_large", len(shapes.CLASSES))),
         }
 
     def _upload(self, path: str, data: bytes) -> str:

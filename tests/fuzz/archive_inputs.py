@@ -162,7 +162,7 @@ def _layout(source: Source) -> bytes:
 # Images and label tables, in archives that are right.
 
 
-def _png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
     data = b"\x89PNG\r\n\x1a\n"
     for kind, content in ((b"IHDR", head), *chunks, (b"IEND", b"")):
@@ -187,13 +187,13 @@ def _image(source: Source) -> bytes:
     frame = jpeg.index(b"\xff\xc0") + 5
     zeros = _zeros()
     evil = source.draws.choice(
-        (b"", b"no image", whole[: source.draws.randrange(1, len(whole) * 3 // 4)], _png(60_000, 60_000, (b"IDAT",
+        (b"", b"no image", whole[: source.draws.randrange(1, len(whole) * 3 // 4)], png(60_000, 60_000, (b"IDAT",
         b"")),
-         _png(2**31 - 1, 2**31 - 1), _png(0, 5), _png(100_000, 1, (b"IDAT", zlib.compress(bytes(100_001)))),
-         _png(8, 8, (b"zTXt", b"a\0\0" + zeros), (b"IDAT", zlib.compress(bytes(72)))),
-         _png(8, 8, (b"iCCP", b"a\0\0" + zeros), (b"IDAT", zlib.compress(bytes(30)))), _png(8, 8), _png(8, 8,
+         png(2**31 - 1, 2**31 - 1), png(0, 5), png(100_000, 1, (b"IDAT", zlib.compress(bytes(100_001)))),
+         png(8, 8, (b"zTXt", b"a\0\0" + zeros), (b"IDAT", zlib.compress(bytes(72)))),
+         png(8, 8, (b"iCCP", b"a\0\0" + zeros), (b"IDAT", zlib.compress(bytes(30)))), png(8, 8), png(8, 8,
          (b"IDAT", b"garbage")),
-         _png(9000, 9000, (b"IDAT", zlib.compress(bytes(100)))), jpeg[:frame] + b"\xff\xff\xff\xff" + jpeg[frame + 4 :],
+         png(9000, 9000, (b"IDAT", zlib.compress(bytes(100)))), jpeg[:frame] + b"\xff\xff\xff\xff" + jpeg[frame + 4 :],
          jpeg[:2] + source.draws.randbytes(200), _other_format(source.draws.choice(("EPS", "GIF", "BMP", "TIFF",
          "ICO", "PPM", "PDF"))),
          b"RIFF\xff\xff\xff\xffWEBPVP8X" + bytes(30), b"\x89PNG\r\n\x1a\n" + source.draws.randbytes(300))

@@ -10,8 +10,7 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, TypeAdapter
 
-from tests.fuzz.inputs import Reader
-from wbar.datasets import Task
+from tests.fuzz.inputs import TASKS, Reader
 from wbar_training.data.packed import Packed, load_split
 from wbar_training.messages import Crashed
 from wbar_worker.children import CheckpointUpload, DatasetUpload, ReaderLimits, UploadRejected, samples_path
@@ -81,8 +80,7 @@ def _read(path: Path, reader: Reader, batch: Batch) -> Outcome:
         named = "resnet20" if reader == "checkpoint" else None
         validate_checkpoint(CheckpointUpload(path, out, named, None, batch.limits), as_channel)
     else:
-        task: Task = "multilabel" if reader == "multilabel" else "classification"
-        validate_dataset(DatasetUpload(path, out, task, None, batch.limits), as_channel)
+        validate_dataset(DatasetUpload(path, out, TASKS[reader], None, batch.limits), as_channel)
     verdict = recorder.verdict
     refused, crashed = isinstance(verdict, UploadRejected), isinstance(verdict, Crashed)
     accepted = not refused and not crashed

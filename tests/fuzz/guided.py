@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import atheris
 import torch
@@ -19,9 +18,9 @@ from safetensors.torch import save
 
 with atheris.instrument_imports(include=["wbar_training.uploads", "wbar_averaging", "wbar.text"]):
     from wbar_averaging import safetensors_file  # noqa: F401  # instrumented where it is imported first
-    from wbar_training.uploads import checkpoint_files, dataset_archives
+    from wbar_training.uploads import checkpoint_files, packing
 
-from tests.fuzz.inputs import BASES, Reader, saved
+from tests.fuzz.inputs import BASES, TASKS, Reader, saved
 from wbar.errors import Rejected
 from wbar_training.uploads.limits import MIB, UploadLimits
 
@@ -39,7 +38,7 @@ def target(reader: Reader, folder: Path) -> Callable[[bytes], None]:
             if reader == "checkpoint":
                 checkpoint_files.read(upload, LIMITS)
             else:
-                dataset_archives.pack_archive(upload, out, LIMITS, multilabel=reader == "multilabel")
+                packing.pack(upload, out, LIMITS, TASKS[reader])
         except Rejected as refusal:
             if not refusal.code:
                 raise RuntimeError("a refusal without a code") from refusal
@@ -59,7 +58,7 @@ def starts(reader: Reader) -> list[bytes]:
 def main() -> None:
     """Read the arguments, write the start, and hand over to libFuzzer, which does not return."""
     parser = argparse.ArgumentParser(prog="tests.fuzz.guided", description=__doc__)
-    parser.add_argument("--reader", choices=get_args(Reader), default="checkpoint")
+    parser.add_argument("--reader", choices=("checkpoint", *TASKS), default="checkpoint")
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--corpus", type=Path, help="Kept between runs; default: a new folder.")
     options = parser.parse_args()

@@ -18,10 +18,16 @@ from PIL import Image
 from safetensors.torch import save
 
 from tests.exporting import exported, own_net
+from wbar.datasets import Task
 from wbar.spec import Network
 from wbar_training.networks.architectures import initialized
 
-Reader = Literal["checkpoint", "program", "dataset", "multilabel"]  # a program names its own network
+# A program names its own network.
+Reader = Literal["checkpoint", "program", "dataset", "multilabel", "regression", "segmentation"]
+# The task of each reader of datasets.
+TASKS: dict[Reader, Task] = {
+    "dataset": "classification", "multilabel": "multilabel", "regression": "regression", "segmentation": "segmentation",
+}  # fmt: skip
 # What an accepted input may differ in from the valid file that it was made from:
 # nothing; numbers, where the format has no checksum (names, shapes and dtypes stay); fewer pictures, each as it was, where
 # the archive has no count and the pictures have checksums (a plain tar whose tail was overwritten by zeros is a shorter
@@ -114,11 +120,33 @@ def tarred(members: dict[str, bytes]) -> bytes:
 TABLE = b"image,red,green\ntrain/0.png,1,0\ntrain/1.png,1,1\ntrain/2.png,0,0\nval/0.png,0,1\n"
 
 
+TARGETS = b"image,age,height\ntrain/0.png,31,1.74\ntrain/1.png,7.5,-1.2e1\ntrain/2.png,40,0\nval/0.png,20,1.6\n"
+NAMES = b"ground\nfigure\n"
+
+
+def _four() -> list[bytes]:
+    return [data for name, data in pngs().items() if name.startswith("train/a")] + [pngs()["val/a/0.png"]]
+
+
 def labelled(table: bytes = TABLE) -> dict[str, bytes]:
-    some = [data for name, data in pngs().items() if name.startswith("train/a")] + [pngs()["val/a/0.png"]]
-    return dict(zip(("train/0.png", "train/1.png", "train/2.png", "val/0.png"), some, strict=True)) | {
-        "labels.csv": table
-    }
+    images = dict(zip(("train/0.png", "train/1.png", "train/2.png", "val/0.png"), _four(), strict=True))
+    return images | {"labels.csv": table}
+
+
+def targeted(table: bytes = TARGETS) -> dict[str, bytes]:
+    images = {name: data for name, data in labelled().items() if name != "labels.csv"}
+    return images | {"targets.csv": table}
+
+
+def masked() -> dict[str, bytes]:
+    """Return four images with a mask for each: labels 0 and 1, and some void."""
+    members = {"classes.txt": NAMES}
+    for number, data in enumerate(_four()):
+        split, mask, out = "val" if number == 3 else "train", np.zeros((16, 16), np.uint8), io.BytesIO()
+        mask[4:10, number : number + 6], mask[0] = 1, 255
+        Image.fromarray(mask).save(out, "PNG")
+        members |= {f"{split}/images/{number}.png": data, f"{split}/masks/{number}.png": out.getvalue()}
+    return members
 
 
 def _zst(data: bytes) -> bytes:
@@ -138,4 +166,6 @@ BASES: dict[str, tuple[Reader, Tolerance, Callable[[], bytes]]] = {
     "tar.gz": ("dataset", "nothing", cache(lambda: gzip.compress(tarred(pictures()), mtime=0))),
     "tar.zst": ("dataset", "nothing", cache(lambda: _zst(tarred(pictures())))),
     "multilabel": ("multilabel", "nothing", cache(lambda: zipped(labelled()))),
+    "regression": ("regression", "nothing", cache(lambda: zipped(targeted()))),
+    "segmentation": ("segmentation", "nothing", cache(lambda: zipped(masked()))),
 }

@@ -17,6 +17,7 @@ from tests.fuzz.mutations import mutation
 from tests.fuzz.program_inputs import program_input
 from tests.fuzz.pytorch_inputs import pytorch_input
 from tests.fuzz.safetensors_inputs import safetensors_input
+from tests.fuzz.task_inputs import mask_input, target_input
 from wbar.errors import REJECTED
 from wbar_training.uploads import limits as uploads
 from wbar_worker import processes
@@ -68,6 +69,8 @@ def inputs(count: int, seed: int, canary: Path) -> Iterator[Input]:
         archive_input,
         image_input,
         label_input,
+        target_input,
+        mask_input,
     )
     for number in range(count):
         source = Source(random.Random(f"{seed}-{number}"), canary)

@@ -73,6 +73,8 @@ def test_a_constant_target_is_a_warning(tmp_path: Path) -> None:
         (GOOD.replace("train/1.png,1,", "train/1.png,1e300,"), "'1e300' is no finite number up to 1e\\+30"),
         (GOOD.replace("train/1.png,1,", "train/1.png,,"), "line 3, column 'a': '' is no finite number"),
         (GOOD.replace("train/1.png,1,", "train/1.png,tall,"), "'tall' is no finite number"),
+        (GOOD.replace("train/1.png,1,", "train/1.png,1_000,"), "'1_000' is no finite number"),
+        (GOOD.replace("train/1.png,1,", "train/1.png,\u0661,"), "'\u0661' is no finite number"),
         (GOOD.replace("val/4.png,1e3,7", "val/4.png,1e3"), "line 6: 1 values for 2 targets"),
         (GOOD.replace("val/4.png,1e3,7", "val/4.png,1e3,7,8"), "line 6: 3 values for 2 targets"),
         (GOOD + "val/5.png,2,3\n", "line 8: 'val/5.png' is there twice"),

@@ -56,6 +56,8 @@ class TargetTable(LabelTable):
             value = float(cell)
         except ValueError:
             value = float("nan")
+        if "_" in cell or not cell.isascii():  # 1_000 and other alphabets' digits, which Python reads as numbers
+            value = float("nan")
         if not isfinite(value) or abs(value) > LARGEST:
             raise InvalidArchive(
                 f"{self.name}, line {number}, column {quoted(target)}: {quoted(cell)} is no finite number up to {LARGEST:g}; "
