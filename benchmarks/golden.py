@@ -64,12 +64,6 @@ JOBS: dict[str, dict[str, Any]] = {
         "method": SHORT | {"average": "window", "control": True},
         "recipe": {"loss": "huber", "huber_delta": 1.5},
     },
-    "regression-own-units": {
-        "checkpoint": "NUMBERS_START",
-        "dataset": "NUMBERS",
-        "method": {"type": "swa", "epochs": 3},
-        "recipe": {"standardize": False},
-    },
     "segmentation": {
         "checkpoint": "MASKS_START",
         "dataset": "MASKS",
