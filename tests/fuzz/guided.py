@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 with atheris.instrument_imports(include=["wbar_training.uploads", "wbar_averaging", "wbar.text"]):
     from wbar_averaging import safetensors_file  # noqa: F401  # instrumented where it is imported first
-    from wbar_training.uploads import checkpoint_files, packing
+    from wbar_training.uploads import packing, state_dicts
 
 from tests.fuzz.inputs import BASES, TASKS, Reader, saved
 from wbar.errors import Rejected
@@ -36,7 +36,7 @@ def target(reader: Reader, folder: Path) -> Callable[[bytes], None]:
         upload.write_bytes(data)
         try:
             if reader == "checkpoint":
-                checkpoint_files.read(upload, LIMITS)
+                state_dicts.read(upload, LIMITS)
             else:
                 packing.pack(upload, out, LIMITS, TASKS[reader])
         except Rejected as refusal:

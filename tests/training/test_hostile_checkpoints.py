@@ -20,9 +20,10 @@ from wbar.spec import Network
 from wbar_averaging.quoting import quoted, reason
 from wbar_averaging.zip_directory import InvalidZip, read_directory
 from wbar_training.networks.architectures import initialized
-from wbar_training.uploads.checkpoint_files import check_claims, validate
+from wbar_training.uploads.checkpoint_files import validate
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.pickle_opcodes import Opcodes, is_harmless
+from wbar_training.uploads.tensor_checks import check_claims
 
 
 def state() -> dict[str, torch.Tensor]:

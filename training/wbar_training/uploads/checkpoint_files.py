@@ -1,21 +1,12 @@
-"""Checked state dicts of uploaded files: nothing but tensors is unpickled, and every claim of a file is checked.
-
-safetensors headers are checked by `wbar_averaging.safetensors_file`; PyTorch files go through
-`torch.load(weights_only=True)` and nothing else, after `pytorch_archive` has checked their container and the globals that
-they name. There is no second try with less care. What the format has no checksum for (the numbers of a safetensors file
-and of PyTorch's legacy format) is checked by the upload's own digest only.
-"""
+"""Uploaded checkpoints: a state dict is found in the file and checked, its network is named, and its tensors are written."""
 
 import os
-import pickle
-import warnings
 from collections.abc import Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -24,19 +15,14 @@ from wbar.errors import (
     ArchitectureMismatch,
     ContentTooLarge,
     CorruptFile,
-    NonFiniteWeights,
-    NotAStateDict,
-    UnsafePickle,
 )
 from wbar.spec import Network, PretrainedConfig
-from wbar_averaging import InvalidSafetensors, write_safetensors
-from wbar_averaging.pytorch_file import find_state_dict
-from wbar_averaging.quoting import quoted, reason, shown
-from wbar_averaging.safetensors_file import SIZES, HeaderTooLarge, read_layout
+from wbar_averaging import write_safetensors
+from wbar_averaging.quoting import shown
+from wbar_averaging.safetensors_file import SIZES, read_layout
 from wbar_training.networks import recognition
 from wbar_training.networks.programs import metadata_of
 from wbar_training.networks.recognition import Recognized
-from wbar_training.networks.tensors import read_tensors
 from wbar_training.uploads import (
     exported_program,
     model_folders,
@@ -47,24 +33,11 @@ from wbar_training.uploads import (
 from wbar_training.uploads.exported_program import ReadProgram
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.program_trial import try_out
-from wbar_training.uploads.pytorch_archive import check_archive, check_bare_pickle
+from wbar_training.uploads.state_dicts import read
+from wbar_training.uploads.tensor_checks import check_claims, check_finite, check_kinds, check_names
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 COUNTERS = ("n_averaged",)  # AveragedModel's own count, no tensor of the network
-UNSAFE = (
-    "Unsupported global",
-    "Unsupported class",
-    "Trying to",
-    "blocklisted",
-    "not allowed",
-    "Can only create",
-    "Can only build",
-)
-TAR_FORMAT = (b"sys_info\0", b"pickle\0\0\0", b"storages\0", b"tensors\0\0")  # its first entry, in any order
-MAX_NAME = 1000  # characters of a tensor's
-OVERLAPPING, TIED = 2, 16  # see `check_claims`
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8,
-          torch.uint8, torch.bool)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,8 +93,8 @@ def validate(
     if len(tensors) > limits.tensors:
         raise ContentTooLarge(f"the file has {len(tensors)} tensors, more than the limit of {limits.tensors}")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTERS)}
-    _check_names(tensors)
-    _check_kinds(tensors)
+    check_names(tensors)
+    check_kinds(tensors)
     check_claims(tensors, held)
     linked = path if may_link and kind == "safetensors" else None
     prefix = common_prefix(tensors)
@@ -141,7 +114,7 @@ def validate(
         found = recognition.recognize(shapes, said.architecture, tables)
     if found is None:
         check_finite(tensors)
-        _write(tensors, out, linked)
+        _write(tensors, out, linked, limits)
         numbers = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
         return ValidCheckpoint(kind, numbers, len(tensors), None, "detected", prefix, None)
     network = found.network
@@ -154,7 +127,7 @@ def validate(
         raise ArchitectureMismatch(
             f"{shown(integers[0])}: {tensors[integers[0]].dtype} in the checkpoint, a floating-point dtype expected"
         )
-    _write(tensors, out, linked)
+    _write(tensors, out, linked, limits)
     return ValidCheckpoint(
         format=kind,
         parameters=sum(t.numel() for name, t in tensors.items() if own[name] in trained),
@@ -167,18 +140,18 @@ def validate(
     )
 
 
-def _write(tensors: Mapping[str, Tensor], out: Path, linked: Path | None) -> None:
+def _write(tensors: Mapping[str, Tensor], out: Path, linked: Path | None, limits: UploadLimits) -> None:
     """Write the tensors to `out`; where the file `linked` has just them, in their own form, make `out` a link to it."""
-    if linked is not None and _as_stored(linked, tensors.keys()):
+    if linked is not None and _as_stored(linked, tensors.keys(), limits):
         with suppress(OSError):
             os.link(linked, out)
             return
     write_safetensors(out, tensors, {})
 
 
-def _as_stored(path: Path, names: Set[str]) -> bool:
+def _as_stored(path: Path, names: Set[str], limits: UploadLimits) -> bool:
     """Return whether a checked safetensors file has these tensors alone, each at a multiple of its numbers' size."""
-    header, begin = read_layout(path)
+    header, begin = read_layout(path, limits.header_bytes, limits.tensors)
     metadata = header.pop("__metadata__", {})
     return (
         header.keys() == names
@@ -204,8 +177,8 @@ def _validate_exported(
         )
     if len(tensors) > limits.tensors:
         raise ContentTooLarge(f"the file has {len(tensors)} tensors, more than the limit of {limits.tensors}")
-    _check_names(tensors)
-    _check_kinds(tensors)
+    check_names(tensors)
+    check_kinds(tensors)
     check_claims(tensors, path.stat().st_size)
     check_finite(tensors)
     difference = program.differing({name: (tuple(one.shape), one.is_floating_point()) for name, one in tensors.items()})
@@ -267,148 +240,6 @@ def _said_in(path: Path, any_network: bool) -> pretrained_config.Said:
     return transformers_folder.of_metadata(metadata, any_network) or pretrained_config.of_metadata(metadata)
 
 
-def _check_names(tensors: Mapping[str, Tensor]) -> None:
-    """Raise NotAStateDict for names that a weights file cannot carry, such as halves of surrogate pairs."""
-    for name in tensors:
-        if len(name) > MAX_NAME or not name.isprintable():
-            raise NotAStateDict(
-                f"{quoted(name)} cannot name a tensor: at most {MAX_NAME} printable characters can, since the file is "
-                "written again under its names"
-            )
-
-
-def _check_kinds(tensors: Mapping[str, Tensor]) -> None:
-    """Raise NotAStateDict for tensors that are no plain numbers: sparse, quantized, without memory, complex, float8."""
-    for name, tensor in tensors.items():
-        plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
-        if not plain or tensor.dtype not in DTYPES:
-            raise NotAStateDict(
-                f"{shown(name)} is a {tensor.dtype} tensor ({tensor.layout}, {tensor.device}): dense float32, float16, "
-                "bfloat16 or float64 weights can be fine-tuned"
-            )
-
-
-def read(path: Path, limits: UploadLimits) -> tuple[Literal["safetensors", "pytorch"], dict[str, Tensor]]:
-    """Return the file's format and its flat state dict. Raises CorruptFile, UnsafePickle, NotAStateDict or ContentTooLarge."""
-    with open(path, "rb") as file:
-        head = file.read(512)
-    if len(head) < 10:
-        raise CorruptFile(f"the file has {len(head)} bytes: it is no safetensors and no PyTorch file")
-    if head[8:9] == b"{" and head[:2] != b"PK":
-        return "safetensors", _read_safetensors(path, limits)
-    if head[:4] == b"PK\x03\x04":
-        check_archive(path, limits)
-    elif head[257:262] == b"ustar" or head[:9] in TAR_FORMAT:
-        raise UnsafePickle(
-            "the file is a tar archive, as PyTorch wrote before 0.1.10: its pickles cannot be read without running them. "
-            "Load it with torch, and save model.state_dict()"
-        )
-    else:
-        _check_other(path, head, limits)
-    return "pytorch", state_dict_of(_load_pytorch(path))
-
-
-def _shown(head: bytes) -> str:
-    """Return a file's first bytes as text, where they are text."""
-    return repr(head.decode("ascii")) if head.isascii() and head.decode().isprintable() else head[:8].hex(" ")
-
-
-def _check_other(path: Path, head: bytes, limits: UploadLimits) -> None:
-    """Check a file that is neither archive nor safetensors: a pickle, which begins with any byte before protocol 2."""
-    try:
-        check_bare_pickle(path, limits)
-    except (CorruptFile, ContentTooLarge):
-        if head[:1] == b"\x80":
-            raise
-    if head[:1] != b"\x80":
-        raise CorruptFile(
-            "it is no safetensors and no PyTorch file, which torch.save or safetensors.torch.save_file write "
-            f"(it starts with {_shown(head[:16])})"
-        )
-
-
-def _read_safetensors(path: Path, limits: UploadLimits) -> dict[str, Tensor]:
-    try:
-        read_layout(path, limits.header_bytes, limits.tensors)
-        return read_tensors(path)
-    except HeaderTooLarge as error:
-        raise ContentTooLarge(f"the safetensors file is refused: {error}") from None
-    except InvalidSafetensors as error:
-        raise CorruptFile(f"not a well-formed safetensors file: {error}") from None
-    except Exception as error:
-        # safetensors raises its own type for dtypes that this torch does not know.
-        raise CorruptFile(f"the safetensors file cannot be read: {reason(error)}") from None
-
-
-def _load_pytorch(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            # torch warns of unusual pickle protocols; an error follows below if the file cannot be read.
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        text = str(error)
-        if any(word in text for word in UNSAFE):
-            raise UnsafePickle(
-                f"the file asks to run or build something other than tensors ({_cause(text)}), which is never done: "
-                "save model.state_dict(), not the model or a whole training object"
-            ) from None
-        raise CorruptFile(f"the PyTorch file cannot be read: {_cause(text)}") from None
-    except MemoryError:
-        raise ContentTooLarge("the file needs more memory than an upload may use") from None
-    except Exception as error:
-        if "can't allocate memory" in str(error):
-            raise ContentTooLarge("the file needs more memory than an upload may use") from None
-        # A damaged pickle or archive surfaces as almost any exception; all mean the same to the user.
-        raise CorruptFile(f"the PyTorch file cannot be read ({type(error).__name__}: {reason(error)})") from None
-
-
-def _cause(text: str) -> str:
-    """Return the line of torch's long message that names the cause."""
-    lines = [line.strip() for line in text.splitlines() if "Unsupported" in line or "WeightsUnpickler error" in line]
-    return reason(lines[-1] if lines else text).removeprefix("WeightsUnpickler error: ")
-
-
-def check_claims(tensors: Mapping[str, Tensor], held: int) -> None:
-    """Raise ContentTooLarge where the tensors claim more numbers than the file holds.
-
-    held: bytes of the file.
-
-    The rule, in bytes: the storages are at most the file; different views of the storages are together at most OVERLAPPING
-    times the storages (a fused weight may stand beside its parts; an expanded one, of stride 0, is refused); and all names
-    together are at most TIED times the storages (layers may share one weight, and each name is written out by itself).
-    """
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()}
-    views = {
-        (t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape), t.stride(), t.dtype): t.numel()
-        * t.element_size()
-        for t in tensors.values()
-    }
-    stored, different = sum(storages.values()), sum(views.values())
-    written = sum(t.numel() * t.element_size() for t in tensors.values())
-    for what, claimed, most in (
-        ("the storages have", stored, held),
-        ("different tensors need", different, OVERLAPPING * stored),
-        ("all tensors need", written, TIED * stored),
-    ):
-        if claimed > most:
-            raise ContentTooLarge(
-                f"{what} {claimed} bytes where {most} are the most: the file holds {held}. Its tensors are expanded or "
-                "overlap; save contiguous copies: {name: tensor.clone() for name, tensor in state_dict.items()}"
-            )
-
-
-def state_dict_of(loaded: Any) -> dict[str, Tensor]:
-    """Return the flat state dict in an object of torch.load: the object itself, or under one of the usual keys.
-
-    Raises NotAStateDict if there is none.
-    """
-    tensors_or_reason = find_state_dict(loaded)
-    if isinstance(tensors_or_reason, str):
-        raise NotAStateDict(tensors_or_reason)
-    return tensors_or_reason
-
-
 def common_prefix(tensors: Mapping[str, Tensor]) -> str:
     """Return the prefix that wrappers put before every name, in any order.
 
@@ -421,17 +252,3 @@ def common_prefix(tensors: Mapping[str, Tensor]) -> str:
         if shared is None or not tensors:
             return prefix
         prefix += shared
-
-
-def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raise NonFiniteWeights naming the first tensors with NaN or infinite values and how many they have."""
-    bad = []
-    for name, tensor in tensors.items():
-        # A finite sum has finite terms, and takes a tenth of the time; a sum that is not may also have overflowed.
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
-            count = int((~torch.isfinite(tensor)).sum())
-            if count:
-                bad.append(f"{shown(name)}: {count} of {tensor.numel()}")
-    if bad:
-        more = f" and {len(bad) - 20} more tensors" if len(bad) > 20 else ""
-        raise NonFiniteWeights(f"values are NaN or infinite in {', '.join(bad[:20])}{more}")
