@@ -109,7 +109,13 @@ def mean_score(scores: Sequence[Score]) -> Score:
         },
         boxes=_mean_precision([one.boxes for one in scores if one.boxes is not None]),
         masks=_mean_precision([one.masks for one in scores if one.masks is not None]),
+        regression=_mean_regression([one.regression for one in scores if one.regression is not None]),
     )
+
+
+def _mean_regression(scores: Sequence[RegressionScore]) -> RegressionScore | None:
+    """Return the mean R²; by target there is none, whose errors are of one network."""
+    return RegressionScore(r2=_mean([one.r2 for one in scores]), by_target={}) if scores else None
 
 
 def _mean_precision(scores: Sequence[BoxScore]) -> BoxScore | None:

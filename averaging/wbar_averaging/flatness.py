@@ -160,7 +160,9 @@ def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
 def _histogram(norms: Sequence[float]) -> tuple[int, ...]:
     counts = [0] * (BINS_PER_DECADE * (LAST_DECADE - FIRST_DECADE))
     for norm in norms:
-        # Clipped first: of a norm of 0 there is no logarithm, and one that is not finite ends the job elsewhere.
+        if math.isnan(norm):
+            continue  # it is in no bin; whoever trains sees it by the loss
+        # Clipped first: of a norm of 0 there is no logarithm.
         clipped = min(max(norm, 10.0**FIRST_DECADE), 10.0**LAST_DECADE)
         bin_ = math.floor(BINS_PER_DECADE * (math.log10(clipped) - FIRST_DECADE))
         counts[min(bin_, len(counts) - 1)] += 1

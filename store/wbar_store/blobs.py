@@ -23,7 +23,6 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import HTTPStore, LocalStore, MemoryStore, ObjectStore, from_url
 
-from wbar.transfers import sha256_of
 from wbar_store.blob_references import BlobReferences
 from wbar_store.database import Database
 
@@ -163,20 +162,7 @@ class Blobs:
         return upload.finish()
 
     def put_file(self, path: Path) -> Received:
-        """Take a local file, which is not written to any more, into the store, under a temporary name.
-
-        It is hard-linked where both are on one file system, and streamed where not.
-        """
-        if self.root is not None:
-            name = f"tmp/{secrets.token_hex(16)}"
-            (self.root / "tmp").mkdir(exist_ok=True)
-            if _link(path, self.root / name):
-                try:
-                    os.utime(self.root / name)  # what is old and no row is about may be collected
-                    return Received(name, sha256_of(path), path.stat().st_size)
-                except BaseException:
-                    self.discard(name)
-                    raise
+        """Stream a local file into the store, under a temporary name."""
         upload = self.receive()
         try:
             with open(path, "rb") as file:

@@ -1,6 +1,6 @@
 """The snapshots of a job: w_n of every cycle that has ended, by n from 1."""
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from wbar.errors import NotFound, ValidationFailed
 from wbar.jobs import Snapshot
@@ -115,3 +115,10 @@ class Snapshots(PartRepository):
                 return False
             self._events.append(claim.id, "snapshot", SnapshotRecord.of(row).to_api().model_dump(mode="json"))
         return True
+
+    def taken_again(self, claim: Claim, n: int, step: int) -> None:
+        """Note that an attempt took w_n after another step, and that the one recorded before stands for it."""
+        own = update(snapshots).where(snapshots.c.job == claim.id, snapshots.c.n == n, snapshots.c.step != step)
+        with self.database.write() as connection:
+            if holds(connection, claim):
+                connection.execute(own.values(step=step))

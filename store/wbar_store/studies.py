@@ -110,12 +110,18 @@ class Studies(Repository[StudyRecord]):
         """Return a page of the tenant's studies, without their jobs."""
         with self.database.read() as connection:
             page = self.page(tenant, request)
-            counts: dict[str, Counter[ChildStatus]] = {record.id: Counter() for record in page.records}
-            status = select(study_children.c.study, jobs.c.status).outerjoin(jobs, jobs.c.id == study_children.c.job)
-            for row in connection.execute(status.where(study_children.c.study.in_(counts))):
-                counts[row.study][row.status or "deleted"] += 1
+            counts = self._counts(connection, [record.id for record in page.records])
         found = [record.to_study(counts[record.id]) for record in page.records]
         return RecordPage(found, page.has_more, page.last_id)
+
+    @staticmethod
+    def _counts(connection: Connection, found: Sequence[str]) -> dict[str, Counter[ChildStatus]]:
+        """Return how many jobs of each study have which status; nothing else of them is read."""
+        counts: dict[str, Counter[ChildStatus]] = {study: Counter() for study in found}
+        status = select(study_children.c.study, jobs.c.status).outerjoin(jobs, jobs.c.id == study_children.c.job)
+        for row in connection.execute(status.where(study_children.c.study.in_(found))):
+            counts[row.study][row.status or "deleted"] += 1
+        return counts
 
     def children(self, tenant: Tenant, study_id: str) -> list[tuple[StudyChild, JobRecord | None]]:
         """Return a study's jobs with their whole rows; None for one that was deleted. Raises NotFound."""
@@ -166,7 +172,7 @@ class Studies(Repository[StudyRecord]):
             if row is None:
                 return False
             record = self.record.of(row)
-            counts = Counter(_child(row).status for row in connection.execute(_with_jobs(study_id)))
+            counts = self._counts(connection, [study_id])[study_id]
             outbox.study_ended(connection, record.tenant, record.to_summary(counts))
         return True
 

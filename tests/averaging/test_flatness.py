@@ -144,6 +144,13 @@ def test_update_norms_are_counted_in_bins_that_are_the_same_for_every_job() -> N
     assert {at: count for at, count in enumerate(counts) if count} == {0: 2, 7 * 8: 1, 72: 2, 73: 1, 95: 1}
 
 
+def test_a_step_that_is_not_a_number_is_in_no_bin() -> None:
+    trajectory = Trajectory({"w": torch.zeros(1, dtype=torch.float64)})
+    for value in (1.0, float("nan")):
+        trajectory.update({"w": torch.full((1,), value, dtype=torch.float64)})
+    assert sum(trajectory.end_epoch().update_counts) == 1
+
+
 # Sharpness.
 
 

@@ -1,10 +1,7 @@
 """Content keeps its name, is shared, and goes when no row refers to it: also when writers and deleters race."""
 
-import errno
 import hashlib
-import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -59,34 +56,6 @@ def test_content_is_named_by_its_digest_and_read_in_ranges(blobs: Blobs, tmp_pat
     assert b"".join(blobs.chunks(received.sha256, 5, 5)) == b""
     blobs.fetch(received.sha256, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == data
-
-
-def test_a_file_beside_the_store_is_linked_into_it_and_a_file_elsewhere_copied(
-    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "made"
-    path.write_bytes(b"as large as weights are")
-    os.utime(path, (0, 0))
-    linked = blobs.put_file(path)
-    stored = tmp_path / "blobs" / linked.temporary
-    assert (linked.sha256, linked.bytes) == (hashlib.sha256(path.read_bytes()).hexdigest(), 23)
-    assert stored.samefile(path)
-    assert time.time() - stored.stat().st_mtime < 600, "a file of old would be collected as one that nothing needs"
-    refer(blobs, linked, "a")
-    path.unlink()
-    assert b"".join(blobs.chunks(linked.sha256, 0, 23)) == b"as large as weights are"
-
-    monkeypatch.setattr(os, "link", _across_file_systems)
-    path.write_bytes(b"of another file system")
-    copied = blobs.put_file(path)
-    assert copied.sha256 == hashlib.sha256(b"of another file system").hexdigest()
-    assert not (tmp_path / "blobs" / copied.temporary).samefile(path)
-    refer(blobs, copied, "b")
-    assert files(tmp_path) == sorted([linked.sha256, copied.sha256])
-
-
-def _across_file_systems(*_: object) -> None:
-    raise OSError(errno.EXDEV, "Invalid cross-device link")
 
 
 def test_equal_content_is_shared_and_deleted_with_its_last_reference(blobs: Blobs, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from tests.store.rows import insert_inputs, spec
 from wbar.checkpoints import Fault
@@ -18,6 +19,7 @@ from wbar_store.database import Database, Tenant
 from wbar_store.notifier import Notifier
 from wbar_store.repository import PageRequest
 from wbar_store.store import Store
+from wbar_store.tables import study_children
 
 MINE, OTHER = Tenant("default"), Tenant("other")
 
@@ -131,6 +133,15 @@ def test_its_end_is_noticed_once_and_told_of_with_what_became_of_its_jobs(store:
     assert (told.data.id, told.data.status, told.data.jobs) == (made, "ended", 3)
     assert told.data.counts == {"cancelled": 1, "failed": 2}
     assert store.studies.shown(MINE, made).ended_at == told.data.ended_at
+
+
+def test_settings_that_this_version_does_not_know_keep_no_study_from_its_end(store: Store) -> None:
+    made, jobs = study(store, 1, at_once=1)
+    with store.database.write() as connection:
+        connection.execute(update(study_children).values(settings={"of": "a version to come"}))
+    store.jobs.move(jobs[0], "cancelled")
+    assert store.studies.overdue() == [made]
+    assert store.studies.settle(made)
 
 
 def test_a_cancelled_study_has_ended_at_once_and_one_whose_jobs_were_deleted_too(store: Store) -> None:

@@ -16,13 +16,16 @@ from tests.training.test_box_archives import FILES, Document, changed, coco, pac
 from wbar.errors import InvalidArchive
 from wbar.spec import Network
 from wbar_training.data.augment import Preparer
-from wbar_training.data.boxes import CLASS, CORNERS, NO_BOX, BoxFeed, FittedImages, load_boxes, targets_of
+from wbar_training.data.boxes import AREA, CLASS, CORNERS, NO_BOX, BoxFeed, FittedImages, load_boxes, targets_of
 from wbar_training.data.examples import Request
 from wbar_training.data.feed import One
 from wbar_training.data.instance_masks import as_bits, mask_of, of_bits, runs_of
+from wbar_training.networks import architectures
+from wbar_training.networks.detectors import found_by
 from wbar_training.tasks.coco_scores import Overlaps, box_score, evaluators
-from wbar_training.tasks.detection import MOST, Detection, _pixels, _rows
-from wbar_training.uploads import coco_masks
+from wbar_training.tasks.detection import MOST, Detection, _rows
+from wbar_training.tasks.mask_overlaps import INSIDE, pasted, pixels_of
+from wbar_training.uploads import boxed, coco_masks
 from wbar_training.uploads.coco_masks import CocoRuns
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.packing import pack
@@ -50,7 +53,9 @@ def test_a_polygon_has_the_pixels_that_cocos_library_gives_it(kind: str) -> None
             points = (points * 1.3 - 0.15 * np.array([width, height])).clip(-1, [width + 1, height + 1])
         outline = points.ravel().tolist()
         theirs = pycocotools.decode(pycocotools.frPyObjects([outline], height, width))[:, :, 0] > 0
-        assert np.array_equal(coco_masks._of_polygon(outline, (height, width), "here"), theirs)
+        ours = np.zeros((height, width), bool)
+        coco_masks._fill(ours, outline, "here")
+        assert np.array_equal(ours, theirs)
 
 
 def test_runs_are_read_as_numbers_and_as_text() -> None:
@@ -131,7 +136,6 @@ BOX = "'train/annotations.json': annotation 1"
     [
         ([[1, 2, 3, 4, 5, 6, 7]], f"{BOX}, polygon 0 of its `segmentation` has 7 numbers: x and y of three points or more"),
         ([[0, 0, 5, 0, 5, 5], [1, 2, 3, 4]], f"{BOX}, polygon 1 of its `segmentation` has 4 numbers"),
-        ([[]], f"{BOX}, polygon 0 of its `segmentation` has 0 numbers"),
         ([[0, 0, 45.5, 0, 5, 5]], "has the point (45.5, 0), outside its image of 40x30 pixels"),
         ([[0, 0, 5, -2, 5, 5]], "has the point (5, -2), outside its image"),
         ([[0, 0, 5, float("nan"), 5, 5]], "has the point (5, nan), outside its image"),
@@ -148,15 +152,32 @@ BOX = "'train/annotations.json': annotation 1"
         ({"size": [30, 40], "counts": "o"}, "that are no runs"),
         ({"size": [30, 40], "counts": ""}, "that are no runs"),
         ({"size": [30, 40], "counts": "ä"}, "that are no runs"),
-        ({"size": [30, 40]}, "is not COCO's JSON: annotations.0.segmentation"),
-        ([1, 2, 3, 4, 5, 6], "is not COCO's JSON: annotations.0.segmentation"),
+        ({"size": [30, 40]}, f"{BOX} has a `segmentation` that is neither polygons nor runs"),
+        ([1, 2, 3, 4, 5, 6], f"{BOX} has a `segmentation` that is neither polygons nor runs"),
     ],
 )  # fmt: skip
-def test_bad_masks_are_refused_by_name(tmp_path: Path, segmentation: object, said: str) -> None:
-    with pytest.raises(InvalidArchive) as error:
-        packed(tmp_path, whole(masked(segmentation=segmentation)))
-    assert said in str(error.value)
-    assert not (tmp_path / "out").exists()
+def test_bad_masks_are_named_and_leave_a_dataset_of_boxes(tmp_path: Path, segmentation: object, said: str) -> None:
+    found = packed(tmp_path, whole(masked(segmentation=segmentation)))
+    (warning,) = [one for one in found.warnings if "masks were left out" in one]
+    assert said in warning
+    assert not found.masks
+
+
+def test_masks_that_are_too_large_together_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boxed, "MOST_PIXELS", 1199)
+    found = packed(tmp_path, whole(masked(segmentation=[[0, 0, 5, 0, 5, 5, 0, 5]])))
+    assert any("has 2 masks, 2400 pixels in all, over the limit of 1199" in one for one in found.warnings)
+    assert not found.masks
+
+
+def test_an_area_that_is_not_said_is_that_of_the_mask(tmp_path: Path) -> None:
+    document = masked(segmentation=[[0, 0, 5, 0, 5, 5, 0, 5]], bbox=[0, 0, 20, 20])
+    for one in document["annotations"]:
+        one.pop("area", None)
+    found = packed(tmp_path, whole(document))
+    assert found.masks
+    split = load_boxes(tmp_path / "out", "train", None, masks=True)
+    assert split.labels[0, 0, AREA] == split.masks(0)[0].sum() == 25
 
 
 def test_an_endless_outline_is_refused() -> None:
@@ -319,7 +340,9 @@ def test_mask_ap_is_that_of_pycocotools(seed: int) -> None:
     found = [sorted_by_score(one) for one in found]
     theirs = their_score(found, labels, masks)
     detections = torch.stack([_rows(one) for one in found])
-    pixels = torch.stack([_pixels(one, own) for one, own in zip(found, masks, strict=True)])
+    pixels = torch.stack(
+        [pixels_of(one["masks"], own, (MOST, labels.shape[1])) for one, own in zip(found, masks, strict=True)]
+    )
     answers = torch.cat([torch.cat([detections, labels], dim=1), pixels], dim=2)
     task = Detection(Network("maskrcnn_resnet18_96_fpn", 4), NAMES)
     score = task.score(answers, labels, torch.zeros(25))
@@ -346,3 +369,23 @@ def test_a_perfect_mask_is_a_perfect_score(package: str) -> None:
     assert (found.ap, found.ap50, found.ap75) == (1, 1, 1)
     nothing = box_score(torch.full_like(perfect, NO_BOX), labels, NAMES, package, overlaps)
     assert nothing.ap == 0
+
+
+def test_masks_that_are_pasted_one_by_one_are_those_that_the_network_pastes() -> None:
+    torch.manual_seed(0)
+    network = architectures.initialized(Network("maskrcnn_resnet18_96_fpn", 4)).eval()
+    images = torch.rand(1, 3, 70, 90)
+    with torch.no_grad():
+        (theirs,), (ours,) = found_by(network, images), found_by(network, images, pasted=False)
+    assert len(theirs["masks"]) > 0
+    assert torch.equal(theirs["boxes"], ours["boxes"])
+    masks = torch.stack(list(pasted(ours, (70, 90))))
+    assert torch.equal(masks, theirs["masks"][:, 0] > INSIDE)
+    labelled = torch.rand(3, 70, 90) > 0.7
+    labelled[2] = False
+    pixels = pixels_of(masks, labelled, (100, 4))
+    both = masks.flatten(1).float() @ labelled.flatten(1).float().T
+    assert torch.equal(pixels[: len(masks), 1:4], both)
+    assert torch.equal(pixels[: len(masks), 0], masks.flatten(1).sum(dim=1).float())
+    assert torch.equal(pixels[100:103, 0], labelled.flatten(1).sum(dim=1).float())
+    assert not pixels[:, 4].any()

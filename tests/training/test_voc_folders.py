@@ -1,5 +1,6 @@
 """Pascal VOC's own folders, as they come: boxes and masks of the images that its lists name, and faults by name."""
 
+import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.test_box_archives import IMAGE, voc
+from tests.training.test_box_archives import FILES, IMAGE, coco, voc
 from tests.training.test_mask_archives import png
 from wbar.datasets import Task
 from wbar.errors import InvalidArchive, NoImages, Rejected
@@ -70,6 +71,21 @@ def test_boxes_of_the_images_in_the_lists(tmp_path: Path, below: str) -> None:
     labels = load_boxes(tmp_path / "out", "train", None).labels
     # A difficult object is a crowd.
     torch.testing.assert_close(labels[0], torch.tensor([[2.0, 2, 3, 12, 9, 60, 0], [1, 0, 0, 40, 30, 1200, 1]]))
+
+
+def test_a_leftover_folder_of_labels_hides_no_label(tmp_path: Path) -> None:
+    found = packed(tmp_path, {**BOXES, "old/Annotations/2008_1.xml": b"of another time"}, "detection")
+    assert found.images == {"train": 2, "val": 1}
+
+
+def test_a_folder_of_that_name_in_another_layout_is_none_of_vocs(tmp_path: Path) -> None:
+    files = {name.replace("images/", "JPEGImages/"): data for name, data in FILES.items()}
+    documents = {"train/annotations.json": coco(), "val/annotations.json": coco("d")}
+    for document in documents.values():
+        for image in document["images"]:
+            image["file_name"] = f"JPEGImages/{image['file_name']}"
+    whole = files | {name: json.dumps(document).encode() for name, document in documents.items()}
+    assert packed(tmp_path, whole, "detection").images["val"] == 1
 
 
 @pytest.mark.parametrize("below", ["", "VOCdevkit/VOC2012/"])

@@ -10,7 +10,16 @@ from wbar.datasets import Task
 from wbar.display import evaluation, line_of, side_by_side, summary
 from wbar.jobs import Event, Job
 from wbar.measures import MEASURES, measure_in, measure_of, task_of
-from wbar.results import BoxScore, Comparisons, CurvePoint, EvaluatedSet, RegressionScore, Score, TargetScore
+from wbar.results import (
+    BoxScore,
+    Comparisons,
+    CurvePoint,
+    EvaluatedSet,
+    RegressionScore,
+    Score,
+    TargetScore,
+    mean_score,
+)
 
 TARGET = TargetScore(mse=1.0, rmse=1.0, mae=1.0, r2=None)
 SCORES: dict[Task, Score] = {
@@ -73,6 +82,16 @@ def test_every_surface_of_the_terminal_writes_it_so(task: Task) -> None:
     assert sets is not None
     assert str(sets.title).startswith(f"Evaluation sets: {name}, ")
     assert next(iter(sets.columns[1].cells)) == f"{value} 1.0000"
+
+
+def test_the_mean_of_scores_is_a_score_of_their_task() -> None:
+    one = Score(accuracy=0.2, loss=1, regression=RegressionScore(r2=0.2, by_target={}))
+    mean = mean_score(
+        [one, one.model_copy(update={"accuracy": -0.9, "regression": RegressionScore(r2=-0.9, by_target={})})]
+    )
+    assert (task_of(mean), mean.accuracy) == ("regression", pytest.approx(-0.35))
+    assert mean.regression is not None
+    assert mean.regression.r2 == pytest.approx(-0.35)
 
 
 def test_jobs_of_several_tasks_side_by_side() -> None:

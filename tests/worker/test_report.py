@@ -47,7 +47,7 @@ def test_surfaces_share_a_colour_scale_and_histograms_are_drawn(tmp_path: Path) 
     surface = LossSurface(
         positions=[-1, 0, 1], train_images=8, val_images=8, train_loss=rows, val_loss={"averaged": rows["averaged"]}
     )
-    train, other, held_out = (figure.to_dict()["data"][0] for figure in figures_of(surface))
+    train, other, held_out = (figure.to_dict()["data"][0] for figure in figures_of(surface, "loss (nats)"))
     assert (train["zmin"], train["zmax"]) == (other["zmin"], other["zmax"]) == (-1, pytest.approx(math.log10(4)))
     assert held_out["zmax"] == pytest.approx(math.log10(0.4))
     epochs = [

@@ -114,10 +114,13 @@ def _write(path: Path, found: StartFindings) -> None:
         "training": found.training.model_dump(),
         "warning": found.warning,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(document, temporary)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(document, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError):  # no room on the disk: the others measure it again
+        temporary.unlink(missing_ok=True)
 
 
 def _of_scores(scores: Scores) -> dict[str, Any]:

@@ -19,8 +19,9 @@ def fetch_inputs(store: Store, job: JobRecord, workspace: Workspace) -> Workspac
     workspace.scratch.mkdir(parents=True, exist_ok=True)
     for blob in job.spec.blobs():
         _fetch(store, blob, workspace.input(blob))
-    if job.spec.swag or job.spec.flatness:
-        # An earlier attempt made them on another host, and the end of the job reads them again.
+    if job.spec.swag or job.spec.flatness or job.spec.network.architecture.outputs == "pixels":
+        # An earlier attempt made them on another host, and the end of the job reads them again (of segmentation for the mean
+        # of their outputs).
         for snapshot in store.snapshots.all(job.owner, job.id):
             _fetch(store, snapshot.sha256, workspace.snapshot(snapshot.n))
     _fetch_replicas(store, job, workspace)

@@ -43,6 +43,8 @@ def _met(store: Store, job: JobRecord, meetings: Meetings, n: int) -> dict[int, 
         met = next((snapshot for snapshot in taken if snapshot.n == n), None)
         if met is not None:
             found[number] = met
+        elif status == "succeeded":
+            failed.append(f"replica {number} ({one}) ended without snapshot {n}")
     if failed:
         raise ReplicaFailed(
             f"{'; '.join(failed)}: after snapshot {n} the replicas go on from the mean of all of them, or not at all"

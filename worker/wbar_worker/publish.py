@@ -53,7 +53,9 @@ class Publisher:
         before = self._store.snapshots.recorded(self._claim).get(n)
         meetings = self._job.spec.meetings
         if before is not None and meetings is not None and meetings.after(n):
-            return  # others may have gone on from it: it stays as it is, wherever it is taken again
+            # Others may have gone on from it: it stays as it is, wherever it is taken again.
+            self._store.snapshots.taken_again(self._claim, n, step)
+            return
         if before == sha256_of(Path(path)):
             return  # announced again by a resumed attempt
         received = self._store.blobs.put_file(Path(path))

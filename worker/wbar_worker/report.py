@@ -246,7 +246,7 @@ def _flatness(flatness: Flatness, measure: Measure) -> Iterator[str]:
         plane = flatness.plane.xs, flatness.plane.ys, losses, marks
         yield _html(figures.surface_figure(*plane, unit=unit, log=True, title=title))
     if flatness.surface is not None:
-        yield from map(_html, surface.figures_of(flatness.surface))
+        yield from map(_html, surface.figures_of(flatness.surface, _units(measure).loss))
     yield _html(figures.distances_figure(flatness.distance_by_layer, relative_to=flatness.length_by_layer))
     if flatness.epochs:
         rows = "".join(

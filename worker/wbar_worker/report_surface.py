@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 AXES = ("along the first direction, in lengths of a filter", "along the second direction")
 
 
-def figures_of(surface: LossSurface) -> Iterator["Figure"]:
-    """Yield a figure for each centre and split; all of a split have one colour scale, that of the losses of all."""
+def figures_of(surface: LossSurface, unit: str) -> Iterator["Figure"]:
+    """Yield a figure for each centre and split; all of a split have one colour scale, that of the losses of all.
+
+    unit: the loss with its unit.
+    """
     from wbar_averaging import figures
 
     for images, by_centre in (
@@ -29,6 +32,7 @@ def figures_of(surface: LossSurface) -> Iterator["Figure"]:
                 surface.positions,
                 _gaps(rows),
                 [figures.Point(0.0, 0.0, name)],
+                unit=unit,
                 axes=AXES,
                 log=True,
                 limits=limits,

@@ -45,7 +45,7 @@ class Sweeper:
         for tenant, claim in self.store.attempts.expired():
             self._settle(tenant, claim)
         for study_id in self.store.studies.overdue():
-            self.store.studies.settle(study_id)
+            self._end(study_id)
         again = Counter[str]()
         for job_id in self.store.jobs.overdue(self._is_empty(RUN_JOB)):
             self.store.notify(job_id)
@@ -60,6 +60,14 @@ class Sweeper:
             self._housekept = time.monotonic()
             self._tidy()
         self._count(again)
+
+    def _end(self, study_id: str) -> None:
+        try:
+            self.store.studies.settle(study_id)
+        except UNAVAILABLE:
+            raise
+        except Exception:  # one study's row must not keep the sweeper from all others
+            log.exception("the end of %s could not be noted", study_id)
 
     def _settle(self, tenant: Tenant, claim: Claim) -> None:
         with logs.belonging_to(tenant=tenant.name, job=claim.id, attempt=claim.attempt):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from wbar.loss_surface import PER_DECADE, Histogram, LossSurface, Rows
+from wbar.measures import MEASURES
 from wbar.results import Comparisons
 from wbar.study_results import StudyJobReport, StudyReport
 
@@ -28,12 +29,16 @@ class Drawing:
 
 @dataclass(frozen=True)
 class SurfaceRow:
-    """The surfaces around one network of every job, on one split. lowest, highest: losses at both ends of the colours."""
+    """The surfaces around one network of every job, on one split.
+
+    lowest, highest: losses at both ends of the colours, in `unit`.
+    """
 
     title: str
     lowest: float
     highest: float
     reach: float
+    unit: str
     drawings: tuple[Drawing, ...]
     colours: tuple[str, ...] = COLOURS
     most: int = MOST_DRAWN
@@ -53,6 +58,7 @@ class HistogramDrawing:
 
 def surfaces_of(report: StudyReport) -> list[SurfaceRow]:
     """Return the surfaces of a study's jobs, a row for each network and split; none where no job has any."""
+    unit = next((one.loss_unit for one in MEASURES.values() if one.name == report.score), "nats")
     found = [
         (job, job.flatness.surface)
         for job in report.jobs
@@ -63,6 +69,7 @@ def surfaces_of(report: StudyReport) -> list[SurfaceRow]:
         _row(
             f"{Comparisons.label(name)}, {images}",
             [(job, one, losses[name]) for job, one, losses in both if name in losses],
+            unit,
         )
         for name in names
         for images, both in (
@@ -73,16 +80,16 @@ def surfaces_of(report: StudyReport) -> list[SurfaceRow]:
     return [row for row in rows if row is not None]
 
 
-def _row(title: str, found: list[tuple[StudyJobReport, LossSurface, Rows]]) -> SurfaceRow | None:
+def _row(title: str, found: list[tuple[StudyJobReport, LossSurface, Rows]], unit: str) -> SurfaceRow | None:
     losses = [loss for _, _, rows in found for row in rows for loss in row if loss is not None and loss > 0]
     if not losses:
         return None
     lowest, highest = min(losses), max(losses)
     drawings = tuple(
-        Drawing(_label(job), len(rows), tuple(_levels(rows, lowest, highest)), _in_words(rows))
+        Drawing(_label(job), len(rows), tuple(_levels(rows, lowest, highest)), _in_words(rows, unit))
         for job, _, rows in found
     )
-    return SurfaceRow(title, lowest, highest, max(one.positions[-1] for _, one, _ in found), drawings)
+    return SurfaceRow(title, lowest, highest, max(one.positions[-1] for _, one, _ in found), unit, drawings)
 
 
 def _levels(rows: Rows, lowest: float, highest: float) -> Iterator[tuple[str, str]]:
@@ -103,11 +110,11 @@ def _colour(loss: float | None, lowest: float, highest: float) -> str:
     return COLOURS[min(int(share * len(COLOURS)), len(COLOURS) - 1)]
 
 
-def _in_words(rows: Rows) -> str:
+def _in_words(rows: Rows, unit: str) -> str:
     middle = len(rows) // 2
     known = [loss for row in rows for loss in row if loss is not None]
     centre = rows[middle][middle]
-    at_centre = "no finite loss" if centre is None else f"{centre:.4g} nats"
+    at_centre = "no finite loss" if centre is None else f"{centre:.4g} {unit}"
     return f"{at_centre} in the middle" + (f", {min(known):.4g} to {max(known):.4g} on the grid" if known else "")
 
 

@@ -68,6 +68,12 @@ class BoxSplit:
         store = self.stores[number]
         return store.decoded(row) if isinstance(store, Encoded) else store[row]
 
+    def each_mask(self, index: int) -> Iterator[Tensor]:
+        """Yield the masks of one image's boxes, one after another: (H, W) bool."""
+        number, row = self.rows[index].tolist()
+        height, width = self.sizes[index].tolist()
+        yield from self.runs[number].each(row, (height, width))
+
     def masks(self, index: int) -> Tensor:
         """Return the masks of one image's boxes, (boxes, H, W) bool."""
         number, row = self.rows[index].tolist()
@@ -251,11 +257,14 @@ class FittedImages(Dataset[tuple[Tensor, ...]]):
 
     def _masks(self, index: int, scaled: list[int], place: Tensor, mirror: bool) -> Tensor:
         """Return the masks of an image, (boxes, H, W) bool, changed as it is. scaled: its height and width before the crop."""
-        masks = resized(self.split.masks(index), scaled)
-        cropped = masks.new_zeros(len(masks), *self.size)
         (rows_to, rows), (columns_to, columns) = self._spans(scaled, place)
-        cropped[:, rows_to, columns_to] = masks[:, rows, columns]
-        return cropped.flip(-1) if mirror else cropped
+        found = [torch.zeros(0, *self.size, dtype=torch.bool)]
+        for mask in self.split.each_mask(index):
+            cropped = torch.zeros(1, *self.size, dtype=torch.bool)
+            cropped[0, rows_to, columns_to] = resized(mask, scaled)[rows, columns]
+            found.append(cropped)
+        masks = torch.cat(found)
+        return masks.flip(-1) if mirror else masks
 
     def _scaled(self, image: Tensor, boxes: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         height, width = image.shape[-2:]

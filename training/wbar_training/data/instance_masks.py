@@ -6,6 +6,7 @@
 Runs cost some bytes for each row that a shape crosses. Bits have one size for all masks of a batch.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -70,17 +71,22 @@ class MaskRuns:
 
     def masks(self, row: int, size: Size) -> Tensor:
         """Return the masks of one image of this size, (its boxes, H, W) bool."""
-        first, last = self.boxes[row : row + 2].tolist()
-        ends = self.offsets[first : last + 1].tolist()
-        found = [mask_of(self.runs[begin:end], size) for begin, end in pairwise(ends)]
+        found = list(self.each(row, size))
         return torch.stack(found) if found else torch.zeros(0, *size, dtype=torch.bool)
 
+    def each(self, row: int, size: Size) -> Iterator[Tensor]:
+        """Yield the same one after another, (H, W) bool: those of a photograph are large together."""
+        first, last = self.boxes[row : row + 2].tolist()
+        ends = self.offsets[first : last + 1].tolist()
+        for begin, end in pairwise(ends):
+            yield mask_of(self.runs[begin:end], size)
 
-def resized(masks: Tensor, size: list[int]) -> Tensor:
-    """Return masks, (n, H, W) bool, at another size by their nearest pixels."""
-    if not len(masks) or list(masks.shape[1:]) == size:
-        return masks.new_zeros(len(masks), *size) if not len(masks) else masks
-    nearest: Tensor = functional.resize(masks.to(torch.uint8), size, InterpolationMode.NEAREST_EXACT)
+
+def resized(mask: Tensor, size: list[int]) -> Tensor:
+    """Return a mask, (H, W) bool, at another size by its nearest pixels."""
+    if list(mask.shape) == size:
+        return mask
+    nearest: Tensor = functional.resize(mask[None].to(torch.uint8), size, InterpolationMode.NEAREST_EXACT)[0]
     return nearest > 0
 
 

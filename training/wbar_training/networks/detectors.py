@@ -8,7 +8,8 @@ A detector resizes and normalizes its images itself, and computes its losses its
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,14 +76,33 @@ def _computing(module: nn.Module, losses: bool) -> Iterator[None]:
             part.training = mode
 
 
-def found_by(module: nn.Module, images: Tensor) -> list[dict[str, Tensor]]:
+def found_by(module: nn.Module, images: Tensor, pasted: bool = True) -> list[dict[str, Tensor]]:
     """Return the boxes, labels and scores that a detector finds in each image, (B, 3, H, W) with pixels in [0, 1].
 
-    A Mask R-CNN adds `masks`, (boxes, 1, H, W), how surely each pixel is in.
+    A Mask R-CNN adds `masks`, (boxes, 1, H, W), how surely each pixel is in; of each box alone, (boxes, 1, h, w) and of
+    few pixels, where they are not to be pasted into the image: of a photograph, a hundred of them are gigabytes.
     """
-    with _computing(module, losses=False):
+    with _computing(module, losses=False), nullcontext() if pasted else _unpasted(module):
         found: list[dict[str, Tensor]] = module(list(images))
     return found
+
+
+@contextmanager
+def _unpasted(module: nn.Module) -> Iterator[None]:
+    """Let the network's last step move its boxes to the image and leave its masks as they are."""
+    transform: Any = module.transform
+    theirs = transform.postprocess
+
+    def postprocess(found: list[dict[str, Tensor]], shapes: Any, sizes: Any) -> list[dict[str, Tensor]]:
+        masks = [one.pop("masks", None) for one in found]
+        moved: list[dict[str, Tensor]] = theirs(found, shapes, sizes)
+        return [one if mask is None else one | {"masks": mask} for one, mask in zip(moved, masks, strict=True)]
+
+    transform.postprocess = postprocess
+    try:
+        yield
+    finally:
+        del transform.postprocess
 
 
 def loss_of(module: nn.Module, images: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tensor:

@@ -43,13 +43,13 @@ from wbar_training.losses import Loss, Target
 from wbar_training.networks.detectors import found_by, loss_of
 from wbar_training.tasks.box_picture import BoxPicture
 from wbar_training.tasks.coco_scores import SCORE, Overlaps, box_score, check_installed
+from wbar_training.tasks.mask_overlaps import pasted, pixels_of
 from wbar_training.tasks.task import Reading, Task
 
 MOST = 100  # detections of an image that are scored, as COCO has it
 NOTHING = 0.02  # of AP: what a few boxes come to by chance on a few images
 DRAWS = 20  # the seed of the networks' own draws in evaluation
 BATCH_NORM_BATCH = 8
-INSIDE = 0.5  # a pixel is in a mask that is surer of it, as in torchvision's references
 
 
 class DetectionLoss(Loss):
@@ -137,10 +137,11 @@ class Detection(Task):
     def answered(self, model: nn.Module, batch: Batch) -> Outputs:
         device, size = batch.inputs.device, size_of(batch.inputs)
         masks = None if batch.masks is None else batch.masks.to(device)
-        found = [_surest(one) for one in self.forward(model, batch.inputs)]
+        found = [_surest(one) for one in found_by(model, batch.inputs, pasted=False)]
         answers = torch.cat([torch.stack([_rows(one) for one in found]), batch.labels.cpu()], dim=1)
-        if masks is not None:
-            pixels = [_pixels(one, of_bits(own, size)) for one, own in zip(found, masks, strict=True)]
+        if batch.masks is not None:
+            rows = zip(found, batch.masks.cpu(), batch.labels.cpu(), strict=True)
+            pixels = [_pixels(one, own, labels, size) for one, own, labels in rows]
             answers = torch.cat([answers, torch.stack(pixels)], dim=2)
         losses = []
         for image, target in zip(batch.inputs, targets_of(batch.labels.to(device), masks, size), strict=True):
@@ -197,10 +198,9 @@ def size_of(images: Tensor) -> tuple[int, int]:
 
 
 def _surest(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the 100 surest detections of an image, the surest first; masks as (boxes, H, W) bool."""
+    """Return the 100 surest detections of an image, the surest first."""
     order = found["scores"].float().cpu().sort(descending=True, stable=True).indices[:MOST].to(found["scores"].device)
-    surest = {name: one[order] for name, one in found.items()}
-    return surest | ({"masks": surest["masks"][:, 0] > INSIDE} if "masks" in surest else {})
+    return {name: one[order] for name, one in found.items()}
 
 
 def _rows(surest: Mapping[str, Tensor]) -> Tensor:
@@ -213,13 +213,8 @@ def _rows(surest: Mapping[str, Tensor]) -> Tensor:
     return rows
 
 
-def _pixels(surest: Mapping[str, Tensor], labelled: Tensor) -> Tensor:
-    """Return the numbers of pixels that stand beside an image's boxes, (100 + most, 1 + most). labelled: (most, H, W) bool.
-
-    They are whole numbers below 2²⁴, which float32 has all of.
-    """
-    found, own = surest["masks"].flatten(1).float(), labelled.flatten(1).float()
-    pixels = torch.zeros(MOST + len(own), 1 + len(own))
-    pixels[: len(found), 0], pixels[MOST:, 0] = found.sum(dim=1).cpu(), own.sum(dim=1).cpu()
-    pixels[: len(found), 1:] = (found @ own.T).cpu()
-    return pixels
+def _pixels(surest: Mapping[str, Tensor], bits: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the numbers of pixels of an image's masks, (100 + most, 1 + most). bits: (most, bytes). labels: (most, 7)."""
+    found = {name: surest[name].float().cpu() for name in ("boxes", "masks")}
+    own = (of_bits(one[None], size)[0] for one, label in zip(bits, labels, strict=True) if label[CLASS] != NO_BOX)
+    return pixels_of(pasted(found, size), own, (MOST, len(labels)))

@@ -23,7 +23,7 @@ from wbar_averaging.quoting import quoted
 from wbar_training.data.boxes import COLUMNS
 from wbar_training.data.decoding import Inspected
 from wbar_training.data.packed import Packed
-from wbar_training.uploads.boxed import Boxed, mask_tensors, masks_of
+from wbar_training.uploads.boxed import Boxed, mask_tensors, masks_of, measured
 from wbar_training.uploads.coco import Coco, read_coco, rows_of
 from wbar_training.uploads.dataset_archives import (
     HELD_OUT,
@@ -69,7 +69,7 @@ Files = dict[str, tuple[str, bytes]]  # name and content, by path below the spli
 
 def pack_boxes(read: Read, out: Path, limits: UploadLimits) -> Packed:
     """Pack the members that `read` yields. Raises a class of wbar.errors.Rejected, with the file's name."""
-    voc = voc_folders(read, BOXES, limits)
+    voc = voc_folders(read, BOXES, limits, lambda name: _place(name) is not None)
     cocos, files = _read(read(lambda name: _place(name) is not None)) if voc is None else _of_voc(voc[0], read)
     images, warnings = _listed(cocos, files)
     warnings += voc[1] if voc else []
@@ -80,6 +80,8 @@ def pack_boxes(read: Read, out: Path, limits: UploadLimits) -> Packed:
     if isinstance(masks, str):
         warnings.append(masks)
         masks = None
+    if masks is not None:
+        rows = measured(cocos, images, rows, masks)
     warnings += warnings_about([one.name for one in images], seen)
     train = [index for index, one in enumerate(images) if one.split == "train"]
     val = [index for index, one in enumerate(images) if one.split == "val"]

@@ -8,12 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wbar.errors import InvalidArchive
 from wbar_averaging.quoting import quoted
+from wbar_training.data.boxes import AREA
 from wbar_training.data.decoding import Inspected
 from wbar_training.data.instance_masks import runs_of
 from wbar_training.uploads.coco import Coco, CocoAnnotation, CocoImage
 from wbar_training.uploads.coco_masks import Mask, mask_of
 
+MOST_PIXELS = 2**29  # of all masks of an image: evaluation has each as bytes and as numbers
 Runs = list[NDArray[np.int32]]  # of each box of an image
 
 
@@ -28,11 +31,11 @@ class Boxed:
 
 
 def masks_of(cocos: dict[str, Coco], images: Sequence[Boxed], seen: Sequence[Inspected]) -> list[Runs] | str | None:
-    """Return the masks of every image's boxes as runs; None where no box has one; a warning where only some do.
+    """Return the masks of every image's boxes as runs; None where no box has one; a warning where they are left out.
 
-    A crowd without a mask has all of its box, since it is neither learned nor counted.
-
-    Raises InvalidArchive for a mask that is none, see `coco_masks.mask_of`.
+    They are where only some boxes have one, where one is none (see `coco_masks.mask_of`), and where those of an image are too
+    large together: detectors of boxes need none of them. A crowd without a mask has all of its box, since it is neither
+    learned nor counted.
     """
     boxes = {split: coco.boxes() for split, coco in cocos.items()}
     listed = [(one, boxes[one.split][one.entry.id]) for one in images]
@@ -46,10 +49,32 @@ def masks_of(cocos: dict[str, Coco], images: Sequence[Boxed], seen: Sequence[Ins
             f"{len(without)} of {len(plain)} annotations have no `segmentation` (the first: annotation {box.id} of "
             f"{cocos[image.split].name}), so that the masks of the others were left out: a Mask R-CNN needs one for each box"
         )
-    return [
-        [runs_of(_mask(cocos[one.split], box, (image.height, image.width))) for box in own]
-        for (one, own), image in zip(listed, seen, strict=True)
-    ]
+    try:
+        return [_runs(cocos[one.split], one, own, image) for (one, own), image in zip(listed, seen, strict=True)]
+    except InvalidArchive as fault:
+        return f"the masks were left out, which a Mask R-CNN needs: {fault.detail}"
+
+
+def measured(
+    cocos: dict[str, Coco], images: Sequence[Boxed], rows: list[list[list[float]]], masks: Sequence[Runs]
+) -> list[list[list[float]]]:
+    """Return every image's rows of `data.boxes`, with the pixels of the mask as area where the annotation says none."""
+    boxes = {split: coco.boxes() for split, coco in cocos.items()}
+    for one, own, runs in zip(images, rows, masks, strict=True):
+        for box, row, run in zip(boxes[one.split][one.entry.id], own, runs, strict=True):
+            if box.area is None and not box.iscrowd:
+                row[AREA] = float(run[1::2].sum())
+    return rows
+
+
+def _runs(coco: Coco, one: Boxed, own: Sequence[CocoAnnotation], image: Inspected) -> Runs:
+    pixels = len(own) * image.height * image.width
+    if pixels > MOST_PIXELS:
+        raise InvalidArchive(
+            f"{quoted(one.name)} of {image.width}x{image.height} pixels has {len(own)} masks, {pixels} pixels in all, over the "
+            f"limit of {MOST_PIXELS}: make it smaller"
+        )
+    return [runs_of(_mask(coco, box, (image.height, image.width))) for box in own]
 
 
 def _mask(coco: Coco, box: CocoAnnotation, size: tuple[int, int]) -> Mask:

@@ -17,7 +17,6 @@ from pydantic import Field, TypeAdapter, ValidationError
 from wbar.datasets import BACKGROUND
 from wbar.errors import ContentTooLarge, InvalidArchive, TooFewClasses
 from wbar_averaging.quoting import quoted, reason
-from wbar_training.uploads.coco_masks import CocoRuns
 from wbar_training.uploads.member_names import check_class_names
 
 MOST_BYTES = 256 * 1024**2  # COCO's own largest file has 450 MB, of which nine tenths are outlines
@@ -45,12 +44,12 @@ class CocoAnnotation:
     bbox: tuple[float, float, float, float]
     area: float | None = None
     iscrowd: Literal[0, 1] = 0
-    segmentation: list[list[float]] | CocoRuns | None = None
+    segmentation: object = None  # looked into where every box has one: see `coco_masks`
 
     @property
     def has_mask(self) -> bool:
-        """Whether there is a mask; some tools write an empty list where there is none."""
-        return self.segmentation is not None and self.segmentation != []
+        """Whether there is a mask; some tools write an empty list or object where there is none."""
+        return self.segmentation not in (None, [], [[]], {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from wbar.errors import InvalidArchive
 
@@ -32,19 +33,28 @@ class CocoRuns:
 
 
 Segmentation = list[list[float]] | CocoRuns
+_SEGMENTATION: TypeAdapter[Segmentation] = TypeAdapter(Segmentation)
 
 
-def mask_of(segmentation: Segmentation, size: tuple[int, int], where: str) -> Mask:
+def mask_of(segmentation: object, size: tuple[int, int], where: str) -> Mask:
     """Return the mask of an annotation, (H, W).
 
+    segmentation: as the JSON has it.
     size: (height, width) of the image in pixels.
     where: names file and annotation, for the error.
 
     Raises InvalidArchive where it is none, is of another size, or leaves the image; or where it is empty.
     """
-    mask = _of_runs(segmentation, size, where) if isinstance(segmentation, CocoRuns) else np.zeros(size, bool)
-    for number, outline in enumerate(segmentation if isinstance(segmentation, list) else ()):
-        mask |= _of_polygon(outline, size, f"{where}, polygon {number} of its `segmentation`")
+    try:
+        known: Segmentation = _SEGMENTATION.validate_python(segmentation)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise InvalidArchive(
+            f"{where} has a `segmentation` that is neither polygons nor runs: {first['msg']}"
+        ) from None
+    mask = _of_runs(known, size, where) if isinstance(known, CocoRuns) else np.zeros(size, bool)
+    for number, outline in enumerate(known if isinstance(known, list) else ()):
+        _fill(mask, outline, f"{where}, polygon {number} of its `segmentation`")
     if not mask.any():
         raise InvalidArchive(
             f"{where} has a `segmentation` without a pixel of its image of {size[1]}x{size[0]} pixels: leave the annotation "
@@ -56,8 +66,9 @@ def mask_of(segmentation: Segmentation, size: tuple[int, int], where: str) -> Ma
 # Polygons.
 
 
-def _of_polygon(outline: list[float], size: tuple[int, int], where: str) -> Mask:
-    height, width = size
+def _fill(mask: Mask, outline: list[float], where: str) -> None:
+    """Add what a polygon encloses to a mask, (H, W)."""
+    height, width = mask.shape
     if len(outline) % 2 or len(outline) < 6:
         raise InvalidArchive(f"{where} has {len(outline)} numbers: x and y of three points or more")
     points = np.asarray(outline, np.float64).reshape(-1, 2)
@@ -72,11 +83,15 @@ def _of_polygon(outline: list[float], size: tuple[int, int], where: str) -> Mask
     column = np.minimum(before, after)[steps] - FIFTHS // 2
     row = np.ceil((np.minimum(down[:-1], down[1:])[steps] - FIFTHS // 2) / FIFTHS).clip(0, height).astype(np.int64)
     crossed = (column % FIFTHS == 0) & (column >= 0) & (column < FIFTHS * width)
-    # Below a crossing, what was outside is inside; a crossing at the lower edge changes nothing.
-    turns = np.zeros((width, height + 1), np.int64)
-    np.add.at(turns, (column[crossed] // FIFTHS, row[crossed]), 1)
-    inside: Mask = turns[:, :height].cumsum(axis=1) % 2 == 1
-    return inside.T
+    if not crossed.any():
+        return
+    # Below a crossing, what was outside is inside; each column of a closed outline is crossed an even number of times, so that
+    # no pixel is inside beyond the rows and columns of the crossings.
+    column, row = column[crossed] // FIFTHS, row[crossed]
+    left, top, right, bottom = column.min(), row.min(), column.max() + 1, row.max()
+    turns = np.zeros((right - left, bottom - top + 1), np.int32)
+    np.add.at(turns, (column - left, row - top), 1)
+    mask[top:bottom, left:right] |= (turns[:, :-1].cumsum(axis=1) % 2 == 1).T
 
 
 def _along(corners: NDArray[np.int64], where: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

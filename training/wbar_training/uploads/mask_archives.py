@@ -66,7 +66,7 @@ def pack_masks(read: Read, out: Path, limits: UploadLimits, void_label: int = VO
 
     void_label: the value of pixels that belong to no class.
     """
-    voc = voc_folders(read, MASKS, limits)
+    voc = voc_folders(read, MASKS, limits, lambda name: _place(name) is not None)
     pairs, classes = _paired(read(_wanted), limits) if voc is None else _of_voc(voc[0], read, limits)
     images = inspected([pair.image for pair in pairs], limits)
     table = _table(len(classes), void_label)

@@ -7,7 +7,7 @@ also below `VOCdevkit/VOC2012/` and the like. A list has the name of an image a 
 is read: the lists in a first pass over the archive, images and labels in a second.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -54,20 +54,21 @@ class _Names:
     """The members of the archive that may matter, by the folder that they are below and their name without a suffix."""
 
     labels: Labels
+    placed: Callable[[str], bool]
     roots: set[str] = field(default_factory=set)
     pictures: dict[str, list[str]] = field(default_factory=dict)
-    labelled: dict[str, str] = field(default_factory=dict)
+    labelled: set[str] = field(default_factory=set)
 
     def wanted(self, member: str) -> bool:
         """Note a member, and return whether it is a list."""
         path = PurePosixPath(member)
-        if is_hidden(member):
+        if is_hidden(member) or self.placed(member):
             return False
         if path.parent.name == PICTURES and path.suffix.lower() in IMAGES and len(path.parts) <= MOST_ABOVE + 2:
             self.roots.add(_root(path, 2))
             self.pictures.setdefault(path.stem, []).append(member)
         elif path.parent.name == self.labels.folder and path.suffix.lower() == self.labels.suffix:
-            self.labelled[path.stem] = member
+            self.labelled.add(member)
         return path.parts[-3:-1] == ("ImageSets", self.labels.lists) and path.name in ("train.txt", "val.txt")
 
 
@@ -76,12 +77,16 @@ def _root(path: PurePosixPath, below: int) -> str:
     return "/".join([*path.parts[:-below], ""])
 
 
-def voc_folders(read: Read, labels: Labels, limits: UploadLimits) -> tuple[list[Listed], list[str]] | None:
+def voc_folders(
+    read: Read, labels: Labels, limits: UploadLimits, placed: Callable[[str], bool]
+) -> tuple[list[Listed], list[str]] | None:
     """Return the listed images by split and list, and warnings; None where these are not VOC's folders.
+
+    placed: whether a member has a place in the other layout, where a folder may be called as one of VOC's.
 
     Raises InvalidArchive, NoImages or ContentTooLarge, which name the list and the image.
     """
-    names = _Names(labels)
+    names = _Names(labels, placed)
     lists = list(read(names.wanted))
     if not names.roots:
         return None
@@ -130,7 +135,7 @@ def _listed(split: str, member: str, data: bytes, names: _Names, root: str, limi
         if len(pictures) > 1:
             raise InvalidArchive(f"{where} has two images, {', '.join(map(quoted, pictures[:5]))}: which is meant?")
         label = f"{root}{names.labels.folder}/{name}{names.labels.suffix}"
-        if names.labelled.get(name) != label:
+        if label not in names.labelled:
             raise InvalidArchive(f"{where} has an image and no {names.labels.what}: {quoted(label)} is expected")
         yield Listed(split, name, pictures[0], label)
 
