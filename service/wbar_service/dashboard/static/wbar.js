@@ -195,7 +195,10 @@ function previewJob(form) {
     for (const field of all(".field[data-path]", form)) {
       const fault = one(`#preview [data-fault="${CSS.escape(field.dataset.path)}"]`);
       const path = field.dataset.path;
-      one(".field-fault", field).textContent = fault ? fault.textContent.trim().replace(`${path}: `, "") : "";
+      if (fault && !one(".field-fault", field))
+        field.append(Object.assign(document.createElement("p"), { className: "fault field-fault", role: "alert" }));
+      const said = one(".field-fault", field);
+      if (said) said.textContent = fault ? fault.textContent.trim().replace(`${path}: `, "") : "";
       field.classList.toggle("wrong", Boolean(fault));
       if (fault && field.closest("details")) field.closest("details").open = true;
     }
