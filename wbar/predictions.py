@@ -12,6 +12,7 @@ MOST_IMAGES = 64
 MOST_BYTES = 16 * 1024 * 1024  # of all images of a request, as files
 NETWORK = r"^(averaged|start|control|swag|snapshot_[1-9][0-9]{0,5})$"
 MOST_DRAWS = 20  # networks drawn from SWAG's Gaussian for one request
+MOST_DRAWN_BYTES = 2 * 1024**3  # of their weights together, which take about ten seconds on one core
 
 
 class _Frozen(BaseModel):

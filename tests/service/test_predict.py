@@ -20,9 +20,11 @@ from safetensors.torch import load_file
 
 from tests.conftest import Service, wait_until
 from tests.material import archive_bytes, write_archive, write_start
+from tests.store.rows import result, spec
 from wbar import Client
 from wbar.errors import NoWeights, ValidationFailed
 from wbar.spec import Network
+from wbar_service.jobs.predicting import _draws
 from wbar_training.networks.architectures import load
 
 
@@ -304,3 +306,10 @@ def test_a_worker_that_is_killed_is_said_to_be_gone_and_the_next_call_works(brea
         while again.status_code in (429, 503):  # it starts
             again = http.post(f"/v1/jobs/{job}/predict", json=body)
         assert again.json()["data"] == first.json()["data"]
+
+
+@pytest.mark.parametrize(("bytes_", "draws"), [(45_000_000, 20), (346_000_000, 6), (9_000_000_000, 1)])
+def test_of_large_networks_as_many_are_drawn_as_there_is_time_for(bytes_: int, draws: int) -> None:
+    ended = result()
+    weights = ended.weights.model_copy(update={"bytes": bytes_})
+    assert _draws(spec(swag=30), ended.model_copy(update={"weights": weights})) == draws

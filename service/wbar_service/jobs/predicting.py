@@ -25,6 +25,7 @@ from wbar.errors import (
 )
 from wbar.predictions import (
     MOST_BYTES,
+    MOST_DRAWN_BYTES,
     MOST_DRAWS,
     MOST_IMAGES,
     NETWORK,
@@ -37,7 +38,8 @@ from wbar.predictions import (
     PredictRequest,
 )
 from wbar.recipe import Normalization
-from wbar.spec import StoredWeights
+from wbar.results import JobResult
+from wbar.spec import JobSpec, StoredWeights
 from wbar_service.arriving import is_json, not_valid
 from wbar_service.auth import ReadingRoute, StoreOf, TenantOf
 from wbar_service.bodies import limited, with_small_body
@@ -235,8 +237,13 @@ def _network(store: Store, tenant: Tenant, job_id: str, name: str) -> PredictedN
         interpolation=recipe.interpolation,
         recipe=recipe if uploaded else None,
         seed=spec.seed if uploaded or name == "swag" else 0,
-        draws=min(spec.swag, MOST_DRAWS) if name == "swag" else 0,
+        draws=_draws(spec, result) if name == "swag" else 0,
     )
+
+
+def _draws(spec: JobSpec, result: JobResult) -> int:
+    """Return how many of the networks that the job drew are asked: the first ones, as many as there is time for."""
+    return max(1, min(spec.swag, MOST_DRAWS, MOST_DRAWN_BYTES // max(1, result.weights.bytes)))
 
 
 def _weights(store: Store, tenant: Tenant, job: JobRecord, name: str) -> StoredWeights:
