@@ -47,7 +47,7 @@ fuzz: $(VENV)/.test ## ten thousand hostile uploads against the readers, in the 
 
 fuzz-guided: $(VENV)/.test ## coverage-guided inputs against each reader in turn (installs atheris); minutes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3'
-	for reader in checkpoint dataset multilabel regression segmentation; do $(BIN)/python -m tests.fuzz.guided --reader $$reader --seconds 240 || exit 1; done
+	for reader in checkpoint dataset multilabel regression segmentation detection; do $(BIN)/python -m tests.fuzz.guided --reader $$reader --seconds 240 || exit 1; done
 
 # openapi-python-client's upper bounds hold the command line's libraries back: it has an environment of its own.
 $(VENV)/clients/bin/openapi-python-client: | $(VENV)/.test

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import random
 import tarfile
 import zipfile
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,10 +24,11 @@ from wbar.spec import Network
 from wbar_training.networks.architectures import initialized
 
 # A program names its own network.
-Reader = Literal["checkpoint", "program", "dataset", "multilabel", "regression", "segmentation"]
+Reader = Literal["checkpoint", "program", "dataset", "multilabel", "regression", "segmentation", "detection"]
 # The task of each reader of datasets.
 TASKS: dict[Reader, Task] = {
     "dataset": "classification", "multilabel": "multilabel", "regression": "regression", "segmentation": "segmentation",
+    "detection": "detection",
 }  # fmt: skip
 # What an accepted input may differ in from the valid file that it was made from:
 # nothing; numbers, where the format has no checksum (names, shapes and dtypes stay); fewer pictures, each as it was, where
@@ -149,6 +151,37 @@ def masked() -> dict[str, bytes]:
     return members
 
 
+def annotations(split: str) -> dict[str, Any]:
+    """Return COCO's annotations of the three images of train, or the one of val: a figure on each."""
+    numbers = (3,) if split == "val" else (0, 1, 2)
+    return {
+        "images": [{"id": n + 1, "file_name": f"{n}.png", "width": 16, "height": 16} for n in numbers],
+        "categories": [{"id": 5, "name": "figure"}],
+        "annotations": [
+            {"id": n + 1, "image_id": n + 1, "category_id": 5, "bbox": [1, 1, 8, 8], "area": 64, "iscrowd": 0}
+            for n in numbers
+        ],
+    }
+
+
+def boxed() -> dict[str, bytes]:
+    """Return four images with a box on each, in COCO's JSON."""
+    members = {f"{split}/annotations.json": json.dumps(annotations(split)).encode() for split in ("train", "val")}
+    for number, data in enumerate(_four()):
+        members[f"{'val' if number == 3 else 'train'}/images/{number}.png"] = data
+    return members
+
+
+def vocs() -> dict[str, bytes]:
+    """Return the same in Pascal VOC's own folders."""
+    box = "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    members = {"VOC/ImageSets/Main/train.txt": b"0\n1\n2\n", "VOC/ImageSets/Main/val.txt": b"3\n"}
+    for number, data in enumerate(_four()):
+        tree = f"<annotation><object><name>figure</name>{box}</object></annotation>"
+        members |= {f"VOC/JPEGImages/{number}.png": data, f"VOC/Annotations/{number}.xml": tree.encode()}
+    return members
+
+
 def _zst(data: bytes) -> bytes:
     return zstandard.ZstdCompressor(write_checksum=True).compress(data)
 
@@ -168,4 +201,6 @@ BASES: dict[str, tuple[Reader, Tolerance, Callable[[], bytes]]] = {
     "multilabel": ("multilabel", "nothing", cache(lambda: zipped(labelled()))),
     "regression": ("regression", "nothing", cache(lambda: zipped(targeted()))),
     "segmentation": ("segmentation", "nothing", cache(lambda: zipped(masked()))),
+    "detection": ("detection", "nothing", cache(lambda: zipped(boxed()))),
+    "voc": ("detection", "nothing", cache(lambda: zipped(vocs()))),
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.fuzz.archive_inputs import archive_input, image_input, label_input
+from tests.fuzz.box_inputs import box_input, box_mask_input, voc_input
 from tests.fuzz.children import OUTCOME, READ_BATCH, Batch, Outcome
 from tests.fuzz.inputs import BASES, Input, Source
 from tests.fuzz.mutations import mutation
@@ -71,6 +72,9 @@ def inputs(count: int, seed: int, canary: Path) -> Iterator[Input]:
         label_input,
         target_input,
         mask_input,
+        box_input,
+        box_mask_input,
+        voc_input,
     )
     for number in range(count):
         source = Source(random.Random(f"{seed}-{number}"), canary)
