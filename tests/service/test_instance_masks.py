@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from benchmarks.shapes import CLASSES, write_boxes_archive
 from tests.conftest import Service
-from wbar.errors import InvalidArchive
 from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training.networks.architectures import initialized
@@ -80,7 +79,7 @@ def test_a_dataset_without_masks_is_refused_by_name(service: Service, network: s
         assert f"the checkpoint is a {NAME}, which learns a mask for each box" in answer.json()["detail"]
 
 
-def test_a_bad_mask_rejects_the_dataset_by_name(service: Service, tmp_path: Path) -> None:
+def test_a_bad_mask_is_named_and_leaves_a_dataset_of_boxes(service: Service, network: str, tmp_path: Path) -> None:
     write_boxes_archive(tmp_path / "shapes.zip", 3, 2, [(32, 32)], masks=True)
     with zipfile.ZipFile(tmp_path / "shapes.zip") as good, zipfile.ZipFile(tmp_path / "bad.zip", "w") as bad:
         for name in good.namelist():
@@ -90,11 +89,12 @@ def test_a_bad_mask_rejects_the_dataset_by_name(service: Service, tmp_path: Path
                 document["annotations"][0]["segmentation"] = [[1, 2, 3, 4, 5, 6, 7]]
                 data = json.dumps(document).encode()
             bad.writestr(name, data)
-    with (
-        service.client() as client,
-        pytest.raises(InvalidArchive, match="annotation 1, polygon 0 of its `segmentation` has 7 numbers"),
-    ):
-        client.datasets.create(tmp_path / "bad.zip", task="detection")
+    with service.client() as client, service.http() as http:
+        dataset = client.datasets.create(tmp_path / "bad.zip", task="detection")
+        assert not dataset.masks
+        assert any("annotation 1, polygon 0 of its `segmentation` has 7 numbers" in one for one in dataset.warnings)
+        answer = http.post("/v1/jobs", json={"checkpoint": network, "dataset": dataset.id})
+        assert (answer.status_code, answer.json()["code"]) == (422, "task_unsupported")
 
 
 def picture(mode: str, value: int) -> bytes:
