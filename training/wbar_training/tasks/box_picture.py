@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from wbar_training.data.augment import Preparer
 from wbar_training.data.boxes import CLASS, CORNERS, NO_BOX, BoxSplit
+from wbar_training.tasks.mask_overlaps import INSIDE
 from wbar_training.tasks.mask_picture import EDGE, HEAD, IMAGES, INK, PAPER, SIDE, palette
 
 SURE = 0.5  # the least score of a box that is drawn
 TINT = 0.5  # of a mask's colour over the image
-INSIDE = 0.5  # a pixel is in a mask that is surer of it
 Boxes = list[tuple[int, list[float], Tensor | None]]  # class; left, top, right, bottom in pixels; mask, (H, W) bool
 
 
