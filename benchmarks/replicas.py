@@ -5,26 +5,31 @@
     python -m benchmarks.replicas --part fleet --workers 64 --seconds 30
 
 *scaling* runs one job with replicas through a real `wbar up`, with one process at a time and with two, one thread each: on a
-machine with two cores that nothing else uses. *fleet* replaces the training by waiting: so many workers, each a thread on the
+machine with two cores that nothing else uses. Its limit is what the machine gives two plain training loops that know nothing of
+each other (`benchmarks.bare_loop`). *fleet* replaces the training by waiting: so many workers, each a thread on the
 real store, claim, send a heartbeat every second, keep their sums as a blob and end. What is more than the waiting is the
 store's; then the sums are joined as the worker joins them. *meetings* compares replicas that are joined once, at the end, with
 such as meet on their way (`method.join_every`), by accuracy, loss and seconds.
 """
 
 import argparse
+import json
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from statistics import mean, median, quantiles
 
 import torch
+from safetensors.torch import save_file
 
-from benchmarks.running import running
+from benchmarks.running import ROOT, running
 from benchmarks.serving import MINE, serving
 from benchmarks.start import write_start
 from wbar.jobs import Job, Progress
@@ -49,12 +54,42 @@ BEAT_SECONDS, LEASE_SECONDS = 1.0, 60.0
 SCORE = Score(accuracy=0.5, loss=0.7, ece=0.1)
 
 
-def scaling(cycles: int, images: int) -> None:
-    """Print images per second of all replicas together, from the first one's start to the last one's end."""
-    speeds = {workers: _speed(workers, cycles, images) for workers in (1, 2)}
-    for workers, speed in speeds.items():
-        print(f"{workers} at a time, one thread each: {speed:.0f} images/s")
-    print(f"ratio {speeds[2] / speeds[1]:.2f} (goal 1.8)")
+def scaling(cycles: int, images: int, repetitions: int) -> None:
+    """Print images per second of all replicas together, from the first one's start to the last one's end, and the limit."""
+    ours: dict[int, list[float]] = {1: [], 2: []}
+    plain: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(repetitions):
+        for processes in (1, 2):
+            ours[processes].append(_speed(processes, cycles, images))
+            plain[processes].append(_plain_speed(processes, cycles, images))
+    for name, speeds in (("replicas", ours), ("plain loops", plain)):
+        one, two = median(speeds[1]), median(speeds[2])
+        print(f"{name}: {one:.0f} images/s one at a time, {two:.0f} two at a time, one thread each: {two / one:.2f}")
+    print(f"medians of {repetitions}; the goal of the replicas is 1.8")
+
+
+def _plain_speed(processes: int, cycles: int, images: int) -> float:
+    """Return images per second of so many plain loops beside one another, from the first step of each on."""
+    with tempfile.TemporaryDirectory() as folder:
+        draws = torch.Generator().manual_seed(0)
+        tensors = {
+            "train.images": torch.randint(256, (images, 1, 8, 8), generator=draws, dtype=torch.uint8),
+            "train.labels": torch.randint(10, (images,), generator=draws),
+        }
+        save_file(tensors, Path(folder) / "data.safetensors")
+        task = {
+            "checkpoint": str(write_start(Path(folder) / "start.safetensors")),
+            "dataset": str(Path(folder) / "data.safetensors"),
+            "threads": 1, "epochs": 2 * cycles, "batch_size": 64, "lr": 0.002, "momentum": 0.9, "weight_decay": 5e-4,
+            "mean": [0.5], "std": [0.5], "flip": False,
+        }  # fmt: skip
+        command = [sys.executable, "-P", "-m", "benchmarks.bare_loop"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        loops = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(processes)]
+        with ThreadPoolExecutor() as threads:  # all begin at once
+            answers = list(threads.map(lambda one: one.communicate(json.dumps(task), timeout=600)[0], loops))
+    steps = [json.loads(answer) for answer in answers]
+    return sum(sum(count for count, _ in one) / sum(seconds for _, seconds in one) for one in steps)
 
 
 def _speed(workers: int, cycles: int, images: int) -> float:
@@ -216,6 +251,7 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=20, help="of scaling and meetings")
     parser.add_argument("--images", type=int, default=1000, help="training images of scaling and meetings")
     parser.add_argument("--seeds", type=int, default=3, help="of meetings")
+    parser.add_argument("--repetitions", type=int, default=1, help="of scaling, one and two at a time in turn")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception, so that the service is stopped
     if asked.part == "fleet":
@@ -223,7 +259,7 @@ def main() -> None:
     elif asked.part == "meetings":
         meetings(asked.cycles, asked.images, asked.seeds)
     else:
-        scaling(asked.cycles, asked.images)
+        scaling(asked.cycles, asked.images, asked.repetitions)
 
 
 if __name__ == "__main__":

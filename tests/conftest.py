@@ -41,15 +41,11 @@ ALIKE = frozenset(
 )  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         on_postgresql = "[postgresql" in item.name
         if (item.path.parent.name in FRONTS or item.path.stem in ALIKE) and on_postgresql:
             item.add_marker(pytest.mark.long)
-        # Where several processes share the suite, a module's tests of one database stay together, and so each process starts
-        # one service per database.
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{'postgresql' if on_postgresql else 'sqlite'}"))
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60.0, what: str = "the condition") -> None:

@@ -10,9 +10,10 @@ import socket
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from celery.signals import worker_ready, worker_shutting_down
+from celery.signals import task_postrun, worker_ready, worker_shutting_down
 
 from wbar_store.broker import OwnCelery
 from wbar_store.ids import kind_of
@@ -32,6 +33,8 @@ from wbar_worker.settings import WorkerSettings
 log = logging.getLogger("wbar.worker")
 
 SEEN_SECONDS = 3.0
+# From a task's last line until Celery counts its slot as free, with much to spare.
+FREE_SECONDS = 0.01
 
 
 def configured(settings: WorkerSettings) -> OwnCelery:
@@ -88,7 +91,8 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
     device: Device = "cuda" if gpus else "cpu"
     presence = _Presence(store, WorkerRecord(name, kind, device, slots))
 
-    def ready(**_: Any) -> None:
+    def ready(sender: Any, **_: Any) -> None:
+        task_postrun.connect(partial(_ask_broker_soon, sender.hub), weak=False)
         presence.start()
         for library in libraries:
             library.start()
@@ -114,6 +118,14 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
             library.stop()
         store.close()
         tracing.close()
+
+
+def _ask_broker_soon(hub: Any, **_: Any) -> None:
+    """Have Celery's event loop ask the broker for a message once the task that ends here has freed its slot.
+
+    The loop does not hear of threads that end: by itself it looks once a second, and a slot would be idle for half of one.
+    """
+    hub.call_soon(hub.call_later, FREE_SECONDS, lambda: None)
 
 
 def _register_train(app: OwnCelery, runner: Runner, slots: int, gpus: int, settings: WorkerSettings) -> None:
