@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wbar_averaging import add_folded_pull_gradient, add_pull_gradient, can_fold_pull, distance, fold_pull
 from wbar_training.distributed.ranks import Ranks
-from wbar_training.draws import key
+from wbar_training.draws import key, seed_torch
 from wbar_training.graphed import GraphedBackward, GraphedUpdate
 from wbar_training.losses import Loss, Target
 from wbar_training.networks.teachers import Teachers
@@ -117,7 +117,7 @@ class Stepper:
             if graphed is not None:
                 sums += graphed(seed, inputs, target, images)
                 continue
-            torch.manual_seed(seed)
+            seed_torch(seed, self.device)
             with self._joined(index + 1 == len(parts)):
                 sums += self._backward(inputs[part], target.part(part), images)
         loss, right = self.ranks.summed(sums)

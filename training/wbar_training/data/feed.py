@@ -143,7 +143,7 @@ class OneByOne(Dataset[Tensor]):
         image = pad_crop(self.images[one.image : one.image + 1], draws, flip=True)[0]
         # torchvision's policies draw from the global generator: it is lent for this image, and given back.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(one.seed ^ self.seed)
+            torch.default_generator.manual_seed(one.seed ^ self.seed)
             changed: Tensor = self.policy(image)
         return changed
 

@@ -47,7 +47,7 @@ def merged(alpha: float, inputs: Tensor, seed: int, step: int) -> tuple[Tensor, 
 def _beta(alpha: float, seed: int, step: int) -> float:
     # torch's Beta takes no generator; the global one is set for this draw and put back.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(seed, "beta", step))
+        torch.default_generator.manual_seed(key(seed, "beta", step))
         return torch.distributions.Beta(torch.tensor(alpha).double(), torch.tensor(alpha).double()).sample().item()
 
 

@@ -38,6 +38,7 @@ from wbar_training.data.examples import Batch, Examples
 from wbar_training.data.instance_masks import of_bits
 from wbar_training.data.mixing import merged
 from wbar_training.data.packed import Packed
+from wbar_training.draws import seed_torch
 from wbar_training.evaluate import Outputs
 from wbar_training.losses import Loss, Target
 from wbar_training.networks.detectors import found_by, loss_of
@@ -145,7 +146,7 @@ class Detection(Task):
             answers = torch.cat([answers, torch.stack(pixels)], dim=2)
         losses = []
         for image, target in zip(batch.inputs, targets_of(batch.labels.to(device), masks, size), strict=True):
-            torch.manual_seed(DRAWS)
+            seed_torch(DRAWS, device)
             losses.append(loss_of(model, image[None], [target]))
         return Outputs(answers, torch.stack(losses).double().cpu())
 
