@@ -61,7 +61,13 @@ def test_jobs_of_several_tasks_have_each_its_own(app: App) -> None:
 
 def test_only_networks_that_answer_about_pictures_can_be_asked(app: App) -> None:
     browser = sign_in(app)
-    for task, asked in (("classification", True), ("multilabel", True), ("regression", False), ("detection", False)):
+    for task, asked in (
+        ("classification", True),
+        ("multilabel", True),
+        ("attributes", False),
+        ("regression", False),
+        ("detection", False),
+    ):
         job = ended(app, task)  # type: ignore[arg-type]  # a task
         for path in (f"/jobs/{job}", f"/jobs/{job}/ask"):
             assert ('id="ask-form"' in browser.get(path).text) == asked, task
