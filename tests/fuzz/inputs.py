@@ -29,8 +29,8 @@ Reader = Literal[
 ]
 # The task of each reader of datasets.
 TASKS: dict[Reader, Task] = {
-    "dataset": "classification", "multilabel": "multilabel", "attributes": "attributes", "regression": "regression", "segmentation": "segmentation",
-    "detection": "detection",
+    "dataset": "classification", "multilabel": "multilabel", "attributes": "attributes", "regression": "regression",
+    "segmentation": "segmentation", "detection": "detection",
 }  # fmt: skip
 # What an accepted input may differ in from the valid file that it was made from:
 # nothing; numbers, where the format has no checksum (names, shapes and dtypes stay); fewer pictures, each as it was, where

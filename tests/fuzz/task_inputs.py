@@ -30,19 +30,20 @@ def _targets(source: Source) -> bytes:
 
 
 def _attributes(source: Source) -> bytes:
-    header, *lines = ATTRIBUTES.splitlines()
+    right = ATTRIBUTES
+    header, *lines = right.splitlines()
     cell = source.draws.choice(
         (b"\x00", b"\xff", b"x" * 200_000, b'"1', b"1,1", b"=1+1", b"\x1b[2J", b'"a\nb"', b"x" * 252)
     )
     table = source.draws.choice(
-        (b"", b"\n", header, b"image\n", ATTRIBUTES.replace(b"image", b"picture"), ATTRIBUTES.replace(b"size", b"colour"),
-         ATTRIBUTES + lines[0] + b"\n", ATTRIBUTES.replace(b",red,", b"," + cell + b","), ATTRIBUTES.replace(lines[1] + b"\n", b""),
-         ATTRIBUTES + b"train/none.png,red,small\n", ATTRIBUTES.decode().encode("utf-16"), ATTRIBUTES.replace(b"size", b"=1+1"),
-         ATTRIBUTES.replace(b"size", b"a=b"), ATTRIBUTES.replace(b"size", b" "), ATTRIBUTES.replace(b"size", b"\x1b[2J"),
-         ATTRIBUTES.replace(b"size", b"x" * 300), ATTRIBUTES.replace(b"size", b"a\x00b"), ATTRIBUTES.replace(b",small", b","),
-         ATTRIBUTES.replace(b"large", b"small"), ATTRIBUTES.replace(b"train/0.png,red", b"train/0.png,green"),
-         ATTRIBUTES.replace(b"blue,", b","), b"image," + b",".join(b"t%d" % i for i in range(10_000)), source.draws.randbytes(300),
-         b'"' * 100_001, ATTRIBUTES.replace(b",", b";"), ATTRIBUTES.replace(b"train/", b"../train/"),
+        (b"", b"\n", header, b"image\n", right.replace(b"image", b"picture"), right.replace(b"size", b"colour"),
+         right + lines[0] + b"\n", right.replace(b",red,", b"," + cell + b","), right.replace(b",red,", b"," + cell + b","),
+         right.replace(lines[1] + b"\n", b""), right + b"train/none.png,red,small\n", right.decode().encode("utf-16"),
+         right.replace(b"size", b"=1+1"), right.replace(b"size", b"a=b"), right.replace(b"size", b" "),
+         right.replace(b"size", b"\x1b[2J"), right.replace(b"size", b"x" * 300), right.replace(b"size", b"a\x00b"),
+         right.replace(b",small", b","), right.replace(b"large", b"small"), right.replace(b"blue,", b","),
+         right.replace(b"train/0.png,red", b"train/0.png,green"), b"image," + b",".join(b"t%d" % i for i in range(10_000)),
+         source.draws.randbytes(300), b'"' * 100_001, right.replace(b",", b";"), right.replace(b"train/", b"../train/"),
          header + b"\n" + b"\n".join(b"train/%d.png,c%d,s%d" % (i, i, i) for i in range(20_000)))
     )  # fmt: skip
     return zipped(attributed(table))
