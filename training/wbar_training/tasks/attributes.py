@@ -60,7 +60,8 @@ class Groups:
 
     def spread(self, values: Tensor, fill: float = 0.0) -> Tensor:
         """Return values of outputs, (N, outputs), by attribute, (N, attributes, most). fill: where there is no category."""
-        return F.pad(values, (0, 1), value=fill).index_select(1, self.index.flatten()).unflatten(1, self.index.shape)
+        found = F.pad(values, (0, 1), value=fill).index_select(1, self.index.flatten())
+        return found.reshape(-1, *self.index.shape)
 
     def gathered(self, values: Tensor) -> Tensor:
         """Return values by attribute, (N, attributes, most), as values of outputs, (N, outputs)."""
@@ -196,4 +197,5 @@ class Attributes(ImageTask):
 
     def strata(self, labels: Tensor) -> Tensor:
         """Return the number of each image's labels among all different ones, in their order."""
-        return labels.unique(dim=0, return_inverse=True)[1]
+        numbers: Tensor = torch.unique(labels, dim=0, return_inverse=True)[1]
+        return numbers
