@@ -248,3 +248,14 @@ def test_a_soup_of_attributes(tmp_path: Path) -> None:
     result = run(job.changed(ingredients=tuple(ingredients)), Recorder()).result
     assert result.metrics.averaged.attributes is not None
     assert set(result.metrics.averaged.attributes) == set(ATTRIBUTES)
+
+
+@pytest.mark.long
+def test_what_is_measured_of_every_task_is_measured_of_attributes(tmp_path: Path) -> None:
+    job = make_attribute_job(tmp_path, train=40, val=20, recipe_gradient_penalty=0.01, recipe_precision="bfloat16")
+    result = run(job.changed(flatness=True, swag=2), Recorder()).result
+    assert result.metrics.swag is not None
+    assert result.metrics.swag.attributes is not None
+    assert result.flatness is not None
+    assert all(value > 0 for value in result.flatness.sharpness.values())
+    assert all(loss is not None for loss in result.flatness.interpolation.val_loss)
