@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.training.attribute_jobs import ATTRIBUTES, CLASSES, make_attribute_job
 from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, run
-from wbar.method import METHODS, Soup
+from wbar.method import METHODS, HighPhase, LowPhase, Soup
 from wbar.recipe import Distillation, Recipe
 from wbar.spec import Network, StoredWeights
 from wbar_averaging import write_safetensors
@@ -259,3 +259,40 @@ def test_what_is_measured_of_every_task_is_measured_of_attributes(tmp_path: Path
     assert result.flatness is not None
     assert all(value > 0 for value in result.flatness.sharpness.values())
     assert all(loss is not None for loss in result.flatness.interpolation.val_loss)
+
+
+SLOW = METHOD.model_copy(update={"high": HighPhase(lr=0.002), "low": LowPhase(lr=0.0002), "cycles": 1})
+
+
+@pytest.mark.long
+def test_two_ranks_train_and_score_as_one(tmp_path: Path) -> None:
+    """Weights of categories, so that the divisor is the whole batch's; a network without BatchNorm and without dropout."""
+
+    def job(name: str, **changes: object) -> LocalJob:
+        sizes = {"recipe_image_size": (24, 24), "recipe_batch_size": 10, "recipe_dropout": 0.0}
+        made = make_attribute_job(
+            tmp_path / name,
+            SLOW,
+            train=50,
+            val=30,
+            recipe_class_weights="balanced",
+            recipe_mixup=0.5,
+            **sizes,
+            **changes,
+        )
+        network = Network("squeezenet1_1", len(CLASSES))
+        torch.manual_seed(5)
+        write_safetensors(made.start, initialized(network).state_dict(), {})
+        start = made.spec.start.model_copy(update={"network": network})
+        return made.changed(network=network, start=start, threads=2)
+
+    alone, together = Recorder(), Recorder()
+    one = run(job("one"), alone)
+    two = run(job("two", recipe_devices=2, recipe_accumulate=2), together)
+    for shared, single in zip(together.points, alone.points, strict=True):
+        assert shared.loss == pytest.approx(single.loss, rel=1e-5)
+        assert shared.accuracy == pytest.approx(single.accuracy, rel=1e-5)
+        assert shared.grad_norm == pytest.approx(single.grad_norm, rel=1e-4)
+    # The start's evaluation is the same work in shares: the same numbers.
+    assert two.result.metrics.start.attributes == one.result.metrics.start.attributes
+    assert two.result.metrics.averaged.loss == pytest.approx(one.result.metrics.averaged.loss, rel=1e-4)
