@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.training.attribute_jobs import ATTRIBUTES, CLASSES, make_attribute_job
 from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, run
 from wbar.method import METHODS, HighPhase, LowPhase, Soup
-from wbar.recipe import Distillation, Recipe
+from wbar.recipe import Distillation, Optimizer, Recipe
 from wbar.spec import Network, StoredWeights
 from wbar_averaging import write_safetensors
 from wbar_training import state_files
@@ -296,3 +296,15 @@ def test_two_ranks_train_and_score_as_one(tmp_path: Path) -> None:
     # The start's evaluation is the same work in shares: the same numbers.
     assert two.result.metrics.start.attributes == one.result.metrics.start.attributes
     assert two.result.metrics.averaged.loss == pytest.approx(one.result.metrics.averaged.loss, rel=1e-4)
+
+
+def test_a_teacher_of_attributes(tmp_path: Path) -> None:
+    method = METHOD.model_copy(update={"cycles": 1, "pull": 0.0})
+    distilled = Distillation(teacher="ckpt_start", temperature=2.0, weight=1.0)
+    still = Optimizer(name="sgd", weight_decay=0)
+    changes = {"recipe_distillation": distilled, "recipe_batch_norm": "frozen", "recipe_optimizer": still}
+    job, told = make_attribute_job(tmp_path, method, train=40, val=20, **changes), Recorder()  # type: ignore[arg-type]
+    result = run(job.changed(teachers=(job.spec.start,)), told).result
+    # The start is its own teacher, and with frozen statistics the same network: there is nothing to learn.
+    assert told.points[0].loss == pytest.approx(0, abs=1e-6)
+    assert result.metrics.averaged.loss == pytest.approx(result.metrics.start.loss, rel=1e-3)
