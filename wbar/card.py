@@ -11,6 +11,7 @@ from math import sqrt
 
 import yaml
 
+from wbar.measures import task_of
 from wbar.recipe import Normalization, Recipe
 from wbar.results import CALIBRATED, VERDICTS, Comparisons, JobResult, Score
 from wbar.spec import JobSpec, StoredWeights
@@ -80,6 +81,10 @@ class ModelCard:
         return self.result.metrics.averaged.regression is not None
 
     @property
+    def _has_attributes(self) -> bool:
+        return self.result.metrics.averaged.attributes is not None
+
+    @property
     def _task(self) -> str:
         if self._predicts:
             return "image-regression"
@@ -95,8 +100,8 @@ class ModelCard:
         tags = [self._task, "weight-averaging", self.spec.method.type, self.spec.network.name, "wbar"]
         head = {
             "library_name": self.spec.network.architecture.library if self._is_hubs else "pytorch",
-            # Hubs have no pipeline for numbers of images.
-            **({} if self._predicts else {"pipeline_tag": self._task}),
+            # Hubs have no pipeline for numbers or attributes of images.
+            **({} if self._predicts or self._has_attributes else {"pipeline_tag": self._task}),
             "tags": list(dict.fromkeys(tags)),
             "model-index": [{"name": self._title, "results": [self._index()]}],
         }
@@ -108,6 +113,7 @@ class ModelCard:
         boxes, masks = score.boxes, score.masks
         metrics = {
             "accuracy": None if boxes or self._predicts else score.accuracy,
+            **{f"accuracy of {name}": one.accuracy for name, one in (score.attributes or {}).items()},
             **self._errors(score),
             "coco_ap": boxes.ap if boxes else None,
             "coco_ap50": boxes.ap50 if boxes else None,
@@ -178,7 +184,7 @@ class ModelCard:
         result, metrics = self.result, self.result.metrics
         error = (
             ""
-            if metrics.averaged.map is not None or self._segments or self._detects or self._predicts
+            if task_of(metrics.averaged) != "classification"
             else f" (one standard error of the accuracy of w̄: {self._error():.2%})"
         )
         yield f"On {result.held_out.report:,} held-out images{error}:"
@@ -191,6 +197,9 @@ class ModelCard:
             return
         if self._predicts:
             yield from self._of_targets()
+            return
+        if self._has_attributes:
+            yield from self._of_attributes()
             return
         yield "| | accuracy | NLL (nats) | NLL, calibrated | temperature | calibration error |"
         yield "| --- | ---: | ---: | ---: | ---: | ---: |"
@@ -250,6 +259,20 @@ class ModelCard:
             yield f"{_plain(line)}."
             yield ""
 
+    def _of_attributes(self) -> Iterator[str]:
+        yield "| | attribute | images | accuracy | NLL (nats) |"
+        yield "| --- | --- | ---: | ---: | ---: |"
+        for name, score in self.result.metrics.named().items():
+            label = f"**{Comparisons.label(name)}**" if name == "averaged" else Comparisons.label(name)
+            yield f"| {label} | mean | | {score.accuracy:.2%} | {score.loss:.4f} |"
+            for attribute, one in (score.attributes or {}).items():
+                accuracy = "–" if one.accuracy is None else f"{one.accuracy:.2%}"
+                yield f"| | {_plain(attribute)} | {one.images:,} | {accuracy} | {_number(one.loss, 4)} |"
+        yield ""
+        for line in self.result.selection_in_words():
+            yield f"{_plain(line)}."
+            yield ""
+
     def _error(self) -> float:
         accuracy = self.result.metrics.averaged.accuracy
         return sqrt(max(accuracy * (1 - accuracy), 0.0) / max(self.result.held_out.report, 1))
@@ -303,6 +326,7 @@ class ModelCard:
         yield 'model = AveragedModel(Path("averaged.safetensors"))'
         found = "(N, classes, height, width)" if self._segments else "columns"
         found = "(N, most, 6), class, score, corners" if self._detects else found
+        found += ", of each attribute its own softmax: model.attributes" if self._has_attributes else ""
         answers = "boxes" if self._detects else "predictions" if self._predicts else "logits"
         yield f"{answers} = model.predict(images)  # (N, channels, height, width), pixels in [0, 1]; {found}: model.classes"
         yield "```"

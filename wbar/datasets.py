@@ -12,7 +12,7 @@ from wbar.states import UploadStatus
 from wbar.uploads import UPLOAD_ID
 
 # Unlabelled images are looked at by a job's networks, and never trained on.
-Task = Literal["classification", "multilabel", "segmentation", "detection", "regression", "unlabelled"]
+Task = Literal["classification", "multilabel", "attributes", "segmentation", "detection", "regression", "unlabelled"]
 BACKGROUND = "background"  # class 0 of detection: what is in no box
 VOID_LABEL = 255  # of pixels that belong to no class, where nothing else is said
 THUMBNAIL = 96  # pixels a side: up to here images are trained on at their own size
@@ -36,7 +36,7 @@ class ImageShape(BaseModel):
 class DatasetFacts:
     """The facts of a dataset that a job's options are resolved from, read off the images once, when it is validated.
 
-    classes: their names, sorted.
+    classes: their names, sorted; of attributes see `wbar.attributes`.
     train_images: the number of images in the training split.
     shape: in pixels, the median where there are many sizes.
     mean, std: one number per channel of the training split, for pixels in [0, 1].
@@ -119,6 +119,7 @@ class Dataset(BaseModel):
                 "task": "classification",
                 "source": "builtin:digits",
                 "classes": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
+                "attributes": None,
                 "splits": {"train": {"images": 1438}, "val": {"images": 359}},
                 "class_counts": None,
                 "image": {"channels": 1, "height": 8, "width": 8},
@@ -138,7 +139,13 @@ class Dataset(BaseModel):
     status: UploadStatus
     task: Task
     source: str | None = Field(None, description="`builtin:…`, `file://…` or `s3://…` where it was not uploaded.")
-    classes: list[str] | None
+    classes: list[str] | None = Field(
+        description="Their names, in the order of the outputs; of task `attributes` they are `attribute=category`, one "
+        "attribute after the other."
+    )
+    attributes: dict[str, list[str]] | None = Field(
+        None, description="Of task `attributes`: the categories of each attribute, in the order of the outputs."
+    )
     splits: dict[str, Split] | None
     class_counts: dict[str, list[int]] | None = Field(
         None, description="By split, how many images each class has, in the order of `classes`; null where unknown."

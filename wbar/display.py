@@ -126,6 +126,8 @@ def comparison(job: Job) -> Table:
         return _of_boxes(job.result, table)
     if job.result.metrics.averaged.regression is not None:
         return _of_targets(job.result, table)
+    if job.result.metrics.averaged.attributes is not None:
+        return _of_attributes(job.result, table)
     for column in ("", "accuracy", "NLL", "calibrated", "T", "ECE", *(["mAP"] if several else [])):
         table.add_column(column, justify="left" if not column else "right")
     for name, score in job.result.metrics.named().items():
@@ -195,6 +197,20 @@ def _of_targets(result: JobResult, table: Table) -> Table:
         r2 = number(errors.r2 if errors else None, 4)
         style = "bold" if name == "averaged" else ""
         table.add_row(Comparisons.label(name), r2, f"{score.loss:.4f}", *cells, style=style)
+    return table
+
+
+def _of_attributes(result: JobResult, table: Table) -> Table:
+    attributes = list(result.metrics.averaged.attributes or {})[:5]
+    for column in ("", "mean accuracy", "NLL", "ECE", *map(escape, attributes)):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, score in result.metrics.named().items():
+        each = score.attributes or {}
+        found = [each[one].accuracy if one in each else None for one in attributes]
+        cells = ["–" if accuracy is None else f"{accuracy:.2%}" for accuracy in found]
+        style = "bold" if name == "averaged" else ""
+        label = Comparisons.label(name)
+        table.add_row(label, f"{score.accuracy:.2%}", f"{score.loss:.4f}", number(score.ece, 4), *cells, style=style)
     return table
 
 

@@ -53,6 +53,9 @@ class Measure:
 MEASURES: Mapping[Task, Measure] = {
     "classification": Measure("accuracy", "accuracy", "accuracy", is_share=True),
     "multilabel": Measure("accuracy", "accuracy", "label_accuracy", is_share=True, loss_term="label_loss"),
+    "attributes": Measure(
+        "mean accuracy", "mean_accuracy", "attribute_accuracy", is_share=True, loss_term="attribute_loss"
+    ),
     "segmentation": Measure(
         "pixel accuracy", "pixel_accuracy", "pixel_accuracy", is_share=True, loss_term="pixel_loss"
     ),
@@ -78,6 +81,8 @@ def task_of(score: Score) -> Task:
         return "detection"
     if score.mean_iou is not None:
         return "segmentation"
+    if score.attributes is not None:
+        return "attributes"
     return "multilabel" if score.average_precision is not None or score.map is not None else "classification"
 
 

@@ -174,7 +174,7 @@ class Recipe(RequestModel):
         "only. `float16`: with dynamic loss scaling. Weights, means and BatchNorm statistics are float32 or wider with each.",
     )
     label_smoothing: Annotated[float, TRAINING] = Field(
-        0.0, ge=0, lt=1, description="ε: targets are (1 − ε)·one-hot + ε/classes."
+        0.0, ge=0, lt=1, description="ε: targets are (1 − ε)·one-hot + ε/classes; of attributes, of each by itself."
     )
     grad_clip_norm: Annotated[Positive | None, TRAINING] = Field(
         None, description="Global norm to which gradients (with the pull's) are clipped."
@@ -199,7 +199,7 @@ class Recipe(RequestModel):
     ] = Field(
         None,
         description="Weights in the loss, one per output in the checkpoint's order; `balanced`: images / (classes · "
-        "images of the class).",
+        "images of the class), of attributes among the categories of each.",
     )
     dice: Annotated[float, TRAINING] = Field(
         0.0,

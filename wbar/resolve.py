@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from wbar.attributes import check_outputs
 from wbar.catalog import BATCH, BUILTINS
 from wbar.datasets import DatasetFacts
 from wbar.errors import ChannelsMismatch, CheckpointsDiffer, ClassesMismatch, ImageSizeUnsupported, ValidationFailed
@@ -356,6 +357,8 @@ def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetF
     Raises ClassesMismatch (422): labels beyond num_classes, or names that do not cover the dataset's.
     """
     told = _told_apart(network, facts)
+    if facts.task == "attributes":
+        check_outputs(classes, told, facts.classes)
     if classes is None:
         if len(facts.classes) > told:
             raise ClassesMismatch(
@@ -376,7 +379,7 @@ def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetF
 
 def _told_apart(network: Network, facts: DatasetFacts) -> int:
     """Return how many classes the outputs tell apart: of several labels each has an output of its own."""
-    return network.num_classes if facts.task in ("multilabel", "regression") else network.classes
+    return network.num_classes if facts.task in ("multilabel", "attributes", "regression") else network.classes
 
 
 def _named_classes(start: StoredWeights, facts: DatasetFacts) -> list[str] | None:

@@ -59,14 +59,26 @@ class RegressionScore(BaseModel):
     by_target: dict[str, TargetScore] = Field(description="By the target's name.")
 
 
+class AttributeScore(BaseModel):
+    """How one attribute is answered on the held-out images that it is known of."""
+
+    images: int = Field(description="The images that it is known of.")
+    accuracy: float | None = Field(
+        description="The share of these that got the right category; null where it is known of none."
+    )
+    loss: float | None = Field(description="The mean of −log p of the right category over these, in nats.")
+
+
 class Score(BaseModel):
     """Accuracy in [0, 1], mean negative log-likelihood in nats, and expected calibration error (15 bins).
 
-    Where an image has several labels, accuracy is the share of right yes-or-no answers, loss their mean, and mean
-    average precision is added. Of segmentation, accuracy is that of all labelled pixels, loss the mean over the images of
-    the mean over their labelled pixels, and intersections over unions are added. Of detection, accuracy is AP, loss the mean
-    over the images of the network's own losses, and `boxes` is added. Of regression, accuracy is the mean R² (below 0 where
-    it is worse than the mean), loss the mean squared error of standardized targets, and `regression` is added.
+    Where an image has several labels, accuracy is the share of right yes-or-no answers, loss their mean, and mean average
+    precision is added. Of attributes, accuracy is the mean over them of the share that got the right category, of the
+    images that each is known of; loss is the mean over images of the mean over their known attributes. Of segmentation,
+    accuracy is that of all labelled pixels, loss the mean over the images of the mean over their labelled pixels, and
+    intersections over unions are added. Of detection, accuracy is AP, loss the mean over the images of the network's own
+    losses, and `boxes` is added. Of regression, accuracy is the mean R² (below 0 where it is worse than the mean), loss the
+    mean squared error of standardized targets, and `regression` is added.
     """
 
     accuracy: float
@@ -83,6 +95,7 @@ class Score(BaseModel):
     boxes: BoxScore | None = Field(None, description="Of detection.")
     masks: BoxScore | None = Field(None, description="Of a Mask R-CNN: the same by what masks have in common.")
     regression: RegressionScore | None = Field(None, description="Of regression.")
+    attributes: dict[str, AttributeScore] | None = Field(None, description="Of attributes, by their names.")
     map: float | None = Field(None, description="Mean of `average_precision`; null for one label per image.")
     average_precision: list[float | None] | None = Field(
         None, description="By class, in the order of the outputs; null for a class that no held-out image has."
@@ -95,7 +108,7 @@ class Score(BaseModel):
     temperature: float | None = Field(
         None,
         description="T of softmax(z/T), fitted on the selection split, else on the report split. Not applied to the weights, "
-        "nor to `loss` and `ece`. Null in the curve.",
+        "nor to `loss` and `ece`. Null in the curve, and of tasks other than classes and labels.",
     )
 
 
@@ -110,12 +123,27 @@ def mean_score(scores: Sequence[Score]) -> Score:
         boxes=_mean_precision([one.boxes for one in scores if one.boxes is not None]),
         masks=_mean_precision([one.masks for one in scores if one.masks is not None]),
         regression=_mean_regression([one.regression for one in scores if one.regression is not None]),
+        attributes=_mean_attributes([one.attributes for one in scores if one.attributes is not None]),
     )
 
 
 def _mean_regression(scores: Sequence[RegressionScore]) -> RegressionScore | None:
     """Return the mean R²; by target there is none, whose errors are of one network."""
     return RegressionScore(r2=_mean([one.r2 for one in scores]), by_target={}) if scores else None
+
+
+def _mean_attributes(scores: Sequence[dict[str, AttributeScore]]) -> dict[str, AttributeScore] | None:
+    """Return the means by attribute, of scores of the same images."""
+    if not scores:
+        return None
+    return {
+        name: AttributeScore(
+            images=first.images,
+            accuracy=_mean([one[name].accuracy for one in scores]),
+            loss=_mean([one[name].loss for one in scores]),
+        )
+        for name, first in scores[0].items()
+    }
 
 
 def _mean_precision(scores: Sequence[BoxScore]) -> BoxScore | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import insert, select
 
+from wbar.attributes import categories_of
 from wbar.datasets import VOID_LABEL, Dataset, DatasetFacts, ImageShape, Split, Task
 from wbar.spec import StoredDataset
 from wbar_store.blobs import Received
@@ -102,6 +103,7 @@ class DatasetRecord(UploadRecord):
             task=self.task,
             source=self.source,
             classes=summary.classes if summary else None,
+            attributes=categories_of(summary.classes) if summary and self.task == "attributes" else None,
             splits=summary.splits if summary else None,
             class_counts=summary.class_counts if summary else None,
             masks=summary.masks if summary else False,

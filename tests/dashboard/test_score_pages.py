@@ -53,6 +53,12 @@ def test_job_list_and_comparison_have_the_scores_name(app: App, task: Task) -> N
     assert ("data-share" in page) == measure.is_share
 
 
+def test_the_page_of_a_job_has_each_attribute(app: App) -> None:
+    page = sign_in(app).get(f"/jobs/{ended(app, 'attributes')}").text
+    assert "By attribute" in page
+    assert '<th scope="row">a</th><td class="number">0</td><td class="number">–, –</td>' in page
+
+
 def test_jobs_of_several_tasks_have_each_its_own(app: App) -> None:
     store = store_of(app)
     tasks = store.datasets.tasks_for(MINE, [ended(app, "regression"), "job_none"])
@@ -61,7 +67,13 @@ def test_jobs_of_several_tasks_have_each_its_own(app: App) -> None:
 
 def test_only_networks_that_answer_about_pictures_can_be_asked(app: App) -> None:
     browser = sign_in(app)
-    for task, asked in (("classification", True), ("multilabel", True), ("regression", False), ("detection", False)):
+    for task, asked in (
+        ("classification", True),
+        ("multilabel", True),
+        ("attributes", False),
+        ("regression", False),
+        ("detection", False),
+    ):
         job = ended(app, task)  # type: ignore[arg-type]  # a task
         for path in (f"/jobs/{job}", f"/jobs/{job}/ask"):
             assert ('id="ask-form"' in browser.get(path).text) == asked, task

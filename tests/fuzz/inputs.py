@@ -24,11 +24,13 @@ from wbar.spec import Network
 from wbar_training.networks.architectures import initialized
 
 # A program names its own network.
-Reader = Literal["checkpoint", "program", "dataset", "multilabel", "regression", "segmentation", "detection"]
+Reader = Literal[
+    "checkpoint", "program", "dataset", "multilabel", "attributes", "regression", "segmentation", "detection"
+]
 # The task of each reader of datasets.
 TASKS: dict[Reader, Task] = {
-    "dataset": "classification", "multilabel": "multilabel", "regression": "regression", "segmentation": "segmentation",
-    "detection": "detection",
+    "dataset": "classification", "multilabel": "multilabel", "attributes": "attributes", "regression": "regression",
+    "segmentation": "segmentation", "detection": "detection",
 }  # fmt: skip
 # What an accepted input may differ in from the valid file that it was made from:
 # nothing; numbers, where the format has no checksum (names, shapes and dtypes stay); fewer pictures, each as it was, where
@@ -123,6 +125,7 @@ TABLE = b"image,red,green\ntrain/0.png,1,0\ntrain/1.png,1,1\ntrain/2.png,0,0\nva
 
 
 TARGETS = b"image,age,height\ntrain/0.png,31,1.74\ntrain/1.png,7.5,-1.2e1\ntrain/2.png,40,0\nval/0.png,20,1.6\n"
+ATTRIBUTES = b"image,colour,size\ntrain/0.png,red,small\ntrain/1.png,blue,\ntrain/2.png,,large\nval/0.png,red,large\n"
 NAMES = b"ground\nfigure\n"
 
 
@@ -138,6 +141,11 @@ def labelled(table: bytes = TABLE) -> dict[str, bytes]:
 def targeted(table: bytes = TARGETS) -> dict[str, bytes]:
     images = {name: data for name, data in labelled().items() if name != "labels.csv"}
     return images | {"targets.csv": table}
+
+
+def attributed(table: bytes = ATTRIBUTES) -> dict[str, bytes]:
+    images = {name: data for name, data in labelled().items() if name != "labels.csv"}
+    return images | {"attributes.csv": table}
 
 
 def masked() -> dict[str, bytes]:
@@ -199,6 +207,7 @@ BASES: dict[str, tuple[Reader, Tolerance, Callable[[], bytes]]] = {
     "tar.gz": ("dataset", "nothing", cache(lambda: gzip.compress(tarred(pictures()), mtime=0))),
     "tar.zst": ("dataset", "nothing", cache(lambda: _zst(tarred(pictures())))),
     "multilabel": ("multilabel", "nothing", cache(lambda: zipped(labelled()))),
+    "attributes": ("attributes", "nothing", cache(lambda: zipped(attributed()))),
     "regression": ("regression", "nothing", cache(lambda: zipped(targeted()))),
     "segmentation": ("segmentation", "nothing", cache(lambda: zipped(masked()))),
     "detection": ("detection", "nothing", cache(lambda: zipped(boxed()))),

@@ -18,7 +18,7 @@ from tests.fuzz.mutations import mutation
 from tests.fuzz.program_inputs import program_input
 from tests.fuzz.pytorch_inputs import pytorch_input
 from tests.fuzz.safetensors_inputs import safetensors_input
-from tests.fuzz.task_inputs import mask_input, target_input
+from tests.fuzz.task_inputs import attribute_input, mask_input, target_input
 from wbar.errors import REJECTED
 from wbar_training.uploads import limits as uploads
 from wbar_worker import processes
@@ -71,6 +71,7 @@ def inputs(count: int, seed: int, canary: Path) -> Iterator[Input]:
         image_input,
         label_input,
         target_input,
+        attribute_input,
         mask_input,
         box_input,
         box_mask_input,

@@ -1,4 +1,4 @@
-"""Tables of targets and masks that are no labels of their images, in archives that are right."""
+"""Tables of targets and attributes, and masks, that are no labels of their images, in archives that are right."""
 
 import io
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from tests.fuzz.archive_inputs import png
-from tests.fuzz.inputs import NAMES, TARGETS, Input, Source, masked, pngs, targeted, zipped
+from tests.fuzz.inputs import ATTRIBUTES, NAMES, TARGETS, Input, Source, attributed, masked, pngs, targeted, zipped
 
 CELLS = (
     b"", b"nan", b"-inf", b"1e31", b"-1e400", b"yes", b"\x00", b"\xff", b"x" * 200_000, b'"1', b"1,1", b"=1", b"0x1f", b"1_000",
@@ -27,6 +27,26 @@ def _targets(source: Source) -> bytes:
          source.draws.randbytes(300), b'"' * 100_001, TARGETS.replace(b",", b";"), TARGETS.replace(b"train/", b"../train/"))
     )  # fmt: skip
     return zipped(targeted(table))
+
+
+def _attributes(source: Source) -> bytes:
+    right = ATTRIBUTES
+    header, *lines = right.splitlines()
+    cell = source.draws.choice(
+        (b"\x00", b"\xff", b"x" * 200_000, b'"1', b"1,1", b"=1+1", b"\x1b[2J", b'"a\nb"', b"x" * 252)
+    )
+    table = source.draws.choice(
+        (b"", b"\n", header, b"image\n", right.replace(b"image", b"picture"), right.replace(b"size", b"colour"),
+         right + lines[0] + b"\n", right.replace(b",red,", b"," + cell + b","), right.replace(b",red,", b"," + cell + b","),
+         right.replace(lines[1] + b"\n", b""), right + b"train/none.png,red,small\n", right.decode().encode("utf-16"),
+         right.replace(b"size", b"=1+1"), right.replace(b"size", b"a=b"), right.replace(b"size", b" "),
+         right.replace(b"size", b"\x1b[2J"), right.replace(b"size", b"x" * 300), right.replace(b"size", b"a\x00b"),
+         right.replace(b",small", b","), right.replace(b"large", b"small"), right.replace(b"blue,", b","),
+         right.replace(b"train/0.png,red", b"train/0.png,green"), b"image," + b",".join(b"t%d" % i for i in range(10_000)),
+         source.draws.randbytes(300), b'"' * 100_001, right.replace(b",", b";"), right.replace(b"train/", b"../train/"),
+         header + b"\n" + b"\n".join(b"train/%d.png,c%d,s%d" % (i, i, i) for i in range(20_000)))
+    )  # fmt: skip
+    return zipped(attributed(table))
 
 
 def _grey(values: np.ndarray, mode: str | None = None) -> bytes:
@@ -81,6 +101,10 @@ def _masks(source: Source) -> bytes:
 
 def target_input(source: Source) -> Input:
     return Input("target table", "regression", _targets(source))
+
+
+def attribute_input(source: Source) -> Input:
+    return Input("attribute table", "attributes", _attributes(source))
 
 
 def mask_input(source: Source) -> Input:

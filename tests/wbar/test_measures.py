@@ -11,6 +11,7 @@ from wbar.display import evaluation, line_of, side_by_side, summary
 from wbar.jobs import Event, Job
 from wbar.measures import MEASURES, measure_in, measure_of, task_of
 from wbar.results import (
+    AttributeScore,
     BoxScore,
     Comparisons,
     CurvePoint,
@@ -25,6 +26,9 @@ TARGET = TargetScore(mse=1.0, rmse=1.0, mae=1.0, r2=None)
 SCORES: dict[Task, Score] = {
     "classification": Score(accuracy=0.25, loss=1.0, ece=0.1),
     "multilabel": Score(accuracy=0.25, loss=1.0, ece=0.1, average_precision=[None]),
+    "attributes": Score(
+        accuracy=0.25, loss=1.0, ece=0.1, attributes={"a": AttributeScore(images=0, accuracy=None, loss=None)}
+    ),
     "segmentation": Score(accuracy=0.25, loss=1.0, mean_iou=0.0, iou={"a": None}),
     "detection": Score(
         accuracy=0.25,
@@ -36,6 +40,7 @@ SCORES: dict[Task, Score] = {
 WRITTEN = {
     "classification": "accuracy 25.00%",
     "multilabel": "accuracy 25.00%",
+    "attributes": "mean accuracy 25.00%",
     "segmentation": "pixel accuracy 25.00%",
     "detection": "AP 0.2500",
     "regression": "R² 0.2500",
@@ -92,6 +97,18 @@ def test_the_mean_of_scores_is_a_score_of_their_task() -> None:
     assert (task_of(mean), mean.accuracy) == ("regression", pytest.approx(-0.35))
     assert mean.regression is not None
     assert mean.regression.r2 == pytest.approx(-0.35)
+
+
+def test_the_mean_of_scores_of_attributes_is_by_attribute() -> None:
+    unknown = AttributeScore(images=0, accuracy=None, loss=None)
+
+    def score(accuracy: float) -> Score:
+        known = AttributeScore(images=4, accuracy=accuracy, loss=2 * accuracy)
+        return Score(accuracy=accuracy, loss=1, attributes={"a": known, "b": unknown})
+
+    mean = mean_score([score(0.25), score(0.75)])
+    assert task_of(mean) == "attributes"
+    assert mean.attributes == {"a": AttributeScore(images=4, accuracy=0.5, loss=1.0), "b": unknown}
 
 
 def test_jobs_of_several_tasks_side_by_side() -> None:

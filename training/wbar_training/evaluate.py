@@ -40,8 +40,8 @@ class Outputs:
     """The outputs of a network on N images, on the CPU.
 
     answers: (N, …), what the task keeps of them for its scores.
-    losses: (N,) float64, −log p of the label, in nats; of several labels or pixels their mean; of
-        regression the mean squared error of standardized targets.
+    losses: (N,) float64, −log p of the label, in nats; of several labels, known attributes or pixels their
+        mean; of regression the mean squared error of standardized targets.
     """
 
     answers: Tensor

@@ -128,14 +128,19 @@ class Loss(ABC):
         """Return KL(teacher ‖ student) per image, (B,). scaled: the student's logits over the temperature."""
 
 
+def balanced_weights(classes: int, counts: Tensor) -> Tensor:
+    """Return images / (classes · images of the class), (classes,) float32. counts: (classes,) images of each."""
+    # A class without training images has weight 0, and must not make the others' weights infinite.
+    present = counts > 0
+    weights = torch.zeros(classes)
+    weights[present] = counts.sum() / (present.sum() * counts[present]).float()
+    return weights
+
+
 def _class_weights(recipe: Recipe, classes: int, counts: Tensor | None) -> Tensor | None:
     if recipe.class_weights is None:
         return None
     if recipe.class_weights == "balanced":
         assert counts is not None
-        # A class without training images has weight 0, and must not make the others' weights infinite.
-        present = counts > 0
-        weights = torch.zeros(classes)
-        weights[present] = counts.sum() / (present.sum() * counts[present]).float()
-        return weights
+        return balanced_weights(classes, counts)
     return torch.tensor(recipe.class_weights, dtype=torch.float32)

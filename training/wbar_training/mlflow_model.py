@@ -28,6 +28,7 @@ class AveragedModel:
     """The network with its averaged weights, on the CPU.
 
     classes: names, in the order of the columns that `predict` returns.
+    attributes: of the task of that name, the columns of each attribute, whose softmax is over these alone; else empty.
     """
 
     def __init__(self, weights: Path) -> None:
@@ -45,6 +46,7 @@ class AveragedModel:
             network = identify(name, shapes, outputs) if config is None else Network(name, outputs, config=config)
         self._module = load(network, tensors)[0].eval()
         self.classes: list[str] = json.loads(header["wbar.classes"])
+        self.attributes: dict[str, list[int]] = json.loads(header.get("wbar.attributes", "{}"))
         self._size: list[int] = json.loads(header["wbar.image_size"])
         self._any_size = header.get("wbar.resize") == "none"  # of segmentation and detection
         self._finds_boxes = network.name in DETECTION

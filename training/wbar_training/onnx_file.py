@@ -118,6 +118,8 @@ def _export(network: nn.Module, inputs: Tensor, path: Path, metadata: dict[str, 
     answers = (
         "which times std plus mean of wbar.targets is the target" if "wbar.targets" in metadata else "before softmax"
     )
+    if "wbar.attributes" in metadata:
+        answers += " over the columns of each attribute in wbar.attributes"
     program.model.doc_string = (
         f"{INPUT}: (batch, channels, height, width) float32, (pixel - mean) / std of pixels in [0, 1] with the mean and std of "
         f"wbar.normalize; {OUTPUT}: one column for each name of wbar.classes, {answers}"

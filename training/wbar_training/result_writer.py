@@ -23,6 +23,7 @@ from wbar_training.networks.programs import known, metadata_of
 from wbar_training.networks.tensors import read_tensors
 from wbar_training.outcome import WeightsFiles
 from wbar_training.plan import Plan
+from wbar_training.tasks.attributes import Attributes
 from wbar_training.tasks.regression import Regression
 from wbar_training.tasks.task import Task
 from wbar_training.workspace import Workspace
@@ -66,6 +67,8 @@ class ResultWriter:
         }
         if isinstance(task, Regression):
             self._metadata["wbar.targets"] = canonical(task.units())
+        if isinstance(task, Attributes):
+            self._metadata["wbar.attributes"] = canonical(task.groups.outputs)
         if spec.network.program is not None:
             self._metadata |= metadata_of(known(spec.network.program))
         self.normalize_by(plan.mean, plan.std)

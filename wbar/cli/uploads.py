@@ -124,6 +124,7 @@ class DatasetTask(StrEnum):
 
     classification = "classification"
     multilabel = "multilabel"
+    attributes = "attributes"
     segmentation = "segmentation"
     detection = "detection"
     regression = "regression"
@@ -145,8 +146,8 @@ def add_dataset(
     task: Annotated[
         DatasetTask,
         typer.Option(
-            help="What the labels are: folders' names, those of labels.csv, masks, COCO's boxes, numbers of targets.csv; none "
-            "(unlabelled) for probe images."
+            help="What the labels are: folders' names, those of labels.csv, categories of attributes.csv, masks, COCO's boxes, "
+            "numbers of targets.csv; none (unlabelled) for probe images."
         ),
     ] = DatasetTask.classification,
     multilabel: Annotated[bool, typer.Option(help="The same as --task multilabel.")] = False,

@@ -15,6 +15,7 @@ from wbar.jobs import MetricsPoint
 from wbar.measures import Measure, measure_of
 from wbar.results import CALIBRATED, VERDICTS, AlphaLine, Comparisons, Flatness, JobResult
 from wbar.spec import JobSpec
+from wbar_worker import report_attributes as attributes
 from wbar_worker import report_boxes as boxes
 from wbar_worker import report_masks as masks
 from wbar_worker import report_meetings as meetings
@@ -86,6 +87,8 @@ class ReportPage:
             if masks.has_masks(result)
             else targets.NOTE
             if targets.has_targets(result)
+            else attributes.NOTE
+            if attributes.has_attributes(result)
             else (
                 "<p class='note'>Bold: the weights that a download gives. Loss: the mean negative log-likelihood of the right "
                 "class; lower is better, and confident mistakes cost most. Calibration error: how far the stated confidence is "
@@ -101,6 +104,8 @@ class ReportPage:
             yield from masks.sections(result, self.picture)
         if targets.has_targets(result):
             yield from targets.sections(result)
+        if attributes.has_attributes(result):
+            yield from attributes.sections(result)
         if boxes.has_boxes(result):
             yield from boxes.sections(result, self.picture)
         if result.probe is not None:
@@ -126,6 +131,8 @@ def _comparisons(result: JobResult, metrics: Comparisons, images: str) -> str:
         return masks.comparisons(result, metrics, images)
     if targets.has_targets(result):
         return targets.comparisons(result, metrics, images)
+    if attributes.has_attributes(result):
+        return attributes.comparisons(result, metrics, images)
     if boxes.has_boxes(result):
         return boxes.comparisons(result, metrics, images)
     rows = "".join(

@@ -1,4 +1,4 @@
-"""What the reports of segmentation and detection both have: numbers that may be missing, and a picture of held-out images."""
+"""What the reports of several tasks have: numbers that may be missing, and a picture of held-out images."""
 
 from base64 import b64encode
 from collections.abc import Iterator

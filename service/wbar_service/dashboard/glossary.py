@@ -9,10 +9,14 @@ from wbar.states import JobStatus
 # By column or word; each stands alone, as the title of what it explains and in the legend below a table.
 TERMS: Mapping[str, str] = {
     "score": "How good the answers are, by what is asked for: of classes the accuracy, the share of held-out images that got "
-    "the right class; of masks the share of labelled pixels (pixel accuracy); of boxes COCO's average precision (AP); of "
-    "numbers R².",
+    "the right class; of attributes its mean over them; of masks the share of labelled pixels (pixel accuracy); of boxes "
+    "COCO's average precision (AP); of numbers R².",
     "accuracy": "The share of held-out images that got the right class.",
     "label_accuracy": "The share of right yes-or-no answers on held-out images, one for each label.",
+    "attribute_accuracy": "The mean over attributes of the share of held-out images that got the right category, of those "
+    "that the attribute is known of.",
+    "attribute_loss": "How little probability the right categories were given: the mean over images of the mean over their "
+    "attributes of the negative log-likelihood (NLL), in nats. Lower is better.",
     "label_loss": "How little probability the right yes-or-no answers were given: their mean negative log-likelihood (NLL), in "
     "nats. Lower is better.",
     "pixel_accuracy": "The share of labelled pixels of held-out images that got the right class.",

@@ -87,6 +87,11 @@ async def create_dataset(
     With `task=multilabel` the archive is `train/…`, `val/…` and `labels.csv`: a column `image` (the path from `train/` or
     `val/` on) and one of 0 and 1 for each class, or `image,labels` with names separated by `|`.
 
+    With `task=attributes` it is `train/…`, `val/…` and `attributes.csv`: a column `image` (as in `labels.csv`) and one of
+    categories for each attribute, an empty cell where it is not known. `classes` are then `attribute=category`, the categories
+    of one attribute after the other, and `attributes` has them by attribute. Every image needs a category of one attribute
+    or more, and every category an image in `train/`.
+
     With `task=segmentation` it is `train/images/…`, `train/masks/*.png`, the same for `val/`, and `classes.txt` with a name a
     line: a mask has the name and the size of its image, is grey or has a palette, and its values are labels. The labels
     other than `void_label`, in their order from 0, are the lines of `classes.txt`.

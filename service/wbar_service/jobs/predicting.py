@@ -208,6 +208,10 @@ def _network(store: Store, tenant: Tenant, job_id: str, name: str) -> PredictedN
         raise TaskUnsupported(
             f"{job_id} has a {spec.network.name}, and predictions are for one answer for the whole image"
         )
+    if result.metrics.averaged.attributes is not None:
+        raise TaskUnsupported(
+            f"{job_id} is of task attributes, and predictions are of classes or labels: load the weights"
+        )
     if result.metrics.averaged.regression is not None:
         raise TaskUnsupported(
             f"{job_id} is of task regression, and predictions are probabilities of classes or labels: load the weights, whose "

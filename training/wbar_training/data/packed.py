@@ -32,7 +32,8 @@ class Split:
     """The images and labels of one split.
 
     images: (N, C, H, W) uint8.
-    labels: (N,) int64, outputs of the network; (N, outputs) uint8, 0 and 1 for each; of regression (N, outputs) float64.
+    labels: (N,) int64, outputs of the network; (N, outputs) uint8, 0 and 1 for each (of attributes all 0 where one is not
+        known); of regression (N, outputs) float64.
     """
 
     images: Tensor

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from wbar.spec import Network
 from wbar_training.data.packed import Packed
+from wbar_training.tasks.attributes import Attributes
 from wbar_training.tasks.classification import Classification
 from wbar_training.tasks.detection import Detection
 from wbar_training.tasks.multilabel import Multilabel
@@ -11,7 +12,9 @@ from wbar_training.tasks.regression import Regression, Scale
 from wbar_training.tasks.segmentation import Segmentation
 from wbar_training.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {one.name: one for one in (Classification, Multilabel, Segmentation, Detection)}
+TASKS: dict[str, type[Task]] = {
+    one.name: one for one in (Classification, Multilabel, Attributes, Segmentation, Detection)
+}
 
 
 def task_of(packed: Packed, network: Network, names: Sequence[str], standardize: bool = True) -> Task:

@@ -24,6 +24,7 @@ from wbar_averaging.quoting import quoted, shown
 from wbar_training.data.decoding import decode
 from wbar_training.data.packed import Packed
 from wbar_training.uploads.archives import Wanted, archive_members, folder_members
+from wbar_training.uploads.attribute_table import AttributeTable, warnings_about_attributes
 from wbar_training.uploads.builtin_images import digits, fashion
 from wbar_training.uploads.image_checks import inspected, warnings_about
 from wbar_training.uploads.label_table import LabelTable
@@ -142,7 +143,7 @@ def _pack_items(items: Iterator[Item], out: Path, limits: UploadLimits, table: L
     train = [item for item in kept if item.split == "train"]
     val = [item for item in kept if item.split == "val"]
     if not val:
-        held_out = stratified(["" if table else item.label for item in train], HELD_OUT, HELD_OUT_SEED)
+        held_out = _held_out([item.label for item in train], table)
         held_out_set = set(held_out)
         val, train = [train[i] for i in held_out], [item for i, item in enumerate(train) if i not in held_out_set]
         warnings.append(
@@ -162,7 +163,16 @@ def _pack_items(items: Iterator[Item], out: Path, limits: UploadLimits, table: L
     task = table.task if table else None
     if task == "regression":
         warnings += warnings_about_targets(classes, tensors["train.labels"], tensors["val.labels"])
+    elif task == "attributes":
+        warnings += warnings_about_attributes(classes, tensors["val.labels"])
     return write_packed(out, tensors, classes, pixels, held_out, warnings, (channels, height, width), task)
+
+
+def _held_out(labels: list[str], table: LabelTable | None) -> list[int]:
+    """Return the indices of the training images that are held out. labels: see `Item`."""
+    if isinstance(table, AttributeTable):
+        return table.held_out(labels, HELD_OUT, HELD_OUT_SEED)
+    return stratified(["" if table else label for label in labels], HELD_OUT, HELD_OUT_SEED)
 
 
 def _classes(items: list[Item], table: LabelTable | None) -> list[str]:

@@ -122,10 +122,14 @@ class LabelTable:
 
     def _values(self, names: list[str]) -> Tensor:
         """Return the lines of these images, (images, columns) float64."""
+        return torch.tensor(self._lines(names), dtype=torch.float64).reshape(-1, len(self.classes))
+
+    def _lines(self, names: list[str]) -> list[list[float]]:
+        """Return the numbers in the lines of these images. Raises InvalidArchive naming images without one."""
         missing = [name for name in names if name not in self._rows]
         if missing:
             raise InvalidArchive(f"{self.name} has no line for {len(missing)} images, the first {quoted(missing[0])}")
-        return torch.tensor([self._rows[name] for name in names], dtype=torch.float64).reshape(-1, len(self.classes))
+        return [self._rows[name] for name in names]
 
     def check_used(self, names: set[str]) -> None:
         """Raise InvalidArchive if a line has no image. names: paths from `train/` or `val/` on."""

@@ -23,7 +23,7 @@ class AsyncDatasets(AsyncResource):
         *,
         name: str | None = None,
         task: Literal[
-            "classification", "multilabel", "segmentation", "detection", "regression", "unlabelled"
+            "classification", "multilabel", "attributes", "segmentation", "detection", "regression", "unlabelled"
         ] = "classification",
         void_label: int | None = None,
         max_train_images: int | None = None,
@@ -37,9 +37,10 @@ class AsyncDatasets(AsyncResource):
 
         source: a built-in set (`builtin:digits`), a location that the operator allows (`file://…`, `s3://…`), or the
             path of an archive or of a folder with `train/<class>/` images; with task `multilabel`, with `train/` images
-            and `labels.csv`; with task `segmentation`, with `train/images/`, `train/masks/` and `classes.txt`; with task
-            `detection`, with `train/images/` and COCO's `train/annotations.json`; for both, Pascal VOC's own folders; with
-            task `regression`, with `train/` images and `targets.csv`.
+            and `labels.csv`; with task `attributes`, with `train/` images and `attributes.csv`; with task
+            `segmentation`, with `train/images/`, `train/masks/` and `classes.txt`; with task `detection`, with
+            `train/images/` and COCO's `train/annotations.json`; for both, Pascal VOC's own folders; with task
+            `regression`, with `train/` images and `targets.csv`.
         void_label: of segmentation, the label of pixels that belong to no class; default: 255.
         max_train_images: of a source by name: keep this many training images.
         expires_after: seconds until the service deletes it, or once no job needs it any more.

@@ -1,0 +1,201 @@
+"""Several attributes of every image, each with one of its own categories: a softmax over the outputs of each attribute.
+
+loss     Σ_images mean_a (−Σ_k w_k·q_k·log p_k) / Σ_images mean_a w_y,  over the attributes a that are known of the image,
+         k over a's categories, q = (1 − ε)·one-hot + ε/C_a
+score    accuracy: the mean over attributes of right answers / images, over the images that the attribute is known of: sums
+         of whole numbers, whatever they are cut into; loss: the mean over images of the mean over their known attributes
+         of −log p; calibration error: over all known answers
+
+What is not known counts nowhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wbar.attributes import outputs_of
+from wbar.method import SelectBy
+from wbar.recipe import Recipe
+from wbar.results import AttributeScore, Score
+from wbar.spec import Network
+from wbar_training.data.examples import Examples
+from wbar_training.data.packed import Packed
+from wbar_training.evaluate import Outputs, calibration_error
+from wbar_training.losses import Loss, balanced_weights
+from wbar_training.tasks.classification import ImageTask
+
+NEVER = -1e30  # a logit whose exponential is 0, and that times 0 is 0, as −∞ times 0 is not
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which outputs belong to which attribute, as an index that lays values of outputs out by attribute.
+
+    outputs: of each attribute, by its name.
+    index: (attributes, most) int64, the outputs of each attribute; one beyond the last output where it has fewer.
+    place: (outputs,) int64, where each output stands in the flattened index.
+    sizes: (attributes, 1) float32, how many categories each attribute has.
+    """
+
+    outputs: dict[str, list[int]]
+    index: Tensor
+    place: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Groups":
+        """Return the groups of named outputs."""
+        outputs = outputs_of(names)
+        most = max(map(len, outputs.values()))
+        index = torch.tensor([own + [len(names)] * (most - len(own)) for own in outputs.values()])
+        sizes = torch.tensor([[float(len(own))] for own in outputs.values()])
+        return cls(outputs, index, index.flatten().argsort(stable=True)[: len(names)], sizes)
+
+    def to(self, device: torch.device) -> "Groups":
+        """Return the same on a device."""
+        return Groups(self.outputs, self.index.to(device), self.place.to(device), self.sizes.to(device))
+
+    def spread(self, values: Tensor, fill: float = 0.0) -> Tensor:
+        """Return values of outputs, (N, outputs), by attribute, (N, attributes, most). fill: where there is no category."""
+        found = F.pad(values, (0, 1), value=fill).index_select(1, self.index.flatten())
+        return found.reshape(-1, *self.index.shape)
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """Return values by attribute, (N, attributes, most), as values of outputs, (N, outputs)."""
+        return values.flatten(1).index_select(1, self.place)
+
+    def logs(self, logits: Tensor) -> Tensor:
+        """Return the logarithms of each attribute's softmax, (N, attributes, most). logits: (N, outputs)."""
+        return self.spread(logits, NEVER).log_softmax(dim=2)
+
+
+def mean_of_known(cells: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean over the attributes that are known of each image, (N,).
+
+    cells: (N, attributes), 0 where it is not known.
+    labels: (N, outputs), with a 1 for each attribute that is known.
+    """
+    return cells.sum(dim=1) / labels.sum(dim=1).clamp_min(1).to(cells.dtype)
+
+
+class AttributesLoss(Loss):
+    """Cross-entropies of each attribute's softmax. labels: (B, outputs) of 0 and 1, see `Split`."""
+
+    def __init__(self, recipe: Recipe, groups: Groups, counts: Tensor, device: torch.device) -> None:
+        super().__init__(recipe, len(counts), counts, device)
+        self.groups = groups.to(device)
+        if recipe.class_weights == "balanced":  # among the categories of each attribute
+            weights = torch.zeros(len(counts))
+            for own in groups.outputs.values():
+                weights[own] = balanced_weights(len(own), counts[own])
+            self.weights = weights.to(device)
+
+    def _norm(self, labels: Tensor) -> float | Tensor:
+        if self.weights is None:
+            return float(len(labels))
+        return mean_of_known(labels * self.weights, labels).double().sum()
+
+    def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logs, y = self.groups.logs(logits), self.groups.spread(labels.to(logits.dtype))
+        if self.smoothing:
+            # Spread evenly over the categories of an attribute, where it is known.
+            evenly = self.groups.spread(torch.ones_like(logits)) / self.groups.sizes
+            y = (1 - self.smoothing) * y + self.smoothing * evenly * y.sum(dim=2, keepdim=True)
+        if self.weights is not None:
+            y = y * self.groups.spread(self.weights[None])
+        return mean_of_known(-(y * logs).sum(dim=2), labels)
+
+    def _right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        found, y = self.groups.logs(logits.float()).argmax(dim=2), self.groups.spread(labels.float())
+        return mean_of_known((found == y.argmax(dim=2)) * y.sum(dim=2), labels)
+
+    def _divergence(self, scaled: Tensor, soft: Tensor) -> Tensor:
+        """Return the mean over all attributes: the teacher has an answer where the labels have none."""
+        divergences = F.kl_div(self.groups.logs(scaled), self.groups.spread(soft), reduction="none")
+        return divergences.sum(dim=2).mean(dim=1)
+
+
+class Attributes(ImageTask):
+    """Several attributes of every image. Answers: softmax outputs of each attribute, (N, outputs) float64.
+
+    Labels: (N, outputs) of 0 and 1, at most one 1 for each attribute.
+    """
+
+    name = "attributes"
+
+    def __init__(self, network: Network, names: Sequence[str]) -> None:
+        super().__init__(network, names)
+        self.groups = Groups.of(names)
+
+    def loss(self, recipe: Recipe, train: Examples, packed: Packed, device: torch.device) -> AttributesLoss:  # noqa: ARG002
+        return AttributesLoss(recipe, self.groups, train.labels.sum(dim=0), device)
+
+    def softened(self, logits: Tensor) -> Tensor:
+        groups = self.groups.to(logits.device)
+        return groups.gathered(groups.logs(logits).exp())
+
+    def outputs(self, outputs: Tensor, labels: Tensor) -> Outputs:
+        logs, labels = self.groups.logs(outputs.double().cpu()), labels.cpu()
+        losses = mean_of_known(-(self.groups.spread(labels.double()) * logs).sum(dim=2), labels)
+        return Outputs(self.groups.gathered(logs.exp()), losses)
+
+    def score(self, answers: Tensor, labels: Tensor, losses: Tensor | None = None) -> Score:
+        p, y = self.groups.spread(answers.double()), self.groups.spread(labels.double())
+        known = y.sum(dim=2) > 0
+        confidence, found = p.max(dim=2)
+        right = known & (found == y.argmax(dim=2))
+        # As for classes: a probability that was rounded to 0 must not make the loss infinite.
+        cells = torch.where(known, -(p * y).sum(dim=2).clamp_min(1e-300).log(), 0.0)
+        counts = zip(known.sum(dim=0).tolist(), right.sum(dim=0).tolist(), cells.sum(dim=0).tolist(), strict=True)
+        scores = {
+            name: AttributeScore(
+                images=images,
+                accuracy=number / images if images else None,
+                loss=total / images if images else None,
+            )
+            for name, (images, number, total) in zip(self.groups.outputs, counts, strict=True)
+        }
+        accuracies = [one.accuracy for one in scores.values() if one.accuracy is not None]
+        return Score(
+            accuracy=sum(accuracies) / len(accuracies),
+            loss=(mean_of_known(cells, labels) if losses is None else losses).mean().item(),
+            ece=calibration_error(confidence[known], right[known]),
+            attributes=scores,
+        )
+
+    def calibrated(
+        self, score: Score, answers: Tensor, labels: Tensor, fitted_on: tuple[Tensor, Tensor] | None  # noqa: ARG002
+    ) -> Score:  # fmt: skip
+        """Return the score as it is: one temperature would not fit softmaxes of several attributes."""
+        return score
+
+    def per_image(self, outputs: Outputs, labels: Tensor, by: SelectBy) -> Tensor:
+        """Return the mean over an image's known attributes of what `classification.per_image` says."""
+        if by == "loss":
+            return outputs.losses
+        p, y = self.groups.spread(outputs.answers.double()), self.groups.spread(labels.double())
+        known = y.sum(dim=2)
+        if by == "accuracy":
+            return mean_of_known((p.argmax(dim=2) != y.argmax(dim=2)) * known, labels)
+        return mean_of_known((p - y).square().sum(dim=2) * known, labels)
+
+    def mean_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        groups = self.groups.to(outputs.device)
+        return mean_of_known(
+            -(groups.spread(labels.to(outputs.dtype)) * groups.logs(outputs)).sum(dim=2), labels
+        ).mean()
+
+    def chance(self, labels: Tensor) -> float:
+        """Return the accuracy of always giving the commonest category of each attribute."""
+        counts = self.groups.spread(labels.sum(dim=0)[None].double())[0]
+        known = counts.sum(dim=1) > 0
+        return (counts.max(dim=1).values[known] / counts.sum(dim=1)[known]).mean().item()
+
+    def strata(self, labels: Tensor) -> Tensor:
+        """Return the number of each image's labels among all different ones, in their order."""
+        numbers: Tensor = torch.unique(labels, dim=0, return_inverse=True)[1]
+        return numbers
