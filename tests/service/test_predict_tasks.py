@@ -4,8 +4,6 @@ import base64
 import csv
 import io
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.shapes import CLASSES, write_archive, write_boxes_archive
+from tests.client.test_cli import wbar
 from tests.conftest import Service
 from tests.training.regression_jobs import TARGETS, write_digits
 from wbar.jobs import Job
@@ -120,10 +119,8 @@ def test_the_command_line_says_them(service: Service, numbers: tuple[Job, Path],
     assert "±" in said
 
 
-def shell(service: Service, *arguments: str) -> str:
-    environment = service.environment | {"WBAR_URL": service.url, "WBAR_API_KEY": service.key}
-    command = [sys.executable, "-P", "-m", "wbar", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+def shell(service: Service, *words: str) -> str:
+    done = wbar(service, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

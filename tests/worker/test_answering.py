@@ -35,6 +35,11 @@ def asked(name: str, task: AskedTask, model: nn.Module | None = None, units: Uni
     return ANSWERING[task](question, [(model or initialized(network)).eval()], 10_000)
 
 
+class Unchanged(nn.Module):
+    def postprocess(self, found: list[dict[str, Tensor]], *_: object) -> list[dict[str, Tensor]]:
+        return found
+
+
 class Found(nn.Module):
     """Finds what it is given in every image."""
 
@@ -42,8 +47,7 @@ class Found(nn.Module):
         super().__init__()
         self.scores = torch.linspace(0.9, 0.1, count)
         self.boxes = torch.tensor([[1.0, 2.0, 1 + side, 2 + side]]).repeat(count, 1)
-        self.transform = nn.Module()
-        self.transform.postprocess = lambda found, shapes, sizes: found
+        self.transform = Unchanged()
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         count = len(self.scores)
@@ -78,13 +82,13 @@ def test_pixels_times_classes_are_limited(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_bytes_of_an_answer_are_limited_and_counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = asked(PIXELS, "segmentation")
-    one = network.answer([picture()], ALL)
+    network, shown = asked(PIXELS, "segmentation"), picture()
+    one = network.answer([shown], ALL)
     assert isinstance(one, AnsweredPixels)
     monkeypatch.setattr(answering, "MOST_ANSWER_BYTES", 2 * len(one.maps[0].png))
     for _ in range(2):
-        assert isinstance(network.answer([picture()], ALL), AnsweredPixels)
-    assert "send fewer images" in refused(network.answer([picture(60, 60)] * 3, ALL), 0)
+        assert isinstance(network.answer([shown] * 2, ALL), AnsweredPixels)
+    assert "send fewer images" in refused(network.answer([shown] * 4, ALL), 2)
     found = asked(MASKS, "detection", Found(50))
     monkeypatch.setattr(answering, "MOST_ANSWER_BYTES", 100 * answering.BOX_BYTES)
     assert "by `top` or `score`" in refused(found.answer([picture()] * 3, ALL), 1)

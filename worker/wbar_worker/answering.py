@@ -219,7 +219,7 @@ class OfPixels(OneByOne):
         pixels = torch.bincount(chosen.flatten(), minlength=logits.shape[1]).tolist()
         file, picture = io.BytesIO(), Image.fromarray(chosen.numpy())
         # Which makes it a picture of indices.
-        picture.putpalette(palette(logits.shape[1]).flatten().tolist())
+        picture.putpalette(palette(logits.shape[1])[: logits.shape[1]].flatten().tolist())
         picture.save(file, "PNG")
         png = base64.b64encode(file.getvalue()).decode()
         self._count(index, len(png), "send fewer images at a time, or smaller ones")
