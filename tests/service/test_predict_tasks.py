@@ -189,7 +189,7 @@ def test_the_command_line_writes_class_maps(service: Service, pixels: tuple[Job,
 
 
 def fitted_detector(archive: Path, folder: Path) -> Path:
-    """A Mask R-CNN that was trained on the held-out images for a minute, so that it finds something in them."""
+    """A Mask R-CNN that was trained on some of the held-out images, so that it finds something in them."""
     pack(archive, folder / "packed", UploadLimits(), "detection")
     split, prepare = (
         load_boxes(folder / "packed", "val", None, masks=True),
@@ -198,10 +198,10 @@ def fitted_detector(archive: Path, folder: Path) -> Path:
     torch.manual_seed(0)
     model = initialized(Network(MASKED, len(CLASSES))).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    batch = split.batch(slice(0, len(split)), prepare)
+    batch = split.batch(slice(0, 4), prepare)
     assert batch.masks is not None
     size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         loss_of(model, batch.inputs, targets_of(batch.labels, batch.masks, size)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -237,7 +237,7 @@ def average_precision(archive: Path, found: BoxPredictions, kind: str) -> list[f
 @pytest.mark.timeout(600)
 def test_boxes_and_masks_are_those_that_were_scored(service: Service, tmp_path: Path) -> None:
     archive = tmp_path / "shapes.zip"
-    write_boxes_archive(archive, 6, 4, [(96, 96)], masks=True)
+    write_boxes_archive(archive, 4, 7, [(96, 96)], masks=True)
     network = fitted_detector(archive, tmp_path)
     job = made_job(service, network, archive, "detection", method=GENTLE, recipe={"batch_norm": "frozen"})
     images = list(held_out(archive).values())
@@ -250,18 +250,18 @@ def test_boxes_and_masks_are_those_that_were_scored(service: Service, tmp_path: 
             for kind, score in (("bbox", reported.boxes), ("segm", reported.masks)):
                 assert score is not None
                 assert score.ap is not None
-                assert score.ap > 0.1, "it found something"
+                assert 0.05 < score.ap < 0.99, "it found something, and not everything"
                 assert average_precision(archive, found, kind) == pytest.approx(
                     [score.ap, score.ap50, score.ap75], abs=2e-3
                 )
         assert isinstance(found, BoxPredictions)
         every = [box for one in found.data for box in one.boxes]
         assert all(one.boxes == sorted(one.boxes, key=lambda box: -box.score) for one in found.data)
-        assert min(box.score for box in every) < 0.5 < max(box.score for box in every)
-        sure = client.jobs.predict(str(job.id), images, network="start", score=0.5)
+        middle = sorted(box.score for box in every)[len(every) // 2]
+        sure = client.jobs.predict(str(job.id), images, network="start", score=middle - 1e-6)
         assert isinstance(sure, BoxPredictions)
         for some, one in zip(sure.data, found.data, strict=True):
-            assert some.boxes == [box for box in one.boxes if box.score >= 0.5]
+            assert some.boxes == [box for box in one.boxes if box.score >= middle]
         best = client.jobs.predict(str(job.id), images, network="start", top=1)
         assert isinstance(best, BoxPredictions)
         assert [one.boxes for one in best.data] == [one.boxes[:1] for one in found.data]
