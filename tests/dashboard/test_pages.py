@@ -189,7 +189,7 @@ def test_a_page_weighs_little(app: App) -> None:
     """The bound is on what a browser fetches first: the page, the style, the scripts; before compression."""
     page = sign_in(app).get("/jobs/new")
     names = set(re.findall(r'/static/([^"?]+)', page.text))
-    names |= {"charts.js", "uploads.js", "ask.js", "answers.js", "vendor/uPlot.iife.min.js", "vendor/uPlot.min.css"}
+    names |= {"charts.js", "uploads.js", "vendor/uPlot.iife.min.js", "vendor/uPlot.min.css"}
     assert len(page.content) + sum(len((STATIC / name).read_bytes()) for name in names) < 200_000
     assert sum(len(gzip.compress((STATIC / name).read_bytes())) for name in names) < 80_000
 

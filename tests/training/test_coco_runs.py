@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
-from wbar_training.data.coco_runs import as_text
+from wbar_training.data.coco_runs import as_text, runs_down
 from wbar_training.data.instance_masks import runs_of
 from wbar_training.uploads.coco_masks import _of_text
 
@@ -21,7 +22,8 @@ def masks() -> list[NDArray[np.bool_]]:
 @pytest.mark.parametrize("number", range(10))
 def test_text_is_that_of_coco(number: int) -> None:
     mask = masks()[number]
-    runs = runs_of(mask.T)
+    runs = runs_down(torch.from_numpy(mask))
+    assert np.array_equal(runs, runs_of(mask.T))
     text = as_text(runs)
     assert _of_text(text, "here") == runs.tolist()
     library = pytest.importorskip("pycocotools.mask", reason="not installed: pip install 'wbar[detection]'")

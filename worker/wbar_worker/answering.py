@@ -33,9 +33,8 @@ from wbar.predictions import (
     Wanted,
 )
 from wbar_training.data.augment import RESIZED, Preparer
-from wbar_training.data.coco_runs import as_text
+from wbar_training.data.coco_runs import as_text, runs_down
 from wbar_training.data.decoding import decode
-from wbar_training.data.instance_masks import runs_of
 from wbar_training.data.packed import Fit, fitted
 from wbar_training.losses import class_logits
 from wbar_training.networks.detectors import found_by
@@ -263,7 +262,7 @@ class OfBoxes(OneByOne):
             )
         found = list[str]()
         for mask in pasted(best, size):
-            found.append(as_text(runs_of(mask.numpy().T)))  # down the columns
+            found.append(as_text(runs_down(mask)))
             self._count(
                 index, len(found[-1]), "ask for fewer boxes, by `top` or `score`, or send fewer images at a time"
             )

@@ -44,7 +44,7 @@ async function answers({ job, asked }, network, files, csrf) {
   throw new Refused(`${detail}${wait ? ` (in ${wait} s)` : ""}`);
 }
 
-async function ask(form, csrf) {
+export async function ask(form, csrf) {
   const part = (name) => document.getElementById(`ask-${name}`);
   const files = [...form.elements.file.files], network = form.elements.network, button = form.querySelector("button");
   const label = network.selectedOptions[0].textContent, fault = part("fault");
@@ -79,13 +79,4 @@ async function ask(form, csrf) {
   } finally {
     button.disabled = false;
   }
-}
-
-// The form may come later than the page: when the job has succeeded.
-export function installAsking(csrf) {
-  document.addEventListener("submit", (event) => {
-    if (event.target.id !== "ask-form") return;
-    event.preventDefault();
-    ask(event.target, csrf);
-  });
 }
