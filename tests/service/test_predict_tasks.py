@@ -18,6 +18,7 @@ from benchmarks.shapes import CLASSES, write_archive, write_boxes_archive
 from tests.client.test_cli import wbar
 from tests.conftest import Service
 from tests.training.regression_jobs import TARGETS, write_digits
+from wbar.datasets import Task
 from wbar.jobs import Job
 from wbar.predictions import BoxPredictions, NumberPredictions, PixelPredictions
 from wbar.results import Score
@@ -42,7 +43,7 @@ def held_out(archive: Path) -> dict[str, bytes]:
         return {name: file.read(name) for name in names if name.endswith(".png")}
 
 
-def made_job(service: Service, network: Path, archive: Path, task: str, **fields: Any) -> Job:
+def made_job(service: Service, network: Path, archive: Path, task: Task, **fields: Any) -> Job:
     with service.client() as client:
         checkpoint = client.checkpoints.create(network).id
         dataset = client.datasets.create(archive, task=task).id

@@ -4,7 +4,7 @@ The API loads no network: it puts the request into the broker, waits for the ans
 """
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, get_args
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
@@ -18,6 +18,7 @@ from wbar.errors import (
     NotFound,
     NoWeights,
     PredictionFailed,
+    TaskUnsupported,
     TooLarge,
     Unavailable,
     ValidationFailed,
@@ -214,13 +215,18 @@ def _answer(
 
 
 def _network(store: Store, tenant: Tenant, job_id: str, name: str) -> PredictedNetwork:
-    """Return the network that is asked. Raises NotFound, JobNotFinished, NoWeights, FilesExpired."""
+    """Return the network that is asked. Raises NotFound, JobNotFinished, NoWeights, FilesExpired, TaskUnsupported."""
     job = store.jobs.get(tenant, job_id)
     if job.weights is None or job.result is None:
         no_result(job, "predictions")
     refuse_expired(job, "predictions")
     spec, result = job.spec, job.result
     summary = store.datasets.summary_for(tenant, job_id)
+    of_dataset = store.datasets.tasks_for(tenant, [job_id]).get(job_id)
+    if of_dataset is not None and of_dataset not in get_args(AskedTask):
+        raise TaskUnsupported(
+            f"{job_id} is of task {of_dataset}, and predictions are of {', '.join(get_args(AskedTask))}: load the weights"
+        )
     task = _task(result.metrics.averaged, spec.network.architecture.outputs)
     recipe = spec.recipe if result.normalization is None else spec.recipe.model_copy(
         update={"normalize": result.normalization.normalization}
