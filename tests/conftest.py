@@ -35,7 +35,7 @@ ALIKE = frozenset(
     {
         "test_cloning", "test_connections", "test_detection", "test_doctor", "test_document", "test_evaluation_sets",
         "test_exported", "test_formats", "test_headers", "test_made_checkpoints", "test_merges", "test_predict",
-        "test_probe_images", "test_reading", "test_recipes", "test_regression", "test_segmentation",
+        "test_predict_tasks", "test_probe_images", "test_reading", "test_recipes", "test_regression", "test_segmentation",
         "test_timm", "test_tracing", "test_transformers",
     }
 )  # fmt: skip

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
-from wbar.predictions import Answer, Answered, NotAnswered, PredictedNetwork
+from wbar.predictions import Answer, Given, NotAnswered, PredictedNetwork, Wanted
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -28,7 +28,8 @@ PREFIX = "wbar:predict:"
 KEPT_SECONDS = 60  # the longest that anything stays
 ALIVE_MS, RENEW_SECONDS = 4000, 1.0
 MOST_AT_ONCE = 4  # requests of a tenant that wait or are answered
-_ANSWERS: TypeAdapter[Answered | NotAnswered] = TypeAdapter(Answer)
+EVERYTHING = Wanted()
+_ANSWERS: TypeAdapter[Given | NotAnswered] = TypeAdapter(Answer)
 
 
 class TooManyAtOnce(Exception):
@@ -49,6 +50,7 @@ class Taken:
 
     network: PredictedNetwork
     images: tuple[bytes, ...]
+    wanted: Wanted
 
 
 class PredictionBox:
@@ -73,7 +75,9 @@ class PredictionBox:
     # The API's side.
 
     @contextmanager
-    def asking(self, tenant: str, network: PredictedNetwork, images: Sequence[bytes]) -> Iterator[str]:
+    def asking(
+        self, tenant: str, network: PredictedNetwork, images: Sequence[bytes], wanted: Wanted = EVERYTHING
+    ) -> Iterator[str]:
         """Put a request, and yield its id; everything of it is gone after the block. Raises TooManyAtOnce."""
         name, own = uuid.uuid4().hex, f"{PREFIX}of:{tenant}"
         now = time.time()
@@ -86,18 +90,18 @@ class PredictionBox:
         try:
             if at_once > MOST_AT_ONCE:
                 raise TooManyAtOnce
-            self._redis.set(_key("request", name), _packed(network, images), ex=KEPT_SECONDS)
+            self._redis.set(_key("request", name), _packed(network, images, wanted), ex=KEPT_SECONDS)
             yield name
         finally:
             self._redis.zrem(own, name)
             self._redis.delete(_key("request", name), _key("answer", name), _key("alive", name))
 
-    def answer_of(self, name: str, patience: float, limit: float) -> Answered | NotAnswered:
+    def answer_of(self, name: str, patience: float, limit: float) -> Given | NotAnswered:
         """Wait for the answer.
 
         patience: seconds for a worker to take the request. limit: seconds in all.
 
-        Raises NotTaken, WorkerGone, TimeoutError.
+        Raises NotTaken, WorkerGone, TimeoutError, ValidationError for the answer of a worker of another version.
         """
         began = time.monotonic()
         while time.monotonic() - began < limit:
@@ -119,7 +123,10 @@ class PredictionBox:
 
     @contextmanager
     def taking(self, name: str) -> Iterator[Taken | None]:
-        """Take a request, and be known to work on it for the block; yields None where it was taken, or its time is over."""
+        """Take a request, and be known to work on it for the block; yields None where it was taken, or its time is over.
+
+        Raises ValidationError for the request of an API of another version.
+        """
         alive = _key("alive", name)
         self._redis.set(
             alive, "1", px=ALIVE_MS
@@ -142,7 +149,7 @@ class PredictionBox:
             over.set()
             thread.join()
 
-    def answer(self, name: str, answer: Answered | NotAnswered) -> None:
+    def answer(self, name: str, answer: Given | NotAnswered) -> None:
         """Put the answer."""
         with self._redis.pipeline() as pipe:
             pipe.rpush(_key("answer", name), answer.model_dump_json())
@@ -154,9 +161,13 @@ def _key(what: str, name: str) -> str:
     return f"{PREFIX}{what}:{name}"
 
 
-def _packed(network: PredictedNetwork, images: Sequence[bytes]) -> bytes:
-    """Return a line of JSON, the network and the sizes of the files, and then the files."""
-    head = {"network": network.document(), "sizes": [len(image) for image in images]}
+def _packed(network: PredictedNetwork, images: Sequence[bytes], wanted: Wanted) -> bytes:
+    """Return a line of JSON, the network, what is wanted and the sizes of the files, and then the files."""
+    head = {
+        "network": network.document(),
+        "wanted": wanted.model_dump(exclude_defaults=True),
+        "sizes": [len(image) for image in images],
+    }
     return json.dumps(head).encode() + b"\n" + b"".join(images)
 
 
@@ -167,4 +178,5 @@ def _unpacked(packed: bytes) -> Taken:
     for size in head["sizes"]:
         images.append(files[at : at + size])
         at += size
-    return Taken(PredictedNetwork.model_validate(head["network"]), tuple(images))
+    network = PredictedNetwork.model_validate(head["network"])
+    return Taken(network, tuple(images), Wanted.model_validate(head.get("wanted", {})))

@@ -23,6 +23,7 @@ from tests.material import archive_bytes, write_archive, write_start
 from tests.store.rows import result, spec
 from wbar import Client
 from wbar.errors import NoWeights, ValidationFailed
+from wbar.predictions import ClassPredictions
 from wbar.spec import Network
 from wbar_service.jobs.predicting import _draws
 from wbar_training.networks.architectures import load
@@ -32,6 +33,12 @@ def pictures(count: int = 5) -> list[bytes]:
     with zipfile.ZipFile(io.BytesIO(archive_bytes())) as archive:
         names = [name for name in archive.namelist() if name.startswith("val/")]
         return [archive.read(name) for name in names[:: len(names) // count][:count]]
+
+
+def asked(client: Client, job: str, images: list[bytes], network: str = "averaged") -> ClassPredictions:
+    found = client.jobs.predict(job, images, network=network)
+    assert isinstance(found, ClassPredictions)
+    return found
 
 
 def made_job(service: Service, folder: Path, **fields: Any) -> str:
@@ -65,13 +72,13 @@ def test_each_network_answers_as_its_weights_do(service: Service, job: str, tmp_
         client.jobs.download_snapshot(job, 1, tmp_path / "snapshot_1")
         write_start(tmp_path).rename(tmp_path / "start")
         for network in ("averaged", "snapshot_1", "start"):
-            found = client.jobs.predict(job, pictures(), network=network)
+            found = asked(client, job, pictures(), network)
             got = torch.tensor([one.probabilities for one in found.data], dtype=torch.float64)
             torch.testing.assert_close(got, expected(client, job, load_file(tmp_path / network)), atol=1e-5, rtol=1e-3)
             assert found.classes == [str(k) for k in range(10)]
             assert found.data[0].top[0].probability == max(found.data[0].probabilities)
             assert (found.network, found.job, found.task) == (network, job, "classification")
-        again = client.jobs.predict(job, [pictures()[0]], network="start")
+        again = asked(client, job, [pictures()[0]], "start")
         assert again.cached
         assert again.data[0].probabilities == pytest.approx(found.data[0].probabilities, rel=1e-4)
 
@@ -142,14 +149,14 @@ def test_a_job_of_several_labels_answers_label_by_label(service: Service, tmp_pa
         assert done.result.probe is not None
         assert done.result.probe.images == 180, "those of train/ and of val/"
         for network in ("averaged", "start"):  # whose fresh layers follow from the seed
-            found = client.jobs.predict(str(done.id), pictures(), network=network)
+            found = asked(client, str(done.id), pictures(), network)
             assert (found.task, found.classes) == ("multilabel", ["even", "small"])
         client.jobs.download_probe(str(done.id), tmp_path / "probe.npz")
         with np.load(tmp_path / "probe.npz", allow_pickle=False) as kept:
             with zipfile.ZipFile(io.BytesIO(archive_bytes())) as archive:
                 val = [name for name in archive.namelist() if name.startswith("val/")]
                 image = archive.read(val[0])
-            one = client.jobs.predict(str(done.id), [image], network="start").data[0].probabilities
+            one = asked(client, str(done.id), [image], "start").data[0].probabilities
             assert np.abs(kept["start"][120:] - one).sum(1).min() < 1e-4, "as the probe images were answered"
         client.jobs.download(str(done.id), tmp_path / "swag", which="swag")
         assert any(name.startswith("deviations.") for name in load_file(tmp_path / "swag"))
@@ -171,8 +178,8 @@ def test_networks_drawn_from_the_gaussian_are_those_that_the_job_measured(servic
         images = [archive.read(name) for name in names]
     labels = [name.split("/")[1] for name in names]
     with service.client() as client:
-        found = client.jobs.predict(drawn, images, network="swag")
-        again = client.jobs.predict(drawn, images, network="swag")
+        found = asked(client, drawn, images, "swag")
+        again = asked(client, drawn, images, "swag")
         result = client.jobs.get(drawn).result
     assert result is not None
     assert result.metrics.swag is not None

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from PIL import Image
 
 from tests.conftest import Broker
 from tests.store.rows import insert_inputs
-from wbar.predictions import Answered, NotAnswered, PredictedNetwork
+from wbar.predictions import Answered, Given, NotAnswered, PredictedNetwork
 from wbar.spec import Network, StoredWeights
 from wbar_averaging import write_safetensors
 from wbar_store.migrate import upgrade
@@ -72,7 +73,7 @@ def picture() -> bytes:
     return data.getvalue()
 
 
-def answer(predictor: Predictor, broker: Broker) -> Answered | NotAnswered:
+def answer(predictor: Predictor, broker: Broker) -> Given | NotAnswered:
     box = PredictionBox(broker.url)
     try:
         with box.asking("default", asked(), [picture()]) as name:
@@ -109,3 +110,31 @@ def test_a_network_that_does_not_answer_in_time_is_ended(
         assert not list((settings.scratch / "predict").iterdir())
     finally:
         patient.stop()
+
+
+class Strange(PredictedNetwork):
+    def document(self) -> dict[str, Any]:
+        return super().document() | {"task": "counting"}
+
+
+def test_a_request_of_another_version_is_said_to_be_unknown(
+    store: Store, settings: WorkerSettings, broker: Broker
+) -> None:
+    predictor, box = Predictor(store, settings), PredictionBox(broker.url)
+    strange = Strange.model_construct(**dict(asked()))
+    try:
+        with box.asking("default", strange, [picture()]) as name:
+            predictor.run(name)
+            said = box.answer_of(name, 60, 60)
+        assert said == NotAnswered(message="the worker is of a version that does not know such a request")
+    finally:
+        box.close()
+
+
+def test_a_question_about_classes_is_as_it_always_was() -> None:
+    """Workers of before refuse what they do not know."""
+    assert set(asked().document()) == {
+        "weights", "task", "labels", "image_size", "mean", "std", "augment", "crop_ratio", "interpolation", "recipe", "seed",
+    }  # fmt: skip
+    answered = {"type": "answered", "probabilities": [[0.5, 0.5]], "deviations": None, "cached": True, "seconds": 0.5}
+    assert Answered.model_validate(answered).model_dump() == answered

@@ -23,7 +23,6 @@ from wbar.cli.submitting import tags
 
 if TYPE_CHECKING:
     from wbar.jobs import Job
-    from wbar.predictions import ClassProbability
     from wbar.results import WeightsFormat
 
 app = typer.Typer()
@@ -204,27 +203,33 @@ def predict(
     job: JobId,
     files: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG or WebP, 64 at most.")],
     network: Annotated[str, typer.Option(help="averaged, start, snapshot_N, or swag.")] = "averaged",
-    top: Annotated[int, typer.Option(min=1, max=100, help="How many classes are named for each.")] = 3,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="How many classes or boxes are named for each. Default: 3, or 10."),
+    ] = None,
+    score: Annotated[float | None, typer.Option(min=0, max=1, help="Of detection: the least score of a box.")] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="Of segmentation: write the class of every pixel there, FILE.png for each image."),
+    ] = None,
 ) -> None:
     """Ask one of a job's networks what is in some images."""
+    from wbar.cli.predictions import in_words, write_maps
+
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise typer.BadParameter(f"{str(missing)!r} is no file")
     with connected() as client:
-        found = client.jobs.predict(job_of(client, job), files, network=network, top=top)
+        found = client.jobs.predict(job_of(client, job), files, network=network, top=top, score=score)
+    if masks is not None:
+        write_maps(found, files, masks)
     if wants_json():
         print_json(found)
         return
     if found.draws is not None:
         note(f"the mean over {found.draws} networks drawn from SWAG's Gaussian, ± one standard deviation")
-    for file, one in zip(files, found.data, strict=True):
-        answers = ", ".join(_probability(label) for label in one.top)
-        typer.echo(f"{file}: {answers}")
-
-
-def _probability(one: "ClassProbability") -> str:
-    spread = "" if one.deviation is None else f" ± {one.deviation:.1%}"
-    return f"{one.label} {one.probability:.1%}{spread}"
+    for file, said in zip(files, in_words(found, top), strict=True):
+        typer.echo(f"{file}: {said}")
 
 
 @app.command()

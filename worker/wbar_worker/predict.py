@@ -8,22 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from wbar.errors import Rejected
-from wbar.predictions import Answered, NotAnswered, PredictedNetwork
-from wbar_training.data.augment import RESIZED, Preparer
-from wbar_training.data.decoding import decode
-from wbar_training.data.packed import Fit, fitted
-from wbar_training.losses import class_logits
+from wbar.predictions import NotAnswered, PredictedNetwork
 from wbar_training.networks import architectures
 from wbar_training.networks.fresh_layers import prepared
 from wbar_training.networks.programs import learn_from
 from wbar_training.networks.tensors import read_tensors
 from wbar_training.swag_file import DrawnNetworks
-from wbar_training.uploads.image_checks import inspected
-from wbar_training.uploads.limits import UploadLimits
-from wbar_worker.prediction_messages import PredictWork, Ready
+from wbar_worker.answering import ANSWERING
+from wbar_worker.prediction_messages import Order, PredictWork, Ready
 from wbar_worker.processes import ControlChannel, confine, first_line
 
 
@@ -32,66 +26,20 @@ def predict_images(work: PredictWork, channel: ControlChannel) -> None:
     confine(work.memory, work.seconds, work.memory)
     torch.set_num_threads(work.threads)
     try:
-        asked = _Asked(work.network, work.weights, work.pixels)
+        networks = _networks(work.network, work.weights)
     except Exception as error:
         logging.getLogger("wbar").exception("the network could not be loaded")
         channel.send(NotAnswered(message=f"the network could not be loaded ({first_line(error)})"))
         return
+    asked = ANSWERING[work.network.task](work.network, networks, work.pixels)
     channel.send(Ready())
     while True:
         try:
-            images = [work.orders.recv_bytes() for _ in range(int(work.orders.recv_bytes()))]
+            order = Order.model_validate_json(work.orders.recv_bytes())
+            images = [work.orders.recv_bytes() for _ in range(order.images)]
         except EOFError:
             return
-        channel.send(asked.answer(images))
-
-
-class _Asked:
-    """One network in eval mode, and how images become its inputs. pixels: the most that an image may have."""
-
-    def __init__(self, network: PredictedNetwork, weights: Path, pixels: int) -> None:
-        self.network, self._limits = network, UploadLimits(pixels=pixels)
-        self._networks: Iterable[nn.Module] = _networks(network, weights)
-        self._prepare = Preparer(network.mean, network.std, "none", 0, torch.device("cpu"))
-
-    def answer(self, images: list[bytes]) -> Answered | NotAnswered:
-        pixels = list[Tensor]()
-        for index, data in enumerate(images):
-            try:
-                inspected([(f"images/{index}", data)], self._limits)
-                pixels.append(self._pixels(data))
-            except Rejected as error:
-                return NotAnswered(message=error.detail, index=index)
-            except MemoryError:
-                return NotAnswered(message=f"images/{index} needs more memory than a request may use", index=index)
-        try:
-            with torch.no_grad():
-                return self._answered(self._prepare.plain(torch.stack(pixels)))
-        except (RuntimeError, MemoryError, ValueError) as error:
-            logging.getLogger("wbar").exception("the network failed")
-            return NotAnswered(message=f"the network failed on these images ({first_line(error)})")
-
-    def _answered(self, inputs: Tensor) -> Answered | NotAnswered:
-        """Ask each network, and keep mean and spread alone (Welford 1962)."""
-        count, mean, squares = 0, torch.zeros(()), torch.zeros(())
-        for model in self._networks:
-            outputs = model(inputs).double()
-            one_class = self.network.task == "classification"
-            probabilities = class_logits(outputs).softmax(dim=1) if one_class else outputs.sigmoid()
-            if not bool(torch.isfinite(probabilities).all()):
-                return NotAnswered(message="the network's outputs on these images are not finite")
-            count += 1
-            away = probabilities - mean
-            mean = mean + away / count
-            squares = squares + away * (probabilities - mean)
-        deviations = (squares / count).sqrt().tolist() if count > 1 else None
-        return Answered(probabilities=mean.tolist(), deviations=deviations)
-
-    def _pixels(self, data: bytes) -> Tensor:
-        network = self.network
-        image = decode(data, 1 if network.weights.network.channels == 1 else 3)
-        fit = Fit(network.crop_ratio, network.interpolation)
-        return fitted(image, network.image_size, network.augment in RESIZED, fit)
+        channel.send(asked.answer(images, order.wanted))
 
 
 def _of_part(prefix: str, name: str) -> str:

@@ -15,11 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
-from wbar.predictions import Answered, NotAnswered, PredictedNetwork
+from pydantic import ValidationError
+
+from wbar.predictions import Given, NotAnswered, PredictedNetwork
 from wbar_store.predictions import PredictionBox, Taken
 from wbar_store.store import Store
 from wbar_worker import processes
-from wbar_worker.prediction_messages import PREDICT_IMAGES, FromPredicting, PredictWork, Ready
+from wbar_worker.prediction_messages import PREDICT_IMAGES, FromPredicting, Order, PredictWork, Ready
 from wbar_worker.processes import Child
 from wbar_worker.settings import WorkerSettings
 
@@ -80,10 +82,14 @@ class Predictor:
             with box.taking(prediction_id) as taken:
                 if taken is not None:
                     box.answer(prediction_id, self._answered(taken))
+        except ValidationError:
+            box.answer(
+                prediction_id, NotAnswered(message="the worker is of a version that does not know such a request")
+            )
         finally:
             box.close()
 
-    def _answered(self, taken: Taken) -> Answered | NotAnswered:
+    def _answered(self, taken: Taken) -> Given | NotAnswered:
         began = time.monotonic()
         name = hashlib.sha256(taken.network.model_dump_json().encode()).hexdigest()
         try:
@@ -96,9 +102,9 @@ class Predictor:
         except Exception:
             log.exception("a prediction failed")
             return NotAnswered(message="the worker failed; the next request begins afresh")
-        if isinstance(answer, Answered):
-            return answer.model_copy(update={"seconds": time.monotonic() - began})
-        return answer
+        if isinstance(answer, NotAnswered):
+            return answer
+        return answer.model_copy(update={"seconds": time.monotonic() - began})
 
     def _lend(self, name: str) -> _Held:
         """Return the place of a network, locked; the one that was not asked for the longest makes room."""
@@ -121,7 +127,7 @@ class Predictor:
                 one.end()
                 one.lock.release()
 
-    def _ask(self, held: _Held, taken: Taken) -> Answered | NotAnswered:
+    def _ask(self, held: _Held, taken: Taken) -> Given | NotAnswered:
         cached = held.alive()
         over = threading.Event()
 
@@ -141,12 +147,12 @@ class Predictor:
                     return refused
             assert held.child is not None
             assert held.orders is not None
-            held.orders.send_bytes(str(len(taken.images)).encode())
+            held.orders.send_bytes(Order(images=len(taken.images), wanted=taken.wanted).model_dump_json().encode())
             for image in taken.images:
                 held.orders.send_bytes(image)
             answer = held.child.receive(FromPredicting)
             assert not isinstance(answer, Ready)
-            return answer.model_copy(update={"cached": cached}) if isinstance(answer, Answered) else answer
+            return answer if isinstance(answer, NotAnswered) else answer.model_copy(update={"cached": cached})
         except (EOFError, OSError):
             why = f"it took longer than {self._answer_seconds:g} s" if over.is_set() else self._why(held)
             held.end()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from wbar.predictions import Answered, NotAnswered, PredictedNetwork
+from wbar.predictions import Given, NotAnswered, PredictedNetwork, Wanted
 from wbar_worker.processes import Entry
 
 
@@ -16,7 +16,7 @@ class PredictWork:
     """The request to hold a network and answer.
 
     weights: its file, which may go once the child is ready.
-    orders: where requests come: the number of images, then each image's file.
+    orders: where requests come: an `Order`, then each image's file.
     memory, seconds: the limits of the child.
     pixels: the most that one image may have.
     threads: of torch.
@@ -31,6 +31,14 @@ class PredictWork:
     threads: int
 
 
+class Order(BaseModel):
+    """The beginning of a request. images: that follow."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    images: int
+    wanted: Wanted
+
+
 class Ready(BaseModel):
     """The network is loaded."""
 
@@ -38,7 +46,7 @@ class Ready(BaseModel):
     type: Literal["ready"] = "ready"
 
 
-FromPredicting: TypeAdapter[Ready | Answered | NotAnswered] = TypeAdapter(
-    Annotated[Ready | Answered | NotAnswered, Field(discriminator="type")]
+FromPredicting: TypeAdapter[Ready | Given | NotAnswered] = TypeAdapter(
+    Annotated[Ready | Given | NotAnswered, Field(discriminator="type")]
 )
 PREDICT_IMAGES: Entry[PredictWork] = Entry("wbar_worker.predict", "predict_images", isolated=True)

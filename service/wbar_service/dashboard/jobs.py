@@ -26,7 +26,14 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 MOST_AT_ONCE = 50
 LOG_LINES = 200
-ASKED = ("classification", "multilabel")  # tasks whose networks answer about single pictures
+# Tasks whose networks answer about single pictures, and how much of the answers a page shows.
+ASKED = {
+    "classification": "top=3",
+    "multilabel": "top=3",
+    "regression": "top=3",
+    "segmentation": "top=3",
+    "detection": "score=0.5",
+}
 
 
 @router.get("/jobs/confirm")
@@ -108,7 +115,12 @@ def _asking(store: Store, tenant: Tenant, job: JobRecord) -> dict[str, Any]:
         if store.jobs.file(job, "swag") is not None:
             networks.append(("swag", "networks drawn around the snapshots (SWAG)"))
         networks += [(f"snapshot_{one.n}", f"snapshot {one.n}") for one in store.snapshots.all(tenant, job.id)]
-    return {"networks": networks, "most_images": MOST_IMAGES, "most_bytes": MOST_BYTES}
+    return {
+        "networks": networks,
+        "most_images": MOST_IMAGES,
+        "most_bytes": MOST_BYTES,
+        "asked": ASKED.get(task or "", ""),
+    }
 
 
 def _job_values(store: Store, tenant: Tenant, job: JobRecord) -> dict[str, Any]:

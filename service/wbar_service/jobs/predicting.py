@@ -3,15 +3,15 @@
 The API loads no network: it puts the request into the broker, waits for the answer, and keeps nothing.
 """
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, get_args
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
+from wbar.catalog import Outputs
 from wbar.errors import (
     Busy,
     CheckpointNotReady,
@@ -24,26 +24,29 @@ from wbar.errors import (
     ValidationFailed,
 )
 from wbar.predictions import (
+    MOST_BOXES,
     MOST_BYTES,
     MOST_DRAWN_BYTES,
     MOST_DRAWS,
     MOST_IMAGES,
     NETWORK,
-    Answered,
-    ClassProbability,
+    AskedTask,
+    Given,
     NotAnswered,
     PredictedNetwork,
-    Prediction,
     Predictions,
     PredictRequest,
+    Wanted,
 )
 from wbar.recipe import Normalization
-from wbar.results import JobResult
+from wbar.results import JobResult, Score
 from wbar.spec import JobSpec, StoredWeights
 from wbar_service.arriving import is_json, not_valid
 from wbar_service.auth import ReadingRoute, StoreOf, TenantOf
 from wbar_service.bodies import limited, with_small_body
+from wbar_service.jobs.answers import predictions_of
 from wbar_service.jobs.files import no_result, refuse_expired, swag_file
+from wbar_service.jobs.target_units import units_of
 from wbar_service.problems import responses
 from wbar_service.schema import reference
 from wbar_store.database import Tenant
@@ -54,6 +57,8 @@ from wbar_store.store import Store
 
 BODY_BYTES = 4 * MOST_BYTES // 3 + 64 * 1024  # in base64, with its JSON
 PATIENCE, LIMIT = 10.0, 45.0  # seconds until a worker begins, and in all
+TOP = 5  # classes that are named of an image, where nothing else is said
+OF_OUTPUTS: dict[Outputs, AskedTask] = {"image": "classification", "pixels": "segmentation", "boxes": "detection"}
 NETWORKS = "averaged, start, snapshot_1 and so on, and swag where it was asked for"
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ReadingRoute, responses=responses(401, 403, 429, 503))
@@ -99,30 +104,41 @@ async def predict_images(
             examples=["snapshot_2"],
         ),
     ] = "averaged",
-    top: Annotated[int, Query(ge=1, le=100, description="The most probable classes of each image.")] = 5,
+    top: Annotated[
+        int | None,
+        Query(
+            ge=1,
+            le=MOST_BOXES,
+            description="The most probable classes (default: 5), or the surest boxes (default: 100), of each image.",
+        ),
+    ] = None,
+    score: Annotated[
+        float | None,
+        Query(ge=0, le=1, description="Of detection: the least score of a box. Default: 0.", examples=[0.5]),
+    ] = None,
 ) -> Response:
     """Ask one of the job's networks about up to 64 images (16 MiB in all), on the CPU of a worker. Nothing is kept.
+
+    By the job's `task`: classes or labels with probabilities; numbers in the targets' units; a class for every pixel; boxes,
+    and the masks of a Mask R-CNN. Images are prepared as the job's held-out images were.
 
     The first request about a network loads it, the next ones are fast. 429 with `Retry-After` while the workers are busy.
     """
     asked = await run_sync(_network, store, tenant, job_id, network)
+    wanted = _wanted(asked, top, score)
     images = await _images(request)
-    answer = await run_sync(partial(_answer, request.app.state.settings.broker_url, store, tenant, asked, images))
-    spreads: Sequence[list[float] | None] = answer.deviations or [None] * len(answer.probabilities)
-    data = [
-        Prediction(index=n, top=_top(row, spread, asked.labels, top), probabilities=row, deviations=spread)
-        for n, (row, spread) in enumerate(zip(answer.probabilities, spreads, strict=True))
-    ]
-    made = Predictions(
-        job=job_id, network=network, task=asked.task, classes=list(asked.labels), data=data, cached=answer.cached,
-        seconds=answer.seconds, draws=asked.draws or None,
-    )  # fmt: skip
+    broker_url = request.app.state.settings.broker_url
+    answer = await run_sync(partial(_answer, broker_url, store, tenant, asked, images, wanted))
+    made = predictions_of(job_id, network, asked, answer, top or TOP)
     return Response(made.model_dump_json(), media_type="application/json")
 
 
-def _top(row: list[float], spread: list[float] | None, labels: tuple[str, ...], most: int) -> list[ClassProbability]:
-    order = sorted(range(len(row)), key=lambda k: -row[k])[:most]
-    return [ClassProbability(label=labels[k], probability=row[k], deviation=spread and spread[k]) for k in order]
+def _wanted(asked: PredictedNetwork, top: int | None, score: float | None) -> Wanted:
+    """Return the boxes that are wanted. Raises ValidationFailed (422) for a score where there are none."""
+    if asked.task != "detection" and score is not None:
+        detail = f"a least score is of boxes, and the job is of task {asked.task}: leave it out"
+        raise ValidationFailed(f"score={score:g}: {detail}", [{"pointer": "/score", "detail": detail}])
+    return Wanted(most=top or MOST_BOXES, score=score or 0.0)
 
 
 async def _images(request: Request) -> list[bytes]:
@@ -152,14 +168,16 @@ async def _images(request: Request) -> list[bytes]:
     return images
 
 
-def _answer(broker_url: str, store: Store, tenant: Tenant, network: PredictedNetwork, images: list[bytes]) -> Answered:
+def _answer(
+    broker_url: str, store: Store, tenant: Tenant, network: PredictedNetwork, images: list[bytes], wanted: Wanted
+) -> Given:
     """Have a worker answer. Raises Busy (429), Unavailable (503), PredictionFailed (409) and ValidationFailed (422)."""
     from redis import RedisError  # as the box has it
 
     soon = {"Retry-After": "2"}
     box = PredictionBox(broker_url)
     try:
-        with box.asking(tenant.name, network, images) as name:
+        with box.asking(tenant.name, network, images, wanted) as name:
             if not store.notifier.notify(PREDICT, name):
                 raise Unavailable("the broker does not answer: try again", headers={"Retry-After": "5"})
             answer = box.answer_of(name, PATIENCE, LIMIT)
@@ -182,6 +200,8 @@ def _answer(broker_url: str, store: Store, tenant: Tenant, network: PredictedNet
         raise PredictionFailed(f"there was no answer within {LIMIT:g} s: send fewer images at a time") from None
     except RedisError:
         raise Unavailable("the broker does not answer: try again", headers={"Retry-After": "5"}) from None
+    except ValidationError:
+        raise PredictionFailed("the worker that answered is of another version: upgrade it") from None
     finally:
         box.close()
     if isinstance(answer, NotAnswered):
@@ -201,22 +221,13 @@ def _network(store: Store, tenant: Tenant, job_id: str, name: str) -> PredictedN
         no_result(job, "predictions")
     refuse_expired(job, "predictions")
     spec, result = job.spec, job.result
-    outputs = spec.network.architecture.outputs
     summary = store.datasets.summary_for(tenant, job_id)
-    several = result.metrics.averaged.average_precision is not None
-    if outputs != "image":
+    of_dataset = store.datasets.tasks_for(tenant, [job_id]).get(job_id)
+    if of_dataset is not None and of_dataset not in get_args(AskedTask):
         raise TaskUnsupported(
-            f"{job_id} has a {spec.network.name}, and predictions are for one answer for the whole image"
+            f"{job_id} is of task {of_dataset}, and predictions are of {', '.join(get_args(AskedTask))}: load the weights"
         )
-    if result.metrics.averaged.attributes is not None:
-        raise TaskUnsupported(
-            f"{job_id} is of task attributes, and predictions are of classes or labels: load the weights"
-        )
-    if result.metrics.averaged.regression is not None:
-        raise TaskUnsupported(
-            f"{job_id} is of task regression, and predictions are probabilities of classes or labels: load the weights, whose "
-            "metadata has what leads from outputs to your units (`wbar.targets`)"
-        )
+    task = _task(result.metrics.averaged, spec.network.architecture.outputs)
     recipe = spec.recipe if result.normalization is None else spec.recipe.model_copy(
         update={"normalize": result.normalization.normalization}
     )  # fmt: skip
@@ -224,14 +235,14 @@ def _network(store: Store, tenant: Tenant, job_id: str, name: str) -> PredictedN
     assert isinstance(normalize, Normalization)
     assert isinstance(recipe.image_size, tuple)
     assert recipe.augment != "auto"
-    count = spec.network.num_classes if several else spec.network.classes
+    count = spec.network.num_classes if task in ("multilabel", "regression") else spec.network.classes
     known = list(spec.classes or (summary.classes if summary else []))[:count]
     labels = known + [str(index) for index in range(len(known), count)]
     weights = _weights(store, tenant, job, name)
     uploaded = name == "start" and weights.blob == spec.start.blob
     return PredictedNetwork(
         weights=weights,
-        task="multilabel" if several else "classification",
+        task=task,
         labels=tuple(labels),
         image_size=recipe.image_size,
         mean=tuple(normalize.mean),
@@ -242,7 +253,17 @@ def _network(store: Store, tenant: Tenant, job_id: str, name: str) -> PredictedN
         recipe=recipe if uploaded else None,
         seed=spec.seed if uploaded or name == "swag" else 0,
         draws=_draws(spec, result) if name == "swag" else 0,
+        units=units_of(store.blobs, job.weights) if task == "regression" else None,
     )
+
+
+def _task(score: Score, outputs: Outputs) -> AskedTask:
+    """Return what a network's answers are. score: of the job, which says what its labels were."""
+    if score.regression is not None:
+        return "regression"
+    if score.average_precision is not None:
+        return "multilabel"
+    return OF_OUTPUTS[outputs]
 
 
 def _draws(spec: JobSpec, result: JobResult) -> int:

@@ -138,7 +138,7 @@ class Detection(Task):
     def answered(self, model: nn.Module, batch: Batch) -> Outputs:
         device, size = batch.inputs.device, size_of(batch.inputs)
         masks = None if batch.masks is None else batch.masks.to(device)
-        found = [_surest(one) for one in found_by(model, batch.inputs, pasted=False)]
+        found = [surest(one) for one in found_by(model, batch.inputs, pasted=False)]
         answers = torch.cat([torch.stack([_rows(one) for one in found]), batch.labels.cpu()], dim=1)
         if batch.masks is not None:
             rows = zip(found, batch.masks.cpu(), batch.labels.cpu(), strict=True)
@@ -198,7 +198,7 @@ def size_of(images: Tensor) -> tuple[int, int]:
     return images.shape[-2], images.shape[-1]
 
 
-def _surest(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def surest(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the 100 surest detections of an image, the surest first."""
     order = found["scores"].float().cpu().sort(descending=True, stable=True).indices[:MOST].to(found["scores"].device)
     return {name: one[order] for name, one in found.items()}

@@ -17,7 +17,7 @@ from wbar.client.job_bar import job_bar
 from wbar.errors import Unreachable
 from wbar.jobs import Event, EventType, Job, MetricsPoint, Snapshot
 from wbar.lists import Page
-from wbar.predictions import Predictions
+from wbar.predictions import PREDICTIONS, Predictions
 from wbar.results import ImageLosses, Verdict, WeightsFormat
 from wbar.states import TERMINAL
 from wbar.transfers import Step
@@ -212,20 +212,25 @@ class AsyncJobs(AsyncResource):
         job_id: str,
         images: Sequence[str | os.PathLike[str] | bytes],
         network: str = "averaged",
-        top: int = 5,
+        top: int | None = None,
+        score: float | None = None,
     ) -> Predictions:
         """Ask one of the job's networks about up to 64 images, given as files' paths or contents.
 
+        By the answer's `task` it is ClassPredictions, NumberPredictions, PixelPredictions or BoxPredictions.
+
         network: `averaged`, `start`, `snapshot_n`, or `swag` of a job with it: mean and spread over drawn networks.
-        top: how many of the most probable classes are named.
+        top: how many of the most probable classes, or of the surest boxes, are named; None: 5 classes, 100 boxes.
+        score: of detection, the least score of a box.
 
         Raises ValidationFailed naming an image that is broken, NoWeights, Busy, PredictionFailed.
         """
         files = [one if isinstance(one, bytes) else Path(one).read_bytes() for one in images]
         body = {"images": [base64.b64encode(one).decode() for one in files]}
-        path, params = f"/v1/jobs/{job_id}/predict", {"network": network, "top": top}
-        answer = await self._client.request("POST", path, params=params, json=body)
-        return Predictions.model_validate(answer.json())
+        asked = {"network": network, "top": top, "score": score}
+        params = {name: value for name, value in asked.items() if value is not None}
+        answer = await self._client.request("POST", f"/v1/jobs/{job_id}/predict", params=params, json=body)
+        return PREDICTIONS.validate_python(answer.json())
 
     async def card(self, job_id: str) -> str:
         """Return the model card of the averaged weights, as Markdown; it says what the job found, also where averaging lost."""

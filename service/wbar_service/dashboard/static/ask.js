@@ -1,20 +1,19 @@
 // The form that asks one of a job's networks about pictures: they go to the API as files, and their thumbnails stay here.
+import { drawn, said } from "./answers.js";
 
-const THUMBNAIL = 64;  // pixels
-const percent = (value) => `${(100 * value).toFixed(1)} %`;
-const said = (one) => `${one.label} ${percent(one.probability)}${one.deviation === null ? "" : ` ± ${percent(one.deviation)}`}`;
+const THUMBNAIL = 64, LARGE = 256;  // pixels; the larger where something is drawn over it
 
 class Refused extends Error {}
 
 // A canvas and no image: the page may not load what is not its own.
-async function thumbnail(file) {
+async function thumbnail(file, size) {
   const canvas = document.createElement("canvas");
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", file.name);
-  canvas.width = canvas.height = THUMBNAIL;
+  canvas.width = canvas.height = size;
   const picture = await createImageBitmap(file).catch(() => null);  // one that the browser cannot read is the service's to name
   if (!picture) return canvas;
-  const scale = THUMBNAIL / Math.max(picture.width, picture.height);
+  const scale = size / Math.max(picture.width, picture.height);
   canvas.width = Math.max(1, Math.round(picture.width * scale));
   canvas.height = Math.max(1, Math.round(picture.height * scale));
   const context = canvas.getContext("2d");
@@ -30,10 +29,10 @@ function check(files, most, bytes) {
   if (size > bytes) throw new Refused(`The images have ${(size / 2 ** 20).toFixed(1)} MiB together, and one question takes ${bytes / 2 ** 20} MiB: choose fewer.`);
 }
 
-async function answers(job, network, files, csrf) {
+async function answers({ job, asked }, network, files, csrf) {
   const body = new FormData();
   for (const file of files) body.append("file", file);
-  const path = `/v1/jobs/${job}/predict?network=${network}&top=3`;
+  const path = `/v1/jobs/${job}/predict?network=${network}&${asked}`;
   const answer = await fetch(path, { method: "POST", body, credentials: "same-origin", headers: { "X-CSRF-Token": csrf } })
     .catch(() => { throw new Refused("The service does not answer: try again."); });
   const found = await answer.json().catch(() => ({}));
@@ -45,7 +44,7 @@ async function answers(job, network, files, csrf) {
   throw new Refused(`${detail}${wait ? ` (in ${wait} s)` : ""}`);
 }
 
-async function ask(form, csrf) {
+export async function ask(form, csrf) {
   const part = (name) => document.getElementById(`ask-${name}`);
   const files = [...form.elements.file.files], network = form.elements.network, button = form.querySelector("button");
   const label = network.selectedOptions[0].textContent, fault = part("fault");
@@ -55,15 +54,17 @@ async function ask(form, csrf) {
   part("status").textContent = `Asking about ${files.length === 1 ? "one image" : `${files.length} images`}…`;
   try {
     check(files, Number(form.dataset.most), Number(form.dataset.bytes));
-    const found = await answers(form.dataset.job, network.value, files, csrf);
-    const pictures = await Promise.all(files.map(thumbnail));
+    const found = await answers(form.dataset, network.value, files, csrf);
+    const size = "height" in found.data[0] ? LARGE : THUMBNAIL;
+    const pictures = await Promise.all(files.map((file) => thumbnail(file, size)));
+    await Promise.all(pictures.map((canvas, i) => drawn(canvas, found, found.data[i])));
     const rows = found.data.map((one, i) => {
       const row = document.createElement("tr"), name = document.createElement("th");
       name.scope = "row";
       name.textContent = files[i].name;
       row.insertCell().append(pictures[i]);
       row.append(name);
-      row.insertCell().textContent = one.top.map(said).join(" · ");
+      row.insertCell().textContent = said(found.task, one);
       return row;
     });
     part("answers").querySelector("tbody").replaceChildren(...rows);
@@ -78,13 +79,4 @@ async function ask(form, csrf) {
   } finally {
     button.disabled = false;
   }
-}
-
-// The form may come later than the page: when the job has succeeded.
-export function installAsking(csrf) {
-  document.addEventListener("submit", (event) => {
-    if (event.target.id !== "ask-form") return;
-    event.preventDefault();
-    ask(event.target, csrf);
-  });
 }

@@ -2,7 +2,6 @@
 // Every page works without it; what it adds is that no reader has to press reload.
 import { Charts } from "./charts.js";
 import { installUploads } from "./uploads.js";
-import { installAsking } from "./ask.js";
 
 const SECONDS = 1000;
 const csrf = document.querySelector("meta[name=csrf]")?.content ?? "";
@@ -249,4 +248,10 @@ if (one("#compare")) {
   new Charts(ids.map((id, i) => ({ id, label: heads[i]?.textContent ?? id, ended: true })), api).load();
 }
 installUploads(csrf, api);
-installAsking(csrf);
+// The form may come later than the page: when the job has succeeded. Its script comes when it is used.
+document.addEventListener("submit", async (event) => {
+  if (event.target.id !== "ask-form") return;
+  event.preventDefault();
+  const asking = await import("./ask.js").catch(() => connection(AWAY));
+  asking?.ask(event.target, csrf);
+});

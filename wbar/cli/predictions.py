@@ -1,0 +1,66 @@
+"""What a network answered about pictures, in a line for each."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from wbar.predictions import (
+    BoxPredictions,
+    ClassPredictions,
+    ClassProbability,
+    FoundBox,
+    NumberPrediction,
+    NumberPredictions,
+    PixelPrediction,
+    PixelPredictions,
+)
+
+CLASSES, BOXES = 3, 10  # that are named of an image
+Found = ClassPredictions | NumberPredictions | PixelPredictions | BoxPredictions
+
+
+def in_words(found: Found, top: int | None) -> list[str]:
+    """Return the answer about each image. top: how many classes or boxes are named; None: as many as a line takes."""
+    if isinstance(found, ClassPredictions):
+        return [", ".join(map(_probability, one.top[: top or CLASSES])) for one in found.data]
+    if isinstance(found, NumberPredictions):
+        return [_numbers(one) for one in found.data]
+    if isinstance(found, PixelPredictions):
+        return [_shares(one) for one in found.data]
+    return [_boxes(one.boxes, top or BOXES) for one in found.data]
+
+
+def write_maps(found: Found, files: Sequence[Path], folder: Path) -> None:
+    """Write the class map of each image to a folder. Raises BadParameter for other tasks, and for doubled names."""
+    if not isinstance(found, PixelPredictions):
+        raise typer.BadParameter(f"--masks is of segmentation, and the job is of task {found.task}")
+    paths = [folder / f"{file.stem}.png" for file in files]
+    doubled = next((path for path in paths if paths.count(path) > 1), None)
+    if doubled is not None:
+        raise typer.BadParameter(f"two images would be written to {str(doubled)!r}: ask about one at a time")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, one in zip(paths, found.data, strict=True):
+        path.write_bytes(base64.b64decode(one.map))
+
+
+def _probability(one: ClassProbability) -> str:
+    spread = "" if one.deviation is None else f" ± {one.deviation:.1%}"
+    return f"{one.label} {one.probability:.1%}{spread}"
+
+
+def _numbers(one: NumberPrediction) -> str:
+    spreads = {} if one.deviations is None else {name: f" ± {spread:.4g}" for name, spread in one.deviations.items()}
+    return ", ".join(f"{name} {value:.6g}{spreads.get(name, '')}" for name, value in one.values.items())
+
+
+def _shares(one: PixelPrediction) -> str:
+    shares = sorted(one.shares.items(), key=lambda share: -share[1])
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares if share > 0)
+
+
+def _boxes(boxes: Sequence[FoundBox], most: int) -> str:
+    said = [f"{one.label} {one.score:.1%} [{', '.join(f'{side:.0f}' for side in one.box)}]" for one in boxes[:most]]
+    more = f" and {len(boxes) - most} more" if len(boxes) > most else ""
+    return ", ".join(said) + more if said else "nothing"
