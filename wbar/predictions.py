@@ -71,6 +71,22 @@ class ClassPredictions(_Predictions):
     data: list[ClassPrediction]
 
 
+class AttributePrediction(BaseModel):
+    """The attributes of one image. index: of the image in the request, from 0."""
+
+    index: int
+    attributes: dict[str, list[ClassProbability]] = Field(
+        description="By attribute, its most probable categories, first. Those of one attribute add up to 1."
+    )
+
+
+class AttributePredictions(_Predictions):
+    """The attributes of each image."""
+
+    task: Literal["attributes"]
+    data: list[AttributePrediction]
+
+
 class NumberPrediction(BaseModel):
     """The numbers of one image. index: of the image in the request, from 0."""
 
@@ -143,18 +159,15 @@ class BoxPredictions(_Predictions):
     data: list[BoxPrediction]
 
 
-Predictions = Annotated[
-    ClassPredictions | NumberPredictions | PixelPredictions | BoxPredictions, Field(discriminator="task")
-]
-PREDICTIONS: TypeAdapter[ClassPredictions | NumberPredictions | PixelPredictions | BoxPredictions] = TypeAdapter(
-    Predictions
-)
+AnyPredictions = ClassPredictions | AttributePredictions | NumberPredictions | PixelPredictions | BoxPredictions
+Predictions = Annotated[AnyPredictions, Field(discriminator="task")]
+PREDICTIONS: TypeAdapter[AnyPredictions] = TypeAdapter(Predictions)
 
 
 # Between the API and a worker, through the broker.
 
 
-AskedTask = Literal["classification", "multilabel", "regression", "segmentation", "detection"]
+AskedTask = Literal["classification", "multilabel", "attributes", "regression", "segmentation", "detection"]
 
 
 class Units(_Frozen):

@@ -1,6 +1,10 @@
 """Attributes over HTTP: categories in a table, a network with an output for each, and what is answered of each attribute."""
 
+import csv
+import io
 import json
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +14,15 @@ from safetensors import safe_open
 
 from tests import material
 from tests.conftest import Service
+from tests.service.test_predict_tasks import shell
 from tests.training.attribute_jobs import ATTRIBUTES, CLASSES, write_digits
 from wbar.display import comparison
 from wbar.errors import InvalidArchive
+from wbar.predictions import AttributePredictions
 from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training.mlflow_model import AveragedModel
 from wbar_training.networks.architectures import initialized
-
-PICTURE = "iVBORw0KGgo="  # is not looked at
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,58 @@ def ready(service: Service, tmp_path_factory: pytest.TempPathFactory) -> tuple[s
         assert dataset.class_counts is not None
         assert sum(dataset.class_counts["val"][:2]) == 30
         return checkpoint.id, dataset.id
+
+
+@pytest.fixture(scope="module")
+def trained(service: Service, ready: tuple[str, str]) -> str:
+    """A job that has succeeded, with SWAG."""
+    with service.client() as client:
+        job = client.jobs.create(checkpoint=ready[0], dataset=ready[1], method={"cycles": 2}, swag=3)
+        assert client.jobs.wait(job.id).status == "succeeded"
+        return str(job.id)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[bytes, dict[str, str]]]:
+    """The held-out images of the dataset, and what is known of each."""
+    with zipfile.ZipFile(write_digits(tmp_path_factory.mktemp("images") / "digits.zip", 60, 30)) as file:
+        rows = list(csv.DictReader(io.StringIO(file.read("attributes.csv").decode())))
+        return [(file.read(row["image"]), row) for row in rows if row["image"].startswith("val/")]
+
+
+@pytest.mark.parametrize("network", ["averaged", "start", "swag"])
+def test_a_score_follows_from_predictions(
+    service: Service, trained: str, images: list[tuple[bytes, dict[str, str]]], network: str
+) -> None:
+    with service.client() as client:
+        found = client.jobs.predict(trained, [image for image, _ in images], network=network, top=1)
+        everything = client.jobs.predict(trained, [images[0][0]], network=network, top=100)
+        result = client.jobs.get(trained).result
+    assert isinstance(found, AttributePredictions)
+    assert found.classes == CLASSES
+    assert result is not None
+    reported = result.metrics.named()[network].attributes
+    assert reported is not None
+    for name in ATTRIBUTES:
+        known = [
+            (one.attributes[name][0], row[name]) for one, (_, row) in zip(found.data, images, strict=True) if row[name]
+        ]
+        right = sum(best.label == truth for best, truth in known)
+        assert (len(known), right / len(known)) == (reported[name].images, reported[name].accuracy)
+        assert (known[0][0].deviation is not None) == (network == "swag")
+    assert isinstance(everything, AttributePredictions)
+    for name, categories in ATTRIBUTES.items():
+        each = everything.data[0].attributes[name]
+        assert sorted(one.label for one in each) == categories
+        assert sum(one.probability for one in each) == pytest.approx(1)
+
+
+def test_the_command_line_names_the_surest_category(
+    service: Service, trained: str, images: list[tuple[bytes, dict[str, str]]], tmp_path: Path
+) -> None:
+    (tmp_path / "digit.png").write_bytes(images[0][0])
+    said = shell(service, "predict", trained, str(tmp_path / "digit.png"))
+    assert re.search(r"parity: (even|odd) [\d.]+%, size: \w+ [\d.]+%, ink: \w+ [\d.]+%", said)
 
 
 def test_from_the_upload_to_the_report(service: Service, ready: tuple[str, str], tmp_path: Path) -> None:
@@ -84,8 +140,6 @@ def test_from_the_upload_to_the_report(service: Service, ready: tuple[str, str],
         assert "pipeline_tag" not in card
         assert "temperature" not in card
         assert http.get(f"/v1/datasets/{ready[1]}/samples").headers["content-type"] == "image/png"
-        asked = http.post(f"/v1/jobs/{job.id}/predict", json={"images": [PICTURE]})
-        assert (asked.status_code, asked.json()["code"]) == (422, "task_unsupported")
         again = client.checkpoints.create_from(job.id)
         planned = http.post("/v1/jobs", json={"checkpoint": again.id, "dataset": ready[1], "dry_run": True})
         assert planned.status_code in (200, 201), "the result is a start for the same dataset"

@@ -7,7 +7,9 @@ from pathlib import Path
 import typer
 
 from wbar.predictions import (
-    BoxPredictions,
+    AnyPredictions,
+    AttributePrediction,
+    AttributePredictions,
     ClassPredictions,
     ClassProbability,
     FoundBox,
@@ -18,13 +20,14 @@ from wbar.predictions import (
 )
 
 CLASSES, BOXES = 3, 10  # that are named of an image
-Found = ClassPredictions | NumberPredictions | PixelPredictions | BoxPredictions
 
 
-def in_words(found: Found, top: int | None) -> list[str]:
+def in_words(found: AnyPredictions, top: int | None) -> list[str]:
     """Return the answer about each image. top: how many classes or boxes are named; None: as many as a line takes."""
     if isinstance(found, ClassPredictions):
         return [", ".join(map(_probability, one.top[: top or CLASSES])) for one in found.data]
+    if isinstance(found, AttributePredictions):
+        return [_attributes(one, top or 1) for one in found.data]
     if isinstance(found, NumberPredictions):
         return [_numbers(one) for one in found.data]
     if isinstance(found, PixelPredictions):
@@ -32,7 +35,7 @@ def in_words(found: Found, top: int | None) -> list[str]:
     return [_boxes(one.boxes, top or BOXES) for one in found.data]
 
 
-def write_maps(found: Found, files: Sequence[Path], folder: Path) -> None:
+def write_maps(found: AnyPredictions, files: Sequence[Path], folder: Path) -> None:
     """Write the class map of each image to a folder. Raises BadParameter for other tasks, and for doubled names."""
     if not isinstance(found, PixelPredictions):
         raise typer.BadParameter(f"--masks is of segmentation, and the job is of task {found.task}")
@@ -48,6 +51,10 @@ def write_maps(found: Found, files: Sequence[Path], folder: Path) -> None:
 def _probability(one: ClassProbability) -> str:
     spread = "" if one.deviation is None else f" ± {one.deviation:.1%}"
     return f"{one.label} {one.probability:.1%}{spread}"
+
+
+def _attributes(one: AttributePrediction, most: int) -> str:
+    return ", ".join(f"{name}: {', '.join(map(_probability, top[:most]))}" for name, top in one.attributes.items())
 
 
 def _numbers(one: NumberPrediction) -> str:

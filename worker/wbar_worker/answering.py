@@ -38,6 +38,7 @@ from wbar_training.data.decoding import decode
 from wbar_training.data.packed import Fit, fitted
 from wbar_training.losses import class_logits
 from wbar_training.networks.detectors import found_by
+from wbar_training.tasks.attributes import Groups
 from wbar_training.tasks.detection import surest
 from wbar_training.tasks.mask_overlaps import pasted
 from wbar_training.tasks.mask_picture import palette
@@ -146,6 +147,14 @@ class OfLabels(OfClasses):
 
     def _values(self, outputs: Tensor) -> Tensor:
         return outputs.sigmoid()
+
+
+class OfAttributes(OfClasses):
+    """Probabilities that add up to 1 over the categories of each attribute."""
+
+    def _values(self, outputs: Tensor) -> Tensor:
+        groups = Groups.of(self.network.labels)
+        return groups.gathered(groups.logs(outputs).exp())
 
 
 class OfNumbers(WholeImages):
@@ -272,6 +281,7 @@ class OfBoxes(OneByOne):
 ANSWERING: dict[str, type[Answering]] = {
     "classification": OfClasses,
     "multilabel": OfLabels,
+    "attributes": OfAttributes,
     "regression": OfNumbers,
     "segmentation": OfPixels,
     "detection": OfBoxes,

@@ -30,6 +30,7 @@ LOG_LINES = 200
 ASKED = {
     "classification": "top=3",
     "multilabel": "top=3",
+    "attributes": "top=1",
     "regression": "top=3",
     "segmentation": "top=3",
     "detection": "score=0.5",

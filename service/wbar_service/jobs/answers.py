@@ -1,13 +1,18 @@
 """A worker's answer as the API sends it: names instead of indices, one model for each kind of task."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from wbar.attributes import categories_of, outputs_of
 from wbar.errors import PredictionFailed
 from wbar.predictions import (
     Answered,
     AnsweredBoxes,
     AnsweredNumbers,
     AnsweredPixels,
+    AnyPredictions,
+    AttributePrediction,
+    AttributePredictions,
     Boxes,
     BoxPrediction,
     BoxPredictions,
@@ -26,11 +31,10 @@ from wbar.predictions import (
 )
 
 Spread = list[float] | None
-Made = ClassPredictions | NumberPredictions | PixelPredictions | BoxPredictions
 
 
-def predictions_of(job_id: str, name: str, asked: PredictedNetwork, answer: Given, top: int) -> Made:
-    """Return the answers of the network `name` of a job. top: how many classes are named of each image.
+def predictions_of(job_id: str, name: str, asked: PredictedNetwork, answer: Given, top: int) -> AnyPredictions:
+    """Return the answers of the network `name` of a job. top: how many classes are named of each image, or attribute.
 
     Raises PredictionFailed (409) where the answer is of another task.
     """
@@ -42,6 +46,9 @@ def predictions_of(job_id: str, name: str, asked: PredictedNetwork, answer: Give
     if isinstance(answer, Answered) and asked.task in ("classification", "multilabel"):
         rows = zip(answer.probabilities, _spreads(answer), strict=True)
         return ClassPredictions(**told, data=[_classes(n, *row, labels, top) for n, row in enumerate(rows)])
+    if isinstance(answer, Answered) and asked.task == "attributes":
+        rows = zip(answer.probabilities, _spreads(answer), strict=True)
+        return AttributePredictions(**told, data=[_attributes(n, *row, labels, top) for n, row in enumerate(rows)])
     if isinstance(answer, AnsweredNumbers) and asked.task == "regression":
         rows = zip(answer.values, _spreads(answer), strict=True)
         return NumberPredictions(**told, data=[_numbers(n, *row, labels) for n, row in enumerate(rows)])
@@ -59,9 +66,23 @@ def _spreads(answer: Answered | AnsweredNumbers) -> list[list[float]] | list[Non
 
 
 def _classes(index: int, row: list[float], spread: Spread, labels: tuple[str, ...], most: int) -> ClassPrediction:
+    return ClassPrediction(index=index, top=_top(row, spread, labels, most), probabilities=row, deviations=spread)
+
+
+def _attributes(
+    index: int, row: list[float], spread: Spread, labels: tuple[str, ...], most: int
+) -> AttributePrediction:
+    categories = categories_of(labels)
+    found = {
+        name: _top([row[k] for k in outputs], spread and [spread[k] for k in outputs], categories[name], most)
+        for name, outputs in outputs_of(labels).items()
+    }
+    return AttributePrediction(index=index, attributes=found)
+
+
+def _top(row: list[float], spread: Spread, labels: Sequence[str], most: int) -> list[ClassProbability]:
     order = sorted(range(len(row)), key=lambda k: -row[k])[:most]
-    top = [ClassProbability(label=labels[k], probability=row[k], deviation=spread and spread[k]) for k in order]
-    return ClassPrediction(index=index, top=top, probabilities=row, deviations=spread)
+    return [ClassProbability(label=labels[k], probability=row[k], deviation=spread and spread[k]) for k in order]
 
 
 def _numbers(index: int, row: list[float], spread: Spread, labels: tuple[str, ...]) -> NumberPrediction:

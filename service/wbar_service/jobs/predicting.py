@@ -109,7 +109,8 @@ async def predict_images(
         Query(
             ge=1,
             le=MOST_BOXES,
-            description="The most probable classes (default: 5), or the surest boxes (default: 100), of each image.",
+            description="The most probable classes of each image, or categories of each attribute (default: 5); the surest "
+            "boxes (default: 100).",
         ),
     ] = None,
     score: Annotated[
@@ -119,8 +120,8 @@ async def predict_images(
 ) -> Response:
     """Ask one of the job's networks about up to 64 images (16 MiB in all), on the CPU of a worker. Nothing is kept.
 
-    By the job's `task`: classes or labels with probabilities; numbers in the targets' units; a class for every pixel; boxes,
-    and the masks of a Mask R-CNN. Images are prepared as the job's held-out images were.
+    By the job's `task`: classes, labels or attributes with probabilities; numbers in the targets' units; a class for every
+    pixel; boxes, and the masks of a Mask R-CNN. Images are prepared as the job's held-out images were.
 
     The first request about a network loads it, the next ones are fast. 429 with `Retry-After` while the workers are busy.
     """
@@ -235,7 +236,8 @@ def _network(store: Store, tenant: Tenant, job_id: str, name: str) -> PredictedN
     assert isinstance(normalize, Normalization)
     assert isinstance(recipe.image_size, tuple)
     assert recipe.augment != "auto"
-    count = spec.network.num_classes if task in ("multilabel", "regression") else spec.network.classes
+    single = task in ("multilabel", "attributes", "regression")  # whose outputs are as many as there are
+    count = spec.network.num_classes if single else spec.network.classes
     known = list(spec.classes or (summary.classes if summary else []))[:count]
     labels = known + [str(index) for index in range(len(known), count)]
     weights = _weights(store, tenant, job, name)
@@ -261,6 +263,8 @@ def _task(score: Score, outputs: Outputs) -> AskedTask:
     """Return what a network's answers are. score: of the job, which says what its labels were."""
     if score.regression is not None:
         return "regression"
+    if score.attributes is not None:
+        return "attributes"
     if score.average_precision is not None:
         return "multilabel"
     return OF_OUTPUTS[outputs]

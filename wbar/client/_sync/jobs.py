@@ -214,10 +214,12 @@ class Jobs(Resource):
     ) -> Predictions:
         """Ask one of the job's networks about up to 64 images, given as files' paths or contents.
 
-        By the answer's `task` it is ClassPredictions, NumberPredictions, PixelPredictions or BoxPredictions.
+        By the answer's `task` it is ClassPredictions, AttributePredictions, NumberPredictions, PixelPredictions or
+        BoxPredictions.
 
         network: `averaged`, `start`, `snapshot_n`, or `swag` of a job with it: mean and spread over drawn networks.
-        top: how many of the most probable classes, or of the surest boxes, are named; None: 5 classes, 100 boxes.
+        top: how many of the most probable classes (of attributes: categories of each) or of the surest boxes are named;
+            None: 5 classes, 100 boxes.
         score: of detection, the least score of a box.
 
         Raises ValidationFailed naming an image that is broken, NoWeights, Busy, PredictionFailed.

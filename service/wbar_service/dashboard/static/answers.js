@@ -8,6 +8,7 @@ const colour = (index) => `hsl(${(index * 137) % 360} 90% 45%)`;
 
 const WORDS = {
   classes: (one) => one.top.map((each) => `${each.label} ${percent(each.probability)}${spread(each.deviation, percent)}`),
+  attributes: (one) => Object.entries(one.attributes).map(([name, [best]]) => `${name}: ${best.label} ${percent(best.probability)}${spread(best.deviation, percent)}`),
   regression: (one) => Object.entries(one.values).map(([name, value]) => `${name} ${number(value)}${spread(one.deviations?.[name], number)}`),
   segmentation: (one) => Object.entries(one.shares).filter(([, share]) => share > 0).sort((a, b) => b[1] - a[1]).map(([name, share]) => `${name} ${percent(share)}`),
   detection: (one) => (one.boxes.length ? one.boxes.map((box) => `${box.label} ${percent(box.score)}`) : ["nothing with a score of 50 %"]),
