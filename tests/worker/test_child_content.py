@@ -1,7 +1,11 @@
 """What a child writes arrives whole under its digest, or leaves nothing."""
 
 import hashlib
+import multiprocessing
+import os
+import signal
 from collections.abc import Iterator
+from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -127,3 +131,39 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read_leaves_nothing(
     Ingester(store, settings).run(upload.id)
     store.blobs.collect()
     assert files(tmp_path / "blobs") == []
+
+
+def killed_while_it_stores(settings: WorkerSettings, upload: str) -> None:
+    """Run in a process of its own: an ingest worker that is killed with half of the content stored."""
+    store = Store.open(settings)
+
+    def die(content: ChildContent) -> None:
+        content._buffers[0][:] = bytes(CHUNK)
+        content._filled = CHUNK
+        content._store()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    ChildContent.take = die  # type: ignore[assignment,method-assign]
+    Ingester(store, settings).run(upload)
+
+
+@pytest.mark.long
+def test_a_worker_that_is_killed_while_it_stores_leaves_no_half_of_a_blob(
+    store: Store, settings: WorkerSettings, tmp_path: Path
+) -> None:
+    torch.save(start_state(), tmp_path / "c.pth")
+    upload = uploaded(store, tmp_path / "c.pth")
+    process = multiprocessing.get_context("spawn").Process(target=killed_while_it_stores, args=(settings, upload.id))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert files(tmp_path / "blobs" / "sha256") == [upload.sha256]
+    assert len(files(tmp_path / "blobs" / "tmp")) == 1
+    half = store.checkpoints.get(MINE, upload.id)
+    assert half.status == "processing"
+    store.checkpoints.release(half.claim)  # as its lease would end
+    Ingester(store, settings).run(upload.id)
+    ready = store.checkpoints.get(MINE, upload.id)
+    assert (ready.status, ready.weights in files(tmp_path / "blobs" / "sha256")) == ("ready", True)
+    assert store.blobs.sweep_temporaries(older_than=timedelta(seconds=-5)) == 1
+    assert files(tmp_path / "blobs" / "tmp") == []
