@@ -26,6 +26,7 @@ from benchmarks import (
     recognition,
     training_speed,
     upload,
+    upload_in_parts,
 )
 from benchmarks.running import THREADS, machine_seconds
 from benchmarks.table import Findings, Row, markdown, show
@@ -36,6 +37,7 @@ MEASURES: dict[str, Callable[[bool], Findings]] = {
     "requests": api_speed.measure,
     "held": api_requests.measure,
     "upload": upload.measure,
+    "parts": upload_in_parts.measure,
     "uploads": parallel_uploads.measure,
     "jobs": job_table.measure,
     "recognition": recognition.measure,

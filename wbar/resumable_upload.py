@@ -20,6 +20,7 @@ import os
 import random
 import secrets
 import time
+import zlib
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -103,6 +104,7 @@ class Sending:
         self._resource, self._params, self._key = resource, dict(params), idempotency_key
         self._service, self._step, self._patience = service, step, patience
         self._chunk = FIRST_CHUNK
+        self._crc32 = False
         self._conversation: Conversation | None = None
 
     def begin(self) -> Request | None:
@@ -146,6 +148,7 @@ class Sending:
         if upload is None:
             return None, 0
         answer = yield from self._ask(Request("HEAD", f"/v1/uploads/{upload}", _tus()))
+        self._learn(answer)
         if answer.status == 200 and answer.headers.get("Upload-Length") == str(self._size):
             return upload, int(answer.headers["Upload-Offset"])
         if answer.status not in (200, 404, 410):
@@ -162,6 +165,7 @@ class Sending:
         answer = yield from self._ask(Request("POST", "/v1/uploads", headers))
         if answer.status != 201:
             raise refusal(answer.status, answer.content)
+        self._learn(answer)
         upload = answer.headers["Location"].rstrip("/").rpartition("/")[2]
         self._memory.write(upload)
         return upload
@@ -185,6 +189,8 @@ class Sending:
                 )  # it had arrived, and the answer had not; or another sends too
             elif answer.status == ChecksumMismatch.status and wrong < TRIES:
                 wrong += 1
+            elif answer.status == 400 and self._crc32:
+                self._crc32 = False  # an API process of a version before, while an upgrade rolls through
             elif answer.status in (404, 410):
                 return False
             else:
@@ -198,9 +204,19 @@ class Sending:
         headers = _tus() | {
             "Content-Type": CONTENT_TYPE,
             "Upload-Offset": str(offset),
-            "Upload-Checksum": f"sha256 {base64.b64encode(hashlib.sha256(chunk).digest()).decode()}",
+            "Upload-Checksum": self._checksum(chunk),
         }
         return Request("PATCH", f"/v1/uploads/{upload}", headers, content=chunk)
+
+    def _learn(self, answer: Answer) -> None:
+        """Note by what the service checks a chunk: a version before 0.7 does not know the cheaper checksum."""
+        self._crc32 = "crc32" in answer.headers.get("Tus-Checksum-Algorithm", "").split(",")
+
+    def _checksum(self, chunk: bytes) -> str:
+        """Return the checksum of a chunk; the sha-256 of the whole is verified at the end whatever this one finds."""
+        if self._crc32:
+            return f"crc32 {base64.b64encode(zlib.crc32(chunk).to_bytes(4, 'big')).decode()}"
+        return f"sha256 {base64.b64encode(hashlib.sha256(chunk).digest()).decode()}"
 
     def _smaller_patch(self, upload: str, offset: int) -> Request:
         """Return less at a time: of a connection that breaks again and again, something must come through."""

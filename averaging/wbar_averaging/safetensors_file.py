@@ -8,7 +8,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,15 +175,13 @@ def torch_dtypes() -> "dict[dtype, str]":
     }  # fmt: skip
 
 
-def write_safetensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]
-) -> None:
-    """Write `tensors` to `path`, synced to disk; the bytes are a pure function of the arguments' content.
+def safetensors_pieces(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a file of `tensors`, the header first and then each tensor; a pure function of the content.
 
-    Tensors are laid out by falling alignment, then by name; header keys are sorted. The file is written to a temporary
-    name beside `path` and renamed, so that a reader sees all of it or nothing.
+    Tensors are laid out by falling alignment, then by name; header keys are sorted. A piece is the tensor's own memory where
+    that is contiguous.
 
-    Raises ValueError for a dtype that the format does not have, OSError.
+    Raises ValueError for a dtype that the format does not have.
     """
     import torch
 
@@ -192,16 +190,28 @@ def write_safetensors(
         if tensor.dtype not in codes:
             raise ValueError(f"{name}: {tensor.dtype} cannot be written to a safetensors file")
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    start = header_bytes(((name, codes[tensors[name].dtype], list(tensors[name].shape)) for name in order), metadata)
+    yield header_bytes(((name, codes[tensors[name].dtype], list(tensors[name].shape)) for name in order), metadata)
+    for name in order:
+        # .numpy() has no bfloat16; a view as bytes has every dtype. contiguous() undoes channels_last.
+        flat = tensors[name].detach().cpu().contiguous().view(-1)
+        yield flat.view(torch.uint8).numpy().data
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]
+) -> None:
+    """Write `tensors` to `path`, synced to disk; the bytes are those of `safetensors_pieces`.
+
+    The file is written to a temporary name beside `path` and renamed, so that a reader sees all of it or nothing.
+
+    Raises ValueError for a dtype that the format does not have, OSError.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(start)
-            for name in order:
-                # .numpy() has no bfloat16; a view as bytes has every dtype. contiguous() undoes channels_last.
-                flat = tensors[name].detach().cpu().contiguous().view(-1)
-                file.write(flat.view(torch.uint8).numpy().data)
+            for piece in safetensors_pieces(tensors, metadata):
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:

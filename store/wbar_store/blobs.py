@@ -7,7 +7,6 @@ deleted inside the transaction that deletes its row: the one place where a trans
 writer that brings the content back wait.
 """
 
-import hashlib
 import logging
 import os
 import secrets
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 import obstore
@@ -25,13 +25,17 @@ from obstore.store import HTTPStore, LocalStore, MemoryStore, ObjectStore, from_
 
 from wbar_store.blob_references import BlobReferences
 from wbar_store.database import Database
+from wbar_store.object_writers import FileWriter, Sha256
+
+if TYPE_CHECKING:
+    from obstore import WritableFile
 
 log = logging.getLogger("wbar.store")
 
 CHUNK = 1024 * 1024
 STRAY = timedelta(hours=1)  # a younger file without a row may be one that is just being stored
 PARTS = "parts"  # where the parts of uploads lie
-HALF = "#*"  # what the name of an object has after it in a local store, until its writer is closed
+HALF = "#*"  # what a version before 0.7 had after the name of an object in a local store, until its writer was closed
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,11 @@ class _Writing:
     def __init__(self, blobs: "Blobs", folder: str) -> None:
         self._blobs = blobs
         self._name = f"{folder}/{secrets.token_hex(16)}"
-        # Of S3 a part has 5 MiB at least. A folder needs no more than a write is worth: many uploads may come at once.
-        self._writer = obstore.open_writer(blobs.store, self._name, buffer_size=CHUNK if blobs.root else 8 * CHUNK)
+        self._writer: FileWriter | WritableFile
+        if blobs.root is not None:
+            self._writer = FileWriter(blobs.root / self._name)
+        else:
+            self._writer = obstore.open_writer(blobs.store, self._name, buffer_size=8 * CHUNK)  # a part of S3 has 5 MiB
         self.bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
@@ -92,10 +99,10 @@ class Upload(_Writing):
 
     def __init__(self, blobs: "Blobs") -> None:
         super().__init__(blobs, "tmp")
-        self._hash = hashlib.sha256()
+        self._hash = Sha256()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append bytes."""
+        """Append bytes, which must not change before the next ones are appended, or the upload has ended."""
         self._hash.update(data)
         super().write(data)
 
@@ -154,24 +161,30 @@ class Blobs:
         upload = self.receive()
         try:
             for name in names:
-                for chunk in obstore.get(self.store, name).stream(min_chunk_size=CHUNK):
-                    upload.write(memoryview(chunk))
+                for chunk in self._pieces(name):
+                    upload.write(chunk)
+            return upload.finish()
         except BaseException:
             upload.abort()
             raise
-        return upload.finish()
+
+    def _pieces(self, name: str) -> Iterator[bytes | memoryview]:
+        if self.root is not None:
+            yield from _pieces_of(self.root / name)
+        else:
+            for chunk in obstore.get(self.store, name).stream(min_chunk_size=CHUNK):
+                yield memoryview(chunk)
 
     def put_file(self, path: Path) -> Received:
         """Stream a local file into the store, under a temporary name."""
         upload = self.receive()
         try:
-            with open(path, "rb") as file:
-                while chunk := file.read(CHUNK):
-                    upload.write(chunk)
+            for chunk in _pieces_of(path):
+                upload.write(chunk)
+            return upload.finish()
         except BaseException:
             upload.abort()
             raise
-        return upload.finish()
 
     def copy(self, sha256: str) -> Received:
         """Give content that is here already a temporary name, too. Raises FileNotFoundError where it is not here any more."""
@@ -366,6 +379,12 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _pieces_of(path: Path) -> Iterator[bytes]:
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
 
 
 def _link(source: Path, target: Path) -> bool:

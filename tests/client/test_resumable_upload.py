@@ -188,6 +188,30 @@ def test_an_upload_that_was_deleted_meanwhile_begins_anew(service: Service, tmp_
     assert len([one for one in asked if one.path == "/v1/uploads"]) == 2
 
 
+def test_a_chunk_has_the_cheapest_checksum_that_the_service_knows(tmp_path: Path) -> None:
+    """Also where an API process of a version before answers in the middle."""
+    path = file_of(tmp_path, 5000)
+    for announced, refused, expected in (
+        ("sha1,sha256", False, ["sha256"]),
+        ("crc32,sha1,sha256", False, ["crc32"]),
+        ("crc32,sha1,sha256", True, ["crc32", "sha256"]),
+    ):
+        sending, used = sending_of(path, "http://wbar"), list[str]()
+        begun = sending.begin()
+        assert begun is not None
+        assert begun.path == "/v1/uploads"
+        headers = {"Location": "/v1/uploads/upload_1", "Tus-Checksum-Algorithm": announced}
+        request = sending.go_on(Answer(201, headers, b""))
+        while request is not None and request.method == "PATCH":
+            used.append(request.headers["Upload-Checksum"].split()[0])
+            unknown = refused and used[-1] == "crc32"
+            answer = Answer(400, {}, b"{}") if unknown else Answer(204, {"Upload-Offset": "5000"}, b"")
+            request = sending.go_on(answer)
+        assert used == expected
+        assert request is not None
+        assert sending.go_on(Answer(201, {}, b"made")) is None
+
+
 def test_what_is_refused_is_raised(service: Service, tmp_path: Path) -> None:
     path = file_of(tmp_path, 5000)
     with service.http("wrong") as http, pytest.raises(Unauthorized):

@@ -5,6 +5,7 @@ import json
 import shutil
 import struct
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,7 +14,14 @@ from pydantic import BaseModel, TypeAdapter
 from tests.fuzz.inputs import TASKS, Reader
 from wbar_training.data.packed import Packed, load_split
 from wbar_training.messages import Crashed
-from wbar_worker.children import CheckpointUpload, DatasetUpload, ReaderLimits, UploadRejected, samples_path
+from wbar_worker.children import (
+    CheckpointFound,
+    CheckpointUpload,
+    DatasetUpload,
+    ReaderLimits,
+    UploadRejected,
+    samples_path,
+)
 from wbar_worker.processes import ControlChannel, Entry
 from wbar_worker.validate import validate_checkpoint, validate_dataset
 
@@ -78,12 +86,19 @@ def _read(path: Path, reader: Reader, batch: Batch) -> Outcome:
     as_channel = cast(ControlChannel, recorder)
     if reader in ("checkpoint", "program"):
         named = "resnet20" if reader == "checkpoint" else None
-        validate_checkpoint(CheckpointUpload(path, out, named, None, batch.limits), as_channel)
+        with open(out, "wb", buffering=0) as content:
+            as_pipe = cast(Connection, content)
+            upload = CheckpointUpload(path, batch.scratch / "unpacked", as_pipe, named, None, batch.limits)
+            validate_checkpoint(upload, as_channel)
     else:
         validate_dataset(DatasetUpload(path, out, TASKS[reader], None, batch.limits), as_channel)
     verdict = recorder.verdict
     refused, crashed = isinstance(verdict, UploadRejected), isinstance(verdict, Crashed)
     accepted = not refused and not crashed
+    if isinstance(verdict, CheckpointFound) and verdict.as_stored:
+        shutil.copyfile(path, out)
+    elif not accepted and out.exists() and out.stat().st_size == 0:  # nothing was written before the refusal
+        out.unlink()
     return Outcome(
         code=verdict.fault.code if refused else None,
         message=verdict.fault.message if refused else verdict.why if crashed else "",

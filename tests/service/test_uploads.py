@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,10 @@ def other_key(app: App) -> str:
 
 
 def checksum(algorithm: str, content: bytes) -> str:
-    return f"{algorithm} {base64.b64encode(hashlib.new(algorithm, content).digest()).decode()}"
+    digest = (
+        zlib.crc32(content).to_bytes(4, "big") if algorithm == "crc32" else hashlib.new(algorithm, content).digest()
+    )
+    return f"{algorithm} {base64.b64encode(digest).decode()}"
 
 
 def test_the_protocol_is_described(app: App) -> None:
@@ -97,7 +101,7 @@ def test_the_protocol_is_described(app: App) -> None:
         assert answer.headers["tus-version"] == answer.headers["tus-resumable"] == "1.0.0"
         assert answer.headers["tus-max-size"] == "60000"
         assert {"creation", "termination", "checksum"} <= set(answer.headers["tus-extension"].split(","))
-        assert answer.headers["tus-checksum-algorithm"] == "sha1,sha256"
+        assert answer.headers["tus-checksum-algorithm"] == "crc32,sha1,sha256"
 
 
 @pytest.mark.parametrize("version", [None, "0.2.2", "2.0.0"])
@@ -193,7 +197,7 @@ def test_an_empty_patch_and_an_empty_upload_are_fine(app: App) -> None:
     assert app.request("POST", "/v1/checkpoints", json=named(path)).json()["bytes"] == 0
 
 
-@pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
+@pytest.mark.parametrize("algorithm", ["crc32", "sha1", "sha256"])
 def test_a_chunk_with_another_checksum_is_not_kept(app: App, tmp_path: Path, algorithm: str) -> None:
     path = begin(app)
     wrong = send(app, path, 0, CONTENT, **{"Upload-Checksum": checksum(algorithm, b"other")})
@@ -201,7 +205,7 @@ def test_a_chunk_with_another_checksum_is_not_kept(app: App, tmp_path: Path, alg
     assert (offset_of(app, path), parts(tmp_path)) == (0, [])
     right = send(app, path, 0, CONTENT, **{"Upload-Checksum": checksum(algorithm, CONTENT)})
     assert (right.status_code, offset_of(app, path)) == (204, len(CONTENT))
-    for bad in ("md5 1B2M2Y8AsgTpgAmY7PhCfg==", "sha1", "sha256 !!", "sha1 AAAA"):
+    for bad in ("md5 1B2M2Y8AsgTpgAmY7PhCfg==", "sha1", "sha256 !!", "sha1 AAAA", "crc32 AAAA"):
         assert send(app, path, len(CONTENT), b"", **{"Upload-Checksum": bad}).status_code == 400, bad
 
 

@@ -224,6 +224,7 @@ def test_the_half_of_an_upload_whose_process_was_killed_is_swept(blobs: Blobs, t
     assert blobs.sweep_temporaries() == 0, "it may still grow"
     assert blobs.sweep_temporaries(older_than=timedelta(seconds=-5)) == 1
     assert files(tmp_path) == []
+    upload.abort()
 
 
 def test_what_died_halfway_in_is_swept(blobs: Blobs, tmp_path: Path) -> None:

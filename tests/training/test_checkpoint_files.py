@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from wbar.errors import CorruptFile, NonFiniteWeights, NotAStateDict, Rejected, UnsafePickle
 from wbar.spec import Network
 from wbar_training.networks.architectures import initialized
-from wbar_training.uploads.checkpoint_files import common_prefix, validate
+from wbar_training.uploads.checkpoint_files import check, common_prefix, validate
 
 
 def resnet(**kwargs: object) -> torch.nn.Module:
@@ -57,7 +57,7 @@ def test_safetensors_with_given_architecture_and_channels(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("metadata", "counted", "linked"),
+    ("metadata", "counted", "as_stored"),
     [
         (None, False, True),
         ({"format": "pt"}, False, True),
@@ -66,17 +66,18 @@ def test_safetensors_with_given_architecture_and_channels(tmp_path: Path) -> Non
     ],
     ids=["as it is stored", "of torch", "with a word of its own", "with AveragedModel's count"],
 )
-def test_only_a_file_of_nothing_but_the_networks_tensors_is_linked(
-    tmp_path: Path, metadata: dict[str, str] | None, counted: bool, linked: bool
+def test_only_a_file_of_nothing_but_the_networks_tensors_is_stored_as_it_is(
+    tmp_path: Path, metadata: dict[str, str] | None, counted: bool, as_stored: bool
 ) -> None:
     state = dict(resnet().state_dict()) | ({"n_averaged": torch.tensor(3)} if counted else {})
     path, out = tmp_path / "c", tmp_path / "out"
     save_file(state, path, metadata)
-    validate(path, None, None, out, may_link=True)
-    assert out.samefile(path) is linked
+    checked = check(path, None, None, tmp_path / "unpacked")
+    assert checked.as_stored is as_stored
+    assert checked.tensors.keys() == resnet().state_dict().keys()
+    validate(path, None, None, out)
     assert load_file(out).keys() == resnet().state_dict().keys()
-    validate(path, None, None, tmp_path / "another")
-    assert not (tmp_path / "another").samefile(path), "others may write to their file again"
+    assert not out.samefile(path), "others may write to their file again"
 
 
 def test_a_file_of_numbers_at_odd_places_is_written_anew(tmp_path: Path) -> None:
@@ -85,8 +86,8 @@ def test_a_file_of_numbers_at_odd_places_is_written_anew(tmp_path: Path) -> None
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     path.write_bytes((length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :])
-    validate(path, None, None, out, may_link=True)
-    assert not out.samefile(path)
+    assert not check(path, None, None, tmp_path / "unpacked").as_stored
+    validate(path, None, None, out)
     assert all(torch.equal(one, resnet_state) for one, resnet_state in _pairs(load_file(out), load_file(path)))
 
 

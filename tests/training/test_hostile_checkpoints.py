@@ -331,6 +331,17 @@ def test_storages_larger_than_their_entry(tmp_path: Path) -> None:
         read(tmp_path, more)
 
 
+@pytest.mark.parametrize("claimed", [b"K\x08", b"K\x01"], ids=["into the next entry", "less than it has"])
+def test_a_storage_that_is_not_its_entry(tmp_path: Path, claimed: bytes) -> None:
+    """A mapped archive gives as many bytes as the pickle says, whatever the entry has."""
+    data = saved({f"w{i}": torch.full((2,), float(i), dtype=torch.float64) for i in range(40)})
+    other = rezipped(
+        data, lambda name, old: [(name, old.replace(b"K\x02", claimed, 1) if name.endswith(".pkl") else old)]
+    )
+    with pytest.raises((CorruptFile, ContentTooLarge)):
+        read(tmp_path, other)
+
+
 def test_an_empty_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "z", "w"):
         pass

@@ -10,10 +10,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from wbar_training.messages import Crashed, Stopped, StopReason
+from wbar_worker.child_content import write_content
 from wbar_worker.processes import ControlChannel, Entry, confine
 
 
@@ -117,6 +119,16 @@ def abort(_request: None, _channel: ControlChannel) -> None:
     os.abort()
 
 
+def give(request: tuple[int, Connection, bool], channel: ControlChannel) -> None:
+    """Write so many times `LINE` as content, and answer; or, where the last is not said, die with the content half written."""
+    count, end, answers = request
+    if not answers:
+        os.write(end.fileno(), LINE)
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_content(end, (LINE for _ in range(count)))
+    channel.send(Crashed(why="that was all"))
+
+
 def _started(count: int) -> list[threading.Thread]:
     threads = [threading.Thread(target=sum, args=([1, 2],)) for _ in range(count)]
     for thread in threads:
@@ -134,6 +146,8 @@ class _Touch:
         return Path.touch, (self.witness,)
 
 
+LINE = bytes(range(256)) * 401  # no part of a chunk of the store
+
 WAIT_FOR_STOP: Entry[None] = Entry("tests.worker.entries", "wait_for_stop")
 SEND_A_PICKLE: Entry[Path] = Entry("tests.worker.entries", "send_a_pickle")
 SEND_FROM_THREADS: Entry[int] = Entry("tests.worker.entries", "send_from_threads")
@@ -142,4 +156,5 @@ SHOW_ENVIRONMENT: Entry[None] = Entry("tests.worker.entries", "show_environment"
 DIE_WHEN_ASKED_TO_STOP: Entry[Any] = Entry("tests.worker.entries", "die_when_asked_to_stop")
 ABORT: Entry[None] = Entry("tests.worker.entries", "abort", isolated=True)
 TRY_TO_GET_OUT: Entry[tuple[int, Path, int]] = Entry("tests.worker.entries", "try_to_get_out", isolated=True)
+GIVE: Entry[tuple[int, Connection, bool]] = Entry("tests.worker.entries", "give", isolated=True)
 DIE: Entry[signal.Signals] = Entry("tests.worker.entries", "die")

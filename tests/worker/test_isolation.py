@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import zipfile
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pydantic import ValidationError
 
 from tests.worker.entries import ABORT, SHOW_ENVIRONMENT, TRY_TO_GET_OUT
 from wbar.spec import Network
+from wbar_averaging import write_safetensors
 from wbar_store import process_memory
 from wbar_training.messages import Crashed
 from wbar_training.networks.architectures import initialized
@@ -48,8 +50,8 @@ from wbar_worker.settings import GIB, WorkerSettings
 LIMITS = ReaderLimits(memory=4 * GIB, seconds=300, content=uploads.UploadLimits())
 
 
-def verdict(entry: Entry[CheckpointUpload] | Entry[DatasetUpload], upload: CheckpointUpload | DatasetUpload) -> Verdict:
-    child = processes.start(entry, upload)  # type: ignore[arg-type]
+def verdict(entry: Entry[DatasetUpload], upload: DatasetUpload) -> Verdict:
+    child = processes.start(entry, upload)
     try:
         return child.receive(VERDICTS)
     finally:
@@ -180,17 +182,38 @@ def test_a_reader_that_aborts_ends_by_its_signal() -> None:
 
 
 def test_checkpoints_are_validated_in_isolation(tmp_path: Path) -> None:
-    torch.save(initialized(Network("resnet20", 10)).state_dict(), tmp_path / "c.pth")
-    found = verdict(VALIDATE_CHECKPOINT, CheckpointUpload(tmp_path / "c.pth", tmp_path / "out", None, None, LIMITS))
+    state = initialized(Network("resnet20", 10)).state_dict()
+    torch.save(state, tmp_path / "c.pth")
+    found, content = checked(tmp_path / "c.pth")
     assert isinstance(found, CheckpointFound)
-    assert found.facts.network.name == "resnet20"
+    assert (found.facts.network.name, found.as_stored) == ("resnet20", False)
+    write_safetensors(tmp_path / "stored", state, {})
+    assert content == (tmp_path / "stored").read_bytes()
+    found, content = checked(tmp_path / "stored")
+    assert isinstance(found, CheckpointFound)
+    assert (found.as_stored, content) == (True, b"")
     damaged = bytearray((tmp_path / "c.pth").read_bytes())
     damaged[len(damaged) // 2] ^= 1
     (tmp_path / "c.pth").write_bytes(damaged)
-    rejected = verdict(VALIDATE_CHECKPOINT, CheckpointUpload(tmp_path / "c.pth", tmp_path / "x", None, None, LIMITS))
+    rejected, content = checked(tmp_path / "c.pth")
     assert isinstance(rejected, UploadRejected)
     assert rejected.fault.code == "corrupt_file"
-    assert not (tmp_path / "x").exists()
+    assert content == b""
+
+
+def checked(path: Path) -> tuple[Verdict, bytes]:
+    """Return the verdict on a checkpoint, and what the child wrote, which is more than a pipe holds."""
+    ours, theirs = Pipe(duplex=False)
+    upload = CheckpointUpload(path, path.with_name("unpacked"), theirs, None, None, LIMITS)
+    child = processes.start(VALIDATE_CHECKPOINT, upload)
+    theirs.close()
+    try:
+        with open(ours.fileno(), "rb", closefd=False) as content:
+            written = content.read()
+        return child.receive(VERDICTS), written
+    finally:
+        child.end()
+        ours.close()
 
 
 def test_datasets_are_packed_in_isolation_and_within_the_limits(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ children.
 """
 
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -57,15 +58,18 @@ class ReaderLimits:
 
 @dataclass(frozen=True)
 class CheckpointUpload:
-    """The request to read the file at `path` and write its tensors to `out`.
+    """The request to read the file at `path`, and to write its tensors, as they are stored, to `content`.
 
+    unpacked: a name for what an archive unpacks to.
+    content: a pipe's end, see `wbar_worker.child_content`.
     architecture, num_classes: as the upload named them.
     tables: the folder of the table of timm's networks; None: they are not recognized.
     any_network: take tensors of no known network, too.
     """
 
     path: Path
-    out: Path
+    unpacked: Path
+    content: Connection
     architecture: str | None
     num_classes: int | None
     limits: ReaderLimits
@@ -152,10 +156,11 @@ class TimmTable(_Message):
 
 
 class CheckpointFound(_Message):
-    """A checkpoint that can be fine-tuned; its tensors lie at `out`."""
+    """A checkpoint that can be fine-tuned. as_stored: the upload is its own stored form; else that was written."""
 
     type: Literal["checkpoint"] = "checkpoint"
     facts: CheckpointFacts
+    as_stored: bool
 
 
 class DatasetPacked(_Message):

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +29,7 @@ from wbar_store.uploads import AnyUpload, UploadRecord, UploadRepository
 from wbar_training.messages import Crashed
 from wbar_training.uploads.limits import UploadLimits
 from wbar_worker import processes
+from wbar_worker.child_content import ChildContent
 from wbar_worker.children import (
     PACK_BUILTIN,
     VALIDATE_CHECKPOINT,
@@ -112,25 +114,28 @@ class Ingester:
 
     def _validate_checkpoint(self, record: CheckpointRecord, scratch: Path) -> None:
         repository = self.store.checkpoints
-        path, out = scratch / "upload", scratch / "weights.safetensors"
+        path = scratch / "upload"
         assert record.content is not None
         self.store.blobs.fetch(record.content, path)
         given = record.given
         any_network, tables = given.purpose == "merge", self.settings.tables
-        upload = CheckpointUpload(path, out, given.architecture, given.num_classes, self.limits, tables, any_network)
-        child = processes.start(VALIDATE_CHECKPOINT, upload)
-        verdict = self._verdict(repository, record.claim, child)
-        if self.timm is not None:
-            self.timm.heard(verdict)
-        accepted = self._accepted(repository, record, verdict, CheckpointFound)
-        if accepted is None:
-            return
-        if out.samefile(path):  # the upload has its tensors as they are stored: its own row keeps them
-            repository.accept(record.claim, accepted.facts, record.content)
-            return
-        received = self.store.blobs.put_file(out)
-        with self.store.blobs.keep(received):
-            repository.accept(record.claim, accepted.facts, received.sha256)
+        with ChildContent(self.store.blobs, self.limits.file_bytes) as content:
+            upload = CheckpointUpload(
+                path, scratch / "unpacked", content.child_end, given.architecture, given.num_classes, self.limits,
+                tables, any_network,
+            )  # fmt: skip
+            child = processes.start(VALIDATE_CHECKPOINT, upload)
+            verdict = self._verdict(repository, record.claim, child, content)
+            if self.timm is not None:
+                self.timm.heard(verdict)
+            accepted = self._accepted(repository, record, verdict, CheckpointFound)
+            if accepted is None:
+                return
+            if accepted.as_stored:  # its own row keeps it
+                repository.accept(record.claim, accepted.facts, record.content)
+                return
+            with self.store.blobs.keep(content.finish()) as sha256:
+                repository.accept(record.claim, accepted.facts, sha256)
 
     def _validate_dataset(self, record: DatasetRecord, scratch: Path) -> None:
         repository = self.store.datasets
@@ -180,21 +185,33 @@ class Ingester:
                 f"{record.source} cannot be read ({type(error).__name__}): is it there, and may the worker read it?"
             ) from error
 
-    def _verdict(self, repository: UploadRepository[AnyUpload], claim: Claim, child: Child) -> Verdict | None:
-        """Return the child's answer; None when the object was deleted or validated by another attempt meanwhile."""
-        deadline = time.monotonic() + self.settings.ingest_seconds
+    def _verdict(
+        self, repository: UploadRepository[AnyUpload], claim: Claim, child: Child, content: ChildContent | None = None
+    ) -> Verdict | None:
+        """Return the child's answer; None when the object was deleted or validated by another attempt meanwhile.
+
+        content: what the child writes before it answers; storing it takes none of the child's time.
+        """
+        began = renewed_at = time.monotonic()
+        deadline = began + self.settings.ingest_seconds
         try:
-            while not child.pipe.poll(RENEW_SECONDS):
-                if not repository.renew(claim):
-                    return None
-                if time.monotonic() > deadline:
+            while True:
+                ready = wait([child.pipe] if content is None else [child.pipe, content.fileno()], RENEW_SECONDS)
+                now = time.monotonic()
+                if content is not None and content.fileno() in ready:
+                    content.take()
+                    deadline += time.monotonic() - now
+                elif ready:
+                    return _received(child)
+                if now - renewed_at >= RENEW_SECONDS:
+                    if not repository.renew(claim):
+                        return None
+                    renewed_at = now
+                if now > deadline:
                     message = f"reading it took longer than {self.settings.ingest_seconds:g} s"
                     return UploadRejected(fault=Fault(code=ContentTooLarge.code, message=message))
-            return child.receive(VERDICTS)
-        except (EOFError, OSError):
-            return child.crashed()
-        except ValueError as error:
-            return Crashed(why=f"its process answered with something else than a verdict ({type(error).__name__})")
+        except ContentTooLarge as error:
+            return UploadRejected(fault=Fault(code=error.code, message=error.detail))
         finally:
             child.end()
 
@@ -257,6 +274,15 @@ def renewed(object_id: str, renew: Callable[[], object]) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def _received(child: Child) -> Verdict:
+    try:
+        return child.receive(VERDICTS)
+    except (EOFError, OSError):
+        return child.crashed()
+    except ValueError as error:
+        return Crashed(why=f"its process answered with something else than a verdict ({type(error).__name__})")
 
 
 def _summary(packed: DatasetPacked) -> DatasetSummary:

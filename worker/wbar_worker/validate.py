@@ -8,10 +8,12 @@ from pathlib import Path
 
 from wbar.checkpoints import CheckpointFacts, Fault
 from wbar.errors import ContentTooLarge, Rejected
+from wbar_averaging.safetensors_file import safetensors_pieces
 from wbar_training.data.packed import Packed
 from wbar_training.messages import Crashed
 from wbar_training.uploads import checkpoint_files, dataset_archives, samples
 from wbar_training.uploads.packing import pack
+from wbar_worker.child_content import write_content
 from wbar_worker.children import (
     CheckpointFound,
     CheckpointUpload,
@@ -30,17 +32,18 @@ def validate_checkpoint(upload: CheckpointUpload, channel: ControlChannel) -> No
     confine(limits.memory, limits.seconds, limits.file_bytes)
 
     def read() -> CheckpointFound:
-        valid = checkpoint_files.validate(
+        checked = checkpoint_files.check(
             upload.path,
             upload.architecture,
             upload.num_classes,
-            upload.out,
+            upload.unpacked,
             limits.content,
             upload.tables,
             upload.any_network,
-            may_link=True,  # the content of a stored blob
         )
-        return CheckpointFound(facts=CheckpointFacts(**vars(valid)))
+        if not checked.as_stored:
+            write_content(upload.content, safetensors_pieces(checked.tensors, checked.metadata))
+        return CheckpointFound(facts=CheckpointFacts(**vars(checked.facts)), as_stored=checked.as_stored)
 
     channel.send(_verdict(read))
 

@@ -4,7 +4,6 @@ A part ends with the request, or after some megabytes or seconds, so that a serv
 connection that ends in the middle leaves what has arrived. With a checksum the request is one part, kept only if it fits.
 """
 
-import hashlib
 import time
 
 from anyio.to_thread import run_sync
@@ -14,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from wbar.errors import BadRequest, ChecksumMismatch, Refused, TooLarge
 from wbar_service.receiving import BUFFER, announced_bytes
 from wbar_service.settings import ServiceSettings
-from wbar_service.uploads.protocol import Checksum
+from wbar_service.uploads.protocol import Checksum, checksum_by
 from wbar_store.blobs import PartUpload
 from wbar_store.database import Tenant
 from wbar_store.resumable import ResumableUpload
@@ -86,7 +85,7 @@ class _Parts:
     ) -> None:
         self.upload = upload
         self._store, self._tenant, self._settings, self._checksum = store, tenant, settings, checksum
-        self._hash = None if checksum is None else hashlib.new(checksum.algorithm)
+        self._hash = None if checksum is None else checksum_by(checksum.algorithm)
         self._part: PartUpload | None = None
         self._begun = time.monotonic()
 

@@ -44,7 +44,11 @@ UploadOffset = Annotated[
 ]
 UploadChecksum = Annotated[
     str | None,
-    Header(alias="Upload-Checksum", max_length=200, description="Of the body: `sha256` or `sha1`, a space, base64."),
+    Header(
+        alias="Upload-Checksum",
+        max_length=200,
+        description="Of the body: `crc32`, `sha256` or `sha1`, a space, base64.",
+    ),
 ]
 TUS = [Depends(check_version)]
 _VERSION: dict[str, Any] = {"parameters": [VERSION_PARAMETER]}

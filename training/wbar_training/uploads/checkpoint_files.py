@@ -1,8 +1,9 @@
-"""Uploaded checkpoints: a state dict is found in the file and checked, its network is named, and its tensors are written."""
+"""Uploaded checkpoints: a state dict is found in the file and checked, its network is named, and its tensors are written.
 
-import os
+`check` does all but the writing, since only some files need it: one of nothing but the tensors is its own stored form.
+"""
+
 from collections.abc import Mapping, Set
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,6 +63,19 @@ class ValidCheckpoint:
     pretrained: PretrainedConfig | None = None
 
 
+@dataclass(frozen=True)
+class CheckedCheckpoint:
+    """A valid checkpoint, and what is stored of it: a safetensors file of these tensors and metadata.
+
+    as_stored: whether the file that was checked is such a file already.
+    """
+
+    facts: ValidCheckpoint
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    as_stored: bool = False
+
+
 def validate(
     path: Path,
     architecture: str | None,
@@ -70,25 +84,38 @@ def validate(
     limits: UploadLimits | None = None,
     tables: Path | None = None,
     any_network: bool = False,
-    may_link: bool = False,
 ) -> ValidCheckpoint:
-    """Read the file, find its state dict, name its network, and write the tensors to `out` as safetensors.
+    """Check the file, and write its tensors to `out` as safetensors. See `check`."""
+    unpacked = out.with_name(f"{out.name}.unpacked")
+    checked = check(path, architecture, num_classes, unpacked, limits, tables, any_network)
+    write_safetensors(out, checked.tensors, checked.metadata)
+    return checked.facts
+
+
+def check(
+    path: Path,
+    architecture: str | None,
+    num_classes: int | None,
+    unpacked: Path,
+    limits: UploadLimits | None = None,
+    tables: Path | None = None,
+    any_network: bool = False,
+) -> CheckedCheckpoint:
+    """Read the file, find its state dict, and name its network. The tensors may be the file's own bytes, mapped.
 
     architecture, num_classes: as the uploader gave them; None leaves them to the tensors. A given architecture is not
         ambiguous.
+    unpacked: a name for what an archive unpacks to; nothing is left there.
     limits: None: the defaults.
     tables: the folder of `networks.timm_table`, where timm's networks are to be recognized, too.
     any_network: take tensors that fit no known network, too; they can be merged and not trained.
-    may_link: `out` may be a hard link to the file, where that has the tensors as they would be written: of a file that is
-        not written to any more.
 
     Raises a class of wbar.errors.Rejected that says what is wrong with the file.
     """
     limits = limits or UploadLimits()
-    unpacked = out.with_name(f"{out.name}.unpacked")
     exported = exported_program.find(path, limits, unpacked, lambda one: read(one, limits)[1])
     if exported is not None:
-        return _validate_exported(exported, path, out, architecture, num_classes, limits)
+        return _check_exported(exported, path, architecture, num_classes, limits)
     kind, tensors, said, held = _read_with_config(path, unpacked, limits, any_network)
     if len(tensors) > limits.tensors:
         raise ContentTooLarge(f"the file has {len(tensors)} tensors, more than the limit of {limits.tensors}")
@@ -96,7 +123,6 @@ def validate(
     check_names(tensors)
     check_kinds(tensors)
     check_claims(tensors, held)
-    linked = path if may_link and kind == "safetensors" else None
     prefix = common_prefix(tensors)
     own = {name: name.removeprefix(prefix) for name in tensors}
     if said.network is not None:
@@ -112,11 +138,12 @@ def validate(
         found = recognition.find(shapes, said.architecture, tables)
     else:
         found = recognition.recognize(shapes, said.architecture, tables)
+    as_stored = kind == "safetensors" and _as_stored(path, tensors.keys(), limits)
     if found is None:
         check_finite(tensors)
-        _write(tensors, out, linked, limits)
         numbers = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
-        return ValidCheckpoint(kind, numbers, len(tensors), None, "detected", prefix, None)
+        facts = ValidCheckpoint(kind, numbers, len(tensors), None, "detected", prefix, None)
+        return CheckedCheckpoint(facts, tensors, {}, as_stored)
     network = found.network
     if num_classes is not None and network.num_classes != num_classes:
         network = recognition.identify(network.name, shapes, num_classes, tables)
@@ -127,8 +154,7 @@ def validate(
         raise ArchitectureMismatch(
             f"{shown(integers[0])}: {tensors[integers[0]].dtype} in the checkpoint, a floating-point dtype expected"
         )
-    _write(tensors, out, linked, limits)
-    return ValidCheckpoint(
+    facts = ValidCheckpoint(
         format=kind,
         parameters=sum(t.numel() for name, t in tensors.items() if own[name] in trained),
         tensors=len(tensors),
@@ -138,15 +164,7 @@ def validate(
         ambiguous_with=found.ambiguous_with or None,
         pretrained=said.pretrained,
     )
-
-
-def _write(tensors: Mapping[str, Tensor], out: Path, linked: Path | None, limits: UploadLimits) -> None:
-    """Write the tensors to `out`; where the file `linked` has just them, in their own form, make `out` a link to it."""
-    if linked is not None and _as_stored(linked, tensors.keys(), limits):
-        with suppress(OSError):
-            os.link(linked, out)
-            return
-    write_safetensors(out, tensors, {})
+    return CheckedCheckpoint(facts, tensors, {}, as_stored)
 
 
 def _as_stored(path: Path, names: Set[str], limits: UploadLimits) -> bool:
@@ -160,15 +178,10 @@ def _as_stored(path: Path, names: Set[str], limits: UploadLimits) -> bool:
     )
 
 
-def _validate_exported(
-    exported: ReadProgram,
-    path: Path,
-    out: Path,
-    architecture: str | None,
-    num_classes: int | None,
-    limits: UploadLimits,
-) -> ValidCheckpoint:
-    """Check and try a network that came with its program, and write its tensors, with the program, to `out`."""
+def _check_exported(
+    exported: ReadProgram, path: Path, architecture: str | None, num_classes: int | None, limits: UploadLimits
+) -> CheckedCheckpoint:
+    """Check and try a network that came with its program, which is stored with its tensors."""
     program, tensors = exported.program, exported.tensors
     if architecture is not None or num_classes not in (None, program.classes):
         raise ArchitectureMismatch(
@@ -185,8 +198,7 @@ def _validate_exported(
     if difference:
         raise ArchitectureMismatch(difference)
     try_out(program, tensors)
-    write_safetensors(out, tensors, metadata_of(program))
-    return ValidCheckpoint(
+    facts = ValidCheckpoint(
         format=exported.format,
         parameters=sum(tensors[name].numel() for name, one in program.state.items() if one.parameter),
         tensors=len(tensors),
@@ -195,6 +207,7 @@ def _validate_exported(
         prefix="",
         ambiguous_with=None,
     )
+    return CheckedCheckpoint(facts, tensors, metadata_of(program))
 
 
 def _read_with_config(

@@ -5,7 +5,12 @@ for the same bytes are more content than the file holds.
 """
 
 import re
+from collections.abc import Mapping
+from mmap import PAGESIZE
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from wbar.errors import ContentTooLarge, CorruptFile, UnsafePickle
 from wbar_averaging.quoting import quoted
@@ -21,8 +26,8 @@ PLAIN = re.compile(r"data\.pkl|version|byteorder|\.format_version|\.storage_alig
 SAVE = "save model.state_dict() with torch.save"
 
 
-def check_archive(path: Path, limits: UploadLimits) -> None:
-    """Check the archive of torch.save at `path`, every byte of it, in constant memory.
+def check_archive(path: Path, limits: UploadLimits) -> list[Entry]:
+    """Check the archive of torch.save at `path`, every byte of it, in constant memory; return its entries.
 
     Raises CorruptFile, ContentTooLarge, or UnsafePickle for a program and for a pickle that names one.
     """
@@ -43,6 +48,28 @@ def check_archive(path: Path, limits: UploadLimits) -> None:
             "torch.serialization.set_crc32_options(True))"
         ) from None
     check_pickle(_content(path, next(entry for entry in entries if entry.name.endswith("/data.pkl")), limits))
+    return entries
+
+
+def check_mapped(tensors: Mapping[str, Tensor], entries: list[Entry]) -> None:
+    """Raise CorruptFile unless the memory of each tensor of a mapped archive is an entry, from its first byte to its last.
+
+    torch finds an entry by its name and takes from there as many bytes as the pickle says: into the next entries, where those
+    are more than it has. Where the file was mapped is not known: at one address all must fit.
+    """
+    plain = [
+        one.untyped_storage() for one in tensors.values() if one.layout is torch.strided and one.device.type == "cpu"
+    ]
+    claimed = sorted({(storage.data_ptr(), storage.nbytes()) for storage in plain if storage.nbytes()})
+    sizes = {entry.start: entry.size for entry in entries if entry.size}
+    begins = (claimed[0][0] - start for start in sizes) if claimed else iter((0,))
+    if not any(
+        begin % PAGESIZE == 0 and all(sizes.get(pointer - begin) == size for pointer, size in claimed)
+        for begin in begins
+    ):
+        raise CorruptFile(
+            "the pickle in the file gives its tensors more or fewer bytes than the archive has for them: was it changed?"
+        )
 
 
 def _check_names(entries: list[Entry]) -> None:

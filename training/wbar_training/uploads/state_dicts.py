@@ -21,7 +21,7 @@ from wbar_averaging.quoting import reason
 from wbar_averaging.safetensors_file import HeaderTooLarge, read_layout
 from wbar_training.networks.tensors import read_tensors
 from wbar_training.uploads.limits import UploadLimits
-from wbar_training.uploads.pytorch_archive import check_archive, check_bare_pickle
+from wbar_training.uploads.pytorch_archive import check_archive, check_bare_pickle, check_mapped
 
 UNSAFE = (
     "Unsupported global",
@@ -44,15 +44,17 @@ def read(path: Path, limits: UploadLimits) -> tuple[Literal["safetensors", "pyto
     if head[8:9] == b"{" and head[:2] != b"PK":
         return "safetensors", _read_safetensors(path, limits)
     if head[:4] == b"PK\x03\x04":
-        check_archive(path, limits)
-    elif head[257:262] == b"ustar" or head[:9] in TAR_FORMAT:
+        entries = check_archive(path, limits)
+        tensors = state_dict_of(_load_pytorch(path, mapped=True))
+        check_mapped(tensors, entries)
+        return "pytorch", tensors
+    if head[257:262] == b"ustar" or head[:9] in TAR_FORMAT:
         raise UnsafePickle(
             "the file is a tar archive, as PyTorch wrote before 0.1.10: its pickles cannot be read without running them. "
             "Load it with torch, and save model.state_dict()"
         )
-    else:
-        _check_other(path, head, limits)
-    return "pytorch", state_dict_of(_load_pytorch(path))
+    _check_other(path, head, limits)
+    return "pytorch", state_dict_of(_load_pytorch(path, mapped=False))
 
 
 def _shown(head: bytes) -> str:
@@ -87,12 +89,12 @@ def _read_safetensors(path: Path, limits: UploadLimits) -> dict[str, Tensor]:
         raise CorruptFile(f"the safetensors file cannot be read: {reason(error)}") from None
 
 
-def _load_pytorch(path: Path) -> Any:
+def _load_pytorch(path: Path, mapped: bool) -> Any:
     try:
         with warnings.catch_warnings():
             # torch warns of unusual pickle protocols; an error follows below if the file cannot be read.
             warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         text = str(error)
         if any(word in text for word in UNSAFE):
@@ -104,7 +106,9 @@ def _load_pytorch(path: Path) -> Any:
     except MemoryError:
         raise ContentTooLarge("the file needs more memory than an upload may use") from None
     except Exception as error:
-        if "can't allocate memory" in str(error):
+        if "can't allocate memory" in str(error) or "Cannot allocate memory" in str(
+            error
+        ):  # for numbers, for a mapping
             raise ContentTooLarge("the file needs more memory than an upload may use") from None
         # A damaged pickle or archive surfaces as almost any exception; all mean the same to the user.
         raise CorruptFile(f"the PyTorch file cannot be read ({type(error).__name__}: {reason(error)})") from None
