@@ -28,7 +28,7 @@ NOT_RUN = {
     ("docs/operations.md", "docker compose exec -T postgres pg_dump -U wbar -Fc wbar > w"): DOCKER,
     ("docs/results.md", "python -m benchmarks.gain --part training --results training"): HOURS,
     ("docs/results.md", "python -m benchmarks.batch_study --dataset digits --seeds 1 "): HOURS,
-    ("docs/results.md", "python -m benchmarks.batch_study --dataset fashion-mnist --minut"): HOURS,
+    ("docs/results.md", "python -m benchmarks.batch_study --dataset fashion-mnist --m"): HOURS,
     (
         "docs/tutorials/checkpoint.md",
         "pip install 'wbar[embedded]'",
