@@ -79,6 +79,8 @@ def running(device: str = "cpu", workers: int = 1, threads: int = THREADS) -> It
         # Nothing that was set for the user's own service may reach this one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WBAR_")}
         environment |= {"WBAR_CONFIG": str(home / "config.toml"), "WBAR_DEVICE": device, "WBAR_THREADS": str(threads)}
+        # As a service that has been up for a minute: new ones list the networks of installed libraries, once for each version.
+        environment |= {"WBAR_TRANSFORMERS": "false", "WBAR_SMP": "false"}
         command = [
             sys.executable,
             "-P",
