@@ -1,5 +1,6 @@
 """A dataset as the API sends it: its classes, splits and image size, as the worker read them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,8 +12,9 @@ from wbar.request import RequestModel
 from wbar.states import UploadStatus
 from wbar.uploads import UPLOAD_ID
 
+LabelledTask = Literal["classification", "multilabel", "attributes", "segmentation", "detection", "regression"]
 # Unlabelled images are looked at by a job's networks, and never trained on.
-Task = Literal["classification", "multilabel", "attributes", "segmentation", "detection", "regression", "unlabelled"]
+Task = Literal[LabelledTask, "unlabelled"]
 BACKGROUND = "background"  # class 0 of detection: what is in no box
 VOID_LABEL = 255  # of pixels that belong to no class, where nothing else is said
 THUMBNAIL = 96  # pixels a side: up to here images are trained on at their own size
@@ -30,6 +32,17 @@ class ImageShape(BaseModel):
     channels: int
     height: int
     width: int
+
+
+def output_names(classes: Sequence[str], outputs: int) -> list[str]:
+    """Return a name for each output of a network: of its class, and beyond the classes of its index. All are different."""
+    names = list(classes)
+    for index in range(len(names), outputs):
+        name = str(index)
+        while name in names:
+            name = f"output {name}"
+        names.append(name)
+    return names
 
 
 @dataclass(frozen=True)

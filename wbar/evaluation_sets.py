@@ -40,7 +40,7 @@ def check_evaluation_set(
     if unknown:
         raise ClassesMismatch(
             f"evaluate.{name}: {other.id} has images of {unknown[:20]}, which are no classes of the job ({known[:20]}"
-            f"{', …' if len(known) > 20 else ''}): its folders must have the same names"
+            f"{', …' if len(known) > 20 else ''}): its folders, or its columns and categories, must have the same names"
         )
     if facts.task == "regression" and set(its_facts.classes) != set(known):
         raise ClassesMismatch(

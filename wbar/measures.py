@@ -6,7 +6,7 @@ Every surface takes it from here: pages, terminal, notebooks, reports, cards, ex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wbar.datasets import Task
+from wbar.datasets import LabelledTask, Task
 from wbar.results import Score
 
 
@@ -73,7 +73,7 @@ def measure_in(task: Task | None) -> Measure:
     return MEASURES.get(task or "classification", MEASURES["classification"])
 
 
-def task_of(score: Score) -> Task:
+def task_of(score: Score) -> LabelledTask:
     """Return the task of a score, which is told by what stands beside `accuracy`."""
     if score.regression is not None:
         return "regression"

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, TypeAdapter
 
+from wbar.datasets import LabelledTask
 from wbar.recipe import Augment, Interpolation, Recipe
 from wbar.request import RequestModel
 from wbar.spec import StoredWeights
@@ -76,7 +77,14 @@ class AttributePrediction(BaseModel):
 
     index: int
     attributes: dict[str, list[ClassProbability]] = Field(
-        description="By attribute, its most probable categories, first. Those of one attribute add up to 1."
+        description="By attribute, its most probable categories, first."
+    )
+    probabilities: list[float] = Field(
+        description="Of all categories, in the order of `classes`: those of one attribute add up to 1. With `network=swag` "
+        "their means over the draws."
+    )
+    deviations: list[float] | None = Field(
+        None, description="With `network=swag` and two draws or more: the standard deviation of each over the draws."
     )
 
 
@@ -167,9 +175,6 @@ PREDICTIONS: TypeAdapter[AnyPredictions] = TypeAdapter(Predictions)
 # Between the API and a worker, through the broker.
 
 
-AskedTask = Literal["classification", "multilabel", "attributes", "regression", "segmentation", "detection"]
-
-
 class Units(_Frozen):
     """Outputs · std + mean are the targets in their own units: one number of each for each output."""
 
@@ -196,7 +201,7 @@ class PredictedNetwork(_Frozen):
     """
 
     weights: StoredWeights
-    task: AskedTask
+    task: LabelledTask
     labels: tuple[str, ...]
     image_size: tuple[int, int]
     mean: tuple[float, ...]

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from wbar.attributes import check_outputs
 from wbar.catalog import BATCH, BUILTINS
-from wbar.datasets import DatasetFacts
+from wbar.datasets import DatasetFacts, Task
 from wbar.errors import ChannelsMismatch, CheckpointsDiffer, ClassesMismatch, ImageSizeUnsupported, ValidationFailed
 from wbar.evaluation_sets import check_evaluation_set
 from wbar.jobs import JobOptions
@@ -190,7 +190,7 @@ def resolve_recipe(
         raise ValidationFailed(
             'recipe.precision is "tf32", which GPUs have, and no live worker has one: choose "float32"'
         )
-    _check_class_weights(recipe, _told_apart(network, facts))
+    _check_class_weights(recipe, told_apart(network, facts.task))
     size = _image_size(recipe, network, facts, pretrained)
     resolved = recipe.model_copy(
         update={
@@ -356,7 +356,7 @@ def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetF
 
     Raises ClassesMismatch (422): labels beyond num_classes, or names that do not cover the dataset's.
     """
-    told = _told_apart(network, facts)
+    told = told_apart(network, facts.task)
     if facts.task == "attributes":
         check_outputs(classes, told, facts.classes)
     if classes is None:
@@ -377,15 +377,15 @@ def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetF
     return classes
 
 
-def _told_apart(network: Network, facts: DatasetFacts) -> int:
+def told_apart(network: Network, task: Task) -> int:
     """Return how many classes the outputs tell apart: of several labels each has an output of its own."""
-    return network.num_classes if facts.task in ("multilabel", "attributes", "regression") else network.classes
+    return network.num_classes if task in ("multilabel", "attributes", "regression") else network.classes
 
 
 def _named_classes(start: StoredWeights, facts: DatasetFacts) -> list[str] | None:
     """Return the names that the start came with, where they cover the dataset's in another order; None where they do not."""
     names = start.pretrained.classes if start.pretrained else None
-    if names is None or len(names) != _told_apart(start.network, facts) or len(set(names)) != len(names):
+    if names is None or len(names) != told_apart(start.network, facts.task) or len(set(names)) != len(names):
         return None
     return list(names) if names != facts.classes and set(facts.classes) <= set(names) else None
 

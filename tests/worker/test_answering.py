@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from wbar.predictions import AnsweredBoxes, AnsweredPixels, AskedTask, NotAnswered, PredictedNetwork, Units, Wanted
+from wbar.datasets import LabelledTask
+from wbar.predictions import AnsweredBoxes, AnsweredPixels, NotAnswered, PredictedNetwork, Units, Wanted
 from wbar.spec import Network, StoredWeights
 from wbar_training.networks.architectures import initialized
 from wbar_worker import answering
@@ -24,7 +25,7 @@ def picture(width: int = 32, height: int = 24) -> bytes:
     return data.getvalue()
 
 
-def asked(name: str, task: AskedTask, model: nn.Module | None = None, units: Units | None = None) -> Answering:
+def asked(name: str, task: LabelledTask, model: nn.Module | None = None, units: Units | None = None) -> Answering:
     network = Network(name, 4)
     weights = StoredWeights(id="job_1", sha256="a" * 64, blob="a" * 64, prefix="", network=network)
     question = PredictedNetwork(
@@ -62,7 +63,7 @@ def refused(answer: object, index: int | None) -> str:
 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation", "detection"])
-def test_a_picture_with_too_many_pixels_is_named(task: AskedTask) -> None:
+def test_a_picture_with_too_many_pixels_is_named(task: LabelledTask) -> None:
     name = {"classification": "resnet20", "segmentation": PIXELS, "detection": MASKS}[task]
     said = refused(asked(name, task).answer([picture(), picture(200, 100)], ALL), 1)
     assert "images/1" in said
@@ -107,7 +108,7 @@ def test_masks_are_limited_by_their_pixels_together(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("name", "task"), [("resnet20", "regression"), (PIXELS, "segmentation"), (MASKS, "detection")])
-def test_what_is_not_finite_is_no_answer(name: str, task: AskedTask) -> None:
+def test_what_is_not_finite_is_no_answer(name: str, task: LabelledTask) -> None:
     broken = Found(3)
     broken.boxes[0, 0] = torch.nan
     model = initialized(Network(name, 4)) if task != "detection" else broken

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wbar.datasets import output_names
 from wbar.errors import HeldOutTooSmall
 from wbar.results import HeldOut
 from wbar.spec import JobSpec
@@ -35,7 +36,7 @@ class JobData:
         self.packed = packed = Packed.read(path)
         order = [spec.classes.index(name) for name in packed.classes] if spec.classes else None
         names = list(spec.classes or packed.classes)
-        self.output_names = _output_names(names, spec.network.num_classes)
+        self.output_names = output_names(names, spec.network.num_classes)
         self.task = task_of(packed, spec.network, self.output_names, plan.recipe.standardize)
         reading = Reading(plan.image_size, order, fit=Fit(plan.recipe.crop_ratio, plan.recipe.interpolation))
         self.train = self.task.load(path, "train", reading).placed(device)
@@ -102,8 +103,3 @@ def _evaluation_set(task: Task, path: Path, names: list[str], reading: Reading) 
     splits = ["val"] if packed.held_out is None else ["train", "val"]
     parts = [task.load(path, split, reading) for split in splits]
     return parts[0] if len(parts) == 1 else task.joined(parts)
-
-
-def _output_names(classes: list[str], num_classes: int) -> list[str]:
-    """Return one name per output: an output without a class of the dataset is named by its index."""
-    return classes + [str(index) for index in range(len(classes), num_classes)]

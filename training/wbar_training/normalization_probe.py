@@ -51,14 +51,14 @@ def near_chance(setup: Setup, start: Score) -> str | None:
     """
     chance, recipe = setup.data.chance, setup.plan.recipe
     if (
-        not setup.data.task.tells_order
+        not setup.data.task.warns_near_chance
         or start.accuracy >= chance + NEAR * (1 - chance)
         or recipe.head == "reset"
         or recipe.reset
     ):
         return None
     warning = f"the start's accuracy on held-out images is {start.accuracy:.1%}, near chance ({chance:.1%}): "
-    order = _better_order(setup)
+    order = _better_order(setup) if setup.data.task.tells_order else None
     if order is not None:
         names, accuracy = order
         return warning + f"with the classes in another order it would be {accuracy:.1%}: give `classes` as {names}"

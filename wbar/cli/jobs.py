@@ -205,7 +205,11 @@ def predict(
     network: Annotated[str, typer.Option(help="averaged, start, snapshot_N, or swag.")] = "averaged",
     top: Annotated[
         int | None,
-        typer.Option(min=1, max=100, help="How many classes or boxes are named for each. Default: 3, or 10."),
+        typer.Option(
+            min=1,
+            max=100,
+            help="How many classes, categories or boxes are named. Default: 3, 1 or 10.",
+        ),
     ] = None,
     score: Annotated[float | None, typer.Option(min=0, max=1, help="Of detection: the least score of a box.")] = None,
     masks: Annotated[
@@ -214,15 +218,16 @@ def predict(
     ] = None,
 ) -> None:
     """Ask one of a job's networks what is in some images."""
-    from wbar.cli.predictions import in_words, write_maps
+    from wbar.cli.predictions import in_words, map_paths, write_maps
 
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise typer.BadParameter(f"{str(missing)!r} is no file")
+    maps = None if masks is None else map_paths(files, masks)
     with connected() as client:
         found = client.jobs.predict(job_of(client, job), files, network=network, top=top, score=score)
-    if masks is not None:
-        write_maps(found, files, masks)
+    if maps is not None:
+        write_maps(found, maps)
     if wants_json():
         print_json(found)
         return

@@ -35,16 +35,24 @@ def in_words(found: AnyPredictions, top: int | None) -> list[str]:
     return [_boxes(one.boxes, top or BOXES) for one in found.data]
 
 
-def write_maps(found: AnyPredictions, files: Sequence[Path], folder: Path) -> None:
-    """Write the class map of each image to a folder. Raises BadParameter for other tasks, and for doubled names."""
-    if not isinstance(found, PixelPredictions):
-        raise typer.BadParameter(f"--masks is of segmentation, and the job is of task {found.task}")
+def map_paths(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Return where the class map of each image is written. Raises BadParameter for doubled names, and for files that exist."""
     paths = [folder / f"{file.stem}.png" for file in files]
     doubled = next((path for path in paths if paths.count(path) > 1), None)
     if doubled is not None:
         raise typer.BadParameter(f"two images would be written to {str(doubled)!r}: ask about one at a time")
-    folder.mkdir(parents=True, exist_ok=True)
+    there = next((path for path in paths if path.exists()), None)
+    if there is not None:
+        raise typer.BadParameter(f"{str(there)!r} exists and is not written over: name another folder, or remove it")
+    return paths
+
+
+def write_maps(found: AnyPredictions, paths: Sequence[Path]) -> None:
+    """Write the class map of each image. paths: of `map_paths`. Raises BadParameter for other tasks."""
+    if not isinstance(found, PixelPredictions):
+        raise typer.BadParameter(f"--masks is of segmentation, and the job is of task {found.task}")
     for path, one in zip(paths, found.data, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(one.map))
 
 
@@ -59,7 +67,7 @@ def _attributes(one: AttributePrediction, most: int) -> str:
 
 def _numbers(one: NumberPrediction) -> str:
     spreads = {} if one.deviations is None else {name: f" ± {spread:.4g}" for name, spread in one.deviations.items()}
-    return ", ".join(f"{name} {value:.6g}{spreads.get(name, '')}" for name, value in one.values.items())
+    return ", ".join(f"{name} {value:.7g}{spreads.get(name, '')}" for name, value in one.values.items())
 
 
 def _shares(one: PixelPrediction) -> str:

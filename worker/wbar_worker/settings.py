@@ -63,7 +63,7 @@ class WorkerSettings(StoreSettings):
     header_bytes: int = Field(
         UploadLimits.header_bytes,
         gt=0,
-        description="How long a safetensors header, a checkpoint's pickle or a labels.csv may be, in bytes.",
+        description="How long a safetensors header, a checkpoint's pickle or a table of labels may be, in bytes.",
     )
     checkpoint_tensors: int = Field(UploadLimits.tensors, gt=0, description="How many tensors a checkpoint may have.")
 

@@ -31,8 +31,8 @@ ASKED = {
     "classification": "top=3",
     "multilabel": "top=3",
     "attributes": "top=1",
-    "regression": "top=3",
-    "segmentation": "top=3",
+    "regression": "",
+    "segmentation": "",
     "detection": "score=0.5",
 }
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from wbar.attributes import categories_of, outputs_of
-from wbar.errors import PredictionFailed
+from wbar.errors import PredictionFailed, ValidationFailed
 from wbar.predictions import (
+    MOST_ANSWER_BYTES,
     Answered,
     AnsweredBoxes,
     AnsweredNumbers,
@@ -30,13 +31,15 @@ from wbar.predictions import (
     RunLengths,
 )
 
+NAMED_BYTES = 80  # of a category in the answer, with its probability
 Spread = list[float] | None
+Groups = list[tuple[str, list[int], list[str]]]  # an attribute, its outputs, its categories
 
 
 def predictions_of(job_id: str, name: str, asked: PredictedNetwork, answer: Given, top: int) -> AnyPredictions:
     """Return the answers of the network `name` of a job. top: how many classes are named of each image, or attribute.
 
-    Raises PredictionFailed (409) where the answer is of another task.
+    Raises PredictionFailed (409) where the answer is of another task, ValidationFailed (422) where it would be too large.
     """
     labels = asked.labels
     told: dict[str, Any] = {
@@ -47,8 +50,10 @@ def predictions_of(job_id: str, name: str, asked: PredictedNetwork, answer: Give
         rows = zip(answer.probabilities, _spreads(answer), strict=True)
         return ClassPredictions(**told, data=[_classes(n, *row, labels, top) for n, row in enumerate(rows)])
     if isinstance(answer, Answered) and asked.task == "attributes":
+        groups = _groups(labels)
+        _check_size(len(answer.probabilities) * sum(min(top, len(outputs)) for _, outputs, _ in groups))
         rows = zip(answer.probabilities, _spreads(answer), strict=True)
-        return AttributePredictions(**told, data=[_attributes(n, *row, labels, top) for n, row in enumerate(rows)])
+        return AttributePredictions(**told, data=[_attributes(n, *row, groups, top) for n, row in enumerate(rows)])
     if isinstance(answer, AnsweredNumbers) and asked.task == "regression":
         rows = zip(answer.values, _spreads(answer), strict=True)
         return NumberPredictions(**told, data=[_numbers(n, *row, labels) for n, row in enumerate(rows)])
@@ -69,15 +74,25 @@ def _classes(index: int, row: list[float], spread: Spread, labels: tuple[str, ..
     return ClassPrediction(index=index, top=_top(row, spread, labels, most), probabilities=row, deviations=spread)
 
 
-def _attributes(
-    index: int, row: list[float], spread: Spread, labels: tuple[str, ...], most: int
-) -> AttributePrediction:
+def _groups(labels: Sequence[str]) -> Groups:
     categories = categories_of(labels)
+    return [(name, outputs, categories[name]) for name, outputs in outputs_of(labels).items()]
+
+
+def _check_size(named: int) -> None:
+    """Raise ValidationFailed (422) where so many categories make the answer too large. named: of all images together."""
+    if named * NAMED_BYTES > MOST_ANSWER_BYTES:
+        most = MOST_ANSWER_BYTES // NAMED_BYTES
+        detail = f"{named} categories would be named, and at most {most} are: ask for fewer, or send fewer images"
+        raise ValidationFailed(f"top: {detail}", [{"pointer": "", "parameter": "top", "detail": detail}])
+
+
+def _attributes(index: int, row: list[float], spread: Spread, groups: Groups, most: int) -> AttributePrediction:
     found = {
-        name: _top([row[k] for k in outputs], spread and [spread[k] for k in outputs], categories[name], most)
-        for name, outputs in outputs_of(labels).items()
+        name: _top([row[k] for k in outputs], spread and [spread[k] for k in outputs], categories, most)
+        for name, outputs, categories in groups
     }
-    return AttributePrediction(index=index, attributes=found)
+    return AttributePrediction(index=index, attributes=found, probabilities=row, deviations=spread)
 
 
 def _top(row: list[float], spread: Spread, labels: Sequence[str], most: int) -> list[ClassProbability]:

@@ -3,26 +3,25 @@
 The API loads no network: it puts the request into the broker, waits for the answer, and keeps nothing.
 """
 
-from functools import partial
-from typing import Annotated, get_args
+from typing import Annotated, NoReturn
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from wbar.catalog import Outputs
+from wbar.datasets import output_names
 from wbar.errors import (
     Busy,
     CheckpointNotReady,
     NotFound,
     NoWeights,
     PredictionFailed,
-    TaskUnsupported,
     TooLarge,
     Unavailable,
     ValidationFailed,
 )
+from wbar.measures import task_of
 from wbar.predictions import (
     MOST_BOXES,
     MOST_BYTES,
@@ -30,7 +29,6 @@ from wbar.predictions import (
     MOST_DRAWS,
     MOST_IMAGES,
     NETWORK,
-    AskedTask,
     Given,
     NotAnswered,
     PredictedNetwork,
@@ -39,7 +37,8 @@ from wbar.predictions import (
     Wanted,
 )
 from wbar.recipe import Normalization
-from wbar.results import JobResult, Score
+from wbar.resolve import told_apart
+from wbar.results import JobResult
 from wbar.spec import JobSpec, StoredWeights
 from wbar_service.arriving import is_json, not_valid
 from wbar_service.auth import ReadingRoute, StoreOf, TenantOf
@@ -58,7 +57,6 @@ from wbar_store.store import Store
 BODY_BYTES = 4 * MOST_BYTES // 3 + 64 * 1024  # in base64, with its JSON
 PATIENCE, LIMIT = 10.0, 45.0  # seconds until a worker begins, and in all
 TOP = 5  # classes that are named of an image, where nothing else is said
-OF_OUTPUTS: dict[Outputs, AskedTask] = {"image": "classification", "pixels": "segmentation", "boxes": "detection"}
 NETWORKS = "averaged, start, snapshot_1 and so on, and swag where it was asked for"
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ReadingRoute, responses=responses(401, 403, 429, 503))
@@ -129,17 +127,28 @@ async def predict_images(
     wanted = _wanted(asked, top, score)
     images = await _images(request)
     broker_url = request.app.state.settings.broker_url
-    answer = await run_sync(partial(_answer, broker_url, store, tenant, asked, images, wanted))
-    made = predictions_of(job_id, network, asked, answer, top or TOP)
-    return Response(made.model_dump_json(), media_type="application/json")
+
+    def answered() -> str:
+        answer = _answer(broker_url, store, tenant, asked, images, wanted)
+        return predictions_of(job_id, network, asked, answer, top or TOP).model_dump_json()
+
+    return Response(await run_sync(answered), media_type="application/json")
 
 
 def _wanted(asked: PredictedNetwork, top: int | None, score: float | None) -> Wanted:
-    """Return the boxes that are wanted. Raises ValidationFailed (422) for a score where there are none."""
+    """Return the boxes that are wanted. Raises ValidationFailed (422) for what the task does not have."""
     if asked.task != "detection" and score is not None:
-        detail = f"a least score is of boxes, and the job is of task {asked.task}: leave it out"
-        raise ValidationFailed(f"score={score:g}: {detail}", [{"pointer": "/score", "detail": detail}])
+        _refuse("score", score, f"a least score is of boxes, and the job is of task {asked.task}")
+    if asked.task in ("regression", "segmentation") and top is not None:
+        _refuse("top", top, f"it is of classes, categories or boxes, and the job is of task {asked.task}")
     return Wanted(most=top or MOST_BOXES, score=score or 0.0)
+
+
+def _refuse(parameter: str, value: float, why: str) -> NoReturn:
+    detail = f"{why}: leave it out"
+    raise ValidationFailed(
+        f"{parameter}={value:g}: {detail}", [{"pointer": "", "parameter": parameter, "detail": detail}]
+    )
 
 
 async def _images(request: Request) -> list[bytes]:
@@ -223,12 +232,7 @@ def _network(store: Store, tenant: Tenant, job_id: str, name: str) -> PredictedN
     refuse_expired(job, "predictions")
     spec, result = job.spec, job.result
     summary = store.datasets.summary_for(tenant, job_id)
-    of_dataset = store.datasets.tasks_for(tenant, [job_id]).get(job_id)
-    if of_dataset is not None and of_dataset not in get_args(AskedTask):
-        raise TaskUnsupported(
-            f"{job_id} is of task {of_dataset}, and predictions are of {', '.join(get_args(AskedTask))}: load the weights"
-        )
-    task = _task(result.metrics.averaged, spec.network.architecture.outputs)
+    task = task_of(result.metrics.averaged)
     recipe = spec.recipe if result.normalization is None else spec.recipe.model_copy(
         update={"normalize": result.normalization.normalization}
     )  # fmt: skip
@@ -236,10 +240,8 @@ def _network(store: Store, tenant: Tenant, job_id: str, name: str) -> PredictedN
     assert isinstance(normalize, Normalization)
     assert isinstance(recipe.image_size, tuple)
     assert recipe.augment != "auto"
-    single = task in ("multilabel", "attributes", "regression")  # whose outputs are as many as there are
-    count = spec.network.num_classes if single else spec.network.classes
-    known = list(spec.classes or (summary.classes if summary else []))[:count]
-    labels = known + [str(index) for index in range(len(known), count)]
+    count = told_apart(spec.network, task)
+    labels = output_names((spec.classes or (summary.classes if summary else None) or [])[:count], count)
     weights = _weights(store, tenant, job, name)
     uploaded = name == "start" and weights.blob == spec.start.blob
     return PredictedNetwork(
@@ -257,17 +259,6 @@ def _network(store: Store, tenant: Tenant, job_id: str, name: str) -> PredictedN
         draws=_draws(spec, result) if name == "swag" else 0,
         units=units_of(store.blobs, job.weights) if task == "regression" else None,
     )
-
-
-def _task(score: Score, outputs: Outputs) -> AskedTask:
-    """Return what a network's answers are. score: of the job, which says what its labels were."""
-    if score.regression is not None:
-        return "regression"
-    if score.attributes is not None:
-        return "attributes"
-    if score.average_precision is not None:
-        return "multilabel"
-    return OF_OUTPUTS[outputs]
 
 
 def _draws(spec: JobSpec, result: JobResult) -> int:

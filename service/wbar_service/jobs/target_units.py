@@ -18,8 +18,15 @@ def units_of(blobs: Blobs, weights: str) -> Units:
 
     Raises PredictionFailed (409) where it does not say them.
     """
-    size = int.from_bytes(_read(blobs, weights, 0, 8), "little")
-    header = json.loads(_read(blobs, weights, 8, 8 + min(size, MOST_HEADER)))
+    try:
+        size = int.from_bytes(_read(blobs, weights, 0, 8), "little")
+        if size > MOST_HEADER:
+            raise PredictionFailed(
+                f"the header of the job's weights has {size} bytes, more than the limit of {MOST_HEADER}"
+            )
+        header = json.loads(_read(blobs, weights, 8, 8 + size))
+    except FileNotFoundError:
+        raise PredictionFailed("the job's weights were deleted meanwhile") from None
     said = header.get("__metadata__", {}).get("wbar.targets")
     if said is None:
         raise PredictionFailed("the job's weights do not say the units of their targets: train again with this version")

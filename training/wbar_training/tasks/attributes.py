@@ -9,7 +9,7 @@ score    accuracy: the mean over attributes of right answers / images, over the 
 What is not known counts nowhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -125,6 +125,7 @@ class Attributes(ImageTask):
     """
 
     name = "attributes"
+    warns_near_chance = True
 
     def __init__(self, network: Network, names: Sequence[str]) -> None:
         super().__init__(network, names)
@@ -143,28 +144,35 @@ class Attributes(ImageTask):
         return Outputs(self.groups.gathered(logs.exp()), losses)
 
     def score(self, answers: Tensor, labels: Tensor, losses: Tensor | None = None) -> Score:
-        p, y = self.groups.spread(answers.double()), self.groups.spread(labels.double())
-        known = y.sum(dim=2) > 0
-        confidence, found = p.max(dim=2)
-        right = known & (found == y.argmax(dim=2))
-        # As for classes: a probability that was rounded to 0 must not make the loss infinite.
-        cells = torch.where(known, -(p * y).sum(dim=2).clamp_min(1e-300).log(), 0.0)
-        counts = zip(known.sum(dim=0).tolist(), right.sum(dim=0).tolist(), cells.sum(dim=0).tolist(), strict=True)
-        scores = {
-            name: AttributeScore(
+        scores, confidences, rights = dict[str, AttributeScore](), list[Tensor](), list[Tensor]()
+        surprise = torch.zeros(len(labels), dtype=torch.float64)
+        # One after the other: side by side each would take as much memory as the largest.
+        for name, p, y in self._by_attribute(answers, labels):
+            known = y.any(dim=1)
+            p, y, images = p[known], y[known].argmax(dim=1), int(known.sum())
+            confidence, found = p.max(dim=1)
+            # As for classes: a probability that was rounded to 0 must not make the loss infinite.
+            cells = -p.gather(1, y[:, None]).squeeze(1).clamp_min(1e-300).log()
+            surprise[known] += cells
+            confidences.append(confidence)
+            rights.append(found == y)
+            scores[name] = AttributeScore(
                 images=images,
-                accuracy=number / images if images else None,
-                loss=total / images if images else None,
+                accuracy=int(rights[-1].sum()) / images if images else None,
+                loss=cells.sum().item() / images if images else None,
             )
-            for name, (images, number, total) in zip(self.groups.outputs, counts, strict=True)
-        }
         accuracies = [one.accuracy for one in scores.values() if one.accuracy is not None]
         return Score(
             accuracy=sum(accuracies) / len(accuracies),
-            loss=(mean_of_known(cells, labels) if losses is None else losses).mean().item(),
-            ece=calibration_error(confidence[known], right[known]),
+            loss=(surprise / labels.sum(dim=1).clamp_min(1) if losses is None else losses).mean().item(),
+            ece=calibration_error(torch.cat(confidences), torch.cat(rights)),
             attributes=scores,
         )
+
+    def _by_attribute(self, answers: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield the name of each attribute, and its probabilities, float64, and labels, (N, its categories)."""
+        for name, outputs in self.groups.outputs.items():
+            yield name, answers[:, outputs].double(), labels[:, outputs]
 
     def calibrated(
         self, score: Score, answers: Tensor, labels: Tensor, fitted_on: tuple[Tensor, Tensor] | None  # noqa: ARG002
@@ -176,11 +184,11 @@ class Attributes(ImageTask):
         """Return the mean over an image's known attributes of what `classification.per_image` says."""
         if by == "loss":
             return outputs.losses
-        p, y = self.groups.spread(outputs.answers.double()), self.groups.spread(labels.double())
-        known = y.sum(dim=2)
-        if by == "accuracy":
-            return mean_of_known((p.argmax(dim=2) != y.argmax(dim=2)) * known, labels)
-        return mean_of_known((p - y).square().sum(dim=2) * known, labels)
+        total = torch.zeros(len(labels), dtype=torch.float64)
+        for _, p, y in self._by_attribute(outputs.answers, labels):
+            wrong = p.argmax(dim=1) != y.argmax(dim=1) if by == "accuracy" else (p - y).square().sum(dim=1)
+            total += wrong * y.any(dim=1)
+        return total / labels.sum(dim=1).clamp_min(1)
 
     def mean_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
@@ -191,9 +199,9 @@ class Attributes(ImageTask):
 
     def chance(self, labels: Tensor) -> float:
         """Return the accuracy of always giving the commonest category of each attribute."""
-        counts = self.groups.spread(labels.sum(dim=0)[None].double())[0]
-        known = counts.sum(dim=1) > 0
-        return (counts.max(dim=1).values[known] / counts.sum(dim=1)[known]).mean().item()
+        counts = [labels[:, outputs].sum(dim=0) for outputs in self.groups.outputs.values()]
+        shares = [int(each.max()) / int(each.sum()) for each in counts if each.any()]
+        return sum(shares) / len(shares)
 
     def strata(self, labels: Tensor) -> Tensor:
         """Return the number of each image's labels among all different ones, in their order."""

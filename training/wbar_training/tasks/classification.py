@@ -83,7 +83,7 @@ class Classification(ImageTask):
     """One class for every image. Answers: softmax outputs, (N, classes) float32. Labels: (N,) int64 classes."""
 
     name = "classification"
-    tells_order = True
+    tells_order = warns_near_chance = True
 
     def loss(self, recipe: Recipe, train: Examples, packed: Packed, device: torch.device) -> ClassLoss:  # noqa: ARG002
         counts = torch.bincount(train.labels, minlength=self.network.classes)

@@ -53,7 +53,8 @@ class Task(ABC):
     averages_answers: ClassVar[bool] = True
     # Whether an ensemble of outputs is defined at all.
     has_ensemble: ClassVar[bool] = True
-    # Whether another order of the classes may explain a start near chance.
+    # Whether the order of the classes may explain a start near chance, and whether a better one can be looked for.
+    warns_near_chance: ClassVar[bool] = False
     tells_order: ClassVar[bool] = False
 
     def __init__(self, network: Network, names: Sequence[str]) -> None:

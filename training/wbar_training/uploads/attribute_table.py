@@ -9,6 +9,7 @@ outputs are the categories of one attribute after the other, in the order of the
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
@@ -18,12 +19,15 @@ from torch import Tensor
 
 from wbar.attributes import SIGN, output_name, outputs_of
 from wbar.datasets import Task
-from wbar.errors import InvalidArchive
+from wbar.errors import ContentTooLarge, InvalidArchive
 from wbar_averaging.quoting import quoted
 from wbar_training.uploads.label_table import LabelTable
 from wbar_training.uploads.member_names import check_class_names
 
-MOST_OUTPUTS = 10_000  # labels have a byte for each image and output
+MOST_ATTRIBUTES = 200  # each has a line in every score
+MOST_OUTPUTS = 10_000
+MOST_CELLS = 50_000  # of attributes times the categories of the largest: training lays an image's outputs out like that
+MOST_LABELS = 2**29  # bytes: one for each image and output
 UNKNOWN = -1.0
 
 
@@ -60,12 +64,29 @@ class AttributeTable(LabelTable):
                     f"{self.name}: with the {len(categories)} categories of the column {quoted(attribute)} there are "
                     f"{len(outputs)} outputs, more than the limit of {MOST_OUTPUTS}: leave out columns that are no attributes"
                 )
+        largest = max(Counter(column for column, _ in outputs).values(), default=0)
+        if largest * len(self.attributes) > MOST_CELLS:
+            raise InvalidArchive(
+                f"{self.name}: {len(self.attributes)} attributes, the largest with {largest} categories, are "
+                f"{largest * len(self.attributes)} together, more than the limit of {MOST_CELLS}: leave out columns that are "
+                "no attributes"
+            )
+        if len(cells) * len(outputs) > MOST_LABELS:
+            raise ContentTooLarge(
+                f"{self.name}: the labels of {len(cells)} images and {len(outputs)} outputs have {len(cells) * len(outputs)} "
+                f"bytes, more than the limit of {MOST_LABELS}: use fewer images, or leave out columns that are no attributes"
+            )
         self.classes = [output_name(self.attributes[column], category) for column, category in outputs]
         check_class_names(self.classes, f"{self.name}: the attribute with its category")
         for name, line in cells.items():
             self._rows[name] = [outputs.get((column, cell), UNKNOWN) for column, cell in enumerate(line)]
 
     def _check_columns(self) -> None:
+        if len(self.attributes) > MOST_ATTRIBUTES:
+            raise InvalidArchive(
+                f"{self.name}: {len(self.attributes)} columns, and the limit is {MOST_ATTRIBUTES} attributes. Columns of 0 and "
+                "1 are for task=multilabel"
+            )
         counts = Counter(self.attributes)
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
@@ -107,9 +128,11 @@ class AttributeTable(LabelTable):
             learned = [output for output in own if output in seen["train"]]
             strange = [output for output in own if output in seen["val"] and output not in seen["train"]]
             if strange:
+                numbers = re.fullmatch(r"-?[0-9.]+", self.classes[strange[0]].removeprefix(output_name(attribute, "")))
                 raise InvalidArchive(
                     f"{self.name}: {quoted(self.classes[strange[0]])} is in val/ and not in train/, and cannot be learned "
-                    f"({len(strange)} such categories of {quoted(attribute)}). Numbers are for task=regression"
+                    f"({len(strange)} such categories of {quoted(attribute)})"
+                    f"{': numbers are for task=regression' if numbers else ''}"
                 )
             if len(learned) < 2:
                 there = f"only {quoted(self.classes[learned[0]])}" if learned else "no category"

@@ -146,8 +146,12 @@ def _pack_items(items: Iterator[Item], out: Path, limits: UploadLimits, table: L
         held_out = _held_out([item.label for item in train], table)
         held_out_set = set(held_out)
         val, train = [train[i] for i in held_out], [item for i, item in enumerate(train) if i not in held_out_set]
+        wanted = round(HELD_OUT * len(kept))
+        how = "20 %" if table else "20 % of each class"
+        if isinstance(table, AttributeTable) and len(val) < wanted:
+            how = f"20 % are {wanted}, and every category keeps an image in train/: add a val/ for numbers to go by"
         warnings.append(
-            f"there is no val/: {len(val)} of the images in train/ were held out (20 % of each class, fixed seed). The "
+            f"there is no val/: {len(val)} of the images in train/ were held out ({how}, fixed seed). The "
             "start may have been trained on them, which flatters it in the comparison"
         )
     height, width = common_shape(shapes)

@@ -12,7 +12,7 @@ class UploadLimits:
     bytes: what a dataset archive may unpack to, headers and files that are skipped included.
     files: of a dataset archive, those that are skipped included.
     pixels: of one image.
-    header_bytes: of a safetensors header, of the pickle in a PyTorch file, of `labels.csv`.
+    header_bytes: of a safetensors header, of the pickle in a PyTorch file, of a table of labels (`labels.csv` and its like).
     tensors: of a checkpoint.
     """
 

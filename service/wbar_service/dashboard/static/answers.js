@@ -2,7 +2,7 @@
 
 const TINT = 0.5;  // of what lies over a picture
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
-const number = (value) => String(Number(value.toPrecision(5)));
+const number = (value) => String(Number(value.toPrecision(7)));
 const spread = (value, shown) => (value === null || value === undefined ? "" : ` ± ${shown(value)}`);
 const colour = (index) => `hsl(${(index * 137) % 360} 90% 45%)`;
 

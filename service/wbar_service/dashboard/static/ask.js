@@ -72,8 +72,8 @@ export async function ask(form, csrf) {
     part("answers").hidden = false;
     part("status").textContent = `${rows.length === 1 ? "One image" : `${rows.length} images`} answered in ${found.seconds.toFixed(1)} s.`;
   } catch (error) {
-    if (!(error instanceof Refused)) throw error;
     part("status").textContent = "";
+    if (!(error instanceof Refused)) throw error;
     fault.textContent = error.message;
     fault.hidden = false;
   } finally {
