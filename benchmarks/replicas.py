@@ -86,8 +86,12 @@ def _plain_speed(processes: int, cycles: int, images: int) -> float:
         command = [sys.executable, "-P", "-m", "benchmarks.bare_loop"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         loops = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(processes)]
-        with ThreadPoolExecutor() as threads:  # all begin at once
-            answers = list(threads.map(lambda one: one.communicate(json.dumps(task), timeout=600)[0], loops))
+        try:
+            with ThreadPoolExecutor() as threads:  # all begin at once
+                answers = list(threads.map(lambda one: one.communicate(json.dumps(task), timeout=600)[0], loops))
+        finally:
+            for loop in loops:
+                loop.kill()
     steps = [json.loads(answer) for answer in answers]
     return sum(sum(count for count, _ in one) / sum(seconds for _, seconds in one) for one in steps)
 

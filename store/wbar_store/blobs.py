@@ -82,7 +82,8 @@ class _Writing:
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
-        self._writer.write(data)
+        # A bucket's writer keeps what it is given until it sends a part.
+        self._writer.write(data if self._blobs.root is not None else bytes(data))
         self.bytes += len(data)
 
     def abort(self) -> None:
@@ -91,7 +92,8 @@ class _Writing:
         # to close, for instance where the disk is full; what failed before matters more.
         with suppress(OSError, BaseError):
             self._writer.close()
-        self._blobs.discard(self._name)
+        with suppress(OSError, BaseError):
+            self._blobs.discard(self._name)
 
 
 class Upload(_Writing):

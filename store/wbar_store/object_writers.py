@@ -7,6 +7,7 @@ sum; here the digest is made in another thread (hashlib lets go of the GIL), and
 import hashlib
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 WORTH_A_THREAD = 256 * 1024  # bytes; fewer are hashed sooner than a thread is told of them
@@ -32,7 +33,10 @@ class Sha256:
         if len(data) < WORTH_A_THREAD:
             self._hash.update(data)
         else:
-            self._last = _hashing.submit(self._hash.update, data)
+            try:
+                self._last = _hashing.submit(self._hash.update, data)
+            except RuntimeError:  # the interpreter is ending, and takes no new work
+                self._hash.update(data)
 
     def hexdigest(self) -> str:
         """Return the digest of all that came."""
@@ -63,7 +67,8 @@ class FileWriter:
         if self._unsynced >= SYNC_BYTES and (self._sync is None or self._sync.done()):
             self._wait()
             self._unsynced = 0
-            self._sync = _syncing.submit(os.fdatasync, self._file.fileno())
+            with suppress(RuntimeError):  # the interpreter is ending; the file is synced where it is put in its place
+                self._sync = _syncing.submit(os.fdatasync, self._file.fileno())
 
     def close(self) -> None:
         """Close the file. Its last bytes are not durable yet."""

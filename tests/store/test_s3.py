@@ -1,5 +1,6 @@
 """Blobs in S3, through a real HTTP endpoint: parts, ranges, and nothing left behind."""
 
+import hashlib
 import os
 import socket
 import subprocess
@@ -90,6 +91,19 @@ def keep(blobs: Blobs, content: bytes) -> str:
         }
         connection.execute(insert(checkpoints).values(id=sha256[:8], content=sha256, created_at=now(), **values))
     return sha256
+
+
+@pytest.mark.parametrize("chunks", [1, 3, 30])
+def test_two_buffers_in_turn_are_stored_as_they_were(blobs: Blobs, chunks: int) -> None:
+    buffers, content = [bytearray(MIB), bytearray(MIB)], os.urandom(chunks * MIB)
+    upload = blobs.receive()
+    for n in range(chunks):
+        buffers[n % 2][:] = content[n * MIB : (n + 1) * MIB]
+        upload.write(memoryview(buffers[n % 2]))
+    with blobs.keep(upload.finish()) as sha256:
+        stored = b"".join(blobs.chunks(sha256, 0, len(content)))
+    assert hashlib.sha256(stored).hexdigest() == sha256
+    assert stored == content
 
 
 def test_content_comes_in_parts_and_goes_in_ranges(blobs: Blobs, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from wbar_training.messages import Crashed, Stopped, StopReason
-from wbar_worker.child_content import write_content
 from wbar_worker.processes import ControlChannel, Entry, confine
+from wbar_worker.written_content import write_content
 
 
 def wait_for_stop(_request: None, channel: ControlChannel) -> None:

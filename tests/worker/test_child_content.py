@@ -83,6 +83,29 @@ def test_a_child_that_is_killed_in_the_middle_leaves_nothing(store: Store, tmp_p
     assert files(tmp_path / "blobs") == []
 
 
+def test_an_end_that_stays_open_is_not_waited_for(store: Store, tmp_path: Path) -> None:
+    """Another process may hold the child's end, which nothing is to come from once the child has ended."""
+    with ChildContent(store.blobs, CHUNK) as content:
+        held = os.dup(content.child_end.fileno())
+        try:
+            assert answer(content, 3) == Crashed(why="that was all")
+            received = content.finish()
+            with store.blobs.keep(received):
+                assert received.bytes == 3 * len(LINE)
+        finally:
+            os.close(held)
+
+
+def test_the_limit_holds_in_the_last_bytes(store: Store, tmp_path: Path) -> None:
+    with (
+        ChildContent(store.blobs, 2 * len(LINE)) as content,
+        pytest.raises(ContentTooLarge, match="larger than an upload"),
+    ):
+        answer(content, 3)
+        content.finish()
+    assert files(tmp_path / "blobs") == []
+
+
 def test_a_child_that_writes_on_and_on_is_stopped(store: Store, tmp_path: Path) -> None:
     with ChildContent(store.blobs, 2 * CHUNK) as content, pytest.raises(ContentTooLarge, match="larger than an upload"):
         answer(content, 1_000_000)

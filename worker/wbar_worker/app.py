@@ -92,7 +92,8 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
     presence = _Presence(store, WorkerRecord(name, kind, device, slots))
 
     def ready(sender: Any, **_: Any) -> None:
-        task_postrun.connect(partial(_ask_broker_soon, sender.hub), weak=False)
+        if sender.hub is not None:
+            task_postrun.connect(partial(_ask_broker_soon, sender.hub), weak=False)
         presence.start()
         for library in libraries:
             library.start()

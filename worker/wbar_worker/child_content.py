@@ -1,16 +1,15 @@
 """What a child gives back in bytes: through a pipe into the blob store, hashed and written as it comes.
 
-A child that reads strangers' files has no place in the store, and no file of its own that the store could take over: what
-it says about its bytes is not believed, and a file that it has had open could be written again. So the worker hashes what it
-stores. Nothing is written twice, and the child's reading, the digest and the writing go on at the same time.
+`written_content.write_content` is the child's side. A child that reads strangers' files has no place in the store, and no file
+of its own that the store could take over: what it says about its bytes is not believed, and a file that it has had open could
+be written again. So the worker hashes what it stores. Nothing is written twice, and the child's reading, the digest and the
+writing go on at the same time.
 """
 
 import fcntl
 import os
-from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from types import TracebackType
 
 from wbar.errors import ContentTooLarge
@@ -33,6 +32,7 @@ class ChildContent:
         self._buffers = [memoryview(bytearray(CHUNK)), memoryview(bytearray(CHUNK))]
         self._filled = 0
         self._pipe, self.child_end = Pipe(duplex=False)
+        os.set_blocking(self._pipe.fileno(), False)
         with suppress(OSError, AttributeError):  # a larger pipe is Linux's, and saves turns
             fcntl.fcntl(self._pipe.fileno(), fcntl.F_SETPIPE_SZ, CHUNK)
 
@@ -41,13 +41,19 @@ class ChildContent:
         return self._pipe.fileno()
 
     def take(self) -> bool:
-        """Store what the pipe holds, and wait where it holds nothing; returns False at its end.
+        """Store what the pipe holds; returns False where it holds nothing.
 
         Raises ContentTooLarge, and what the store raises.
         """
-        read = os.readv(self._pipe.fileno(), [self._buffers[0][self._filled :]])
+        try:
+            read = os.readv(self._pipe.fileno(), [self._buffers[0][self._filled :]])
+        except BlockingIOError:
+            # Nothing now. Of a child that has ended nothing is to come, whoever holds its end of the pipe still.
+            read = 0
         self._filled += read
-        if read == 0 or self._filled == CHUNK:
+        if self._stored + self._filled > self._most:
+            raise ContentTooLarge("what it unpacks to is larger than an upload may be")
+        if self._filled == CHUNK:
             self._store()
         return read > 0
 
@@ -56,6 +62,7 @@ class ChildContent:
         self.child_end.close()
         while self.take():
             pass
+        self._store()
         upload, self._upload = self._upload or self._blobs.receive(), None
         try:
             return upload.finish()
@@ -63,13 +70,15 @@ class ChildContent:
             upload.abort()
             raise
 
+    @property
+    def _stored(self) -> int:
+        return 0 if self._upload is None else self._upload.bytes
+
     def _store(self) -> None:
         if self._filled == 0:
             return
         if self._upload is None:
             self._upload = self._blobs.receive()
-        if self._upload.bytes + self._filled > self._most:
-            raise ContentTooLarge("what it unpacks to is larger than an upload may be")
         self._upload.write(self._buffers[0][: self._filled])
         self._buffers.reverse()
         self._filled = 0
@@ -84,15 +93,3 @@ class ChildContent:
         self.child_end.close()
         if self._upload is not None:
             self._upload.abort()
-
-
-# In the child.
-
-
-def write_content(end: Connection, pieces: Iterable[bytes | memoryview]) -> None:
-    """Write the pieces to the worker, and close the end."""
-    with end:
-        for piece in pieces:
-            left = memoryview(piece)
-            while left:
-                left = left[os.write(end.fileno(), left) :]

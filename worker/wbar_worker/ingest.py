@@ -134,7 +134,12 @@ class Ingester:
             if accepted.as_stored:  # its own row keeps it
                 repository.accept(record.claim, accepted.facts, record.content)
                 return
-            with self.store.blobs.keep(content.finish()) as sha256:
+            try:
+                received = content.finish()
+            except ContentTooLarge as error:
+                self._reject(repository, record, Fault(code=error.code, message=error.detail))
+                return
+            with self.store.blobs.keep(received) as sha256:
                 repository.accept(record.claim, accepted.facts, sha256)
 
     def _validate_dataset(self, record: DatasetRecord, scratch: Path) -> None:
@@ -202,7 +207,8 @@ class Ingester:
                     content.take()
                     deadline += time.monotonic() - now
                 elif ready:
-                    return _received(child)
+                    with _ended_after(child, deadline - now):  # half an answer must not be waited for any longer
+                        return _received(child)
                 if now - renewed_at >= RENEW_SECONDS:
                     if not repository.renew(claim):
                         return None
@@ -274,6 +280,17 @@ def renewed(object_id: str, renew: Callable[[], object]) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+@contextmanager
+def _ended_after(child: Child, seconds: float) -> Iterator[None]:
+    """End the child's process after so many seconds, unless the block is left before."""
+    timer = threading.Timer(max(0.0, seconds), child.process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _received(child: Child) -> Verdict:

@@ -13,7 +13,6 @@ from wbar_training.data.packed import Packed
 from wbar_training.messages import Crashed
 from wbar_training.uploads import checkpoint_files, dataset_archives, samples
 from wbar_training.uploads.packing import pack
-from wbar_worker.child_content import write_content
 from wbar_worker.children import (
     CheckpointFound,
     CheckpointUpload,
@@ -24,6 +23,7 @@ from wbar_worker.children import (
     samples_path,
 )
 from wbar_worker.processes import ControlChannel, confine, first_line
+from wbar_worker.written_content import write_content
 
 
 def validate_checkpoint(upload: CheckpointUpload, channel: ControlChannel) -> None:
