@@ -101,14 +101,15 @@ def test_numbers_are_in_the_targets_own_units(service: Service, numbers: tuple[J
         assert (found.draws, found.data[0].deviations) == (None, None)
 
 
-def test_a_score_is_of_boxes(service: Service, numbers: tuple[Job, Path]) -> None:
+def test_a_score_is_of_boxes_and_numbers_have_no_top(service: Service, numbers: tuple[Job, Path]) -> None:
     path = f"/v1/jobs/{numbers[0].id}/predict"
     body = {"images": [base64.b64encode(one).decode() for one in held_out(numbers[1]).values()]}
     with service.http() as http:
         answer = http.post(f"{path}?score=0.5", json=body)
-        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/score")
+        assert (answer.status_code, answer.json()["errors"][0]["parameter"]) == (422, "score")
         assert "the job is of task regression" in answer.json()["detail"]
-        assert http.post(f"{path}?top=1", json=body).json()["data"] == http.post(path, json=body).json()["data"]
+        answer = http.post(f"{path}?top=1", json=body)
+        assert (answer.status_code, answer.json()["errors"][0]["parameter"]) == (422, "top")
 
 
 def test_the_command_line_says_them(service: Service, numbers: tuple[Job, Path], tmp_path: Path) -> None:

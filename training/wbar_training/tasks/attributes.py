@@ -148,7 +148,7 @@ class Attributes(ImageTask):
         surprise = torch.zeros(len(labels), dtype=torch.float64)
         # One after the other: side by side each would take as much memory as the largest.
         for name, p, y in self._by_attribute(answers, labels):
-            known = y.any(dim=1)
+            known = y.any(dim=1).bool()
             p, y, images = p[known], y[known].argmax(dim=1), int(known.sum())
             confidence, found = p.max(dim=1)
             # As for classes: a probability that was rounded to 0 must not make the loss infinite.
@@ -187,7 +187,7 @@ class Attributes(ImageTask):
         total = torch.zeros(len(labels), dtype=torch.float64)
         for _, p, y in self._by_attribute(outputs.answers, labels):
             wrong = p.argmax(dim=1) != y.argmax(dim=1) if by == "accuracy" else (p - y).square().sum(dim=1)
-            total += wrong * y.any(dim=1)
+            total += wrong * y.any(dim=1).bool()
         return total / labels.sum(dim=1).clamp_min(1)
 
     def mean_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
