@@ -181,6 +181,9 @@ def test_the_command_line_writes_class_maps(service: Service, pixels: tuple[Job,
         (tmp_path / f"{name}.png").write_bytes(next(iter(held_out(archive).values())))
     files = [str(tmp_path / "one.png"), str(tmp_path / "two.png")]
     said = shell(service, "predict", str(job.id), *files, "--masks", str(tmp_path / "masks"))
+    again = wbar(service, "predict", str(job.id), *files, "--masks", str(tmp_path / "masks"))
+    assert again.returncode == 2
+    assert "exists and is not written over" in again.stderr
     assert all(line.endswith("%") for line in said.splitlines())
     with Image.open(tmp_path / "masks" / "one.png") as one, Image.open(tmp_path / "masks" / "two.png") as two:
         assert (one.size, one.mode) == ((32, 32), "P")

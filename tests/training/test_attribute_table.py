@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from tests.training.attribute_jobs import CLASSES, write_digits
 from wbar.attributes import categories_of, outputs_of
-from wbar.errors import InvalidArchive, NoImages, Rejected
+from wbar.errors import ContentTooLarge, InvalidArchive, NoImages, Rejected
 from wbar_training.data.packed import Packed
 from wbar_training.uploads import attribute_table, samples
 from wbar_training.uploads.limits import UploadLimits
@@ -130,3 +130,28 @@ def test_an_archive_without_images(tmp_path: Path) -> None:
 def test_attributes_of_digits(tmp_path: Path) -> None:
     made = pack(write_digits(tmp_path / "a.zip"), tmp_path / "out", UploadLimits(), "attributes")
     assert (made.classes, made.warnings) == (CLASSES, [])
+
+
+def test_too_many_attributes_are_refused_by_their_number(tmp_path: Path) -> None:
+    names = ",".join(f"a{n}" for n in range(attribute_table.MOST_ATTRIBUTES + 1))
+    with pytest.raises(InvalidArchive, match="201 columns, and the limit is 200 attributes"):
+        packed(f"image,{names}\n", tmp_path)
+
+
+def test_one_large_attribute_beside_many_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attribute_table, "MOST_CELLS", 3)
+    with pytest.raises(InvalidArchive, match="2 attributes, the largest with 2 categories, are 4 together"):
+        packed(GOOD, tmp_path)
+
+
+def test_labels_that_would_be_too_many_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attribute_table, "MOST_LABELS", 23)
+    with pytest.raises(ContentTooLarge, match="the labels of 6 images and 4 outputs have 24 bytes"):
+        packed(GOOD, tmp_path)
+
+
+def test_fewer_held_out_images_than_wanted_are_said(tmp_path: Path) -> None:
+    rows = [f"train/{i}.png,{'own' + str(i) if i > 1 else 'common'}\n" for i in range(20)]
+    made = packed("image,kind\n" + "".join(rows), tmp_path, val=0, train=20)
+    assert made.images == {"train": 19, "val": 1}
+    assert "1 of the images in train/ were held out (20 % are 4, and every category keeps an image" in made.warnings[0]

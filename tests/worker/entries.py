@@ -60,6 +60,12 @@ def answer_nonsense(_request: object, channel: ControlChannel) -> None:
     threading.Event().wait()
 
 
+def answer_by_half(_request: object, channel: ControlChannel) -> None:
+    """Send the length of a message and its first byte, and live on."""
+    os.write(channel._pipe.fileno(), (1000).to_bytes(4, "big") + b"{")
+    threading.Event().wait()
+
+
 def die(number: signal.Signals, _channel: ControlChannel) -> None:
     os.kill(os.getpid(), number)
 
@@ -156,5 +162,6 @@ SHOW_ENVIRONMENT: Entry[None] = Entry("tests.worker.entries", "show_environment"
 DIE_WHEN_ASKED_TO_STOP: Entry[Any] = Entry("tests.worker.entries", "die_when_asked_to_stop")
 ABORT: Entry[None] = Entry("tests.worker.entries", "abort", isolated=True)
 TRY_TO_GET_OUT: Entry[tuple[int, Path, int]] = Entry("tests.worker.entries", "try_to_get_out", isolated=True)
+ANSWER_BY_HALF: Entry[Any] = Entry("tests.worker.entries", "answer_by_half", isolated=True)
 GIVE: Entry[tuple[int, Connection, bool]] = Entry("tests.worker.entries", "give", isolated=True)
 DIE: Entry[signal.Signals] = Entry("tests.worker.entries", "die")

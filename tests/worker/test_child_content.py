@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.material import start_state
-from tests.worker.entries import GIVE, LINE
+from tests.worker.entries import ANSWER_BY_HALF, GIVE, LINE
 from wbar.errors import ContentTooLarge
 from wbar_averaging import write_safetensors
 from wbar_store.blobs import CHUNK
@@ -104,6 +104,17 @@ def test_the_limit_holds_in_the_last_bytes(store: Store, tmp_path: Path) -> None
         answer(content, 3)
         content.finish()
     assert files(tmp_path / "blobs") == []
+
+
+def test_half_an_answer_is_not_waited_for_beyond_the_limit(
+    store: Store, settings: WorkerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "VALIDATE_CHECKPOINT", ANSWER_BY_HALF)
+    write_safetensors(tmp_path / "net", start_state(), {})
+    record = uploaded(store, tmp_path / "net")
+    Ingester(store, settings.model_copy(update={"ingest_seconds": 1.0})).run(record.id)
+    left = store.checkpoints.get(MINE, record.id)
+    assert left.status != "ready"
 
 
 def test_a_child_that_writes_on_and_on_is_stopped(store: Store, tmp_path: Path) -> None:
