@@ -26,10 +26,10 @@ $(VENV)/.test: pyproject.toml
 demo: $(VENV)/.embedded ## upload, fine-tune, download, compare: the whole path on real images
 	$(BIN)/wbar demo --dataset $(DATASET)
 
-# Each process has a thread of its own: two that share a core's threads take many times as long. A module stays in one process,
-# and so what it starts is started once.
+# Each process has a thread of its own: two that share a core's threads take many times as long. Each begins with one half of the
+# suite, in its order, and so what a module or the tests of one database start is started once.
 test: $(VENV)/.test ## the whole suite, with real servers, in two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
 long: $(VENV)/.test ## the tests that `make test` leaves out for their length, so that it stays under a quarter of an hour
 	$(BIN)/python -m pytest -m long
