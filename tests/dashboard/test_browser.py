@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.conftest import Service, wait_until
 from tests.dashboard.browser import SECONDS, chromium, needs_chromium, signed_in
@@ -47,6 +47,26 @@ def check_accessible(page: Page) -> None:
     serious = [one for one in found if one["impact"] in ("serious", "critical")]
     serious = [f"{one['id']}: {node['target']} {node['failureSummary']}" for one in serious for node in one["nodes"]]
     assert serious == [], serious
+
+
+def test_the_fields_of_a_method_do_not_wait_for_a_slow_preview(
+    browser: Browser, service: Service, inputs: tuple[str, str]
+) -> None:
+    checkpoint, dataset = inputs
+    with signed_in(browser, service) as (page, _):
+        page.get_by_role("link", name="New job").first.click()
+        held = list[Route]()
+        page.route("**/jobs/new/preview", lambda route: held.append(route))  # a function that can be marked
+        with page.expect_request("**/jobs/new/preview"):
+            page.get_by_label("Checkpoint").select_option(checkpoint)
+            page.get_by_label("Dataset").select_option(dataset)
+        page.get_by_label("Method", exact=True).select_option("cyclic_swa")
+        page.get_by_label("How long: cycles", exact=True).fill("3")
+        for one in held:
+            one.continue_()
+        page.unroute("**/jobs/new/preview")
+        page.get_by_label("How long: cycles", exact=True).fill("4")
+        expect(page.locator("#preview")).to_contain_text("4 snapshots")
 
 
 def test_a_job_from_the_form_to_its_result(

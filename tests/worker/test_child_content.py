@@ -97,12 +97,15 @@ def test_an_end_that_stays_open_is_not_waited_for(store: Store, tmp_path: Path) 
 
 
 def test_the_limit_holds_in_the_last_bytes(store: Store, tmp_path: Path) -> None:
+    def whole(content: ChildContent) -> None:
+        answer(content, 3)
+        content.finish()
+
     with (
         ChildContent(store.blobs, 2 * len(LINE)) as content,
         pytest.raises(ContentTooLarge, match="larger than an upload"),
     ):
-        answer(content, 3)
-        content.finish()
+        whole(content)
     assert files(tmp_path / "blobs") == []
 
 

@@ -212,7 +212,8 @@ function previewJob(form) {
   form.addEventListener("input", later);
   form.addEventListener("change", (event) => {
     if (!event.target.matches("[data-fields]")) return later();
-    return htmx.ajax("POST", "/jobs/new/fields", { source: form, target: "#method-fields", swap: "innerHTML" }).then(later);
+    // From the field itself: requests of one element wait for one another, and only the last of those that wait is sent.
+    return htmx.ajax("POST", "/jobs/new/fields", { source: event.target, target: "#method-fields", swap: "innerHTML" }).then(later);
   });
 }
 
