@@ -11,6 +11,7 @@ import io
 import json
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,26 @@ JOBS: dict[str, dict[str, Any]] = {
         "method": {"cycles": 2, "high": {"lr": 0.02, "shape": "poly"}, "low": {"lr": 0.002}},
         "recipe": {"dice": 0.5, "class_weights": "balanced"},
     },
+    "attributes-probe": {
+        "checkpoint": "ATTRIBUTES_START",
+        "dataset": "ATTRIBUTES",
+        "probe": "FIVE",
+        "method": SHORT | {"average": "window"},
+        "recipe": {"class_weights": "balanced"},
+    },
+    "detection": {
+        "checkpoint": "BOXES_START",
+        "dataset": "BOXES",
+        "method": {"cycles": 2, "high": {"lr": 0.01}, "low": {"lr": 0.001}},
+        "recipe": {"batch_norm": "recompute", "batch_size": 4},
+    },
+    "instance-masks": {
+        "checkpoint": "INSTANCES_START",
+        "dataset": "BOXES",
+        "method": {"cycles": 2, "high": {"lr": 0.005}, "low": {"lr": 0.0005}},
+        "recipe": {"batch_norm": "recompute", "batch_size": 4},
+    },
+    "replicas-that-meet": {"method": SHORT | {"replicas": 2, "join_every": 1}},
     "new-head": {
         "dataset": "FIVE",
         "method": SHORT,
@@ -107,17 +128,32 @@ def _archive(multilabel: bool, classes: int) -> bytes:
     return out.getvalue()
 
 
-def _numbers() -> bytes:
-    """A zip of digits with two targets: the ink, and the height of its centre, in units that differ."""
-    digits, out, rows = load_digits(), io.BytesIO(), ["image,ink,height"]
+def _table(name: str, header: str, row: Callable[[Any, int], str]) -> bytes:
+    """A zip of digits and a table of what is known of each. row: of a digit's pixels, (8, 8), and which it is."""
+    digits, out, rows = load_digits(), io.BytesIO(), [f"image,{header}"]
     with zipfile.ZipFile(out, "w") as archive:
-        for index, image in enumerate(digits.images[:160]):
-            png, name = io.BytesIO(), f"{'train' if index < 120 else 'val'}/{index:04d}.png"
+        for index, (image, digit) in enumerate(zip(digits.images[:160], digits.target[:160], strict=True)):
+            png, path = io.BytesIO(), f"{'train' if index < 120 else 'val'}/{index:04d}.png"
             Image.fromarray((image * 15.9).astype(np.uint8)).save(png, "PNG")
-            archive.writestr(zipfile.ZipInfo(name), png.getvalue())
-            rows.append(f"{name},{1000 * image.sum():g},{0.01 * (image.sum(axis=1) @ range(8)) / image.sum():.6f}")
-        archive.writestr(zipfile.ZipInfo("targets.csv"), "\n".join(rows) + "\n")
+            archive.writestr(zipfile.ZipInfo(path), png.getvalue())
+            rows.append(f"{path},{row(image, digit)}")
+        archive.writestr(zipfile.ZipInfo(name), "\n".join(rows) + "\n")
     return out.getvalue()
+
+
+def _numbers() -> bytes:
+    """Digits with two targets: the ink, and the height of its centre, in units that differ."""
+    return _table(
+        "targets.csv",
+        "ink,height",
+        lambda image, _: f"{1000 * image.sum():g},{0.01 * (image.sum(axis=1) @ range(8)) / image.sum():.6f}",
+    )
+
+
+def _attributes() -> bytes:
+    """Digits with two attributes, of which the second is not known of every seventh class."""
+    size = ("small", "small", "small", "middle", "middle", "middle", "middle", "", "large", "large")
+    return _table("attributes.csv", "parity,size", lambda _, digit: f"{'odd' if digit % 2 else 'even'},{size[digit]}")
 
 
 def _fresh(name: str, outputs: int) -> bytes:
@@ -129,6 +165,12 @@ def _fresh(name: str, outputs: int) -> bytes:
 def _masks(folder: Path) -> bytes:
     path = folder / "masks.zip"
     shapes.write_archive(path, 16, 8, [(48, 48), (40, 56)])
+    return path.read_bytes()
+
+
+def _boxes(folder: Path) -> bytes:
+    path = folder / "boxes.zip"
+    shapes.write_boxes_archive(path, 8, 4, [(64, 64), (64, 80)], masks=True)
     return path.read_bytes()
 
 
@@ -161,6 +203,13 @@ class Recording:
             "NUMBERS_START": self._upload("/v1/checkpoints", _fresh("resnet20", 2)),
             "MASKS": self._upload("/v1/datasets?task=segmentation", _masks(folder)),
             "MASKS_START": self._upload("/v1/checkpoints", _fresh("lraspp_mobilenet_v3_large", len(shapes.CLASSES))),
+            "ATTRIBUTES": self._upload("/v1/datasets?task=attributes", _attributes()),
+            "ATTRIBUTES_START": self._upload("/v1/checkpoints", _fresh("resnet20", 5)),
+            "BOXES": self._upload("/v1/datasets?task=detection", _boxes(folder)),
+            "BOXES_START": self._upload(
+                "/v1/checkpoints", _fresh("ssdlite320_mobilenet_v3_large", len(shapes.CLASSES))
+            ),
+            "INSTANCES_START": self._upload("/v1/checkpoints", _fresh("maskrcnn_resnet18_96_fpn", len(shapes.CLASSES))),
         }
 
     def _upload(self, path: str, data: bytes) -> str:

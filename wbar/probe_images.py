@@ -5,8 +5,8 @@ from wbar.errors import ChannelsMismatch, TaskUnsupported, ValidationFailed
 from wbar.probe_results import MOST_PROBES
 from wbar.spec import Network, StoredDataset
 
-PROBED = ("classification", "multilabel")  # tasks of jobs that take probe images
-WHOLE_IMAGES = (*PROBED, "unlabelled")  # tasks of datasets whose images can be probes
+PROBED = ("classification", "multilabel", "attributes")  # tasks of jobs that take probe images
+WHOLE_IMAGES = (*PROBED, "regression", "unlabelled")  # tasks of datasets whose images can be probes
 
 
 def check_probe(probe: StoredDataset, its_facts: DatasetFacts, facts: DatasetFacts, network: Network) -> None:
@@ -16,8 +16,8 @@ def check_probe(probe: StoredDataset, its_facts: DatasetFacts, facts: DatasetFac
     """
     if facts.task not in PROBED:
         raise TaskUnsupported(
-            f"probe is {probe.id}, and the job is of task {facts.task}: probe images are for {' and '.join(PROBED)}, where a "
-            "network has one answer for an image; leave it out"
+            f"probe is {probe.id}, and the job is of task {facts.task}: probe images are for {', '.join(PROBED)}, where a "
+            "network's outputs are probabilities of the whole image; leave it out"
         )
     if its_facts.task not in WHOLE_IMAGES:
         raise TaskUnsupported(

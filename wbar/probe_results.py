@@ -29,10 +29,12 @@ class Stability(_Frozen):
     """How one network answers images that were changed a little, against the same images unchanged."""
 
     unchanged: Share = Field(
-        description="The share of predictions that stay: the most probable class, or the yes or no of each label."
+        description="The share of predictions that stay: the most probable class, the yes or no of each label, the most "
+        "probable category of each attribute."
     )
     probability_change: Share = Field(
-        description="The mean of |p′ − p|: of the class that was predicted for the unchanged image, or of all labels."
+        description="The mean of |p′ − p| of what was predicted for the unchanged image: the class, each label, the category "
+        "of each attribute."
     )
 
 
@@ -45,7 +47,7 @@ class Consistency(_Frozen):
 
 
 class ProbeAnswer(_Frozen):
-    """The most probable class or label of an image, and its probability."""
+    """The most probable class or label of an image, or category of the attribute that changed the most; its probability."""
 
     label: str
     probability: float
@@ -54,7 +56,7 @@ class ProbeAnswer(_Frozen):
 class ProbeImage(_Frozen):
     """One of the images whose output changed the most from the start to w̄.
 
-    changed: ½·Σ|p − q| of the classes, or the mean of |p − q| over the labels.
+    changed: ½·Σ|p − q| of the classes; of labels and attributes the mean over them of each one's.
     """
 
     index: int = Field(description="Of the rows of the file at `/v1/jobs/{id}/probe`, from 0.")
@@ -74,8 +76,8 @@ class ProbeResult(_Frozen):
         description="The share of predictions in which w̄ and the ensemble of outputs agree; null where there is no ensemble."
     )
     kl: float | None = Field(
-        description="The mean of KL(ensemble ‖ w̄), in nats (of labels: the mean over them): to first order averaged weights "
-        "give the average of outputs, and this is what is left. Null where there is no ensemble."
+        description="The mean of KL(ensemble ‖ w̄), in nats (of labels and attributes: the mean over them): to first order "
+        "averaged weights give the average of outputs, and this is what is left. Null where there is no ensemble."
     )
     consistency: list[Consistency]
     most_changed: list[ProbeImage] = Field(description="The images whose outputs changed the most, first.")

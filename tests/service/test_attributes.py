@@ -101,6 +101,7 @@ def test_from_the_upload_to_the_report(service: Service, ready: tuple[str, str],
             method={"cycles": 2, "average": "window", "guard": True, "control": True},
             recipe={"label_smoothing": 0.1, "mixup": 0.2, "class_weights": "balanced"},
             evaluate={"other": other},
+            probe=other,
             formats=["onnx"],
         )
         assert job.id is not None
@@ -134,6 +135,10 @@ def test_from_the_upload_to_the_report(service: Service, ready: tuple[str, str],
         report = http.get(f"/v1/jobs/{job.id}/report").text
         assert "Accuracy and loss, by attribute" in report
         assert "mean accuracy" in report
+        assert done.result.probe is not None
+        assert done.result.probe.images == 50
+        assert done.result.probe.most_changed[0].averaged.label in CLASSES
+        assert f"{done.result.probe.most_changed[0].averaged.label} (" in report
         card = http.get(f"/v1/jobs/{job.id}/card").text
         assert "| | attribute | images | accuracy | NLL (nats) |" in card
         assert "accuracy of parity" in card
@@ -185,14 +190,6 @@ def test_what_does_not_fit_is_refused(
         answer = http.post("/v1/jobs", json={"checkpoint": ready[0], "dataset": ready[1], **change})
     assert answer.status_code == 422, answer.text
     assert said in answer.json()["detail"]
-
-
-def test_probe_images_are_refused_by_name(service: Service, ready: tuple[str, str], tmp_path: Path) -> None:
-    with service.client() as client, service.http() as http:
-        probe = client.datasets.create(write_digits(tmp_path / "probe.zip", 4, 2), task="unlabelled").id
-        answer = http.post("/v1/jobs", json={"checkpoint": ready[0], "dataset": ready[1], "probe": probe})
-    assert (answer.status_code, answer.json()["code"]) == (422, "task_unsupported")
-    assert "the job is of task attributes" in answer.json()["detail"]
 
 
 def test_a_table_that_does_not_fit_rejects_the_dataset_by_name(service: Service, tmp_path: Path) -> None:

@@ -10,19 +10,23 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.training.attribute_jobs import ATTRIBUTES, CLASSES, make_attribute_job
 from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, make_job, run
 from wbar.datasets import DatasetFacts, ImageShape
 from wbar.errors import ChannelsMismatch, ContentTooLarge, NoImages, TaskUnsupported, ValidationFailed
 from wbar.method import METHODS
 from wbar.probe_images import check_probe
 from wbar.probe_results import CHANGES, MOST_PROBES
-from wbar.spec import StoredDataset, StoredWeights
+from wbar.spec import Network, StoredDataset, StoredWeights
 from wbar_training import state_files
 from wbar_training.data.augment import Preparer
 from wbar_training.data.packed import Packed, load_split
 from wbar_training.networks.architectures import load
-from wbar_training.probe_images import change, divergence, share_agreeing, stability
+from wbar_training.output_comparison import change, divergence, share_agreeing, stability
 from wbar_training.probes import brightened, compressed, moved
+from wbar_training.tasks.attributes import Attributes
+from wbar_training.tasks.classification import Classification
+from wbar_training.tasks.multilabel import Multilabel
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.packing import pack
 
@@ -140,20 +144,70 @@ def test_the_numbers_are_those_of_a_slow_twin() -> None:
     torch.manual_seed(0)
     p, q = (torch.randn(7, 4, dtype=torch.float64).softmax(1) for _ in range(2))
     rows = [(a.tolist(), b.tolist()) for a, b in zip(p, q, strict=True)]
+    classes = Classification(Network("resnet20", 4), "abcd").distributions
     kl = sum(sum(x * np.log(x / y) for x, y in zip(a, b, strict=True)) for a, b in rows) / 7
-    assert divergence(p, q, True) == pytest.approx(kl, rel=1e-12)
-    assert share_agreeing(p, q, True) == sum(a.index(max(a)) == b.index(max(b)) for a, b in rows) / 7
+    assert divergence(classes(p), classes(q)) == pytest.approx(kl, rel=1e-12)
+    agreeing = sum(a.index(max(a)) == b.index(max(b)) for a, b in rows) / 7
+    assert share_agreeing(classes(p), classes(q)) == agreeing
     half = [sum(abs(x - y) for x, y in zip(a, b, strict=True)) / 2 for a, b in rows]
-    assert change(p, q, True).tolist() == pytest.approx(half)
+    assert change(classes(p), classes(q)).squeeze(1).tolist() == pytest.approx(half)
     gap = sum(abs(b[a.index(max(a))] - max(a)) for a, b in rows) / 7
-    assert stability(p, q, True) == pytest.approx((share_agreeing(p, q, True), gap))
+    assert stability(classes(p), classes(q)) == pytest.approx((agreeing, gap))
     # Of labels each is by itself.
+    labels = Multilabel(Network("resnet20", 4), "abcd").distributions
     pairs = [(x, y) for a, b in rows for x, y in zip(a, b, strict=True)]
-    labels = sum(x * np.log(x / y) + (1 - x) * np.log((1 - x) / (1 - y)) for x, y in pairs) / len(pairs)
-    assert divergence(p, q, False) == pytest.approx(labels, rel=1e-12)
-    assert share_agreeing(p, q, False) == sum((x > 0.5) == (y > 0.5) for x, y in pairs) / len(pairs)
-    assert stability(p, q, False)[1] == pytest.approx(sum(abs(x - y) for x, y in pairs) / len(pairs))
-    assert divergence(torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[1.0, 0.0]]).double(), True) == 0
+    kl = sum(x * np.log(x / y) + (1 - x) * np.log((1 - x) / (1 - y)) for x, y in pairs) / len(pairs)
+    assert divergence(labels(p), labels(q)) == pytest.approx(kl, rel=1e-12)
+    assert share_agreeing(labels(p), labels(q)) == sum((x > 0.5) == (y > 0.5) for x, y in pairs) / len(pairs)
+    gap = sum(abs(x - y) for x, y in pairs) / len(pairs)
+    assert change(labels(p), labels(q)).mean().item() == pytest.approx(gap)
+    assert stability(labels(p), labels(q))[1] == pytest.approx(gap)
+    certain = torch.tensor([[1.0, 0.0]]).double()
+    assert divergence(classes(certain), classes(certain)) == 0
+
+
+def test_each_attribute_is_a_distribution_of_its_own() -> None:
+    torch.manual_seed(1)
+    names = ["size=large", "colour=red", "size=small", "size=medium", "colour=blue"]
+    task = Attributes(Network("resnet20", 5), names)
+    p, q = (task.softened(torch.randn(7, 5, dtype=torch.float64)) for _ in range(2))
+    pairs = [
+        [(a[own].tolist(), b[own].tolist()) for own in ([0, 2, 3], [1, 4])] for a, b in zip(p, q, strict=True)
+    ]  # of each image, of each attribute: its probabilities before and after
+    flat = [pair for image in pairs for pair in image]
+    kl = sum(sum(x * np.log(x / y) for x, y in zip(a, b, strict=True)) for a, b in flat) / 14
+    assert divergence(task.distributions(p), task.distributions(q)) == pytest.approx(kl, rel=1e-12)
+    agreeing = sum(a.index(max(a)) == b.index(max(b)) for a, b in flat) / 14
+    gap = sum(abs(b[a.index(max(a))] - max(a)) for a, b in flat) / 14
+    assert stability(task.distributions(p), task.distributions(q)) == pytest.approx((agreeing, gap))
+    halves = [[sum(abs(x - y) for x, y in zip(a, b, strict=True)) / 2 for a, b in image] for image in pairs]
+    assert change(task.distributions(p), task.distributions(q)).tolist() == [pytest.approx(row) for row in halves]
+    for row, image in zip(p, pairs, strict=True):
+        sizes, colours = image[0][0], image[1][0]
+        assert task.most_probable(row, 0) == (0, 2, 3)[sizes.index(max(sizes))]
+        assert task.most_probable(row, 1) == (1, 4)[colours.index(max(colours))]
+
+
+def test_a_job_of_attributes_is_asked_too(tmp_path: Path) -> None:
+    job = with_probe(make_attribute_job(tmp_path, train=40, val=IMAGES))
+    outcome = run(job, Recorder())
+    found, task = outcome.result.probe, Attributes(job.spec.network, CLASSES)
+    assert found is not None
+    assert outcome.probe is not None
+    with np.load(outcome.probe.outputs, allow_pickle=False) as file:
+        kept = {name: torch.from_numpy(file[name]).double() for name in ("start", "averaged", "ensemble")}
+        assert list(file["classes"]) == CLASSES
+    by_attribute = {name: task.distributions(p) for name, p in kept.items()}
+    for each in by_attribute.values():
+        torch.testing.assert_close(each.sum(dim=2), torch.ones(IMAGES, 3, dtype=torch.float64))
+    assert found.kl == pytest.approx(divergence(by_attribute["ensemble"], by_attribute["averaged"]), rel=1e-2)
+    apart = change(by_attribute["start"], by_attribute["averaged"])
+    first = found.most_changed[0]
+    assert first.index == int(apart.mean(dim=1).argmax())
+    attribute = list(ATTRIBUTES)[int(apart[first.index].argmax())]
+    for name, answer in (("start", first.start), ("averaged", first.averaged)):
+        assert answer.label.startswith(f"{attribute}=")
+        assert answer.probability == pytest.approx(kept[name][first.index, CLASSES.index(answer.label)].item())
 
 
 def test_images_are_moved_brightened_and_compressed() -> None:
@@ -189,6 +243,9 @@ def facts(**changes: object) -> DatasetFacts:
 def test_probe_images_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     network = make_job(tmp_path).spec.network
     check_probe(PROBE, facts(task="unlabelled", classes=()), facts(), network)
+    check_probe(PROBE, facts(task="regression"), facts(task="attributes"), network)
+    with pytest.raises(TaskUnsupported, match="the job is of task regression"):
+        check_probe(PROBE, facts(), facts(task="regression"), network)
     with pytest.raises(TaskUnsupported, match="the job is of task detection"):
         check_probe(PROBE, facts(), facts(task="detection"), network)
     with pytest.raises(TaskUnsupported, match="ds_probe is of task segmentation"):

@@ -1,13 +1,10 @@
 """The outputs of a job's networks on its probe images, which need no labels, and what these outputs say of each other.
 
-    agreement        share of images with argmax p̄(x) = argmax p_w̄(x);  p̄ the ensemble's output, p_w̄ that of w̄
-    kl               mean of Σ_k p̄_k·(log p̄_k − log p_w̄,k), nats: what averaging weights instead of outputs leaves over
-    changed          ½·Σ_k |p_start,k − p_w̄,k| of each image
-    consistency      share of images with argmax p(x′) = argmax p(x), and mean of |p_y(x′) − p_y(x)| with y = argmax p(x)
+The start is compared with w̄, the ensemble with w̄ (what averaging weights instead of outputs leaves over), and the start and
+w̄ each with themselves on the same images changed a little; `output_comparison` has the formulas.
 
-Of several labels each is a yes or no of its own (p > ½), and shares and means go over images and labels. Outputs are
-taken while the network is there: those of the start and of every w̄_n are part of the resumable state, the others are had
-when the job ends. No measurement changes a weight.
+Outputs are taken while the network is there: those of the start and of every w̄_n are part of the resumable state, the others
+are had when the job ends. No measurement changes a weight.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +23,7 @@ from wbar_training.data.packed import Split
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.evaluate import Outputs, predict
 from wbar_training.outcome import ProbeFiles
+from wbar_training.output_comparison import change, divergence, share_agreeing, stability
 from wbar_training.probes import CHANGED, Probes
 from wbar_training.setup import Setup
 
@@ -33,11 +31,11 @@ SUM = "ensemble_sum"  # of the members' outputs; it becomes `ensemble`
 CURVE = "curve_"  # w̄_n is CURVE n
 SIDE = 64  # pixels of a thumbnail
 
-Kept = dict[str, Tensor]  # the outputs by comparison, (N, classes or labels) probabilities
+Kept = dict[str, Tensor]  # by comparison, (N, outputs) probabilities
 
 
 def probabilities(setup: Setup, model: nn.Module, images: Split) -> Tensor:
-    """Return a network's probabilities on images without labels, (N, classes or labels) float64 on the CPU, in eval mode."""
+    """Return a network's probabilities on images without labels, (N, outputs) float64 on the CPU, in eval mode."""
     task, prepare = setup.data.task, setup.data.prepare
 
     def answered(network: nn.Module, batch: Batch) -> Outputs:
@@ -81,19 +79,19 @@ def conclude(setup: Setup, kept: Kept, averaged: Path, members: float) -> tuple[
     for name, found in outputs.items():
         if not bool(torch.isfinite(found).all()):
             raise Diverged(f"the outputs of {name} on the probe images are not finite")
-    start, mean, ensemble = outputs["start"], outputs["averaged"], outputs.get("ensemble")
-    one_class = setup.data.task.name == "classification"
-    changed = change(start, mean, one_class)
-    order = torch.sort(changed, descending=True, stable=True).indices[:MOST_SHOWN]
-    shown = [_shown(setup, int(index), changed, start, mean) for index in order]
+    distributions = setup.data.task.distributions
+    start, mean = distributions(outputs["start"]), distributions(outputs["averaged"])
+    ensemble = distributions(outputs["ensemble"]) if "ensemble" in outputs else None
+    changed = change(start, mean)
+    order = torch.sort(changed.mean(dim=1), descending=True, stable=True).indices[:MOST_SHOWN]
     result = ProbeResult(
         images=len(start),
         networks=sorted(outputs, key=_place),
-        kept=share_agreeing(start, mean, one_class),
-        agreement=None if ensemble is None else share_agreeing(ensemble, mean, one_class),
-        kl=None if ensemble is None else divergence(ensemble, mean, one_class),
-        consistency=_consistency(setup, {"start": setup.start(), "averaged": setup.read(averaged)}, outputs, one_class),
-        most_changed=shown,
+        kept=share_agreeing(start, mean),
+        agreement=None if ensemble is None else share_agreeing(ensemble, mean),
+        kl=None if ensemble is None else divergence(ensemble, mean),
+        consistency=_consistency(setup, {"start": setup.start(), "averaged": setup.read(averaged)}, outputs),
+        most_changed=[_shown(setup, index, changed[index], outputs) for index in order.tolist()],
     )
     if not Ranks.here().leads:
         return result, None
@@ -103,59 +101,17 @@ def conclude(setup: Setup, kept: Kept, averaged: Path, members: float) -> tuple[
     return result, files
 
 
-# The numbers. p, q: probabilities, (N, classes or labels). one_class: each row is a distribution; else of labels by themselves.
-
-
-def predictions(p: Tensor, one_class: bool) -> Tensor:
-    """Return the predicted classes, (N,), or the yes or no of each label, (N, labels)."""
-    return p.argmax(dim=1) if one_class else p > 0.5
-
-
-def share_agreeing(p: Tensor, q: Tensor, one_class: bool) -> float:
-    """Return the share of predictions that are the same."""
-    same: Tensor = predictions(p, one_class) == predictions(q, one_class)
-    return same.double().mean().item()
-
-
-def divergence(p: Tensor, q: Tensor, one_class: bool) -> float:
-    """Return the mean of KL(p ‖ q) in nats; 0·log 0 is 0, and of q the least float64 stands for 0."""
-    least = torch.finfo(torch.float64).tiny
-
-    def terms(a: Tensor, b: Tensor) -> Tensor:
-        found: Tensor = torch.special.xlogy(a, a) - torch.special.xlogy(a, b.clamp_min(least))
-        return found
-
-    each = terms(p, q).sum(dim=1) if one_class else (terms(p, q) + terms(1 - p, 1 - q)).mean(dim=1)
-    return each.mean().item()
-
-
-def change(p: Tensor, q: Tensor, one_class: bool) -> Tensor:
-    """Return how far the outputs of each image are apart, (N,): ½·Σ|p − q|, or the mean of |p − q| over the labels."""
-    apart = (p - q).abs()
-    halves: Tensor = (apart.sum(dim=1) / 2).clamp_max(1) if one_class else apart.mean(dim=1)
-    return halves
-
-
-def stability(before: Tensor, after: Tensor, one_class: bool) -> tuple[float, float]:
-    """Return the share of unchanged predictions, and the mean change of the probability; see the module."""
-    gaps = (after - before).abs()
-    if one_class:
-        gaps = gaps.gather(1, before.argmax(dim=1, keepdim=True))
-    return share_agreeing(before, after, one_class), gaps.mean().item()
-
-
-def _consistency(
-    setup: Setup, weights: dict[str, dict[str, Tensor]], outputs: Kept, one_class: bool
-) -> list[Consistency]:
+def _consistency(setup: Setup, weights: dict[str, dict[str, Tensor]], outputs: Kept) -> list[Consistency]:
     assert setup.data.probe is not None
     images, network = setup.data.probe.images.images, setup.evaluator.probe
+    distributions = setup.data.task.distributions
     found = dict[tuple[str, str], Stability]()
     for name, tensors in weights.items():
         network.load_state_dict(tensors)
         for what, ways in CHANGED.items():
+            before = distributions(outputs[name])
             pairs = [
-                stability(outputs[name], probabilities(setup, network, _changed(images, way)), one_class)
-                for way in ways
+                stability(before, distributions(probabilities(setup, network, _changed(images, way)))) for way in ways
             ]
             shares, gaps = zip(*pairs, strict=True)
             found[name, what] = Stability(unchanged=_mean(shares), probability_change=min(1.0, _mean(gaps)))
@@ -170,16 +126,23 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _shown(setup: Setup, index: int, changed: Tensor, start: Tensor, mean: Tensor) -> ProbeImage:
+def _shown(setup: Setup, index: int, changed: Tensor, outputs: Kept) -> ProbeImage:
+    """Return an image and its answers. changed: of its distributions, (distributions,)."""
     assert setup.data.probe is not None
-    names = setup.data.probe.names
+    names, most = setup.data.probe.names, int(changed.argmax())
 
-    def answer(p: Tensor) -> ProbeAnswer:
-        best = int(p[index].argmax())
-        return ProbeAnswer(label=setup.data.output_names[best], probability=p[index, best].item())
+    def answer(network: str) -> ProbeAnswer:
+        p = outputs[network][index]
+        best = setup.data.task.most_probable(p, most)
+        return ProbeAnswer(label=setup.data.output_names[best], probability=p[best].item())
 
-    name = names[index] if names else None
-    return ProbeImage(index=index, name=name, changed=changed[index].item(), start=answer(start), averaged=answer(mean))
+    return ProbeImage(
+        index=index,
+        name=names[index] if names else None,
+        changed=changed.mean().item(),
+        start=answer("start"),
+        averaged=answer("averaged"),
+    )
 
 
 # The files.
@@ -192,7 +155,7 @@ def _place(name: str) -> tuple[bool, int, str]:
 
 
 def _write(path: Path, outputs: Kept, names: Sequence[str], classes: Sequence[str]) -> None:
-    """Write the outputs as float32, (N, classes or labels) by comparison, with the names of the images and the classes."""
+    """Write the outputs as float32, (N, outputs) by comparison, with the names of the images and the classes."""
     arrays = {name: outputs[name].float().numpy() for name in sorted(outputs, key=_place)}
     arrays |= {"classes": np.array(list(classes), dtype=np.str_), "names": np.array(list(names), dtype=np.str_)}
     np.savez(path, allow_pickle=False, **arrays)

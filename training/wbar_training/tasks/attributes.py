@@ -143,6 +143,14 @@ class Attributes(ImageTask):
         losses = mean_of_known(-(self.groups.spread(labels.double()) * logs).sum(dim=2), labels)
         return Outputs(self.groups.gathered(logs.exp()), losses)
 
+    def distributions(self, probabilities: Tensor) -> Tensor:
+        return self.groups.spread(probabilities)
+
+    def most_probable(self, probabilities: Tensor, distribution: int) -> int:
+        """Return the most probable category of the attribute."""
+        own = list(self.groups.outputs.values())[distribution]
+        return own[int(probabilities[own].argmax())]
+
     def score(self, answers: Tensor, labels: Tensor, losses: Tensor | None = None) -> Score:
         scores, confidences, rights = dict[str, AttributeScore](), list[Tensor](), list[Tensor]()
         surprise = torch.zeros(len(labels), dtype=torch.float64)

@@ -96,6 +96,9 @@ class Classification(ImageTask):
         logs = torch.log_softmax(class_logits(outputs.double().cpu()), dim=1)
         return Outputs(logs.exp().float(), -logs.gather(1, labels.cpu()[:, None]).squeeze(1))
 
+    def distributions(self, probabilities: Tensor) -> Tensor:
+        return probabilities[:, None]
+
     def score(self, answers: Tensor, labels: Tensor, losses: Tensor | None = None) -> Score:
         return score(answers, labels, losses)
 

@@ -53,6 +53,9 @@ class Multilabel(ImageTask):
         losses = F.binary_cross_entropy_with_logits(logits, labels.cpu().double(), reduction="none").mean(dim=1)
         return Outputs(logits.sigmoid(), losses)  # float64: 1 − p must not round away
 
+    def distributions(self, probabilities: Tensor) -> Tensor:
+        return torch.stack([1 - probabilities, probabilities], dim=2)
+
     def score(self, answers: Tensor, labels: Tensor, losses: Tensor | None = None) -> Score:
         return score_of_labels(answers, labels, losses)
 

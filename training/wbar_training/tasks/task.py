@@ -114,6 +114,21 @@ class Task(ABC):
         """Return what is kept of the mean of such probabilities."""
         raise NotImplementedError(f"an ensemble's answers are the mean of its members' in {self.name}")
 
+    def distributions(self, probabilities: Tensor) -> Tensor:
+        """Return what an image is asked, (N, distributions, categories), for probe images; see `output_comparison`.
+
+        probabilities: (N, outputs).
+        """
+        raise NotImplementedError(f"the service refuses probe images in {self.name}")
+
+    def most_probable(self, probabilities: Tensor, distribution: int) -> int:  # noqa: ARG002
+        """Return the output that is named for one image.
+
+        probabilities: (outputs,).
+        distribution: which of the image's matters most, for a task that names one of that.
+        """
+        return int(probabilities.argmax())
+
     @abstractmethod
     def score(self, answers: Tensor, labels: Tensor, losses: Tensor | None = None) -> Score:
         """Return the score of N images.
