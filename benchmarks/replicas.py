@@ -34,7 +34,8 @@ from benchmarks.serving import MINE, serving
 from benchmarks.start import write_start
 from wbar.jobs import Job, Progress
 from wbar.method import CyclicSwa
-from wbar.results import Comparisons, HeldOut, JobResult, Score, WeightsFile
+from wbar.results import Comparisons, HeldOut, JobResult, WeightsFile
+from wbar.scores import Score
 from wbar.spec import Network
 from wbar_store.attempts import ResultBlobs
 from wbar_store.store import Store

@@ -30,7 +30,7 @@ from benchmarks.gain.tables import Line, read
 from benchmarks.shapes import CLASSES, write_archive, write_boxes_archive
 from wbar.errors import Diverged
 from wbar.jobs import JobOptions
-from wbar.results import Score
+from wbar.scores import Score
 from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training.local import prepare_dataset, prepare_job, prepare_weights

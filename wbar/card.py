@@ -13,7 +13,8 @@ import yaml
 
 from wbar.measures import task_of
 from wbar.recipe import Normalization, Recipe
-from wbar.results import CALIBRATED, VERDICTS, Comparisons, JobResult, Score
+from wbar.results import CALIBRATED, VERDICTS, Comparisons, JobResult
+from wbar.scores import Score
 from wbar.spec import JobSpec, StoredWeights
 
 _FROZEN = ", with its frozen BatchNorm layers (as with `weights_backbone`)"

@@ -13,7 +13,8 @@ from wbar.comparing import ComparedScore, JobComparison
 from wbar.jobs import Event, Job
 from wbar.jobs import Progress as JobPosition
 from wbar.measures import MEASURES, measure_of
-from wbar.results import VERDICTS, Comparisons, JobResult, Score
+from wbar.results import VERDICTS, Comparisons, JobResult
+from wbar.scores import Score
 from wbar.states import TERMINAL
 
 SPARKS = "▁▂▃▄▅▆▇█"

@@ -10,7 +10,8 @@ from wbar.loss_surface import SurfaceOptions
 from wbar.method import AnyMethod, CyclicSwa
 from wbar.recipe import MAX_CLASSES, Recipe
 from wbar.request import ExpiresAfter, RequestModel
-from wbar.results import FurtherFormat, JobResult, Score
+from wbar.results import FurtherFormat, JobResult
+from wbar.scores import Score
 from wbar.spec import JobSpec
 from wbar.states import JobStatus
 from wbar.text import ClassName, Name, Text

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wbar.datasets import LabelledTask, Task
-from wbar.results import Score
+from wbar.scores import Score
 
 
 @dataclass(frozen=True)

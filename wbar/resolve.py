@@ -2,26 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TypeVar
-
-from pydantic import BaseModel, ValidationError
 
 from wbar.attributes import check_outputs
-from wbar.catalog import BATCH, BUILTINS
-from wbar.datasets import DatasetFacts, Task
-from wbar.errors import ChannelsMismatch, CheckpointsDiffer, ClassesMismatch, ImageSizeUnsupported, ValidationFailed
+from wbar.catalog import BATCH
+from wbar.datasets import DatasetFacts
+from wbar.errors import CheckpointsDiffer, ClassesMismatch, ValidationFailed
 from wbar.evaluation_sets import check_evaluation_set
 from wbar.jobs import JobOptions
-from wbar.method import MAX_EPOCHS, AutoMethod, CyclicSwa, Ema, Lawa, Phase, Plain, Soup, Straight, Swa, Training
+from wbar.method import MAX_EPOCHS, AutoMethod, CyclicSwa, Ema, Lawa, Phase, Soup, Straight, Swa, Training
 from wbar.probe_images import check_probe
-from wbar.recipe import AS_THEY_ARE, IMAGENET, Augment, BatchNorm, Normalization, Recipe, is_about_training
+from wbar.recipe import Recipe, is_about_training
+from wbar.recipe_defaults import (
+    check_image_size,
+    known_normalization,
+    resolve_recipe,
+    told_apart,
+    validated,
+    with_head_rate,
+)
 from wbar.replicas import check_replicas
 from wbar.results import HUB_LIBRARIES, FurtherFormat
 from wbar.schedule import build_schedule, steps_per_epoch
-from wbar.spec import EvaluationSet, JobSpec, Network, PretrainedConfig, StoredDataset, StoredWeights
+from wbar.spec import EvaluationSet, JobSpec, Network, StoredDataset, StoredWeights
 from wbar.task_checks import check_task
 
-Resolved = TypeVar("Resolved", bound=BaseModel)
 PULL = 5e-4
 BASE_BATCH = 256  # the batch that a base_lr belongs to
 PEAK_RATES = {
@@ -31,12 +35,6 @@ PEAK_RATES = {
     "rmsprop": 1.25e-4,
     "adagrad": 0.005,
 }  # per 128 images, where it is not the architecture's own optimizer
-HEAD_RATE = 10.0  # of a classifier that is trained by itself, over the method's first rate
-MIN_STEPS_PER_EPOCH = 20
-MIN_BATCH = 8
-DENSE_BATCH = 16 * 480**2  # pixels of a batch of segmentation, as in torchvision's references on a device or two
-BOXES_BATCH = 16  # of detection, as in torchvision's references
-BOXES_DECAY = 1e-4  # likewise
 
 
 def resolve_job(
@@ -73,7 +71,7 @@ def resolve_job(
     classes = resolve_classes(asked, network, facts)
     recipe = resolve_recipe(options.recipe, network, facts, gpu, options.method, start.pretrained)
     method = resolve_method(options.method, recipe, network)
-    recipe = _with_head_rate(recipe, method)
+    recipe = with_head_rate(recipe, method)
     for ingredient in ingredients:
         _check_same_network(ingredient, start)
     if isinstance(method, Soup) and method.average == "stock" and start.id in method.checkpoints:
@@ -113,7 +111,7 @@ def resolve_job(
         and not recipe.reset
         and options.recipe.normalize == "auto"
         and facts.task != "detection"
-        and not _known_normalization(start.pretrained, network),
+        and not known_normalization(start.pretrained, network),
         flatness=options.flatness,
         surface=options.surface,
         swag=options.swag,
@@ -163,50 +161,6 @@ def snapshots_of_one(spec: JobSpec, facts: DatasetFacts) -> int:
     return len(build_schedule(spec.method, planned_steps_per_epoch(facts, spec.recipe)).snapshots)
 
 
-def resolve_recipe(
-    recipe: Recipe,
-    network: Network,
-    facts: DatasetFacts,
-    gpu: bool,
-    method: Training | Soup | None = None,
-    pretrained: PretrainedConfig | None = None,
-) -> Recipe:
-    """Return the recipe with every `auto` replaced; `normalize` becomes what the start came with, or the dataset's statistics.
-
-    pretrained: what the start came with.
-
-    Raises ImageSizeUnsupported, ChannelsMismatch and ValidationFailed (422) with both values.
-    """
-    architecture = network.architecture
-    name = architecture.optimizer if recipe.optimizer.name == "auto" else recipe.optimizer.name
-    weight_decay = recipe.optimizer.weight_decay
-    if weight_decay == "auto":
-        decays = {"sgd": BOXES_DECAY if facts.task == "detection" else 5e-4, "adamw": 0.05}
-        weight_decay = decays.get(name, 0.0)
-    precision = recipe.precision
-    if precision == "auto":
-        precision = "bfloat16" if gpu and facts.task != "detection" else "float32"
-    elif precision == "tf32" and not gpu:
-        raise ValidationFailed(
-            'recipe.precision is "tf32", which GPUs have, and no live worker has one: choose "float32"'
-        )
-    _check_class_weights(recipe, told_apart(network, facts.task))
-    size = _image_size(recipe, network, facts, pretrained)
-    resolved = recipe.model_copy(
-        update={
-            "optimizer": recipe.optimizer.model_copy(update={"name": name, "weight_decay": weight_decay}),
-            "batch_size": _batch_size(facts, size) if recipe.batch_size == "auto" else recipe.batch_size,
-            "image_size": size,
-            "normalize": _normalization(recipe, network, facts, pretrained),
-            **_cropping(recipe, pretrained),
-            "augment": _augment(facts) if recipe.augment == "auto" else recipe.augment,
-            "precision": precision,
-            "batch_norm": _batch_norm(recipe, method, facts),
-        }
-    )
-    return _validated(resolved, "recipe")
-
-
 def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) -> Training | Soup:
     """Return the method with every `auto` replaced; `recipe` must be resolved already.
 
@@ -228,7 +182,7 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) ->
             "pull": PULL if method.pull == "auto" else method.pull,
             "probe_rate": _probes(method, (method.high, method.low), method.average != "uniform"),
         }
-        return _validated(method.model_copy(update=update), "method")
+        return validated(method.model_copy(update=update), "method")
     gentle = isinstance(method, Swa | Ema | Lawa)
     rate = _rate(method, peak / 2 if gentle else peak, batch)
     update |= {"lr": rate, "base_lr": None, "pull": 0.0 if method.pull == "auto" else method.pull}
@@ -238,7 +192,7 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) ->
         update["probe_rate"] = _probes(method, (method,), True)
     elif method.final_lr == "auto":
         update["final_lr"] = rate / 10 if gentle else 0.0
-    return _validated(method.model_copy(update=update), "method")
+    return validated(method.model_copy(update=update), "method")
 
 
 def _check_schedule(method: Training, swag: int, steps: int) -> None:
@@ -317,18 +271,6 @@ def _check_teacher(teacher: StoredWeights, student: Network, recipe: Recipe) -> 
     check_image_size(recipe, network)
 
 
-def _validated(model: Resolved, field: str) -> Resolved:
-    """Check the bounds again, now that numbers have taken the place of `auto`."""
-    try:
-        return type(model).model_validate(model.model_dump())
-    except ValidationError as error:
-        problems = [
-            {"pointer": "/" + "/".join([field, *map(str, one["loc"])]), "detail": one["msg"]} for one in error.errors()
-        ]
-        first = problems[0]
-        raise ValidationFailed(f"once `auto` is resolved, {first['pointer']}: {first['detail']}", problems) from None
-
-
 def _peak_rate(recipe: Recipe, network: Network) -> float:
     architecture = network.architecture
     assert recipe.batch_size != "auto"
@@ -377,154 +319,9 @@ def resolve_classes(classes: list[str] | None, network: Network, facts: DatasetF
     return classes
 
 
-def told_apart(network: Network, task: Task) -> int:
-    """Return how many classes the outputs tell apart: of several labels each has an output of its own."""
-    return network.num_classes if task in ("multilabel", "attributes", "regression") else network.classes
-
-
 def _named_classes(start: StoredWeights, facts: DatasetFacts) -> list[str] | None:
     """Return the names that the start came with, where they cover the dataset's in another order; None where they do not."""
     names = start.pretrained.classes if start.pretrained else None
     if names is None or len(names) != told_apart(start.network, facts.task) or len(set(names)) != len(names):
         return None
     return list(names) if names != facts.classes and set(facts.classes) <= set(names) else None
-
-
-def _image_size(
-    recipe: Recipe, network: Network, facts: DatasetFacts, pretrained: PretrainedConfig | None
-) -> tuple[int, int]:
-    architecture = network.architecture
-    fixed_side = network.image_size or architecture.size
-    if recipe.image_size == "auto" and pretrained and pretrained.image_size and not architecture.fixed_size:
-        size = pretrained.image_size
-    elif recipe.image_size == "auto" and facts.task == "segmentation":
-        size = (min(architecture.size, facts.shape.height), min(architecture.size, facts.shape.width))  # of the crops
-    elif recipe.image_size == "auto" and facts.task == "detection":
-        # Of the training images, whole: their short side as the network would make it, where they are larger.
-        scale = min(1.0, architecture.size / min(facts.shape.height, facts.shape.width))
-        size = (round(facts.shape.height * scale), round(facts.shape.width * scale))
-    elif recipe.image_size == "auto":
-        size = (
-            (fixed_side, fixed_side)
-            if architecture.fixed_size or facts.are_photographs
-            else (facts.shape.height, facts.shape.width)
-        )
-    elif isinstance(recipe.image_size, int):
-        size = (recipe.image_size, recipe.image_size)
-    else:
-        size = recipe.image_size
-    check_image_size(recipe.model_copy(update={"image_size": size}), network)
-    return size
-
-
-def check_image_size(recipe: Recipe, network: Network) -> None:
-    """Raise ImageSizeUnsupported (422) if the network cannot take images of the resolved size."""
-    architecture, size = network.architecture, recipe.image_size
-    assert isinstance(size, tuple)
-    fixed_side = network.image_size or architecture.size
-    if architecture.fixed_size and size != (fixed_side, fixed_side):
-        raise ImageSizeUnsupported(
-            f"this {network.name} was trained at {fixed_side}x{fixed_side} and takes no other size, not {size[0]}x{size[1]}: "
-            'set recipe.image_size to "auto"'
-        )
-    if min(size) < architecture.min_size:
-        raise ImageSizeUnsupported(
-            f"{network.name} needs images of at least {architecture.min_size}x{architecture.min_size} pixels and would get "
-            f"{size[0]}x{size[1]}: set recipe.image_size to {architecture.min_size} or more (usual: {architecture.size})"
-        )
-
-
-def _batch_size(facts: DatasetFacts, size: tuple[int, int]) -> int:
-    batch, dense = BATCH, facts.task == "segmentation"
-    if facts.task == "detection":
-        batch = BOXES_BATCH
-    while batch > MIN_BATCH and (
-        -(-facts.train_images // batch) < MIN_STEPS_PER_EPOCH or (dense and batch * size[0] * size[1] > DENSE_BATCH)
-    ):
-        batch //= 2
-    return batch
-
-
-def _augment(facts: DatasetFacts) -> Augment:
-    if facts.task == "detection":
-        return "flip"
-    if facts.task == "segmentation":
-        return "scale_crop_flip"
-    if facts.task == "regression":
-        return "none"  # a mirrored or moved image may have other targets
-    return resolve_augment(facts.source, facts.are_photographs)
-
-
-def resolve_augment(source: str | None, photographs: bool = False) -> Augment:
-    """Return pad-crop-flip, or random boxes for photographs; no flip for a built-in set whose classes a mirror changes."""
-    builtin = BUILTINS.get((source or "").removeprefix("builtin:"))
-    if builtin is not None and not builtin.flip:
-        return "pad_crop"
-    return "resized_crop_flip" if photographs else "pad_crop_flip"
-
-
-def _check_class_weights(recipe: Recipe, classes: int) -> None:
-    weights = recipe.class_weights
-    if isinstance(weights, list) and len(weights) != classes:
-        raise ValidationFailed(
-            f"recipe.class_weights has {len(weights)} numbers and the network {classes} outputs: one for each"
-        )
-
-
-def _batch_norm(recipe: Recipe, method: Training | Soup | None, facts: DatasetFacts) -> BatchNorm:
-    if recipe.batch_norm != "auto":
-        return recipe.batch_norm
-    if facts.task == "detection":
-        return "frozen"  # a few images make no batch, and the published method keeps them (Zhang et al. 2020)
-    # The statistics of a point between two networks are neither one's.
-    return "track" if isinstance(method, Plain) and method.interpolate is None else "recompute"
-
-
-def _with_head_rate(recipe: Recipe, method: Training | Soup) -> Recipe:
-    """Return the recipe with the classifier's rate, where the classifier is trained by itself first."""
-    if not recipe.head_epochs or recipe.head_lr is not None or isinstance(method, Soup):
-        return recipe
-    rate = method.high.lr if isinstance(method, CyclicSwa) else method.lr
-    assert rate != "auto"
-    return recipe.model_copy(update={"head_lr": HEAD_RATE * rate})
-
-
-def _cropping(recipe: Recipe, pretrained: PretrainedConfig | None) -> dict[str, object]:
-    """Return what the start came with of what the request left out."""
-    found = {} if pretrained is None else {name: getattr(pretrained, name) for name in ("crop_ratio", "interpolation")}
-    return {name: value for name, value in found.items() if value and name not in recipe.model_fields_set}
-
-
-def _known_normalization(pretrained: PretrainedConfig | None, network: Network) -> Normalization | None:
-    """Return the normalization that the start came with, where it is one for the network's channels."""
-    if pretrained is None or pretrained.mean is None or pretrained.std is None:
-        return None
-    fits = len(pretrained.mean) == len(pretrained.std) == network.channels
-    return Normalization(mean=list(pretrained.mean), std=list(pretrained.std)) if fits else None
-
-
-def _normalization(
-    recipe: Recipe, network: Network, facts: DatasetFacts, pretrained: PretrainedConfig | None
-) -> Normalization:
-    if facts.shape.channels not in (1, network.channels):
-        raise ChannelsMismatch(
-            f"the images have {facts.shape.channels} channels and the checkpoint's network takes {network.channels}: "
-            "only grey images can be repeated to fit"
-        )
-    if facts.task == "detection":
-        asked = AS_THEY_ARE
-    elif isinstance(recipe.normalize, Normalization):
-        asked = recipe.normalize
-    elif recipe.normalize == "imagenet":
-        asked = IMAGENET
-    elif (known := _known_normalization(pretrained, network)) is not None:
-        asked = known
-    else:
-        asked = Normalization(mean=list(facts.mean), std=list(facts.std))
-    if len(asked.mean) == network.channels:
-        return asked
-    if len(asked.mean) == 1:
-        return Normalization(mean=asked.mean * network.channels, std=asked.std * network.channels)
-    raise ChannelsMismatch(
-        f"recipe.normalize has {len(asked.mean)} channels and the checkpoint's network takes {network.channels}"
-    )

@@ -15,8 +15,9 @@ from typing import Any
 from wbar.jobs import MetricsPoint
 from wbar.loss_surface import Histogram
 from wbar.measures import MEASURES, Measure
-from wbar.results import JobResult, Score
+from wbar.results import JobResult
 from wbar.schedule import steps_per_epoch
+from wbar.scores import Score
 from wbar.studies import StudyChild, StudyStatus
 from wbar.study_results import (
     Spread,

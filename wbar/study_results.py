@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wbar.flatness_results import Eigenvalue, Interpolation, Line
 from wbar.loss_surface import Histogram, LossSurface
-from wbar.results import Eigenvalue, Interpolation, Line, Verdict
+from wbar.results import Verdict
 from wbar.studies import StudySettings, StudyStatus
 
 # The tables of a report as CSV: a row for each job; for each epoch of each job; for each epoch and bin of the histograms of

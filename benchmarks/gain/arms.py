@@ -27,7 +27,8 @@ from benchmarks.gain.images import splits
 from wbar.catalog import ARCHITECTURES, BATCH
 from wbar.jobs import JobOptions, MetricsPoint, Progress
 from wbar.resolve import resolve_job
-from wbar.results import JobResult, Score
+from wbar.results import JobResult
+from wbar.scores import Score
 from wbar.spec import JobSpec, StoredDataset, StoredWeights
 from wbar_averaging import write_safetensors
 from wbar_training.calibration import calibrated

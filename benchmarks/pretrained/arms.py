@@ -27,7 +27,8 @@ from benchmarks.pretrained.images import SHIFTS, Images, Task
 from benchmarks.pretrained.network import NAME, NORMALIZATION, probed, read_weights, write_start
 from wbar.jobs import JobOptions
 from wbar.resolve import resolve_job
-from wbar.results import JobResult, Score
+from wbar.results import JobResult
+from wbar.scores import Score
 from wbar.spec import JobSpec, Network, StoredDataset, StoredWeights
 from wbar_training.data.packed import Packed
 from wbar_training.local import facts_of

@@ -13,7 +13,8 @@ from sqlalchemy import Row, case, delete, func, insert, select, update
 from wbar.checkpoints import Fault
 from wbar.errors import AttemptsExhausted, TimeLimit
 from wbar.jobs import Progress
-from wbar.results import JobResult, Score
+from wbar.results import JobResult
+from wbar.scores import Score
 from wbar.spec import JobSpec
 from wbar.states import JobStatus, sources
 from wbar_store import outbox, replica_slots, study_slots

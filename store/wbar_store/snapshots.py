@@ -4,7 +4,7 @@ from sqlalchemy import func, select, update
 
 from wbar.errors import NotFound, ValidationFailed
 from wbar.jobs import Snapshot
-from wbar.results import Score
+from wbar.scores import Score
 from wbar_store.blobs import Received
 from wbar_store.claims import Claim, holds
 from wbar_store.database import Database, Tenant, now, rfc3339, upsert

@@ -8,9 +8,10 @@ import pytest
 from tests.dashboard.test_pages import MINE, OTHER, sign_in, store_of
 from tests.service.app import App, app_in
 from tests.store.rows import insert_inputs, point, result, spec
+from wbar.flatness_results import EpochPoint, Flatness, Interpolation, Line
 from wbar.jobs import JobRequest
 from wbar.loss_surface import Histogram, LossSurface, Rows
-from wbar.results import EpochPoint, Flatness, Interpolation, JobResult, Line
+from wbar.results import JobResult
 from wbar.studies import StudyRequest, StudySettings
 from wbar_store.attempts import ResultBlobs
 from wbar_store.claims import Claim

@@ -15,7 +15,7 @@ from tests.material import write_archive, write_start
 from tests.training.test_merged_programs import Otherwise
 from wbar.client import Client
 from wbar.errors import CheckpointsDiffer, NoWeights, UnsupportedProgram, ValidationFailed
-from wbar.results import Score
+from wbar.scores import Score
 from wbar_training.data.packed import load_split
 from wbar_training.uploads.dataset_archives import pack_archive
 from wbar_training.uploads.limits import UploadLimits

@@ -21,7 +21,7 @@ from tests.training.regression_jobs import TARGETS, write_digits
 from wbar.datasets import Task
 from wbar.jobs import Job
 from wbar.predictions import BoxPredictions, NumberPredictions, PixelPredictions
-from wbar.results import Score
+from wbar.scores import Score
 from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training.data.augment import Preparer

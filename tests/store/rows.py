@@ -7,7 +7,8 @@ from sqlalchemy import insert
 from wbar.jobs import MetricsPoint, Progress
 from wbar.method import CyclicSwa
 from wbar.recipe import Recipe
-from wbar.results import Comparisons, HeldOut, JobResult, Score, WeightsFile
+from wbar.results import Comparisons, HeldOut, JobResult, WeightsFile
+from wbar.scores import Score
 from wbar.spec import JobSpec, Network, StoredDataset, StoredWeights
 from wbar_store.database import Database, now
 from wbar_store.tables import checkpoints, datasets

@@ -7,7 +7,8 @@ import pytest
 
 from tests.store.rows import insert_inputs, result, spec
 from wbar.errors import ValidationFailed
-from wbar.results import JobResult, Score
+from wbar.results import JobResult
+from wbar.scores import Score
 from wbar_store.attempts import ResultBlobs
 from wbar_store.blobs import Blobs
 from wbar_store.claims import Claim

@@ -8,7 +8,7 @@ import torch
 from wbar.jobs import MetricsPoint, Progress
 from wbar.method import CyclicSwa, HighPhase, LowPhase, Soup, Training
 from wbar.recipe import Normalization, Optimizer, Recipe
-from wbar.results import Score
+from wbar.scores import Score
 from wbar.spec import JobSpec, Network, StoredDataset, StoredWeights
 from wbar_averaging import write_safetensors
 from wbar_training import loop

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wbar.results import Score
+from wbar.scores import Score
 from wbar_training.calibration import calibrated, fit_temperature, loss_at
 
 PLAIN = Score(accuracy=0.5, loss=1.0, ece=0.1)

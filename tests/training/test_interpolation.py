@@ -11,9 +11,9 @@ from tests.averaging import reference
 from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, make_job, run
 from tests.training.test_loop import batch_norm_batches, probabilities
 from tests.training.test_soup import soup_job
+from wbar.choices import AlphaLine
 from wbar.jobs import Progress
 from wbar.method import METHODS, Interpolate, Soup
-from wbar.results import AlphaLine
 from wbar.spec import Network
 from wbar_training import state_files
 from wbar_training.averages.choice import alpha_of

@@ -10,8 +10,9 @@ import yaml
 
 from tests.store.rows import SCORE, result, spec
 from wbar.card import ModelCard
+from wbar.choices import Candidate, NormalizationProbe, Selection
 from wbar.recipe import Normalization
-from wbar.results import Candidate, Comparisons, JobResult, NormalizationProbe, Selection
+from wbar.results import Comparisons, JobResult
 from wbar.spec import Network
 
 

@@ -10,17 +10,8 @@ from wbar.datasets import Task
 from wbar.display import evaluation, line_of, side_by_side, summary
 from wbar.jobs import Event, Job
 from wbar.measures import MEASURES, measure_in, measure_of, task_of
-from wbar.results import (
-    AttributeScore,
-    BoxScore,
-    Comparisons,
-    CurvePoint,
-    EvaluatedSet,
-    RegressionScore,
-    Score,
-    TargetScore,
-    mean_score,
-)
+from wbar.results import Comparisons, CurvePoint, EvaluatedSet
+from wbar.scores import AttributeScore, BoxScore, RegressionScore, Score, TargetScore, mean_score
 
 TARGET = TargetScore(mse=1.0, rmse=1.0, mae=1.0, r2=None)
 SCORES: dict[Task, Score] = {

@@ -7,8 +7,9 @@ import pytest
 from wbar.datasets import DatasetFacts, ImageShape
 from wbar.errors import ChannelsMismatch, ClassesMismatch, ImageSizeUnsupported
 from wbar.method import CyclicSwa, HighPhase
-from wbar.recipe import Normalization, Optimizer, Recipe
-from wbar.resolve import IMAGENET, resolve_classes, resolve_method, resolve_recipe
+from wbar.recipe import IMAGENET, Normalization, Optimizer, Recipe
+from wbar.recipe_defaults import resolve_recipe
+from wbar.resolve import resolve_classes, resolve_method
 from wbar.spec import Network
 
 GREY = Normalization(mean=[0.3], std=[0.4])

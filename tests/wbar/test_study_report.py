@@ -3,7 +3,7 @@
 import pytest
 
 from tests.store.rows import point, result
-from wbar.results import Score
+from wbar.scores import Score
 from wbar.studies import StudyChild, StudySettings, scaled_rate
 from wbar.study_report import Recorded, report_of, settled_minimum
 from wbar.study_results import ValidationPoint

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.store.rows import result, spec
+from wbar.choices import Selection
+from wbar.flatness_results import EpochPoint
 from wbar.loss_surface import Histogram, LossSurface
 from wbar.method import CyclicSwa
-from wbar.results import CurvePoint, EpochPoint, MeetingResult, Selection
+from wbar.results import CurvePoint, MeetingResult
 from wbar_worker.report import ReportPage
 from wbar_worker.report_surface import figures_of, histograms_of
 

@@ -25,7 +25,7 @@ from wbar.datasets import VOID_LABEL, Task
 from wbar.errors import ValidationFailed, WbarError
 from wbar.jobs import JobOptions, MetricsPoint, Progress
 from wbar.measures import measure_of
-from wbar.results import Score
+from wbar.scores import Score
 from wbar_training.local import prepare_dataset, prepare_job, prepare_weights
 from wbar_training.loop import run
 from wbar_training.messages import LogLevel, StopReason

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from wbar.errors import Diverged, JobError
+from wbar.flatness_results import Eigenvalue, EpochPoint, Flatness, Interpolation, Line, Plane, PlanePoint
 from wbar.loss_surface import Histogram, LossSurface
-from wbar.results import Eigenvalue, EpochPoint, Flatness, Interpolation, Line, Plane, PlanePoint, Score
+from wbar.scores import Score
 from wbar_averaging import (
     SWAG,
     Epoch,

@@ -14,7 +14,7 @@ from math import exp
 import torch
 from torch import Tensor
 
-from wbar.results import Score
+from wbar.scores import Score
 
 STEP = 0.5  # the longest step in log T: Newton's may be wild far from the minimum
 STEPS = 50

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from wbar.choices import Delivered, Selection
 from wbar.method import AutoMethod, SelectBy
-from wbar.results import Comparisons, CurvePoint, Delivered, JobResult, Score, Selection, mean_score
+from wbar.results import Comparisons, CurvePoint, JobResult
+from wbar.scores import Score, mean_score
 from wbar_averaging import Epoch
 from wbar_training import decisions, exact_mean, probe_images
 from wbar_training.analysis import attempted, bayesian_score, measure_flatness, posterior

@@ -5,8 +5,8 @@ Training images answer about the rate, the selection split about when to stop an
 
 from dataclasses import replace
 
+from wbar.choices import Delivered, NormalizationProbe
 from wbar.method import AutoMethod, Plain, StartKind, Training
-from wbar.results import Delivered, NormalizationProbe
 from wbar.schedule import Schedule, build_schedule, number
 from wbar.spec import JobSpec
 from wbar_training import resume, state_files

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from wbar.results import Comparisons, EvaluatedSet, Score
+from wbar.results import Comparisons, EvaluatedSet
+from wbar.scores import Score
 from wbar_training.job_data import JobData
 
 OnSets = Mapping[str, Score]  # the scores of one comparison, by set

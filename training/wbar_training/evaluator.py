@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wbar.errors import Diverged
 from wbar.jobs import StepPhase
-from wbar.results import Score
+from wbar.scores import Score
 from wbar_averaging import has_batch_norm, recompute_batch_norm
 from wbar_training.averages.average import Mean
 from wbar_training.averages.choice import SELECTION_BATCH_NORM_IMAGES

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from wbar.choices import AlphaLine, AlphaPoint, SetPoint
 from wbar.errors import Diverged
 from wbar.method import Interpolate, SelectBy
-from wbar.results import AlphaLine, AlphaPoint, SetPoint
 from wbar_training.averages.average import Finished, on_line
 from wbar_training.averages.choice import alpha_of
 from wbar_training.evaluate import HeldOutOutputs

@@ -14,7 +14,8 @@ from wbar.jobs import Progress, StepPhase
 from wbar.method import Soup, Training
 from wbar.probe_results import ProbeResult
 from wbar.replicas import seed_of
-from wbar.results import Comparisons, CurvePoint, JobResult, ReplicaResult, mean_score
+from wbar.results import Comparisons, CurvePoint, JobResult, ReplicaResult
+from wbar.scores import mean_score
 from wbar.spec import JobSpec
 from wbar_averaging import RunningMean
 from wbar_training import exact_mean, normalization_probe, probe_images

@@ -18,12 +18,13 @@ from dataclasses import replace
 
 import torch
 
+from wbar.choices import NormalizationProbe
 from wbar.errors import CompileFailed, Diverged, OutOfMemory
 from wbar.jobs import StepPhase
 from wbar.measures import MEASURES
 from wbar.method import AutoMethod, CyclicSwa, Plain, Soup, Training
-from wbar.results import NormalizationProbe, Score
 from wbar.schedule import BACK_OFF, Schedule, build_schedule, number, shifted, steps_per_epoch
+from wbar.scores import Score
 from wbar.spec import JobSpec
 from wbar_averaging import Position, Trajectory
 from wbar_training import (

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from wbar.jobs import MetricsPoint, Progress
-from wbar.results import Score
+from wbar.scores import Score
 from wbar_training.outcome import Outcome
 
 # Why training is to stop. After `finish` the job goes on without more steps: what it has is averaged, compared, delivered.

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from wbar.choices import NormalizationName, NormalizationProbe
 from wbar.recipe import IMAGENET, Normalization
-from wbar.results import NormalizationName, NormalizationProbe, Score
+from wbar.scores import Score
 from wbar_training.data.examples import Examples
 from wbar_training.draws import permutation
 from wbar_training.reporter import Reporter

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 
 from wbar.jobs import MetricsPoint, Progress, StepPhase
-from wbar.results import Score
 from wbar.schedule import Schedule
+from wbar.scores import Score
 from wbar_averaging import Position
 from wbar_training import head_probe, normalization_probe
 from wbar_training.analysis import flatness_images

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from wbar.loss_surface import LossSurface, Rows, SurfaceOptions
-from wbar.results import Score
+from wbar.scores import Score
 from wbar_averaging import filter_normalized_direction, surface
 from wbar_training.data.examples import Examples
 from wbar_training.draws import permutation

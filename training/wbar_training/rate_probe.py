@@ -9,8 +9,8 @@ are almost zero, bears a high rate, and one that is in balance only its customar
 
 from typing import Any
 
+from wbar.choices import RateProbe, TriedRate
 from wbar.errors import Diverged
-from wbar.results import RateProbe, TriedRate
 from wbar.schedule import Schedule
 from wbar_training.averages.choice import TRAINING
 from wbar_training.setup import Setup

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from wbar.jobs import MetricsPoint, Progress
-from wbar.results import Score
+from wbar.scores import Score
 from wbar_training.messages import (
     AverageEvaluated,
     LogLevel,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from wbar import __version__
-from wbar.results import Delivered, WeightsFile
+from wbar.choices import Delivered
+from wbar.results import WeightsFile
 from wbar.spec import JobSpec, canonical
 from wbar_averaging import write_safetensors
 from wbar_training.data.augment import RESIZED

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from wbar import __version__
-from wbar.results import Score
+from wbar.scores import Score
 from wbar.spec import canonical, network_document
 from wbar_training.distributed.ranks import Ranks
 from wbar_training.evaluate import HeldOutOutputs, Outputs

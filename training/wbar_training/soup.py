@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from wbar.choices import Selection
 from wbar.jobs import Progress, StepPhase
 from wbar.method import Soup
 from wbar.probe_results import ProbeResult
-from wbar.results import Comparisons, CurvePoint, JobResult, Score, Selection, mean_score
+from wbar.results import Comparisons, CurvePoint, JobResult
+from wbar.scores import Score, mean_score
 from wbar.spec import JobSpec, StoredWeights
 from wbar_averaging import ModelStock, RunningMean
 from wbar_training import normalization_probe, probe_images

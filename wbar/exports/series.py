@@ -16,7 +16,7 @@ from datetime import datetime
 from wbar.client import Client
 from wbar.jobs import Event, Job, MetricsPoint
 from wbar.measures import measure_of
-from wbar.results import Score
+from wbar.scores import Score
 from wbar.states import TERMINAL
 
 LOOK_SECONDS = 2.0  # between two looks at a job that runs

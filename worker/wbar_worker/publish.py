@@ -10,7 +10,8 @@ from pathlib import Path
 
 from wbar.card import ModelCard
 from wbar.jobs import MetricsPoint, Progress
-from wbar.results import JobResult, Score
+from wbar.results import JobResult
+from wbar.scores import Score
 from wbar.transfers import sha256_of
 from wbar_store.attempts import ResultBlobs
 from wbar_store.blobs import Received

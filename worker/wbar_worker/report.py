@@ -11,9 +11,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wbar.choices import AlphaLine
+from wbar.flatness_results import Flatness
 from wbar.jobs import MetricsPoint
 from wbar.measures import Measure, measure_of
-from wbar.results import CALIBRATED, VERDICTS, AlphaLine, Comparisons, Flatness, JobResult
+from wbar.results import CALIBRATED, VERDICTS, Comparisons, JobResult
 from wbar.spec import JobSpec
 from wbar_worker import report_attributes as attributes
 from wbar_worker import report_boxes as boxes

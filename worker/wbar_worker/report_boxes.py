@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
-from wbar.results import BoxScore, Comparisons, JobResult, Score
+from wbar.results import Comparisons, JobResult
+from wbar.scores import BoxScore, Score
 from wbar_worker.report_parts import number, picture_section
 
 COLUMNS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from wbar.flatness_results import EpochPoint
 from wbar.loss_surface import PER_DECADE, LossSurface, Rows
-from wbar.results import Comparisons, EpochPoint
+from wbar.results import Comparisons
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

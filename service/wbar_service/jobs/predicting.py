@@ -37,7 +37,7 @@ from wbar.predictions import (
     Wanted,
 )
 from wbar.recipe import Normalization
-from wbar.resolve import told_apart
+from wbar.recipe_defaults import told_apart
 from wbar.results import JobResult
 from wbar.spec import JobSpec, StoredWeights
 from wbar_service.arriving import is_json, not_valid

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from wbar.results import Selection
+from wbar.choices import Selection
 from wbar_averaging import ExponentialMean, RunningMean, WindowMean
 from wbar_averaging.sources import Source
 from wbar_training.averages.choice import ChoiceLimits, Effort

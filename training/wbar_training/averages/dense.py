@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from wbar.choices import Selection, Valley
 from wbar.method import Swad
-from wbar.results import Selection, Valley
 from wbar_averaging import RunningMean
 from wbar_training.averages.average import Average, CandidateEvaluator, Finished, empty_like, mean_of, merged
 from wbar_training.averages.choice import ChoiceLimits

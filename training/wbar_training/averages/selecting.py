@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from wbar.results import Candidate, Selection
+from wbar.choices import Candidate, Selection
 from wbar_averaging import RunningMean
 from wbar_training.averages.average import Average, CandidateEvaluator, Finished, empty_like, merged, on_line
 from wbar_training.averages.choice import ALPHAS, ChoiceLimits, alpha_of, longest_near_tie

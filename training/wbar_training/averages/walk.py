@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wbar.choices import Candidate, CandidateKind, Selection
 from wbar.errors import Diverged
-from wbar.results import Candidate, CandidateKind, Selection
 from wbar_averaging import ExponentialMean, RunningMean
 from wbar_training.averages.average import (
     Average,

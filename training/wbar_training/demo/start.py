@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from wbar.recipe import Normalization, Optimizer, Recipe
-from wbar.resolve import resolve_augment
+from wbar.recipe_defaults import resolve_augment
 from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training.data.augment import Preparer

@@ -19,7 +19,7 @@ from torch import Tensor
 from wbar.attributes import outputs_of
 from wbar.method import SelectBy
 from wbar.recipe import Recipe
-from wbar.results import AttributeScore, Score
+from wbar.scores import AttributeScore, Score
 from wbar.spec import Network
 from wbar_training.data.examples import Examples
 from wbar_training.data.packed import Packed

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wbar.method import SelectBy
 from wbar.recipe import Recipe
-from wbar.results import Score
+from wbar.scores import Score
 from wbar_training import calibration
 from wbar_training.data.augment import RESIZED, Preparer
 from wbar_training.data.colour import principal_axes

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wbar.errors import PackageMissing
-from wbar.results import BoxScore
+from wbar.scores import BoxScore
 from wbar_training.data.boxes import AREA, CLASS, CORNERS, CROWD, NO_BOX
 
 SCORE = 5  # of a detection, in the column of a label's area

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from wbar.method import SelectBy
 from wbar.recipe import Recipe
-from wbar.results import Score
+from wbar.scores import Score
 from wbar.spec import Network
 from wbar_training.data.augment import Preparer
 from wbar_training.data.boxes import (

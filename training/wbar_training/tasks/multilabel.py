@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wbar.method import SelectBy
 from wbar.recipe import Recipe
-from wbar.results import Score
+from wbar.scores import Score
 from wbar_training.data.examples import Examples
 from wbar_training.data.packed import Packed
 from wbar_training.evaluate import Outputs, calibration_error

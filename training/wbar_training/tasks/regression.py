@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wbar.method import SelectBy
 from wbar.recipe import Recipe
-from wbar.results import RegressionScore, Score, TargetScore
+from wbar.scores import RegressionScore, Score, TargetScore
 from wbar.spec import Network
 from wbar_training.data.examples import Examples
 from wbar_training.data.packed import Packed

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from wbar.method import SelectBy
 from wbar.recipe import Recipe
-from wbar.results import Score
+from wbar.scores import Score
 from wbar_training.data.augment import Preparer
 from wbar_training.data.examples import Batch, Examples
 from wbar_training.data.masks import VOID, MaskFeed, MaskSplit, joined_masks, load_masks
