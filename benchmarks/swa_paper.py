@@ -29,7 +29,8 @@ import torch
 
 from benchmarks.gain.arms import Silent
 from wbar.datasets import DatasetFacts
-from wbar.jobs import JobOptions, Progress
+from wbar.job_request import JobOptions
+from wbar.jobs import Progress
 from wbar.spec import Network, StoredDataset, StoredWeights
 from wbar_averaging import write_safetensors
 from wbar_training.local import prepare_dataset, prepare_job

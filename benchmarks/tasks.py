@@ -29,7 +29,7 @@ from benchmarks.gain.arms import Silent
 from benchmarks.gain.tables import Line, read
 from benchmarks.shapes import CLASSES, write_archive, write_boxes_archive
 from wbar.errors import Diverged
-from wbar.jobs import JobOptions
+from wbar.job_request import JobOptions
 from wbar.scores import Score
 from wbar.spec import Network
 from wbar_averaging import write_safetensors

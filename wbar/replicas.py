@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wbar.errors import ValidationFailed
-from wbar.jobs import JobOptions, JobRequest
+from wbar.job_request import JobOptions, JobRequest
 from wbar.method import Soup, Training
 from wbar.spec import JobSpec, Meetings
 

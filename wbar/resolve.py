@@ -8,7 +8,7 @@ from wbar.catalog import BATCH
 from wbar.datasets import DatasetFacts
 from wbar.errors import CheckpointsDiffer, ClassesMismatch, ValidationFailed
 from wbar.evaluation_sets import check_evaluation_set
-from wbar.jobs import JobOptions
+from wbar.job_request import JobOptions
 from wbar.method import MAX_EPOCHS, AutoMethod, CyclicSwa, Ema, Lawa, Phase, Soup, Straight, Swa, Training
 from wbar.probe_images import check_probe
 from wbar.recipe import Recipe, is_about_training

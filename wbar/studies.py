@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from wbar.job_request import MOST_TAGS, JobRequest
 from wbar.job_warnings import JobWarning
-from wbar.jobs import MOST_TAGS, Job, JobRequest
+from wbar.jobs import Job
 from wbar.method import Rate
 from wbar.request import RequestModel
 from wbar.states import JobStatus

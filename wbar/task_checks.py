@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from wbar.catalog import ARCHITECTURES, Outputs
 from wbar.datasets import BACKGROUND, DatasetFacts, Task
 from wbar.errors import ClassesMismatch, TaskUnsupported, ValidationFailed
-from wbar.jobs import JobOptions
+from wbar.job_request import JobOptions
 from wbar.recipe import AS_THEY_ARE, OF_BOXES, OF_MASKS, Recipe
 from wbar.spec import Network
 

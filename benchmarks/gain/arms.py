@@ -25,7 +25,8 @@ from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
 from benchmarks.gain.blocks import Block
 from benchmarks.gain.images import splits
 from wbar.catalog import ARCHITECTURES, BATCH
-from wbar.jobs import JobOptions, MetricsPoint, Progress
+from wbar.job_request import JobOptions
+from wbar.jobs import MetricsPoint, Progress
 from wbar.resolve import resolve_job
 from wbar.results import JobResult
 from wbar.scores import Score

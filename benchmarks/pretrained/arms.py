@@ -25,7 +25,7 @@ import torch
 from benchmarks.gain.arms import DIGITS, Execution, Silent
 from benchmarks.pretrained.images import SHIFTS, Images, Task
 from benchmarks.pretrained.network import NAME, NORMALIZATION, probed, read_weights, write_start
-from wbar.jobs import JobOptions
+from wbar.job_request import JobOptions
 from wbar.resolve import resolve_job
 from wbar.results import JobResult
 from wbar.scores import Score

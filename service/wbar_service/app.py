@@ -13,7 +13,8 @@ from fastapi_offline import FastAPIOffline
 from wbar import __version__
 from wbar.checkpoints import Checkpoint, CheckpointSource
 from wbar.datasets import Dataset, DatasetSource
-from wbar.jobs import Job, JobRequest
+from wbar.job_request import JobRequest
+from wbar.jobs import Job
 from wbar.keys import ApiKey, KeyRequest
 from wbar.merges import Merge, MergeRequest
 from wbar.predictions import PredictRequest

@@ -20,7 +20,7 @@ from benchmarks.pretrained.network import (
 )
 from benchmarks.pretrained.tables import tables
 from tests.training.jobs import Recorder
-from wbar.jobs import JobOptions
+from wbar.job_request import JobOptions
 from wbar.spec import StoredWeights
 from wbar_training.local import prepare_dataset, prepare_job
 from wbar_training.loop import run

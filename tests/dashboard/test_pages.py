@@ -15,7 +15,8 @@ from sqlalchemy import update
 from tests.service.app import App, app_in
 from tests.store.rows import insert_inputs, spec
 from tools.vendor_scripts import FILES, FOLDER
-from wbar.jobs import JobRequest, StepPhase
+from wbar.job_request import JobRequest
+from wbar.jobs import StepPhase
 from wbar.method import TYPES, CyclicSwa
 from wbar.results import VERDICTS, Comparisons
 from wbar.states import JobStatus

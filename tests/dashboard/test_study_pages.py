@@ -9,7 +9,7 @@ from tests.dashboard.test_pages import MINE, OTHER, sign_in, store_of
 from tests.service.app import App, app_in
 from tests.store.rows import insert_inputs, point, result, spec
 from wbar.flatness_results import EpochPoint, Flatness, Interpolation, Line
-from wbar.jobs import JobRequest
+from wbar.job_request import JobRequest
 from wbar.loss_surface import Histogram, LossSurface, Rows
 from wbar.results import JobResult
 from wbar.studies import StudyRequest, StudySettings

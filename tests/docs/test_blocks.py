@@ -14,7 +14,7 @@ from tests.docs.not_run import NOT_RUN
 from tests.docs.pages import ROOT, Block, blocks
 from tests.docs.scenarios import SCENARIOS
 from wbar.cli.yaml12 import parsed
-from wbar.jobs import JobRequest
+from wbar.job_request import JobRequest
 from wbar_service.settings import ServiceSettings
 from wbar_worker.settings import WorkerSettings
 

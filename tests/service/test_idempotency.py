@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Service
 from tests.material import write_start
 from wbar.errors import IdempotentObjectDeleted
-from wbar.jobs import JobRequest
+from wbar.job_request import JobRequest
 from wbar_service.idempotency import once
 from wbar_service.jobs.creating import digest_of
 from wbar_store.blobs import Blobs

@@ -6,7 +6,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from wbar.jobs import JobRequest
+from wbar.job_request import JobRequest
 from wbar_service.app import create_app
 from wbar_service.settings import ServiceSettings
 

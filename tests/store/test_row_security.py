@@ -13,7 +13,7 @@ from sqlalchemy.exc import ProgrammingError
 from tests.conftest import POSTGRESQL, fresh_database
 from tests.service.app import app_in
 from tests.store.rows import SCORE, insert_inputs, point, spec
-from wbar.jobs import JobRequest
+from wbar.job_request import JobRequest
 from wbar.merges import MeanMerge, MergeSource, MergeSpec
 from wbar.studies import StudyRequest, StudySettings
 from wbar_store import database as store_database

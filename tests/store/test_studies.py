@@ -10,7 +10,7 @@ from sqlalchemy import update
 from tests.store.rows import insert_inputs, spec
 from wbar.checkpoints import Fault
 from wbar.errors import InvalidTransition, NotFound
-from wbar.jobs import JobRequest
+from wbar.job_request import JobRequest
 from wbar.studies import StudyRequest, StudySettings
 from wbar.webhooks import StudySummary
 from wbar_store.blobs import Blobs

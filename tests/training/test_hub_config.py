@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.training.jobs import make_job
 from wbar.errors import ValidationFailed
-from wbar.jobs import JobOptions
+from wbar.job_request import JobOptions
 from wbar.resolve import resolve_job
 from wbar.spec import Network, StoredDataset, StoredWeights
 from wbar_averaging import write_safetensors

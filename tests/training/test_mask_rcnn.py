@@ -17,7 +17,7 @@ from tests.training.test_detection import GENTLE
 from wbar.datasets import DatasetFacts, ImageShape
 from wbar.errors import TaskUnsupported, ValidationFailed
 from wbar.evaluation_sets import check_evaluation_set
-from wbar.jobs import JobOptions
+from wbar.job_request import JobOptions
 from wbar.method import METHODS, Soup
 from wbar.recipe import Optimizer
 from wbar.spec import Network, StoredDataset, StoredWeights

@@ -20,7 +20,7 @@ from torch import nn
 
 from tests.training.jobs import LocalJob, Recorder, run
 from wbar.catalog import TIMM, catalog_name
-from wbar.jobs import JobOptions
+from wbar.job_request import JobOptions
 from wbar.method import CyclicSwa, HighPhase, LowPhase
 from wbar.recipe import Recipe
 from wbar.spec import JobSpec, StoredWeights

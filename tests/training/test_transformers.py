@@ -19,8 +19,8 @@ from tests.training.jobs import KilledHere, Recorder, run
 from tests.training.test_transformers_families import CLASSES, SIDE, folder_of, job_of, of_the_user, unpacked, zipped
 from tests.wbar.test_resolve import facts as facts_of
 from wbar.errors import ArchitectureMismatch, CorruptFile, NothingMatches, Rejected, UnknownArchitecture, UnsafePath
+from wbar.job_request import JobOptions
 from wbar.job_warnings import warnings_about
-from wbar.jobs import JobOptions
 from wbar.recipe import Recipe
 from wbar.resolve import resolve_job
 from wbar.spec import JobSpec, PretrainedConfig, StoredDataset, StoredWeights

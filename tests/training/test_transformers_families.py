@@ -17,7 +17,7 @@ from torch import nn
 
 from tests.training.jobs import LocalJob, Recorder, run
 from tests.training.test_timm_families import METHOD, archive
-from wbar.jobs import JobOptions
+from wbar.job_request import JobOptions
 from wbar.recipe import Normalization, Recipe
 from wbar.spec import StoredWeights
 from wbar_training.data.packed import load_split

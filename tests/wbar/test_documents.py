@@ -8,7 +8,7 @@ from tests.store.rows import spec, stored
 from wbar.catalog import Architecture
 from wbar.checkpoints import CheckpointFacts
 from wbar.datasets import DatasetFacts, ImageShape
-from wbar.jobs import JobOptions
+from wbar.job_request import JobOptions
 from wbar.recipe import NEW_OPTIONS, Normalization, Recipe
 from wbar.resolve import resolve_job
 from wbar.spec import JobSpec, Network, PretrainedConfig

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from wbar.jobs import JobOptions, JobRequest
+from wbar.job_request import JobOptions, JobRequest
 from wbar.loss_surface import HIGHEST, LOWEST, Histogram, SurfaceOptions
 from wbar.spec import without_new_defaults
 from wbar_averaging.flatness import BINS_PER_DECADE, FIRST_DECADE, LAST_DECADE

@@ -23,7 +23,8 @@ from rich.progress import Progress as Bar
 
 from wbar.datasets import VOID_LABEL, Task
 from wbar.errors import ValidationFailed, WbarError
-from wbar.jobs import JobOptions, MetricsPoint, Progress
+from wbar.job_request import JobOptions
+from wbar.jobs import MetricsPoint, Progress
 from wbar.measures import measure_of
 from wbar.scores import Score
 from wbar_training.local import prepare_dataset, prepare_job, prepare_weights

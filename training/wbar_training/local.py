@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wbar.datasets import VOID_LABEL, DatasetFacts, ImageShape, Task
 from wbar.errors import NotFound, ValidationFailed
-from wbar.jobs import JobOptions
+from wbar.job_request import JobOptions
 from wbar.replicas import replicas_of
 from wbar.resolve import resolve_job
 from wbar.spec import JobSpec, StoredDataset, StoredWeights

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from wbar.jobs import JobRequest
+from wbar.job_request import JobRequest
 from wbar.method import TYPES
 
 # Shown at once, by these names; whatever else the schema has is folded, under the names that it has there.

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from wbar.errors import NotFound, Refused
-from wbar.jobs import Job, JobRequest
+from wbar.job_request import JobRequest
+from wbar.jobs import Job
 from wbar.method import TYPES
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.dashboard.job_form import DEFAULT_METHOD, METHODS, RECOMMENDED, fields, filled_with, grouped, read

@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.models import Example
 from pydantic import ValidationError
 
-from wbar.jobs import JobRequest
+from wbar.job_request import JobRequest
 from wbar.method import CyclicSwa
 from wbar_store.jobs import JobRecord
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from wbar.errors import CheckpointNotReady, CheckpointsDiffer, DatasetNotReady, ValidationFailed
+from wbar.job_request import JobRequest
 from wbar.job_warnings import JobWarning, warnings_about
-from wbar.jobs import Estimate, Job, JobRequest
+from wbar.jobs import Estimate, Job
 from wbar.method import Soup
 from wbar.replicas import TAG, check_count, meetings_of, replicas_of, request_of
 from wbar.resolve import planned_snapshots, planned_steps, planned_steps_per_epoch, resolve_job, snapshots_of_one

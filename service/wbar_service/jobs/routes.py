@@ -1,4 +1,4 @@
-"""The routes of /v1/jobs."""
+"""The routes of /v1/jobs; those of a job's files are in `files`, those of predictions in `predicting`."""
 
 import csv
 import io
@@ -10,20 +10,19 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette.sse import EventSourceResponse
 
-from wbar.errors import NotFound, NoWeights, ValidationFailed
-from wbar.jobs import MOST_TAGS, Deleted, Event, EventType, Job, JobRequest, MetricsPoint, Snapshot
+from wbar.errors import ValidationFailed
+from wbar.job_request import MOST_TAGS, JobRequest
+from wbar.jobs import Deleted, Event, EventType, Job, MetricsPoint, Snapshot
 from wbar.lists import Page
 from wbar.replicas import check_count
-from wbar.results import Verdict, WeightsFormat
+from wbar.results import Verdict
 from wbar.states import JobStatus
 from wbar.text import TEXT_PATTERN, fault_of
 from wbar_service.answers import answer, made_of, stored_now
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf, store_of
-from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.jobs.cloning import CHANGES, changed
 from wbar_service.jobs.creating import Creation, digest_of, dry_run, gpu_at_hand, insert_job, make_spec
-from wbar_service.jobs.files import further_format, no_result, refuse_expired, swag_file
 from wbar_service.jobs.stream import EventStreams
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
@@ -286,140 +285,3 @@ def list_job_snapshots(
 ) -> Page[Snapshot]:
     """List the snapshots of the cycles that have ended, in the order of n whatever `order` says."""
     return page_of(store.snapshots.page(tenant, job_id, page), SnapshotRecord.to_api)
-
-
-@router.head("/{job_id}/snapshots/{n}/weights", response_class=Response, include_in_schema=False)
-@router.get(
-    "/{job_id}/snapshots/{n}/weights",
-    response_class=Response,
-    responses={**OPENAPI_RESPONSES, **responses(404, 410, 416)},
-)
-def get_job_snapshot_weights(job_id: str, n: int, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
-    """Download one snapshot as a safetensors file, while the job runs and after it has ended in any way."""
-    try:
-        snapshot = store.snapshots.get(tenant, job_id, n)
-    except NotFound:
-        refuse_expired(store.jobs.get(tenant, job_id), f"snapshot {n}")
-        raise
-    return blob_response(request, store.blobs, snapshot.sha256, f"{job_id}-snapshot-{n}.safetensors")
-
-
-@router.head("/{job_id}/probe", response_class=Response, include_in_schema=False)
-@router.get(
-    "/{job_id}/probe", response_class=Response, responses={**OPENAPI_RESPONSES, **responses(404, 409, 410, 416)}
-)
-def get_job_probe(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
-    """Download the outputs of every comparison on each of the job's probe images, as numpy's npz.
-
-    Its arrays are named in `result.probe.networks`: (images, classes or labels) probabilities, float32; `curve_n` is w̄_n.
-    `classes` are their columns, and `names` the images, where the dataset keeps their names.
-    """
-    job = store.jobs.get(tenant, job_id)
-    outputs = store.jobs.file(job, "probe")
-    if outputs is None:
-        if job.weights is not None:
-            raise NoWeights(f'{job_id} has no outputs on probe images: it was not asked for them ("probe": "ds_…")')
-        no_result(job, "outputs on probe images")
-    return blob_response(request, store.blobs, outputs, f"{job_id}-probe.npz")
-
-
-@router.head("/{job_id}/report", response_class=Response, include_in_schema=False)
-@router.get(
-    "/{job_id}/report",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "One HTML page, with its plots in it.",
-            "content": {"text/html": {"schema": {"type": "string"}}},
-        },
-        **responses(404, 409, 410),
-    },
-)
-def get_job_report(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
-    """The job and its result as a page that needs nothing else: the comparisons, the curve, the schedule, the flatness."""
-    job = store.jobs.get(tenant, job_id)
-    if job.report is None:
-        no_result(job, "a report")
-    page = blob_response(request, store.blobs, job.report, f"{job_id}.html", "text/html; charset=utf-8", inline=True)
-    # Names come from users: whatever the page holds, it runs in an origin of its own and reaches nothing.
-    page.headers["Content-Security-Policy"] = "sandbox allow-scripts; default-src 'unsafe-inline' data:"
-    return page
-
-
-@router.head("/{job_id}/weights", response_class=Response, include_in_schema=False)
-@router.get(
-    "/{job_id}/weights",
-    response_class=Response,
-    responses={**OPENAPI_RESPONSES, **responses(404, 409, 410, 416)},
-)
-def get_job_weights(
-    job_id: str,
-    request: Request,
-    store: StoreOf,
-    tenant: TenantOf,
-    format: Annotated[
-        WeightsFormat,
-        Query(
-            description="`pytorch` is a flat state_dict. `onnx`, and `pt2` of torch.export, are there where the job was asked "
-            "for them and they could be had: `result.formats`; of what is delivered. `huggingface` is a zip of the folder that "
-            "transformers or timm loads, with the model card as README.md: of transformers' networks always, of timm's where "
-            "the job was asked for it."
-        ),
-    ] = "safetensors",
-    which: Annotated[
-        Literal["delivered", "averaged", "swag"],
-        Query(
-            description="`delivered`: what `result.selection.delivered` names, the start where `guard` chose it. "
-            "`averaged`: w̄ whatever the guard chose. `swag`: the snapshots' Gaussian where the job has `swag`: `mean.*`, "
-            "`variance.*` and `deviations.*`, as safetensors alone.",
-            examples=["averaged"],
-        ),
-    ] = "delivered",
-) -> Response:
-    """Download w̄ with recomputed BatchNorm statistics, under the uploaded names.
-
-    Where the guard chose the start, these are the start's weights, and w̄ itself is at `?which=averaged`.
-    """
-    job = store.jobs.get(tenant, job_id)
-    if job.weights is None or job.weights_pytorch is None:
-        no_result(job, "averaged weights")
-    if which == "swag":
-        return blob_response(request, store.blobs, swag_file(store, job, format), f"{job_id}-swag.safetensors")
-    if format in ("onnx", "pt2"):
-        return blob_response(request, store.blobs, further_format(store, job, format), f"{job_id}.{format}")
-    if format == "huggingface":
-        folder = further_format(store, job, format)
-        return blob_response(request, store.blobs, folder, f"{job_id}-huggingface.zip", "application/zip")
-    weights, pytorch, name = job.weights, job.weights_pytorch, job_id
-    selection = job.result.selection if job.result else None
-    if which == "averaged" and selection is not None and selection.delivered == "start":
-        if job.averaged is None or job.averaged_pytorch is None:
-            raise NoWeights(
-                f"the average of {job_id} was not kept: its guard chose the start, and workers before 0.7 kept that alone"
-            )
-        weights, pytorch, name = job.averaged, job.averaged_pytorch, f"{job_id}-averaged"
-    if format == "pytorch":
-        return blob_response(request, store.blobs, pytorch, f"{name}.pth")
-    return blob_response(request, store.blobs, weights, f"{name}.safetensors")
-
-
-@router.get(
-    "/{job_id}/losses",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "The loss of each image, in the order of the dataset's `val`.",
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ImageLosses"}}},
-        },
-        **responses(404, 409, 410),
-    },
-)
-def get_job_losses(job_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
-    """Return the loss of w̄ and of the start on each held-out image of the report split, for paired comparisons of jobs.
-
-    Two jobs on one dataset have the same images in the same order where both report on all of them, or have the same seed.
-    """
-    job = store.jobs.get(tenant, job_id)
-    if job.losses is None:
-        no_result(job, "losses of images")
-    return blob_response(request, store.blobs, job.losses, f"{job_id}-losses.json", "application/json", inline=True)

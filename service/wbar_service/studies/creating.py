@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from wbar.errors import Refused, StudyTooLarge, ValidationFailed
-from wbar.jobs import JobRequest
+from wbar.job_request import JobRequest
 from wbar.replicas import replicas_of
 from wbar.studies import TAG, PlannedChild, Study, StudyEstimate, StudyPlan, StudyRequest, StudySettings, at_a_time
 from wbar_service.jobs.creating import Creation, dry_run, insert_job, make_spec

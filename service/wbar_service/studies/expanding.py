@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import JsonValue, ValidationError
 
 from wbar.errors import Refused, ValidationFailed
-from wbar.jobs import JobRequest
+from wbar.job_request import JobRequest
 from wbar.studies import Scaling, StudyRequest, StudySettings, scaled_rate
 from wbar_service.jobs.cloning import DEFAULT, merged, without_another_method
 from wbar_service.problems import refusal_of
