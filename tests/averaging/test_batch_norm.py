@@ -389,7 +389,12 @@ def _rank(rank: int, size: int, address: str, results: str, case: str) -> None:
         os._exit(0 if Path(results, str(rank)).exists() else 1)
 
 
-@pytest.mark.parametrize("case", ["plain", "sync", "consistent", "broken"])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param("plain", marks=LONG), "sync", pytest.param("consistent", marks=LONG), "broken"]
+)
 def test_all_ranks_end_with_the_statistics_of_all(case: str, tmp_path: Path) -> None:
     address = f"file://{tmp_path}/meeting"
     torch.multiprocessing.spawn(_rank, (2, address, str(tmp_path), case), nprocs=2)

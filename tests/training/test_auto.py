@@ -77,7 +77,8 @@ def test_the_choice_costs_at_most_15_percent_of_the_training(tmp_path: Path, epo
     assert cost <= 0.15 * 3 * len(job.setup.data.train) * epochs
 
 
-@pytest.mark.parametrize("ruined", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("ruined", [False, True])
 def test_the_temperature_travels_beside_the_weights(tmp_path: Path, ruined: bool) -> None:
     method = METHODS.validate_python(AUTO | {"memorised": {"ratio": 0}})
     local = make_job(tmp_path, method, images=1200, recipe_label_smoothing=0.9 if ruined else 0.0)

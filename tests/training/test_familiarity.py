@@ -45,6 +45,7 @@ def test_the_warning_names_milder_augmentations() -> None:
     assert "set recipe.augment to 'resized_crop' or 'none'" in (losses.warning("imagenet") or "")
 
 
+@pytest.mark.long
 def test_a_start_that_never_saw_mirrored_digits_is_judged_by_them_as_they_are(tmp_path: Path) -> None:
     taught = METHODS.validate_python(
         {"type": "none", "epochs": 12, "lr": 0.1, "control_lr": 0.1, "final_lr": 0.0, "back_off": False}

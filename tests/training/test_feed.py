@@ -102,7 +102,12 @@ def jpeg_job(folder: Path, packed: Path, **changes: object) -> LocalJob:
     return job
 
 
-@pytest.mark.parametrize("augment", ["imagenet", "rand_augment", "trivial_augment"])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "augment", ["imagenet", pytest.param("rand_augment", marks=LONG), pytest.param("trivial_augment", marks=LONG)]
+)
 def test_workers_change_no_byte_and_neither_does_a_death(tmp_path: Path, many_sizes: Path, augment: str) -> None:
     alone = run(jpeg_job(tmp_path / "alone", many_sizes, recipe_augment=augment), Recorder())
     job = jpeg_job(tmp_path / "loaded", many_sizes, recipe_augment=augment, loaders=2, save_every_seconds=0.0)

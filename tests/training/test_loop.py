@@ -332,6 +332,7 @@ def test_a_start_near_chance_is_warned_about(tmp_path: Path) -> None:
     assert any("near chance" in line and "classes" in line for line in told.logs)
 
 
+@pytest.mark.long
 def test_a_missing_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor.config as inductor
 

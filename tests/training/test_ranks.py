@@ -62,6 +62,7 @@ def compare_statistics(spec: JobSpec, workspace: Workspace, reporter: Reporter) 
     return outcome
 
 
+@pytest.mark.long
 def test_every_rank_ends_with_the_same_statistics(tmp_path: Path) -> None:
     told = Recorder()
     job = make_job(tmp_path, METHOD.model_copy(update={"cycles": 1}), recipe_devices=2)

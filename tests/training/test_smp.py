@@ -76,6 +76,7 @@ def test_every_name_in_the_list_can_be_built_and_no_other() -> None:
                     smp.create_model(decoder, encoder_name=encoder, encoder_weights=None)
 
 
+@pytest.mark.long
 def test_a_death_changes_nothing_and_the_library_loads_the_result(tmp_path: Path) -> None:
     def job(name: str) -> LocalJob:
         method = METHOD.model_copy(update={"cycles": 1})

@@ -7,19 +7,22 @@ What else is in it (keypoints, licences) is not read. `segmentation` is describe
 from the upper left corner.
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from wbar.datasets import BACKGROUND
 from wbar.errors import ContentTooLarge, InvalidArchive, TooFewClasses
 from wbar_averaging.quoting import quoted, reason
+from wbar_training.uploads.coco_masks import compact
+from wbar_training.uploads.json_lists import entries
 from wbar_training.uploads.member_names import check_class_names
 
-MOST_BYTES = 256 * 1024**2  # COCO's own largest file has 450 MB, of which nine tenths are outlines
+MOST_BYTES = 1024**3  # COCO's own largest file has 450 MB, of which nine tenths are outlines
 MOST_CATEGORIES = 10_000
 OUTSIDE = 1.0  # pixels that a box may reach beyond its image, as rounding has it; it is cut there
 
@@ -44,7 +47,7 @@ class CocoAnnotation:
     bbox: tuple[float, float, float, float]
     area: float | None = None
     iscrowd: Literal[0, 1] = 0
-    segmentation: object = None  # looked into where every box has one: see `coco_masks`
+    segmentation: object = None  # `coco_masks.compact`, and looked into where every box has one
 
     @property
     def has_mask(self) -> bool:
@@ -58,13 +61,6 @@ class CocoCategory:
 
     id: int
     name: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Document:
-    images: list[CocoImage]
-    annotations: list[CocoAnnotation]
-    categories: list[CocoCategory]
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,11 @@ class Coco:
         return found
 
 
-_DOCUMENT = TypeAdapter(_Document)
+_ENTRIES: dict[str, TypeAdapter[Any]] = {
+    "images": TypeAdapter(CocoImage),
+    "annotations": TypeAdapter(CocoAnnotation),
+    "categories": TypeAdapter(CocoCategory),
+}
 
 
 def read_coco(name: str, data: bytes) -> Coco:
@@ -101,11 +101,22 @@ def read_coco(name: str, data: bytes) -> Coco:
             f"{quoted(name)} has {len(data)} bytes, over the limit of {MOST_BYTES}: leave out what is not read of it "
             "(`keypoints`, and `segmentation` unless masks are to be learned), or split the dataset"
         )
+    found: dict[str, list[Any]] = {field: [] for field in _ENTRIES}
     try:
-        found = _DOCUMENT.validate_json(data)
-    except ValidationError as error:
-        raise InvalidArchive(f"{quoted(name)} is not COCO's JSON: {_first(error)}") from None
-    return checked(Coco(name, found.images, found.annotations, found.categories))
+        for field, number, entry in entries(data.decode(), _ENTRIES):
+            if isinstance(entry, dict) and "segmentation" in entry:
+                entry["segmentation"] = compact(entry["segmentation"])
+            try:
+                found[field].append(_ENTRIES[field].validate_python(entry))
+            except ValidationError as error:
+                raise ValueError(f"{field}.{number}{_first(error)}") from None
+    except RecursionError:
+        raise InvalidArchive(f"{quoted(name)} is not COCO's JSON: it is nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArchive(f"{quoted(name)} is not COCO's JSON: Invalid JSON: {reason(error)}") from None
+    except ValueError as error:
+        raise InvalidArchive(f"{quoted(name)} is not COCO's JSON: {error}") from None
+    return checked(Coco(name, **found))
 
 
 def checked(coco: Coco) -> Coco:
@@ -117,8 +128,7 @@ def checked(coco: Coco) -> Coco:
 
 def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else reason(ValueError(first["msg"]))
+    return f"{''.join(f'.{part}' for part in first['loc'])}: {first['msg']}"
 
 
 def _check_categories(coco: Coco) -> None:

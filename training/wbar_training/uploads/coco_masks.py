@@ -9,6 +9,7 @@ A polygon's pixels are those that COCO's own library gives it, which lays points
 lets it cross a column at the column's middle. What a stranger sent is checked before anything is made of it.
 """
 
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,28 +33,43 @@ class CocoRuns:
     counts: list[int] | str
 
 
+@dataclass(frozen=True, slots=True)
+class Outlines:
+    """Polygons, each x1, y1, x2, y2, … in pixels: 8 bytes a number, where Python's lists take four times as many."""
+
+    polygons: "tuple[array[float], ...]"
+
+
 Segmentation = list[list[float]] | CocoRuns
 _SEGMENTATION: TypeAdapter[Segmentation] = TypeAdapter(Segmentation)
+
+
+def compact(segmentation: object) -> object:
+    """Return polygons as Outlines; anything else as it is, for `mask_of` to take or refuse.
+
+    segmentation: as the JSON has it.
+    """
+    if not isinstance(segmentation, list) or not segmentation or not all(isinstance(one, list) for one in segmentation):
+        return segmentation
+    try:
+        polygons = tuple(array("d", one) for one in segmentation)
+    except (TypeError, OverflowError):
+        return segmentation
+    return Outlines(polygons) if any(polygons) else segmentation
 
 
 def mask_of(segmentation: object, size: tuple[int, int], where: str) -> Mask:
     """Return the mask of an annotation, (H, W).
 
-    segmentation: as the JSON has it.
+    segmentation: as the JSON has it, or of `compact`.
     size: (height, width) of the image in pixels.
     where: names file and annotation, for the error.
 
     Raises InvalidArchive where it is none, is of another size, or leaves the image; or where it is empty.
     """
-    try:
-        known: Segmentation = _SEGMENTATION.validate_python(segmentation)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise InvalidArchive(
-            f"{where} has a `segmentation` that is neither polygons nor runs: {first['msg']}"
-        ) from None
+    known = segmentation if isinstance(segmentation, Outlines) else _validated(segmentation, where)
     mask = _of_runs(known, size, where) if isinstance(known, CocoRuns) else np.zeros(size, bool)
-    for number, outline in enumerate(known if isinstance(known, list) else ()):
+    for number, outline in enumerate(() if isinstance(known, CocoRuns) else known.polygons):
         _fill(mask, outline, f"{where}, polygon {number} of its `segmentation`")
     if not mask.any():
         raise InvalidArchive(
@@ -63,10 +79,21 @@ def mask_of(segmentation: object, size: tuple[int, int], where: str) -> Mask:
     return mask
 
 
+def _validated(segmentation: object, where: str) -> Outlines | CocoRuns:
+    try:
+        known: Segmentation = _SEGMENTATION.validate_python(segmentation)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise InvalidArchive(
+            f"{where} has a `segmentation` that is neither polygons nor runs: {first['msg']}"
+        ) from None
+    return known if isinstance(known, CocoRuns) else Outlines(tuple(array("d", outline) for outline in known))
+
+
 # Polygons.
 
 
-def _fill(mask: Mask, outline: list[float], where: str) -> None:
+def _fill(mask: Mask, outline: "array[float]", where: str) -> None:
     """Add what a polygon encloses to a mask, (H, W)."""
     height, width = mask.shape
     if len(outline) % 2 or len(outline) < 6:
