@@ -35,7 +35,7 @@ class _Predictions(BaseModel):
 
     object: Literal["predictions"] = "predictions"
     job: str
-    network: str = Field(description="`averaged`, `start`, `snapshot_n` or `swag`.")
+    network: str = Field(description="`averaged`, `start`, `snapshot_n`, `control` or `swag`.")
     classes: list[str] = Field(description="Of the network's outputs, in their order; of regression its targets.")
     draws: int | None = Field(None, description="With `network=swag`: the networks that were drawn and asked.")
     cached: bool = Field(description="Whether the worker still had the network from a request before.")

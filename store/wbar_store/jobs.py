@@ -28,7 +28,7 @@ from wbar_store.repository import PageRequest, Record, RecordPage, Repository, S
 from wbar_store.row_security import lifted
 from wbar_store.tables import checkpoints, datasets, job_files, job_inputs, job_metadata, jobs, snapshots
 
-FileName = Literal["onnx", "pt2", "huggingface", "card", "signature", "mean", "probe", "swag"]
+FileName = Literal["onnx", "pt2", "huggingface", "card", "signature", "mean", "probe", "swag", "control"]
 # The columns of an ended job's files, which go when their time is over.
 FILES = ("weights", "weights_pytorch", "averaged", "averaged_pytorch", "report", "losses")
 NOTIFY_AGAIN = 5.0  # a queued row that a worker was notified of so long ago, with nothing left in the broker

@@ -59,7 +59,7 @@ def test_a_download_says_when_the_guard_chose_the_start(service: Service, tmp_pa
         job = client.jobs.create(
             checkpoint=client.checkpoints.create(write_start(tmp_path)).id,
             dataset=client.datasets.create(write_archive(tmp_path)).id,
-            method={"cycles": 1, "high": rate, "low": rate, "guard": True, "back_off": False},
+            method={"cycles": 1, "high": rate, "low": rate, "guard": True, "back_off": False, "control": True},
         )
         done = client.jobs.wait(job.id)  # type: ignore[arg-type]
     assert done.result is not None
@@ -68,10 +68,16 @@ def test_a_download_says_when_the_guard_chose_the_start(service: Service, tmp_pa
     told = wbar(service, "download", str(job.id), "-o", str(tmp_path / "weights.safetensors"))
     assert (told.returncode, "the guard chose the start" in told.stderr) == (0, True)
     assert f"wbar download {job.id} --averaged" in told.stderr
+    assert done.result.metrics.control is not None
+    better = done.result.metrics.control.loss < done.result.metrics.averaged.loss
+    assert (f"wbar download {job.id} --control" in told.stderr) == better
     told = wbar(service, "download", str(job.id), "--averaged", "-o", str(tmp_path / "averaged.safetensors"))
     assert (told.returncode, "the guard chose" in told.stderr) == (0, False)
     averaged = load_file(tmp_path / "averaged.safetensors")
     assert not all(bool((tensor == averaged[name]).all()) for name, tensor in start_state().items())
+    path = tmp_path / "control.safetensors"
+    assert wbar(service, "download", str(job.id), "--control", "-o", str(path)).returncode == 0
+    assert load_file(path).keys() == averaged.keys()
     both = wbar(service, "download", str(job.id), "--averaged", "--snapshot", "1")
     assert (both.returncode, "one of them" in both.stderr) == (2, True)
 

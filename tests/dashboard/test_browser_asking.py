@@ -57,6 +57,9 @@ def test_pictures_are_answered_with_thumbnails_once_the_job_has_succeeded(
         page.get_by_label("Images").set_input_files(files)
         page.get_by_label("Network").focus()
         page.keyboard.press("Tab")
+        questions = list[str]()
+        page.on("request", lambda request: questions.append(request.url) if "/predict" in request.url else None)
+        page.keyboard.press("Enter")
         page.keyboard.press("Enter")
         rows = page.locator("#ask-answers tbody tr")
         expect(rows).to_have_count(3, timeout=60 * SECONDS)
@@ -70,6 +73,7 @@ def test_pictures_are_answered_with_thumbnails_once_the_job_has_succeeded(
         top = found.data[1].top[0]
         expect(rows.nth(1)).to_contain_text(f"{top.label} {100 * top.probability:.1f} %")
         expect(page.locator("#ask-status")).to_contain_text("3 images answered in")
+        assert len(questions) == 1, "two quick presses are one question"
         check_accessible(page)
 
         page.get_by_label("Network").select_option("swag")

@@ -16,6 +16,7 @@ import pytest
 import redis
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.conftest import Service, wait_until
@@ -83,6 +84,24 @@ def test_each_network_answers_as_its_weights_do(service: Service, job: str, tmp_
         assert again.data[0].probabilities == pytest.approx(found.data[0].probabilities, rel=1e-4)
 
 
+def test_the_control_can_be_had_and_asked(service: Service, job: str, tmp_path: Path) -> None:
+    with service.client() as client, service.http() as http:
+        clone = client.jobs.clone(job, method={"cycles": 1, "control": True})
+        done = client.jobs.wait(str(clone.id), timeout=180)
+        assert done.status == "succeeded", done.error
+        path = tmp_path / "control.safetensors"
+        client.jobs.download(str(done.id), path, which="control")
+        with safe_open(path, framework="pt") as file:
+            assert (file.metadata()["wbar.architecture"], file.metadata()["wbar.snapshots"]) == ("resnet20", "1")
+        found = asked(client, str(done.id), pictures(), "control")
+        got = torch.tensor([one.probabilities for one in found.data], dtype=torch.float64)
+        torch.testing.assert_close(got, expected(client, str(done.id), load_file(path)), atol=1e-5, rtol=1e-3)
+        said = http.get(f"/v1/jobs/{done.id}/weights?which=control&format=pytorch")
+        assert (said.status_code, said.json()["errors"][0]["pointer"]) == (422, "/format"), said.text
+        absent = http.get(f"/v1/jobs/{job}/weights?which=control")
+        assert (absent.status_code, absent.json()["code"]) == (409, "no_weights"), absent.text
+
+
 def test_multipart_is_the_same(service: Service, job: str) -> None:
     with service.client() as client, service.http() as http:
         files = [("file", (f"{n}.png", one)) for n, one in enumerate(pictures(3))]
@@ -119,7 +138,7 @@ def test_what_cannot_be_answered_is_refused_by_name(service: Service, job: str, 
         refused(http, path, 413, "too_large", json={"images": [base64.b64encode(bytes(23 * 2**20)).decode()]})
         refused(http, f"{path}?network=other", 422, "validation_failed", json={"images": [good]})
         refused(http, f"{path}?network=snapshot_9", 404, "not_found", json={"images": [good]})
-        with pytest.raises(NoWeights, match="control's weights are not kept"):
+        with pytest.raises(NoWeights, match="no weights of a control: it was not asked for"):
             client.jobs.predict(job, pictures(), network="control")
         refused(http, "/v1/jobs/job_none/predict", 404, "not_found", json={"images": [good]})
     with service.http(service.other_key) as stranger:

@@ -67,6 +67,10 @@ def test_a_job_is_trained_twice_and_joined(service: Service, inputs: dict[str, s
         assert metrics.best_replica.loss == min(one.loss for one in result.replicas)
         assert "best replica" in http.get(f"/v1/jobs/{made.id}/report").text
         client.jobs.download(made.id, tmp_path / "joint.safetensors")
+        for one in (made, replicas[0]):
+            client.jobs.download(str(one.id), tmp_path / f"{one.id}.safetensors", which="control")
+        files = [(tmp_path / f"{one.id}.safetensors").read_bytes() for one in (made, replicas[0])]
+        assert files[0] == files[1], "the first replica trains the control"
         again = client.jobs.wait(client.jobs.create(**asked).id, timeout=120)
         assert sha256_of(again) == digest
         with service.client(service.other_key) as other:

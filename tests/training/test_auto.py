@@ -29,7 +29,9 @@ def test_the_last_iterate_of_auto_is_the_controls_model(tmp_path: Path) -> None:
     plain = {"type": "none", "epochs": 2, "lr": 0.05, "control_lr": 0.05, "final_lr": 0.0}
     control = run(make_job(tmp_path / "none", METHODS.validate_python(plain), recipe_batch_norm="track"), Recorder())
     last = load_file(told.snapshots[max(told.snapshots)])
-    assert all(bool((tensor == last[name]).all()) for name, tensor in load_file(control.weights).items())
+    assert auto.control is not None
+    for file in (control.weights, auto.control):
+        assert all(bool((tensor == last[name]).all()) for name, tensor in load_file(file).items())
     assert auto.result.metrics.control == auto.result.metrics.last
     assert told.progress[-1].total_steps == told.progress[-1].step == 2 * 7, "no second training"
     assert any("its last iterate is the control's model" in line for line in told.logs)
@@ -39,7 +41,10 @@ def test_the_last_iterate_of_auto_is_the_controls_model(tmp_path: Path) -> None:
 def test_a_walk_that_is_not_the_controls_has_a_control_of_its_own(tmp_path: Path, changes: dict[str, Any]) -> None:
     told = Recorder()
     method = METHODS.validate_python(AUTO | {"settled": {"ratio": 0}, "control": True} | changes)
-    result = run(make_job(tmp_path, method), told).result
+    outcome = run(make_job(tmp_path, method), told)
+    result, last = outcome.result, load_file(told.snapshots[max(told.snapshots)])
+    assert outcome.control is not None
+    assert any(bool((tensor != last[name]).any()) for name, tensor in load_file(outcome.control).items())
     assert result.metrics.control is not None
     assert result.metrics.control != result.metrics.last
     assert told.progress[-1].step == told.progress[-1].total_steps == 2 * 2 * 7

@@ -1,6 +1,7 @@
 """The end of a job: the weights that are delivered, and their comparison with everything else, on the report split."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,14 @@ from wbar_training.swag_file import write_swag
 from wbar_training.tasks.task import Task
 
 
+@dataclass(frozen=True)
+class TrainedControl:
+    """The control at its end: its scores, and its weights as a safetensors file."""
+
+    scores: Scores
+    weights: Path
+
+
 def conclude(
     setup: Setup,
     reporter: Reporter,
@@ -40,7 +49,7 @@ def conclude(
     limits: ChoiceLimits,
     snapshots: Sequence[Path],
     epochs: Sequence[Epoch] | None,
-    control: Callable[[], Scores] | None,
+    control: Callable[[], TrainedControl] | None,
 ) -> Outcome:
     """Finish the average, write the weights, and compare them.
 
@@ -86,7 +95,7 @@ def conclude(
         probed = attempted(reporter, "what the networks make of the probe images", measure)
     on_sets = {name: read(scores) for name, scores in results.on_sets.items()}
     on_sets |= {"averaged": averaged.sets}
-    others = (("ensemble", ensemble), ("swag", swag), ("control", beside))
+    others = (("ensemble", ensemble), ("swag", swag), ("control", beside.scores if beside else None))
     on_sets |= {name: one.sets for name, one in others if one is not None}
     metrics = Comparisons(
         start=_score(results.start),
@@ -96,7 +105,7 @@ def conclude(
         ensemble=ensemble and ensemble.report,
         snapshots=None if ensemble else mean_score([_score(one) for one in results.snapshots]),
         swag=swag and swag.report,
-        control=beside and beside.report,
+        control=beside.scores.report if beside else None,
     )
     further = make_further_files(setup, reporter, delivered.safetensors)
     result = JobResult(
@@ -123,11 +132,11 @@ def conclude(
     picture = attempted(reporter, "what a network makes of images", lambda: draw_answers(setup, of_mean.safetensors))
     return Outcome(
         result, *delivered, losses, averaged_files, further.onnx, further.pt2, further.hub, probed and probed[1], gaussian,
-        picture, exact,
+        picture, exact, beside.weights if beside else None,
     )  # fmt: skip
 
 
-def _control(reporter: Reporter, control: Callable[[], Scores]) -> Scores | None:
+def _control(reporter: Reporter, control: Callable[[], TrainedControl]) -> TrainedControl | None:
     try:
         return attempted(reporter, "the control", control)
     except decisions.ControlLeftOut as reason:

@@ -39,7 +39,7 @@ from wbar_training import (
 )
 from wbar_training.averages.average import Average, Mean, mean_of
 from wbar_training.averages.making import make_average
-from wbar_training.comparisons import add_to_ensemble, conclude
+from wbar_training.comparisons import TrainedControl, add_to_ensemble, conclude
 from wbar_training.distributed.launch import run_on_ranks
 from wbar_training.distributed.ranks import HEARTBEAT_STEPS, Ranks
 from wbar_training.evaluation_sets import stored
@@ -343,7 +343,7 @@ class TrainingJob:
         stored = self.results.normalization
         return None if stored is None else NormalizationProbe.model_validate(stored)
 
-    def _control(self) -> Scores:
+    def _control(self) -> TrainedControl:
         """Train and score the control; where the job has probe images, the evaluator's network holds it afterwards."""
         if self.results.finished_on_request:
             raise decisions.ControlLeftOut("the job was finished before its training was over")
@@ -351,8 +351,12 @@ class TrainingJob:
             self.reporter.log(
                 "info", "control: the walk was the control's, and its last iterate is the control's model"
             )
-            self.evaluator.hold(mean_of(self.model), recompute=False)  # as its file would hold it
-            return self.evaluator.scores(self.evaluator.predict_held_out(self.evaluator.probe))  # which holds it still
+            network, weights = self.evaluator.probe, self.workspace.scratch / "control.safetensors"
+            self.evaluator.hold(mean_of(self.model), recompute=False)  # as its file holds it
+            scores = self.evaluator.scores(self.evaluator.predict_held_out(network))
+            if self.ranks.leads:
+                self.setup.writer.write(weights, network.state_dict(), 1, temperature=scores.report.temperature)
+            return TrainedControl(scores, weights)
         spec, workspace = decisions.control_of(
             self.spec, self.workspace, self.method, self.schedule, self.normalization
         )
@@ -364,7 +368,7 @@ class TrainingJob:
         if self.spec.probe is not None:
             self.evaluator.probe.load_state_dict(self.setup.read(outcome.weights))
         on_sets = {name: one.metrics.averaged for name, one in result.evaluation.items()}
-        return Scores(result.metrics.averaged, on_sets)
+        return TrainedControl(Scores(result.metrics.averaged, on_sets), outcome.weights)
 
     # Decisions by held-out and training images between the steps: stopping early, backing off.
 

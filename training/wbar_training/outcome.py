@@ -51,6 +51,7 @@ class Outcome:
     hub: what a folder of the delivered weights has beside them, where the job asked for one.
     probe: the outputs on the probe images, where the job has them.
     swag: safetensors, the Gaussian of the snapshots, where the job asked for it.
+    control: safetensors, the control's weights, where the job asked for it and it was trained to its end.
     exact_mean: the sums of w̄ as `wbar_training.exact_mean` writes them, of a replica.
     picture: PNG, some held-out images with what the start and w̄ make of them; None where the task has nothing to see.
     """
@@ -67,3 +68,4 @@ class Outcome:
     swag: Path | None = None
     picture: Path | None = None
     exact_mean: Path | None = None
+    control: Path | None = None

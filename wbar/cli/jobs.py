@@ -1,7 +1,7 @@
 """Commands that look at jobs and control them: list, show, compare, cancel, pause, finish, resume, delete, download, card."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,7 +23,7 @@ from wbar.cli.submitting import tags
 
 if TYPE_CHECKING:
     from wbar.jobs import Job
-    from wbar.results import WeightsFormat
+    from wbar.results import JobResult, WeightsFormat
 
 app = typer.Typer()
 _FILES = {
@@ -32,6 +32,7 @@ _FILES = {
     "pt2": "a pt2 archive",
     "huggingface": "a folder for transformers or timm",
 }
+WHICH: tuple[Literal["averaged", "swag", "control"], ...] = ("averaged", "swag", "control")
 MOST_COMPARED = 12
 
 
@@ -161,6 +162,9 @@ def download(
     swag: Annotated[
         bool, typer.Option("--swag", help="Download the Gaussian of the snapshots (a job with swag).")
     ] = False,
+    control: Annotated[
+        bool, typer.Option("--control", help="Download the control (a method with it), which may have won.")
+    ] = False,
 ) -> None:
     """Download the averaged weights: an interrupted download goes on, and the digest is verified."""
     from wbar.transfers import sha256_of
@@ -174,20 +178,17 @@ def download(
         raise typer.BadParameter(f"{format!r} is not a format: {', '.join(filter(None, formats))}")
     if snapshot is not None and kind != "safetensors":
         raise typer.BadParameter(f"snapshots are safetensors files, and {output.name} would be {_FILES[kind]}")
-    if (snapshot is not None) + averaged + swag > 1:
-        raise typer.BadParameter("--averaged, --swag or --snapshot N: one of them")
+    chosen = {"averaged": averaged, "swag": swag, "control": control}
+    others = [name for name in WHICH if chosen[name]]
+    if (snapshot is not None) + len(others) > 1:
+        raise typer.BadParameter("--averaged, --swag, --control or --snapshot N: one of them")
     with connected() as client, transfer() as bar:
         job, moved = job_of(client, job), step(bar, f"download {output.name}")
-        if averaged or swag:
-            client.jobs.download(job, output, kind, moved, which="swag" if swag else "averaged")
+        if others:
+            client.jobs.download(job, output, kind, moved, which=others[0])
         elif snapshot is None:
             client.jobs.download(job, output, kind, moved)
-            result = client.jobs.get(job).result
-            if result is not None and result.selection is not None and result.selection.delivered == "start":
-                note(
-                    "the guard chose the start: these are its weights, unchanged, since the average was worse. The average "
-                    f"itself: wbar download {job} --averaged"
-                )
+            _about_others(job, client.jobs.get(job).result)
         else:
             client.jobs.download_snapshot(job, snapshot, output, moved)
     note("sha-256 verified")
@@ -195,6 +196,23 @@ def download(
         print_json({"path": str(output), "bytes": output.stat().st_size, "sha256": sha256_of(output)})
     else:
         typer.echo(str(output))
+
+
+def _about_others(job: str, result: "JobResult | None") -> None:
+    """Say which other weights of a job its result speaks for."""
+    if result is None:
+        return
+    if result.delivered == "start":
+        note(
+            "the guard chose the start: these are its weights, unchanged, since the average was worse. The average itself: "
+            f"wbar download {job} --averaged"
+        )
+    control, averaged = result.metrics.control, result.metrics.averaged
+    if control is not None and control.loss < averaged.loss:
+        note(
+            f"the control has the lower loss, {control.loss:.4f}, and the average {averaged.loss:.4f}: wbar download {job} "
+            "--control"
+        )
 
 
 @app.command()

@@ -113,6 +113,8 @@ class Publisher:
             others["probe"] = outcome.probe.outputs
         if outcome.swag is not None:
             others["swag"] = outcome.swag
+        if outcome.control is not None:
+            others["control"] = outcome.control
         if outcome.hub is not None:
             folder = weights.with_name("huggingface.zip")
             offered = offered_folder(folder, outcome.hub, weights, card)

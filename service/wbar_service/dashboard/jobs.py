@@ -113,6 +113,8 @@ def _asking(store: Store, tenant: Tenant, job: JobRecord) -> dict[str, Any]:
     task = store.datasets.tasks_for(tenant, [job.id]).get(job.id)
     if task in ASKED and job.weights is not None and not job.expired_at:
         networks = [("averaged", Comparisons.label("averaged")), ("start", Comparisons.label("start"))]
+        if store.jobs.file(job, "control") is not None:
+            networks.append(("control", "the control"))
         if store.jobs.file(job, "swag") is not None:
             networks.append(("swag", "networks drawn around the snapshots (SWAG)"))
         networks += [(f"snapshot_{one.n}", f"snapshot {one.n}") for one in store.snapshots.all(tenant, job.id)]

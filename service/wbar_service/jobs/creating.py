@@ -131,7 +131,6 @@ def dry_run(store: Store, tenant: Tenant, request: JobRequest, spec: JobSpec) ->
     estimate = Estimate(
         steps=steps,
         seconds=round(images / speed * _cost(spec), 1) if speed and steps else None,
-        # Of replicas the results of each, and the sums of its mean in float64.
         bytes=(planned_snapshots(spec, facts) + 2 + _beside(spec)) * checkpoint.bytes,
     )
     return Job.of(
@@ -147,8 +146,12 @@ def dry_run(store: Store, tenant: Tenant, request: JobRequest, spec: JobSpec) ->
 
 
 def _beside(spec: JobSpec) -> int:
-    replicas = 1 if isinstance(spec.method, Soup) else spec.method.replicas
-    return 4 * replicas if replicas > 1 else 0
+    """Return how many files of the checkpoint's size a job keeps beside its snapshots and its result."""
+    if isinstance(spec.method, Soup):
+        return 0
+    # Of each replica its result in both formats, and the sums of its mean in float64.
+    replicas = 4 * spec.method.replicas if spec.method.replicas > 1 else 0
+    return replicas + int(spec.method.control)
 
 
 def _of_inputs(checkpoint: CheckpointRecord, dataset: DatasetRecord) -> Iterator[JobWarning]:

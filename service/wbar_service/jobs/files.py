@@ -11,7 +11,7 @@ from wbar.states import TERMINAL
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.problems import responses
-from wbar_store.database import rfc3339
+from wbar_store.database import Tenant, rfc3339
 from wbar_store.jobs import JobRecord
 from wbar_store.store import Store
 
@@ -43,11 +43,12 @@ def get_job_weights(
         ),
     ] = "safetensors",
     which: Annotated[
-        Literal["delivered", "averaged", "swag"],
+        Literal["delivered", "averaged", "swag", "control"],
         Query(
             description="`delivered`: what `result.selection.delivered` names, the start where `guard` chose it. "
             "`averaged`: w̄ whatever the guard chose. `swag`: the snapshots' Gaussian where the job has `swag`: `mean.*`, "
-            "`variance.*` and `deviations.*`, as safetensors alone.",
+            "`variance.*` and `deviations.*`. `control`: the cosine fine-tune of equal length, where the method has "
+            "`control`, with its own BatchNorm statistics. These two as safetensors alone.",
             examples=["averaged"],
         ),
     ] = "delivered",
@@ -61,6 +62,9 @@ def get_job_weights(
         no_result(job, "averaged weights")
     if which == "swag":
         return blob_response(request, store.blobs, swag_file(store, job, format), f"{job_id}-swag.safetensors")
+    if which == "control":
+        control = control_file(store, tenant, job, format)
+        return blob_response(request, store.blobs, control, f"{job_id}-control.safetensors")
     if format in ("onnx", "pt2"):
         return blob_response(request, store.blobs, further_format(store, job, format), f"{job_id}.{format}")
     if format == "huggingface":
@@ -226,16 +230,37 @@ def further_format(store: Store, job: JobRecord, format: FurtherFormat) -> str:
 
 def swag_file(store: Store, job: JobRecord, format: WeightsFormat) -> str:
     """Return the blob of the snapshots' Gaussian. Raises NoWeights, ValidationFailed (422) for another format."""
-    if format != "safetensors":
-        raise ValidationFailed(
-            f"which=swag is a safetensors file, and format is {format}: leave format out",
-            [{"pointer": "/format", "detail": "which=swag is safetensors alone"}],
-        )
+    _safetensors_alone("swag", format)
     blob = store.jobs.file(job, "swag")
     if blob is None:
         why = 'it was not asked for ("swag": 10)' if not job.spec.swag else "it could not be made, see the job's log"
         raise NoWeights(f"{job.id} has no Gaussian of its snapshots: {why}")
     return blob
+
+
+def control_file(store: Store, tenant: Tenant, job: JobRecord, format: WeightsFormat) -> str:
+    """Return the blob of the control's weights. Raises NoWeights, ValidationFailed (422) for another format."""
+    _safetensors_alone("control", format)
+    # Of a job with replicas the first one has trained it.
+    holder = store.jobs.get(tenant, job.spec.replicas[0]) if job.spec.replicas else job
+    blob = store.jobs.file(holder, "control")
+    if blob is None:
+        if not getattr(job.spec.method, "control", False):
+            why = 'it was not asked for ("method": {"control": true})'
+        elif job.result is None or job.result.metrics.control is None:
+            why = "it was left out, see the job's log"
+        else:
+            why = "its weights were not kept, which workers do since 0.7"
+        raise NoWeights(f"{job.id} has no weights of a control: {why}")
+    return blob
+
+
+def _safetensors_alone(which: str, format: WeightsFormat) -> None:
+    if format != "safetensors":
+        raise ValidationFailed(
+            f"which={which} is a safetensors file, and format is {format}: leave format out",
+            [{"pointer": "/format", "detail": f"which={which} is safetensors alone"}],
+        )
 
 
 def no_result(job: JobRecord, what: str) -> NoReturn:

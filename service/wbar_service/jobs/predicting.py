@@ -44,7 +44,7 @@ from wbar_service.arriving import is_json, not_valid
 from wbar_service.auth import ReadingRoute, StoreOf, TenantOf
 from wbar_service.bodies import limited, with_small_body
 from wbar_service.jobs.answers import predictions_of
-from wbar_service.jobs.files import no_result, refuse_expired, swag_file
+from wbar_service.jobs.files import control_file, no_result, refuse_expired, swag_file
 from wbar_service.jobs.target_units import units_of
 from wbar_service.problems import responses
 from wbar_service.schema import reference
@@ -57,7 +57,6 @@ from wbar_store.store import Store
 BODY_BYTES = 4 * MOST_BYTES // 3 + 64 * 1024  # in base64, with its JSON
 PATIENCE, LIMIT = 10.0, 45.0  # seconds until a worker begins, and in all
 TOP = 5  # classes that are named of an image, where nothing else is said
-NETWORKS = "averaged, start, snapshot_1 and so on, and swag where it was asked for"
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ReadingRoute, responses=responses(401, 403, 429, 503))
 
@@ -97,8 +96,9 @@ async def predict_images(
         str,
         Query(
             pattern=NETWORK,
-            description="`averaged`: w̄; `start`; `snapshot_n`: w_n with its own BatchNorm statistics; `swag`: of a job with "
-            "`swag`, mean and standard deviation over the networks that it drew and measured, the first 20 of them.",
+            description="`averaged`: w̄; `start`; `snapshot_n`: w_n with its own BatchNorm statistics; `control`, of a method "
+            "with it; `swag`: of a job with `swag`, mean and standard deviation over the networks that it drew and measured, "
+            "the first 20 of them.",
             examples=["snapshot_2"],
         ),
     ] = "averaged",
@@ -274,8 +274,6 @@ def _weights(store: Store, tenant: Tenant, job: JobRecord, name: str) -> StoredW
     def stored(blob: str) -> StoredWeights:
         return StoredWeights(id=job.id, sha256=blob, blob=blob, prefix=spec.start.prefix, network=spec.network)
 
-    if name == "control":
-        raise NoWeights(f"{job.id}: the control's weights are not kept, only its numbers; there are {NETWORKS}")
     if name == "start":
         if delivers_start and job.weights is not None:
             return stored(job.weights)
@@ -292,6 +290,8 @@ def _weights(store: Store, tenant: Tenant, job: JobRecord, name: str) -> StoredW
         return stored(checkpoint.weights).model_copy(update={"network": spec.network})
     if name == "swag":
         return stored(swag_file(store, job, "safetensors"))
+    if name == "control":
+        return stored(control_file(store, tenant, job, "safetensors"))
     if name == "averaged":
         blob = job.averaged if delivers_start else job.weights
         if blob is None:

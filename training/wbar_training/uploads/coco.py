@@ -103,13 +103,8 @@ def read_coco(name: str, data: bytes) -> Coco:
         )
     found: dict[str, list[Any]] = {field: [] for field in _ENTRIES}
     try:
-        for field, number, entry in entries(data.decode(), _ENTRIES):
-            if isinstance(entry, dict) and "segmentation" in entry:
-                entry["segmentation"] = compact(entry["segmentation"])
-            try:
-                found[field].append(_ENTRIES[field].validate_python(entry))
-            except ValidationError as error:
-                raise ValueError(f"{field}.{number}{_first(error)}") from None
+        for field, number, entry in entries(data.decode("utf-8-sig"), _ENTRIES):
+            found[field].append(_validated(field, number, entry))
     except RecursionError:
         raise InvalidArchive(f"{quoted(name)} is not COCO's JSON: it is nested too deeply") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -126,9 +121,16 @@ def checked(coco: Coco) -> Coco:
     return coco
 
 
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{''.join(f'.{part}' for part in first['loc'])}: {first['msg']}"
+def _validated(field: str, number: int, entry: Any) -> Any:
+    """Return an entry of a list, checked, its outlines compact. Raises ValueError, which names the place."""
+    if isinstance(entry, dict) and "segmentation" in entry:
+        entry["segmentation"] = compact(entry["segmentation"])
+    try:
+        return _ENTRIES[field].validate_python(entry)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, (field, number, *first["loc"])))
+        raise ValueError(f"{place}: {first['msg']}") from None
 
 
 def _check_categories(coco: Coco) -> None:

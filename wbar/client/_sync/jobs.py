@@ -183,12 +183,13 @@ class Jobs(Resource):
         path: str | os.PathLike[str],
         format: WeightsFormat = "safetensors",
         step: Step | None = None,
-        which: Literal["delivered", "averaged", "swag"] = "delivered",
+        which: Literal["delivered", "averaged", "swag", "control"] = "delivered",
     ) -> Path:
         """Download w̄ to `path`. An interrupted download goes on; the digest is verified before the file appears.
 
         which: `delivered` is the start where the job's guard chose it, `averaged` is w̄ whatever it chose; `swag` is the
-            Gaussian of the snapshots, where the job has `swag`.
+            Gaussian of the snapshots, where the job has `swag`; `control`, where the method has it, is the cosine
+            fine-tune of equal length.
 
         Raises NoWeights, saying why, where there is no file of that format.
         """

@@ -48,6 +48,7 @@ export async function ask(form, csrf) {
   const part = (name) => document.getElementById(`ask-${name}`);
   const files = [...form.elements.file.files], network = form.elements.network, button = form.querySelector("button");
   const label = network.selectedOptions[0].textContent, fault = part("fault");
+  if (button.disabled) return;  // a second click, while the first one's script was still being loaded
   button.disabled = true;
   fault.hidden = true;
   part("answers").hidden = true;
