@@ -90,7 +90,7 @@ JOBS: dict[str, dict[str, Any]] = {
         "method": {"cycles": 2, "high": {"lr": 0.005}, "low": {"lr": 0.0005}},
         "recipe": {"batch_norm": "recompute", "batch_size": 4},
     },
-    "replicas-that-meet": {"method": SHORT | {"replicas": 2, "join_every": 1}},
+    "replicas-that-meet": {"method": SHORT | {"replicas": 2, "join_every": 1, "control": True}},
     "new-head": {
         "dataset": "FIVE",
         "method": SHORT,
@@ -250,7 +250,10 @@ class Recording:
         for point in points:
             point.pop("images_per_second")
         count = len(self.http.get(f"{where}/snapshots?limit=100").json()["data"])
+        beside = {"control": f"{where}/weights?which=control", "probe": f"{where}/probe"}
+        there = {what: answer for what, path in beside.items() if (answer := self.http.get(path)).is_success}
         return {
+            **{what: hashlib.sha256(answer.content).hexdigest() for what, answer in there.items()},
             "weights": _tensors(self.http.get(f"{where}/weights").content, self.folder),
             "snapshots": [
                 _tensors(self.http.get(f"{where}/snapshots/{n}/weights").content, self.folder)

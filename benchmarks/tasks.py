@@ -137,7 +137,7 @@ def main() -> int:
     until, longest = time.monotonic() + 60 * options.minutes, 0.0
     for name in options.problem:
         problem = replace(PROBLEMS[name], **QUICK) if options.quick else PROBLEMS[name]
-        for seed in range(options.seeds):
+        for seed in range(options.from_seed, options.seeds):
             done = {line["arm"] for line in read(options.results) if (line["problem"], line["seed"]) == (name, seed)}
             missing = [arm for arm in ARMS if arm not in done]
             if not missing:
@@ -210,6 +210,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--from-seed", type=int, default=0, help="the first one, for a process beside another")
     parser.add_argument("--quick", action="store_true", help="a few images and epochs: does it run?")
     options = parser.parse_args()
     if options.quick:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sqlalchemy import Row, case, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, case, delete, func, insert, select, update
 
 from wbar.checkpoints import Fault
 from wbar.errors import AttemptsExhausted, TimeLimit
@@ -182,11 +182,12 @@ class Attempts:
         with self.database.write() as connection:
             if not self._jobs.move(claim.id, "succeeded", claim, **values):
                 return False
-            if blobs.files:
-                rows = [{"job": claim.id, "name": name, "sha256": sha256} for name, sha256 in blobs.files.items()]
+            spec = connection.execute(select(jobs.c.spec).where(jobs.c.id == claim.id)).scalar_one()
+            files = {**blobs.files, **_control_of(connection, spec.get("replicas"))}
+            if files:
+                rows = [{"job": claim.id, "name": name, "sha256": sha256} for name, sha256 in files.items()]
                 connection.execute(insert(job_files), rows)
             # Rows of a run that started over, where this one was finished before it had made as many again.
-            spec = connection.execute(select(jobs.c.spec).where(jobs.c.id == claim.id)).scalar_one()
             made = len(result.curve) - bool(spec["method"].get("include_start"))
             connection.execute(delete(snapshots).where(snapshots.c.job == claim.id, snapshots.c.n > made))
         return True
@@ -294,6 +295,13 @@ class Attempts:
         """End every lease: the workers of all running jobs are known to be gone."""
         with self.database.write() as connection:
             connection.execute(update(jobs).where(jobs.c.status == "running").values(lease_until=0.0))
+
+
+def _control_of(connection: Connection, replicas: list[str] | None) -> dict[FileName, str]:
+    """Return the control's weights of a job that joins replicas: the first has trained it, and may be gone before the job."""
+    query = select(job_files.c.sha256).where(job_files.c.job == (replicas or [""])[0], job_files.c.name == "control")
+    control = connection.execute(query).scalar() if replicas else None
+    return {"control": control} if control else {}
 
 
 def _further(row: Row[tuple[object, ...]]) -> tuple[bool, int]:

@@ -57,9 +57,6 @@ def test_pictures_are_answered_with_thumbnails_once_the_job_has_succeeded(
         page.get_by_label("Images").set_input_files(files)
         page.get_by_label("Network").focus()
         page.keyboard.press("Tab")
-        questions = list[str]()
-        page.on("request", lambda request: questions.append(request.url) if "/predict" in request.url else None)
-        page.keyboard.press("Enter")
         page.keyboard.press("Enter")
         rows = page.locator("#ask-answers tbody tr")
         expect(rows).to_have_count(3, timeout=60 * SECONDS)
@@ -73,13 +70,15 @@ def test_pictures_are_answered_with_thumbnails_once_the_job_has_succeeded(
         top = found.data[1].top[0]
         expect(rows.nth(1)).to_contain_text(f"{top.label} {100 * top.probability:.1f} %")
         expect(page.locator("#ask-status")).to_contain_text("3 images answered in")
-        assert len(questions) == 1, "two quick presses are one question"
         check_accessible(page)
 
+        questions = list[str]()
+        page.on("request", lambda request: questions.append(request.url) if "/predict" in request.url else None)
         page.get_by_label("Network").select_option("swag")
-        page.get_by_role("button", name="Ask", exact=True).click()
+        form.evaluate("form => { form.requestSubmit(); form.requestSubmit(); }")
         expect(page.locator("#ask-caption")).to_contain_text("means over 2 networks", timeout=60 * SECONDS)
         expect(rows.nth(0)).to_contain_text("±")
+        assert len(questions) == 1, "two quick clicks are one question"
 
         broken = tmp_path / "broken.png"
         broken.write_bytes(files[0].read_bytes()[:-9])

@@ -152,6 +152,7 @@ BOX = "'train/annotations.json': annotation 1"
         ({"size": [30, 40], "counts": "o"}, "that are no runs"),
         ({"size": [30, 40], "counts": ""}, "that are no runs"),
         ({"size": [30, 40], "counts": "ä"}, "that are no runs"),
+        ({"size": [30, 40], "counts": "\ud800"}, f"{BOX} has `counts` that are no runs as COCO's library writes them"),
         ({"size": [30, 40]}, f"{BOX} has a `segmentation` that is neither polygons nor runs"),
         ([1, 2, 3, 4, 5, 6], f"{BOX} has a `segmentation` that is neither polygons nor runs"),
     ],

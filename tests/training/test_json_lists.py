@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=10,
 )
-DOCUMENTS = st.fixed_dictionaries({"a": st.lists(VALUES), "b": st.lists(VALUES)}, optional={"c": VALUES, "": VALUES})
+DOCUMENTS = (
+    st.fixed_dictionaries({"a": st.lists(VALUES), "b": st.lists(VALUES)}, optional={"c": VALUES, "": VALUES})
+    .flatmap(lambda document: st.permutations(list(document.items())))
+    .map(dict)
+)
 
 
 def read(text: str) -> dict[str, list[Any]]:
@@ -70,12 +75,21 @@ def test_what_is_no_json_is_refused(document: dict[str, Any], data: st.DataObjec
         ('{"a": [], "b": {}}', "b: Input should be a list"),
         ('{"a": [], "b": [], "a": [1]}', "a: there are two of this name"),
         ('{"a": [], "c": []}', "b: Field required"),
+        ('{"c": [1 2], "a": [], "b": []}', "Expecting ',' or ']'"),
     ],
 )
 def test_the_fault_is_named(text: str, said: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011
         read(text)
     assert said in str(error.value)
+
+
+def test_numbers_without_end_are_infinite() -> None:
+    many = "9" * 5000
+    assert read(f'{{"c": {many}, "a": [{many}, -{many}], "b": [12345678901234567890]}}') == {
+        "a": [inf, -inf],
+        "b": [12345678901234567890],
+    }
 
 
 def test_what_is_nested_too_deeply_is_refused() -> None:
@@ -96,6 +110,7 @@ with open(sys.argv[1], "w") as file:
         file.write(f'{"," if n else ""}{{"id": {n:8}{one}')
     file.write("]}")
 data = Path(sys.argv[1]).read_bytes()
+Path(sys.argv[1]).unlink()
 assert 0.95 * MOST_BYTES < len(data) <= MOST_BYTES, len(data)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = read_coco("train/annotations.json", data)

@@ -108,8 +108,8 @@ def _consistency(setup: Setup, weights: dict[str, dict[str, Tensor]], outputs: K
     found = dict[tuple[str, str], Stability]()
     for name, tensors in weights.items():
         network.load_state_dict(tensors)
+        before = distributions(outputs[name])
         for what, ways in CHANGED.items():
-            before = distributions(outputs[name])
             pairs = [
                 stability(before, distributions(probabilities(setup, network, _changed(images, way)))) for way in ways
             ]

@@ -207,11 +207,11 @@ def _about_others(job: str, result: "JobResult | None") -> None:
             "the guard chose the start: these are its weights, unchanged, since the average was worse. The average itself: "
             f"wbar download {job} --averaged"
         )
-    control, averaged = result.metrics.control, result.metrics.averaged
-    if control is not None and control.loss < averaged.loss:
+    control, delivered = result.metrics.control, result.metrics.named()[result.delivered]
+    if control is not None and round(control.loss, 4) < round(delivered.loss, 4):
         note(
-            f"the control has the lower loss, {control.loss:.4f}, and the average {averaged.loss:.4f}: wbar download {job} "
-            "--control"
+            f"the control has the lower loss, {control.loss:.4f}, and these weights {delivered.loss:.4f}; it was kept, unless "
+            f"the job is of before version 0.7: wbar download {job} --control"
         )
 
 
@@ -220,7 +220,7 @@ def _about_others(job: str, result: "JobResult | None") -> None:
 def predict(
     job: JobId,
     files: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG or WebP, 64 at most.")],
-    network: Annotated[str, typer.Option(help="averaged, start, snapshot_N, or swag.")] = "averaged",
+    network: Annotated[str, typer.Option(help="averaged, start, snapshot_N, control, or swag.")] = "averaged",
     top: Annotated[
         int | None,
         typer.Option(

@@ -11,7 +11,7 @@ from wbar.states import TERMINAL
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.problems import responses
-from wbar_store.database import Tenant, rfc3339
+from wbar_store.database import rfc3339
 from wbar_store.jobs import JobRecord
 from wbar_store.store import Store
 
@@ -63,7 +63,7 @@ def get_job_weights(
     if which == "swag":
         return blob_response(request, store.blobs, swag_file(store, job, format), f"{job_id}-swag.safetensors")
     if which == "control":
-        control = control_file(store, tenant, job, format)
+        control = control_file(store, job, format)
         return blob_response(request, store.blobs, control, f"{job_id}-control.safetensors")
     if format in ("onnx", "pt2"):
         return blob_response(request, store.blobs, further_format(store, job, format), f"{job_id}.{format}")
@@ -238,19 +238,18 @@ def swag_file(store: Store, job: JobRecord, format: WeightsFormat) -> str:
     return blob
 
 
-def control_file(store: Store, tenant: Tenant, job: JobRecord, format: WeightsFormat) -> str:
+def control_file(store: Store, job: JobRecord, format: WeightsFormat) -> str:
     """Return the blob of the control's weights. Raises NoWeights, ValidationFailed (422) for another format."""
     _safetensors_alone("control", format)
-    # Of a job with replicas the first one has trained it.
-    holder = store.jobs.get(tenant, job.spec.replicas[0]) if job.spec.replicas else job
-    blob = store.jobs.file(holder, "control")
+    blob = store.jobs.file(job, "control")
     if blob is None:
         if not getattr(job.spec.method, "control", False):
             why = 'it was not asked for ("method": {"control": true})'
         elif job.result is None or job.result.metrics.control is None:
-            why = "it was left out, see the job's log"
+            trained_by = job.spec.replicas[0] if job.spec.replicas else job.id
+            why = f"it was left out, see the log of {trained_by}"
         else:
-            why = "its weights were not kept, which workers do since 0.7"
+            why = "its weights were not kept, as workers before 0.7 did not"
         raise NoWeights(f"{job.id} has no weights of a control: {why}")
     return blob
 

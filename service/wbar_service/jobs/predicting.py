@@ -291,7 +291,7 @@ def _weights(store: Store, tenant: Tenant, job: JobRecord, name: str) -> StoredW
     if name == "swag":
         return stored(swag_file(store, job, "safetensors"))
     if name == "control":
-        return stored(control_file(store, tenant, job, "safetensors"))
+        return stored(control_file(store, job, "safetensors"))
     if name == "averaged":
         blob = job.averaged if delivers_start else job.weights
         if blob is None:

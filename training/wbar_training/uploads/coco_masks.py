@@ -10,6 +10,7 @@ lets it cross a column at the column's middle. What a stranger sent is checked b
 """
 
 from array import array
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,10 +46,14 @@ _SEGMENTATION: TypeAdapter[Segmentation] = TypeAdapter(Segmentation)
 
 
 def compact(segmentation: object) -> object:
-    """Return polygons as Outlines; anything else as it is, for `mask_of` to take or refuse.
+    """Return polygons as Outlines, a list of counts as an array; anything else as it is, for `mask_of` to take or refuse.
 
     segmentation: as the JSON has it.
     """
+    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
+        with suppress(TypeError, OverflowError):
+            segmentation["counts"] = array("q", segmentation["counts"])
+        return segmentation
     if not isinstance(segmentation, list) or not segmentation or not all(isinstance(one, list) for one in segmentation):
         return segmentation
     try:
@@ -80,6 +85,8 @@ def mask_of(segmentation: object, size: tuple[int, int], where: str) -> Mask:
 
 
 def _validated(segmentation: object, where: str) -> Outlines | CocoRuns:
+    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), array):
+        segmentation = segmentation | {"counts": segmentation["counts"].tolist()}
     try:
         known: Segmentation = _SEGMENTATION.validate_python(segmentation)
     except ValidationError as error:
@@ -165,7 +172,8 @@ def _of_runs(runs: CocoRuns, size: tuple[int, int], where: str) -> Mask:
 
 def _of_text(text: str, where: str) -> list[int]:
     """Return the counts that are written as text."""
-    characters = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64) - ord("0")
+    # JSON can spell half a surrogate pair, of which there is no UTF-8: like any other strange letter it is refused below.
+    characters = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int64) - ord("0")
     ends = np.flatnonzero(characters < 32)
     groups = np.diff(np.concatenate([[-1], ends]))
     known = bool(((characters >= 0) & (characters < 64)).all())

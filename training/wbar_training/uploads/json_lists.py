@@ -10,13 +10,20 @@ from collections.abc import Collection, Generator
 from typing import Any
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-_DECODER = json.JSONDecoder()
+_LONGEST = 400  # digits: what has more is beyond any float, and Python would refuse to read it
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _LONGEST else float(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)
 
 
 def entries(text: str, lists: Collection[str]) -> Generator[tuple[str, int, Any], None, None]:
     """Yield the entries of the lists that the document, an object, has under these names: name, number from 0, and entry.
 
-    What is under other names is decoded and let go.
+    What is under other names is decoded, a list of it entry by entry, and let go.
 
     Raises ValueError where it is no JSON, and where a list is missing, is there twice, or is something else: some entries may
     have been yielded before. Raises RecursionError where it is nested too deeply.
@@ -26,13 +33,10 @@ def entries(text: str, lists: Collection[str]) -> Generator[tuple[str, int, Any]
     while sign == '"':
         name, at = _DECODER.raw_decode(text, at - 1)
         at = _sign(text, ":", at)[1]
-        if name not in lists:
-            at = _value(text, at)[1]
-        elif name in missing:
-            del missing[name]
-            at = yield from _entries(text, name, at)
-        else:
+        if name in lists and name not in missing:
             raise ValueError(f"{name}: there are two of this name")
+        missing.pop(name, None)
+        at = yield from _entries(text, name, at, wanted=name in lists)
         sign, at = _sign(text, ",}", at)
         if sign == ",":
             sign, at = _sign(text, '"', at)
@@ -43,18 +47,21 @@ def entries(text: str, lists: Collection[str]) -> Generator[tuple[str, int, Any]
         raise ValueError(f"{name}: Field required")
 
 
-def _entries(text: str, name: str, at: int) -> Generator[tuple[str, int, Any], None, int]:
-    """Yield the entries of the list at a place; returns the place after it."""
+def _entries(text: str, name: str, at: int, wanted: bool) -> Generator[tuple[str, int, Any], None, int]:
+    """Yield the entries of the list at a place, where they are wanted; returns the place after it."""
     at = _skip(text, at)
     if text[at : at + 1] != "[":
-        _value(text, at)
-        raise ValueError(f"{name}: Input should be a list")
+        end = _value(text, at)[1]
+        if wanted:
+            raise ValueError(f"{name}: Input should be a list")
+        return end
     at, number = _skip(text, at + 1), 0
     if text[at : at + 1] == "]":
         return at + 1
     while True:
         entry, at = _value(text, at)
-        yield name, number, entry
+        if wanted:
+            yield name, number, entry
         number += 1
         sign, at = _sign(text, ",]", at)
         if sign == "]":

@@ -221,7 +221,8 @@ class AsyncJobs(AsyncResource):
         By the answer's `task` it is ClassPredictions, AttributePredictions, NumberPredictions, PixelPredictions or
         BoxPredictions.
 
-        network: `averaged`, `start`, `snapshot_n`, or `swag` of a job with it: mean and spread over drawn networks.
+        network: `averaged`, `start`, `snapshot_n`, `control` of a method with it, or `swag` of a job with it: mean and
+            spread over drawn networks.
         top: how many of the most probable classes (of attributes: categories of each) or of the surest boxes are named;
             None: 5 classes, 100 boxes.
         score: of detection, the least score of a box.
