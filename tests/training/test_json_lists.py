@@ -121,7 +121,7 @@ print(len(found.annotations) == count, (after - before) * 1024 / len(data))
 
 @pytest.mark.long
 def test_a_file_of_a_gigabyte_takes_little_beside_its_numbers(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", LARGE, str(tmp_path / "annotations.json")]
+    command = [sys.executable, "-P", "-c", LARGE, str(tmp_path / "annotations.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     read_all, times = done.stdout.split()
