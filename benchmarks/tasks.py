@@ -86,10 +86,11 @@ QUICK: dict[str, Any] = {
 
 
 class Bench:
-    """A problem, by its name, and a seed. folder: for its files, which the caller removes."""
+    """A problem, by its name, and a seed. folder: for its files, which the caller removes. starts: where a start is kept."""
 
-    def __init__(self, name: str, problem: Problem, seed: int, device: str, folder: Path) -> None:
+    def __init__(self, name: str, problem: Problem, seed: int, device: str, folder: Path, starts: Path) -> None:
         self.name, self.problem, self.seed, self.device, self.folder = name, problem, seed, device, folder
+        self.start = starts / f"{name}-{seed}.safetensors"
         write = write_archive if problem.task == "segmentation" else partial(write_boxes_archive, masks=problem.masks)
         size = ((problem.side, problem.side),)
         write(folder / "jobs.zip", problem.train, problem.held_out, size, seed=2 * seed)
@@ -97,13 +98,14 @@ class Bench:
 
     def scores(self, arm: str) -> Iterator[tuple[str, Score]]:
         """Run an arm; yield its name and its score on the unseen images. The first has the start's, too."""
-        start = self.folder / "start.safetensors"
+        start = self.start
         if not start.exists():
             fresh = self.folder / "fresh.safetensors"
             torch.manual_seed(self.seed)
             network = initialized(Network(self.problem.network, len(CLASSES)))
             write_safetensors(fresh, network.state_dict(), {})
             made = self._run({"type": "none", "epochs": self.problem.start_epochs}, fresh)
+            start.parent.mkdir(exist_ok=True)
             shutil.copyfile(made.weights, start)
         method = ARMS[arm]
         length = {"epochs": self.problem.epochs} if "type" in method else {"cycles": self.problem.epochs // 2}
@@ -143,7 +145,8 @@ def main() -> int:
             if not missing:
                 continue
             with tempfile.TemporaryDirectory(prefix="wbar-tasks-") as folder:
-                bench = Bench(name, problem, seed, options.device, Path(folder))
+                starts = options.starts or Path(folder)
+                bench = Bench(name, problem, seed, options.device, Path(folder), starts)
                 for arm in missing:
                     began = time.monotonic()
                     if began + SLACK * longest > until:
@@ -208,6 +211,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--results", type=Path, help="one line per finished arm; default: tasks.jsonl, not with --quick"
     )
+    parser.add_argument("--starts", type=Path, help="where starts are kept for another call; default: they are not")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--from-seed", type=int, default=0, help="the first one, for a process beside another")
