@@ -263,6 +263,10 @@ def test_every_detector_learns_from_boxes_and_finds_some(name: str) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
     with torch.no_grad():
         found = Detection(network, NAMES).answered(model.eval(), _batch(images, labels, masks))
+        for index, target_of_one in enumerate(targets_of(labels, masks, (96, 96))):
+            torch.manual_seed(DRAWS)
+            alone = loss_of(model, images[index : index + 1], [target_of_one]).item()
+            assert found.losses[index].item() == pytest.approx(alone, rel=1e-4), "from the same features"
     assert bool(torch.isfinite(found.losses).all())
     assert found.losses[0] > found.losses[1]
     assert found.answers.shape == (2, MOST + 2, 7 if masks is None else 8 + 2)
@@ -276,14 +280,19 @@ def test_the_loss_of_an_image_is_the_same_in_any_batch_and_mode() -> None:
         torch.rand(3, 3, 40, 48),
         torch.tensor([[box(1, 2, 3, 30, 30)], [box(2, 5, 5, 45, 35)], [[-1.0] * 7]]),
     )
+    passes = list[int]()
+    first = next(module for module in model.backbone.modules() if isinstance(module, nn.Conv2d))
+    counted = first.register_forward_hook(lambda *_: passes.append(1))
     with torch.no_grad():
         together = task.answered(model, _batch(images, labels))
+        counted.remove()
         alone = task.answered(model, _batch(images[1:2], labels[1:2]))
         torch.manual_seed(DRAWS)
         own = loss_of(model, images[:1], targets_of(labels[:1]))
     assert alone.losses[0].item() == pytest.approx(together.losses[1].item(), rel=1e-5)
     assert own.item() == pytest.approx(together.losses[0].item(), rel=1e-6)
     assert not any(module.training for module in model.modules())
+    assert len(passes) == 1, "boxes and losses are from one pass of the backbone"
     assert torch.equal(together.answers[:, MOST:], labels)
 
 

@@ -7,6 +7,7 @@ another ε in MobileNetV3: a checkpoint without counters is of the first kind. T
 A detector resizes and normalizes its images itself, and computes its losses itself, in training mode, from boxes.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -103,6 +104,46 @@ def _unpasted(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         del transform.postprocess
+
+
+def found_with_losses(
+    module: nn.Module, images: Tensor, targets: Sequence[dict[str, Tensor]], draw: Callable[[], None]
+) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+    """Return what `found_by` does, masks not pasted, and each image's losses by itself, from one pass of the backbone.
+
+    images, targets: as of `loss_of`.
+    draw: called before each image's losses, for which a detector draws among its candidates.
+    """
+    losses = list[Tensor]()
+    with _features_once(module) as show:
+        found = found_by(module, images, pasted=False)
+        for index, target in enumerate(targets):
+            show(index)
+            draw()
+            losses.append(loss_of(module, images[index : index + 1], [target]))
+    return found, losses
+
+
+@contextmanager
+def _features_once(module: nn.Module) -> Iterator[Callable[[int], None]]:
+    """Let the backbone work once, on a batch of images of one size, and give the features of one image from then on.
+
+    Yields what says of which image.
+    """
+    backbone: Any = module.backbone
+    forward, kept, shown = backbone.forward, list[dict[str, Tensor]](), list[int]()
+
+    def features(inputs: Tensor) -> dict[str, Tensor]:
+        if not kept:
+            kept.append(forward(inputs))
+            return kept[0]
+        return OrderedDict((name, one[shown[-1] : shown[-1] + 1]) for name, one in kept[0].items())
+
+    backbone.forward = features
+    try:
+        yield shown.append
+    finally:
+        del backbone.forward
 
 
 def loss_of(module: nn.Module, images: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tensor:

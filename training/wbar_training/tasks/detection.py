@@ -41,7 +41,7 @@ from wbar_training.data.packed import Packed
 from wbar_training.draws import seed_torch
 from wbar_training.evaluate import Outputs
 from wbar_training.losses import Loss, Target
-from wbar_training.networks.detectors import found_by, loss_of
+from wbar_training.networks.detectors import found_by, found_with_losses, loss_of
 from wbar_training.tasks.box_picture import BoxPicture
 from wbar_training.tasks.coco_scores import SCORE, Overlaps, box_score, check_installed
 from wbar_training.tasks.mask_overlaps import pasted, pixels_of
@@ -138,16 +138,14 @@ class Detection(Task):
     def answered(self, model: nn.Module, batch: Batch) -> Outputs:
         device, size = batch.inputs.device, size_of(batch.inputs)
         masks = None if batch.masks is None else batch.masks.to(device)
-        found = [surest(one) for one in found_by(model, batch.inputs, pasted=False)]
+        targets = targets_of(batch.labels.to(device), masks, size)
+        every, losses = found_with_losses(model, batch.inputs, targets, lambda: seed_torch(DRAWS, device))
+        found = [surest(one) for one in every]
         answers = torch.cat([torch.stack([_rows(one) for one in found]), batch.labels.cpu()], dim=1)
         if batch.masks is not None:
             rows = zip(found, batch.masks.cpu(), batch.labels.cpu(), strict=True)
             pixels = [_pixels(one, own, labels, size) for one, own, labels in rows]
             answers = torch.cat([answers, torch.stack(pixels)], dim=2)
-        losses = []
-        for image, target in zip(batch.inputs, targets_of(batch.labels.to(device), masks, size), strict=True):
-            seed_torch(DRAWS, device)
-            losses.append(loss_of(model, image[None], [target]))
         return Outputs(answers, torch.stack(losses).double().cpu())
 
     def outputs(self, outputs: Any, labels: Tensor) -> Outputs:
