@@ -112,6 +112,7 @@ def test_a_package_runs_as_a_module(module: str, environment: Environment, tmp_p
     assert "usage" in done.stdout.lower()
 
 
+@pytest.mark.long
 def test_training_as_a_module_leaves_the_current_folder_once_it_has_begun(
     environment: Environment, tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ def test_without_parts_of_its_own_it_looks_at_the_service_of_the_command_line(se
     assert [*tmp_path.iterdir()] == [], "nothing was made"
 
 
+@pytest.mark.long
 def test_without_a_service_it_says_how_to_start_one_and_makes_nothing(tmp_path: Path) -> None:
     code, said = doctor(folder=tmp_path, HOME=str(tmp_path), WBAR_URL="http://127.0.0.1:9")
     assert code == 1

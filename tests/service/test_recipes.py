@@ -221,6 +221,7 @@ def test_the_guard_gives_the_start_back(service: Service, ready: tuple[str, str]
         assert all(bool((mine.get_tensor(name) == own.get_tensor(name)).all()) for name in own.keys())  # noqa: SIM118
 
 
+@pytest.mark.long
 def test_a_former_job_teaches_and_is_kept_as_long_as_it_does(service: Service, ready: tuple[str, str]) -> None:
     short = {"cycles": 2}
     with service.client() as client, service.http() as http:
@@ -248,6 +249,7 @@ def test_a_former_job_teaches_and_is_kept_as_long_as_it_does(service: Service, r
         assert http.delete(f"/v1/jobs/{student.id}").status_code == 200
 
 
+@pytest.mark.long
 def test_two_processes_share_a_batch(service: Service, ready: tuple[str, str]) -> None:
     with service.client() as client:
         recipe = {"devices": 2, "batch_size": 16}

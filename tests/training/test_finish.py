@@ -78,7 +78,7 @@ def test_every_method_averages_what_it_visited(tmp_path: Path, name: str) -> Non
         )
 
 
-@pytest.mark.parametrize("name", ["auto", "swa"])
+@pytest.mark.parametrize("name", [pytest.param("auto", marks=pytest.mark.long), "swa"])
 def test_no_weights_are_visited_twice(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     visited: list[int] = []
     visit = loop.TrainingJob._visit

@@ -32,6 +32,7 @@ def wbar_training(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
+@pytest.mark.long
 def test_a_method_from_flags(starts: tuple[Path, Path], tmp_path: Path) -> None:
     method = ["--set", "method.type=ema", "--set", "method.epochs=2"]
     done = wbar_training(starts[0], "builtin:digits", *method, *FEW, cwd=tmp_path)

@@ -133,7 +133,7 @@ def test_a_long_job_never_holds_up_an_upload(service: Service, tmp_path: Path) -
         client.jobs.cancel(job.id)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSEGV, marks=pytest.mark.long)])
 def test_a_training_process_that_dies_is_tried_again_from_where_it_was(
     service: Service, tmp_path: Path, number: signal.Signals
 ) -> None:
