@@ -25,7 +25,8 @@ SMP_DECODERS = (
 )  # fmt: skip
 SEGMENTATION = frozenset({"fcn", "deeplabv3", "lraspp", *SMP_DECODERS})  # families with an output for every pixel
 MASKED = "maskrcnn"  # the family that finds a mask in each box, too
-DETECTION = ("fasterrcnn", MASKED, "retinanet", "fcos", "ssd")  # families that find boxes
+POOLED = ("fasterrcnn", MASKED)  # families that pool the features of candidate regions
+DETECTION = (*POOLED, "retinanet", "fcos", "ssd")  # families that find boxes
 BATCH = 128  # the batch that `peak_lr` belongs to
 
 
@@ -57,6 +58,11 @@ class Architecture:
     def finds_masks(self) -> bool:
         """Whether each box comes with a mask, which is learned from the masks of a dataset's boxes."""
         return self.family == MASKED
+
+    @property
+    def pools_regions(self) -> bool:
+        """Whether the features of candidate regions are pooled (RoIAlign)."""
+        return self.family in POOLED
 
 
 def _family(names: str, family: str, size: int, min_size: int, **rest: object) -> list[Architecture]:

@@ -30,7 +30,8 @@ def images(channels: int) -> Tensor:
 def feed(augment: Augment, channels: int, place: str) -> ImageFeed:
     """A feed whose inputs are made on `place`, from images that lie there too, as in a job."""
     prepare = Preparer(MEAN, STD, augment, 7, torch.device(place))
-    prepare.axes = principal_axes(images(channels).expand(-1, 3, -1, -1)) if augment == "imagenet" else None
+    if augment == "imagenet":
+        prepare.axes = principal_axes(images(channels).expand(-1, 3, -1, -1)).to(place)
     labels = torch.arange(24) % 10
     return ImageFeed(Split(images(channels).to(place), labels), prepare, None, 0)
 

@@ -1,4 +1,4 @@
-"""Networks that are not the catalog's classifiers, on a GPU: of masks, timm's, transformers', exported programs.
+"""What is not the catalog's classifiers of classes, on a GPU: other tasks, timm's and transformers' networks, programs.
 
 They are trained with torch's deterministic kernels alone, so that an operation that has none fails by its name; and killed in
 the middle and gone on, they end in the bytes of a run that nothing disturbed.
@@ -13,8 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.shapes import CLASSES
 from tests.exporting import exported, exported_job, own_net
+from tests.training.attribute_jobs import make_attribute_job
+from tests.training.detection_jobs import MASKED, SMALL, make_detection_job
 from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, make_job, run
+from tests.training.regression_jobs import make_regression_job
 from tests.training.segmentation_jobs import make_segmentation_job
 from wbar.spec import JobSpec, Network
 from wbar_averaging import write_safetensors
@@ -70,6 +74,36 @@ def test_masks(device: str, network: str, precision: str, tmp_path: Path, same_b
         )  # fmt: skip
 
     same_bytes(job("whole"), job("broken"))
+
+
+@pytest.mark.parametrize("make", [make_attribute_job, make_regression_job])
+def test_tables(device: str, make: Callable[..., LocalJob], tmp_path: Path, same_bytes: Check) -> None:
+    def job(name: str) -> LocalJob:
+        return make(tmp_path / name, SLOW, device=device, recipe_precision="bfloat16")
+
+    same_bytes(job("whole"), job("broken"))
+
+
+@pytest.mark.parametrize("network", [SMALL, MASKED])
+def test_a_detector_learns_what_it_learns_on_the_cpu(device: str, network: str, tmp_path: Path) -> None:
+    """Its operations have no deterministic kernels: the job says so, and a killed one goes on all the same."""
+
+    def job(name: str, on: str) -> LocalJob:
+        return make_detection_job(tmp_path / name, SLOW, Network(network, len(CLASSES)), train=8, device=on)
+
+    expected, found, told = Recorder(), Recorder(), Recorder()
+    on_cpu = run(job("cpu", "cpu"), expected).result
+    whole = run(job("whole", device), found).result
+    assert not job("said", device).spec.reproducible
+    assert found.points[0].loss == pytest.approx(expected.points[0].loss, rel=0.01)
+    for arm in ("start", "averaged"):
+        assert getattr(whole.metrics, arm).loss == pytest.approx(getattr(on_cpu.metrics, arm).loss, rel=0.05), arm
+    broken = job("broken", device).changed(save_every_seconds=0.0)
+    with pytest.raises(KilledHere):
+        run(broken, Recorder(die_at=DIE_AT))
+    resumed = run(broken.changed(resume=state_files.latest(broken.scratch)), told).result
+    assert told.points[-1].step == found.points[-1].step
+    assert resumed.metrics.averaged.loss == pytest.approx(whole.metrics.averaged.loss, rel=0.05)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

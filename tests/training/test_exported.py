@@ -1,10 +1,12 @@
 """A network that came as a program of torch.export: the numbers of the network that was exported, to the bit."""
 
 import copy
+import gc
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,21 @@ def test_a_catalog_network_as_a_program_ends_in_the_same_bits(tmp_path: Path) ->
     assert one.keys() == other.keys()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert mine.result.metrics == theirs.result.metrics
+
+
+def test_nothing_of_a_step_is_left_behind(tmp_path: Path) -> None:
+    """Without a garbage collection: what autograd keeps is memory, and no CUDA graph is captured beside it."""
+    network = rebuilt(tmp_path, exported(own_net())).train()
+    gc.collect()
+    gc.disable()
+    try:
+        outputs = network(torch.randn(4, 3, 8, 8))
+        outputs.sum().backward()
+        left = weakref.ref(outputs)
+        del outputs
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.long

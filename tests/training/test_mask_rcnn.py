@@ -30,6 +30,7 @@ from wbar_training.mlflow_model import AveragedModel
 from wbar_training.networks.architectures import build, initialized, load, shapes_of
 from wbar_training.networks.detectors import loss_of
 from wbar_training.networks.recognition import recognize
+from wbar_training.setup import make_deterministic
 from wbar_training.tasks.detection import Detection
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.packing import pack
@@ -200,3 +201,14 @@ def test_it_learns_shapes(tmp_path: Path) -> None:
     assert metrics.start.accuracy < 0.02
     assert metrics.averaged.masks.ap > 0.3
     assert (metrics.averaged.masks.ap50 or 0) > 0.6
+
+
+def test_on_a_gpu_torchvisions_own_kernel_pools(tmp_path: Path) -> None:
+    """Where torch is asked for deterministic kernels, torchvision has inductor make another one, which fails."""
+    try:
+        for network, deterministic in ((MASKED, False), (SMALL, True)):
+            spec = make_detection_job(tmp_path / network, network=Network(network, len(CLASSES))).spec
+            make_deterministic(spec, "cuda", None)
+            assert torch.are_deterministic_algorithms_enabled() == deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)

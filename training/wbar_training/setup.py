@@ -99,7 +99,9 @@ def make_deterministic(spec: JobSpec, device: str, threads: int | None) -> None:
     if device.startswith("cuda"):
         # cuBLAS is deterministic only with it, and torch refuses to multiply without it; read at cuBLAS's first use.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=not spec.reproducible)
+        # In this mode, torchvision's RoI pooling is compiled by inductor instead of its own kernel, and that fails.
+        deterministic = not spec.network.architecture.pools_regions
+        torch.use_deterministic_algorithms(deterministic, warn_only=not spec.reproducible)
         # Or every tensor that torch allocates would be filled first, for programs that read what they have not written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False

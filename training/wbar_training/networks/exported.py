@@ -11,7 +11,7 @@ module of torch's own:
 
 import base64
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -93,25 +93,27 @@ class ExportedNetwork(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """Return the logits (N, classes) of images (N, C, H, W), normalized."""
         values: dict[str, Any] = {self._input: x}
-
-        def of(value: Any) -> Any:
-            if isinstance(value, Of):
-                return values[value.of] if value.of in values else self.at(self._paths[value.of])
-            if isinstance(value, list):
-                return [of(one) for one in value]
-            return x.device if isinstance(value, _Device) else value
-
         for step in self._steps:
             given = dict(step.given)
             for name in step.open:
-                given[name] = of(given[name])
+                given[name] = self._of(given[name], values, x.device)
             results = step.run(self, given)
             if len(step.outputs) == 1:
                 results = (results,)
             values.update(zip(step.outputs, results, strict=True))
             for name in step.gone:
                 del values[name]
-        return of(self._output)
+        return self._of(self._output, values, x.device)
+
+    # A method: a function inside `forward` that calls itself would keep the outputs, and with them every value that
+    # autograd needs, until a garbage collection; a CUDA graph cannot be captured meanwhile.
+    def _of(self, value: Any, values: Mapping[str, Any], device: torch.device) -> Any:
+        """Return an argument with what it names in its place: a value, a tensor of the network, the input's device."""
+        if isinstance(value, Of):
+            return values[value.of] if value.of in values else self.at(self._paths[value.of])
+        if isinstance(value, list):
+            return [self._of(one, values, device) for one in value]
+        return device if isinstance(value, _Device) else value
 
     def at(self, path: tuple[str, ...]) -> Any:
         """Return a module or tensor by its path, at this moment: what a job puts in the place of a module is used, too."""
