@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from benchmarks.shapes import CLASSES, write_boxes_archive
 from tests.training.test_box_archives import FILES, Document, changed, coco, packed
@@ -24,7 +25,7 @@ from wbar_training.networks import architectures
 from wbar_training.networks.detectors import found_by
 from wbar_training.tasks.coco_scores import Overlaps, box_score, evaluators
 from wbar_training.tasks.detection import MOST, Detection, _rows
-from wbar_training.tasks.mask_overlaps import INSIDE, pasted, pixels_of
+from wbar_training.tasks.mask_overlaps import INSIDE, Window, pixels_of, windows
 from wbar_training.uploads import boxed, coco_masks
 from wbar_training.uploads.coco_masks import CocoRuns
 from wbar_training.uploads.limits import UploadLimits
@@ -342,7 +343,10 @@ def test_mask_ap_is_that_of_pycocotools(seed: int) -> None:
     theirs = their_score(found, labels, masks)
     detections = torch.stack([_rows(one) for one in found])
     pixels = torch.stack(
-        [pixels_of(one["masks"], own, (MOST, labels.shape[1])) for one, own in zip(found, masks, strict=True)]
+        [
+            pixels_of(map(Window.of, one["masks"]), map(Window.of, own), (MOST, labels.shape[1]))
+            for one, own in zip(found, masks, strict=True)
+        ]
     )
     answers = torch.cat([torch.cat([detections, labels], dim=1), pixels], dim=2)
     task = Detection(Network("maskrcnn_resnet18_96_fpn", 4), NAMES)
@@ -372,6 +376,22 @@ def test_a_perfect_mask_is_a_perfect_score(package: str) -> None:
     assert nothing.ap == 0
 
 
+def test_windows_hold_what_torchvision_pastes_wherever_a_box_lies() -> None:
+    draws = torch.Generator().manual_seed(4)
+    for size in ((40, 60), (7, 300), (1, 1)):
+        limits = torch.tensor([size[1], size[0]] * 2)
+        corners = (torch.rand(60, 4, generator=draws) * 1.4 - 0.2).clamp(0, 1) * limits
+        corners = torch.cat([corners[:, :2].minimum(corners[:, 2:]), corners[:, :2].maximum(corners[:, 2:])], dim=1)
+        corners[:3] = torch.cat([torch.zeros(3, 2), limits[2:].expand(3, -1)], dim=1)  # the whole image
+        corners[3:6] = limits  # a corner of it, without an area
+        found = {"boxes": corners, "masks": torch.rand(60, 1, 28, 28, generator=draws)}
+        theirs = paste_masks_in_image(found["masks"], found["boxes"], size)[:, 0] > INSIDE
+        ours = torch.stack([one.whole(size) for one in windows(found, size)])
+        assert torch.equal(ours, theirs)
+        assert theirs.any()
+    assert list(windows({"boxes": torch.zeros(0, 4), "masks": torch.zeros(0, 1, 28, 28)}, (5, 5))) == []
+
+
 def test_masks_that_are_pasted_one_by_one_are_those_that_the_network_pastes() -> None:
     torch.manual_seed(0)
     network = architectures.initialized(Network("maskrcnn_resnet18_96_fpn", 4)).eval()
@@ -380,11 +400,12 @@ def test_masks_that_are_pasted_one_by_one_are_those_that_the_network_pastes() ->
         (theirs,), (ours,) = found_by(network, images), found_by(network, images, pasted=False)
     assert len(theirs["masks"]) > 0
     assert torch.equal(theirs["boxes"], ours["boxes"])
-    masks = torch.stack(list(pasted(ours, (70, 90))))
+    parts = list(windows(ours, (70, 90)))
+    masks = torch.stack([one.whole((70, 90)) for one in parts])
     assert torch.equal(masks, theirs["masks"][:, 0] > INSIDE)
     labelled = torch.rand(3, 70, 90) > 0.7
     labelled[2] = False
-    pixels = pixels_of(masks, labelled, (100, 4))
+    pixels = pixels_of(parts, map(Window.of, labelled), (100, 4))
     both = masks.flatten(1).float() @ labelled.flatten(1).float().T
     assert torch.equal(pixels[: len(masks), 1:4], both)
     assert torch.equal(pixels[: len(masks), 0], masks.flatten(1).sum(dim=1).float())

@@ -40,7 +40,7 @@ from wbar_training.losses import class_logits
 from wbar_training.networks.detectors import found_by
 from wbar_training.tasks.attributes import Groups
 from wbar_training.tasks.detection import surest
-from wbar_training.tasks.mask_overlaps import pasted
+from wbar_training.tasks.mask_overlaps import windows
 from wbar_training.tasks.mask_picture import palette
 from wbar_training.uploads.image_checks import inspected
 from wbar_training.uploads.limits import UploadLimits
@@ -270,8 +270,8 @@ class OfBoxes(OneByOne):
                 index,
             )
         found = list[str]()
-        for mask in pasted(best, size):
-            found.append(as_text(runs_down(mask)))
+        for window in windows(best, size):
+            found.append(as_text(runs_down(window.whole(size))))
             self._count(
                 index, len(found[-1]), "ask for fewer boxes, by `top` or `score`, or send fewer images at a time"
             )

@@ -44,7 +44,7 @@ from wbar_training.losses import Loss, Target
 from wbar_training.networks.detectors import found_by, found_with_losses, loss_of
 from wbar_training.tasks.box_picture import BoxPicture
 from wbar_training.tasks.coco_scores import SCORE, Overlaps, box_score, check_installed
-from wbar_training.tasks.mask_overlaps import pasted, pixels_of
+from wbar_training.tasks.mask_overlaps import Window, pixels_of, windows
 from wbar_training.tasks.task import Reading, Task
 
 MOST = 100  # detections of an image that are scored, as COCO has it
@@ -216,4 +216,4 @@ def _pixels(surest: Mapping[str, Tensor], bits: Tensor, labels: Tensor, size: tu
     """Return the numbers of pixels of an image's masks, (100 + most, 1 + most). bits: (most, bytes). labels: (most, 7)."""
     found = {name: surest[name].float().cpu() for name in ("boxes", "masks")}
     own = (of_bits(one[None], size)[0] for one, label in zip(bits, labels, strict=True) if label[CLASS] != NO_BOX)
-    return pixels_of(pasted(found, size), own, (MOST, len(labels)))
+    return pixels_of(windows(found, size), map(Window.of, own), (MOST, len(labels)))

@@ -1,29 +1,50 @@
 """What an average precision needs to know of an image's masks, in numbers of pixels.
 
-A mask of a photograph has millions of pixels, and nearly all are outside: each is laid into the image by itself, and only
-the window that holds what is inside is kept.
+A mask of a photograph has millions of pixels, and nearly all are outside: of each mask only a window that holds all that is
+inside is made and kept.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
 from wbar_training.data.instance_masks import Size
 
 INSIDE = 0.5  # a pixel is in a mask that is surer of it, as in torchvision's references
+_PADDING = 1  # of a detection's mask, in its own pixels, as torchvision lays it into an image
 
 
 @dataclass(frozen=True)
-class _Window:
-    """The part of a mask that holds all of its pixels. span: first row, first column, and those after the last."""
+class Window:
+    """The part of a mask that holds all of its pixels.
+
+    span: first row, first column, and those after the last. inside: (rows, columns) bool.
+    """
 
     span: tuple[int, int, int, int]
     inside: Tensor
 
-    def common(self, other: "_Window") -> int:
+    @classmethod
+    def of(cls, mask: Tensor) -> "Window":
+        """Return the window of a mask, (H, W) bool."""
+        rows, columns = (mask.any(dim=dim).nonzero()[:, 0] for dim in (1, 0))
+        if not len(rows):
+            return cls((0, 0, 0, 0), mask[:0, :0])
+        top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+        return cls((top, left, bottom, right), mask[top:bottom, left:right].clone())
+
+    def whole(self, size: Size) -> Tensor:
+        """Return the mask in an image of this size, (H, W) bool."""
+        mask = torch.zeros(size, dtype=torch.bool)
+        top, left, bottom, right = self.span
+        mask[top:bottom, left:right] = self.inside
+        return mask
+
+    def common(self, other: "Window") -> int:
         """Return how many pixels both masks have."""
         ours, theirs = self.span, other.span
         top, left = max(ours[0], theirs[0]), max(ours[1], theirs[1])
@@ -36,37 +57,36 @@ class _Window:
         return self.inside[top - self.span[0] : bottom - self.span[0], left - self.span[1] : right - self.span[1]]
 
 
-def _window(mask: Tensor) -> _Window:
-    """Return the window of a mask, (H, W) bool."""
-    rows, columns = (mask.any(dim=dim).nonzero()[:, 0] for dim in (1, 0))
-    if not len(rows):
-        return _Window((0, 0, 0, 0), mask[:0, :0])
-    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-    return _Window((top, left, bottom, right), mask[top:bottom, left:right].clone())
-
-
-def pasted(found: Mapping[str, Tensor], size: Size) -> Iterator[Tensor]:
-    """Yield the mask of each detection of an image of this size, one after another: (H, W) bool.
+def windows(found: Mapping[str, Tensor], size: Size) -> Iterator[Window]:
+    """Yield the mask of each detection of an image of this size: the pixels that torchvision pastes into the image.
 
     found: on the host, `boxes` (n, 4) and `masks` (n, 1, h, w) of how surely each pixel of the box is in.
     """
-    for mask, box in zip(found["masks"], found["boxes"], strict=True):
-        yield paste_masks_in_image(mask[None], box[None], size)[0, 0] > INSIDE
+    if not len(found["boxes"]):
+        return
+    masks, scale = expand_masks(found["masks"], padding=_PADDING)
+    boxes: list[list[int]] = expand_boxes(found["boxes"], scale).to(torch.int64).tolist()
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        sides = (max(bottom - top + 1, 1), max(right - left + 1, 1))
+        sure = F.interpolate(mask[None], size=sides, mode="bilinear", align_corners=False)[0, 0]
+        first, after = (max(top, 0), max(left, 0)), (min(bottom + 1, size[0]), min(right + 1, size[1]))
+        inside = sure[first[0] - top : after[0] - top, first[1] - left : after[1] - left] > INSIDE
+        yield Window((*first, first[0] + inside.shape[0], first[1] + inside.shape[1]), inside)
 
 
-def pixels_of(found: Iterable[Tensor], labelled: Iterable[Tensor], most: tuple[int, int]) -> Tensor:
+def pixels_of(found: Iterable[Window], labelled: Iterable[Window], most: tuple[int, int]) -> Tensor:
     """Return the numbers of pixels that stand beside an image's boxes, (detections + labels, 1 + labels) float32.
 
     The first column has those of each mask, detections before labels; the others those that a detection has in common with
     each label. They are whole numbers below 2²⁴, which float32 has all of.
 
-    found, labelled: masks, each (H, W) bool. most: rows for detections and for labels; what is left over is 0.
+    most: rows for detections and for labels; what is left over is 0.
     """
-    ours, own = [_window(mask) for mask in found], [_window(mask) for mask in labelled]
+    ours, own = list(found), list(labelled)
     pixels = torch.zeros(sum(most), 1 + most[1])
-    pixels[: len(ours), 0] = torch.tensor([float(one.inside.sum()) for one in ours])
-    pixels[most[0] : most[0] + len(own), 0] = torch.tensor([float(one.inside.sum()) for one in own])
-    for row, one in enumerate(ours):
-        for column, other in enumerate(own, start=1):
-            pixels[row, column] = one.common(other)
+    for begin, masks in ((0, ours), (most[0], own)):
+        pixels[begin : begin + len(masks), 0] = torch.tensor([float(one.inside.sum()) for one in masks])
+    if own:
+        both = [[float(one.common(other)) for other in own] for one in ours]
+        pixels[: len(ours), 1 : 1 + len(own)] = torch.tensor(both).view(len(ours), len(own))
     return pixels
