@@ -70,7 +70,10 @@ def _family(names: str, family: str, size: int, min_size: int, **rest: object) -
 
 
 def _boxes(peak_lr: float) -> dict[str, object]:
-    return {"peak_lr": peak_lr, "reproducible": False}  # torchvision's RoI pooling has no repeatable CUDA kernel
+    return {
+        "peak_lr": peak_lr,
+        "reproducible": False,
+    }  # torchvision's RoI pooling adds in any order; the others were not run
 
 
 _DENSE = {"peak_lr": 0.08, "reproducible": False}  # no run on a GPU has been repeated yet

@@ -86,7 +86,7 @@ def test_tables(device: str, make: Callable[..., LocalJob], tmp_path: Path, same
 
 @pytest.mark.parametrize("network", [SMALL, MASKED])
 def test_a_detector_learns_what_it_learns_on_the_cpu(device: str, network: str, tmp_path: Path) -> None:
-    """Its operations have no deterministic kernels: the job says so, and a killed one goes on all the same."""
+    """A job that was killed goes on, without a promise of its bits."""
 
     def job(name: str, on: str) -> LocalJob:
         return make_detection_job(tmp_path / name, SLOW, Network(network, len(CLASSES)), train=8, device=on)
@@ -94,7 +94,6 @@ def test_a_detector_learns_what_it_learns_on_the_cpu(device: str, network: str, 
     expected, found, told = Recorder(), Recorder(), Recorder()
     on_cpu = run(job("cpu", "cpu"), expected).result
     whole = run(job("whole", device), found).result
-    assert not job("said", device).spec.reproducible
     assert found.points[0].loss == pytest.approx(expected.points[0].loss, rel=0.01)
     for arm in ("start", "averaged"):
         assert getattr(whole.metrics, arm).loss == pytest.approx(getattr(on_cpu.metrics, arm).loss, rel=0.05), arm

@@ -51,8 +51,8 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
-def has_context(pid: int) -> bool:
-    """Whether a process that does not ask the driver for anything else has the device open that contexts are made on."""
+def has_uvm_open(pid: int) -> bool:
+    """Whether a process has the device open that CUDA's contexts are made on."""
     links = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -71,8 +71,8 @@ def test_two_slots_share_a_gpu_and_change_no_bit(device: str, tmp_path: Path) ->
         wait_until(lambda: min(step_of(client, job.id) for job in jobs) > 2, 90, "the first steps of both jobs")
         attempts = training_processes(worker_of(service))
         assert len(attempts) == 2, "both run at once"
-        if device.startswith("cuda") and any(has_context(pid) for pid in attempts):  # a sandbox may hide the files
-            assert not has_context(parent_of(attempts[0])), "the forkserver's context would be every attempt's"
+        if device.startswith("cuda") and any(has_uvm_open(pid) for pid in attempts):  # a sandbox may hide the files
+            assert not has_uvm_open(parent_of(attempts[0])), "the forkserver's context would be every attempt's"
             # The worker itself asks the driver how full the cards are, for which newer drivers open that device, too: what
             # makes a context is not in its memory.
             assert "libcuda.so" not in Path(f"/proc/{worker_of(service)}/maps").read_text()

@@ -376,7 +376,7 @@ def test_a_perfect_mask_is_a_perfect_score(package: str) -> None:
     assert nothing.ap == 0
 
 
-def test_windows_hold_what_torchvision_pastes_wherever_a_box_lies() -> None:
+def test_windows_hold_what_torchvision_pastes() -> None:
     draws = torch.Generator().manual_seed(4)
     for size in ((40, 60), (7, 300), (1, 1)):
         limits = torch.tensor([size[1], size[0]] * 2)
@@ -389,10 +389,18 @@ def test_windows_hold_what_torchvision_pastes_wherever_a_box_lies() -> None:
         ours = torch.stack([one.whole(size) for one in windows(found, size)])
         assert torch.equal(ours, theirs)
         assert theirs.any()
+        assert all(one.inside.numel() == 0 or one.inside.any(dim=0)[[0, -1]].all() for one in windows(found, size))
     assert list(windows({"boxes": torch.zeros(0, 4), "masks": torch.zeros(0, 1, 28, 28)}, (5, 5))) == []
+    beyond = {
+        "boxes": torch.tensor([[70.0, 5, 80, 15], [5, 45, 20, 52], [-30, -9, -3, -2]]),
+        "masks": torch.ones(3, 1, 28, 28),
+    }
+    assert [one.inside.numel() for one in windows(beyond, (40, 60))] == [0, 0, 0]
+    unsure = {"boxes": torch.tensor([[0.0, 0, 60, 40]]), "masks": torch.full((1, 1, 28, 28), 0.1)}
+    assert [one.inside.numel() for one in windows(unsure, (40, 60))] == [0], "only what is inside is kept"
 
 
-def test_masks_that_are_pasted_one_by_one_are_those_that_the_network_pastes() -> None:
+def test_masks_by_their_windows_are_those_that_the_network_pastes() -> None:
     torch.manual_seed(0)
     network = architectures.initialized(Network("maskrcnn_resnet18_96_fpn", 4)).eval()
     images = torch.rand(1, 3, 70, 90)

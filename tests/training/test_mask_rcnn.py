@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision import models
 
 from benchmarks.shapes import CLASSES, write_boxes_archive
-from tests.training.detection_jobs import MASKED, SMALL, make_detection_job
+from tests.training.detection_jobs import FASTER, MASKED, SMALL, make_detection_job
 from tests.training.jobs import KilledHere, LocalJob, Recorder, run
 from tests.training.test_detection import GENTLE
 from wbar.datasets import DatasetFacts, ImageShape
@@ -203,12 +203,17 @@ def test_it_learns_shapes(tmp_path: Path) -> None:
     assert (metrics.averaged.masks.ap50 or 0) > 0.6
 
 
-def test_on_a_gpu_torchvisions_own_kernel_pools(tmp_path: Path) -> None:
-    """Where torch is asked for deterministic kernels, torchvision has inductor make another one, which fails."""
+@pytest.mark.parametrize(("network", "deterministic"), [(MASKED, False), (FASTER, False), (SMALL, True)])
+def test_torchs_deterministic_mode_is_off_where_regions_are_pooled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, deterministic: bool
+) -> None:
+    """With it on, torchvision has inductor make another pooling in the place of its own kernel, and that fails."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    spec = make_detection_job(tmp_path, network=Network(network, len(CLASSES))).spec
     try:
-        for network, deterministic in ((MASKED, False), (SMALL, True)):
-            spec = make_detection_job(tmp_path / network, network=Network(network, len(CLASSES))).spec
-            make_deterministic(spec, "cuda", None)
-            assert torch.are_deterministic_algorithms_enabled() == deterministic
+        make_deterministic(spec, "cuda", None)
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
     finally:
         torch.use_deterministic_algorithms(False)

@@ -8,8 +8,9 @@
     from then on              the captured kernels are launched together
 
 The kernels, their order and their random draws (the seed is set before every replay) are those of a step that is not
-captured, and so are the bits: a job may be captured in one attempt and not in the next. Without it a GPU waits for the
-host, which needs longer to launch a small network's kernels than the GPU to run them.
+captured, and so are the bits: a job may be captured in one attempt and not in the next. (Of the networks that were looked
+at one kind differs, transformers' ViT, which is therefore not `reproducible`.) Without it a GPU waits for the host, which
+needs longer to launch a small network's kernels than the GPU to run them.
 """
 
 import logging

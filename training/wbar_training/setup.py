@@ -93,17 +93,20 @@ def make_deterministic(spec: JobSpec, device: str, threads: int | None) -> None:
     """Set the thread count, which decides the bits on a CPU, and choose repeatable GPU kernels.
 
     threads: None leaves the count as it is.
+
+    For networks that pool regions torch's mode stays off: in it, torchvision's RoI pooling is compiled by inductor instead of
+    its own kernel, and that fails.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     if device.startswith("cuda"):
         # cuBLAS is deterministic only with it, and torch refuses to multiply without it; read at cuBLAS's first use.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # In this mode, torchvision's RoI pooling is compiled by inductor instead of its own kernel, and that fails.
         deterministic = not spec.network.architecture.pools_regions
         torch.use_deterministic_algorithms(deterministic, warn_only=not spec.reproducible)
         # Or every tensor that torch allocates would be filled first, for programs that read what they have not written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
 
 

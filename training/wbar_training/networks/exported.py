@@ -96,28 +96,29 @@ class ExportedNetwork(nn.Module):
         for step in self._steps:
             given = dict(step.given)
             for name in step.open:
-                given[name] = self._of(given[name], values, x.device)
+                given[name] = _argument(self, given[name], values, x.device)
             results = step.run(self, given)
             if len(step.outputs) == 1:
                 results = (results,)
             values.update(zip(step.outputs, results, strict=True))
             for name in step.gone:
                 del values[name]
-        return self._of(self._output, values, x.device)
-
-    # A method: a function inside `forward` that calls itself would keep the outputs, and with them every value that
-    # autograd needs, until a garbage collection; a CUDA graph cannot be captured meanwhile.
-    def _of(self, value: Any, values: Mapping[str, Any], device: torch.device) -> Any:
-        """Return an argument with what it names in its place: a value, a tensor of the network, the input's device."""
-        if isinstance(value, Of):
-            return values[value.of] if value.of in values else self.at(self._paths[value.of])
-        if isinstance(value, list):
-            return [self._of(one, values, device) for one in value]
-        return device if isinstance(value, _Device) else value
+        return _argument(self, self._output, values, x.device)
 
     def at(self, path: tuple[str, ...]) -> Any:
         """Return a module or tensor by its path, at this moment: what a job puts in the place of a module is used, too."""
         return reduce(getattr, path, self)
+
+
+# Outside of `forward`: a function in it that calls itself would keep the outputs, and with them every value that autograd
+# needs, until a garbage collection; a CUDA graph cannot be captured meanwhile.
+def _argument(network: ExportedNetwork, value: Any, values: Mapping[str, Any], device: torch.device) -> Any:
+    """Return an argument with what it names in its place: a value, a tensor of the network, the input's device."""
+    if isinstance(value, Of):
+        return values[value.of] if value.of in values else network.at(network._paths[value.of])
+    if isinstance(value, list):
+        return [_argument(network, one, values, device) for one in value]
+    return device if isinstance(value, _Device) else value
 
 
 def head_of(program: Program, classes: int) -> list[str]:

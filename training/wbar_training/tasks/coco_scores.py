@@ -7,6 +7,7 @@ masks   the same, where IoU is that of masks, and a detection's size that of its
 
 import contextlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -95,8 +96,6 @@ def box_score(
     overlaps: of the masks of each image; None: boxes are compared.
     """
     kinds, kind_of_evaluation = evaluators()[package] if package else next(iter(evaluators().values()))
-    if overlaps is not None:
-        kind_of_evaluation = _by_overlaps(kind_of_evaluation, overlaps, detections, labels)
     truth, found = _document(labels.double().numpy(), len(names)), _found(detections.double().numpy())
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         coco = kinds()
@@ -111,6 +110,8 @@ def box_score(
             for one, pixels in zip(results.dataset["annotations"], overlaps.pixels(detections), strict=True):
                 one["area"] = pixels
         evaluation = kind_of_evaluation(coco, results, "bbox")
+        if overlaps is not None:
+            evaluation.computeIoU = _by_overlaps(overlaps, detections, labels)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -124,19 +125,20 @@ def box_score(
     return BoxScore(**dict(zip(_SUMMARY, values, strict=True)), by_class=by_class)
 
 
-def _by_overlaps(kind: type[Any], overlaps: Overlaps, detections: Tensor, labels: Tensor) -> type[Any]:
-    """Return a package's evaluation that takes the IoU of two masks from what is known of them, all else as it is."""
+def _by_overlaps(
+    overlaps: Overlaps, detections: Tensor, labels: Tensor
+) -> Callable[[int, int], NDArray[np.float64] | list[float]]:
+    """Return what takes the place of `computeIoU` of a package's evaluation: IoU of masks, of what is known of them."""
 
-    class Evaluation(kind):  # type: ignore[misc]  # the packages have no types
-        def computeIoU(self, image: int, category: int) -> NDArray[np.float64] | list[float]:  # noqa: N802  # theirs
-            found = detections[image - 1, :, CLASS] == category
-            own = labels[image - 1, :, CLASS] == category
-            if not bool(found.any()) or not bool(own.any()):
-                return []
-            crowds = labels[image - 1, own, CROWD] > 0
-            return overlaps.iou(image - 1, found, own, crowds)
+    def ious(image: int, category: int) -> NDArray[np.float64] | list[float]:
+        found = detections[image - 1, :, CLASS] == category
+        own = labels[image - 1, :, CLASS] == category
+        if not bool(found.any()) or not bool(own.any()):
+            return []
+        crowds = labels[image - 1, own, CROWD] > 0
+        return overlaps.iou(image - 1, found, own, crowds)
 
-    return Evaluation
+    return ious
 
 
 def _known(value: float) -> float | None:

@@ -29,13 +29,15 @@ class Window:
     inside: Tensor
 
     @classmethod
-    def of(cls, mask: Tensor) -> "Window":
-        """Return the window of a mask, (H, W) bool."""
+    def of(cls, mask: Tensor, corner: tuple[int, int] = (0, 0)) -> "Window":
+        """Return the window of a mask, (H, W) bool. corner: the row and the column that its first pixel has in the image."""
         rows, columns = (mask.any(dim=dim).nonzero()[:, 0] for dim in (1, 0))
         if not len(rows):
             return cls((0, 0, 0, 0), mask[:0, :0])
         top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-        return cls((top, left, bottom, right), mask[top:bottom, left:right].clone())
+        down, across = corner
+        span = (down + top, across + left, down + bottom, across + right)
+        return cls(span, mask[top:bottom, left:right].clone())
 
     def whole(self, size: Size) -> Tensor:
         """Return the mask in an image of this size, (H, W) bool."""
@@ -69,9 +71,12 @@ def windows(found: Mapping[str, Tensor], size: Size) -> Iterator[Window]:
     for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
         sides = (max(bottom - top + 1, 1), max(right - left + 1, 1))
         sure = F.interpolate(mask[None], size=sides, mode="bilinear", align_corners=False)[0, 0]
-        first, after = (max(top, 0), max(left, 0)), (min(bottom + 1, size[0]), min(right + 1, size[1]))
-        inside = sure[first[0] - top : after[0] - top, first[1] - left : after[1] - left] > INSIDE
-        yield Window((*first, first[0] + inside.shape[0], first[1] + inside.shape[1]), inside)
+        corner = max(top, 0), max(left, 0)
+        rows, columns = (
+            slice(begin - side, max(begin, min(end + 1, most)) - side)
+            for begin, side, end, most in zip(corner, (top, left), (bottom, right), size, strict=True)
+        )
+        yield Window.of(sure[rows, columns] > INSIDE, corner)
 
 
 def pixels_of(found: Iterable[Window], labelled: Iterable[Window], most: tuple[int, int]) -> Tensor:
