@@ -168,8 +168,9 @@ class _Trained(RequestModel):
     )
     back_off: bool = Field(
         True,
-        description="If the first snapshot lost more than half of what the start knows of its training images, start again at "
-        "a third of the high rate; at most twice, each time said in the log.",
+        description="If the first snapshot lost more than half of what the start knows of its training images, or training "
+        "diverged before it, start again at a third of the high rate; at most twice, each time said in the log. On several "
+        "devices a job that diverged fails.",
     )
 
 

@@ -178,7 +178,8 @@ class JobResult(BaseModel):
         False, description="Whether training ended before its planned steps: early stopping, or `POST …/finish`."
     )
     back_offs: int = Field(
-        0, description="How often the high rate was divided by 3, because the start was forgotten at it."
+        0,
+        description="How often the high rate was divided by 3, because the start was forgotten or training diverged at it.",
     )
     start_kind: StartKind | None = Field(None, description="What method `auto` found the start to be.")
     rate_probe: RateProbe | None = Field(

@@ -158,23 +158,30 @@ class TrainingJob:
         while self.step < self.total_steps:
             self._meet()
             position = self.position = self._position(self.step)
-            self.evaluator.where = f"after step {position.step + 1}"
-            self.evaluator.advice = f"lower {self._rate_field(position.phase)}"
-            self._train_step(position)
-            self.step += 1
-            self._follow(position)
-            if self.schedule.visits(position.step - self.results.discarded_steps):
-                self._visit(position)
-            if position.ends_cycle and not self._backed_off(position):
-                self._take_snapshot(position)
-            stopped = self._should_stop_early(position) and self._stop_early(position)
-            durable = position.ends_phase or stopped
-            if durable or self.states.due:
-                self._save(durable)
-            if self.step == first_step + 1 or durable or self._heartbeat_due():
-                self.meter.check()
-                self._heartbeat(position.phase, position, can_stop=True)
+            try:
+                self._advance(position, self.step == first_step)
+            except Diverged as error:
+                self._back_off_from(error, position)
         return self._conclude()
+
+    def _advance(self, position: Position, first: bool) -> None:
+        """Take a step, and all that comes after it. first: whether it is this attempt's first. Raises Diverged."""
+        self.evaluator.where = f"after step {position.step + 1}"
+        self.evaluator.advice = f"lower {self._rate_field(position.phase)}"
+        self._train_step(position)
+        self.step += 1
+        self._follow(position)
+        if self.schedule.visits(position.step - self.results.discarded_steps):
+            self._visit(position)
+        if position.ends_cycle and not self._backed_off(position):
+            self._take_snapshot(position)
+        stopped = self._should_stop_early(position) and self._stop_early(position)
+        durable = position.ends_phase or stopped
+        if durable or self.states.due:
+            self._save(durable)
+        if first or durable or self._heartbeat_due():
+            self.meter.check()
+            self._heartbeat(position.phase, position, can_stop=True)
 
     def _evaluate_start(self) -> None:
         if self.spec.find_normalization:
@@ -430,7 +437,7 @@ class TrainingJob:
     def _backed_off(self, position: Position) -> bool:
         """Start again from w_0 at a third of the high rate, if the first snapshot has forgotten its training images."""
         results = self.results
-        if position.cycle > 1 or not self.method.back_off or results.back_offs >= decisions.MAX_BACK_OFFS:
+        if position.cycle > 1 or not self._may_back_off:
             return False
         self.meter.check()
         self.ranks.share_buffers(self.model)
@@ -439,11 +446,37 @@ class TrainingJob:
         if not decisions.has_forgotten(results.start_train_accuracy, accuracy, self.setup.data.chance):
             return False
         measure = MEASURES[self.setup.data.task.name]
+        self._back_off(
+            position,
+            f"the first snapshot has {measure.named(accuracy, 1)} on its training images, the start had "
+            f"{measure.text(results.start_train_accuracy, 1)}",
+        )
+        return True
+
+    @property
+    def _may_back_off(self) -> bool:
+        return self.method.back_off and self.results.back_offs < decisions.MAX_BACK_OFFS
+
+    def _back_off_from(self, error: Diverged, position: Position) -> None:
+        """Start again in the same way where training diverged before the first snapshot; raise the error where it may not.
+
+        position: of the step that was taken last; on a GPU that may be after the one that the error is about.
+        """
+        # Ranks would have to agree; a snapshot is evaluated, counted and told.
+        if self.results.snapshots or self.ranks.size > 1 or not self._may_back_off:
+            raise error
+        position = self.meter.diverged_at or position
+        self.step = position.step + 1
+        self.meter.forget()
+        self._back_off(position, error.detail.partition(":")[0])
+
+    def _back_off(self, position: Position, why: str) -> None:
+        """Start again from w_0 at a third of the high rate. position: of the last step that is discarded."""
+        results = self.results
         self.reporter.log(
             "warning",
-            f"the first snapshot has {measure.named(accuracy, 1)} on its training images, the start had "
-            f"{measure.text(results.start_train_accuracy, 1)}: the high rate is divided by {BACK_OFF:g} and the job starts "
-            f"again from the start (back-off {results.back_offs + 1} of {decisions.MAX_BACK_OFFS})",
+            f"{why}: the high rate is divided by {BACK_OFF:g} and the job starts again from the start (back-off "
+            f"{results.back_offs + 1} of {decisions.MAX_BACK_OFFS})",
         )
         results.back_offs += 1
         results.discarded_steps, results.discarded_epochs = self.step, position.epoch
@@ -455,7 +488,6 @@ class TrainingJob:
         self.estimate = self._estimate(self.step, begun=True)
         self.trajectory = self._new_trajectory()
         self._go_on_training()
-        return True
 
     def _check_finite(self, position: Position) -> None:
         """Raise Diverged if a weight is not finite: the last step may break one without a loss that shows it."""

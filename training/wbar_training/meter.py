@@ -53,6 +53,7 @@ class Meter:
         self.points: list[MetricsPoint] = []  # all so far: an attempt that goes on tells them again
         self.loss: float | None = None
         self.images_per_second: float | None = None
+        self.diverged_at: Position | None = None  # of the first step whose loss or norm is not finite
 
     def add(self, position: Position, result: StepResult, images: int, pull: float) -> None:
         """Record one step's result, without waiting for the device; with its norms it ends a point.
@@ -89,7 +90,7 @@ class Meter:
 
     def _take(self, step: _Step, loss: float, right: float) -> None:
         if not math.isfinite(loss):
-            position = step.position
+            position = self.diverged_at = step.position
             raise Diverged(
                 f"the loss became {loss} {self._place(position)}, for example to "
                 f"{position.lr / 3:.2g}, or set recipe.grad_clip_norm to 1; snapshots made before are kept"
@@ -105,6 +106,11 @@ class Meter:
             f"lower {self._rate_field(position.phase)}"
         )
 
+    def forget(self) -> None:
+        """Begin the next point anew, after steps that diverged."""
+        self._pending, self.diverged_at = [], None
+        self._sum, self._count, self._right, self._seen = 0.0, 0, 0.0, 0
+
     def pause(self) -> None:
         """Begin the measurement of images/s anew, after work that was not training steps."""
         self._images, self._since = 0, time.monotonic()
@@ -118,6 +124,7 @@ class Meter:
         # Of scaled gradients: the step was left out, and the next scale is smaller.
         overflowed = self.scaled and not math.isfinite(norm)
         if not (math.isfinite(norm) or overflowed) or not math.isfinite(distance):
+            self.diverged_at = position
             raise Diverged(f"the gradient's norm became {norm} {self._place(position)}; snapshots made before are kept")
         mean, accuracy = self._sum / self._count, self._right / self._seen
         self._sum, self._count, self._right, self._seen = 0.0, 0, 0.0, 0
