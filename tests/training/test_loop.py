@@ -223,9 +223,8 @@ def test_of_a_greedy_average_the_file_counts_what_was_kept(tmp_path: Path) -> No
 
 
 def test_a_diverging_loss_is_said_with_step_phase_and_hint(tmp_path: Path) -> None:
-    job = make_job(
-        tmp_path, METHOD.model_copy(update={"high": HighPhase(lr=100.0), "low": LowPhase(lr=100.0), "pull": 50.0})
-    )
+    hot = {"high": HighPhase(lr=100.0), "low": LowPhase(lr=100.0), "pull": 50.0, "back_off": False}
+    job = make_job(tmp_path, METHOD.model_copy(update=hot))
     with pytest.raises(Diverged, match=r"at step \d+ \(cycle \d, (high|low) phase, learning rate 100\).*lower method"):
         run(job, Recorder())
 
