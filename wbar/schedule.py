@@ -31,7 +31,7 @@ from wbar.method import (
 )
 from wbar_averaging.cyclic_lr import CyclicSchedule, Phase, PhaseRate, Position
 
-BACK_OFF = 3.0  # what the high rate is divided by when the first snapshot is far below the start
+BACK_OFF = 3.0  # what the high rate is divided by when the first snapshot is far below the start, or none was reached
 PUBLISHED = 6  # snapshots of a method that averages steps
 VISITS = 24  # of `auto`, at least
 

@@ -389,7 +389,9 @@ class TrainingJob:
         ends_epoch = position.step_in_epoch + 1 == self.schedule.steps_per_epoch
         if not (ends_epoch if self.schedule.stops_by == "epochs" else position.ends_cycle):
             return False
+        self.meter.check()
         self.ranks.share_buffers(self.model)
+        self._check_finite(position)
         loss = self.evaluator.selection_losses(self._mean_so_far()).mean().item()
         self._go_on_training()
         return decisions.out_of_patience(self.results, loss, patience)
@@ -462,13 +464,19 @@ class TrainingJob:
 
         position: of the step that was taken last; on a GPU that may be after the one that the error is about.
         """
+        try:
+            self.meter.check()
+        except Diverged as earlier:  # of a step that was not read yet
+            error = earlier
+        first = self.meter.diverged_at
+        hopeless = first is not None and first.step == self.results.discarded_steps  # at w_0, whatever the rate
         # Ranks would have to agree; a snapshot is evaluated, counted and told.
-        if self.results.snapshots or self.ranks.size > 1 or not self._may_back_off:
+        if hopeless or self.results.snapshots or self.ranks.size > 1 or not self._may_back_off:
             raise error
-        position = self.meter.diverged_at or position
+        position = first or position
         self.step = position.step + 1
         self.meter.forget()
-        self._back_off(position, error.detail.partition(":")[0])
+        self._back_off(position, error.detail.partition(": lower")[0])
 
     def _back_off(self, position: Position, why: str) -> None:
         """Start again from w_0 at a third of the high rate. position: of the last step that is discarded."""

@@ -55,6 +55,7 @@ class Stepper:
         # With several ranks, gradients of others come in between.
         graphs = device.type == "cuda" and self.ranks.size == 1 and loss.graphable
         self._graphed = GraphedBackward(self._backward, self.parameters) if graphs else None
+        self._first_scale = self.scaler.state_dict()
         self.renew()
 
     def _wrapped(self, model: nn.Module) -> nn.Module:
@@ -66,7 +67,10 @@ class Stepper:
         return torch.compile(model) if self.plan.recipe.compile else model  # type: ignore[return-value]
 
     def renew(self) -> None:
-        """Make a fresh optimizer, as at the start of the job."""
+        """Make a fresh optimizer, and let float16 be scaled, as at the start of the job."""
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(self._first_scale)  # in place: a captured graph reads the scale there
+            self.scaler._per_optimizer_states.clear()  # of a step that was not ended
         self.optimizer = make_optimizer(self.model, self.plan)
         # Folding gives the same number with one pass less over the weights; not where clipping must see the whole gradient.
         self._folds = self.plan.grad_clip_norm is None and can_fold_pull(self.optimizer)
