@@ -75,7 +75,7 @@ class Problem:
         return found
 
 
-# What two cores can do in half an hour a seed.
+# Half an hour to an hour a seed on one core.
 _BOXES: dict[str, Any] = {
     "side": 96, "train": 200, "held_out": 60, "unseen": 150, "start_epochs": 10, "epochs": 6, "batch": 8, "start_lr": 1e-3
 }  # fmt: skip
