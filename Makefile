@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATASET ?= builtin:digits
-PROCESSES ?= 3
+PROCESSES ?= 2
 
 GPU ?= --minutes 9 --out .gpu
 FAULTS ?= --count 1000 --seed 0 --seconds 3600 --database both
@@ -27,9 +27,8 @@ demo: $(VENV)/.embedded ## upload, fine-tune, download, compare: the whole path 
 	$(BIN)/wbar demo --dataset $(DATASET)
 
 # Each process has a thread of its own: two that share a core's threads take many times as long. Each begins with one part of the
-# suite, in its order, and so what a module or the tests of one database start is started once. Three keep two cores busy: a third
-# of a test's time is waiting for servers to start and leases to expire.
-test: $(VENV)/.test ## the whole suite, with real servers, in three processes
+# suite, in its order, and so what a module or the tests of one database start is started once.
+test: $(VENV)/.test ## the whole suite, with real servers, in two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
 long: $(VENV)/.test ## the tests that `make test` leaves out for their length, so that it stays under a quarter of an hour

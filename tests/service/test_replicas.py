@@ -91,7 +91,7 @@ def test_a_job_is_trained_twice_and_joined(service: Service, inputs: dict[str, s
 
 def test_it_fails_by_name_where_a_replica_fails(service: Service, inputs: dict[str, str]) -> None:
     with service.client() as client:
-        method = {"type": "none", "epochs": 1, "lr": 100, "replicas": 2}
+        method = {"type": "none", "epochs": 1, "lr": 100, "back_off": False, "replicas": 2}
         done = client.jobs.wait(client.jobs.create(**inputs, method=method).id, timeout=120)
         assert done.status == "failed"
         assert done.error is not None
