@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -92,6 +93,7 @@ def reference(columns: Sequence[Sequence[float]], weights: Sequence[float] | Non
     return found
 
 
+@cache  # Hypothesis reads the source of what it filters by, for every strategy anew
 def finite_bits(dtype: str) -> st.SearchStrategy[Any]:
     """Any finite number of the format, by its bits: subnormal ones, both zeros and the largest are all likely."""
     size = float_formats.SIZES[dtype]
