@@ -1,7 +1,15 @@
 """`python -m wbar_service`: the API process, configured by `WBAR_…` variables."""
 
-from wbar_service.app import serve
-from wbar_service.settings import ServiceSettings
+import gc
+
+
+def main() -> None:
+    gc.disable()  # all that is loaded now stays: to look through it again and again is a tenth of the start
+    from wbar_service.app import serve
+    from wbar_service.settings import ServiceSettings
+
+    serve(ServiceSettings())
+
 
 if __name__ == "__main__":
-    serve(ServiceSettings())
+    main()

@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 
 from wbar.choices import NormalizationProbe
-from wbar.errors import CompileFailed, Diverged, OutOfMemory
+from wbar.errors import Diverged
 from wbar.jobs import StepPhase
 from wbar.measures import MEASURES
 from wbar.method import AutoMethod, CyclicSwa, Plain, Soup, Training
@@ -44,6 +44,7 @@ from wbar_training.distributed.launch import run_on_ranks
 from wbar_training.distributed.ranks import HEARTBEAT_STEPS, Ranks
 from wbar_training.evaluation_sets import stored
 from wbar_training.evaluator import Scores, StartEvaluation
+from wbar_training.failures import as_job_errors
 from wbar_training.familiarity import StartLosses
 from wbar_training.head_probe import probe_head
 from wbar_training.job_data import JobData
@@ -64,10 +65,6 @@ from wbar_training.workspace import Workspace
 
 # How often the host waits for the device, to report the progress (it changes no result).
 HEARTBEAT_SECONDS = 0.4
-NO_MEMORY = "DefaultCPUAllocator: "
-# The driver's and the libraries' own words, where others fill the card beside torch's allocator.
-NO_DEVICE_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-SMALLER = "lower recipe.batch_size or image_size"
 
 
 @safe_path.for_children()
@@ -77,7 +74,7 @@ def run(spec: JobSpec, workspace: Workspace, reporter: Reporter) -> Outcome:
     Raises StopRequested when the reporter asks for it, JobError when the job cannot go on.
     """
     learn_all(spec, workspace)
-    try:
+    with as_job_errors():
         if isinstance(spec.method, Soup):
             return SoupJob(spec, workspace, reporter).run()
         if spec.replicas:
@@ -85,26 +82,6 @@ def run(spec: JobSpec, workspace: Workspace, reporter: Reporter) -> Outcome:
         if spec.recipe.devices > 1 and Ranks.here().size == 1:
             return run_on_ranks(spec, workspace, reporter, "wbar_training.loop:run")
         return TrainingJob(spec, workspace, reporter).run()
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"the device ran out of memory ({str(error).splitlines()[0]}): {SMALLER}") from error
-    except MemoryError as error:
-        raise OutOfMemory(f"this machine ran out of memory: {SMALLER}") from error
-    except RuntimeError as error:
-        if any(words in str(error) for words in NO_DEVICE_MEMORY):
-            raise OutOfMemory(
-                f"the device ran out of memory ({str(error).splitlines()[0][:200]}): {SMALLER}"
-            ) from error
-        if NO_MEMORY in str(error):  # torch's allocator of the CPU has no class of its own
-            raise OutOfMemory(
-                f"this machine ran out of memory ({str(error).splitlines()[0][:200]}): {SMALLER}"
-            ) from error
-        # By name: torch._dynamo takes seconds to import, and only jobs that compile have it.
-        if "TorchDynamoException" not in {kind.__name__ for kind in type(error).__mro__}:
-            raise
-        raise CompileFailed(
-            f"torch.compile failed ({(str(error).splitlines() or [''])[0][:200]}): is there a C++ compiler (CPU) or Triton "
-            "(GPU) on the worker? Or leave recipe.compile out"
-        ) from error
 
 
 class TrainingJob:
