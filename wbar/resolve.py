@@ -35,6 +35,8 @@ PEAK_RATES = {
     "rmsprop": 1.25e-4,
     "adagrad": 0.005,
 }  # per 128 images, where it is not the architecture's own optimizer
+# Of SGD, per 128 images, where no batch's statistics renormalize what a step blows up: as VGG and AlexNet are trained.
+UNNORMALIZED_PEAK = 0.005
 
 
 def resolve_job(
@@ -166,6 +168,7 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) ->
 
     Rates follow from the architecture's customary peak rate p × batch / 128 (linear scaling, Goyal et al. 2017):
     cyclic_swa, swa, ema and lawa use p / 2, `none`, the control and `auto` use p, which `auto` then measures the start by.
+    With `batch_norm: frozen`, p is at most that of networks without normalization (decision 59).
     """
     if isinstance(method, Soup):
         return method
@@ -277,6 +280,9 @@ def _peak_rate(recipe: Recipe, network: Network) -> float:
     name = recipe.optimizer.name
     assert name != "auto"
     peak = architecture.peak_lr if name == architecture.optimizer else PEAK_RATES[name]
+    # The published rates of detectors are for kept statistics.
+    if recipe.batch_norm == "frozen" and name == "sgd" and architecture.outputs != "boxes":
+        peak = min(peak, UNNORMALIZED_PEAK)
     return peak * recipe.batch_size / BATCH
 
 

@@ -153,7 +153,11 @@ class Bench:
         shutil.copyfile(stopped if self.block.start == "underfit" else outcome.weights, self.checkpoint)
 
     def start_score(self) -> dict[str, Any]:
-        return self._scored(self._network(self.checkpoint))
+        return self.score_of(self.checkpoint)
+
+    def score_of(self, weights: Path) -> dict[str, Any]:
+        """The scores on the unseen images."""
+        return self._scored(self._network(weights))
 
     def arm(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Run an arm; yield its name and what was measured, and for the cyclic one the ensemble's."""
@@ -164,7 +168,7 @@ class Bench:
         method = ARMS[name] | ({"epochs": epochs} if "type" in ARMS[name] else {"cycles": epochs // 2})
         spec, workspace = self.job(method, self.checkpoint, f"arm-{name}")
         outcome = run(spec, workspace, Silent())
-        yield name, self._scored(self._network(outcome.weights)) | _choice(outcome.result)
+        yield name, self.score_of(outcome.weights) | _choice(outcome.result)
         if name == "cyclic":
             members = [self._network(path) for path in sorted(workspace.scratch.glob("snapshot-*.safetensors"))]
             both = [
@@ -227,7 +231,7 @@ class Bench:
         prepare = self._preparer(plan)
         task = Classification(self.network, [str(index) for index in range(self.network.num_classes)])
         batch_of = partial(_batch, prepare, split)
-        return predict(model, split.parts(), batch_of, task.outputs, plan.autocast, lambda _: None).answers
+        return predict(model, split.parts(), batch_of, task.answered, plan.autocast, lambda _: None).answers
 
     def _scored(self, model: nn.Module) -> dict[str, Any]:
         return self._score(self._probabilities(model, self.unseen), self._probabilities(model, self.held_out))

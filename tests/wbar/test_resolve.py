@@ -1,12 +1,13 @@
 """`auto` is a static function of the catalog, the checkpoint and the dataset; what cannot fit is refused with both values."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
 from wbar.datasets import DatasetFacts, ImageShape
 from wbar.errors import ChannelsMismatch, ClassesMismatch, ImageSizeUnsupported
-from wbar.method import CyclicSwa, HighPhase
+from wbar.method import CyclicSwa, HighPhase, Plain
 from wbar.recipe import IMAGENET, Normalization, Optimizer, Recipe
 from wbar.recipe_defaults import resolve_recipe
 from wbar.resolve import resolve_classes, resolve_method
@@ -56,6 +57,28 @@ def test_the_defaults_by_hand(
     assert recipe.image_size == (32, 32)
     assert recipe.normalize == COLOUR
     assert "auto" not in recipe.model_dump_json() + method.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "peak"),
+    [
+        ("resnet20", "auto", 0.005),  # 0.1 with the statistics of batches
+        ("resnet50", "auto", 0.005),
+        ("vgg16", "auto", 0.005),  # has no BatchNorm, and this rate anyway
+        ("ssd300_vgg16", "auto", 0.008),  # a detector's published rate is for kept statistics
+        ("resnet20", "adamw", 1.25e-4),
+        ("convnext_tiny", "auto", 1.25e-4),
+    ],
+)
+def test_kept_statistics_have_at_most_the_rate_of_networks_without_normalization(
+    name: str, optimizer: Literal["auto", "adamw"], peak: float
+) -> None:
+    asked = Recipe(batch_norm="frozen", optimizer=Optimizer(name=optimizer), batch_size=64, image_size=224)
+    recipe = resolve_recipe(asked, network(name), facts(), gpu=False)
+    plain, cyclic = resolve_method(Plain(type="none"), recipe, network(name)), CyclicSwa(high=HighPhase(lr=0.2))
+    assert plain.lr == plain.control_lr == pytest.approx(peak / 2)
+    given = resolve_method(cyclic, recipe, network(name))
+    assert (given.high.lr, given.control_lr) == (0.2, pytest.approx(peak / 2))
 
 
 def test_what_is_given_stays() -> None:
