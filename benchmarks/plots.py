@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from benchmarks.gain.arms import ORDER, SINGLE
 from benchmarks.gain.blocks import PARTS, Block
 from benchmarks.gain.tables import Line, complete, paired, read
-from wbar.method import METHODS, StartKind
+from wbar.method import METHODS, Soup, StartKind
 from wbar.schedule import build_schedule
 
 STEPS_PER_EPOCH = 40
@@ -36,6 +36,7 @@ def rates() -> go.Figure:
     figure = go.Figure()
     for name, fields in METHODS_DRAWN.items():
         method = METHODS.validate_python(fields | {"control_lr": PEAK})
+        assert not isinstance(method, Soup)
         kind: StartKind = "memorised" if "memorised" in name else "underfit"
         schedule = build_schedule(method, STEPS_PER_EPOCH, start_kind=kind)
         places = [schedule.at(step) for step in range(schedule.total_steps)]

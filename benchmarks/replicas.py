@@ -85,8 +85,8 @@ def _plain_speed(processes: int, cycles: int, images: int) -> float:
             "mean": [0.5], "std": [0.5], "flip": False,
         }  # fmt: skip
         command = [sys.executable, "-P", "-m", "benchmarks.bare_loop"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        loops = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(processes)]
+        pipe = subprocess.PIPE
+        loops = [subprocess.Popen(command, cwd=ROOT, text=True, stdin=pipe, stdout=pipe) for _ in range(processes)]
         try:
             with ThreadPoolExecutor() as threads:  # all begin at once
                 answers = list(threads.map(lambda one: one.communicate(json.dumps(task), timeout=600)[0], loops))
@@ -128,12 +128,11 @@ def meetings(cycles: int, images: int, seeds: int) -> None:
         dataset = client.datasets.create("builtin:digits", max_train_images=images)
         for name, options in WAYS.items():
             method = {"cycles": cycles, "high": {"lr": HIGH}, "low": {"lr": HIGH / 10}, "replicas": REPLICAS, **options}
-            done = [
-                client.jobs.wait(
-                    client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id, method=method, seed=seed).id
-                )
-                for seed in range(seeds)
-            ]
+            done = []
+            for seed in range(seeds):
+                job = client.jobs.create(checkpoint=checkpoint.id, dataset=dataset.id, method=method, seed=seed)
+                assert job.id is not None
+                done.append(client.jobs.wait(job.id))
             _print_way(name, done)
 
 

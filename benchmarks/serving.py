@@ -20,12 +20,13 @@ from pathlib import Path
 import httpx
 
 from benchmarks.running import wait_until
+from wbar.checkpoints import CheckpointFacts
 from wbar.datasets import ImageShape, Split
 from wbar.method import CyclicSwa
 from wbar.recipe import Recipe
 from wbar.spec import JobSpec, Network, StoredDataset, StoredWeights
 from wbar_store.blobs import Blobs
-from wbar_store.checkpoints import CheckpointFacts, GivenNetwork
+from wbar_store.checkpoints import GivenNetwork
 from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant
 from wbar_store.datasets import DatasetSummary

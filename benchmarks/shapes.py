@@ -57,12 +57,12 @@ def draw(size: tuple[int, int], draws: np.random.Generator, most: int = 3, void_
         shade = 1 + 0.25 * _noise(size, draws, 4)
         image = np.where(inside[..., None], colour * shade[..., None], image)
         mask[inside], owner[inside] = label, number
-    image = np.clip(image + draws.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(image + draws.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
     shown = [(int(label), owner == number) for number, label in enumerate(labels, 1) if (owner == number).any()]
-    boxes = tuple(_box(label, pixels) for label, pixels in shown)
+    boxes = tuple(_box(label, inside) for label, inside in shown)
     if void_edge:
         mask[_edges(owner)] = VOID
-    return Drawing(image, mask, boxes, tuple(pixels for _, pixels in shown))
+    return Drawing(pixels, mask, boxes, tuple(inside for _, inside in shown))
 
 
 def _noise(size: tuple[int, int], draws: np.random.Generator, cells: int) -> Grid:

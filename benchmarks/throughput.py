@@ -103,6 +103,7 @@ def lightning(task: dict[str, Any]) -> list[float]:
         def __init__(self) -> None:
             super().__init__()
             self.model = _network(task)
+            self.before: float | None = None
 
         def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
             return F.cross_entropy(self.model(normalize(augment(batch[0], flip=True))), batch[1])
@@ -115,8 +116,6 @@ def lightning(task: dict[str, Any]) -> list[float]:
             if self.before is not None:
                 found.append(BATCH / (now - self.before))
             self.before = now
-
-        before: float | None = None
 
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(images, labels), batch_size=BATCH, shuffle=True, drop_last=True

@@ -34,6 +34,7 @@ from benchmarks.running import (
 from benchmarks.start import write_start
 from benchmarks.table import Findings, Row, Sample, figure
 from wbar.jobs import Job, MetricsPoint
+from wbar.method import CyclicSwa
 from wbar.states import TERMINAL
 from wbar_training.uploads.builtin_images import FASHION_FOLDERS
 from wbar_training.uploads.dataset_archives import pack_builtin
@@ -99,6 +100,7 @@ def _data(quick: bool) -> Data:
 def _task(job: Job, start: Path, packed: Path) -> dict[str, Any]:
     """The resolved job, as the bare loop takes it."""
     recipe, method = job.recipe.model_dump(), job.method
+    assert isinstance(method, CyclicSwa)
     assert recipe["optimizer"]["name"] == "sgd"
     assert recipe["precision"] == "float32"
     return {

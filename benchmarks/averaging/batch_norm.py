@@ -132,7 +132,7 @@ def _errors(model: nn.Module, batches: list[Tensor], what: str) -> list[Row]:
 
 def differences(model: nn.Module, exact: dict[str, Tensor]) -> list[float]:
     """Of each layer, how far its running variance is from this one."""
-    found = {name: layer.running_var.double() for name, layer in layers(model).items()}
+    found = {name: var.double() for name, layer in layers(model).items() if (var := layer.running_var) is not None}
     return [float((found[name] - var).norm() / var.norm()) for name, var in exact.items()]
 
 

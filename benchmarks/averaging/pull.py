@@ -11,20 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import models
 
-from benchmarks.averaging.alternate import Turn, absent, alternate, memory, nbytes, part, threads, timed_row
+from benchmarks.averaging.alternate import Turn, alternate, memory, nbytes, part, threads, timed_row
 from benchmarks.table import Findings, Row
-from wbar_averaging import add_pull_gradient
-
-try:
-    from wbar_averaging import add_folded_pull_gradient, fold_pull
-except ImportError:
-    add_folded_pull_gradient = fold_pull = None
+from wbar_averaging import add_folded_pull_gradient, add_pull_gradient, fold_pull
 
 STRENGTH = 0.01
 ALONE_GOAL, STEP_GOAL = 0.15, 1.03
 NONE, IN_PLACE, FOLDED = "plain step", "step with the pull in place", "step with the pull folded"
 AUTOGRAD = "step with the term in its loss"
-PULLS = (NONE, IN_PLACE, FOLDED, AUTOGRAD) if fold_pull is not None else (NONE, IN_PLACE, AUTOGRAD)
+PULLS = (NONE, IN_PLACE, FOLDED, AUTOGRAD)
 ALONE = "add_pull_gradient"
 ALONE_FOLDED = "add_folded_pull_gradient"
 ALONE_AUTOGRAD = "the term's own forward and backward"
@@ -67,8 +62,7 @@ def pull_term(weights: list[Tensor], mean: list[Tensor]) -> Tensor:
 def trainings(dtype: torch.dtype = torch.float32) -> dict[str, Training]:
     """One of each; the folded one's optimizer decays its weights by the pull's share too."""
     found = {pull: Training(pull, dtype) for pull in PULLS}
-    if FOLDED in found:
-        fold_pull(found[FOLDED].optimizer, STRENGTH)
+    fold_pull(found[FOLDED].optimizer, STRENGTH)
     return found
 
 
@@ -96,27 +90,21 @@ def _alone(rounds: int) -> list[Row]:
         ALONE: lambda: add_pull_gradient(weights, mean, STRENGTH),
         ALONE_AUTOGRAD: lambda: pull_term(weights, mean).backward(),
     }
-    if fold_pull is not None:
-        work[ALONE_FOLDED] = lambda: add_folded_pull_gradient(weights, mean, STRENGTH)
+    work[ALONE_FOLDED] = lambda: add_folded_pull_gradient(weights, mean, STRENGTH)
 
     def clear() -> None:
         training.optimizer.zero_grad(set_to_none=False)
 
     times = alternate({name: Turn(one, clear) for name, one in work.items()}, rounds)
-    rows = [timed_row("pull alone", times, ALONE, ALONE_AUTOGRAD, ALONE_GOAL)]
-    if ALONE_FOLDED in times:
-        rows.append(timed_row("pull alone", times, ALONE_FOLDED, ALONE_AUTOGRAD))
-    return rows
+    ours = timed_row("pull alone", times, ALONE, ALONE_AUTOGRAD, ALONE_GOAL)
+    return [ours, timed_row("pull alone", times, ALONE_FOLDED, ALONE_AUTOGRAD)]
 
 
 def _steps(number: int, rounds: int) -> list[Row]:
     times = alternate({pull: Turn(training.step) for pull, training in trainings().items()}, rounds)
     what = f"{number} thread{'s' if number > 1 else ''}"
-    rows = [timed_row(what, times, pull, NONE, STEP_GOAL) for pull in (IN_PLACE, FOLDED) if pull in times]
-    if FOLDED not in times:
-        rows.append(absent(f"{what}: {FOLDED}", "not there"))
-    rows.append(timed_row(what, times, AUTOGRAD, NONE))
-    return rows
+    rows = [timed_row(what, times, pull, NONE, STEP_GOAL) for pull in (IN_PLACE, FOLDED)]
+    return [*rows, timed_row(what, times, AUTOGRAD, NONE)]
 
 
 def _temporaries() -> list[Row]:
@@ -126,8 +114,7 @@ def _temporaries() -> list[Row]:
     whole = nbytes(weights)
     peer = memory(lambda: pull_term(weights, mean).backward())
     ways: dict[str, Callable[[], object]] = {ALONE: lambda: add_pull_gradient(weights, mean, STRENGTH)}
-    if fold_pull is not None:
-        ways[ALONE_FOLDED] = lambda: add_folded_pull_gradient(weights, mean, STRENGTH)
+    ways[ALONE_FOLDED] = lambda: add_folded_pull_gradient(weights, mean, STRENGTH)
     rows = []
     for name, work in ways.items():
         taken = memory(work)

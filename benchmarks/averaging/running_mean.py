@@ -6,6 +6,7 @@ that takes a mean can do less. What the peers do with buffers stands in the note
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ from benchmarks.table import Findings, Row
 from wbar_averaging import RunningMean
 
 try:
-    from timm.utils import ModelEmaV3
+    from timm.utils.model_ema import ModelEmaV3 as _ModelEma
+
+    ModelEmaV3: Any = _ModelEma
 except ImportError:
     ModelEmaV3 = None
 try:
@@ -125,7 +128,7 @@ def _turns(model: nn.Module) -> dict[str, Turn]:
         callback = StochasticWeightAveraging
         swa, n = AveragedModel(model).module, torch.tensor(1)
         work[LIGHTNING] = lambda: callback.update_parameters(swa, model, n, callback.avg_fn)
-    turns = {name: Turn(one, lambda: torch._foreach_mul_(weights, CHANGE)) for name, one in work.items()}
+    turns = {name: Turn(one, lambda: torch._foreach_mul_(list[Tensor](weights), CHANGE)) for name, one in work.items()}
     turns[LIMIT] = Turn(work[LIMIT], lambda: flat.mul_(CHANGE))
     return turns
 
@@ -137,9 +140,12 @@ def _memory_row(case: Case) -> Row:
     ours, theirs = RunningMean(model), AveragedModel(model)
 
     def three(update: Callable[[nn.Module], None]) -> by_turns.Memory:
-        for _ in range(3):
-            update(model)
-        return by_turns.memory(lambda: [update(model) for _ in range(3)])
+        def updates() -> None:
+            for _ in range(3):
+                update(model)
+
+        updates()
+        return by_turns.memory(updates)
 
     taken, peer = three(ours.update), three(theirs.update_parameters)
     return Row(
@@ -162,7 +168,7 @@ def _error_rows(dtype: torch.dtype, counts: tuple[int, ...]) -> list[Row]:
     means: dict[str, Callable[[], Iterable[Tensor]]] = {
         COMPENSATED: lambda: ours.mean(torch.float32).values(),
         PLAIN: lambda: plain.mean(torch.float32).values(),
-        torchs: lambda: theirs.module,
+        torchs: lambda: theirs.module.parameters(),
     }
     errors: dict[str, Errors] = {name: [] for name in means}
     total = [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES]

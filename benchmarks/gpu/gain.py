@@ -168,8 +168,9 @@ class Pool:
                 left = self.until - time.monotonic()
                 if not self.busy or left <= 0:
                     return
-                for connection in wait(list(self.busy), timeout=left):
-                    yield self._received(connection)
+                for ready in wait(list(self.busy), timeout=left):
+                    assert isinstance(ready, Connection)
+                    yield self._received(ready)
         finally:
             for process in self.processes:
                 process.kill()

@@ -134,7 +134,7 @@ def _watch(case: Case, folder: Path, trace: Path, device: str) -> Counter[tuple[
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = note
+        warnings.showwarning = note  # type: ignore[assignment]  # of any arguments
         try:
             job.run()
         except (_Enough, StopRequested):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wbar.errors import SourceUnavailable
 
-FASHION_FOLDERS = (
+FASHION_FOLDERS: tuple[Path, ...] = (
     Path("data/FashionMNIST/raw"),
     Path("~/.cache/torchvision/FashionMNIST/raw"),
     Path("/usr/share/datasets/fashion-mnist"),
