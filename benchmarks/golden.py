@@ -2,7 +2,8 @@
 
 One small job of every kind goes through a real `wbar up`; kept are the digests of w̄'s and every snapshot's tensors, the
 result's numbers and the training series. The bits belong to a machine and a torch, so this is a tool for whoever rebuilds
-something, run before and after on one machine, and no test.
+something, run before and after on one machine, and no test. In results, what was uploaded has its name of
+`Recording.names` in place of its id.
 """
 
 import argparse

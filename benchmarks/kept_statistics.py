@@ -1,8 +1,8 @@
 """`python -m benchmarks.kept_statistics`: the rates that a plain fine-tune bears while BatchNorm keeps the start's statistics.
 
 From settled starts, six more epochs along a cosine from each of several peak rates (given for a batch of 128) to 0, once with
-the statistics of batches in training and once with the start's: the NLL on unseen images, or that training diverged. It is
-what the default rates of `batch_norm: "frozen"` follow from.
+the statistics of batches in training and once with the start's: the NLL on unseen images, and how many were lost: diverged, or
+with a loss of more than twice the start's. It is what the default rates of `batch_norm: "frozen"` follow from.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from statistics import mean, stdev
 import torch
 
 from benchmarks.gain.arms import Bench, Silent
-from benchmarks.gain.blocks import Block
+from benchmarks.gain.blocks import START_EPOCHS, Block
 from wbar.catalog import ARCHITECTURES, BATCH
 from wbar.errors import Diverged
 from wbar.method import Plain
@@ -25,8 +25,8 @@ BLOCKS = (
     Block("fashion", 400, "resnet18", "settled", 6),
     Block("fashion", 400, "mobilenet_v2", "settled", 6),
 )
-START_EPOCHS = 18
-RATES = (0.1, 0.05, 0.03, 0.015, 0.01, 0.005, 0.0025, 0.001)
+LOST = 2.0  # times the start's loss
+RATES = (0.1, 0.05, 0.025, 0.01, 0.005, 0.0025)
 
 
 def main() -> None:
@@ -48,15 +48,14 @@ def _table(block: Block, seeds: int) -> None:
     with tempfile.TemporaryDirectory(prefix="wbar-kept-") as folder:
         benches = [Bench(block, seed, Path(folder, str(seed))) for seed in _made(folder, seeds)]
         for bench in benches:
-            bench.make_start(START_EPOCHS)
+            bench.make_start(START_EPOCHS[block.size])
+        starts = [float(bench.start_score()["loss"]) for bench in benches]
         peak = ARCHITECTURES[block.network].peak_lr
-        start = _text([bench.start_score()["loss"] for bench in benches])
-        print(f"\n{block.images} {block.size}, {block.network}: customary {peak:g}; NLL of the start {start}\n")
+        print(f"\n{block.name}: customary {peak:g}, NLL of the start {_text(list(starts), starts)}\n")
         print("| peak rate | statistics of batches | the start's |\n|---|---|---|")
-        for rate in RATES:
-            if rate <= peak:
-                found = [_text([_loss(bench, rate, kind) for bench in benches]) for kind in ("track", "frozen")]
-                print(f"| {rate:g} | {' | '.join(found)} |", flush=True)
+        for rate in [rate for rate in RATES if rate <= peak]:
+            cells = [_text([_loss(bench, rate, kind) for bench in benches], starts) for kind in ("track", "frozen")]
+            print(f"| {rate:g} | {' | '.join(cells)} |", flush=True)
 
 
 def _made(folder: str, seeds: int) -> range:
@@ -80,13 +79,14 @@ def _loss(bench: Bench, rate: float, batch_norm: str) -> float | None:
     return float(bench.score_of(outcome.weights)["loss"])
 
 
-def _text(losses: list[float | None]) -> str:
-    told = [loss for loss in losses if loss is not None]
-    lost = f"{len(losses) - len(told)} of {len(losses)} diverged"
-    if not told:
-        return lost
-    spread = f" ± {stdev(told):.3f}" if len(told) > 1 else ""
-    return f"{mean(told):.3f}{spread}" + ("" if len(told) == len(losses) else f"; {lost}")
+def _text(losses: list[float | None], starts: list[float]) -> str:
+    """Return the mean of the losses that are left, and how many are lost."""
+    left = [loss for loss, start in zip(losses, starts, strict=True) if loss is not None and loss <= LOST * start]
+    lost = len(losses) - len(left)
+    if not left:
+        return f"all {lost} lost"
+    spread = f" ± {stdev(left):.3f}" if len(left) > 1 else ""
+    return f"{mean(left):.3f}{spread}" + (f"; {lost} of {len(losses)} lost" if lost else "")
 
 
 if __name__ == "__main__":

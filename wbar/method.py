@@ -281,7 +281,8 @@ class Swad(RequestModel):
 class Swa(_Spaced):
     """Stochastic weight averaging at a constant rate: annealing to it, then a snapshot per epoch (Izmailov et al. 2018).
 
-    `auto`: lr = 0.5 × the architecture's customary peak rate × batch_size / 128; anneal_from = that peak rate.
+    `auto`: lr = 0.5 × the architecture's customary peak rate × batch_size / 128; anneal_from = that peak rate,
+    or lr where that is higher.
     """
 
     type: Literal["swa"]

@@ -73,7 +73,9 @@ def resolve_job(
     classes = resolve_classes(asked, network, facts)
     recipe = resolve_recipe(options.recipe, network, facts, gpu, options.method, start.pretrained)
     method = resolve_method(options.method, recipe, network)
-    recipe = with_head_rate(recipe, method)
+    # A classifier that is trained by itself has the rate of moving statistics: all else stands still then anyway.
+    moving = recipe.model_copy(update={"batch_norm": "recompute"})
+    recipe = with_head_rate(recipe, resolve_method(options.method, moving, network))
     for ingredient in ingredients:
         _check_same_network(ingredient, start)
     if isinstance(method, Soup) and method.average == "stock" and start.id in method.checkpoints:
@@ -168,7 +170,7 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) ->
 
     Rates follow from the architecture's customary peak rate p × batch / 128 (linear scaling, Goyal et al. 2017):
     cyclic_swa, swa, ema and lawa use p / 2, `none`, the control and `auto` use p, which `auto` then measures the start by.
-    With `batch_norm: frozen`, p is at most that of networks without normalization (decision 59).
+    With `batch_norm: frozen` and SGD, p is at most that of networks without normalization, but for detectors (decision 59).
     """
     if isinstance(method, Soup):
         return method
@@ -190,7 +192,7 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) ->
     rate = _rate(method, peak / 2 if gentle else peak, batch)
     update |= {"lr": rate, "base_lr": None, "pull": 0.0 if method.pull == "auto" else method.pull}
     if isinstance(method, Swa):
-        update["anneal_from"] = peak if method.anneal_from == "auto" else method.anneal_from
+        update["anneal_from"] = max(peak, rate) if method.anneal_from == "auto" else method.anneal_from
     elif isinstance(method, AutoMethod):
         update["probe_rate"] = _probes(method, (method,), True)
     elif method.final_lr == "auto":

@@ -25,16 +25,18 @@ def shifted(line: Line) -> float:
 
 def tables(lines: Sequence[Line]) -> Iterator[str]:
     """Yield the lines of a markdown page."""
-    for name, size, batch_norm in dict.fromkeys(map(_bench, lines)):
-        own = [line for line in lines if _bench(line) == (name, size, batch_norm)]
+    for bench in dict.fromkeys(map(_bench, lines)):
+        own = [line for line in lines if _bench(line) == bench]
+        name, size, batch_norm, precision, images = bench
+        what = f"{name}, {size} px, BatchNorm {batch_norm}, {precision}, {images} unseen images"
         by_arm = {arm: {line["seed"]: line for line in own if line["arm"] == arm} for arm in ORDER}
         there = {arm: found for arm, found in by_arm.items() if found}
         seeds = sorted(set.intersection(*(set(found) for found in there.values())))
         if not seeds:
-            yield f"\n### {name}, {size} px, BatchNorm {batch_norm}: no seed has all arms yet\n"
+            yield f"\n### {what}: no seed has all arms yet\n"
             continue
         rows = {arm: [found[seed] for seed in seeds] for arm, found in there.items()}
-        yield f"\n### {name}, {size} px, BatchNorm {batch_norm}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}\n"
+        yield f"\n### {what}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}\n"
         yield f"| arm | {' | '.join(HEAD)} |"
         yield "|---" * (len(HEAD) + 1) + "|"
         for arm, found in rows.items():
@@ -46,8 +48,8 @@ def tables(lines: Sequence[Line]) -> Iterator[str]:
             yield f"α by seed: {chosen}."
 
 
-def _bench(line: Line) -> tuple[str, int, str]:
-    return line["task"], line["size"], line["batch_norm"]
+def _bench(line: Line) -> tuple[str, int, str, str, int]:
+    return line["task"], line["size"], line["batch_norm"], line["precision"], line["images"]
 
 
 def _cells(rows: Sequence[Line], control: Sequence[Line], arm: str) -> Iterator[str]:

@@ -39,7 +39,14 @@ def run_arms(work: Work) -> int:
     if options.data is not None:
         builtin_images.FASHION_FOLDERS = (options.data, *builtin_images.FASHION_FOLDERS)
     register()
-    own = {"task": work.task, "size": options.size, "batch_norm": options.batch_norm, "seed": work.seed}
+    own = {
+        "task": work.task,
+        "size": options.size,
+        "precision": options.precision,
+        "images": options.counts.unseen,
+        "batch_norm": options.batch_norm,
+        "seed": work.seed,
+    }
     done = {line["arm"] for line in read(options.results) if own.items() <= line.items()}
     missing = [arm for arm in options.arms if arm not in done]
     if not missing:

@@ -5,7 +5,7 @@ import gc
 
 def main() -> None:
     """Serve until a signal ends it."""
-    gc.disable()  # all that is loaded now stays: to look through it again and again is a tenth of the start
+    gc.disable()  # all that is loaded now stays: to look through it again and again takes a tenth of a second
     from wbar_service.app import serve
     from wbar_service.settings import ServiceSettings
 

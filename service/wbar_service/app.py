@@ -125,7 +125,7 @@ def serve(settings: ServiceSettings) -> None:
     app = create_app(settings)
     gc.collect()
     gc.freeze()  # what was built until here stays: to look through it again holds up every request for 80 ms
-    gc.enable()  # `python -m wbar_service` disables it while it loads its modules
+    gc.enable()  # it was disabled while the modules were loaded
     config = uvicorn.Config(
         app,
         host=settings.host,

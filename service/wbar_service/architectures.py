@@ -29,7 +29,10 @@ class ArchitectureEntry(BaseModel):
     min_size: int = Field(description="Smallest side that it takes.")
     fixed_size: bool = Field(description="Whether a checkpoint takes only the size that it was trained at.")
     optimizer: Literal["sgd", "adamw"]
-    peak_lr: float = Field(description="The customary peak learning rate at batch 128, from which `auto` follows.")
+    peak_lr: float = Field(
+        description="The customary peak learning rate at batch 128, from which `auto` follows; at most 0.005 with "
+        "`batch_norm: frozen` and SGD, but for detectors."
+    )
     reproducible: bool = Field(
         description="Whether a GPU run can be repeated bit for bit; false also where it is not known."
     )

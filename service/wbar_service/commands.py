@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import asdict
+from gc import disable as disable_collector
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -34,6 +35,7 @@ def serve(
 ) -> None:
     """Run the API alone: configured by WBAR_DATABASE_URL, WBAR_BROKER_URL, WBAR_BLOBS_URL."""
     need("service", "fastapi", "sqlalchemy", "celery")
+    disable_collector()  # as `python -m wbar_service` does
     from wbar_service.app import serve as run
     from wbar_service.settings import ServiceSettings
 

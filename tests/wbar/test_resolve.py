@@ -1,17 +1,18 @@
 """`auto` is a static function of the catalog, the checkpoint and the dataset; what cannot fit is refused with both values."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from wbar.datasets import DatasetFacts, ImageShape
 from wbar.errors import ChannelsMismatch, ClassesMismatch, ImageSizeUnsupported
-from wbar.method import CyclicSwa, HighPhase, Plain
+from wbar.job_request import JobOptions
+from wbar.method import AutoMethod, CyclicSwa, HighPhase, Plain, Soup, Swa, Training
 from wbar.recipe import IMAGENET, Normalization, Optimizer, Recipe
 from wbar.recipe_defaults import resolve_recipe
-from wbar.resolve import resolve_classes, resolve_method
-from wbar.spec import Network
+from wbar.resolve import resolve_classes, resolve_job, resolve_method
+from wbar.spec import Network, StoredDataset, StoredWeights
 
 GREY = Normalization(mean=[0.3], std=[0.4])
 COLOUR = Normalization(mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2])
@@ -64,6 +65,7 @@ def test_the_defaults_by_hand(
     [
         ("resnet20", "auto", 0.005),  # 0.1 with the statistics of batches
         ("resnet50", "auto", 0.005),
+        ("lraspp_mobilenet_v3_large", "auto", 0.005),
         ("vgg16", "auto", 0.005),  # has no BatchNorm, and this rate anyway
         ("ssd300_vgg16", "auto", 0.008),  # a detector's published rate is for kept statistics
         ("resnet20", "adamw", 1.25e-4),
@@ -75,10 +77,27 @@ def test_kept_statistics_have_at_most_the_rate_of_networks_without_normalization
 ) -> None:
     asked = Recipe(batch_norm="frozen", optimizer=Optimizer(name=optimizer), batch_size=64, image_size=224)
     recipe = resolve_recipe(asked, network(name), facts(), gpu=False)
-    plain, cyclic = resolve_method(Plain(type="none"), recipe, network(name)), CyclicSwa(high=HighPhase(lr=0.2))
-    assert plain.lr == plain.control_lr == pytest.approx(peak / 2)
-    given = resolve_method(cyclic, recipe, network(name))
-    assert (given.high.lr, given.control_lr) == (0.2, pytest.approx(peak / 2))
+    peak /= 2  # of 64 images
+
+    def resolved(method: Training | Soup) -> Any:
+        return resolve_method(method, recipe, network(name))
+
+    for method in (Plain(type="none"), AutoMethod(type="auto")):
+        found = resolved(method)
+        assert found.lr == found.control_lr == pytest.approx(peak)
+    swa = resolved(Swa(type="swa"))
+    assert (swa.lr, swa.anneal_from) == (pytest.approx(peak / 2), pytest.approx(peak))
+    cyclic = resolved(CyclicSwa())
+    assert (cyclic.high.lr, cyclic.low.lr) == (pytest.approx(peak / 2), pytest.approx(peak / 20))
+    given = resolved(CyclicSwa(high=HighPhase(lr=0.2)))
+    assert (given.high.lr, given.control_lr) == (0.2, pytest.approx(peak))
+
+
+def test_annealing_never_begins_below_the_rate_that_it_goes_to() -> None:
+    recipe = resolve_recipe(Recipe(batch_norm="frozen"), network(), facts(), gpu=False)
+    method = resolve_method(Swa(type="swa", lr=0.02, anneal_epochs=1), recipe, network())
+    assert isinstance(method, Swa)
+    assert method.anneal_from == 0.02
 
 
 def test_what_is_given_stays() -> None:
@@ -140,3 +159,21 @@ def test_one_output_tells_two_classes_apart_and_has_one_label_of_several() -> No
     assert resolve_classes(None, one, two) is None
     with pytest.raises(ClassesMismatch, match=r"labels 1\.\.1 would have none"):
         resolve_classes(None, one, replace(two, task="multilabel"))
+
+
+@pytest.mark.parametrize(("rate", "head"), [("auto", 0.5), (0.02, 0.2)])
+def test_a_classifier_that_is_trained_by_itself_has_the_rate_of_moving_statistics(rate: Any, head: float) -> None:
+    jobs = [
+        resolve_job(
+            JobOptions(
+                method=Plain(type="none", lr=rate),
+                recipe=Recipe(batch_norm=kind, batch_size=64, head="reset", head_epochs=1),
+            ),
+            StoredWeights(id="start", sha256="", blob="start", prefix="", network=network()),
+            StoredDataset(id="data", sha256="", blob="data"),
+            facts(),
+            gpu=False,
+        )
+        for kind in ("frozen", "track")
+    ]
+    assert [job.recipe.head_lr for job in jobs] == [pytest.approx(head), pytest.approx(head)]

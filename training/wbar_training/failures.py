@@ -20,7 +20,7 @@ def as_job_errors() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"the device ran out of memory ({_first_line(error)}): {SMALLER}") from error
+        raise OutOfMemory(f"the device ran out of memory ({_first_line(error, 1000)}): {SMALLER}") from error
     except MemoryError as error:
         raise OutOfMemory(f"this machine ran out of memory: {SMALLER}") from error
     except RuntimeError as error:
@@ -37,5 +37,6 @@ def as_job_errors() -> Iterator[None]:
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:200]
+def _first_line(error: BaseException, most: int = 200) -> str:
+    """Return the first line of an error's message. most: characters of it; torch's words about a device are one long line."""
+    return (str(error).splitlines() or [""])[0][:most]
