@@ -1,5 +1,6 @@
 """Answers of a job's networks about pictures that are sent with the request: `POST /v1/jobs/{id}/predict`."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, TypeAdapter
@@ -12,12 +13,20 @@ from wbar.spec import StoredWeights
 MOST_IMAGES = 64
 MOST_BYTES = 16 * 1024 * 1024  # of all images of a request, as files
 NETWORK = r"^(averaged|start|control|swag|snapshot_[1-9][0-9]{0,5})$"
+NETWORKS = "`averaged`, `start`, `control`, `swag`, and `snapshot_1`, `snapshot_2` and so on"
 MOST_DRAWS = 20  # networks drawn from SWAG's Gaussian for one request
 MOST_DRAWN_BYTES = 2 * 1024**3  # of their weights together, which take about ten seconds on one core
 MOST_BOXES = 100  # of an image, as COCO has it
 MOST_OUTPUTS = 2**28  # pixels of an image times classes: a GiB of float32
 MOST_MASK_PIXELS = 2**29  # of the masks of an image together
 MOST_ANSWER_BYTES = 8 * 1024 * 1024  # of all class maps, boxes and masks of an answer
+
+
+def network_name(name: str) -> str:
+    """Return the name of a network that may be asked. Raises ValueError with those that there are."""
+    if not re.fullmatch(NETWORK, name):
+        raise ValueError(f"there is no network {name!r}: a job may have {NETWORKS}")
+    return name
 
 
 class _Frozen(BaseModel):

@@ -306,7 +306,7 @@ class Recipe(RequestModel):
         description="Where w̄'s BatchNorm statistics come from. `recompute`: from training images, layer by layer "
         "in one pass. `consistent`: the same, each layer from the statistics of those before it (several passes; "
         "for small batches). `track`: the mean of what training tracked. `frozen`: the start's, which training "
-        "leaves alone; default rates of SGD are lower then, but for detectors. `auto`: `recompute`, `track` for method "
+        "leaves alone; default rates of SGD are lower then, but for masks and boxes. `auto`: `recompute`, `track` for method "
         "`none`, and `frozen` in detection.",
     )
 

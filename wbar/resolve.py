@@ -170,7 +170,8 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) ->
 
     Rates follow from the architecture's customary peak rate p × batch / 128 (linear scaling, Goyal et al. 2017):
     cyclic_swa, swa, ema and lawa use p / 2, `none`, the control and `auto` use p, which `auto` then measures the start by.
-    With `batch_norm: frozen` and SGD, p is at most that of networks without normalization, but for detectors (decision 59).
+    With `batch_norm: frozen` and SGD, p is at most that of networks without normalization, but for masks and
+    boxes (decision 59).
     """
     if isinstance(method, Soup):
         return method
@@ -282,8 +283,8 @@ def _peak_rate(recipe: Recipe, network: Network) -> float:
     name = recipe.optimizer.name
     assert name != "auto"
     peak = architecture.peak_lr if name == architecture.optimizer else PEAK_RATES[name]
-    # The published rates of detectors are for kept statistics.
-    if recipe.batch_norm == "frozen" and name == "sgd" and architecture.outputs != "boxes":
+    # Detectors' published rates are for kept statistics, and of networks for every pixel none was seen that lost its start.
+    if recipe.batch_norm == "frozen" and name == "sgd" and architecture.outputs == "image":
         peak = min(peak, UNNORMALIZED_PEAK)
     return peak * recipe.batch_size / BATCH
 

@@ -5,12 +5,22 @@ A study has jobs of its own, which are ordinary ones: they are listed, watched, 
 study says what differs between them, how many run at a time, and what all of them together show (`wbar.study_report`).
 """
 
+import re
 from collections.abc import Sequence
 from heapq import heapreplace
 from math import prod
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from wbar.job_request import MOST_TAGS, JobRequest
 from wbar.job_warnings import JobWarning
@@ -31,7 +41,24 @@ OWN_FIELDS = {"recipe.batch_size": "batch_sizes"}
 COMMON = ("checkpoint", "dataset", "name", "metadata", "dry_run")  # fields of a job that a study does not vary
 EXPONENTS: dict[Scaling, float] = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
 
-FieldPath = Annotated[str, Field(pattern=r"^(method|recipe)(\.[a-z][a-z0-9_]{0,63}){1,4}$", max_length=256)]
+PATH = r"^(method|recipe)(\.[a-z][a-z0-9_]{0,63}){1,4}$"
+
+
+def _field_path(path: str) -> str:
+    if not re.fullmatch(PATH, path):
+        raise ValueError(
+            f"{path[:80]!r} is no field that varies: paths begin with method. or recipe., as method.pull; seeds are `seeds`, "
+            "anything else is varied by `changes`"
+        )
+    return path
+
+
+FieldPath = Annotated[
+    str,
+    AfterValidator(_field_path),
+    Field(max_length=256),
+    WithJsonSchema({"type": "string", "pattern": PATH, "maxLength": 256}),
+]
 Values = Annotated[list[JsonValue], Field(min_length=1, max_length=MOST_VALUES, fail_fast=True)]
 
 

@@ -192,6 +192,8 @@ def safetensors_pieces(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, s
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     yield header_bytes(((name, codes[tensors[name].dtype], list(tensors[name].shape)) for name in order), metadata)
     for name in order:
+        if tensors[name].numel() == 0:  # its strides may be 0, which no view as bytes takes
+            continue
         # .numpy() has no bfloat16; a view as bytes has every dtype. contiguous() undoes channels_last.
         flat = tensors[name].detach().cpu().contiguous().view(-1)
         yield flat.view(torch.uint8).numpy().data

@@ -31,7 +31,7 @@ class ArchitectureEntry(BaseModel):
     optimizer: Literal["sgd", "adamw"]
     peak_lr: float = Field(
         description="The customary peak learning rate at batch 128, from which `auto` follows; at most 0.005 with "
-        "`batch_norm: frozen` and SGD, but for detectors."
+        "`batch_norm: frozen` and SGD, but for masks and boxes."
     )
     reproducible: bool = Field(
         description="Whether a GPU run can be repeated bit for bit; false also where it is not known."

@@ -56,7 +56,7 @@ class Snapshots(PartRepository):
         """Return snapshot n of a job. Raises NotFound."""
         by_n = {one.n: one for one in self.all(tenant, job_id)}
         if n not in by_n:
-            raise NotFound(f"{job_id} has no snapshot {n}; it has {sorted(by_n) or 'none yet'}")
+            raise NotFound(f"{job_id} has no snapshot {n}; it has {sorted(by_n) or 'none'}")
         return by_n[n]
 
     def page(self, tenant: Tenant, job_id: str, request: PageRequest) -> RecordPage[SnapshotRecord]:

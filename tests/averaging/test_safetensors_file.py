@@ -45,6 +45,15 @@ def test_equal_content_gives_equal_bytes_whatever_the_order_and_layout(tmp_path:
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
 
+def test_an_empty_tensor_may_have_strides_of_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"a": torch.empty_strided((0,), (0,), dtype=torch.int32), "b": torch.ones(2)}, {})
+    assert {name: (tensor.dtype, tensor.tolist()) for name, tensor in load_file(path).items()} == {
+        "a": (torch.int32, []),
+        "b": (torch.float32, [1.0, 1.0]),
+    }
+
+
 def test_the_layout_says_where_the_tensors_begin(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "x", {"w": torch.tensor([1.5])}, {})
     header, start = read_layout(tmp_path / "x")

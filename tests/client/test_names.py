@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.client.test_cli import wbar
+from tests.client.test_study_commands import SHORT
 from tests.conftest import Service
 from tests.material import write_archive, write_start
 
@@ -42,6 +43,16 @@ def test_a_name_of_one_object_alone_is_as_good_as_its_id(service: Service, named
     assert [one["id"] for one in listed] == [job]
     out = tmp_path / "out.csv"
     assert wbar(service, "export", "csv", "digits-run", "-o", str(out)).returncode == 0
+    planned = wbar(service, "submit", *brief, "--probe", "scans of its own", "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert json.loads(planned.stdout)["probe"] == named.dataset
+    again = wbar(service, "submit", *brief, "--evaluate", "again=scans of its own")
+    assert f"evaluate.again is {named.dataset}, whose images are those of the job's dataset" in again.stderr
+    study = wbar(service, "study", "create", *brief[:4], "--job", SHORT, "--seeds", "1", "--name", "a study of its own")
+    assert study.returncode == 0, study.stderr
+    assert json.loads(wbar(service, "study", "show", "a study of its own").stdout)["id"] == study.stdout.strip()
+    assert wbar(service, "study", "watch", "a study of its own").returncode == 0
+    assert wbar(service, "study", "delete", "a study of its own").stdout == f"{study.stdout.strip()}\n"
     assert wbar(service, "delete", "digits-run").stdout == f"{job}\n"
     assert wbar(service, "show", job).returncode == 3
 

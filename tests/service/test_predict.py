@@ -136,7 +136,8 @@ def test_what_cannot_be_answered_is_refused_by_name(service: Service, job: str, 
         refused(http, path, 422, "validation_failed", files={"other": pictures()[0]})
         refused(http, path, 400, "bad_request", files=[("file", pictures()[0])] * 65)
         refused(http, path, 413, "too_large", json={"images": [base64.b64encode(bytes(23 * 2**20)).decode()]})
-        refused(http, f"{path}?network=other", 422, "validation_failed", json={"images": [good]})
+        other = refused(http, f"{path}?network=other", 422, "validation_failed", json={"images": [good]})
+        assert "there is no network 'other': a job may have `averaged`, `start`" in other["errors"][0]["detail"]
         refused(http, f"{path}?network=snapshot_9", 404, "not_found", json={"images": [good]})
         with pytest.raises(NoWeights, match="no weights of a control: it was not asked for"):
             client.jobs.predict(job, pictures(), network="control")

@@ -144,6 +144,11 @@ def test_a_report_is_two_tables(service: Service, inputs: dict[str, str]) -> Non
         ({"scaling": ["linear"], "batch_sizes": [8]}, "validation_failed", "none are given"),
         ({"scaling": ["sqrt"], "rates": [0.1]}, "validation_failed", "needs the batch"),
         ({"vary": {"recipe.batch_size": [8]}}, "validation_failed", "is varied by batch_sizes"),
+        (
+            {"vary": {"seed": [8]}},
+            "validation_failed",
+            "'seed' is no field that varies: paths begin with method. or recipe.",
+        ),
         ({"vary": {"recipe.nonsense": [8]}}, "validation_failed", "the job with nonsense 8: /recipe/nonsense"),
         ({"changes": [{"dataset": "ds_2"}]}, "validation_failed", "dataset is that of all jobs"),
         ({"batch_sizes": [16, 60], "vary": {"recipe.accumulate": [1, 16]}}, "validation_failed", "batch 16"),

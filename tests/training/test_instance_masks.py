@@ -119,6 +119,17 @@ def test_masks_are_read_with_their_boxes(tmp_path: Path) -> None:
     assert [len(one["masks"]) for one in targets] == [1, 1, 0]  # no crowd
 
 
+def test_a_crowds_mask_that_is_none_is_its_box(tmp_path: Path) -> None:
+    files = whole(masked(segmentation=[[2, 3, 8, 3, 8, 8, 2, 8]]))
+    document = files["train/annotations.json"]
+    assert isinstance(document, dict)
+    document["annotations"][1]["segmentation"] = {"size": [30, 40], "counts": [1200]}
+    assert document["annotations"][1]["iscrowd"] == 1
+    found = packed(tmp_path, files)
+    assert (found.masks, found.warnings) == (True, [])
+    assert load_boxes(tmp_path / "out", "train", None, masks=True).masks(0)[1].sum() == 30 * 20
+
+
 @pytest.mark.parametrize("empty", [None, []])
 def test_a_dataset_without_masks_is_one_of_boxes(tmp_path: Path, empty: list[float] | None) -> None:
     train, val = coco(), coco("d")

@@ -65,7 +65,7 @@ def test_the_defaults_by_hand(
     [
         ("resnet20", "auto", 0.005),  # 0.1 with the statistics of batches
         ("resnet50", "auto", 0.005),
-        ("lraspp_mobilenet_v3_large", "auto", 0.005),
+        ("lraspp_mobilenet_v3_large", "auto", 0.08),
         ("vgg16", "auto", 0.005),  # has no BatchNorm, and this rate anyway
         ("ssd300_vgg16", "auto", 0.008),  # a detector's published rate is for kept statistics
         ("resnet20", "adamw", 1.25e-4),

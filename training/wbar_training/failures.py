@@ -37,6 +37,12 @@ def as_job_errors() -> Iterator[None]:
         ) from error
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an error of Python or torch says that memory is missing."""
+    words = (NO_MEMORY, *NO_DEVICE_MEMORY)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(one in str(error) for one in words)
+
+
 def _first_line(error: BaseException, most: int = 200) -> str:
     """Return the first line of an error's message. most: characters of it; torch's words about a device are one long line."""
     return (str(error).splitlines() or [""])[0][:most]

@@ -115,7 +115,7 @@ class TrainingJob:
         self.batches = self.setup.batches()
         self.states = resume.StateKeeper(workspace.scratch, workspace.save_every_seconds)
         self._is_control = data is not None
-        self._heartbeat_at = time.monotonic()
+        self._heartbeat_at, self._told_late = time.monotonic(), False
         if state is not None:
             self._restore(state)
 
@@ -625,6 +625,9 @@ class TrainingJob:
             if can_stop and position is not None:
                 self._finish(position)
             return
+        if not can_stop and reason == "pause" and self.step >= self.total_steps and not self._told_late:
+            self._told_late = True
+            self.reporter.log("info", "a pause was asked for when training was over: what is left is evaluated first")
         if can_stop and reason != "cancel" and not self.states.saved(self.step):
             self._save(durable=True)
         if can_stop or reason == "cancel":

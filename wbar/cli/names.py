@@ -24,7 +24,8 @@ class _Kind:
 JOB = _Kind("job", "job_", "wbar jobs")
 CHECKPOINT = _Kind("checkpoint", "ckpt_", "wbar checkpoints")
 DATASET = _Kind("dataset", "ds_", "wbar datasets")
-KINDS = (JOB, CHECKPOINT, DATASET)
+STUDY = _Kind("study", "study_", "wbar study list")
+KINDS = (JOB, CHECKPOINT, DATASET, STUDY)
 
 
 def job_of(client: "Client", text: str) -> str:
@@ -46,12 +47,19 @@ def dataset_of(client: "Client", text: str) -> str:
     return text if text.startswith(DATASET.prefix) else _id_of(DATASET, text, client.datasets.iterate())
 
 
+def study_of(client: "Client", text: str) -> str:
+    """Return the id of the study that is meant. Raises as `job_of`."""
+    return text if text.startswith(STUDY.prefix) else _id_of(STUDY, text, client.studies.iterate())
+
+
 def in_request(client: "Client", body: dict[str, Any]) -> dict[str, Any]:
     """Return a request for a job with ids in the place of names. Raises as `job_of`."""
     made = dict(body)
-    for field, find in (("checkpoint", checkpoint_of), ("dataset", dataset_of)):
+    for field, find in (("checkpoint", checkpoint_of), ("dataset", dataset_of), ("probe", dataset_of)):
         if isinstance(made.get(field), str):
             made[field] = find(client, made[field])
+    if isinstance(made.get("evaluate"), dict):
+        made["evaluate"] = {name: dataset_of(client, str(one)) for name, one in made["evaluate"].items()}
     method = made.get("method")
     if isinstance(method, dict) and isinstance(method.get("checkpoints"), list):
         made["method"] = method | {"checkpoints": [checkpoint_of(client, str(one)) for one in method["checkpoints"]]}

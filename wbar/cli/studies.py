@@ -8,7 +8,7 @@ import typer
 
 from wbar.cli.completion import After, Limit, Order, checkpoint_ids, dataset_ids, study_ids
 from wbar.cli.job_file import read_object
-from wbar.cli.names import in_request
+from wbar.cli.names import in_request, study_of
 from wbar.cli.output import answer, answer_page, connected, console, note, print_json, wants_json, with_json
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="One job over a grid of batch sizes, rates, seeds and other fields.")
 
-StudyId = Annotated[str, typer.Argument(help="study_…", autocompletion=study_ids)]
+StudyId = Annotated[str, typer.Argument(help="study_…, or its name.", autocompletion=study_ids)]
 Number = TypeVar("Number", int, float)
 
 
@@ -110,7 +110,7 @@ def list_studies(limit: Limit = 20, after: After = None, order: Order = None) ->
 def show(study: StudyId) -> None:
     """Print a study and its jobs as JSON."""
     with connected() as client:
-        print_json(client.studies.get(study))
+        print_json(client.studies.get(study_of(client, study)))
 
 
 @app.command()
@@ -118,7 +118,7 @@ def show(study: StudyId) -> None:
 def watch(study: StudyId) -> None:
     """Wait until all jobs of a study have ended, then print the report. Ctrl-C leaves it running."""
     with connected() as client:
-        _show_report(client, client.studies.wait(study).id)
+        _show_report(client, client.studies.wait(study_of(client, study)).id)
 
 
 @app.command()
@@ -141,6 +141,7 @@ def report(
 ) -> None:
     """Print what the jobs of a study measured so far, or write all of it to a file."""
     with connected() as client:
+        study = study_of(client, study)
         if output is None:
             _show_report(client, study, patience)
             return
@@ -168,7 +169,7 @@ def report(
 def cancel(study: StudyId) -> None:
     """End all jobs of a study that have not ended."""
     with connected() as client:
-        now = client.studies.cancel(study)
+        now = client.studies.cancel(study_of(client, study))
     answer(now, _counts(now))
 
 
@@ -177,7 +178,7 @@ def cancel(study: StudyId) -> None:
 def pause(study: StudyId) -> None:
     """Let no further job of a study begin, and stop those that run, exactly resumable."""
     with connected() as client:
-        now = client.studies.pause(study)
+        now = client.studies.pause(study_of(client, study))
     answer(now, _counts(now))
 
 
@@ -186,7 +187,7 @@ def pause(study: StudyId) -> None:
 def resume(study: StudyId) -> None:
     """Let the jobs of a paused study go on."""
     with connected() as client:
-        now = client.studies.resume(study)
+        now = client.studies.resume(study_of(client, study))
     answer(now, _counts(now))
 
 
@@ -195,6 +196,7 @@ def resume(study: StudyId) -> None:
 def delete(study: StudyId) -> None:
     """Delete a study whose jobs have all ended, with the jobs and everything they made."""
     with connected() as client:
+        study = study_of(client, study)
         client.studies.delete(study)
     answer({"id": study, "object": "study", "deleted": True}, study)
 

@@ -174,9 +174,11 @@ def add_dataset(
     splits = made.splits or {}
     for warning in made.warnings:
         note(warning, "yellow")
-    note(
-        f"{len(made.classes or [])} classes, {splits['train'].images:,} training and {splits['val'].images:,} held-out images"
-    )
+    if made.task == "unlabelled":
+        note(f"{splits['train'].images:,} images without labels")
+    else:
+        kinds = f"{len(made.classes or [])} classes"
+        note(f"{kinds}, {splits['train'].images:,} training and {splits['val'].images:,} held-out images")
     answer(made, made.id)
 
 

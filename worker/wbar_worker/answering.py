@@ -36,6 +36,7 @@ from wbar_training.data.augment import RESIZED, Preparer
 from wbar_training.data.coco_runs import as_text, runs_down
 from wbar_training.data.decoding import decode
 from wbar_training.data.packed import Fit, fitted
+from wbar_training.failures import lacks_memory
 from wbar_training.losses import class_logits
 from wbar_training.networks.detectors import found_by
 from wbar_training.tasks.attributes import Groups
@@ -73,6 +74,10 @@ class Answering(ABC):
         except NotAnswerable as fault:
             return NotAnswered(message=fault.message, index=fault.index)
         except (RuntimeError, MemoryError, ValueError) as error:
+            if lacks_memory(error):
+                return NotAnswered(
+                    message="these images need more memory than a request may use: send fewer, or smaller ones"
+                )
             logging.getLogger("wbar").exception("the network failed")
             return NotAnswered(message=f"the network failed on these images ({first_line(error)})")
 
@@ -94,9 +99,10 @@ def naming(index: int) -> Iterator[None]:
         yield
     except Rejected as error:
         raise NotAnswerable(error.detail, index) from None
-    except MemoryError:
-        raise NotAnswerable(f"images/{index} needs more memory than a request may use", index) from None
-    except RuntimeError as error:  # of torch, also where memory is short
+    except (RuntimeError, MemoryError) as error:  # of torch, also where memory is short
+        if lacks_memory(error):
+            message = f"images/{index} needs more memory than a request may use: send a smaller one"
+            raise NotAnswerable(message, index) from None
         logging.getLogger("wbar").exception("the network failed")
         raise NotAnswerable(f"the network failed on images/{index} ({first_line(error)})", index) from None
 

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 from starlette.datastructures import UploadFile
 
 from wbar.datasets import output_names
@@ -35,6 +35,7 @@ from wbar.predictions import (
     Predictions,
     PredictRequest,
     Wanted,
+    network_name,
 )
 from wbar.recipe import Normalization
 from wbar.recipe_defaults import told_apart
@@ -94,8 +95,9 @@ async def predict_images(
     tenant: TenantOf,
     network: Annotated[
         str,
+        AfterValidator(network_name),
         Query(
-            pattern=NETWORK,
+            json_schema_extra={"pattern": NETWORK},
             description="`averaged`: w̄; `start`; `snapshot_n`: w_n with its own BatchNorm statistics; `control`, of a method "
             "with it; `swag`: of a job with `swag`, mean and standard deviation over the networks that it drew and measured, "
             "the first 20 of them.",

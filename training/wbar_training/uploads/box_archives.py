@@ -20,7 +20,7 @@ from torch import Tensor
 from wbar.datasets import BACKGROUND
 from wbar.errors import InvalidArchive, NoImages
 from wbar_averaging.quoting import quoted
-from wbar_training.data.boxes import COLUMNS
+from wbar_training.data.boxes import COLUMNS, CROWD
 from wbar_training.data.decoding import Inspected
 from wbar_training.data.packed import Packed
 from wbar_training.uploads.boxed import Boxed, mask_tensors, masks_of, measured
@@ -94,6 +94,7 @@ def pack_boxes(read: Read, out: Path, limits: UploadLimits) -> Packed:
             "trained on them, which flatters it in the comparison"
         )
     _check_classes(names, [row for index in train for row in rows[index]])
+    _check_scorable([row for index in val for row in rows[index]], len(val))
     shapes = [(one.height, one.width) for one in seen]
     channels = 1 if all(one.grey for one in seen) else 3
     uniform, tensors = len(set(shapes)) == 1, dict[str, Tensor]()
@@ -244,6 +245,14 @@ def _check_classes(names: list[str], rows: list[list[float]]) -> None:
         raise InvalidArchive(
             f"{len(without)} categories have no box in the training images, the first {quoted(without[0])}: nothing can be "
             "learned of them. Leave them out of `categories`"
+        )
+
+
+def _check_scorable(rows: list[list[float]], images: int) -> None:
+    if all(row[CROWD] for row in rows):
+        raise InvalidArchive(
+            f"the {images} held-out images have {'boxes of crowds alone' if rows else 'no box'}: nothing could be scored. "
+            "Images without a box are background beside others that have some: annotate val/"
         )
 
 

@@ -34,8 +34,8 @@ def masks_of(cocos: dict[str, Coco], images: Sequence[Boxed], seen: Sequence[Ins
     """Return the masks of every image's boxes as runs; None where no box has one; a warning where they are left out.
 
     They are where only some boxes have one, where one is none (see `coco_masks.mask_of`), and where those of an image are too
-    large together: detectors of boxes need none of them. A crowd without a mask has all of its box, since it is neither
-    learned nor counted.
+    large together: detectors of boxes need none of them. A crowd without a mask, or with one that is none, has all of its
+    box, since it is neither learned nor counted.
     """
     boxes = {split: coco.boxes() for split, coco in cocos.items()}
     listed = [(one, boxes[one.split][one.entry.id]) for one in images]
@@ -79,7 +79,11 @@ def _runs(coco: Coco, one: Boxed, own: Sequence[CocoAnnotation], image: Inspecte
 
 def _mask(coco: Coco, box: CocoAnnotation, size: tuple[int, int]) -> Mask:
     if box.segmentation is not None and box.has_mask:
-        return mask_of(box.segmentation, size, f"{quoted(coco.name)}: annotation {box.id}")
+        try:
+            return mask_of(box.segmentation, size, f"{quoted(coco.name)}: annotation {box.id}")
+        except InvalidArchive:
+            if not box.iscrowd:
+                raise
     mask = np.zeros(size, bool)
     x, y, width, height = box.bbox
     mask[round(max(y, 0)) : round(y + height), round(max(x, 0)) : round(x + width)] = True

@@ -27,6 +27,9 @@ MOST_CATEGORIES = 10_000
 OUTSIDE = 1.0  # pixels that a box may reach beyond its image, as rounding has it; it is cut there
 
 
+Number = Annotated[float, Field(strict=True)]  # neither a text nor true
+
+
 @dataclass(frozen=True, slots=True)
 class CocoImage:
     """An entry of `images`."""
@@ -44,8 +47,8 @@ class CocoAnnotation:
     id: int
     image_id: int
     category_id: int
-    bbox: tuple[float, float, float, float]
-    area: float | None = None
+    bbox: tuple[Number, Number, Number, Number]
+    area: Number | None = None
     iscrowd: Literal[0, 1] = 0
     segmentation: object = None  # `coco_masks.compact`, and looked into where every box has one
 
