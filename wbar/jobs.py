@@ -51,8 +51,12 @@ class Replica(BaseModel):
     status: str = Field(description="A job's status, or `deleted`.")
     fraction: float
     error: str | None = Field(None, description="The code that it failed with.")
-    accuracy: float | None = None
-    loss: float | None = None
+    accuracy: float | None = Field(
+        None,
+        description="Of its w̄, as its own job found it. In `result.replicas` all have BatchNorm statistics of one draw of "
+        "images, and so other last digits.",
+    )
+    loss: float | None = Field(None, description="Likewise.")
     round: int | None = Field(
         None,
         description="Of replicas that meet on their way (`method.join_every`): which part of it they train, from 1.",
