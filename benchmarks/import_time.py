@@ -2,20 +2,14 @@
 
 import os
 import resource
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.running import ROOT
+from benchmarks.serving import serving
 from benchmarks.table import Findings, Row, Sample
-from wbar_store.database import Database
-from wbar_store.migrate import upgrade
 
 GOAL = 1.0
 SECONDS = 120.0
@@ -35,13 +29,12 @@ def measure(quick: bool) -> Findings:
     )  # and writes byte code
     _python("import fastapi")
     loaded, whole, theirs, started = list[Cost](), list[Cost](), list[Cost](), list[float]()
-    with tempfile.TemporaryDirectory(prefix="wbar-bench-") as folder:
-        upgrade(Database(f"sqlite:///{folder}/wbar.db"))
-        for _ in range(repetitions):
-            loaded.append(_python(LOADED))
-            whole.append(_python("import wbar_service.app"))
-            theirs.append(_python("import fastapi"))
-            started.append(_start(Path(folder)))
+    for _ in range(repetitions):
+        loaded.append(_python(LOADED))
+        whole.append(_python("import wbar_service.app"))
+        theirs.append(_python("import fastapi"))
+        with serving() as api:
+            started.append(api.start_seconds)
     peer = Sample([cost.seconds for cost in theirs])
     rows = [
         _row("import wbar_service.app in a new interpreter; torch is not loaded", _seconds(loaded), peer, GOAL),
@@ -69,38 +62,3 @@ def _python(code: str) -> Cost:
     subprocess.run([sys.executable, "-P", "-c", code], cwd=ROOT, env=environment, check=True, timeout=SECONDS)
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     return Cost(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-
-
-def _start(folder: Path) -> float:
-    """Start the API by itself, on a database that is there; return the seconds until it answers, and stop it."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WBAR_")}
-    environment |= {
-        "WBAR_DATABASE_URL": f"sqlite:///{folder}/wbar.db",
-        "WBAR_BLOBS_URL": f"file://{folder}/blobs",
-        "WBAR_SCRATCH": f"{folder}/scratch",
-        "WBAR_PORT": str(port),
-    }
-    began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-P", "-m", "wbar_service"], cwd=folder, env=environment)
-    try:
-        _until(lambda: _answers(port), began + SECONDS, process)
-        return time.perf_counter() - began
-    finally:
-        process.terminate()
-        process.wait(SECONDS)
-
-
-def _until(condition: Callable[[], bool], deadline: float, process: subprocess.Popen[bytes]) -> None:
-    while not condition():
-        if process.poll() is not None or time.perf_counter() > deadline:
-            raise RuntimeError(f"the API did not answer (exit code {process.poll()})")
-        time.sleep(0.002)
-
-
-def _answers(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        return connection.recv(64).startswith(b"HTTP/1.1 200")
-    return False

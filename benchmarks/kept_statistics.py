@@ -46,7 +46,10 @@ def main() -> None:
 
 def _table(block: Block, seeds: int) -> None:
     with tempfile.TemporaryDirectory(prefix="wbar-kept-") as folder:
-        benches = [Bench(block, seed, Path(folder, str(seed))) for seed in _made(folder, seeds)]
+        own = [Path(folder, str(seed)) for seed in range(seeds)]
+        for one in own:
+            one.mkdir()
+        benches = [Bench(block, seed, one) for seed, one in enumerate(own)]
         for bench in benches:
             bench.make_start(START_EPOCHS[block.size])
         starts = [float(bench.start_score()["loss"]) for bench in benches]
@@ -56,12 +59,6 @@ def _table(block: Block, seeds: int) -> None:
         for rate in [rate for rate in RATES if rate <= peak]:
             cells = [_text([_loss(bench, rate, kind) for bench in benches], starts) for kind in ("track", "frozen")]
             print(f"| {rate:g} | {' | '.join(cells)} |", flush=True)
-
-
-def _made(folder: str, seeds: int) -> range:
-    for seed in range(seeds):
-        Path(folder, str(seed)).mkdir()
-    return range(seeds)
 
 
 def _loss(bench: Bench, rate: float, batch_norm: str) -> float | None:

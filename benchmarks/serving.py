@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,11 +48,12 @@ class ApiOnly:
     http: httpx.Client
     store: Store
     spec: JobSpec  # of a job on a checkpoint and a dataset that are ready
+    start_seconds: float  # from the start of its process to its first answer
 
 
 @contextmanager
 def serving(files: int = 8192) -> Iterator[ApiOnly]:
-    """Start `wbar serve` on SQLite, and end it however the block ends. files: that it, and this process, may open."""
+    """Start the API on SQLite, and end it however the block ends. files: that it, and this process, may open."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(files, hard), hard))
     with tempfile.TemporaryDirectory(prefix="wbar-bench-", ignore_cleanup_errors=True) as folder:
@@ -69,6 +71,7 @@ def serving(files: int = 8192) -> Iterator[ApiOnly]:
             "WBAR_FD": str(listening.fileno()),
         }
         with open(home / "log", "wb") as log:
+            began = time.perf_counter()
             command = [sys.executable, "-P", "-m", "wbar_service"]
             process = subprocess.Popen(command, env=environment, pass_fds=(listening.fileno(),), stdout=log, stderr=log)
         url = f"http://127.0.0.1:{port}"
@@ -77,7 +80,8 @@ def serving(files: int = 8192) -> Iterator[ApiOnly]:
                 base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60, trust_env=False
             ) as http:
                 wait_until(lambda: _answers(url), 60, "the API")
-                yield ApiOnly(process.pid, port, key, http, store, _spec(store))
+                start_seconds = time.perf_counter() - began
+                yield ApiOnly(process.pid, port, key, http, store, _spec(store), start_seconds)
         finally:
             process.terminate()
             process.wait(30)
