@@ -10,26 +10,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from wbar.datasets import Task
+from wbar.job_request import OPTIONS
 from wbar.jobs import Job
 from wbar.measures import task_of
 from wbar.results import Comparisons, JobResult, Verdict
 from wbar.states import JobStatus
 
-_OPTIONS = {
-    "checkpoint",
-    "dataset",
-    "method",
-    "recipe",
-    "classes",
-    "seed",
-    "flatness",
-    "surface",
-    "swag",
-    "max_seconds",
-    "evaluate",
-    "select_on",
-    "probe",
-}
+_OPTIONS = {"checkpoint", "dataset", *OPTIONS}
 NOTE = (
     "± is one standard error of a share of the held-out images, each job for itself. Where two jobs were evaluated on the same "
     "images, their difference is known better than that."

@@ -224,3 +224,8 @@ class JobRequest(JobOptions):
         if isinstance(value, dict) and len(value) > MOST_TAGS:
             raise ValueError(f"{len(value)} tags, and a job takes {MOST_TAGS}")
         return value
+
+
+# What a job is made of and found by. All other fields are its options: what it does, and how.
+INPUTS_AND_LABELS = ("checkpoint", "dataset", "name", "metadata", "dry_run")
+OPTIONS = tuple(name for name in JobRequest.model_fields if name not in INPUTS_AND_LABELS)

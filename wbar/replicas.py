@@ -17,13 +17,14 @@ from wbar.errors import ValidationFailed
 from wbar.job_request import JobOptions, JobRequest
 from wbar.method import Soup, Training
 from wbar.spec import JobSpec, Meetings
+from wbar.text import LONGEST_NAME
 
 TAG = "replica_of"  # of a replica's metadata: the job that it is joined into
 SEEDS = 2**31
 _STEP = 0x9E3779B1  # odd, so that the seeds of up to 2³¹ replicas differ
 _OF_ALL = ("replicas", "join_every", "join_keep", "interpolate")  # of the whole job's method
 # Of the whole job, and of none of its replicas.
-_OWN = ("flatness", "surface", "formats", "probe", "idempotency_key", "dry_run")
+_OWN = ("flatness", "surface", "formats", "probe", "dry_run")
 
 
 def replicas_of(options: JobOptions) -> int:
@@ -46,8 +47,9 @@ def request_of(body: JobRequest, n: int) -> JobRequest:
     method = {name: value for name, value in asked["method"].items() if name not in _OF_ALL}
     if n > 1:
         method.pop("control", None)
-    name = f"{body.name or 'job'}: replica {n} of {count}"
-    asked |= {"method": method, "seed": seed_of(body.seed, n), "name": name[-256:]}
+    which = f": replica {n} of {count}"
+    name = (body.name or "job")[: LONGEST_NAME - len(which)] + which
+    asked |= {"method": method, "seed": seed_of(body.seed, n), "name": name}
     return JobRequest.model_validate(asked)
 
 

@@ -212,8 +212,8 @@ def _check_schedule(method: Training, swag: int, steps: int) -> None:
             f"method: {schedule.total_steps / steps:g} passes over the training images are at most {MAX_EPOCHS}: "
             "take fewer cycles or epochs"
         )
-    lowest = (schedule.phase(step) == "low" for step in range(schedule.total_steps))
-    if method.pull_in == "low" and method.pull and not any(lowest):
+    falls = schedule.phase(schedule.total_steps - 1) == "low"  # a low phase is the last, in every method
+    if method.pull_in == "low" and method.pull and not falls:
         raise ValidationFailed(
             f'method: pull_in is "low" and the rate never falls, so that the pull of {method.pull:g} would never act: '
             'give pull_in "all" or "late", or pull 0'

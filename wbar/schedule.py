@@ -11,7 +11,7 @@ Phases: *high* is the high phase of a cycle, the hold of `auto`, the annealing o
 *low* is the low phase of a cycle, the constant rate of `swa` after its annealing, and wherever else the rate has begun to fall.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
@@ -165,7 +165,7 @@ def _cyclic(method: CyclicSwa, steps_per_epoch: int, scale: float, rate_factor: 
 
 def _swa(method: Swa, steps_per_epoch: int, scale: float) -> Schedule:
     total, lr = _steps(method.epochs, steps_per_epoch), number(method.lr) * scale
-    begin = round(method.anneal_epochs * steps_per_epoch)
+    begin = min(round(method.anneal_epochs * steps_per_epoch), total - 1)  # rounding leaves a step to average
     # One step more than it takes: the step after the annealing is the first at `lr`.
     annealing = PhaseRate(number(method.anneal_from) * scale, lr, begin + 1, steps_per_epoch, shape=method.anneal)
     snapshots = _every(method, begin, total, steps_per_epoch)
@@ -209,8 +209,12 @@ def _decaying(method: Ema | Lawa | Plain, steps_per_epoch: int, scale: float) ->
     visited = frozenset(snapshots)
 
     # Once, from the first fall on: a sawtooth, which returns to its peak, does not change the phase twice an epoch.
-    falls = (step for step in range(warmup_steps, total) if method.shape != "constant" and decay.at(step) < lr)
-    first_low = next(falls, total)
+    # All others never rise again, so that halving finds it: there may be a hundred million steps.
+    steps = range(warmup_steps, total)
+    if method.shape == "sawtooth":
+        first_low = next((step for step in steps[: 2 * steps_per_epoch] if decay.at(step) < lr), total)
+    else:
+        first_low = warmup_steps + bisect_left(steps, True, key=lambda step: decay.at(step) < lr)
 
     def phase(step: int) -> Phase:
         return "high" if step < first_low else "low"

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from wbar.job_request import MOST_TAGS, JobRequest
+from wbar.job_request import INPUTS_AND_LABELS, MOST_TAGS, JobRequest
 from wbar.job_warnings import JobWarning
 from wbar.jobs import Job
 from wbar.method import Rate
@@ -38,7 +38,6 @@ MOST_VALUES = 64  # of one axis
 MOST_FIELDS = 8
 MOST_AT_ONCE = 64
 OWN_FIELDS = {"recipe.batch_size": "batch_sizes"}
-COMMON = ("checkpoint", "dataset", "name", "metadata", "dry_run")  # fields of a job that a study does not vary
 EXPONENTS: dict[Scaling, float] = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
 
 PATH = r"^(method|recipe)(\.[a-z][a-z0-9_]{0,63}){1,4}$"
@@ -123,7 +122,7 @@ class StudyRequest(RequestModel):
         min_length=1,
         max_length=3,
         description="How a rate follows from the batch: `none`: as given; `linear`: · batch / base_batch; `sqrt`: its square "
-        "root. With several, each; jobs that come out the same are made once.",
+        "root. With several, each; jobs whose rates come out the same are made once.",
     )
     base_batch: int = Field(128, ge=1, le=65536, description="The batch that `rates` are for.")
     vary: dict[FieldPath, Values] = Field(
@@ -175,7 +174,7 @@ class StudyRequest(RequestModel):
         if not (self.batch_sizes or self.rates or self.vary or self.changes or self.seeds):
             raise ValueError("nothing is varied: give batch_sizes, rates, vary, changes or seeds")
         for patch in self.changes or []:
-            fixed = next((name for name in COMMON if name in patch), None)
+            fixed = next((name for name in INPUTS_AND_LABELS if name in patch), None)
             if fixed is not None:
                 raise ValueError(f"changes: {fixed} is that of all jobs of a study: give it in `job`")
         for path, axis in OWN_FIELDS.items():
@@ -327,7 +326,7 @@ class StudyPlan(BaseModel):
     checkpoint: str
     dataset: str
     at_once: int
-    jobs: int = Field(description="How many it would have; combinations that come out the same are one job.")
+    jobs: int = Field(description="How many it would have; scalings that give the same rate are one job.")
     children: list[PlannedChild]
     estimate: StudyEstimate
     warnings: list[JobWarning] = Field(description="Of its jobs, each once; none of them stops the study.")

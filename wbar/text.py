@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+LONGEST_NAME = 256  # characters
 _UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, halves of surrogate pairs
 
 # The same for clients, as the schema says it (and a little more: a name that is not blank may begin with a space).
@@ -47,7 +48,9 @@ def _name(text: str) -> str:
 
 Text = Annotated[str, Field(json_schema_extra={"pattern": TEXT_PATTERN}), AfterValidator(_text)]
 Name = Annotated[
-    str, Field(min_length=1, max_length=256, json_schema_extra={"pattern": NAME_PATTERN}), AfterValidator(_name)
+    str,
+    Field(min_length=1, max_length=LONGEST_NAME, json_schema_extra={"pattern": NAME_PATTERN}),
+    AfterValidator(_name),
 ]
 ClassName = Annotated[
     str, Field(min_length=1, max_length=512, json_schema_extra={"pattern": NAME_PATTERN}), AfterValidator(_name)

@@ -27,8 +27,8 @@ def tables(lines: Sequence[Line]) -> Iterator[str]:
     """Yield the lines of a markdown page."""
     for bench in dict.fromkeys(map(_bench, lines)):
         own = [line for line in lines if _bench(line) == bench]
-        name, size, batch_norm, precision, images = bench
-        what = f"{name}, {size} px, BatchNorm {batch_norm}, {precision}, {images} unseen images"
+        name, size, batch_norm, device, precision, images = bench
+        what = f"{name}, {size} px, BatchNorm {batch_norm}, {device}, {precision}, {images} unseen images"
         by_arm = {arm: {line["seed"]: line for line in own if line["arm"] == arm} for arm in ORDER}
         there = {arm: found for arm, found in by_arm.items() if found}
         seeds = sorted(set.intersection(*(set(found) for found in there.values())))
@@ -48,8 +48,8 @@ def tables(lines: Sequence[Line]) -> Iterator[str]:
             yield f"α by seed: {chosen}."
 
 
-def _bench(line: Line) -> tuple[str, int, str, str, int]:
-    return line["task"], line["size"], line["batch_norm"], line["precision"], line["images"]
+def _bench(line: Line) -> tuple[str, int, str, str, str, int]:
+    return line["task"], line["size"], line["batch_norm"], line["device"], line["precision"], line["images"]
 
 
 def _cells(rows: Sequence[Line], control: Sequence[Line], arm: str) -> Iterator[str]:

@@ -42,6 +42,7 @@ def run_arms(work: Work) -> int:
     own = {
         "task": work.task,
         "size": options.size,
+        "device": options.device,
         "precision": options.precision,
         "images": options.counts.unseen,
         "batch_norm": options.batch_norm,

@@ -9,12 +9,11 @@ from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 
 from wbar.errors import BadRequest, DigestMismatch, TooLarge, ValidationFailed
-from wbar.text import name_fault_of
+from wbar.text import LONGEST_NAME, name_fault_of
 from wbar_service.bodies import limited
 from wbar_store.blobs import Blobs, Received, Upload
 
 BUFFER = 1024 * 1024
-NAME_LENGTH = 256  # characters
 FORM_BYTES = 64 * 1024  # of a form beside its file
 
 
@@ -114,11 +113,11 @@ def shown_name(given: str | None, filename: str | None, default: str) -> str:
     for parameter, name in (("name", given), ("filename", filename)):
         if name is None or (parameter == "filename" and not name):
             continue
-        fault = name_fault_of(name[:NAME_LENGTH])
+        fault = name_fault_of(name[:LONGEST_NAME])
         if fault is not None:
             raise ValidationFailed(
                 f"the {parameter} {name[:80]!a} cannot be taken: {fault}; give another as ?name=",
                 [{"pointer": "", "parameter": parameter, "detail": fault}],
             )
-        return name[:NAME_LENGTH]
+        return name[:LONGEST_NAME]
     return default

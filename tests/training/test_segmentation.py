@@ -308,11 +308,17 @@ def test_a_soup_of_masks(tmp_path: Path) -> None:
         ingredients.append(
             StoredWeights(id=f"ckpt_{name}", sha256=name * 64, blob=name, prefix="", network=job.spec.network)
         )
-    result = run(job.changed(ingredients=tuple(ingredients)), Recorder()).result
+    outcome = run(job.changed(ingredients=tuple(ingredients)), Recorder())
+    result, written = outcome.result, load_file(outcome.weights)
     members = [outputs_of(job, load_file(job.workspace.input(name))) for name in "ab"]
     mean = [torch.stack([one.softmax(0) for one in each]).mean(0).log() for each in zip(*members, strict=True)]
     assert result.metrics.ensemble.loss == pytest.approx(sum(losses_of(job, mean)) / 4, rel=1e-4)
     assert result.curve[-1].mean_iou == result.metrics.averaged.mean_iou
+    averaged = result.metrics.averaged.loss
+    assert sum(losses_of(job, outputs_of(job, written))) / 4 == pytest.approx(averaged, rel=1e-4)
+    first, second = (load_file(job.workspace.input(name)) for name in "ab")
+    convolution = next(name for name in first if name.endswith("weight") and first[name].dim() == 4)
+    assert torch.allclose(written[convolution], (first[convolution] + second[convolution]) / 2, atol=1e-7)
 
 
 @pytest.mark.long

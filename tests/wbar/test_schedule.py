@@ -261,3 +261,19 @@ def test_a_job_knows_the_shapes_that_there_are_formulas_for() -> None:
 def test_a_last_batch_that_leaves_a_device_one_image_is_not_counted() -> None:
     assert [steps_per_epoch(images, 10) for images in (20, 21, 22, 5, 1)] == [2, 2, 3, 1, 1]
     assert [steps_per_epoch(images, 10, devices=2) for images in (23, 24)] == [2, 3]
+
+
+@pytest.mark.parametrize("shape", ["constant", "cosine", "exponential", "sawtooth", "step"])
+def test_a_schedule_of_a_trillion_steps_is_made_without_walking_it(shape: str) -> None:
+    asked = METHODS.validate_python(PLAIN | {"type": "none", "epochs": 1000, "shape": shape, "final_lr": 0.01})
+    schedule = build_schedule(asked, 10**9)
+    assert schedule.total_steps == 10**12
+    assert (schedule.phase(0), schedule.phase(10**12 - 1)) == ("high", "high" if shape == "constant" else "low")
+
+
+@pytest.mark.parametrize("average", ["uniform", "swad"])
+def test_an_annealing_that_rounds_up_to_all_steps_leaves_one_to_average(average: str) -> None:
+    places = rows(20, type="swa", epochs=12, anneal_epochs=11.99, anneal_from=1.6, average=average)
+    assert len(places) == 240
+    assert [n for n, place in enumerate(places) if place[5]] == [239]
+    assert places[-1][0] == 0.8

@@ -4,33 +4,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from torch import Tensor
 
-from wbar.choices import Delivered, Selection
+from wbar.choices import Delivered, NormalizationProbe, RateProbe, Selection
 from wbar.method import AutoMethod, SelectBy
-from wbar.results import Comparisons, CurvePoint, JobResult
+from wbar.results import CurvePoint, MeetingResult
 from wbar.scores import Score, mean_score
 from wbar_averaging import Epoch
 from wbar_training import decisions, exact_mean, probe_images
-from wbar_training.analysis import attempted, bayesian_score, measure_flatness, posterior
-from wbar_training.answers import draw_answers
+from wbar_training.analysis import attempted, bayesian_score, posterior
 from wbar_training.averages.average import Average, Evaluated
 from wbar_training.averages.choice import ChoiceLimits
+from wbar_training.ending import Ending, Found
 from wbar_training.ensemble import Member, ensemble_outputs
-from wbar_training.evaluate import HeldOutOutputs, Outputs, verdict
-from wbar_training.evaluation_sets import evaluated_sets, read
+from wbar_training.evaluate import HeldOutOutputs, Outputs
+from wbar_training.evaluation_sets import read
 from wbar_training.evaluator import Scores
-from wbar_training.further_formats import make_further_files
-from wbar_training.interpolation import interpolated
 from wbar_training.outcome import Outcome, WeightsFiles
 from wbar_training.reporter import Reporter
-from wbar_training.result_writer import weights_file
 from wbar_training.resume import Results
 from wbar_training.selection_evaluator import SelectionEvaluator
 from wbar_training.setup import Setup
 from wbar_training.swag_file import write_swag
 from wbar_training.tasks.task import Task
+
+Stored = TypeVar("Stored", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -58,82 +59,61 @@ def conclude(
     epochs: the distances that the trajectory recorded, where flatness was asked for.
     control: trains and evaluates the control, where it was asked for; with probe images the evaluator's network holds it then.
     """
-    evaluator, spec = setup.evaluator, setup.spec
-    finished, line = average.finish(SelectionEvaluator(setup, reporter, limits)), None
-    by: SelectBy = getattr(spec.method, "select_by", "loss")
-    if spec.method.interpolate is not None:
-        finished, line = interpolated(setup, reporter, spec.method.interpolate, finished, by)
+    spec, ending = setup.spec, Ending(setup, reporter, dict(results.probe), _start_losses(results))
+    mean = ending.write(average.finish(SelectionEvaluator(setup, reporter, limits)))
     exact = None
     if spec.keeps_mean:
-        exact = exact_mean.write(setup.writer.scratch / "mean.safetensors", finished)
-    evaluator.hold(finished.mean, recompute=not finished.own_statistics)
-    outputs = evaluator.predict_held_out(evaluator.probe)
-    averaged, kept = evaluator.scores(outputs), dict(results.probe)
-    probe_images.record(setup, kept, "averaged", evaluator.probe)
-    of_mean = setup.writer.write_result(evaluator.probe.state_dict(), finished.points, averaged.report.temperature)
-    swag = flatness = gaussian = None
-    if spec.swag:
-        points = [setup.read(path) for path in snapshots]
-        found = attempted(reporter, "SWAG", partial(posterior, setup, points))
-        if found is not None:
-            measured = attempted(reporter, "SWAG", partial(bayesian_score, setup, found, spec.swag))
-            swag, statistics = measured or (None, [])
-            gaussian = attempted(reporter, "SWAG's file", partial(write_swag, setup, found, statistics))
+        exact = exact_mean.write(setup.writer.scratch / "mean.safetensors", mean.finished)
+    swag, gaussian = _bayesian(setup, reporter, snapshots) if spec.swag else (None, None)
+    flatness = None
     if epochs is not None:
-        last, written = setup.read(snapshots[-1]), setup.read(of_mean.safetensors)
-        flatness = attempted(reporter, "the flatness", lambda: measure_flatness(setup, last, written, epochs))
-    selection = _selection(setup, finished.selection, outputs, results, reporter)
+        flatness = ending.flatness(mean, setup.read(snapshots[-1]), epochs)
+    selection = _selection(setup, mean.finished.selection, mean.outputs, results, reporter)
     delivers_start = selection is not None and selection.delivered == "start"
-    delivered = _write_start(setup, results) if delivers_start else of_mean
+    delivered = _write_start(setup, results) if delivers_start else None
     ensemble, beside = _ensemble(setup, results, snapshots), _control(reporter, control) if control else None
     if beside is not None:
-        probe_images.record(setup, kept, "control", evaluator.probe)
-    probed = None
-    if spec.probe is not None:
-        members = len(results.averaged)
-        measure = partial(probe_images.conclude, setup, kept, of_mean.safetensors, members)
-        probed = attempted(reporter, "what the networks make of the probe images", measure)
-    on_sets = {name: read(scores) for name, scores in results.on_sets.items()}
-    on_sets |= {"averaged": averaged.sets}
+        probe_images.record(setup, ending.kept, "control", setup.evaluator.probe)
+    compared = {
+        "start": _scores(results, "start", results.start),
+        "start_recomputed": _scores(results, "start_recomputed", results.start_recomputed),
+        "last": _scores(results, "last", results.snapshots[-1]),
+    }
     others = (("ensemble", ensemble), ("swag", swag), ("control", beside.scores if beside else None))
-    on_sets |= {name: one.sets for name, one in others if one is not None}
-    metrics = Comparisons(
-        start=_score(results.start),
-        start_recomputed=_score(results.start_recomputed),
-        last=_score(results.snapshots[-1]),
-        averaged=averaged.report,
-        ensemble=ensemble and ensemble.report,
-        snapshots=None if ensemble else mean_score([_score(one) for one in results.snapshots]),
-        swag=swag and swag.report,
-        control=beside.scores.report if beside else None,
-    )
-    further = make_further_files(setup, reporter, delivered.safetensors)
-    result = JobResult(
-        weights=weights_file(delivered.safetensors),
-        formats=further.offered,
-        metrics=metrics,
+    compared |= {name: one for name, one in others if one is not None}
+    found = Found(
         curve=[CurvePoint.of(n, _score(p)) for n, p in enumerate(results.averaged, start=1)],
-        verdict=verdict(outputs.report.losses, _start_losses(results)),
+        normalization=_model(NormalizationProbe, results.normalization),
+        flatness=flatness,
+        snapshots=None if ensemble else mean_score([_score(one) for one in results.snapshots]),
         finished_early=results.stopped_at is not None,
         back_offs=results.back_offs,
         start_kind=results.start_kind if isinstance(spec.method, AutoMethod) else None,
-        rate_probe=results.rate_probe,
-        meetings=results.meetings if spec.meetings is not None else None,
-        held_out=setup.data.held_out,
+        rate_probe=_model(RateProbe, results.rate_probe),
         selection=selection,
-        evaluation=evaluated_sets(setup.data, on_sets),
-        interpolation=line,
-        normalization=results.normalization,
-        flatness=flatness,
-        probe=probed and probed[0],
+        meetings=[*map(MeetingResult.model_validate, results.meetings)] if spec.meetings is not None else None,
     )
-    losses = setup.writer.write_losses(outputs.report.losses, _start_losses(results))
-    averaged_files = of_mean if delivers_start else None
-    picture = attempted(reporter, "what a network makes of images", lambda: draw_answers(setup, of_mean.safetensors))
-    return Outcome(
-        result, *delivered, losses, averaged_files, further.onnx, further.pt2, further.hub, probed and probed[1], gaussian,
-        picture, exact, beside.weights if beside else None,
-    )  # fmt: skip
+    return ending.outcome(
+        mean,
+        compared,
+        ending.probed(mean, len(results.averaged)),
+        found,
+        delivered=delivered,
+        swag=gaussian,
+        exact_mean=exact,
+        control=beside.weights if beside else None,
+    )
+
+
+def _bayesian(setup: Setup, reporter: Reporter, snapshots: Sequence[Path]) -> tuple[Scores | None, Path | None]:
+    """Return the scores of SWAG, and its file, as far as they can be had."""
+    points = [setup.read(path) for path in snapshots]
+    found = attempted(reporter, "SWAG", partial(posterior, setup, points))
+    if found is None:
+        return None, None
+    measured = attempted(reporter, "SWAG", partial(bayesian_score, setup, found, setup.spec.swag))
+    scores, statistics = measured or (None, [])
+    return scores, attempted(reporter, "SWAG's file", partial(write_swag, setup, found, statistics))
 
 
 def _control(reporter: Reporter, control: Callable[[], TrainedControl]) -> TrainedControl | None:
@@ -195,7 +175,16 @@ def _ensemble(setup: Setup, results: Results, snapshots: Sequence[Path]) -> Scor
     return Scores(setup.evaluator.calibrated(plain, report, chosen_by), setup.evaluator.on_sets(sets, chosen_by))
 
 
-def _score(stored: dict[str, float] | None) -> Score:
+def _scores(results: Results, name: str, report: dict[str, Any] | None) -> Scores:
+    """Return what was stored of a comparison."""
+    return Scores(_score(report), read(results.on_sets[name]))
+
+
+def _model(kind: type[Stored], stored: dict[str, Any] | None) -> Stored | None:
+    return None if stored is None else kind.model_validate(stored)
+
+
+def _score(stored: dict[str, Any] | None) -> Score:
     return Score.model_validate(stored)
 
 

@@ -2,36 +2,28 @@
 
     w̄ = Σ_i s_i / Σ_i n_i        the sums s_i in the order of the replicas, whichever ended first
 
-The replicas have taken the training steps, each in a job of its own (`wbar.replicas`). What is left takes minutes at most, and
-an interrupted join starts again, to the same bits.
+The replicas have taken the training steps, each in a job of its own (`wbar.replicas`). What is left takes minutes at most.
 """
 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from wbar.jobs import Progress, StepPhase
-from wbar.method import Soup, Training
-from wbar.probe_results import ProbeResult
+from wbar.method import Soup
 from wbar.replicas import seed_of
-from wbar.results import Comparisons, CurvePoint, JobResult, ReplicaResult
+from wbar.results import CurvePoint, JobResult, ReplicaResult
 from wbar.scores import mean_score
 from wbar.spec import JobSpec
 from wbar_averaging import RunningMean
-from wbar_training import exact_mean, normalization_probe, probe_images
-from wbar_training.analysis import attempted, flatness_images, measure_flatness
-from wbar_training.answers import draw_answers
+from wbar_training import exact_mean, probe_images
 from wbar_training.averages.average import Finished, empty_like
+from wbar_training.ending import Found
 from wbar_training.ensemble import Member, ensemble_scores
-from wbar_training.evaluate import HeldOutOutputs, verdict
-from wbar_training.evaluation_sets import evaluated_sets
+from wbar_training.evaluate import HeldOutOutputs
 from wbar_training.evaluator import Scores
-from wbar_training.further_formats import make_further_files
-from wbar_training.interpolation import interpolated
-from wbar_training.outcome import Outcome, ProbeFiles
-from wbar_training.reporter import Reporter, StopRequested
-from wbar_training.result_writer import weights_file
-from wbar_training.setup import make_deterministic, set_up
+from wbar_training.outcome import Outcome
+from wbar_training.reporter import Reporter
+from wbar_training.untrained import UntrainedJob
 from wbar_training.workspace import Workspace
 
 
@@ -51,86 +43,33 @@ class EvaluatedReplica:
     own: JobResult
 
 
-class JoinJob:
+class JoinJob(UntrainedJob):
     """One run of the job that joins replicas."""
 
     def __init__(self, spec: JobSpec, workspace: Workspace, reporter: Reporter) -> None:
         assert not isinstance(spec.method, Soup)
-        make_deterministic(spec, workspace.device, workspace.threads)
-        self.spec, self.workspace, self.reporter = spec, workspace, reporter
-        self.method: Training = spec.method
-        self._images = 0
-        self._probe: probe_images.Kept = {}  # outputs on the probe images, by comparison
-        self.setup = set_up(spec, workspace, self._evaluated)
-        self.evaluator, self.data = self.setup.evaluator, self.setup.data
-        per_point = self.evaluator.recomputed_images + self.data.evaluated_images
-        points = 2 + 2 * len(spec.replicas)
-        points += len(self.method.interpolate.points()) if self.method.interpolate is not None else 0
-        self._total = points * per_point + (flatness_images(self.setup) if spec.flatness else 0)
+        super().__init__(spec, workspace, reporter, len(spec.replicas))
+        images = self.evaluator.recomputed_images + self.data.evaluated_images
+        self.expect(2 + 2 * len(spec.replicas), images, spec.method.interpolate)
 
     def run(self) -> Outcome:
         """Join the replicas. Raises StopRequested when the reporter asks, JobError when the job cannot go on."""
-        normalization = None
-        if self.spec.find_normalization:
-            normalization = normalization_probe.find_normalization(self.setup, self.reporter)
-        start = self.evaluator.evaluate_start(self.setup.model)
-        probe_images.record(self.setup, self._probe, "start", self.setup.model)
-        if self.evaluator.recomputed_images:
-            probe_images.record(self.setup, self._probe, "start_recomputed", self.evaluator.probe)
+        start = self.evaluate_start()
         joint, replicas, curve = self._joined()
-        finished, line = Finished(joint, joint.n), None
-        if self.method.interpolate is not None:
-            finished, line = interpolated(self.setup, self.reporter, self.method.interpolate, finished)
-        self.evaluator.where = "of the joint mean"
-        self.evaluator.hold(finished.mean)
-        outputs = self.evaluator.predict_held_out(self.evaluator.probe)
-        averaged = self.evaluator.scores(outputs)
-        probe_images.record(self.setup, self._probe, "averaged", self.evaluator.probe)
-        files = self.setup.writer.write_result(
-            self.evaluator.probe.state_dict(), finished.points, averaged.report.temperature
-        )
-        flatness = None
-        if self.spec.flatness:
-            last, written = self.setup.read(replicas[-1].path), self.setup.read(files.safetensors)
-            flatness = attempted(self.reporter, "the flatness", lambda: measure_flatness(self.setup, last, written, []))
-        compared = {
-            "start": start.as_it_came,
-            "start_recomputed": start.recomputed,
-            "averaged": averaged,
-            **self._beside(replicas),
-        }
-        probed = self._probed(len(replicas), files.safetensors)
-        further = make_further_files(self.setup, self.reporter, files.safetensors)
-        result = JobResult(
-            weights=weights_file(files.safetensors),
-            formats=further.offered,
-            metrics=Comparisons(**{name: one.report for name, one in compared.items()}),
-            evaluation=evaluated_sets(self.data, {name: one.sets for name, one in compared.items()}),
+        self.evaluator.where, ending = "of the joint mean", self.ending(start)
+        mean = ending.write(Finished(joint, joint.n))
+        flatness = ending.flatness(mean, self.setup.read(replicas[-1].path), [])
+        compared = {"start": start.as_it_came, "start_recomputed": start.recomputed, **self._beside(replicas)}
+        found = Found(
             curve=curve,
-            verdict=verdict(outputs.report.losses, start.outputs.report.losses),
+            normalization=self.normalization,
+            flatness=flatness,
             finished_early=any(one.own.finished_early for one in replicas),
             back_offs=sum(one.own.back_offs for one in replicas),
-            held_out=self.data.held_out,
-            interpolation=line,
             replicas=[self._recorded(one) for one in replicas],
             meetings=replicas[0].own.meetings,  # each of them has measured the same
-            normalization=normalization,
-            flatness=flatness,
-            probe=probed and probed[0],
         )
-        losses = self.setup.writer.write_losses(outputs.report.losses, start.outputs.report.losses)
-        picture = draw_answers(self.setup, files.safetensors)
-        return Outcome(
-            result, *files, losses, onnx=further.onnx, pt2=further.pt2, hub=further.hub, probe=probed and probed[1],
-            picture=picture,
-        )  # fmt: skip
-
-    def _probed(self, members: int, averaged: Path) -> tuple[ProbeResult, ProbeFiles | None] | None:
-        """Compare the outputs on the probe images, where the job has them, with those of the ensemble of the replicas."""
-        if self.spec.probe is None:
-            return None
-        measure = partial(probe_images.conclude, self.setup, self._probe, averaged, float(members))
-        return attempted(self.reporter, "what the networks make of the probe images", measure)
+        return ending.outcome(mean, compared, ending.probed(mean, len(replicas)), found)
 
     def _joined(self) -> tuple[RunningMean, list[EvaluatedReplica], list[CurvePoint]]:
         """Return the joint mean, the replicas by themselves, and the curve: the mean of the first n of them."""
@@ -149,8 +88,8 @@ class JoinJob:
         self.evaluator.where = f"of replica {n}"
         self.evaluator.hold(mean)
         outputs = self.evaluator.predict_held_out(self.evaluator.probe)
-        probe_images.record(self.setup, self._probe, "last", self.evaluator.probe)
-        probe_images.add_to_ensemble(self._probe, "last")
+        self.keep_probe_answers("last", self.evaluator.probe)
+        probe_images.add_to_ensemble(self.kept, "last")
         path = self.workspace.replica(n).with_suffix(".averaged.safetensors")
         self.setup.writer.write(path, self.evaluator.probe.state_dict(), mean.n)
         own = JobResult.model_validate_json(self.workspace.replica_result(n).read_bytes())
@@ -178,16 +117,6 @@ class JoinJob:
         score = one.scores.report
         seed = seed_of(self.spec.seed, one.n)
         return ReplicaResult(n=one.n, seed=seed, points=one.points, accuracy=score.accuracy, loss=score.loss)
-
-    def _evaluated(self, phase: StepPhase, images: int) -> None:
-        self._images += images
-        progress = Progress(
-            phase=phase, cycle=0, cycles=len(self.spec.replicas), epoch=0, step=0, total_steps=0,
-            fraction=min(0.99, self._images / self._total),
-        )  # fmt: skip
-        reason = self.reporter.heartbeat(progress)
-        if reason is not None and reason != "finish":  # there is no training to end
-            raise StopRequested(reason)
 
 
 def _mean_of(each: list[Scores], sets: list[str]) -> Scores:

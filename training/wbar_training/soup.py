@@ -4,39 +4,30 @@
     greedy    by rising held-out loss: w enters if the mean's held-out loss does not rise    (Wortsman et al. 2022, recipe 1)
     stock     (1 − t)·w_0 + t·w̄ in each tensor, by the angle between the runs from w_0       (Jang et al. 2024)
 
-Greedy selects on one half of the held-out images, and every reported number is from the other. There is nothing to resume:
-an interrupted soup starts again, to the same bits.
+Greedy selects on one half of the held-out images, and every reported number is from the other.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wbar.choices import Selection
-from wbar.jobs import Progress, StepPhase
 from wbar.method import Soup
-from wbar.probe_results import ProbeResult
-from wbar.results import Comparisons, CurvePoint, JobResult
+from wbar.results import CurvePoint
 from wbar.scores import Score, mean_score
 from wbar.spec import JobSpec, StoredWeights
 from wbar_averaging import ModelStock, RunningMean
-from wbar_training import normalization_probe, probe_images
-from wbar_training.analysis import attempted, flatness_images, measure_flatness
-from wbar_training.answers import draw_answers
+from wbar_training import probe_images
 from wbar_training.averages.average import Finished
+from wbar_training.ending import Found
 from wbar_training.ensemble import Member, ensemble_scores
-from wbar_training.evaluate import HeldOutOutputs, verdict
-from wbar_training.evaluation_sets import evaluated_sets
+from wbar_training.evaluate import HeldOutOutputs
 from wbar_training.evaluator import Scores
-from wbar_training.further_formats import make_further_files
-from wbar_training.interpolation import interpolated
-from wbar_training.outcome import Outcome, ProbeFiles
-from wbar_training.reporter import Reporter, StopRequested
-from wbar_training.result_writer import weights_file
-from wbar_training.setup import make_deterministic, set_up
+from wbar_training.outcome import Outcome
+from wbar_training.reporter import Reporter
+from wbar_training.untrained import UntrainedJob
 from wbar_training.workspace import Workspace
 
 
@@ -72,110 +63,53 @@ class Mixture:
     ratios: dict[str, float] | None = None
 
 
-class SoupJob:
+class SoupJob(UntrainedJob):
     """One run of a soup."""
 
     def __init__(self, spec: JobSpec, workspace: Workspace, reporter: Reporter) -> None:
         assert isinstance(spec.method, Soup)
-        make_deterministic(spec, workspace.device, workspace.threads)
-        self.spec, self.workspace, self.reporter, self.method = spec, workspace, reporter, spec.method
-        self._images = 0
-        self._probe: dict[str, Tensor] = {}  # outputs on the probe images, by comparison
-        self.setup = set_up(spec, workspace, self._evaluated)
-        self.evaluator, self.data = self.setup.evaluator, self.setup.data
-        recompute, held_out = self.evaluator.recomputed_images, self.data.held_out
-        per_point = recompute + self.data.evaluated_images + (0 if held_out.selection else held_out.report)
-        self._total = (2 + 2 * len(spec.ingredients)) * per_point + recompute
-        line = self.method.interpolate
-        self._total += len(line.points()) * per_point if line is not None else 0
-        self._total += flatness_images(self.setup) if spec.flatness else 0
+        super().__init__(spec, workspace, reporter, len(spec.ingredients))
+        self.method = spec.method
+        held_out = self.data.held_out
+        images = self.evaluator.recomputed_images + self.data.evaluated_images
+        images += 0 if held_out.selection else held_out.report
+        self.expect(2 + 2 * len(spec.ingredients), images, self.method.interpolate)
 
     def run(self) -> Outcome:
         """Do the job. Raises StopRequested when the reporter asks, JobError when it cannot go on."""
-        normalization = None
-        if self.spec.find_normalization:
-            normalization = normalization_probe.find_normalization(self.setup, self.reporter)
-        start = self.evaluator.evaluate_start(self.setup.model)
-        self._keep_probe_answers("start", self.setup.model)
-        if self.evaluator.recomputed_images:
-            self._keep_probe_answers("start_recomputed", self.evaluator.probe)
-        warning = normalization_probe.near_chance(self.setup, start.as_it_came.report)
-        if warning is not None:
-            self.reporter.log("warning", warning)
+        start = self.evaluate_start()
         weights = self.method.weights or [1.0] * len(self.spec.ingredients)
         ingredients = [self._evaluate(*pair) for pair in zip(self.spec.ingredients, weights, strict=True)]
         mix = {"greedy": self._greedy, "stock": self._stock, "uniform": self._uniform}[self.method.average]
-        mixture = mix(ingredients)
-        finished, line = Finished(mixture.mean, mixture.points, mixture.selection), None
-        if self.method.interpolate is not None:
-            finished, line = interpolated(self.setup, self.reporter, self.method.interpolate, finished)
-        self.evaluator.hold(finished.mean)
-        outputs = self.evaluator.predict_held_out(self.evaluator.probe)
-        self._keep_probe_answers("averaged", self.evaluator.probe)
-        averaged, ensemble = self.evaluator.scores(outputs), self._ensemble(mixture.ingredients)
-        last = self.evaluator.scores(mixture.ingredients[-1].outputs)
-        weights_of_mean = self.evaluator.probe.state_dict()
-        files = self.setup.writer.write_result(weights_of_mean, finished.points, averaged.report.temperature)
-        probed = self._probed(mixture.ingredients, files.safetensors)
-        flatness = None
-        if self.spec.flatness:
-            newest, written = self._tensors(mixture.ingredients[-1].weights), self.setup.read(files.safetensors)
-            flatness = attempted(
-                self.reporter, "the flatness", lambda: measure_flatness(self.setup, newest, written, [])
-            )
-        further = make_further_files(self.setup, self.reporter, files.safetensors)
-        result = JobResult(
-            weights=weights_file(files.safetensors),
-            formats=further.offered,
-            metrics=Comparisons(
-                start=start.as_it_came.report,
-                start_recomputed=start.recomputed.report,
-                last=last.report,
-                averaged=averaged.report,
-                ensemble=ensemble and ensemble.report,
-                snapshots=None if ensemble else self._mean_of(mixture.ingredients),
-            ),
-            evaluation=evaluated_sets(
-                self.data,
-                {
-                    "start": start.as_it_came.sets,
-                    "start_recomputed": start.recomputed.sets,
-                    "last": last.sets,
-                    "averaged": averaged.sets,
-                    **({"ensemble": ensemble.sets} if ensemble else {}),
-                },
-            ),
+        mixture, ending = mix(ingredients), self.ending(start)
+        members, last = mixture.ingredients, mixture.ingredients[-1]
+        mean = ending.write(Finished(mixture.mean, mixture.points, mixture.selection))
+        ensemble = self._ensemble(members)
+        self._probe_members(members)
+        compared = {
+            "start": start.as_it_came,
+            "start_recomputed": start.recomputed,
+            "last": self.evaluator.scores(last.outputs),
+            **({} if ensemble is None else {"ensemble": ensemble}),
+        }
+        found = Found(
             curve=mixture.curve,
-            verdict=verdict(outputs.report.losses, start.outputs.report.losses),
-            held_out=self.data.held_out,
-            selection=_selection(finished.selection, outputs),
-            interpolation=line,
+            normalization=self.normalization,
+            flatness=ending.flatness(mean, self._tensors(last.weights), []),
+            snapshots=None if ensemble else self._mean_of(members),
+            selection=_selection(mean.finished.selection, mean.outputs),
             stock=mixture.ratios,
-            normalization=normalization,
-            flatness=flatness,
-            probe=probed and probed[0],
         )
-        losses = self.setup.writer.write_losses(outputs.report.losses, start.outputs.report.losses)
-        picture = draw_answers(self.setup, files.safetensors)
-        return Outcome(
-            result, *files, losses, onnx=further.onnx, pt2=further.pt2, hub=further.hub, probe=probed and probed[1],
-            picture=picture,
-        )  # fmt: skip
+        return ending.outcome(mean, compared, ending.probed(mean, sum(one.weight for one in members)), found)
 
-    def _keep_probe_answers(self, name: str, model: nn.Module) -> None:
-        probe_images.record(self.setup, self._probe, name, model)
-
-    def _probed(self, ingredients: list[Ingredient], averaged: Path) -> tuple[ProbeResult, ProbeFiles | None] | None:
-        """Compare the outputs on the probe images, where the job has them, with those of the ensemble of the members."""
+    def _probe_members(self, members: list[Ingredient]) -> None:
+        """Keep what the members make of the probe images, and the sum of it."""
         if self.spec.probe is None:
-            return None
-        for one in ingredients:
+            return
+        for one in members:
             self.evaluator.probe.load_state_dict(self._tensors(one.weights))
-            self._keep_probe_answers("last", self.evaluator.probe)
-            probe_images.add_to_ensemble(self._probe, "last", one.weight)
-        members = sum(one.weight for one in ingredients)
-        measure = partial(probe_images.conclude, self.setup, self._probe, averaged, members)
-        return attempted(self.reporter, "what the networks make of the probe images", measure)
+            self.keep_probe_answers("last", self.evaluator.probe)
+            probe_images.add_to_ensemble(self.kept, "last", one.weight)
 
     def _uniform(self, ingredients: list[Ingredient]) -> Mixture:
         mean, curve = self._empty(), []
@@ -236,19 +170,9 @@ class SoupJob:
         return self.setup.read(self.workspace.input(weights.blob), weights.prefix)
 
     def _point(self, n: int, score_of_mean: Score) -> CurvePoint:
-        self._keep_probe_answers(f"{probe_images.CURVE}{n}", self.evaluator.probe)  # it holds the mean
+        self.keep_probe_answers(f"{probe_images.CURVE}{n}", self.evaluator.probe)  # it holds the mean
         self.reporter.averaged(n, score_of_mean)
         return CurvePoint.of(n, score_of_mean)
-
-    def _evaluated(self, phase: StepPhase, images: int) -> None:
-        self._images += images
-        progress = Progress(
-            phase=phase, cycle=0, cycles=len(self.spec.ingredients), epoch=0, step=0, total_steps=0,
-            fraction=min(0.99, self._images / self._total),
-        )  # fmt: skip
-        reason = self.reporter.heartbeat(progress)
-        if reason is not None and reason != "finish":  # there is no training to end
-            raise StopRequested(reason)
 
 
 def _selection(made: Selection | None, outputs: HeldOutOutputs) -> Selection | None:

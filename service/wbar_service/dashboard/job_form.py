@@ -29,7 +29,7 @@ GROUPS = {
         "recipe.image_size", "recipe.normalize", "recipe.augment", "recipe.mixup", "recipe.cutmix", "classes",
         "recipe.class_weights", "recipe.head",
     ),
-    "Extra measurements": ("flatness", "surface", "swag"),
+    "Extra measurements and formats": ("evaluate", "select_on", "probe", "flatness", "surface", "swag", "formats"),
     "Optimizer, batch, precision and regularization": ("recipe.",),
     "Tags, priority, limits and seed": ("",),
 }  # fmt: skip

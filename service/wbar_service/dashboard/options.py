@@ -5,22 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wbar.job_request import OPTIONS
 from wbar_store.jobs import JobRecord
-
-LEFT_OUT = ("checkpoint", "dataset", "name", "metadata", "dry_run")
-OPTIONS = (
-    "method",
-    "recipe",
-    "seed",
-    "classes",
-    "flatness",
-    "surface",
-    "swag",
-    "formats",
-    "priority",
-    "max_seconds",
-    "expires_after",
-)
 
 
 @dataclass(frozen=True)
@@ -35,7 +21,7 @@ class Option:
 def options_of(job: JobRecord) -> list[Option]:
     """Return every option of a job, in the order of the request's fields."""
     resolved = job.to_api().model_dump(mode="json", include=set(OPTIONS))
-    asked = dict(flat({name: value for name, value in (job.request or {}).items() if name not in LEFT_OUT}))
+    asked = dict(flat({name: value for name, value in (job.request or {}).items() if name in OPTIONS}))
     values = dict(flat({name: resolved[name] for name in OPTIONS}))
     return [Option(path, asked.get(path), value) for path, value in values.items()]
 

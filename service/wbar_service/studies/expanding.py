@@ -10,15 +10,17 @@ from pydantic import JsonValue, ValidationError
 from wbar.errors import Refused, ValidationFailed
 from wbar.job_request import JobRequest
 from wbar.studies import Scaling, StudyRequest, StudySettings, scaled_rate
+from wbar.text import LONGEST_NAME
 from wbar_service.jobs.cloning import DEFAULT, merged, without_another_method
 from wbar_service.problems import refusal_of
 
-LONGEST_NAME = 256
 Asked = Mapping[str, Any]
 
 
 def requests_of(study: StudyRequest) -> list[tuple[StudySettings, JobRequest]]:
     """Return the requests of the study's jobs with what distinguishes them, in the order of its axes.
+
+    Jobs that differ in the scaling of their rate alone, and have the same rate, are one.
 
     Raises ValidationFailed, which names the job by its settings, where one of them makes no sense.
     """
@@ -27,8 +29,7 @@ def requests_of(study: StudyRequest) -> list[tuple[StudySettings, JobRequest]]:
         body = _validated(settings, asked)
         same = body.model_dump_json(exclude={"name"})
         if same in made:
-            both = made[same][0]
-            settings = both.model_copy(update={"scaling": tuple(dict.fromkeys((*both.scaling, *settings.scaling)))})
+            settings = _as_one(made[same][0], settings)
         name = f"{study.name or study.job.name or 'study'}: {settings.in_words()}"[:LONGEST_NAME]
         made[same] = settings, body.model_copy(update={"name": name})
     return list(made.values())
@@ -51,8 +52,8 @@ def _varied(study: StudyRequest) -> Iterator[tuple[StudySettings, Asked]]:
     ):
         fields: dict[str, JsonValue] = dict(zip(paths, values, strict=True))
         asked = merged(without_another_method(base, patch), patch)
-        for path, value in fields.items():
-            asked = _with_field(asked, path, value)
+        for path in sorted(fields, key=lambda path: path != "method.type"):  # another type leaves its fields out
+            asked = _with_field(asked, path, fields[path])
         if batch is not None:
             asked = _with_field(asked, "recipe.batch_size", batch)
         lr = None
@@ -61,12 +62,43 @@ def _varied(study: StudyRequest) -> Iterator[tuple[StudySettings, Asked]]:
             asked = _with_field(asked, f"method.{_rate_field(asked)}", lr)
         if seed is not None:
             asked = _with_field(asked, "seed", seed)
-        yield (
-            StudySettings(
-                batch_size=batch, lr=lr, scaling=(scaling,) if scaling else (), fields=fields, change=change, seed=seed
-            ),
-            asked,
+        settings = StudySettings(
+            batch_size=batch, lr=lr, scaling=(scaling,) if scaling else (), fields=fields, change=change, seed=seed
         )
+        for path, value in (*_leaves(patch), *_leaves(fields)):
+            if _at(asked, path) != value:
+                raise ValidationFailed(
+                    f"the job with {settings.in_words()}: two of batch_sizes, rates, vary, changes and seeds set {path}, to "
+                    f"{value!r} and {_at(asked, path)!r}: leave it to one of them"
+                )
+        yield settings, asked
+
+
+def _as_one(first: StudySettings, second: StudySettings) -> StudySettings:
+    """Return the settings of two jobs that came out the same, as scalings may. Raises ValidationFailed for all else."""
+    both = first.model_copy(update={"scaling": tuple(dict.fromkeys((*first.scaling, *second.scaling)))})
+    if both != second.model_copy(update={"scaling": both.scaling}):
+        raise ValidationFailed(
+            f"the jobs with {first.in_words()} and with {second.in_words()} are the same: name what differs, or one of them"
+        )
+    return both
+
+
+def _leaves(patch: Asked, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the paths of a patch, and the values that it sets there; None where it removes."""
+    for name, value in patch.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{before}{name}.")
+        elif value != {}:
+            yield before + name, value
+
+
+def _at(asked: Asked, path: str) -> Any:
+    """Return what a request has at a path; None for nothing."""
+    found: Any = asked
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
 
 
 def _with_field(asked: Asked, path: str, value: JsonValue) -> Asked:
