@@ -11,6 +11,7 @@ from wbar.checkpoints import Fault
 from wbar.request import ExpiresAfter, RequestModel
 from wbar.results import WeightsFile
 from wbar.text import Name, Text
+from wbar_averaging.decay_weights import weight_sum
 
 MergeStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ENDED: frozenset[MergeStatus] = frozenset({"succeeded", "failed", "cancelled"})
@@ -41,8 +42,8 @@ class MeanMerge(RequestModel):
     def _one_of_them(self) -> Self:
         if sum(one is not None for one in (self.weights, self.shape, self.ema)) > 1:
             raise ValueError("give one of weights, shape and ema")
-        if self.weights is not None and sum(self.weights) <= 0:
-            raise ValueError(f"the weights must have a sum above 0, not {sum(self.weights):g}")
+        if self.weights is not None:
+            weight_sum(self.weights)
         return self
 
 

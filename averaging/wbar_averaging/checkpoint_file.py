@@ -5,6 +5,7 @@ and not mapped: mapped pages count as the reader's memory.
 """
 
 import os
+import re
 import sys
 from array import array
 from collections import OrderedDict
@@ -12,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from wbar_averaging.pytorch_file import UnreadableCheckpoint, is_mapped, is_pytorch, load_state_dict
+from wbar_averaging.quoting import shown
 from wbar_averaging.replacing import INDEX
 from wbar_averaging.safetensors_file import (
     MAX_HEADER,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PYTORCH_INDEX = ".bin.index.json"
+NO_WEIGHTS = {"training_args.bin", "optimizer.bin", "scheduler.bin"}  # a trainer's, beside the weights
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 OPEN_FILES = 100  # some systems allow a process 256
 
 
@@ -43,12 +47,17 @@ class Entry:
 
 
 class Checkpoint(Protocol):
-    """An opened checkpoint. `keep` must be called before the first `read`."""
+    """An opened checkpoint. `keep` must be called before the first `read`.
+
+    tied: by number, for a tensor that has the memory of another one before it, that one's number. Of PyTorch files: the
+    format of others has no such tensors.
+    """
 
     label: str
     metadata: dict[str, str]
     entries: dict[str, Entry]
     dtypes: list[str]
+    tied: dict[int, int]
 
     def keep(self, names: Sequence[str]) -> None:
         """Number the tensors as in `names`, and forget what reading them does not need."""
@@ -87,6 +96,7 @@ class SafetensorsCheckpoint:
     def __init__(self, label: str, paths: list[Path], files: OpenFiles) -> None:
         self.label, self.metadata, self.entries = label, dict[str, str](), dict[str, Entry]()
         self.dtypes: list[str] = []
+        self.tied: dict[int, int] = {}
         self._paths, self._open = paths, files
         for number, path in enumerate(paths):
             try:
@@ -125,6 +135,7 @@ class PyTorchCheckpoint:
     def __init__(self, label: str, paths: list[Path], shards: "Sequence[dict[str, Tensor]]") -> None:
         self.label, self.metadata, self.entries = label, {"format": "pt"}, dict[str, Entry]()
         self.dtypes: list[str] = []
+        self.tied: dict[int, int] = {}
         self._by_name, self._tensors = dict[str, "Tensor"](), list["Tensor"]()
         self._at, self._bytes = -1, memoryview(b"")
         for number, (path, tensors) in enumerate(zip(paths, shards, strict=True)):
@@ -137,6 +148,11 @@ class PyTorchCheckpoint:
         self.dtypes = [self.entries[name].dtype for name in names]
         self._tensors = [self._by_name[name] for name in names]
         self.entries, self._by_name = {}, {}
+        places = dict[tuple[Any, ...], int]()
+        for index, tensor in enumerate(self._tensors):
+            first = places.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), index)
+            if first != index and tensor.numel():
+                self.tied[index] = first
 
     def read(self, index: int, begin: int, buffer: memoryview) -> None:
         import torch
@@ -149,14 +165,14 @@ class PyTorchCheckpoint:
 
 def _refuse_twice(label: str, name: str, entries: dict[str, Entry], paths: list[Path], path: Path) -> None:
     if name in entries:
-        raise UnreadableCheckpoint(f"{label}: {name} is in both {paths[entries[name].file]} and {path}")
+        raise UnreadableCheckpoint(f"{label}: {shown(name)} is in both {paths[entries[name].file]} and {path}")
 
 
 def _code(label: str, name: str, tensor: "Tensor") -> str:
     """The format's name of a tensor's dtype. Raises UnreadableCheckpoint where there is none."""
     code = torch_dtypes().get(tensor.dtype)
     if code is None:
-        raise UnreadableCheckpoint(f"{label}: {name} is {tensor.dtype}, which cannot be written to a safetensors file")
+        raise UnreadableCheckpoint(f"{label}: {shown(name)} is {tensor.dtype}, which is not read from a PyTorch file")
     return code
 
 
@@ -241,7 +257,13 @@ def _candidates(folder: Path, index_suffix: str, suffix: str) -> list[Path]:
     if len(indexes) > 1:
         return indexes
     shards = set(_weight_map(indexes[0]).values()) if indexes else set()
-    return [*indexes, *sorted(path for path in folder.glob(f"*{suffix}") if path.name not in shards)]
+    if any(not (folder / name).is_file() for name in shards):
+        return indexes  # it is read as that, and says what is missing
+    beside = sorted(path for path in folder.glob(f"*{suffix}") if path.name not in shards | NO_WEIGHTS)
+    forgotten = next((path for path in beside if indexes and _SHARD.search(path.stem)), None)
+    if forgotten is not None:
+        raise UnreadableCheckpoint(f"{indexes[0]}: does not name {forgotten.name}, a shard that lies beside it")
+    return [*indexes, *beside]
 
 
 def _sharded(label: str, index: Path, files: OpenFiles, scratch: Path) -> SafetensorsCheckpoint | PyTorchCheckpoint:

@@ -10,8 +10,8 @@ The updates that a smaller rate would have made from other places are not there:
 An exponential mean over checkpoints, m ← d·m + (1 − d)·w, is c_j = (1 − d)·d^(n−1−j), and d^(n−1) for the first.
 """
 
-from collections.abc import Callable
-from math import cos, pi, sqrt
+from collections.abc import Callable, Sequence
+from math import cos, fsum, pi, sqrt
 
 DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda t: 1 - t,
@@ -48,3 +48,11 @@ def _exponential(text: str, count: int) -> list[float]:
         raise ValueError(f"{EMA}{text}: a decay in [0, 1) was expected, as in ema:0.9")
     later = [(1 - decay) * decay ** (count - 1 - number) for number in range(1, count)]
     return [decay ** (count - 1), *later]
+
+
+def weight_sum(weights: Sequence[float]) -> float:
+    """Return the sum of weights. Raises ValueError where it is not above 0, or no more than what floats leave of nothing."""
+    total = fsum(weights)
+    if total <= 1e-12 * fsum(map(abs, weights)):
+        raise ValueError(f"the weights must have a sum above 0, not {total:g}")
+    return total

@@ -20,18 +20,26 @@ from typing import Any
 import numpy as np
 
 from wbar_averaging import float_formats
-from wbar_averaging.checkpoint_file import Checkpoint, OpenFiles, open_checkpoint
+from wbar_averaging.checkpoint_file import Checkpoint, Entry, OpenFiles, open_checkpoint
 from wbar_averaging.checkpoint_writer import sync
 from wbar_averaging.float_formats import Array
 from wbar_averaging.model_folder import UnfitConfig, carried_files, copy_files, place_folder, read_config
-from wbar_averaging.quoting import shown
+from wbar_averaging.quoting import quoted, shown
 from wbar_averaging.safetensors_file import SIZES, header_bytes
-from wbar_averaging.streamed_mean import FactorsApart, Mismatch, NotFinite
+from wbar_averaging.streamed_mean import FactorsApart, Mean, Mismatch, NotFinite, Plan, likeness
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OTHER_STARTS = ("pissa", "olora", "corda", "loftq")  # initializations that change the weights that ΔW is added to
 OTHER_KINDS = ("lora_bias", "arrow_config", "kasa_config", "monteclora_config", "target_parameters")
-COMPARED = ("base_model_name_or_path", "task_type", "fan_in_fan_out", "bias", "layer_replication")
+COMPARED = (
+    "base_model_name_or_path",
+    "task_type",
+    "fan_in_fan_out",
+    "bias",
+    "layer_replication",
+    "trainable_token_indices",
+)
+MOST_ALPHA = 1e30
 _FACTOR = re.compile(r"(.*)\.lora_(embedding_)?([AB])((?:\.[^.]+)?(?:\.weight)?)")
 _PLAIN = re.compile(r"[\w.]+")  # of a pattern: a module's name, or the end of one
 
@@ -50,6 +58,10 @@ class _Adapter:
     checkpoint: Checkpoint
     shapes: dict[str, tuple[int, ...]]
     numbers: dict[str, int]
+
+    def entry(self, name: str) -> Entry:
+        """Return what a tensor is."""
+        return Entry(self.checkpoint.dtypes[self.numbers[name]], self.shapes[name])
 
     def read(self, name: str) -> Array:
         """Return a tensor in float64. Raises Mismatch for what is no floating-point tensor, NotFinite."""
@@ -71,8 +83,10 @@ class _Adapter:
             if module == pattern or module.endswith(f".{pattern}"):
                 alpha = value
                 break
-        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise UnfitConfig(f"{self.folder / CONFIG}: lora_alpha is {alpha}, no number")
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= MOST_ALPHA:
+            raise UnfitConfig(
+                f"{self.folder / CONFIG}: lora_alpha is {quoted(alpha)}, no number from -{MOST_ALPHA:g} to {MOST_ALPHA:g}"
+            )
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
 
@@ -101,7 +115,7 @@ def merge_adapters(
         raise ValueError(f"{out}: a merged adapter is a folder, with its {CONFIG}: give a name without .safetensors")
     with OpenFiles() as files, place_folder(out) as (scratch, folder):
         adapters = [_opened(source, files, scratch) for source in sources]
-        modules, others = _layout(adapters)
+        modules = _layout(adapters)
         if rank is None:
             ranks = [max((adapter.shapes[one.a][0] for one in modules), default=1) for adapter in adapters]
             raise FactorsApart(
@@ -110,15 +124,12 @@ def merge_adapters(
                 f"leaves out; {sum(ranks)} keeps all"
             )
         weights = shares or [1 / len(adapters)] * len(adapters)
-        tensors, residuals = dict[str, tuple[str, Array]](), dict[str, float]()
-        for module in modules:
-            a, b, residuals[module.name] = _factors(adapters, weights, module, rank)
-            for name, values in ((module.a, a), (module.b, b)):
-                tensors[name] = (_dtype(adapters[0], name, chosen), values)
-        for name in others:
-            mean = sum((share * adapter.read(name) for share, adapter in zip(weights, adapters, strict=True)), 0.0)
-            tensors[name] = (_dtype(adapters[0], name, chosen), np.asarray(mean))
-        _write(folder / WEIGHTS, tensors, {"format": "pt", "wbar.averaged": str(len(adapters))})
+        factors, residuals = dict[str, Array](), dict[str, float]()
+        with np.errstate(all="ignore"):  # what is too large for float64 is found where it is written
+            for module in modules:
+                factors[module.a], factors[module.b], residuals[module.name] = _factors(adapters, weights, module, rank)
+        plan = _plan(adapters, chosen)
+        _write(folder / WEIGHTS, factors, plan, Mean(plan, shares, np.dtype(np.float64), None))
         # auto_mapping names a module that a reader would import; without it the class is what the reader says.
         merged = adapters[0].config | {
             "r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {},
@@ -155,8 +166,8 @@ def _refuse_kind(source: Path, config: dict[str, Any]) -> None:
         raise UnfitConfig(f"{path}: alpha_pattern has {shown(odd[0])}, which is no name of a module or its end")
 
 
-def _layout(adapters: list[_Adapter]) -> tuple[list[_Module], list[str]]:
-    """The modules that all adapters have, and their other tensors. Raises Mismatch, UnfitConfig."""
+def _layout(adapters: list[_Adapter]) -> list[_Module]:
+    """The modules that all adapters have. Raises Mismatch, where their other tensors differ, too; UnfitConfig."""
     first, *rest = adapters
     for adapter in rest:
         for key in COMPARED:
@@ -183,7 +194,7 @@ def _layout(adapters: list[_Adapter]) -> tuple[list[_Module], list[str]]:
             modules.append(_Module(module, name, partner))
     for adapter in adapters:
         _check_shapes(first, adapter, modules, others)
-    return modules, others
+    return modules
 
 
 def _check_shapes(first: _Adapter, adapter: _Adapter, modules: list[_Module], others: list[str]) -> None:
@@ -196,8 +207,9 @@ def _check_shapes(first: _Adapter, adapter: _Adapter, modules: list[_Module], ot
             shapes = [f"A {list(pair[0])}, B {list(pair[1])}" for pair in (ours, theirs)]
             raise Mismatch(f"{module.name}: {shapes[0]} in {first.folder}, {shapes[1]} in {adapter.folder}")
     for name in others:
-        if first.shapes[name] != adapter.shapes[name]:
-            here, there = list(first.shapes[name]), list(adapter.shapes[name])
+        one, other = first.entry(name), adapter.entry(name)
+        if likeness(name, one) != likeness(name, other):
+            here, there = f"{one.dtype} {list(one.shape)}", f"{other.dtype} {list(other.shape)}"
             raise Mismatch(f"{shown(name)}: {here} in {first.folder}, {there} in {adapter.folder}")
 
 
@@ -224,19 +236,39 @@ def _factors(adapters: list[_Adapter], weights: list[float], module: _Module, ra
     return padded_a.reshape(rank, *shape_a[1:]), padded_b.reshape(shape_b[0], rank, *shape_b[2:]), residual
 
 
-def _dtype(adapter: _Adapter, name: str, chosen: str | None) -> str:
-    return chosen or adapter.checkpoint.dtypes[adapter.numbers[name]]
+def _plan(adapters: list[_Adapter], chosen: str | None) -> Plan:
+    """Return the plan of all tensors: those that are no factors are averaged by it, and may be larger than the adapter."""
+    first = adapters[0]
+    own = first.checkpoint.dtypes
+    return Plan(
+        [adapter.checkpoint for adapter in adapters],
+        list(first.numbers),
+        [chosen if chosen and dtype in float_formats.SIZES else dtype for dtype in own],
+        [first.shapes[name] for name in first.numbers],
+        {"format": "pt", "wbar.averaged": str(len(adapters))},
+    )
 
 
-def _write(path: Path, tensors: dict[str, tuple[str, Array]], metadata: dict[str, str]) -> None:
-    order = sorted(tensors, key=lambda name: (-SIZES[tensors[name][0]], name))
+def _write(path: Path, factors: dict[str, Array], plan: Plan, means: Mean) -> None:
+    """Write the factors, and the means of all other tensors piece by piece."""
+    order = sorted(range(len(plan.names)), key=lambda index: (-SIZES[plan.dtypes[index]], plan.names[index]))
+    shapes = [factors[name].shape if name in factors else plan.shapes[n] for n, name in enumerate(plan.names)]
+    entries = [(plan.names[index], plan.dtypes[index], list(shapes[index])) for index in order]
     with open(path, "wb") as file, np.errstate(all="ignore"):
-        file.write(header_bytes([(name, tensors[name][0], list(tensors[name][1].shape)) for name in order], metadata))
-        for name in order:
-            dtype, values = tensors[name]
-            flat, raw = np.ascontiguousarray(values).reshape(-1), np.empty(values.size * SIZES[dtype], np.uint8)
-            float_formats.narrow(flat.copy(), dtype, raw, np.empty(values.size, np.float64))
-            if not float_formats.finite(raw, dtype):
-                raise NotFinite(f"{shown(name)}: the merged values are too large for {dtype}")
-            file.write(raw.data)
+        file.write(header_bytes(entries, plan.metadata))
+        for index in order:
+            name = plan.names[index]
+            if name in factors:
+                file.write(_narrowed(name, factors[name], plan.dtypes[index]))
+                continue
+            for piece in means.pieces(index):
+                file.write(piece)
         sync(file)
+
+
+def _narrowed(name: str, values: Array, dtype: str) -> memoryview:
+    flat, raw = np.ascontiguousarray(values).reshape(-1), np.empty(values.size * SIZES[dtype], np.uint8)
+    float_formats.narrow(flat.copy(), dtype, raw, np.empty(values.size, np.float64))
+    if not float_formats.finite(raw, dtype):
+        raise NotFinite(f"{shown(name)}: the merged values are too large for {dtype}")
+    return raw.data

@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +102,7 @@ def merge(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.", show_default=False)] = False,
 ) -> None:
     """Merge checkpoint files without training, and print the result's path. Memory does not grow with the files."""
+    _end_on_signals()
     need_numpy()
     from wbar_averaging.merging import merge_checkpoints
 
@@ -139,6 +142,17 @@ def merge(
             err=True,
         )
     typer.echo(str(merged.path))
+
+
+def _end_on_signals() -> None:
+    """Let what a scheduler sends, or a terminal that is closed, end the command as an error does: nothing half is left."""
+
+    def leave(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name) and threading.current_thread() is threading.main_thread():
+            signal.signal(getattr(signal, name), leave)
 
 
 def _paths(checkpoints: list[Path], last: int | None) -> list[Path]:

@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike
 from wbar_averaging import task_vectors
 from wbar_averaging.checkpoint_file import OpenFiles
 from wbar_averaging.checkpoint_writer import write_checkpoint
-from wbar_averaging.decay_weights import decay_weights
+from wbar_averaging.decay_weights import decay_weights, weight_sum
 from wbar_averaging.float_formats import dtype_named
 from wbar_averaging.lora import is_adapter, merge_adapters
 from wbar_averaging.model_folder import carried_files, copy_files, place_folder
@@ -202,6 +202,8 @@ def merge_checkpoints(
     if lora_rank is not None or all(map(is_adapter, sources)):
         if not isinstance(method, WeightedMean):
             raise ValueError("adapters are merged by a weighted mean of their ΔW only")
+        if max_shard_bytes is not None:
+            raise ValueError("a merged adapter is one file: leave the size of shards out")
         residuals = merge_adapters(sources, method.shares(len(sources)), Path(out), lora_rank, chosen)
         return Merged(Path(out) / "adapter_model.safetensors", residuals=residuals)
     if Path(out).suffix == ".safetensors":
@@ -244,9 +246,7 @@ def normalized_weights(count: int, weights: Sequence[float] | None) -> list[floa
     values = [float(weight) for weight in weights]
     if not all(map(math.isfinite, values)) or not math.isfinite(sum(values)):
         raise ValueError(f"the weights and their sum must be finite: {values}")
-    total = math.fsum(values)
-    if total <= 0:
-        raise ValueError(f"the weights must have a sum above 0, not {total:g}")
+    total = weight_sum(values)
     return None if len(set(values)) == 1 else [value / total for value in values]
 
 

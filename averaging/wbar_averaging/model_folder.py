@@ -6,6 +6,7 @@ run some is refused. A result's folder gets its name when all of it is written a
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wbar_averaging.checkpoint_file import refuse_outside
-from wbar_averaging.quoting import quoted, reason
+from wbar_averaging.quoting import quoted, reason, shown
 from wbar_averaging.replacing import sync_folder
 
 CONFIG = "config.json"
@@ -25,7 +26,12 @@ CARRIED = (
 )  # fmt: skip
 MAX_CONFIG = 8 * 1024 * 1024  # bytes; id2label of a hundred thousand classes has four
 CODE_KEYS = ("auto_map", "custom_pipelines")  # what makes transformers import a program that lies beside the weights
-COMPARED = ("model_type", "architectures")
+# What configurations of one network may say differently: names, versions, and what only training or a reader's taste uses.
+APART = re.compile(
+    r"_.*|transformers_version|(torch_)?dtype|use_cache|gradient_checkpointing|problem_type|finetuning_task|initializer_.*|"
+    r"output_.*|return_dict|use_return_dict|label2id|.*drop.*|tag|url|file|hf_hub_id|hf_hub_filename|source|license|.*_token_id"
+)
+PLACEHOLDER = re.compile(r"LABEL_\d+")  # the name that transformers gives a class without one
 TORCH_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
@@ -93,18 +99,47 @@ def _refuse_code(path: Path, config: dict[str, Any]) -> None:
 
 
 def _compare(first: Path, other: Path) -> None:
+    """Raise UnfitConfig where two configurations are of networks that compute different things from equal tensors.
+
+    A key that only one has says nothing: libraries of different versions write different defaults.
+    """
     ours, theirs = read_config(first), read_config(other)
-    for key in COMPARED:
+    for key in ("model_type", "architectures"):
         if ours.get(key) != theirs.get(key):
-            raise UnfitConfig(f"{key}: {ours.get(key)} in {first}, {theirs.get(key)} in {other}")
+            raise UnfitConfig(f"{key}: {_value(ours.get(key))} in {first}, {_value(theirs.get(key))} in {other}")
     here, there = (_classes(config) for config in (ours, theirs))
-    if here != there:
-        raise UnfitConfig(f"id2label: {here} classes in {first}, {there} in {other}")
+    if len(here) != len(there):
+        raise UnfitConfig(f"id2label: {len(here)} classes in {first}, {len(there)} in {other}")
+    for n, name in here.items():
+        names = (name, there.get(n))
+        if names[0] != names[1] and not any(PLACEHOLDER.fullmatch(str(one)) for one in names):
+            raise UnfitConfig(f"id2label: class {n} is {_value(name)} in {first}, {_value(names[1])} in {other}")
+    mine, others = dict(_leaves(ours)), dict(_leaves(theirs))
+    for key in (key for key in mine if key in others and mine[key] != others[key]):
+        raise UnfitConfig(
+            f"{shown(key)}: {_value(mine[key])} in {first}, {_value(others[key])} in {other}: equal tensors are different "
+            "networks there"
+        )
 
 
-def _classes(config: dict[str, Any]) -> int | None:
+def _leaves(config: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what a configuration says of what is computed, by dotted paths; names of classes are compared by themselves."""
+    for key, value in config.items():
+        if APART.fullmatch(key) or key == "id2label":
+            continue
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{before}{key}.")
+        else:
+            yield before + key, value
+
+
+def _value(value: Any) -> str:
+    return shown(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _classes(config: dict[str, Any]) -> dict[str, Any]:
     labels = config.get("id2label")
-    return len(labels) if isinstance(labels, dict) else None
+    return labels if isinstance(labels, dict) else {}
 
 
 def copy_files(paths: Sequence[Path], folder: Path, chosen: str | None) -> None:
@@ -129,6 +164,8 @@ def place_folder(out: Path) -> Iterator[tuple[Path, Path]]:
     """
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: there is no such folder to write to")
+    if out.is_symlink():
+        raise FileExistsError(f"{out}: is a link, and a new folder would take its place: name what it leads to")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: is there already, and a folder of a model is not replaced: choose another name")
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name:

@@ -1,12 +1,13 @@
 """Several checkpoints' tensors combined, given out in pieces that are small enough to stay in a core's own cache.
 
 The mean is here, other combinations in `task_vectors`. Where the sum is wider than what is summed (float64 over float32),
-adding k equal numbers and dividing by k gives the number back. Where it is not, x₀ − Σ wᵢ(x₀ − xᵢ) / Σ wᵢ does, and that is
-what is summed there.
+adding k equal numbers and dividing by k gives the number back. Where it is not, x − Σ wᵢ(x − xᵢ) / Σ wᵢ does, with x the one
+of the largest weight (so that a weight of 1 beside 0 gives x itself), and that is what is summed there.
 
-Only floating-point numbers of 16 bits and more are combined. A single integer is a count, as BatchNorm's
-`num_batches_tracked`: the last checkpoint's is taken. All else (integers, booleans, 8-bit floating-point formats) is codes,
-whose mean means nothing: it is copied where all checkpoints agree, and refused by name where they do not.
+Only floating-point numbers of 16 bits and more are combined. A single integer of 16 bits or more is a count, as BatchNorm's
+`num_batches_tracked`: the last checkpoint's is taken; but for a quantized tensor's zero point. All else (integers, booleans,
+8-bit formats) is codes, whose mean means nothing: it is copied where all checkpoints agree, and refused by name where they do
+not.
 """
 
 import math
@@ -30,8 +31,11 @@ from wbar_averaging.safetensors_file import SIZES
 PIECE = 131_072
 LISTED = 20
 COUNT, FLOAT = "a count", "float"
-# As PEFT and kohya's scripts name them; PEFT also names the adapter, as in lora_A.default.weight.
-LORA_FACTOR = re.compile(r"(^|[._])lora_(embedding_)?(A|B|a|b|down|up)(\.|$)")
+# As PEFT (which also names the adapter: lora_A.default.weight), kohya's scripts, diffusers and LyCORIS (LoHa, LoKr) name them.
+FACTOR = re.compile(
+    r"(^|[._])(lora_(embedding_)?(A|B|a|b|down|up)|lora(_linear_layer)?\.(down|up)|(hada|lokr)_[wt]\d(_[ab])?)(\.|$)"
+)
+ZERO_POINT = re.compile(r"(.*[._])?(zero_?points?|zeros?|zp)", re.IGNORECASE)
 
 Progress = Callable[[int, int], None]
 
@@ -76,7 +80,7 @@ class Plan:
 
     def kind(self, index: int) -> str:
         """Return FLOAT for what is combined, COUNT for what the last checkpoint decides, else the dtype of what is copied."""
-        return _kind(self.dtypes[index], self.shapes[index])
+        return _kind(self.names[index], self.dtypes[index], self.shapes[index])
 
 
 def make_plan(paths: Sequence[str | os.PathLike[str]], files: OpenFiles, copies: Path, chosen: str | None) -> Plan:
@@ -106,11 +110,11 @@ def make_plan(paths: Sequence[str | os.PathLike[str]], files: OpenFiles, copies:
 
 def _refuse_factors(checkpoint: Checkpoint) -> None:
     """Raise FactorsApart for a checkpoint with factors of adapters."""
-    name = next((name for name in checkpoint.entries if LORA_FACTOR.search(name)), None)
+    name = next((name for name in checkpoint.entries if FACTOR.search(name)), None)
     if name is not None:
         raise FactorsApart(
-            f"{shown(name)} in {checkpoint.label} is one factor of a LoRA adapter: the mean of ΔW = B·A is not the product of "
-            "the factors' means; merge adapters as folders with their adapter_config.json, and give the rank of the result"
+            f"{shown(name)} in {checkpoint.label} is one factor of an adapter: the mean of ΔW = B·A is not the product of the "
+            "factors' means; merge LoRA adapters as folders with their adapter_config.json, and give the rank of the result"
         )
 
 
@@ -118,19 +122,21 @@ def _differences(label: str, entries: dict[str, Entry], other: Checkpoint) -> li
     lines = []
     for name in sorted(entries.keys() | other.entries.keys()):
         here, there = entries.get(name), other.entries.get(name)
-        if here is None or there is None or _likeness(here) != _likeness(there):
-            lines.append(f"{name}: {_shown(here)} in {label}, {_shown(there)} in {other.label}")
+        if here is None or there is None or likeness(name, here) != likeness(name, there):
+            lines.append(f"{shown(name)}: {_shown(here)} in {label}, {_shown(there)} in {other.label}")
     return lines
 
 
-def _likeness(entry: Entry) -> tuple[str, tuple[int, ...]]:
-    return _kind(entry.dtype, entry.shape), entry.shape
+def likeness(name: str, entry: Entry) -> tuple[str, tuple[int, ...]]:
+    """Return what must be equal of tensors that are merged: whether they are averaged, count or hold codes; and the shape."""
+    return _kind(name, entry.dtype, entry.shape), entry.shape
 
 
-def _kind(dtype: str, shape: tuple[int, ...]) -> str:
+def _kind(name: str, dtype: str, shape: tuple[int, ...]) -> str:
     if dtype in float_formats.SIZES:
         return FLOAT
-    return COUNT if dtype.startswith(("U", "I")) and math.prod(shape) == 1 else dtype
+    counts = dtype.startswith(("U", "I")) and SIZES[dtype] > 1 and math.prod(shape) == 1
+    return COUNT if counts and not ZERO_POINT.fullmatch(name) else dtype
 
 
 def _shown(entry: Entry | None) -> str:
@@ -188,8 +194,8 @@ class Combination(ABC):
             checkpoint.read(index, begin * size, other.data)
             if not np.array_equal(raw, other):
                 raise Mismatch(
-                    f"{self._plan.names[index]}: {kind} {list(self._plan.shapes[index])} holds codes, which have no mean, and "
-                    f"they differ between {checkpoint.label} and {last.label}: dequantize the checkpoints first"
+                    f"{shown(self._plan.names[index])}: {kind} {list(self._plan.shapes[index])} holds codes, which have no "
+                    f"mean, and they differ between {checkpoint.label} and {last.label}: dequantize the checkpoints first"
                 )
         return raw.data
 
@@ -219,7 +225,7 @@ class Combination(ABC):
         return float_formats.widen(raw, dtype, self._scratch)
 
     def _culprit(self, index: int, begin: int, count: int) -> str:
-        name = self._plan.names[index]
+        name = shown(self._plan.names[index])
         for number, checkpoint in enumerate(self._plan.checkpoints):
             if not np.isfinite(self._read(number, index, begin, count)).all():
                 return f"{name}: values are NaN or infinite in {checkpoint.label}"
@@ -237,6 +243,7 @@ class Mean(Combination):
     ) -> None:
         super().__init__(plan, wide, progress)
         self._shares = shares
+        self._heaviest = shares.index(max(shares)) if shares else 0
 
     def _combine(self, index: int, begin: int, total: Array) -> None:
         if self._widest(index) < total.itemsize:
@@ -259,9 +266,11 @@ class Mean(Combination):
 
     def _add_differences(self, index: int, begin: int, total: Array) -> None:
         term, first = (buffer.view(total.dtype)[: len(total)] for buffer in (self._term, self._first))
-        np.copyto(first, self._read(0, index, begin, len(total)))
+        np.copyto(first, self._read(self._heaviest, index, begin, len(total)))
         total[:] = 0
-        for number in range(1, len(self._plan.checkpoints)):
+        for number in range(len(self._plan.checkpoints)):
+            if number == self._heaviest:
+                continue
             values = self._read(number, index, begin, len(total))
             np.subtract(first, values, out=term, dtype=total.dtype)
             if self._shares:

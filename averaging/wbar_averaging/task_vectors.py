@@ -4,8 +4,9 @@
     DARE              w₀ + Σ λᵢ mᵢ∘τᵢ / (1 − p),  mᵢ = 1 with probability 1 − p, else 0      (Yu et al. 2024)
     TIES              w₀ + λτ̄, with τ̄ the mean of the trimmed τᵢ whose sign has the larger sum (Yadav et al. 2023)
 
-Task arithmetic with one checkpoint and λ = α is WiSE-FT's line (1 − α)·w₀ + α·w₁ (Wortsman et al. 2022). Where a checkpoint
-equals the base nothing is added, to the bit.
+Task arithmetic with one checkpoint and λ = α is WiSE-FT's line (1 − α)·w₀ + α·w₁ (Wortsman et al. 2022); above α = ½ it is
+computed as w₁ − (1 − α)(w₁ − w₀), so that its ends are the two checkpoints, to the bit. Where a checkpoint equals the base
+nothing is added, to the bit.
 
 TIES trims each τᵢ, over all its tensors together, to the share `density` of largest magnitude; equal magnitudes at the border
 all stay. Which magnitude that is, a few passes over two files find without holding either: magnitudes that are not negative
@@ -13,11 +14,13 @@ are ordered as their bits are, so the border's bits are found sixteen at a time,
 whose magnitudes have the larger sum is elected, and τ̄ is the mean of those that have it; 0 where both sums are equal.
 
 DARE's draws are a function of the seed, the checkpoint's place among the checkpoints, the tensor's name and the number's
-place in it: the same however a checkpoint is cut into files and pieces.
+place in it: the same however a checkpoint is cut into files and pieces. Tied tensors of a PyTorch file have the draws of the
+first of them, so that they stay equal.
 """
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,9 +28,19 @@ from wbar_averaging import streamed_mean
 from wbar_averaging.float_formats import Array, all_finite
 from wbar_averaging.streamed_mean import FLOAT, Combination, NotFinite, Plan, Progress
 
+if TYPE_CHECKING:
+    from fractions import Fraction
+
 WIDE = np.dtype(np.float64)
 DIGITS = ((47, 16), (31, 16), (15, 16), (0, 15))  # shift and width of each, of the 63 bits of a magnitude
 DRAWS_AT_ONCE = 4  # of Philox: its counter counts blocks of so many
+
+
+def _decimal(share: float) -> "Fraction":
+    """Return the number that was written, as 0.07: the float beside it would make 8 of a hundred's 7."""
+    from fractions import Fraction  # a few modules that nothing else needs
+
+    return Fraction(str(float(share)))
 
 
 class TaskArithmetic(Combination):
@@ -39,14 +52,21 @@ class TaskArithmetic(Combination):
 
     def _combine(self, index: int, begin: int, total: Array) -> None:
         term, first = self._term[: len(total)], self._first[: len(total)]
-        np.copyto(first, self._read(0, index, begin, len(total)))
+        origin, others = self._origin_and_others()
+        np.copyto(first, self._read(origin, index, begin, len(total)))
         total[:] = 0
-        for number, scale in enumerate(self._scales, start=1):
+        for number, scale in others:
             np.subtract(first, self._read(number, index, begin, len(total)), out=term)
             self._drop(number, index, begin, term)
             np.multiply(term, scale, out=term)
             np.add(total, term, out=total)
         np.subtract(first, total, out=total)  # -0 less nothing is -0; -0 and nothing would be 0
+
+    def _origin_and_others(self) -> tuple[int, list[tuple[int, float]]]:
+        """Return the number of the checkpoint that differences are taken from, and those of the others with their scales."""
+        if len(self._scales) == 1 and self._scales[0] > 0.5:
+            return 1, [(0, 1 - self._scales[0])]
+        return 0, list(enumerate(self._scales, start=1))
 
     def _drop(self, number: int, index: int, begin: int, term: Array) -> None:
         """Nothing is dropped."""
@@ -59,10 +79,14 @@ class Dare(TaskArithmetic):
         super().__init__(plan, [scale / (1 - drop) for scale in scales], progress)
         self._bound, self._seed = np.uint64(int(drop * 2**64)), seed
 
+    def _origin_and_others(self) -> tuple[int, list[tuple[int, float]]]:
+        return 0, list(enumerate(self._scales, start=1))  # what is dropped of a checkpoint leaves the base
+
     def _drop(self, number: int, index: int, begin: int, term: Array) -> None:
         import hashlib  # with OpenSSL it is megabytes that nothing else needs
 
-        key = hashlib.sha256(f"{self._seed}\0{number}\0{self._plan.names[index]}".encode()).digest()[:16]
+        name = self._plan.names[self._plan.checkpoints[number].tied.get(index, index)]
+        key = hashlib.sha256(f"{self._seed}\0{number}\0{name}".encode()).digest()[:16]
         draws = np.random.Philox(key=int.from_bytes(key, "little"))
         draws.advance(begin // DRAWS_AT_ONCE)
         skip = begin % DRAWS_AT_ONCE
@@ -81,7 +105,7 @@ class Ties(Combination):
         self._scale = scale
         self._floats = [index for index in range(len(plan.names)) if plan.kind(index) == FLOAT]
         self._numbers = sum(map(plan.elements, self._floats))
-        self._kept = max(1, math.ceil(density * self._numbers))
+        self._kept = max(1, math.ceil(_decimal(density) * self._numbers))
         self._positive, self._negative = (np.empty(streamed_mean.PIECE, np.float64) for _ in range(2))
         self._ups, self._downs = (np.empty(streamed_mean.PIECE, np.int32) for _ in range(2))
         self._borders = [0.0] * len(plan.checkpoints)

@@ -135,7 +135,9 @@ def test_without_a_rank_the_refusal_says_which_to_give(tmp_path: Path) -> None:
         ({"alpha_pattern": {"(a+)+$": 1}}, "no name of a module"),
         ({"use_new": True}, "use_new is set"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map names code"),
-        ({"lora_alpha": "x"}, "lora_alpha is x, no number"),
+        ({"lora_alpha": "x"}, "lora_alpha is .x., no number"),
+        ({"lora_alpha": 10**400}, "lora_alpha is .1000.*, no number from -1e.30 to 1e.30"),
+        ({"trainable_token_indices": [7, 9]}, "trainable_token_indices: None in .*, .7, 9. in"),
         ({"base_model_name_or_path": "c/d"}, "base_model_name_or_path: a/b in .*, c/d in"),
     ],
 )
@@ -158,7 +160,11 @@ def test_adapters_that_add_something_else_are_refused_by_name(
         ({f"{Q}.lora_A.weight": np.full((2, 5), np.nan)}, NotFinite, "lora_A.weight: values are NaN"),
         ({f"{Q}.lora_magnitude_vector": np.zeros(4)}, Mismatch, "lora_magnitude_vector.* missing in"),
         ({"base_model.model.classifier.weight": np.zeros((9, 3))}, Mismatch, r"\[2, 3\] in .* \[9, 3\] in"),
-        ({"base_model.model.classifier.weight": np.zeros((2, 3), int)}, Mismatch, "I64.*codes"),
+        (
+            {"base_model.model.classifier.weight": np.zeros((2, 3), int)},
+            Mismatch,
+            r"F32 \[2, 3\] in .* I64 \[2, 3\] in",
+        ),
     ],
 )
 def test_adapters_that_do_not_fit_together_are_refused_by_name(
@@ -171,3 +177,28 @@ def test_adapters_that_do_not_fit_together_are_refused_by_name(
     with pytest.raises(kind, match=message):
         merge_checkpoints([a, b], tmp_path / "m", lora_rank=2)
     assert not (tmp_path / "m").exists()
+
+
+def test_layers_beside_the_factors_are_averaged_without_holding_them(tmp_path: Path) -> None:
+    """Also what is no number: equal codes are copied."""
+    rng = np.random.default_rng(0)
+    folders = []
+    for name in "abc":
+        tensors = load_file(adapter(tmp_path / name, rng) / "adapter_model.safetensors")
+        tensors |= {"base_model.model.ids": np.arange(3), "base_model.model.head": rng.standard_normal((70, 3000))}
+        folders.append(written(tmp_path / f"whole-{name}", tensors, CONFIG))
+    merge_checkpoints(folders, tmp_path / "m", WeightedMean([1, 2, 1]), lora_rank=2, dtype="F32")
+    found = load_file(tmp_path / "m" / "adapter_model.safetensors")
+    heads = [load_file(one / "adapter_model.safetensors")["base_model.model.head"] for one in folders]
+    expected = (heads[0] + 2 * heads[1] + heads[2]) / 4
+    assert found["base_model.model.head"].dtype == np.float32
+    np.testing.assert_allclose(found["base_model.model.head"], expected, rtol=1e-6, atol=1e-7)
+    assert found["base_model.model.ids"].tolist() == [0, 1, 2]
+    assert found["base_model.model.ids"].dtype == np.int64
+
+
+def test_a_merged_adapter_is_one_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    a, b = adapter(tmp_path / "a", rng), adapter(tmp_path / "b", rng)
+    with pytest.raises(ValueError, match="leave the size of shards out"):
+        merge_checkpoints([a, b], tmp_path / "m", lora_rank=2, max_shard_bytes=100)

@@ -59,6 +59,16 @@ def test_a_runs_files_are_ordered_by_the_last_number_in_their_names(tmp_path: Pa
         last_checkpoints(tmp_path, 1)
 
 
+def test_measurements_in_names_are_no_steps(tmp_path: Path) -> None:
+    names = [f"epoch={n}-val_loss={loss}.ckpt" for n, loss in ((1, "0.90"), (2, "0.5"), (10, "0.45"))]
+    for name in (*names, "best-0.45.ckpt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in last_checkpoints(tmp_path, None)] == names
+    (tmp_path / "step=7.ckpt").touch()
+    with pytest.raises(UnreadableCheckpoint, match=r"counts epochs and step=7\.ckpt something else"):
+        last_checkpoints(tmp_path, 1)
+
+
 def test_the_methods_and_their_options_arrive(run: Path, tmp_path: Path) -> None:
     base, one, two = (run / f"checkpoint-{step}" for step in (5, 50, 100))
     out = tmp_path / "m.safetensors"

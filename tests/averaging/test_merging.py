@@ -265,7 +265,19 @@ def test_a_base_of_another_shape_is_refused_with_both(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["m.lora_A.weight", "m.lora_B.default.weight", "m.lora_embedding_A", "lora_unet_m.lora_down.weight"]
+    "name",
+    [
+        "m.lora_A.weight",
+        "m.lora_B.default.weight",
+        "m.lora_embedding_A",
+        "lora_unet_m.lora_down.weight",
+        "unet.to_q_lora.down.weight",
+        "unet.processor.to_k_lora.up.weight",
+        "m.lora_linear_layer.up.weight",
+        "m.hada_w1_a",
+        "m.lokr_w1",
+        "m.lokr_t2",
+    ],
 )
 def test_factors_of_adapters_are_not_averaged_apart(tmp_path: Path, name: str) -> None:
     one = save(tmp_path / "a.safetensors", {"w": ("F32", np.zeros(2)), name: ("F32", np.zeros(2))})
@@ -317,3 +329,110 @@ print(peak() - before)
         [sys.executable, "-P", "-c", code, str(tmp_path)], check=True, capture_output=True, text=True, timeout=240
     )
     assert int(done.stdout) < 20 * 1024
+
+
+@pytest.mark.parametrize("name", ["zp", "layer.zero_point", "layer.weight_zero_point"])
+@pytest.mark.parametrize("dtype", ["I8", "I64"])
+def test_zero_points_are_codes_and_never_counts(tmp_path: Path, name: str, dtype: str) -> None:
+    files = [
+        save(tmp_path / f"{n}.safetensors", {"scale": ("F32", np.array([n + 0.1])), name: (dtype, np.array([8 * n]))})
+        for n in range(2)
+    ]
+    with pytest.raises(Mismatch, match=f"{name}: {dtype} .* holds codes"):
+        merge_checkpoints(files, tmp_path / "out.safetensors")
+    counts = [save(tmp_path / f"c{n}.safetensors", {"num_batches_tracked": ("I64", np.array(n))}) for n in range(2)]
+    merge_checkpoints(counts, tmp_path / "out.safetensors")
+    assert load(tmp_path / "out.safetensors")["num_batches_tracked"][1] == 1
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F64"])
+def test_the_ends_of_a_line_are_its_checkpoints_to_the_bit(dtype: str) -> None:
+    start = {"w": (dtype, np.array([1.0, 0.5, 1e10, -0.0, 1e17]))}
+    tuned = {"w": (dtype, np.array([1e-12, 1e-15, 1e-10, -0.0, 1.0]))}
+    for end, alpha in ((start, 0.0), (tuned, 1.0)):
+        expected = stored(end["w"][1], dtype).tobytes()
+        assert merged([start, tuned], TaskArithmetic(alpha))["w"][1].tobytes() == expected
+        assert merged([start, tuned], WeightedMean([1 - alpha, alpha]))["w"][1].tobytes() == expected
+
+
+def test_the_share_that_ties_keeps_is_the_number_that_was_written() -> None:
+    base, tuned = {"w": ("F32", np.zeros(100))}, {"w": ("F32", np.arange(1, 101.0))}
+    found = merged([base, tuned], Ties(0.07))["w"][1]
+    assert np.count_nonzero(found) == 7
+
+
+def test_tied_tensors_of_a_pytorch_file_stay_equal_where_dare_drops(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    for name, value in (("base", 0.0), ("tuned", 1.0)):
+        shared = torch.full((40, 3), value)
+        torch.save({"emb": shared, "head": shared, "other": torch.full((40, 3), value)}, tmp_path / f"{name}.pt")
+    out = tmp_path / "out.safetensors"
+    merge_checkpoints([tmp_path / "tuned.pt"], out, Dare(0.5), base=tmp_path / "base.pt")
+    found = load(out)
+    assert found["emb"][1].tobytes() == found["head"][1].tobytes()
+    assert found["emb"][1].tobytes() != found["other"][1].tobytes()
+
+
+def test_weights_that_sum_to_what_floats_leave_of_nothing_are_refused(tmp_path: Path) -> None:
+    one = save(tmp_path / "a.safetensors", {"w": ("F32", np.zeros(2))})
+    with pytest.raises(ValueError, match="sum above 0"):
+        merge_checkpoints([one, one, one], tmp_path / "out.safetensors", WeightedMean([0.1, 0.2, -0.3]))
+
+
+def test_names_that_a_terminal_would_obey_are_escaped(tmp_path: Path) -> None:
+    name = "\x1b[31mred"
+    one, other = (save(tmp_path / f"{n}.safetensors", {name: ("F32", np.full(2, n))}) for n in (1.0, np.nan))
+    with pytest.raises(NotFinite, match=r"^'\\x1b\[31mred': values are NaN"):
+        merge_checkpoints([one, other], tmp_path / "out.safetensors")
+    shorter = save(tmp_path / "s.safetensors", {name: ("F32", np.zeros(1))})
+    with pytest.raises(Mismatch, match=r"^'\\x1b"):
+        merge_checkpoints([one, shorter], tmp_path / "out.safetensors")
+
+
+def test_a_trainers_own_files_are_no_weights_and_a_forgotten_shard_is_named(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    folder = tmp_path / "checkpoint-500"
+    folder.mkdir()
+    torch.save({"w": torch.ones(2)}, folder / "pytorch_model.bin")
+    torch.save({"lr": torch.ones(1)}, folder / "training_args.bin")
+    merge_checkpoints([folder], tmp_path / "out.safetensors")
+    assert load(tmp_path / "out.safetensors").keys() == {"w"}
+    sharded = tmp_path / "sharded"
+    sharded.mkdir()
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for n, name in enumerate(names):
+        save(sharded / name, {f"w{n}": ("F32", np.zeros(2))})
+    index = sharded / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w0": names[0]}}))
+    with pytest.raises(UnreadableCheckpoint, match=f"does not name {names[1]}"):
+        merge_checkpoints([sharded], tmp_path / "out.safetensors")
+    index.write_text(json.dumps({"weight_map": {"w0": names[0], "w1": names[1], "w2": "gone.safetensors"}}))
+    with pytest.raises(UnreadableCheckpoint, match=r"names gone\.safetensors, which is missing"):
+        merge_checkpoints([sharded], tmp_path / "out.safetensors")
+
+
+def test_8_bit_floats_of_a_pytorch_file_are_copied_where_they_agree(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"w": torch.ones(4).to(torch.float8_e4m3fn), "u": torch.ones(2).to(torch.uint16)}, tmp_path / "a.pt")
+    merge_checkpoints([tmp_path / "a.pt"] * 2, tmp_path / "out.safetensors")
+    assert {name: dtype for name, (dtype, _) in load(tmp_path / "out.safetensors").items()} == {
+        "w": "F8_E4M3",
+        "u": "U16",
+    }
+
+
+def test_a_merge_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
+    """It is told to end while it writes, as a scheduler does when a job's time is over."""
+    for n in range(2):
+        save(tmp_path / f"{n}.safetensors", {"w": ("F32", np.zeros(20_000_000))})
+    out = tmp_path / "out"
+    out.mkdir()
+    words = ["merge", *(str(tmp_path / f"{n}.safetensors") for n in range(2)), "-o", str(out / "m.safetensors")]
+    command = [sys.executable, "-P", "-m", "wbar_averaging.commands", *words, "--method", "mean"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and not any(out.iterdir()):
+        pass
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + 15
+    assert list(out.iterdir()) == []

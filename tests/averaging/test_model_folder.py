@@ -15,6 +15,7 @@ from wbar_averaging.streamed_mean import Mismatch
 
 CONFIG: dict[str, Any] = {
     "model_type": "vit", "architectures": ["ViT"], "id2label": {"0": "a", "1": "b"}, "torch_dtype": "float32",
+    "num_attention_heads": 12, "pretrained_cfg": {"mean": [0.5], "tag": "a"}, "transformers_version": "5.0",
 }  # fmt: skip
 
 
@@ -76,7 +77,10 @@ def test_a_file_has_nothing_beside_it(tmp_path: Path) -> None:
         ({"custom_pipelines": {"a": {"impl": "x.Y"}}}, "custom_pipelines names code"),
         ({"id2label": {"0": "a"}}, r"id2label: 2 classes in .*a/config\.json, 1 in .*b/config\.json"),
         ({"model_type": "swin"}, "model_type: vit in .*, swin in"),
-        ({"architectures": ["Other"]}, r"architectures: \['ViT'\] in .*, \['Other'\] in"),
+        ({"id2label": {"0": "dog", "1": "cat"}}, r"id2label: class 0 is .* in .*a/config\.json, dog in .*b/config"),
+        ({"num_attention_heads": 6}, "num_attention_heads: 12 in .*, 6 in .* different networks"),
+        ({"pretrained_cfg": {"mean": [0, 0, 0], "tag": "x"}}, r"pretrained_cfg\.mean: \[0\.5\] in .*, \[0, 0, 0\] in"),
+        ({"architectures": ["Other"]}, r'architectures: \["ViT"\] in .*, \["Other"\] in'),
     ],
 )
 def test_configurations_that_name_code_or_another_model_are_refused(

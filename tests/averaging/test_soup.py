@@ -30,7 +30,17 @@ from wbar_averaging.soup import average_checkpoints, greedy_soup
 from wbar_averaging.streamed_mean import Mismatch, NotFinite
 
 Tensors = dict[str, tuple[str, np.ndarray[Any, Any]]]
-STORED = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "BOOL": "?"}
+STORED = {
+    "F16": "<f2",
+    "BF16": "<u2",
+    "F32": "<f4",
+    "F64": "<f8",
+    "I64": "<i8",
+    "BOOL": "?",
+    "I8": "|i1",
+    "U16": "<u2",
+    "F8_E4M3": "|u1",
+}
 PRECISION = {
     "F16": (11, -14),
     "BF16": (8, -126),

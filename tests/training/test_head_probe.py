@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.ops import StochasticDepth
 
 from tests.material import start_state
 from tests.training.jobs import METHOD, Recorder, make_job, run
@@ -15,6 +16,7 @@ from wbar_averaging import write_safetensors
 from wbar_training.head_probe import probe_head
 from wbar_training.networks.architectures import initialized
 from wbar_training.networks.layers import depths, scales
+from wbar_training.networks.stochastic_depth import set_drop_path
 from wbar_training.optim import SCALE, make_optimizer
 from wbar_training.plan import Plan
 from wbar_training.setup import set_up
@@ -62,7 +64,7 @@ def test_a_frozen_classifier_is_refused(tmp_path: Path) -> None:
     [
         ("resnet20", 11, "fc"),
         ("resnet18", 10, "fc"),
-        ("vit_b_32", 15, "heads.head"),
+        ("vit_b_32", 14, "heads.head"),
         ("convnext_tiny", 23, "classifier.2"),
     ],
 )
@@ -74,6 +76,26 @@ def test_layers_are_blocks_from_the_input_to_the_classifier(name: str, layers: i
     assert sorted(set(depth.values())) == list(range(layers))
     assert {key.rpartition(".")[0] for key, at in depth.items() if at == layers - 1} == {last}
     assert scales(model, 0.5)[f"{last}.weight"] == 1
+
+
+def test_all_that_makes_a_vits_first_tokens_is_one_layer() -> None:
+    """BEiT's appendix has the embedding, the blocks and the head."""
+    with torch.device("meta"):
+        depth = depths(initialized(Network("vit_b_32", 10)))
+    first = {key for key, at in depth.items() if at == 0}
+    assert first == {"class_token", "conv_proj.weight", "conv_proj.bias", "encoder.pos_embedding"}
+    assert depth["encoder.layers.encoder_layer_0.ln_1.weight"] == 1
+    assert depth["encoder.ln.weight"] == 12
+
+
+def test_the_layers_of_a_block_are_left_out_at_one_rate() -> None:
+    with torch.device("meta"):
+        model = initialized(Network("maxvit_t", 10))
+    set_drop_path(model, 0.3, "maxvit_t")
+    rates = {path: one.p for path, one in model.named_modules() if isinstance(one, StochasticDepth)}
+    by_block = {path.rpartition(".layers.")[0]: rate for path, rate in rates.items()}
+    assert all(by_block[path.rpartition(".layers.")[0]] == rate for path, rate in rates.items())
+    assert [*by_block.values()] == pytest.approx([0.3 * n / 10 for n in range(11)])
 
 
 def test_rates_of_groups_are_those_of_their_layers(tmp_path: Path) -> None:

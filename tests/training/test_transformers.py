@@ -94,6 +94,14 @@ def test_what_changes_no_network_is_no_part_of_it(tmp_path: Path) -> None:
          PretrainedConfig((0.5,) * 3, (0.2,) * 3)),
         ({"do_normalize": False, "resample": 0}, PretrainedConfig((0.0,), (1.0,))),
         ({"do_resize": False, "size": 20, "size_divisor": 32}, None),
+        ({"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 28}, "do_center_crop": True,
+          "crop_size": 28}, PretrainedConfig(None, None, (28, 28), 0.875)),
+        ({"image_processor_type": "PoolFormerImageProcessor", "size": {"shortest_edge": 28}, "crop_pct": 0.7},
+         PretrainedConfig(None, None, (28, 28), 0.7)),
+        ({"image_processor_type": "PerceiverImageProcessor", "size": 28, "crop_size": 32, "do_center_crop": True},
+         PretrainedConfig(None, None, (28, 28), 0.875)),
+        ({"image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": False, "crop_size": 32,
+          "do_center_crop": True, "size": {"shortest_edge": 32}}, PretrainedConfig((0.0,), (1.0,), (32, 32), 1.0)),
     ],
 )  # fmt: skip
 def test_rules_of_processors(images: dict[str, Any], expected: PretrainedConfig | None, tmp_path: Path) -> None:
@@ -102,6 +110,38 @@ def test_rules_of_processors(images: dict[str, Any], expected: PretrainedConfig 
     edited(folder, "config.json", lambda config: config.update(id2label=placeholders))
     (folder / "preprocessor_config.json").write_text(json.dumps(images))
     assert checked(zipped(folder)).pretrained == expected
+
+
+EFFICIENT = {
+    "image_processor_type": "EfficientNetImageProcessor",
+    "image_mean": [0.4, 0.5, 0.6],
+    "image_std": [0.5, 0.4, 0.3],
+}
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        {"image_processor_type": "ViTImageProcessor", "image_mean": [0.4, 0.5, 0.6], "image_std": [0.5, 0.4, 0.3]},
+        EFFICIENT,
+        EFFICIENT | {"include_top": False},
+        EFFICIENT | {"rescale_offset": True, "rescale_factor": 1 / 127.5},
+        EFFICIENT | {"rescale_offset": True, "rescale_factor": 1 / 127.5, "do_normalize": False, "include_top": False},
+    ],
+)
+def test_images_are_normalized_as_the_library_does(images: dict[str, Any], tmp_path: Path) -> None:
+    folder = folder_of("vit", tmp_path / "mine")
+    sizes = {"size": {"height": SIDE, "width": SIDE}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(images | sizes))
+    said = checked(zipped(folder)).pretrained
+    assert said is not None
+    options = {name: value for name, value in (images | sizes).items() if name != "image_processor_type"}
+    colour = np.array([200, 128, 32], np.uint8)
+    theirs = getattr(transformers, images["image_processor_type"])(**options)(
+        np.broadcast_to(colour, (SIDE, SIDE, 3)).copy(), return_tensors="np"
+    )
+    ours = (colour / 255 - np.array(said.mean)) / np.array(said.std)
+    np.testing.assert_allclose(theirs["pixel_values"][0][:, 0, 0], ours, atol=1e-5)
 
 
 def not_json(folder: Path) -> None:
@@ -214,6 +254,13 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], type[Rejected], str]] = {
         lambda folder: edited(folder, "preprocessor_config.json", lambda images: images.update(image_std=[0, 1, 1])),
         CorruptFile,
         r"image_std is '?\[0, 1, 1\]'?, which it cannot be",
+    ),
+    "blue first": (
+        lambda folder: edited(
+            folder, "preprocessor_config.json", lambda images: images.update(do_flip_channel_order=True)
+        ),
+        CorruptFile,
+        "do_flip_channel_order: the network takes blue first",
     ),
     "no size": (
         lambda folder: edited(folder, "preprocessor_config.json", lambda images: images.update(size=10**9)),

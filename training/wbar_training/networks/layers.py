@@ -1,7 +1,8 @@
 """The layers of a network by depth, for rates that fall toward the input: d^k for a layer k below the classifier.
 
 timm's networks say it themselves (`group_matcher`). Of other networks a layer is a block: whatever a list of blocks holds,
-or a module beside such lists. A normalization that stands by itself belongs to the layer before it.
+or a module beside such lists. A normalization that stands by itself belongs to the layer before it, and so do tables of
+positions; a class token that comes first belongs to the embedding after it.
 
 Bao et al. 2022, "BEiT: BERT pre-training of image transformers", appendix; Clark et al. 2020 for language.
 """
@@ -40,10 +41,12 @@ def scales(model: nn.Module, decay: float) -> dict[str, float]:
 def _by_blocks(model: nn.Module) -> dict[str, int]:
     layers: dict[str, int] = {}
     found: dict[str, int] = {}
+    only_tables = False  # whether all layers so far are parameters of the lists themselves
     for name, _ in model.named_parameters():
         path, module = _layer(model, name)
         if path not in layers:
-            joins = layers and (isinstance(module, NORMS) or _is_opened(module))  # or a table of positions
+            joins = layers and (isinstance(module, NORMS) or _is_opened(module) or only_tables)
+            only_tables = (not layers or only_tables) and _is_opened(module)
             layers[path] = max(layers.values(), default=-1) + (0 if joins else 1)
         found[name] = layers[path]
     return found

@@ -4,6 +4,8 @@ timm and transformers build their `…DropPath` layers with such rates themselve
 `transformers_models`); some of their families have none. torchvision's `StochasticDepth` layers are always there.
 """
 
+import re
+
 from torch import nn
 from torchvision.ops import StochasticDepth
 
@@ -22,10 +24,16 @@ def set_drop_path(model: nn.Module, rate: float, name: str) -> None:
     layers = {path: module for path, module in model.named_modules() if isinstance(module, StochasticDepth)}
     if not layers:
         raise no_stochastic_depth(rate, name)
-    # Two layers of one block (after attention, and after the MLP) have one rate.
-    blocks = list(dict.fromkeys(path.rpartition(".")[0] for path in layers))
+    # The layers of one block (after attention, after the MLP, of both attentions in MaxViT) have one rate.
+    blocks = list(dict.fromkeys(map(_block, layers)))
     for path, layer in layers.items():
-        layer.p = rate * blocks.index(path.rpartition(".")[0]) / max(1, len(blocks) - 1)
+        layer.p = rate * blocks.index(_block(path)) / max(1, len(blocks) - 1)
+
+
+def _block(path: str) -> str:
+    """Return the path of the block that a layer is in: up to its last number, its place in a list of blocks."""
+    numbered = re.match(r"(.*\.\d+)\.", path)
+    return path.rpartition(".")[0] if numbered is None else numbered[1]
 
 
 def no_stochastic_depth(rate: float, name: str) -> NothingMatches:

@@ -1,9 +1,11 @@
 """What a folder of transformers says: `config.json` about the network and its classes, `preprocessor_config.json` about images.
 
-    x = (f·v − mean) / std   of pixel values v in 0..255, where f is `rescale_factor` and 1 without `do_rescale`
+    x = (f·v − o − mean) / std   of pixel values v in 0..255, with f `rescale_factor`, 1 without `do_rescale`, and o = 1 with
+                                 `rescale_offset`, else 0
 
-A job normalizes pixels v/255, so that its mean and deviation are those numbers over 255·f. Both files are data: numbers and
-names are checked, and nothing else is read.
+A job normalizes pixels v/255, so that its mean and deviation are mean + o and std over 255·f. Some classes of the library have
+rules of their own, which no key tells: they are in `_normalization` and `_size`, by the class's name. Both files are data:
+numbers and names are checked, and nothing else is read.
 """
 
 from collections.abc import Mapping
@@ -123,9 +125,19 @@ def _is_name(name: Any) -> bool:
 
 def _normalization(images: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Return mean and deviation of pixels in [0, 1]; None where the file does not say."""
+    kind = _kind(images)
+    if images.get("do_flip_channel_order", kind.startswith("MobileViT")):
+        raise CorruptFile(
+            "preprocessor_config.json: do_flip_channel_order: the network takes blue first, and jobs give it red first: "
+            "reverse the inputs of its first layer, say false here, and upload it again"
+        )
     mean, std = _checked(images, "image_mean", is_mean), _checked(images, "image_std", is_std)
-    if images.get("do_normalize", True) is False:
+    if images.get("do_normalize", not kind.startswith("MobileViT")) is False:
         mean, std = [0.0], [1.0]
+    elif std and kind.startswith("EfficientNet") and images.get("include_top", True):
+        std = [one * one for one in std]  # the class divides a second time
+    if mean and images.get("rescale_offset"):
+        mean = [one + 1 for one in mean]
     if not mean or not std or len(mean) != len(std):
         return None, None
     factor = _checked(images, "rescale_factor", lambda value: is_number(value) and value > 0) or 1 / 255
@@ -149,18 +161,28 @@ def _size(images: Mapping[str, Any]) -> tuple[tuple[int, int], float] | None:
         return None
     resized = _sides(images, "size")
     cropped = _sides(images, "crop_size") if images.get("do_center_crop") else None
+    kind = _kind(images)
+    if kind.startswith("Perceiver") and cropped and resized:  # cut out first, then resized
+        return resized, min(1.0, min(resized) / min(cropped))
     size = cropped or resized
     if size is None:
         return None
     ratio = min(1.0, min(cropped) / min(resized)) if cropped and resized else 1.0
-    kind = images.get("image_processor_type", images.get("feature_extractor_type"))
-    share = images.get("crop_pct")
-    if isinstance(kind, str) and kind.startswith("ConvNext") and min(size) < 384:  # the class's own rule
-        share = 224 / 256 if share is None else share
+    usual = {"ConvNext": 224 / 256, "PoolFormer": 0.9, "Levit": 224 / 256}
+    default = next((share for name, share in usual.items() if kind.startswith(name)), None)
+    if default is not None and (min(size) < 384 or not kind.startswith("ConvNext")):
+        share = images.get("crop_pct")
+        share = default if share is None or kind.startswith("Levit") else share
         if not is_number(share) or not 0 < share <= 1:
             raise CorruptFile(f"preprocessor_config.json: crop_pct is {quoted(share)}, which it cannot be")
         ratio = float(share)
     return size, ratio
+
+
+def _kind(images: Mapping[str, Any]) -> str:
+    """Return the name of the class that prepares the images; "" where the file does not say."""
+    kind = images.get("image_processor_type", images.get("feature_extractor_type"))
+    return kind if isinstance(kind, str) else ""
 
 
 def _sides(images: Mapping[str, Any], name: str) -> tuple[int, int] | None:
