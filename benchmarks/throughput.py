@@ -203,10 +203,10 @@ def memory(task: dict[str, Any], name: str) -> list[tuple[str, int]]:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         job = TrainingJob(*job_of(task | {"checkpoint": str(checkpoint), "folder": scratch}, network), Silent())
         job.setup.train_mode()
-        job.batches.start(job._positions())
-        job._train_step(job._position(0))
-        job.average.visit(job.model, 1)
-        state = job.average.state_dict()
+        job.batches.start(job.course.ahead())
+        job._train_step(job.course.at(0))
+        job.course.average.visit(job.model, 1)
+        state = job.course.average.state_dict()
         inputs = (BATCH, network.channels, *job.plan.image_size)
         return [
             ("weights and buffers", _bytes(job.model.state_dict())),
@@ -214,7 +214,7 @@ def memory(task: dict[str, Any], name: str) -> list[tuple[str, int]]:
             ("optimizer", _bytes(job.stepper.optimizer.state_dict())),
             ("w̄ (float64 sum)", _bytes(state)),
             ("w̄ as the pull sees it", sum(anchor.nbytes for anchor in job.anchor)),
-            ("the network that is evaluated", _bytes(job.evaluator.probe.state_dict())),
+            ("the network that is evaluated", _bytes(job.evaluator.network.state_dict())),
             (f"one batch of {BATCH} inputs", 4 * int(torch.Size(inputs).numel())),
         ]
 

@@ -29,7 +29,7 @@ def _whole(value: Any) -> Any:
 
 MAX_EPOCHS = 10_000  # passes over the training images, of a phase and of a whole job
 Epochs = Annotated[int | float, BeforeValidator(_whole), Field(gt=0, le=MAX_EPOCHS)]
-EpochsOrNone = Annotated[int | float, BeforeValidator(_whole), Field(ge=0, le=MAX_EPOCHS)]
+EpochsOrZero = Annotated[int | float, BeforeValidator(_whole), Field(ge=0, le=MAX_EPOCHS)]
 Shape = Literal["constant", "linear", "cosine", "exponential", "step", "sawtooth", "poly"]
 Average = Literal["uniform", "greedy", "window"]
 SwaAverage = Literal["uniform", "greedy", "window", "swad"]
@@ -111,7 +111,7 @@ class HighPhase(Phase, Slope):
 class LowPhase(Phase):
     """The phase that settles again, at a constant rate."""
 
-    epochs: EpochsOrNone = Field(
+    epochs: EpochsOrZero = Field(
         1,
         description="As of `high`; 0: no low phase, and each cycle ends where the shape of the high phase ends. With "
         '`{"cycles": 12, "high": {"shape": "sawtooth", "epochs": 1}, "low": {"epochs": 0}}` these are the 12 one-epoch '

@@ -26,7 +26,7 @@ CARRIED = (
 )  # fmt: skip
 MAX_CONFIG = 8 * 1024 * 1024  # bytes; id2label of a hundred thousand classes has four
 CODE_KEYS = ("auto_map", "custom_pipelines")  # what makes transformers import a program that lies beside the weights
-# What configurations of one network may say differently: names, versions, and what only training or a reader's taste uses.
+# What configurations of one network may say differently: names, versions, and what only training or a reader's output uses.
 APART = re.compile(
     r"_.*|transformers_version|(torch_)?dtype|use_cache|gradient_checkpointing|problem_type|finetuning_task|initializer_.*|"
     r"output_.*|return_dict|use_return_dict|label2id|.*drop.*|tag|url|file|hf_hub_id|hf_hub_filename|source|license|.*_token_id"

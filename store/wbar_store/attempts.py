@@ -23,7 +23,8 @@ from wbar_store.counters import Counters
 from wbar_store.database import Database, Tenant, now
 from wbar_store.events import Events
 from wbar_store.job_lists import sort_values
-from wbar_store.jobs import FileName, JobRecord, Jobs
+from wbar_store.job_records import FileName, JobRecord
+from wbar_store.jobs import Jobs
 from wbar_store.tables import events, job_files, jobs, metrics, snapshots
 
 MAX_CRASHES = 3  # attempts whose own process failed, without progress between them

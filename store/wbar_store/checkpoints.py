@@ -11,7 +11,7 @@ from wbar_store.claims import Claim
 from wbar_store.database import Tenant, now, rfc3339
 from wbar_store.ids import new_id
 from wbar_store.tables import checkpoints, jobs
-from wbar_store.uploads import UploadRecord, UploadRepository, expiry
+from wbar_store.validated_uploads import UploadRecord, UploadRepository, expiry
 
 
 class GivenNetwork(BaseModel):

@@ -14,7 +14,7 @@ from wbar_store.database import Tenant, now, rfc3339
 from wbar_store.ids import new_id
 from wbar_store.row_security import lifted
 from wbar_store.tables import datasets, jobs
-from wbar_store.uploads import UploadRecord, UploadRepository, expiry
+from wbar_store.validated_uploads import UploadRecord, UploadRepository, expiry
 
 
 class DatasetOptions(BaseModel):

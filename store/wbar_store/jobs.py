@@ -5,111 +5,29 @@ What happens to a job while it runs is in `wbar_store.attempts`.
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Connection, case, delete, false, func, insert, or_, select, update
 
-from wbar.checkpoints import Fault
 from wbar.errors import InUse, InvalidTransition, NotFound
-from wbar.jobs import Job, Progress, Replica
+from wbar.jobs import Progress, Replica
 from wbar.method import Soup
-from wbar.results import JobResult
 from wbar.spec import JobSpec
 from wbar.states import TERMINAL, JobStatus, sources
 from wbar_store import outbox, replica_lists, replica_slots
 from wbar_store.claims import Claim
 from wbar_store.counters import Counters
-from wbar_store.database import Database, Tenant, now, rfc3339
+from wbar_store.database import Database, Tenant, now
 from wbar_store.events import Events
 from wbar_store.holding import HELD
 from wbar_store.ids import new_id
 from wbar_store.job_lists import Filters, JobSummary, OrderBy, kept, sorted_rows
-from wbar_store.repository import PageRequest, Record, RecordPage, Repository, Stored
+from wbar_store.job_records import FILES, FileName, JobRecord
+from wbar_store.repository import PageRequest, RecordPage, Repository, Stored
 from wbar_store.row_security import lifted
 from wbar_store.tables import checkpoints, datasets, job_files, job_inputs, job_metadata, jobs, snapshots
 
-FileName = Literal["onnx", "pt2", "huggingface", "card", "signature", "mean", "probe", "swag", "control"]
-# The columns of an ended job's files, which go when their time is over.
-FILES = ("weights", "weights_pytorch", "averaged", "averaged_pytorch", "report", "losses")
 NOTIFY_AGAIN = 5.0  # a queued row that a worker was notified of so long ago, with nothing left in the broker
-
-
-class JobRecord(Record):
-    """A row of `jobs`.
-
-    weights, weights_pytorch, report, losses: blobs, once it has succeeded.
-    averaged, averaged_pytorch: w̄ likewise, where the weights are the start's.
-    state: the blob of the latest resumable state.
-    """
-
-    tenant: str
-    name: str | None
-    status: JobStatus
-    spec: JobSpec
-    request: dict[str, Any] | None
-    metadata: dict[str, str]
-    progress: Progress | None
-    result: JobResult | None
-    weights: str | None
-    weights_pytorch: str | None
-    averaged: str | None
-    averaged_pytorch: str | None
-    report: str | None
-    losses: str | None
-    error: Fault | None
-    attempts: int
-    max_seconds: float | None
-    priority: int
-    worker: str | None
-    expires_after: float | None
-    expired_at: float | None
-    memory_retries: int
-    stop: Literal["pause", "finish"] | None
-    traceparent: str | None
-    state: str | None
-    state_step: int | None
-    created_at: float
-    started_at: float | None
-    finished_at: float | None
-
-    @property
-    def claim(self) -> Claim:
-        """The claim of the job's latest attempt."""
-        return Claim(self.id, self.attempts)
-
-    @property
-    def owner(self) -> Tenant:
-        """The tenant that the job belongs to."""
-        return Tenant(self.tenant)
-
-    @property
-    def blobs(self) -> list[str]:
-        """The blobs that the row keeps alive."""
-        return [blob for name in (*FILES, "state") if (blob := getattr(self, name))]
-
-    def to_api(self) -> Job:
-        """Return the job as the API sends it."""
-        return Job.of(
-            self.spec,
-            id=self.id,
-            name=self.name,
-            status=self.status,
-            requested=self.request,
-            metadata=self.metadata,
-            progress=self.progress,
-            result=self.result,
-            error=self.error,
-            attempts=self.attempts,
-            max_seconds=self.max_seconds,
-            priority=self.priority,
-            expires_after=self.expires_after,
-            expires_at=rfc3339(self.finished_at + self.expires_after)
-            if self.finished_at and self.expires_after
-            else None,
-            created_at=rfc3339(self.created_at),
-            started_at=rfc3339(self.started_at),
-            finished_at=rfc3339(self.finished_at),
-        )
 
 
 class Jobs(Repository[JobRecord]):

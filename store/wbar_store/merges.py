@@ -20,7 +20,7 @@ from wbar_store.database import Tenant, now, rfc3339
 from wbar_store.ids import new_id
 from wbar_store.repository import Record, Repository
 from wbar_store.tables import jobs, merge_inputs, merges, snapshots
-from wbar_store.uploads import LEASE, MAX_ATTEMPTS
+from wbar_store.validated_uploads import LEASE, MAX_ATTEMPTS
 
 
 class MergeRecord(Record):

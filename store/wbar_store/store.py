@@ -34,7 +34,7 @@ from wbar_store.sessions import Sessions
 from wbar_store.settings import StoreSettings
 from wbar_store.snapshots import Snapshots
 from wbar_store.studies import Studies
-from wbar_store.uploads import UploadRepository
+from wbar_store.validated_uploads import UploadRepository
 from wbar_store.webhooks import Webhooks
 from wbar_store.workers import Workers
 

@@ -16,7 +16,8 @@ from wbar_store import outbox
 from wbar_store.database import Database, Tenant, now, rfc3339
 from wbar_store.holding import HELD
 from wbar_store.ids import new_id
-from wbar_store.jobs import JobRecord, Jobs
+from wbar_store.job_records import JobRecord
+from wbar_store.jobs import Jobs
 from wbar_store.repository import PageRequest, Record, RecordPage, Repository
 from wbar_store.tables import jobs, studies, study_children
 

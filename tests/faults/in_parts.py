@@ -14,7 +14,7 @@ from tests.faults.acting import FAULTS
 from tests.faults.house import House
 from tests.faults.plans import UPLOADS
 from tests.faults.trial import Post, Trial
-from wbar_store.uploads import LEASE
+from wbar_store.validated_uploads import LEASE
 
 TUS = {"Tus-Resumable": "1.0.0"}
 BYTES = TUS | {"Content-Type": "application/offset+octet-stream"}

@@ -12,7 +12,7 @@ from tests.faults.jobs import recovery, run_job
 from tests.faults.plans import Work
 from tests.faults.telling import run_webhook
 from tests.faults.trial import Post, Trial
-from wbar_store.uploads import LEASE as UPLOAD_LEASE
+from wbar_store.validated_uploads import LEASE as UPLOAD_LEASE
 
 
 @dataclass(frozen=True)

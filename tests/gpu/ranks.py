@@ -21,9 +21,9 @@ def on_one_device(spec: JobSpec, workspace: Workspace, reporter: Reporter) -> Ou
     """Train, and hold every tensor of w̄ beside the other rank's."""
     job = TrainingJob(spec, replace(workspace, device=DEVICE), reporter)
     outcome = job.run()
-    held = {name: tensor.cpu() for name, tensor in job.evaluator.probe.state_dict().items()}
+    held = {name: tensor.cpu() for name, tensor in job.evaluator.network.state_dict().items()}
     every = Ranks.here().gathered(held)
     equal = all(torch.equal(every[0][name], other[name]) for other in every for name in every[0])
-    kinds = {tensor.device.type for tensor in job.evaluator.probe.state_dict().values()}
+    kinds = {tensor.device.type for tensor in job.evaluator.network.state_dict().values()}
     reporter.log("info", f"equal on {len(every)} ranks, on {kinds.pop()}: {equal}")
     return outcome

@@ -29,7 +29,7 @@ from wbar_store.database import Database, Tenant
 from wbar_store.quotas import Quota
 from wbar_store.store import Store
 from wbar_store.tables import merges
-from wbar_store.uploads import MAX_ATTEMPTS
+from wbar_store.validated_uploads import MAX_ATTEMPTS
 
 FOREIGN = {"encoder.weight": (3, 4), "encoder.bias": (3,), "position_ids": (5,)}
 

@@ -20,7 +20,7 @@ from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant, now
 from wbar_store.ids import new_id
 from wbar_store.job_lists import Filters
-from wbar_store.jobs import FileName
+from wbar_store.job_records import FileName
 from wbar_store.notifier import Notifier
 from wbar_store.repository import PageRequest
 from wbar_store.store import Store

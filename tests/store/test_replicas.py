@@ -15,7 +15,7 @@ from wbar_store.blobs import Blobs, Received
 from wbar_store.claims import Claim
 from wbar_store.database import Database, Tenant
 from wbar_store.ids import new_id
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 from wbar_store.notifier import Notifier
 from wbar_store.store import Store
 

@@ -14,7 +14,7 @@ from wbar_store.database import Database, Tenant, now
 from wbar_store.datasets import DatasetOptions, Datasets, DatasetSummary
 from wbar_store.repository import PageRequest
 from wbar_store.tables import checkpoints
-from wbar_store.uploads import MAX_ATTEMPTS
+from wbar_store.validated_uploads import MAX_ATTEMPTS
 
 MINE, OTHER = Tenant("default"), Tenant("other")
 RECEIVED = Received("tmp/x", "a" * 64, 7)

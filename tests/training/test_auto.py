@@ -76,9 +76,9 @@ def test_the_choice_costs_at_most_15_percent_of_the_training(tmp_path: Path, epo
     assert outcome.result.selection is not None
     assert outcome.result.selection.candidates, "it was made"
     before = job.estimate.done
-    job.average.finish(SelectionEvaluator(job.setup, Recorder(), job.limits))
+    job.course.average.finish(SelectionEvaluator(job.setup, Recorder(), job.course.limits))
     cost = job.estimate.done - before
-    assert 0 < cost <= job.average.selection_forwards(job.limits)
+    assert 0 < cost <= job.course.average.selection_forwards(job.course.limits)
     assert cost <= 0.15 * 3 * len(job.setup.data.train) * epochs
 
 

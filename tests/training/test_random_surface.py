@@ -33,8 +33,8 @@ def test_jobs_with_other_seeds_show_the_same_slice(tmp_path: Path) -> None:
     assert one.positions == [-0.5, 0.0, 0.5]
     assert (one.train_images, one.val_images) == (100, len(setup.data.report))
     assert sum(seen) == surface_images(setup, OPTIONS, 0)
-    setup.evaluator.probe.load_state_dict(setup.start())
-    loss = setup.evaluator.score(setup.evaluator.predict(setup.evaluator.probe)).loss
+    setup.evaluator.network.load_state_dict(setup.start())
+    loss = setup.evaluator.score(setup.evaluator.predict(setup.evaluator.network)).loss
     assert one.val_loss["start"][1][1] == pytest.approx(loss, rel=1e-6)
     rows = one.train_loss["start"]
     assert rows[0][0] != rows[2][2], "the point reflected is another one"
@@ -44,9 +44,9 @@ def test_jobs_with_other_seeds_show_the_same_slice(tmp_path: Path) -> None:
 def test_batch_norm_is_recomputed_at_every_point_and_the_network_left_as_it_was(tmp_path: Path) -> None:
     setup, found, seen = measured(tmp_path)
     assert sum(seen) == surface_images(setup, OPTIONS, 100)
-    setup.evaluator.probe.load_state_dict(setup.start())
-    setup.evaluator.recompute(setup.evaluator.probe, 512)
-    loss = setup.evaluator.score(setup.evaluator.predict(setup.evaluator.probe)).loss
+    setup.evaluator.network.load_state_dict(setup.start())
+    setup.evaluator.recompute(setup.evaluator.network, 512)
+    loss = setup.evaluator.score(setup.evaluator.predict(setup.evaluator.network)).loss
     assert found.val_loss["start"][1][1] == pytest.approx(loss, rel=1e-6)
 
 

@@ -56,7 +56,7 @@ def compare_statistics(spec: JobSpec, workspace: Workspace, reporter: Reporter) 
     """Runs on every rank: trains, and holds every tensor of w̄ beside the other rank's."""
     job = TrainingJob(spec, workspace, reporter)
     outcome = job.run()
-    every = Ranks.here().gathered({name: t.clone() for name, t in job.evaluator.probe.state_dict().items()})
+    every = Ranks.here().gathered({name: t.clone() for name, t in job.evaluator.network.state_dict().items()})
     equal = all(torch.equal(every[0][name], other[name]) for other in every for name in every[0])
     reporter.log("info", f"equal on {len(every)} ranks: {equal}")
     return outcome

@@ -69,16 +69,16 @@ def test_statistics_of_the_same_weights_are_not_recomputed(tmp_path: Path) -> No
     evaluator, start = setup.evaluator, setup.start()
 
     def recomputed() -> dict[str, torch.Tensor]:
-        evaluator.probe.load_state_dict(start)
+        evaluator.network.load_state_dict(start)
         seen.clear()
-        evaluator.recompute(evaluator.probe)
-        return {name: tensor.clone() for name, tensor in evaluator.probe.state_dict().items()}
+        evaluator.recompute(evaluator.network)
+        return {name: tensor.clone() for name, tensor in evaluator.network.state_dict().items()}
 
     def forwards() -> int:
         return len(calls)
 
     calls: list[object] = []
-    evaluator.probe.register_forward_hook(lambda *_: calls.append(None))
+    evaluator.network.register_forward_hook(lambda *_: calls.append(None))
     whole = recomputed()
     assert forwards() > 0
     calls.clear()

@@ -18,7 +18,7 @@ from wbar_store.ids import new_id
 from wbar_store.migrate import upgrade
 from wbar_store.store import Store
 from wbar_store.tables import snapshots
-from wbar_store.uploads import MAX_ATTEMPTS
+from wbar_store.validated_uploads import MAX_ATTEMPTS
 from wbar_training.messages import Crashed
 from wbar_worker import run_job
 from wbar_worker.ingest import Ingester

@@ -9,7 +9,7 @@ import pytest
 from tests.store.rows import PROGRESS, insert_inputs, spec
 from tests.worker.entries import WAIT_FOR_STOP
 from wbar_store.database import Tenant
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 from wbar_store.migrate import upgrade
 from wbar_store.store import Store
 from wbar_training.messages import FromAttempt, Stopped

@@ -12,7 +12,7 @@ from wbar.errors import ReplicaFailed
 from wbar.spec import Network
 from wbar_store.blobs import Blobs
 from wbar_store.database import Database
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 from wbar_store.notifier import Notifier
 from wbar_store.store import Store
 from wbar_training.workspace import Workspace

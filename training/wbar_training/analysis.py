@@ -82,7 +82,7 @@ def flatness_images(setup: Setup) -> int:
 
 def posterior(setup: Setup, snapshots: Sequence[Mapping[str, Tensor]]) -> SWAG:
     """Return the snapshots' Gaussian. snapshots: whole state dicts of the network. Source: Maddox et al. 2019, algorithm 1."""
-    swag = SWAG(setup.evaluator.probe, rank=min(RANK, len(snapshots)))
+    swag = SWAG(setup.evaluator.network, rank=min(RANK, len(snapshots)))
     for snapshot in snapshots:
         swag.update(snapshot)
     return swag
@@ -106,7 +106,7 @@ def bayesian_score(setup: Setup, swag: SWAG, samples: int) -> tuple[Scores, list
         return torch.cat([part.answers for part in parts])
 
     probabilities = bayesian_average(
-        evaluator.probe,
+        evaluator.network,
         swag,
         everything,
         samples=samples,
@@ -157,7 +157,7 @@ class _Around:
     """The probe network, put at one point after another to evaluate the loss there."""
 
     def __init__(self, setup: Setup) -> None:
-        self.setup, self.probe, self.seed = setup, setup.evaluator.probe, setup.plan.seed
+        self.setup, self.network, self.seed = setup, setup.evaluator.network, setup.plan.seed
         drawn = permutation(len(setup.data.train), self.seed, "flatness")[:IMAGES]
         self.split = setup.data.train.select(drawn)
         held_out = permutation(len(setup.data.report), self.seed, "flatness-val")[: 2 * IMAGES]
@@ -170,26 +170,26 @@ class _Around:
         return _BatchLoss(self.setup, batch.inputs, batch.labels.to(batch.inputs.device))
 
     def sharpness(self, tensors: Mapping[str, Tensor], epsilon: float) -> float:
-        self.probe.load_state_dict(tensors)
-        return sharpness(self.probe, self._losses, epsilon=epsilon, steps=GRADIENTS, seed=self.seed).percent
+        self.network.load_state_dict(tensors)
+        return sharpness(self.network, self._losses, epsilon=epsilon, steps=GRADIENTS, seed=self.seed).percent
 
     def eigenvalue(self, tensors: Mapping[str, Tensor]) -> Eigenvalue:
-        self.probe.load_state_dict(tensors)
+        self.network.load_state_dict(tensors)
         top = top_eigenvalue(
-            self.probe, self._losses, seed=self.seed, tolerance=HESSIAN_TOLERANCE, max_steps=HESSIAN_STEPS
+            self.network, self._losses, seed=self.seed, tolerance=HESSIAN_TOLERANCE, max_steps=HESSIAN_STEPS
         )
         relative = top.residual / abs(top.value) if top.value else top.residual
         return Eigenvalue(value=top.value, residual=relative, converged=top.converged)
 
     def between(self, start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> Interpolation:
-        path = interpolate(self.probe, start, end, self._both, ALPHAS, self._recompute)
+        path = interpolate(self.network, start, end, self._both, ALPHAS, self._recompute)
         return Interpolation(alphas=path.positions, **{name: _finite(values) for name, values in path.values.items()})
 
     def line(self, centres: Mapping[str, Mapping[str, Tensor]]) -> Line:
         losses = {}
         for name, centre in centres.items():
             direction = filter_normalized_direction(centre, self.seed)
-            along = line(self.probe, centre, direction, self._train, POSITIONS, self._recompute)
+            along = line(self.network, centre, direction, self._train, POSITIONS, self._recompute)
             losses[name] = _finite(along.values["train_loss"])
         return Line(positions=list(POSITIONS), loss=losses)
 
@@ -205,7 +205,7 @@ class _Around:
             return None  # the plane would be spanned by rounding errors
         xs, ys = (_frame([getattr(mark, axis) for mark in marks]) for axis in ("x", "y"))
         losses = surface(
-            self.probe, through.origin, through.x_direction, through.y_direction, self._train, xs, ys, self._recompute
+            self.network, through.origin, through.x_direction, through.y_direction, self._train, xs, ys, self._recompute
         )
         return Plane(xs=xs, ys=ys, loss=[_finite(row) for row in losses.values["train_loss"]], points=marks)
 

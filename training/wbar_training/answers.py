@@ -19,7 +19,7 @@ def draw_answers(setup: Setup, averaged: Path) -> Path | None:
         "start": setup.start,
         "averaged": partial(setup.read, averaged),
     }
-    drawn = setup.data.task.draw(setup.evaluator.probe, weights, setup.data.report, setup.data.prepare)
+    drawn = setup.data.task.draw(setup.evaluator.network, weights, setup.data.report, setup.data.prepare)
     if drawn is None or not Ranks.here().leads:
         return None
     path = averaged.with_name("answers.png")

@@ -73,7 +73,7 @@ def conclude(
     delivered = _write_start(setup, results) if delivers_start else None
     ensemble, beside = _ensemble(setup, results, snapshots), _control(reporter, control) if control else None
     if beside is not None:
-        probe_images.record(setup, ending.kept, "control", setup.evaluator.probe)
+        probe_images.record(setup, ending.kept, "control", setup.evaluator.network)
     compared = {
         "start": _scores(results, "start", results.start),
         "start_recomputed": _scores(results, "start_recomputed", results.start_recomputed),

@@ -55,7 +55,7 @@ class WrittenMean:
 
 @dataclass(frozen=True)
 class Found:
-    """What one kind of job found out, and others may not have: fields of `JobResult` by their names.
+    """The findings of one kind of job, which others may not have: fields of `JobResult` by their names.
 
     snapshots: the mean score of the snapshots, where it stands in the place of an ensemble's.
     """
@@ -76,7 +76,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Probed:
-    """What the networks make of the probe images. files: None where another rank writes them."""
+    """The comparison of the outputs on the probe images. files: None where another rank writes them."""
 
     result: ProbeResult
     files: ProbeFiles | None
@@ -102,11 +102,11 @@ class Ending:
         if method.interpolate is not None:
             finished, line = interpolated(self.setup, self.reporter, method.interpolate, finished, by)
         evaluator.hold(finished.mean, recompute=not finished.own_statistics)
-        outputs = evaluator.predict_held_out(evaluator.probe)
+        outputs = evaluator.predict_held_out(evaluator.network)
         scores = evaluator.scores(outputs)
-        probe_images.record(self.setup, self.kept, "averaged", evaluator.probe)
+        probe_images.record(self.setup, self.kept, "averaged", evaluator.network)
         # At once: whatever is evaluated next takes the place of w̄ in the evaluator's network.
-        tensors, temperature = evaluator.probe.state_dict(), scores.report.temperature
+        tensors, temperature = evaluator.network.state_dict(), scores.report.temperature
         files = self.setup.writer.write_result(tensors, finished.points, temperature)
         return WrittenMean(finished, line, outputs, scores, files)
 

@@ -2,8 +2,8 @@
 
     p̄(x) = Σ_m a_m·softmax(f_m(x)) / Σ_m a_m
 
-For as many images as fit, one member after another is put into the probe and its probabilities are added up; then the
-next images. So one network and a bounded number of probabilities are in memory, whatever the number of members.
+For as many images as fit, one member after another is put into the evaluator's network and its probabilities are added up;
+then the next images. So one network and a bounded number of probabilities are in memory, whatever the number of members.
 """
 
 from collections import deque
@@ -31,7 +31,7 @@ class Member:
 
 
 def ensemble_outputs(setup: Setup, members: Sequence[Member]) -> HeldOutOutputs:
-    """Return the outputs of the ensemble on all that is held out; the probe holds the last member afterwards."""
+    """Return the outputs of the ensemble on all that is held out; the evaluator's network holds the last member afterwards."""
     data = setup.data
     report = _together(setup, members, data.report)
     sets = {name: _together(setup, members, split) for name, split in data.sets.items()}
@@ -88,13 +88,13 @@ def _together(setup: Setup, members: Sequence[Member], split: Examples) -> Outpu
 
 
 def _hold(setup: Setup, member: Member) -> None:
-    setup.evaluator.probe.load_state_dict(member.read())
-    setup.evaluator.probe.eval()
+    setup.evaluator.network.load_state_dict(member.read())
+    setup.evaluator.network.eval()
 
 
 def _probabilities(setup: Setup, split: Examples, part: slice) -> Tensor:
     autocast, inputs = setup.plan.autocast, split.batch(part, setup.data.prepare).inputs
     with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
-        outputs = setup.evaluator.probe(inputs)
+        outputs = setup.evaluator.network(inputs)
     setup.evaluator.tick("evaluate", len(inputs))
     return setup.data.task.probabilities(outputs)

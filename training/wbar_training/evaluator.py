@@ -58,9 +58,9 @@ class StartEvaluation:
 
 
 class Evaluator:
-    """Evaluates weights on a network of its own, the probe, or in the network that holds them.
+    """Evaluates weights in a network of its own, or in the one that holds them.
 
-    network: copied for the probe.
+    network: copied for its own.
     file_dtype: the dtype of a tensor in the file, by its name: weights are evaluated as they are delivered.
     tick: called after every batch; may raise to end the attempt.
     """
@@ -73,7 +73,7 @@ class Evaluator:
         file_dtype: Callable[[str], torch.dtype | None],
         tick: Tick,
     ) -> None:
-        self.plan, self.data, self.task, self.probe = plan, data, data.task, copy.deepcopy(network)
+        self.plan, self.data, self.task, self.network = plan, data, data.task, copy.deepcopy(network)
         self.tick, self._file_dtype = tick, file_dtype
         # For error messages: which weights are evaluated, and what to do about them.
         self.where, self.advice = "of the start", "check the checkpoint and recipe.normalize"
@@ -179,56 +179,56 @@ class Evaluator:
         At a high rate the tracked statistics lag behind and say little about the weights. The start's stay, if frozen.
         """
         self._settle(model, images)
-        return self.train_score(self.probe, images, augmented)
+        return self.train_score(self.network, images, augmented)
 
     def settled_loss(self, model: nn.Module, split: Examples) -> float:
         """Return the mean loss on a split with recomputed BatchNorm statistics, as `settled_train_score` has them; in nats."""
         self._settle(model, BATCH_NORM_IMAGES)
-        return self.predict(self.probe, split).losses.mean().item()
+        return self.predict(self.network, split).losses.mean().item()
 
     def _settle(self, model: nn.Module, images: int) -> None:
-        self.probe.load_state_dict(model.state_dict())
-        self._round_as_file(self.probe)
-        if self.plan.batch_norm != "frozen" and has_batch_norm(self.probe):
-            self._recompute(self.probe, images, self.plan.batch_norm == "consistent")
-            self._round_as_file(self.probe)
+        self.network.load_state_dict(model.state_dict())
+        self._round_as_file(self.network)
+        if self.plan.batch_norm != "frozen" and has_batch_norm(self.network):
+            self._recompute(self.network, images, self.plan.batch_norm == "consistent")
+            self._round_as_file(self.network)
 
     def evaluate_start(self, model: nn.Module) -> StartEvaluation:
         """Evaluate the start, which `model` must hold, as it came and with recomputed BatchNorm statistics."""
         outputs = again = self.predict_held_out(model)
         plain = recomputed = self.scores(outputs)
         if self.recomputed_images:
-            self.probe.load_state_dict(model.state_dict())
-            self.recompute(self.probe)
-            again = self.predict_held_out(self.probe)
+            self.network.load_state_dict(model.state_dict())
+            self.recompute(self.network)
+            again = self.predict_held_out(self.network)
             recomputed = self.scores(again)
         return StartEvaluation(plain, recomputed, outputs, again)
 
-    # Evaluating a mean, in the probe.
+    # Evaluating a mean, in the evaluator's own network.
 
     def hold(self, mean: Mean, recompute: bool = True, images: int = BATCH_NORM_IMAGES, once: bool = False) -> None:
-        """Put a mean into the probe as its file will hold it.
+        """Put a mean into `network` as its file will hold it.
 
         recompute: whether BatchNorm statistics are recomputed, from at most `images` training images; else they are the
             mean's.
         once: see `recompute`.
         """
-        mean.copy_to(self.probe)
+        mean.copy_to(self.network)
         if recompute:
-            self.recompute_for_file(self.probe, images, once)
+            self.recompute_for_file(self.network, images, once)
         else:
-            self._round_as_file(self.probe)
+            self._round_as_file(self.network)
 
     def predict_mean(self, mean: Mean, split: Examples | None = None) -> Outputs:
-        """Return a mean's outputs as its file will give them; the probe holds it afterwards."""
+        """Return a mean's outputs as its file will give them; `network` holds it afterwards."""
         self.hold(mean)
-        return self.predict(self.probe, split)
+        return self.predict(self.network, split)
 
     def selection_losses(self, mean: Mean) -> Tensor:
         """Return a mean's losses on the selection split, (N,) float64; BatchNorm is recomputed from fewer images."""
         assert self.data.selection is not None
         self.hold(mean, images=SELECTION_BATCH_NORM_IMAGES)
-        return self.predict(self.probe, self.data.selection).losses
+        return self.predict(self.network, self.data.selection).losses
 
     # BatchNorm.
 

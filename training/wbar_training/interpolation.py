@@ -53,7 +53,7 @@ def _evaluated(setup: Setup, point: Finished, must_be_finite: bool) -> HeldOutOu
     evaluator = setup.evaluator
     try:
         evaluator.hold(point.mean, recompute=not point.own_statistics)
-        return evaluator.predict_held_out(evaluator.probe)
+        return evaluator.predict_held_out(evaluator.network)
     except Diverged:
         if must_be_finite:
             raise

@@ -87,11 +87,11 @@ class JoinJob(UntrainedJob):
     def _evaluate(self, n: int, mean: RunningMean) -> EvaluatedReplica:
         self.evaluator.where = f"of replica {n}"
         self.evaluator.hold(mean)
-        outputs = self.evaluator.predict_held_out(self.evaluator.probe)
-        self.keep_probe_answers("last", self.evaluator.probe)
+        outputs = self.evaluator.predict_held_out(self.evaluator.network)
+        self.keep_probe_answers("last", self.evaluator.network)
         probe_images.add_to_ensemble(self.kept, "last")
         path = self.workspace.replica(n).with_suffix(".averaged.safetensors")
-        self.setup.writer.write(path, self.evaluator.probe.state_dict(), mean.n)
+        self.setup.writer.write(path, self.evaluator.network.state_dict(), mean.n)
         own = JobResult.model_validate_json(self.workspace.replica_result(n).read_bytes())
         return EvaluatedReplica(n, mean.n, path, outputs, self.evaluator.scores(outputs), own)
 

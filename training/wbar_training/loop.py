@@ -13,7 +13,7 @@ saved state ends in the same bits.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -22,30 +22,29 @@ from wbar.choices import NormalizationProbe
 from wbar.errors import Diverged
 from wbar.jobs import StepPhase
 from wbar.measures import MEASURES
-from wbar.method import AutoMethod, CyclicSwa, Plain, Soup, Training
-from wbar.schedule import BACK_OFF, Schedule, build_schedule, number, shifted, steps_per_epoch
+from wbar.method import CyclicSwa, Plain, Soup, Training
+from wbar.schedule import BACK_OFF
 from wbar.scores import Score
 from wbar.spec import JobSpec
 from wbar_averaging import Position, Trajectory
 from wbar_training import (
     decisions,
-    familiarity,
     meeting,
     normalization_probe,
     probe_images,
     resume,
     safe_path,
+    starting,
     state_files,
 )
-from wbar_training.averages.average import Average, Mean, mean_of
-from wbar_training.averages.making import make_average
+from wbar_training.averages.average import Mean, mean_of
 from wbar_training.comparisons import TrainedControl, add_to_ensemble, conclude
+from wbar_training.course import Course
 from wbar_training.distributed.launch import run_on_ranks
 from wbar_training.distributed.ranks import HEARTBEAT_STEPS, Ranks
 from wbar_training.evaluation_sets import stored
-from wbar_training.evaluator import Scores, StartEvaluation
+from wbar_training.evaluator import Scores
 from wbar_training.failures import as_job_errors
-from wbar_training.familiarity import StartLosses
 from wbar_training.head_probe import probe_head
 from wbar_training.job_data import JobData
 from wbar_training.joining import JoinJob
@@ -54,11 +53,9 @@ from wbar_training.networks.programs import learn_all
 from wbar_training.networks.teachers import Teachers
 from wbar_training.outcome import Outcome
 from wbar_training.progress import ControlReporter, Cost, ProgressEstimate
-from wbar_training.rate_probe import RateProber
 from wbar_training.reporter import Reporter, StopRequested
 from wbar_training.selection_evaluator import SelectionEvaluator, limits_of
 from wbar_training.setup import make_deterministic, set_up
-from wbar_training.shared_start import StartFindings, findings
 from wbar_training.soup import SoupJob
 from wbar_training.step import Stepper, StepResult
 from wbar_training.workspace import Workspace
@@ -105,12 +102,10 @@ class TrainingJob:
         self.stepper = self._stepper()
         # w̄ as the pull sees it, in the parameters' dtype: w_0 until the first snapshot.
         self.anchor = [p.detach().clone() for p in self.stepper.parameters]
-        self.step = 0
-        self.position: Position | None = None
-        self._plan_schedule()
+        self.course = Course(self.setup, self.method, self.results)
         self.estimate = self._estimate(state.step if state else 0, begun=state is not None)
         scaled = self.stepper.scaler.is_enabled()
-        self.meter = Meter(self.schedule.total_steps, self._rate_field, reporter.metrics, scaled)
+        self.meter = Meter(self.course.schedule.total_steps, self.course.rate_field, reporter.metrics, scaled)
         self.trajectory = self._new_trajectory()
         self.batches = self.setup.batches()
         self.states = resume.StateKeeper(workspace.scratch, workspace.save_every_seconds)
@@ -130,13 +125,13 @@ class TrainingJob:
             self.estimate = self._estimate(0, begun=True)  # again: the kind of start may have changed the schedule
             self.estimate.least = before
         self._go_on_training()
-        self.batches.start(self._positions())
-        first_step = self.step
-        while self.step < self.total_steps:
+        self.batches.start(self.course.ahead())
+        first_step = self.course.step
+        while not self.course.is_over:
             self._meet()
-            position = self.position = self._position(self.step)
+            position = self.course.position = self.course.at(self.course.step)
             try:
-                self._advance(position, self.step == first_step)
+                self._advance(position, self.course.step == first_step)
             except Diverged as error:
                 self._back_off_from(error, position)
         return self._conclude()
@@ -144,11 +139,11 @@ class TrainingJob:
     def _advance(self, position: Position, first: bool) -> None:
         """Take a step, and all that comes after it. first: whether it is this attempt's first. Raises Diverged."""
         self.evaluator.where = f"after step {position.step + 1}"
-        self.evaluator.advice = f"lower {self._rate_field(position.phase)}"
+        self.evaluator.advice = f"lower {self.course.rate_field(position.phase)}"
         self._train_step(position)
-        self.step += 1
+        self.course.step += 1
         self._follow(position)
-        if self.schedule.visits(position.step - self.results.discarded_steps):
+        if self.course.visits(position):
             self._visit(position)
         if position.ends_cycle and not self._backed_off(position):
             self._take_snapshot(position)
@@ -165,73 +160,23 @@ class TrainingJob:
             self.results.normalization = normalization_probe.find_normalization(self.setup, self.reporter).model_dump()
         if self.plan.recipe.head_epochs:
             self._probe_head()
-        found = findings(self.setup, self.workspace.shared, self._measure_start)
-        start, training, results = found.evaluation, found.training, self.results
-        results.start_losses, results.start_train_accuracy = start.outputs.report.losses, training.accuracy
-        results.start_selection = start.outputs.selection
-        held_out = (start.outputs.selection or start.outputs.report).losses.mean().item()
-        losses = familiarity.measured(self.evaluator, self.model, training.loss, held_out)
-        unfamiliar = losses.warning(self.plan.augment)
-        if unfamiliar is not None:
-            self.reporter.log("warning", unfamiliar)
-        if isinstance(self.method, AutoMethod | CyclicSwa) and self.spec.selects:
-            self._know_start(self.method, losses, start)
-        as_it_came, recomputed = start.as_it_came, start.recomputed
-        results.start, results.start_recomputed = as_it_came.report.model_dump(), recomputed.report.model_dump()
-        results.on_sets |= {"start": stored(as_it_came.sets), "start_recomputed": stored(recomputed.sets)}
-        self._keep_probe_answers("start", self.model)
-        if self.evaluator.recomputed_images:
-            self._keep_probe_answers("start_recomputed", self.evaluator.probe)
-        if isinstance(self.method, CyclicSwa) and self.method.include_start:
-            probe_images.add_to_ensemble(results.probe, "start")
-            add_to_ensemble(self.setup.data.task, results, start.outputs)
-            self._add_to_curve(recomputed.report)
-        if found.warning is not None:
-            self.reporter.log("warning", found.warning)
-
-    def _measure_start(self) -> StartFindings:
-        start = self.evaluator.evaluate_start(self.model)
-        training = self.evaluator.train_score(self.model)
-        return StartFindings(start, training, normalization_probe.near_chance(self.setup, start.as_it_came.report))
+        starting.find_out(self.setup, self.workspace.shared, self.reporter, self.results, self.course, self.stepper)
 
     def _probe_head(self) -> None:
         """Train the classifier by itself; what is planned and recorded from the start on begins with it."""
-        self.results.head = probe_head(self.setup, self.schedule)
+        self.results.head = probe_head(self.setup, self.course.schedule)
         self.setup.head.update(self.results.head)
         for anchor, parameter in zip(self.anchor, self.stepper.parameters, strict=True):
             anchor.copy_(parameter.detach())
-        self._plan_schedule()
+        self.course.plan()
         self.trajectory = self._new_trajectory()
         self.reporter.log(
             "info", f"the classifier was trained by itself for {self.plan.recipe.head_epochs:g} epochs first"
         )
 
-    def _know_start(self, method: AutoMethod | CyclicSwa, losses: StartLosses, start: StartEvaluation) -> None:
-        """Find out what the method asks of the start: its kind, and the rate that it bears."""
-        results, found = self.results, losses.in_words()
-        if isinstance(method, AutoMethod):
-            results.start_kind = decisions.kind_of_start(method, losses.training, losses.held_out)
-            found += f": it is {results.start_kind}"
-        fresh = self.plan.recipe.head == "reset" or bool(self.plan.recipe.reset)
-        if method.probe_rate is True and not fresh:  # the loss of fresh layers is no bound: any rate lowers it
-            customary = number(method.lr if isinstance(method, AutoMethod) else method.high.lr)
-            prober = RateProber(self.setup, self.stepper, self.schedule, customary)
-            probe = prober.find(self._bearable_loss(start), augmented=not losses.unfamiliar)
-            results.rate_probe = probe.model_dump()
-            found += "".join(f"; {one.in_words()}" for one in probe.tried)
-        self._plan_schedule()
-        self.reporter.log("info", f"{method.type}: {found}; the high rate is {self.schedule.at(0).lr:g}")
-
-    def _bearable_loss(self, start: StartEvaluation) -> float:
-        """Return the start's loss on the selection split, in nats: the lower one of its own statistics and recomputed ones."""
-        if self.evaluator.recomputed_images:
-            return start.selection_loss
-        assert self.setup.data.selection is not None
-        return min(start.selection_loss, self.evaluator.settled_loss(self.model, self.setup.data.selection))
-
     def _train_step(self, position: Position) -> None:
         batch = self.batches.next()
-        pull = self.schedule.pull(position.step - self.results.discarded_steps)
+        pull = self.course.pull(position)
         logged = position.ends_phase or (position.step + 1) % self.meter.every == 0
 
         def check(result: StepResult) -> None:
@@ -244,11 +189,11 @@ class TrainingJob:
         self.estimate.trained(batch.images)
 
     def _visit(self, position: Position) -> None:
-        if not self.schedule.visits_every_step:  # there the snapshots are checked
+        if not self.course.schedule.visits_every_step:  # there the snapshots are checked
             self.meter.check()
             self._check_finite(position)
         self.ranks.share_buffers(self.model)
-        self.average.visit(self.model, position.cycle)
+        self.course.average.visit(self.model, position.cycle)
 
     def _take_snapshot(self, position: Position) -> None:
         """Write and evaluate the snapshot, let the average select, and evaluate w̄ so far."""
@@ -264,22 +209,23 @@ class TrainingJob:
         if self.ranks.leads:
             exact = self.spec.meetings is not None
             self.setup.writer.write(path, self.model.state_dict(), 1, n, score.temperature, exact)
-        self.results.snapshot_steps.append(self.step)
-        self.reporter.snapshot(n, self.step, str(path), score)
-        self.average.select(SelectionEvaluator(self.setup, self.reporter, self.limits))
+        self.results.snapshot_steps.append(self.course.step)
+        self.reporter.snapshot(n, self.course.step, str(path), score)
+        self.course.average.select(SelectionEvaluator(self.setup, self.reporter, self.course.limits))
         self._refresh_anchor()
         self._keep_probe_answers("last", self.model)
         probe_images.add_to_ensemble(self.results.probe, "last")
-        self._add_to_curve(self.evaluator.score(self.evaluator.predict_mean(self.average.so_far)))
-        self._keep_probe_answers(f"{probe_images.CURVE}{len(self.results.averaged)}", self.evaluator.probe)
+        of_mean = self.evaluator.score(self.evaluator.predict_mean(self.course.average.so_far))
+        self.reporter.averaged(self.results.add_to_curve(of_mean), of_mean)
+        self._keep_probe_answers(f"{probe_images.CURVE}{len(self.results.averaged)}", self.evaluator.network)
         self._go_on_training()
 
     def _meet(self) -> None:
         """Go on from the mean of all replicas, where they meet after the snapshot before this step. Raises MeetingReached."""
-        n = meeting.due(self.spec.meetings, self.results, self.step)
+        n = meeting.due(self.spec.meetings, self.results, self.course.step)
         if n is None:
             return
-        found = meeting.meet(self.setup, self.workspace, n, lambda: self._heartbeat("loading", self.position))
+        found = meeting.meet(self.setup, self.workspace, n, lambda: self._heartbeat("loading", self.course.position))
         self.results.meetings.append(found.model_dump())
         self.reporter.log(
             "info", f"the replicas met after snapshot {n}, at a mean distance of {found.spread:g} from their mean"
@@ -291,31 +237,27 @@ class TrainingJob:
 
     def _take_last_snapshot(self, position: Position) -> None:
         """Take a snapshot within a cycle, where training ends; its weights enter the mean, once."""
-        if not self.schedule.visits(position.step - self.results.discarded_steps):
+        if not self.course.visits(position):
             self._visit(position)
         self._take_snapshot(position)
 
-    def _add_to_curve(self, score: Score) -> None:
-        self.results.averaged.append(score.model_dump())
-        self.reporter.averaged(len(self.results.averaged), score)
-
     def _refresh_anchor(self) -> None:
-        mean = self.average.so_far.mean(torch.float32)
-        self._check_all_finite(mean.values(), "the averaged weights", self.position)
+        mean = self.course.average.so_far.mean(torch.float32)
+        self._check_all_finite(mean.values(), "the averaged weights", self.course.position)
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         for anchor, name in zip(self.anchor, names, strict=True):
             anchor.copy_(mean[name])
 
     def _conclude(self) -> Outcome:
-        self._heartbeat("report", self.position)
+        self._heartbeat("report", self.course.position)
         if self.trajectory is not None:
             self.trajectory.end_last_epoch()
         return conclude(
             self.setup,
             self.reporter,
             self.results,
-            self.average,
-            limits_of(self.setup, self.schedule, self.step - self.results.discarded_steps),
+            self.course.average,
+            limits_of(self.setup, self.course.schedule, self.course.taken),
             [self.workspace.snapshot(n) for n in range(1, len(self.results.snapshots) + 1)],
             self.trajectory.epochs if self.trajectory else None,
             self._control if self.method.control else None,
@@ -331,18 +273,18 @@ class TrainingJob:
         """Train and score the control; where the job has probe images, the evaluator's network holds it afterwards."""
         if self.results.finished_on_request:
             raise decisions.ControlLeftOut("the job was finished before its training was over")
-        if decisions.walked_as_control(self.method, self.schedule, self.results):
+        if decisions.walked_as_control(self.method, self.course.schedule, self.results):
             self.reporter.log(
                 "info", "control: the walk was the control's, and its last iterate is the control's model"
             )
-            network, weights = self.evaluator.probe, self.workspace.scratch / "control.safetensors"
+            network, weights = self.evaluator.network, self.workspace.scratch / "control.safetensors"
             self.evaluator.hold(mean_of(self.model), recompute=False)  # as its file holds it
             scores = self.evaluator.scores(self.evaluator.predict_held_out(network))
             if self.ranks.leads:
                 self.setup.writer.write(weights, network.state_dict(), 1, temperature=scores.report.temperature)
             return TrainedControl(scores, weights)
         spec, workspace = decisions.control_of(
-            self.spec, self.workspace, self.method, self.schedule, self.normalization
+            self.spec, self.workspace, self.method, self.course.schedule, self.normalization
         )
         # The thread count is part of the bits, and a job that went on has another than this host's setting may be.
         workspace = replace(workspace, threads=torch.get_num_threads() * self.ranks.size)
@@ -350,7 +292,7 @@ class TrainingJob:
         outcome = TrainingJob(spec, workspace, reporter, self.setup.data).run()
         result = outcome.result
         if self.spec.probe is not None:
-            self.evaluator.probe.load_state_dict(self.setup.read(outcome.weights))
+            self.evaluator.network.load_state_dict(self.setup.read(outcome.weights))
         on_sets = {name: one.metrics.averaged for name, one in result.evaluation.items()}
         return TrainedControl(Scores(result.metrics.averaged, on_sets), outcome.weights)
 
@@ -359,12 +301,12 @@ class TrainingJob:
     def _should_stop_early(self, position: Position) -> bool:
         """Return whether nothing more enters w̄, or it has not improved on the selection split while the recipe waits."""
         patience = self.plan.recipe.early_stopping
-        if position.ends_cycle and self.average.has_ended and self.step < self.total_steps:
+        if position.ends_cycle and self.course.average.has_ended and not self.course.is_over:
             return True
-        if patience is None or self.step >= self.total_steps or self.step == self.results.discarded_steps:
+        if patience is None or self.course.is_over or self.course.taken == 0:
             return False
-        ends_epoch = position.step_in_epoch + 1 == self.schedule.steps_per_epoch
-        if not (ends_epoch if self.schedule.stops_by == "epochs" else position.ends_cycle):
+        ends_epoch = position.step_in_epoch + 1 == self.course.schedule.steps_per_epoch
+        if not (ends_epoch if self.course.schedule.stops_by == "epochs" else position.ends_cycle):
             return False
         self.meter.check()
         self.ranks.share_buffers(self.model)
@@ -375,7 +317,7 @@ class TrainingJob:
 
     def _mean_so_far(self) -> Mean:
         """Return w̄, also between the snapshots of a plain fine-tune, where it is w."""
-        return mean_of(self.model) if isinstance(self.method, Plain) else self.average.so_far
+        return mean_of(self.model) if isinstance(self.method, Plain) else self.course.average.so_far
 
     def _stop_early(self, position: Position) -> bool:
         """End the training here, with a last snapshot; False if the job backs off instead."""
@@ -384,12 +326,12 @@ class TrainingJob:
                 return False
             self._take_last_snapshot(position)
         why = f"the loss of the mean has not been below {self.results.best} for {self.plan.recipe.early_stopping} "
-        why = "nothing more enters the mean" if self.average.has_ended else why + self.schedule.stops_by
+        why = "nothing more enters the mean" if self.course.average.has_ended else why + self.course.schedule.stops_by
         self.reporter.log(
             "info",
-            f"early stopping: {why}; {self.step - self.results.discarded_steps} of {self.schedule.total_steps} steps are taken",
+            f"early stopping: {why}; {self.course.taken} of {self.course.schedule.total_steps} steps are taken",
         )
-        self.results.stopped_at = self.total_steps = self.step
+        self.course.end_here()
         return True
 
     def _finish(self, position: Position) -> None:
@@ -400,17 +342,17 @@ class TrainingJob:
         """
         if self._is_control:
             raise decisions.ControlLeftOut("the job was finished before the control's training was over")
-        if not self.results.snapshots or self.step >= self.total_steps:
+        if not self.results.snapshots or self.course.is_over:
             return
         if not position.ends_cycle and not isinstance(self.method, CyclicSwa):
             self._take_last_snapshot(position)
         self.reporter.log(
             "info",
-            f"finished on request, after {self.step - self.results.discarded_steps} of {self.schedule.total_steps} steps: "
+            f"finished on request, after {self.course.taken} of {self.course.schedule.total_steps} steps: "
             f"the average is of {len(self.results.snapshots)} snapshots",
         )
         self.results.finished_on_request = True
-        self.results.stopped_at = self.total_steps = self.step
+        self.course.end_here()
         self._save(durable=True)
 
     def _backed_off(self, position: Position) -> bool:
@@ -451,7 +393,7 @@ class TrainingJob:
         if hopeless or self.results.snapshots or self.ranks.size > 1 or not self._may_back_off:
             raise error
         position = first or position
-        self.step = position.step + 1
+        self.course.step = position.step + 1
         self.meter.forget()
         self._back_off(position, error.detail.partition(": lower")[0])
 
@@ -464,13 +406,13 @@ class TrainingJob:
             f"{results.back_offs + 1} of {decisions.MAX_BACK_OFFS})",
         )
         results.back_offs += 1
-        results.discarded_steps, results.discarded_epochs = self.step, position.epoch
+        results.discarded_steps, results.discarded_epochs = self.course.step, position.epoch
         results.best, results.waited = None, 0
         self.model.load_state_dict(self.setup.start())
         self.stepper.renew()
-        self._plan_schedule()
-        self.batches.start(self._positions())
-        self.estimate = self._estimate(self.step, begun=True)
+        self.course.plan()
+        self.batches.start(self.course.ahead())
+        self.estimate = self._estimate(self.course.step, begun=True)
         self.trajectory = self._new_trajectory()
         self._go_on_training()
 
@@ -484,7 +426,7 @@ class TrainingJob:
             return
         raise Diverged(
             f"{what} were NaN or infinite in cycle {position.cycle} (step {position.step + 1}, "
-            f"{position.phase} phase, learning rate {position.lr:g}): lower {self._rate_field('high')} or method.pull; "
+            f"{position.phase} phase, learning rate {position.lr:g}): lower {self.course.rate_field('high')} or method.pull; "
             "snapshots made before are kept"
         )
 
@@ -497,20 +439,11 @@ class TrainingJob:
         )
         return Stepper(self.model, self.plan, self.setup.loss(), self.setup.device, teachers)
 
-    def _plan_schedule(self) -> None:
-        """Make the schedule from w_0; a back-off or the kind of start changes it before its first snapshot."""
-        results = self.results
-        per_epoch = steps_per_epoch(len(self.setup.data.train), self.plan.batch_size, self.ranks.size)
-        factor = 1.0 if results.rate_probe is None else results.rate_probe["factor"]
-        self.schedule: Schedule = build_schedule(self.method, per_epoch, results.back_offs, results.start_kind, factor)
-        self.average: Average = make_average(self.method, self.schedule, self.model)
-        self.limits = limits_of(self.setup, self.schedule)
-        self.total_steps = results.stopped_at or results.discarded_steps + self.schedule.total_steps
-
     def _estimate(self, step: int, begun: bool) -> ProgressEstimate:
-        repeats = not decisions.walked_as_control(self.method, self.schedule, self.results)
-        cost = Cost.of(self.setup, self.schedule, self.average, self.results.discarded_steps, self.limits, repeats)
-        return ProgressEstimate(cost, self.schedule, step - self.results.discarded_steps, begun)
+        repeats = not decisions.walked_as_control(self.method, self.course.schedule, self.results)
+        course, discarded = self.course, self.results.discarded_steps
+        cost = Cost.of(self.setup, course.schedule, course.average, discarded, course.limits, repeats)
+        return ProgressEstimate(cost, course.schedule, step - discarded, begun)
 
     def _new_trajectory(self) -> Trajectory | None:
         """Begin to record distances from the weights that the model holds, where the job asked for them."""
@@ -522,26 +455,12 @@ class TrainingJob:
         if self.trajectory is None:
             return
         self.trajectory.update(dict(self.model.named_parameters()))
-        if position.step_in_epoch + 1 == self.schedule.steps_per_epoch:
+        if position.step_in_epoch + 1 == self.course.schedule.steps_per_epoch:
             self.trajectory.end_epoch()
-
-    def _position(self, step: int) -> Position:
-        results = self.results
-        return shifted(
-            self.schedule.at(step - results.discarded_steps), results.discarded_steps, results.discarded_epochs
-        )
-
-    def _positions(self) -> Iterator[Position]:
-        """Return the positions from here to the end of the schedule."""
-        return (self._position(step) for step in range(self.step, self.total_steps))
 
     def _go_on_training(self) -> None:
         self.setup.train_mode()
         self.meter.pause()
-
-    def _rate_field(self, phase: str) -> str:
-        """Return the name of the option that sets the rate of a phase."""
-        return f"method.{phase}.lr" if isinstance(self.method, CyclicSwa) else "method.lr"
 
     # Saving and going on.
 
@@ -560,9 +479,9 @@ class TrainingJob:
     def _restore(self, state: resume.State) -> None:
         self.model.load_state_dict(state.model)
         self.stepper.load_state_dict(state.stepper)
-        self.average.load_state_dict(state.average)
+        self.course.average.load_state_dict(state.average)
         self.meter.load_state_dict(state.meter)
-        self.step = state.step
+        self.course.step = state.step
         if self.trajectory is not None and state.trajectory is not None:
             self.trajectory.load_state_dict(state.trajectory, dict(self.model.named_parameters()))
         for anchor, saved in zip(self.anchor, state.anchor, strict=True):
@@ -578,7 +497,7 @@ class TrainingJob:
             if path.exists():
                 step = self.results.snapshot_steps[n - 1]
                 self.reporter.snapshot(n, step, str(path), Score.model_validate(score))
-        self.reporter.log("info", f"went on from step {self.step} of {self.total_steps}")
+        self.reporter.log("info", f"went on from step {self.course.step} of {self.course.total_steps}")
 
     def _save(self, durable: bool) -> None:
         """Write a resumable state.
@@ -587,14 +506,14 @@ class TrainingJob:
         """
         path = self.states.save(self._state() if self.ranks.leads else None, durable)
         if path is not None:
-            self.reporter.saved(str(path), self.step, durable)
+            self.reporter.saved(str(path), self.course.step, durable)
 
     def _state(self) -> resume.State:
         return resume.State(
-            step=self.step,
+            step=self.course.step,
             model=self.model.state_dict(),
             stepper=self.stepper.state_dict(),
-            average=self.average.state_dict(),
+            average=self.course.average.state_dict(),
             anchor=self.anchor,
             meter=self.meter.state_dict(),
             results=self.results,
@@ -607,16 +526,16 @@ class TrainingJob:
 
     def _evaluated(self, phase: StepPhase, images: int) -> None:
         self.estimate.evaluated(images * self.ranks.size)  # the others' share was done meanwhile
-        self._heartbeat(phase, self.position)
+        self._heartbeat(phase, self.course.position)
 
     def _heartbeat_due(self) -> bool:
         if self.ranks.size > 1:
-            return self.step % HEARTBEAT_STEPS == 0  # the ranks must agree: by the step, not by the clock
+            return self.course.step % HEARTBEAT_STEPS == 0  # the ranks must agree: by the step, not by the clock
         return time.monotonic() - self._heartbeat_at >= HEARTBEAT_SECONDS
 
     def _heartbeat(self, phase: StepPhase, position: Position | None, can_stop: bool = False) -> None:
         self._heartbeat_at = time.monotonic()
-        reason = self.reporter.heartbeat(self.estimate.progress(phase, position, self.meter, self.step))
+        reason = self.reporter.heartbeat(self.estimate.progress(phase, position, self.meter, self.course.step))
         if can_stop:
             reason = self.ranks.from_leader(reason)
         if reason is None:
@@ -625,10 +544,10 @@ class TrainingJob:
             if can_stop and position is not None:
                 self._finish(position)
             return
-        if not can_stop and reason == "pause" and self.step >= self.total_steps and not self._told_late:
+        if not can_stop and reason == "pause" and self.course.is_over and not self._told_late:
             self._told_late = True
             self.reporter.log("info", "a pause was asked for when training was over: what is left is evaluated first")
-        if can_stop and reason != "cancel" and not self.states.saved(self.step):
+        if can_stop and reason != "cancel" and not self.states.saved(self.course.step):
             self._save(durable=True)
         if can_stop or reason == "cancel":
             raise StopRequested(reason)

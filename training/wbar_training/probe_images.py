@@ -103,7 +103,7 @@ def conclude(setup: Setup, kept: Kept, averaged: Path, members: float) -> tuple[
 
 def _consistency(setup: Setup, weights: dict[str, dict[str, Tensor]], outputs: Kept) -> list[Consistency]:
     assert setup.data.probe is not None
-    images, network = setup.data.probe.images.images, setup.evaluator.probe
+    images, network = setup.data.probe.images.images, setup.evaluator.network
     distributions = setup.data.task.distributions
     found = dict[tuple[str, str], Stability]()
     for name, tensors in weights.items():

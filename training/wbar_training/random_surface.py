@@ -55,7 +55,7 @@ def random_surface(
         centre = points[name]
         across, along = (filter_normalized_direction(centre, seed) for seed in (X_SEED, Y_SEED))
         around = surface(
-            setup.evaluator.probe, centre, across, along, losses, options.positions, options.positions, recompute
+            setup.evaluator.network, centre, across, along, losses, options.positions, options.positions, recompute
         )
         for split, rows in around.values.items():
             found[split][name] = [_finite(row) for row in rows]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wbar import __version__
 from wbar.method import StartKind
+from wbar.scores import Score
 from wbar_training.evaluate import Outputs
 from wbar_training.state_files import all_of, path_of, step_of
 
@@ -51,6 +52,11 @@ class Results:
     finished_on_request: bool = False
     discarded_steps: int = 0  # taken before the latest back-off
     discarded_epochs: int = 0
+
+    def add_to_curve(self, score: Score) -> int:
+        """Add the score of w̄ so far to the curve; returns its number there, from 1."""
+        self.averaged.append(score.model_dump())
+        return len(self.averaged)
 
 
 @dataclass

@@ -40,7 +40,7 @@ class SelectionEvaluator:
         evaluator, split = self.setup.evaluator, self._first(effort.images)
         try:
             evaluator.hold(mean, recompute=not own_statistics, images=effort.recomputed, once=True)
-            outputs = evaluator.predict(evaluator.probe, split)
+            outputs = evaluator.predict(evaluator.network, split)
         except Diverged:
             return None
         by: SelectBy = getattr(self.setup.spec.method, "select_by", "loss")

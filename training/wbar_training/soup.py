@@ -107,8 +107,8 @@ class SoupJob(UntrainedJob):
         if self.spec.probe is None:
             return
         for one in members:
-            self.evaluator.probe.load_state_dict(self._tensors(one.weights))
-            self.keep_probe_answers("last", self.evaluator.probe)
+            self.evaluator.network.load_state_dict(self._tensors(one.weights))
+            self.keep_probe_answers("last", self.evaluator.network)
             probe_images.add_to_ensemble(self.kept, "last", one.weight)
 
     def _uniform(self, ingredients: list[Ingredient]) -> Mixture:
@@ -151,8 +151,8 @@ class SoupJob(UntrainedJob):
 
     def _evaluate(self, weights: StoredWeights, weight: float) -> Ingredient:
         self.evaluator.where = f"of {weights.id}"
-        self.evaluator.probe.load_state_dict(self._tensors(weights))
-        outputs = self.evaluator.predict_held_out(self.evaluator.probe)
+        self.evaluator.network.load_state_dict(self._tensors(weights))
+        outputs = self.evaluator.predict_held_out(self.evaluator.network)
         self.evaluator.where = "of the mean"
         return Ingredient(weights, weight, outputs, (outputs.selection or outputs.report).losses.mean().item())
 
@@ -170,7 +170,7 @@ class SoupJob(UntrainedJob):
         return self.setup.read(self.workspace.input(weights.blob), weights.prefix)
 
     def _point(self, n: int, score_of_mean: Score) -> CurvePoint:
-        self.keep_probe_answers(f"{probe_images.CURVE}{n}", self.evaluator.probe)  # it holds the mean
+        self.keep_probe_answers(f"{probe_images.CURVE}{n}", self.evaluator.network)  # it holds the mean
         self.reporter.averaged(n, score_of_mean)
         return CurvePoint.of(n, score_of_mean)
 

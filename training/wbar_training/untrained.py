@@ -47,7 +47,7 @@ class UntrainedJob:
         start = self.evaluator.evaluate_start(self.setup.model)
         self.keep_probe_answers("start", self.setup.model)
         if self.evaluator.recomputed_images:
-            self.keep_probe_answers("start_recomputed", self.evaluator.probe)
+            self.keep_probe_answers("start_recomputed", self.evaluator.network)
         warning = normalization_probe.near_chance(self.setup, start.as_it_came.report)
         if warning is not None:
             self.reporter.log("warning", warning)

@@ -25,7 +25,7 @@ from wbar_store.datasets import DatasetRecord, DatasetSummary
 from wbar_store.ids import kind_of
 from wbar_store.sources import locate, take_file
 from wbar_store.store import Store
-from wbar_store.uploads import AnyUpload, UploadRecord, UploadRepository
+from wbar_store.validated_uploads import AnyUpload, UploadRecord, UploadRepository
 from wbar_training.messages import Crashed
 from wbar_training.uploads.limits import UploadLimits
 from wbar_worker import processes

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wbar.errors import NotFound, ReplicaFailed
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 from wbar_store.store import Store
 from wbar_training.state_files import latest, path_of, step_of
 from wbar_training.workspace import Workspace

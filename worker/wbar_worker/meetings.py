@@ -2,7 +2,7 @@
 
 from wbar.errors import NotFound, ReplicaFailed
 from wbar.spec import Meetings
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 from wbar_store.snapshots import SnapshotRecord
 from wbar_store.store import Store
 from wbar_training.workspace import Workspace

@@ -49,4 +49,4 @@ class Ready(BaseModel):
 FromPredicting: TypeAdapter[Ready | Given | NotAnswered] = TypeAdapter(
     Annotated[Ready | Given | NotAnswered, Field(discriminator="type")]
 )
-PREDICT_IMAGES: Entry[PredictWork] = Entry("wbar_worker.predict", "predict_images", isolated=True)
+PREDICT_IMAGES: Entry[PredictWork] = Entry("wbar_worker.predict_child", "predict_images", isolated=True)

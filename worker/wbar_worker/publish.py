@@ -15,7 +15,7 @@ from wbar.scores import Score
 from wbar.transfers import sha256_of
 from wbar_store.attempts import ResultBlobs
 from wbar_store.blobs import Received
-from wbar_store.jobs import FileName, JobRecord
+from wbar_store.job_records import FileName, JobRecord
 from wbar_store.store import Store
 from wbar_training.messages import LogLevel, Succeeded
 from wbar_training.outcome import Outcome

@@ -14,7 +14,7 @@ from wbar.checkpoints import Fault
 from wbar.errors import OutOfMemory, ReplicaFailed
 from wbar_store import logs
 from wbar_store.database import UNAVAILABLE
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 from wbar_store.store import Store
 from wbar_store.tracing import Tracing, of_row
 from wbar_training.messages import AtMeeting, Crashed, Ending, Failed, FromAttempt, ProgressMade, Stopped, Succeeded

@@ -16,7 +16,7 @@ from wbar_service.dashboard.options import options_of
 from wbar_service.dashboard.pages import page
 from wbar_service.dashboard.route import PageRoute
 from wbar_store.database import Tenant
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 from wbar_store.store import Store
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)

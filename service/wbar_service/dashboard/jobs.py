@@ -18,7 +18,7 @@ from wbar_service.dashboard.pages import page
 from wbar_service.dashboard.route import PageRoute, is_fragment
 from wbar_store.database import Tenant
 from wbar_store.events import EventRecord
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 from wbar_store.repository import PageRequest
 from wbar_store.store import Store
 

@@ -25,7 +25,7 @@ from wbar_service.traced import TRACEPARENT
 from wbar_store.database import Tenant
 from wbar_store.repository import PageRequest
 from wbar_store.store import Store
-from wbar_store.uploads import AnyUpload, UploadRepository
+from wbar_store.validated_uploads import AnyUpload, UploadRepository
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 previews = APIRouter(include_in_schema=False, route_class=PreviewRoute)

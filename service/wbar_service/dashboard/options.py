@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wbar.job_request import OPTIONS
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 
 
 @dataclass(frozen=True)

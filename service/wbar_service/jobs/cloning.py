@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from wbar.job_request import JobRequest
 from wbar.method import CyclicSwa
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 
 DEFAULT = CyclicSwa().type
 CHANGES: dict[str, Example] = {

@@ -16,10 +16,10 @@ from wbar_store.checkpoints import CheckpointRecord
 from wbar_store.database import Tenant
 from wbar_store.datasets import DatasetRecord
 from wbar_store.ids import kind_of, new_id
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 from wbar_store.quotas import Quota
 from wbar_store.store import Store
-from wbar_store.uploads import UploadRecord
+from wbar_store.validated_uploads import UploadRecord
 
 
 def make_spec(store: Store, tenant: Tenant, request: JobRequest, gpu: bool) -> JobSpec:

@@ -12,7 +12,7 @@ from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.problems import responses
 from wbar_store.database import rfc3339
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 from wbar_store.store import Store
 
 MARKDOWN = "text/markdown; charset=utf-8"

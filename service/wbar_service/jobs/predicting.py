@@ -50,7 +50,7 @@ from wbar_service.jobs.target_units import units_of
 from wbar_service.problems import responses
 from wbar_service.schema import reference
 from wbar_store.database import Tenant
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 from wbar_store.notifier import PREDICT
 from wbar_store.predictions import NotTaken, PredictionBox, TooManyAtOnce, WorkerGone
 from wbar_store.store import Store

@@ -30,7 +30,7 @@ from wbar_service.traced import TRACEPARENT
 from wbar_store.database import Tenant
 from wbar_store.events import EventRecord, sequence
 from wbar_store.job_lists import Filters, OrderBy
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 from wbar_store.repository import PageRequest
 from wbar_store.snapshots import SnapshotRecord
 from wbar_store.store import Store

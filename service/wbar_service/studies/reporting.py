@@ -11,7 +11,7 @@ from wbar.studies import StudyChild
 from wbar.study_report import Recorded, report_of
 from wbar.study_results import ReportRows, StudyJobReport, StudyReport
 from wbar_store.database import Tenant
-from wbar_store.jobs import JobRecord
+from wbar_store.job_records import JobRecord
 from wbar_store.store import Store
 
 _JOB = ("n", "job", "status", "error", "batch_size", "lr", "devices", "seed", "images_per_second", "seconds_per_epoch")

@@ -72,7 +72,7 @@ POINTS: tuple[Point, ...] = (
     Point("api-checkpoint-row", "wbar_store.checkpoints:Checkpoints.create", "api"),
     Point("api-dataset-row", "wbar_store.datasets:Datasets.create", "api"),
     # Validation of uploads.
-    Point("ingest-claim", "wbar_store.uploads:UploadRepository.claim", "ingest"),
+    Point("ingest-claim", "wbar_store.validated_uploads:UploadRepository.claim", "ingest"),
     Point("ingest-start", "wbar_worker.processes:start", "ingest"),
     Point("ingest-blob-place", "wbar_store.blobs:Blobs._place", "ingest"),
     Point("ingest-checkpoint-accept", "wbar_store.checkpoints:Checkpoints.accept", "ingest"),

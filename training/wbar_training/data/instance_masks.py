@@ -51,11 +51,6 @@ def of_bits(bits: Tensor, size: Size) -> Tensor:
     return eights.flatten(1)[:, : size[0] * size[1]].view(-1, *size)
 
 
-def bytes_of(size: Size) -> int:
-    """Return the bytes of one mask as bits."""
-    return -(-size[0] * size[1] // 8)
-
-
 @dataclass(frozen=True)
 class MaskRuns:
     """The masks of one split of a packed file.
