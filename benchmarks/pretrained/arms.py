@@ -1,12 +1,13 @@
 """One task and seed: the linear probe is made, then every arm goes on from it, and all are scored on unseen images.
 
     start        the linear probe
-    control      cosine from the customary peak rate to 0
+    control      cosine from the customary peak rate to 0; it has the scores of the start, too
     cyclic_swa   1 + 1 epochs, all snapshots; and `ensemble`, the mean of their outputs, which is no single network
     swa, ema     at their own default rates
     swad         `swa` of every step, in the valley of the held-out loss
     auto         `auto`
-    auto + α     `auto`, and the point of the line from the start to it that the held-out images choose
+    auto + α     `auto`, and the point of the line from the start to it that the held-out images choose; where that is its
+                 end, it is `auto` itself, which is trained once
     soup         the mean of three controls, of other seeds; `stock`: the same as a model stock with the start
 
 Every arm has the same extra epochs, images, augmentation and BatchNorm: ImageNet's statistics, or those of the images, which
@@ -42,7 +43,6 @@ RUNS = 3  # of a soup
 ARMS: dict[str, dict[str, Any]] = {
     "control": {"type": "none"},
     "auto": {"type": "auto"},
-    "auto + α": {"type": "auto", "interpolate": {}},
     "cyclic_swa": {},
     "swa": {"type": "swa"},
     "ema": {"type": "ema"},
@@ -91,8 +91,14 @@ class Bench:
         write_packed(self.folder / f"{name}.safetensors", tensors, DIGITS, train.pixels, None, [])
 
     def arm(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Run an arm; yield its name and what was measured. The control also has the start's, the cyclic one the ensemble's."""
+        """Run an arm; yield its name and what was measured. Three have two: see the module."""
         method = ARMS[name]
+        if name == "auto":
+            line = self._delivered(self._run(self._with_epochs(method | {"interpolate": {}}), {}))
+            yield f"{name} + α", line
+            if line["alpha"] == 1:  # the same job to its end, and there the same point
+                yield name, {key: value for key, value in line.items() if key not in ("alpha", "line")}
+                return
         if method.get("type") == "soup":
             runs = {f"ckpt_{n}": self._control(n) for n in range(RUNS)}
             outcome = self._run(method | {"checkpoints": list(runs)}, runs)
@@ -102,13 +108,16 @@ class Bench:
             yield "start", _measured(outcome.result, "start")
         else:
             outcome = self._run(self._with_epochs(method), {})
+        yield name, self._delivered(outcome)
+        if name == "cyclic_swa":
+            yield "ensemble", _measured(outcome.result, "ensemble")
+
+    def _delivered(self, outcome: Outcome) -> dict[str, Any]:
         delivered = outcome.result.delivered
         line = _measured(outcome.result, delivered) | _choice(outcome.result)
         if delivered != "averaged":  # w̄'s own, beside what is delivered in its place
             line["averaged"] = _measured(outcome.result, "averaged")
-        yield name, line
-        if name == "cyclic_swa":
-            yield "ensemble", _measured(outcome.result, "ensemble")
+        return line
 
     def _with_epochs(self, method: Mapping[str, Any]) -> dict[str, Any]:
         return dict(method) | ({"epochs": self.epochs} if "type" in method else {"cycles": max(1, self.epochs // 2)})

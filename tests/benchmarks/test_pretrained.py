@@ -82,7 +82,14 @@ def test_shifts_are_what_they_say() -> None:
 
 def line(arm: str, seed: int, loss: float, shifted: float, **more: Any) -> dict[str, Any]:
     shifts = {name: {"accuracy": shifted} for name in SHIFTS}
-    head = {"task": "digits", "size": 32, "precision": "float32", "images": 400, "batch_norm": "frozen"}
+    head = {
+        "task": "digits",
+        "size": 32,
+        "device": "cpu",
+        "precision": "float32",
+        "images": 400,
+        "batch_norm": "frozen",
+    }
     return head | {"seed": seed, "arm": arm} | {"accuracy": 0.9, "loss": loss, "ece": 0.1, "shifts": shifts} | more
 
 
@@ -90,7 +97,9 @@ def test_tables_are_paired_by_seed_and_say_what_was_met() -> None:
     lines = [line("control", seed, 0.5 + 0.1 * seed, 0.6) for seed in range(3)]
     lines += [line("auto + α", seed, 0.4 + 0.1 * seed, 0.62, alpha=0.5) for seed in range(2)]
     page = "\n".join(tables(lines))
-    assert "digits, 32 px, BatchNorm frozen, float32, 400 unseen images, 2 seeds" in page, "the third has not every arm"
+    assert "digits, 32 px, BatchNorm frozen, cpu, float32, 400 unseen images, 2 seeds" in page, (
+        "the third has not every arm"
+    )
     assert "| auto + α | 90.00 ± 0.00 | 0.4500 ± 0.0707 |" in page
     assert "-0.1000 ± 0.0000 | +2.00 ± 0.00 |" in page
     assert "Lowest NLL of all single networks: **met**, -0.1000 ± 0.0000 to control." in page
