@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from wbar.loss_surface import SurfaceOptions
 from wbar.method import AnyMethod, CyclicSwa
 from wbar.recipe import MAX_CLASSES, Recipe
-from wbar.request import ExpiresAfter, RequestModel
+from wbar.request import ExpiresAfter, RequestModel, Seed
 from wbar.results import FurtherFormat
 from wbar.text import ClassName, Name, Text
 
@@ -22,10 +22,8 @@ class JobOptions(RequestModel):
 
     method: AnyMethod = Field(default_factory=CyclicSwa)
     recipe: Recipe = Field(default_factory=Recipe)
-    seed: int = Field(
+    seed: Seed = Field(
         0,
-        ge=0,
-        lt=2**31,
         description="Of all that is drawn by chance: the same job with the same seed gives the same weights.",
     )
     classes: Annotated[list[ClassName], Field(min_length=2, max_length=MAX_CLASSES, fail_fast=True)] | None = Field(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
 
 from wbar.checkpoints import Fault
-from wbar.request import ExpiresAfter, RequestModel
+from wbar.request import ExpiresAfter, RequestModel, Seed
 from wbar.results import WeightsFile
 from wbar.text import Name, Text
 from wbar_averaging.decay_weights import weight_sum
@@ -75,7 +75,7 @@ class DareMerge(_Added):
 
     type: Literal["dare"]
     drop: float = Field(0.9, ge=0, lt=1, description="The share that is dropped; the rest is divided by 1 − drop.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Of what is dropped: the same seed gives the same bits.")
+    seed: Seed = Field(0, description="Of what is dropped: the same seed gives the same bits.")
 
 
 AnyMerge = Annotated[MeanMerge | TaskArithmeticMerge | TiesMerge | DareMerge, Discriminator("type")]

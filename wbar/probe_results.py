@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MOST_PROBES = 512  # images: each network's outputs on them are kept, of every point of the curve too
 MOST_SHOWN = 24  # images that the report shows
+THUMBNAIL = 64  # pixels of a side
 
 # What is done to every probe image, and what it is called in words.
 CHANGES = {

@@ -16,11 +16,11 @@ from typing import Any
 from wbar.errors import ValidationFailed
 from wbar.job_request import JobOptions, JobRequest
 from wbar.method import Soup, Training
+from wbar.request import SEEDS
 from wbar.spec import JobSpec, Meetings
 from wbar.text import LONGEST_NAME
 
 TAG = "replica_of"  # of a replica's metadata: the job that it is joined into
-SEEDS = 2**31
 _STEP = 0x9E3779B1  # odd, so that the seeds of up to 2³¹ replicas differ
 _OF_ALL = ("replicas", "join_every", "join_keep", "interpolate")  # of the whole job's method
 # Of the whole job, and of none of its replicas.

@@ -5,6 +5,8 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+SEEDS = 2**31  # how many there are
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 MOST_UNKNOWN = 20  # that are named one by one
 
 

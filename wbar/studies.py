@@ -26,7 +26,7 @@ from wbar.job_request import INPUTS_AND_LABELS, MOST_TAGS, JobRequest
 from wbar.job_warnings import JobWarning
 from wbar.jobs import Job
 from wbar.method import Rate
-from wbar.request import RequestModel
+from wbar.request import RequestModel, Seed
 from wbar.states import JobStatus
 from wbar.text import Name
 
@@ -136,7 +136,7 @@ class StudyRequest(RequestModel):
         max_length=MOST_VALUES,
         description="Variants of the job as JSON merge patches (RFC 7396), as `POST …/clone` takes them.",
     )
-    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = Field(
+    seeds: list[Seed] | None = Field(
         None, min_length=1, max_length=MOST_VALUES, description="Values of `seed`. Default: that of the job."
     )
     at_once: int = Field(

@@ -4,12 +4,12 @@ A signature is over a manifest: names and digests of the files of one result. On
 signed if the manifest has its digest, whatever it is called here; a folder must have every signed file under its name.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wbar.errors import NotVerified
+from wbar.transfers import sha256_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def _folder(folder: Path, signed: dict[str, str]) -> list[Verified]:
 
 
 def _file(path: Path, signed: dict[str, str]) -> Verified:
-    sha256 = _sha256(path)
+    sha256 = sha256_of(path)
     for name, digest in signed.items():
         if digest == sha256:
             return Verified(str(path), name, sha256)
@@ -54,7 +54,7 @@ def _file(path: Path, signed: dict[str, str]) -> Verified:
 
 
 def _same(path: Path, name: str, digest: str) -> Verified:
-    sha256 = _sha256(path)
+    sha256 = sha256_of(path)
     if sha256 != digest:
         raise NotVerified(_differs(path, sha256, digest))
     return Verified(str(path), name, sha256)
@@ -92,11 +92,6 @@ def _manifest(signature: Path, public_key: Path) -> dict[str, str]:
     if others:
         raise NotVerified(f"{signature} has digests by {', '.join(others)}, and here they are by sha256")
     return {one.identifier: one.digest.digest_hex for one in descriptors}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first(error: BaseException) -> str:

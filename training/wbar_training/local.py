@@ -1,6 +1,5 @@
 """A job on local files, without the service: the checkpoint is validated, the images are packed, the options resolved."""
 
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from wbar.job_request import JobOptions
 from wbar.replicas import replicas_of
 from wbar.resolve import resolve_job
 from wbar.spec import JobSpec, StoredDataset, StoredWeights
+from wbar.transfers import sha256_of
 from wbar_training.data.packed import Packed
 from wbar_training.networks.timm_table import TABLES
 from wbar_training.uploads import checkpoint_files, dataset_archives
@@ -32,7 +32,7 @@ def prepare_weights(
     checkpoint = checkpoint_files.validate(path, architecture, None, workspace.input(blob), tables=TABLES)
     return StoredWeights(
         id=f"ckpt_{name}",
-        sha256=_sha256(path),
+        sha256=sha256_of(path),
         blob=blob,
         prefix=checkpoint.prefix,
         network=checkpoint.network,
@@ -63,7 +63,7 @@ def prepare_dataset(
         shutil.copyfile(path, out)
     else:
         packed = pack(path, out, UploadLimits(), task, void_label)
-    return StoredDataset(id=f"ds_{name}", sha256=_sha256(out), blob=blob), facts_of(packed, source)
+    return StoredDataset(id=f"ds_{name}", sha256=sha256_of(out), blob=blob), facts_of(packed, source)
 
 
 def facts_of(packed: Packed, source: str | None) -> DatasetFacts:
@@ -116,8 +116,3 @@ def prepare_job(
         )
     gpu = workspace.device.startswith("cuda")
     return resolve_job(options, start, dataset, facts, gpu, ingredients, teachers, evaluation, probe)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

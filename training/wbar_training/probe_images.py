@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wbar.errors import Diverged
-from wbar.probe_results import MOST_SHOWN, Consistency, ProbeAnswer, ProbeImage, ProbeResult, Stability
+from wbar.probe_results import MOST_SHOWN, THUMBNAIL, Consistency, ProbeAnswer, ProbeImage, ProbeResult, Stability
 from wbar_training.data.examples import Batch
 from wbar_training.data.packed import Split
 from wbar_training.distributed.ranks import Ranks
@@ -29,7 +29,6 @@ from wbar_training.setup import Setup
 
 SUM = "ensemble_sum"  # of the members' outputs; it becomes `ensemble`
 CURVE = "curve_"  # w̄_n is CURVE n
-SIDE = 64  # pixels of a thumbnail
 
 Kept = dict[str, Tensor]  # by comparison, (N, outputs) probabilities
 
@@ -163,10 +162,10 @@ def _write(path: Path, outputs: Kept, names: Sequence[str], classes: Sequence[st
 
 def _sprite(probes: Probes, order: Tensor) -> Image.Image:
     """Return the images of these indices side by side, as squares; small ones are enlarged without smoothing."""
-    sheet = Image.new("RGB", (SIDE * len(order), SIDE))
+    sheet = Image.new("RGB", (THUMBNAIL * len(order), THUMBNAIL))
     for column, index in enumerate(order.tolist()):
         pixels = probes.images.images[index]
         image = Image.fromarray(pixels[:3].expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
-        way = Image.Resampling.NEAREST if max(image.size) <= SIDE else Image.Resampling.BILINEAR
-        sheet.paste(image.resize((SIDE, SIDE), way), (column * SIDE, 0))
+        way = Image.Resampling.NEAREST if max(image.size) <= THUMBNAIL else Image.Resampling.BILINEAR
+        sheet.paste(image.resize((THUMBNAIL, THUMBNAIL), way), (column * THUMBNAIL, 0))
     return sheet

@@ -3,14 +3,14 @@
 Another attempt would fail at once, and three crashes in a row fail the job: in a second, where a disk is full for a minute.
 """
 
-import errno
 import os
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+from wbar_store.full_disk import is_full
+
 LEAST = 4 * 1024**2  # bytes; a job that has just begun has no file to go by
 WAIT_SECONDS = 120.0
 
@@ -22,7 +22,7 @@ def has_room(folder: Path) -> bool:
         with tempfile.TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, max(LEAST, 2 * largest))
     except OSError as error:
-        return error.errno not in FULL
+        return not is_full(error)
     return True
 
 

@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-from wbar.probe_results import CHANGES, ProbeAnswer, ProbeResult
-
-SIDE = 64  # pixels of a thumbnail
+from wbar.probe_results import CHANGES, THUMBNAIL, ProbeAnswer, ProbeResult
 
 
 def sections(probe: ProbeResult, thumbnails: Path | None) -> Iterator[str]:
@@ -43,12 +41,12 @@ def _images(probe: ProbeResult, thumbnails: Path) -> Iterator[str]:
     data = b64encode(thumbnails.read_bytes()).decode()
     # One picture in the page for all of them: each row shows its part.
     yield (
-        f"<style>.probe {{ width: {SIDE}px; height: {SIDE}px; background: url(data:image/png;base64,{data}); "
+        f"<style>.probe {{ width: {THUMBNAIL}px; height: {THUMBNAIL}px; background: url(data:image/png;base64,{data}); "
         "image-rendering: pixelated }</style>"
     )
     rows = "".join(
         f"<tr><td><div class='probe' role='img' aria-label='image {one.index}' "
-        f"style='background-position: {-SIDE * column}px 0'></div></td>"
+        f"style='background-position: {-THUMBNAIL * column}px 0'></div></td>"
         f"<td>{escape(one.name or str(one.index))}</td><td>{_answer(one.start)}</td><td>{_answer(one.averaged)}</td>"
         f"<td>{one.changed:.3f}</td></tr>"
         for column, one in enumerate(probe.most_changed)

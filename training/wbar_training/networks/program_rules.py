@@ -12,14 +12,13 @@ from typing import NoReturn
 from wbar.errors import UnsupportedProgram
 from wbar_averaging.quoting import quoted
 from wbar_training.networks import operators
+from wbar_training.networks.bounds import MOST_CLASSES, MOST_PIXELS
 from wbar_training.networks.exported import DROPOUTS, names_in
 from wbar_training.networks.programs import Node, Of, Program
 
 TRAIN = "export it in training mode: torch.export.export(model.train(), …)"
 NODES = 100_000
-MOST_PIXELS = 4096  # of a side
 MOST_CHANNELS = 1024
-MOST_CLASSES = 1_000_000
 # What torch's exporter makes of names stands in source text that it compiles, where a job's result is exported.
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
 

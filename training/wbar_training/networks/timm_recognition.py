@@ -6,10 +6,10 @@ from pathlib import Path
 from wbar.spec import Network
 from wbar_training.networks import timm_table
 from wbar_training.networks.architectures import shapes_of
+from wbar_training.networks.bounds import MOST_PIXELS
 from wbar_training.networks.differences import Difference, Shapes, compare, names_digest
 from wbar_training.networks.timm_table import Row, Table
 
-MOST_PIXELS = 4096  # of a side
 POSITIONS = "pos_embed"
 
 

@@ -28,6 +28,7 @@ from wbar.catalog import Architecture
 from wbar.errors import ArchitectureMismatch, UnknownArchitecture
 from wbar.spec import Network, canonical
 from wbar_averaging.quoting import quoted, reason
+from wbar_training.networks.bounds import MOST_CLASSES, MOST_PIXELS
 from wbar_training.networks.meta_device import Unfilled
 from wbar_training.networks.stochastic_depth import no_stochastic_depth
 
@@ -35,8 +36,6 @@ from wbar_training.networks.stochastic_depth import no_stochastic_depth
 SGD = ("bit", "efficientnet", "hgnet_v2", "mobilenet_v1", "mobilenet_v2", "pp_lcnet", "regnet", "resnet", "textnet")
 USUAL_SIZE = 224  # pixels of a side, where neither configuration nor preprocessor says one
 MIN_SIZE = 32
-MOST_PIXELS = 4096  # of a side
-MOST_CLASSES = 1_000_000
 LARGEST = 10**7  # of the whole numbers in a configuration: vocabularies have 10⁵
 DEEPEST = 20  # levels of a configuration: theirs have three
 MOST_PARAMETERS = 4000  # tensors; ViT-H has 520. A network of so many takes 20 s to try out

@@ -25,8 +25,8 @@ from wbar.errors import ContentTooLarge, CorruptFile, NothingMatches, UnsafePick
 from wbar_averaging.quoting import quoted, reason
 from wbar_averaging.safetensors_file import InvalidSafetensors, read_layout
 from wbar_averaging.zip_directory import STORED, Entry, InvalidZip, ZipTooLarge, check_content, read_directory
+from wbar_training.networks.bounds import MOST_CLASSES
 from wbar_training.networks.exported import with_classes
-from wbar_training.networks.program_rules import MOST_CLASSES
 from wbar_training.networks.programs import Constant, Dtype, Node, Of, Program, State, Value, in_metadata
 from wbar_training.uploads import program_graph
 from wbar_training.uploads.limits import UploadLimits
