@@ -199,14 +199,15 @@ class Recipe(RequestModel):
     ] = Field(
         None,
         description="Weights in the loss, one per output in the checkpoint's order; `balanced`: images / (classes · "
-        "images of the class), of attributes among the categories of each.",
+        "images of the class), of attributes among the categories of each; an image with several labels counts for each of "
+        "them.",
     )
     dice: Annotated[float, TRAINING] = Field(
         0.0,
         ge=0,
         le=100,
         description="Of segmentation: added to the cross-entropy times this, 1 − the mean Dice coefficient of the classes that "
-        "an image has (Milletari et al. 2016).",
+        "an image has (Drozdzal et al. 2016).",
     )
     loss: Annotated[Literal["mse", "huber"], TRAINING] = Field(
         "mse",
@@ -227,7 +228,7 @@ class Recipe(RequestModel):
         ge=0.01,
         le=100,
         description="α: inputs λx + (1 − λ)x′, λ ~ Beta(α, α), one per batch (Zhang et al. 2018). "
-        "Of detection: the blended image has the boxes of both (Zhang et al. 2019, with α = 1.5).",
+        "Of detection: the blended image has the boxes of both, each as a whole label (after Zhang et al. 2019, with α = 1.5).",
     )
     cutmix: Annotated[float | None, TRAINING] = Field(
         None,

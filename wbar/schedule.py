@@ -165,7 +165,9 @@ def _cyclic(method: CyclicSwa, steps_per_epoch: int, scale: float, rate_factor: 
 
 def _swa(method: Swa, steps_per_epoch: int, scale: float) -> Schedule:
     total, lr = _steps(method.epochs, steps_per_epoch), number(method.lr) * scale
-    begin = min(round(method.anneal_epochs * steps_per_epoch), total - 1)  # rounding leaves a step to average
+    begin = round(method.anneal_epochs * steps_per_epoch)
+    if method.average == "swad":
+        begin = min(begin, total - 1)  # where rounding would leave no step to average
     # One step more than it takes: the step after the annealing is the first at `lr`.
     annealing = PhaseRate(number(method.anneal_from) * scale, lr, begin + 1, steps_per_epoch, shape=method.anneal)
     snapshots = _every(method, begin, total, steps_per_epoch)

@@ -172,19 +172,28 @@ def _epochs(
     ends = {point.step: point for point in validation}
     flatness = recorded.result.flatness if recorded.result else None
     moved = {point.epoch: point for point in flatness.epochs} if flatness else {}
-    before = 0
+    backed_off = recorded.result is not None and recorded.result.back_offs > 0
+    before, ended = 0, 0
     for epoch, group in groupby(recorded.points, key=lambda point: point.epoch):
-        points = list(group)
+        points, began = list(group), ended
         weights = [point.step - last for point, last in zip(points, [before, *(p.step for p in points)], strict=False)]
         before = points[-1].step
         total = sum(weights)
-        right = [point.accuracy for point in points if point.accuracy is not None]
-        begin, end = clock.at((epoch - 1) * per_epoch), clock.at(epoch * per_epoch)
-        at_end, distance = ends.get(epoch * per_epoch), moved.get(epoch)
+        right = [
+            (point.accuracy, weight)
+            for point, weight in zip(points, weights, strict=True)
+            if point.accuracy is not None
+        ]
+        # A back-off within an epoch moves all that come after it, which then end about where their last point is.
+        ended = before if backed_off else epoch * per_epoch
+        begin, end = clock.at(began), clock.at(ended)
+        at_end, distance = ends.get(ended), moved.get(epoch)
         yield StudyEpoch(
             epoch=epoch,
             train_loss=sum(point.loss * weight for point, weight in zip(points, weights, strict=True)) / total,
-            train_accuracy=fmean(right) if right else None,
+            train_accuracy=sum(one * weight for one, weight in right) / sum(weight for _, weight in right)
+            if right
+            else None,
             val_loss=at_end.loss if at_end else None,
             val_accuracy=at_end.accuracy if at_end else None,
             seconds=end - begin if begin is not None and end is not None else None,

@@ -9,7 +9,7 @@ import re
 import sys
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PYTORCH_INDEX = ".bin.index.json"
-NO_WEIGHTS = {"training_args.bin", "optimizer.bin", "scheduler.bin"}  # a trainer's, beside the weights
+# A trainer's files beside the weights.
+NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|sampler|scaler)(_\d+)?\.(bin|pt|safetensors)")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 OPEN_FILES = 100  # some systems allow a process 256
 
@@ -49,8 +50,8 @@ class Entry:
 class Checkpoint(Protocol):
     """An opened checkpoint. `keep` must be called before the first `read`.
 
-    tied: by number, for a tensor that has the memory of another one before it, that one's number. Of PyTorch files: the
-    format of others has no such tensors.
+    tied: by number, for a tensor that has the memory of another one, that one's number. Of PyTorch files: the format of others
+    has no such tensors.
     """
 
     label: str
@@ -93,11 +94,11 @@ class OpenFiles:
 class SafetensorsCheckpoint:
     """A checkpoint in one safetensors file or in several shards."""
 
-    def __init__(self, label: str, paths: list[Path], files: OpenFiles) -> None:
+    def __init__(self, label: str, paths: list[Path], files: OpenFiles, tied: Mapping[str, str] | None = None) -> None:
         self.label, self.metadata, self.entries = label, dict[str, str](), dict[str, Entry]()
         self.dtypes: list[str] = []
         self.tied: dict[int, int] = {}
-        self._paths, self._open = paths, files
+        self._paths, self._open, self._tied = paths, files, tied or {}
         for number, path in enumerate(paths):
             try:
                 header, start = read_layout(path)
@@ -113,6 +114,7 @@ class SafetensorsCheckpoint:
         self.dtypes = [self.entries[name].dtype for name in names]
         self._file = array("L", (self.entries[name].file for name in names))
         self._offset = array("Q", (self.entries[name].offset for name in names))
+        self.tied = _numbered(self._tied, names)
         self.entries = {}
 
     def read(self, index: int, begin: int, buffer: memoryview) -> None:
@@ -148,11 +150,7 @@ class PyTorchCheckpoint:
         self.dtypes = [self.entries[name].dtype for name in names]
         self._tensors = [self._by_name[name] for name in names]
         self.entries, self._by_name = {}, {}
-        places = dict[tuple[Any, ...], int]()
-        for index, tensor in enumerate(self._tensors):
-            first = places.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), index)
-            if first != index and tensor.numel():
-                self.tied[index] = first
+        self.tied = _numbered(_tied(dict(zip(names, self._tensors, strict=True))), names)
 
     def read(self, index: int, begin: int, buffer: memoryview) -> None:
         import torch
@@ -161,6 +159,23 @@ class PyTorchCheckpoint:
             flat = self._tensors[index].contiguous().view(-1)
             self._bytes, self._at = flat.view(torch.uint8).numpy().data, index
         buffer[:] = self._bytes[begin : begin + len(buffer)]
+
+
+def _tied(tensors: "Mapping[str, Tensor]") -> dict[str, str]:
+    """Return, for each tensor that has the memory of one before it, that one's name."""
+    places, found = dict[tuple[Any, ...], str](), dict[str, str]()
+    for name, tensor in tensors.items():
+        first = places.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), name)
+        if first != name and tensor.numel():
+            found[name] = first
+    return found
+
+
+def _numbered(tied: Mapping[str, str], names: Sequence[str]) -> dict[int, int]:
+    if not tied:
+        return {}
+    numbers = {name: number for number, name in enumerate(names)}
+    return {numbers[name]: numbers[first] for name, first in tied.items()}
 
 
 def _refuse_twice(label: str, name: str, entries: dict[str, Entry], paths: list[Path], path: Path) -> None:
@@ -212,7 +227,8 @@ def _opened(
         raise UnreadableCheckpoint(f"{label}: {one.name} is a safetensors file and {other.name} a PyTorch file")
     if all(map(is_mapped, paths)):
         return PyTorchCheckpoint(label, paths, [load_state_dict(path) for path in paths])
-    return SafetensorsCheckpoint(label, [_copied(path, scratch) for path in paths], files)
+    tied = dict[str, str]()
+    return SafetensorsCheckpoint(label, [_copied(path, scratch, tied) for path in paths], files, tied)
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -228,9 +244,10 @@ def _is_safetensors(path: Path) -> bool:
     return False
 
 
-def _copied(path: Path, scratch: Path) -> Path:
-    """A PyTorch file's tensors as a safetensors file in `scratch`."""
+def _copied(path: Path, scratch: Path, tied: dict[str, str]) -> Path:
+    """A PyTorch file's tensors as a safetensors file in `scratch`; the tied ones are added to `tied`."""
     tensors = load_state_dict(path)
+    tied.update(_tied(tensors))
     for name, tensor in tensors.items():
         _code(str(path), name, tensor)
     copy = scratch / f"{len(list(scratch.iterdir()))}.safetensors"
@@ -259,7 +276,8 @@ def _candidates(folder: Path, index_suffix: str, suffix: str) -> list[Path]:
     shards = set(_weight_map(indexes[0]).values()) if indexes else set()
     if any(not (folder / name).is_file() for name in shards):
         return indexes  # it is read as that, and says what is missing
-    beside = sorted(path for path in folder.glob(f"*{suffix}") if path.name not in shards | NO_WEIGHTS)
+    found = sorted(path for path in folder.glob(f"*{suffix}") if not NO_WEIGHTS.fullmatch(path.name))
+    beside = [path for path in found if path.name not in shards]
     forgotten = next((path for path in beside if indexes and _SHARD.search(path.stem)), None)
     if forgotten is not None:
         raise UnreadableCheckpoint(f"{indexes[0]}: does not name {forgotten.name}, a shard that lies beside it")

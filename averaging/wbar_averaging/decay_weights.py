@@ -52,7 +52,12 @@ def _exponential(text: str, count: int) -> list[float]:
 
 def weight_sum(weights: Sequence[float]) -> float:
     """Return the sum of weights. Raises ValueError where it is not above 0, or no more than what floats leave of nothing."""
-    total = fsum(weights)
-    if total <= 1e-12 * fsum(map(abs, weights)):
-        raise ValueError(f"the weights must have a sum above 0, not {total:g}")
-    return total
+    largest = max(map(abs, weights), default=0.0) or 1.0
+    parts = [weight / largest for weight in weights]  # whose sums are finite
+    total = fsum(parts)
+    if total <= 1e-12 * fsum(map(abs, parts)):
+        raise ValueError(f"the weights must have a sum above 0, not {total * largest:g}")
+    try:
+        return fsum(weights)
+    except OverflowError:  # on the way to it
+        return total * largest

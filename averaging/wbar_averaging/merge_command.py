@@ -151,8 +151,11 @@ def _end_on_signals() -> None:
         raise SystemExit(128 + number)
 
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name) and threading.current_thread() is threading.main_thread():
-            signal.signal(getattr(signal, name), leave)
+        number = getattr(signal, name, None)
+        if number is None or threading.current_thread() is not threading.main_thread():
+            continue
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored, and so it stays
+            signal.signal(number, leave)
 
 
 def _paths(checkpoints: list[Path], last: int | None) -> list[Path]:

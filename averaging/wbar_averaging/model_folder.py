@@ -26,10 +26,11 @@ CARRIED = (
 )  # fmt: skip
 MAX_CONFIG = 8 * 1024 * 1024  # bytes; id2label of a hundred thousand classes has four
 CODE_KEYS = ("auto_map", "custom_pipelines")  # what makes transformers import a program that lies beside the weights
-# What configurations of one network may say differently: names, versions, and what only training or a reader's output uses.
-APART = re.compile(
-    r"_.*|transformers_version|(torch_)?dtype|use_cache|gradient_checkpointing|problem_type|finetuning_task|initializer_.*|"
-    r"output_.*|return_dict|use_return_dict|label2id|.*drop.*|tag|url|file|hf_hub_id|hf_hub_filename|source|license|.*_token_id"
+# Keys that change what equal tensors compute. There are others: what is not known here is not compared.
+COMPUTING = re.compile(
+    r"(num_|n_)?((attention|key_value|query|kv)_)?heads?|(num_)?(attention|key_value)_heads|n_head|head_dim|"
+    r"(.*_)?(act|activation)(_fn|_function)?|.*eps(ilon)?|rope_.*|partial_rotary_factor|(.*_)?window(_size)?s?|(.*_)?strides?|"
+    r"num_groups|num_experts_per_tok|position_embedding_type|layer_types?"
 )
 PLACEHOLDER = re.compile(r"LABEL_\d+")  # the name that transformers gives a class without one
 TORCH_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -99,7 +100,7 @@ def _refuse_code(path: Path, config: dict[str, Any]) -> None:
 
 
 def _compare(first: Path, other: Path) -> None:
-    """Raise UnfitConfig where two configurations are of networks that compute different things from equal tensors.
+    """Raise UnfitConfig where two configurations are of networks that are known to compute other things from equal tensors.
 
     A key that only one has says nothing: libraries of different versions write different defaults.
     """
@@ -123,14 +124,12 @@ def _compare(first: Path, other: Path) -> None:
 
 
 def _leaves(config: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what a configuration says of what is computed, by dotted paths; names of classes are compared by themselves."""
+    """Yield what a configuration says of what is computed, by dotted paths."""
     for key, value in config.items():
-        if APART.fullmatch(key) or key == "id2label":
-            continue
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{before}{key}.")
-        else:
+        if COMPUTING.fullmatch(key):
             yield before + key, value
+        elif isinstance(value, dict):
+            yield from _leaves(value, f"{before}{key}.")
 
 
 def _value(value: Any) -> str:

@@ -4,10 +4,10 @@ The mean is here, other combinations in `task_vectors`. Where the sum is wider t
 adding k equal numbers and dividing by k gives the number back. Where it is not, x − Σ wᵢ(x − xᵢ) / Σ wᵢ does, with x the one
 of the largest weight (so that a weight of 1 beside 0 gives x itself), and that is what is summed there.
 
-Only floating-point numbers of 16 bits and more are combined. A single integer of 16 bits or more is a count, as BatchNorm's
+Only floating-point numbers of 16 bits and more are combined. A single integer is a count, as BatchNorm's
 `num_batches_tracked`: the last checkpoint's is taken; but for a quantized tensor's zero point. All else (integers, booleans,
-8-bit formats) is codes, whose mean means nothing: it is copied where all checkpoints agree, and refused by name where they do
-not.
+8-bit floating-point formats) is codes, whose mean means nothing: it is copied where all checkpoints agree, and refused by name
+where they do not.
 """
 
 import math
@@ -135,7 +135,7 @@ def likeness(name: str, entry: Entry) -> tuple[str, tuple[int, ...]]:
 def _kind(name: str, dtype: str, shape: tuple[int, ...]) -> str:
     if dtype in float_formats.SIZES:
         return FLOAT
-    counts = dtype.startswith(("U", "I")) and SIZES[dtype] > 1 and math.prod(shape) == 1
+    counts = dtype.startswith(("U", "I")) and math.prod(shape) == 1
     return COUNT if counts and not ZERO_POINT.fullmatch(name) else dtype
 
 

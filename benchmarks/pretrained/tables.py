@@ -49,7 +49,8 @@ def tables(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _bench(line: Line) -> tuple[str, int, str, str, str, int]:
-    return line["task"], line["size"], line["batch_norm"], line["device"], line["precision"], line["images"]
+    device, precision, images = line.get("device", ""), line.get("precision", ""), line.get("images", 0)  # older lines
+    return line["task"], line["size"], line["batch_norm"], device, precision, images
 
 
 def _cells(rows: Sequence[Line], control: Sequence[Line], arm: str) -> Iterator[str]:

@@ -38,10 +38,11 @@ def swad_range(losses: Sequence[float], n_s: int, n_e: int, r: float) -> tuple[i
     energy = [float("nan"), *losses]  # counted from 1
     begin, bound = None, None
     for i in range(1, len(losses) + 1):
-        if bound is None and i >= n_s and energy[i - n_s + 1] == min(energy[i - k] for k in range(n_s)):
-            begin = i - n_s + 1
-            bound = r / n_s * sum(energy[i - k] for k in range(n_s))
-        if bound is not None and i >= n_e and bound < min(energy[i - k] for k in range(n_e)):
+        if bound is None:
+            if i >= n_s and energy[i - n_s + 1] == min(energy[i - k] for k in range(n_s)):
+                begin = i - n_s + 1
+                bound = r / n_s * sum(energy[i - k] for k in range(n_s))
+        elif i >= n_e and bound < min(energy[i - k] for k in range(n_e)):
             return begin, i - n_e, i
     return begin, len(losses), len(losses)
 

@@ -69,6 +69,31 @@ def test_measurements_in_names_are_no_steps(tmp_path: Path) -> None:
         last_checkpoints(tmp_path, 1)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["epoch_1_iter_500.pt", "epoch_1_iter_1000.pt", "epoch_2_iter_1500.pt"],
+        ["epoch=0-batch=200.ckpt", "epoch=1-batch=100.ckpt"],
+        ["epoch=2-step=900.ckpt", "epoch=3-step=1000-v1.ckpt"],
+        ["epoch_1.pt", "epoch_2.pt", "model_final_300.pt"],
+        ["ckpt-v1.100.pt", "ckpt-v1.200.pt"],
+        ["ema_0.999_step20.pt", "ema_0.999_step100.pt"],
+        ["model-v1.pt", "model-v2.pt"],
+        ["epoch=9-val_acc=0.5.ckpt", "epoch=10-val_acc=0.45.ckpt"],
+    ],
+)
+def test_names_of_many_trainers_are_ordered_by_what_they_count(tmp_path: Path, names: list[str]) -> None:
+    for name in reversed(names):
+        (tmp_path / name).touch()
+    assert [path.name for path in last_checkpoints(tmp_path, None)] == names
+
+
+def test_a_folder_of_nothing_but_a_trainers_own_files_is_no_checkpoint(run: Path) -> None:
+    (run / "checkpoint-2000").mkdir()
+    (run / "checkpoint-2000" / "training_args.bin").touch()
+    assert [path.name for path in last_checkpoints(run, 1)] == ["checkpoint-1000"]
+
+
 def test_the_methods_and_their_options_arrive(run: Path, tmp_path: Path) -> None:
     base, one, two = (run / f"checkpoint-{step}" for step in (5, 50, 100))
     out = tmp_path / "m.safetensors"
@@ -134,7 +159,10 @@ def test_what_makes_no_sense_ends_with_2_and_a_sentence(
 
 
 def test_a_runs_folder_with_too_few_is_refused(run: Path, tmp_path: Path) -> None:
-    assert "holds 4 checkpoints with a step in their names, not 5" in merge(run, "--last", 5).stderr
+    assert (
+        "holds 4 checkpoints with a step in their names (a decimal fraction is none), not 5"
+        in merge(run, "--last", 5).stderr
+    )
     assert "at least 1" in merge(run, "--last", 0).stderr
     assert "is one checkpoint" in merge(_indexed(tmp_path / "x"), "--last", 1).stderr
 

@@ -361,11 +361,13 @@ def test_the_share_that_ties_keeps_is_the_number_that_was_written() -> None:
     assert np.count_nonzero(found) == 7
 
 
-def test_tied_tensors_of_a_pytorch_file_stay_equal_where_dare_drops(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tied_tensors_of_a_pytorch_file_stay_equal_where_dare_drops(tmp_path: Path, zipped: bool) -> None:
     torch = pytest.importorskip("torch")
     for name, value in (("base", 0.0), ("tuned", 1.0)):
         shared = torch.full((40, 3), value)
-        torch.save({"emb": shared, "head": shared, "other": torch.full((40, 3), value)}, tmp_path / f"{name}.pt")
+        tensors = {"emb": shared, "head": shared, "other": torch.full((40, 3), value)}
+        torch.save(tensors, tmp_path / f"{name}.pt", _use_new_zipfile_serialization=zipped)
     out = tmp_path / "out.safetensors"
     merge_checkpoints([tmp_path / "tuned.pt"], out, Dare(0.5), base=tmp_path / "base.pt")
     found = load(out)
@@ -374,9 +376,11 @@ def test_tied_tensors_of_a_pytorch_file_stay_equal_where_dare_drops(tmp_path: Pa
 
 
 def test_weights_that_sum_to_what_floats_leave_of_nothing_are_refused(tmp_path: Path) -> None:
-    one = save(tmp_path / "a.safetensors", {"w": ("F32", np.zeros(2))})
+    one = save(tmp_path / "a.safetensors", {"w": ("F32", np.full(2, 7))})
     with pytest.raises(ValueError, match="sum above 0"):
         merge_checkpoints([one, one, one], tmp_path / "out.safetensors", WeightedMean([0.1, 0.2, -0.3]))
+    merge_checkpoints([one, one, one], tmp_path / "out.safetensors", WeightedMean([1e307, -1e307, 1e307]))
+    assert load(tmp_path / "out.safetensors")["w"][1].tolist() == [7, 7]
 
 
 def test_names_that_a_terminal_would_obey_are_escaped(tmp_path: Path) -> None:
@@ -394,7 +398,8 @@ def test_a_trainers_own_files_are_no_weights_and_a_forgotten_shard_is_named(tmp_
     folder = tmp_path / "checkpoint-500"
     folder.mkdir()
     torch.save({"w": torch.ones(2)}, folder / "pytorch_model.bin")
-    torch.save({"lr": torch.ones(1)}, folder / "training_args.bin")
+    for name in ("training_args.bin", "optimizer.bin", "sampler_1.bin"):
+        torch.save({"lr": torch.ones(1)}, folder / name)
     merge_checkpoints([folder], tmp_path / "out.safetensors")
     assert load(tmp_path / "out.safetensors").keys() == {"w"}
     sharded = tmp_path / "sharded"
@@ -430,7 +435,7 @@ def test_a_merge_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
     words = ["merge", *(str(tmp_path / f"{n}.safetensors") for n in range(2)), "-o", str(out / "m.safetensors")]
     command = [sys.executable, "-P", "-m", "wbar_averaging.commands", *words, "--method", "mean"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while process.poll() is None and not any(out.iterdir()):
+    while process.poll() is None and not any(out.glob("*/*")):
         pass
     process.terminate()
     process.communicate(timeout=60)

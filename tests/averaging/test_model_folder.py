@@ -15,7 +15,7 @@ from wbar_averaging.streamed_mean import Mismatch
 
 CONFIG: dict[str, Any] = {
     "model_type": "vit", "architectures": ["ViT"], "id2label": {"0": "a", "1": "b"}, "torch_dtype": "float32",
-    "num_attention_heads": 12, "pretrained_cfg": {"mean": [0.5], "tag": "a"}, "transformers_version": "5.0",
+    "num_attention_heads": 12, "vision_config": {"hidden_act": "gelu"}, "rope_scaling": None, "transformers_version": "5.0",
 }  # fmt: skip
 
 
@@ -79,7 +79,8 @@ def test_a_file_has_nothing_beside_it(tmp_path: Path) -> None:
         ({"model_type": "swin"}, "model_type: vit in .*, swin in"),
         ({"id2label": {"0": "dog", "1": "cat"}}, r"id2label: class 0 is .* in .*a/config\.json, dog in .*b/config"),
         ({"num_attention_heads": 6}, "num_attention_heads: 12 in .*, 6 in .* different networks"),
-        ({"pretrained_cfg": {"mean": [0, 0, 0], "tag": "x"}}, r"pretrained_cfg\.mean: \[0\.5\] in .*, \[0, 0, 0\] in"),
+        ({"vision_config": {"hidden_act": "relu"}}, r"vision_config\.hidden_act: gelu in .*, relu in"),
+        ({"rope_scaling": {"factor": 8}}, r'rope_scaling: null in .*, \{"factor": 8\} in'),
         ({"architectures": ["Other"]}, r'architectures: \["ViT"\] in .*, \["Other"\] in'),
     ],
 )
@@ -128,3 +129,15 @@ def test_a_failed_merge_leaves_no_folder_and_one_that_is_there_stays(tmp_path: P
         merge_checkpoints([a], tmp_path / "none" / "m")
     (tmp_path / "empty").mkdir()
     assert merge_checkpoints([a], tmp_path / "empty").path.exists()
+
+
+def test_configurations_may_differ_in_what_is_not_computed(tmp_path: Path) -> None:
+    a = model(tmp_path / "a", 1)
+    harmless = {
+        "transformers_version": "4.0", "dtype": "float16", "use_cache": False, "hidden_dropout_prob": 0.1, "max_length": 20,
+        "pretrained_cfg": {"input_size": [3, 288, 288], "crop_pct": 1.0}, "layer_norm_eps": 1e-6,
+        "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+    }  # fmt: skip
+    b = model(tmp_path / "b", 2, **harmless)
+    assert "config.json" in merge_checkpoints([a, b], tmp_path / "m").carried
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["id2label"] == {"0": "a", "1": "b"}

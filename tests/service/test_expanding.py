@@ -43,13 +43,23 @@ def test_an_object_that_is_varied_joins_what_the_job_has() -> None:
         ({"rates": [0.05], "vary": {"method.lr": [0.1, 0.2]}}, "set method.lr, to 0.1 and 0.05"),
         ({"batch_sizes": [32], "changes": [{"recipe": {"batch_size": 64}}]}, "set recipe.batch_size, to 64 and 32"),
         ({"seeds": [1], "changes": [{"seed": 2}]}, "set seed, to 2 and 1"),
-        (
-            {"vary": {"method.type": ["ema"]}, "changes": [{"method": {"pull": 0.1}}]},
-            "set method.pull, to 0.1 and None",
-        ),
+        ({"vary": {"method.type": ["ema"]}, "changes": [{"method": {"type": "lawa"}}]}, "set method.type, to"),
         ({"changes": [{"priority": 1}, {"priority": 1}]}, "the jobs with change 1 and with change 2 are the same"),
     ],
 )
 def test_axes_that_set_the_same_are_refused(axes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationFailed, match=message):
         requests_of(study({"method": SWA}, **axes))
+
+
+def test_changes_are_of_the_type_that_is_varied_and_what_null_removes_is_set_by_other_axes() -> None:
+    pulls = [{"method": {"pull": pull}} for pull in (0, 0.1)]
+    made = requests_of(study(changes=pulls, vary={"method.type": ["swa", "ema"]}))
+    assert {(body.method.type, body.method.pull) for _, body in made} == {  # type: ignore[union-attr]
+        ("swa", 0), ("swa", 0.1), ("ema", 0), ("ema", 0.1),
+    }  # fmt: skip
+    job = {"method": SWA, "recipe": {"label_smoothing": 0.1}}
+    (_, body), _ = requests_of(study(job, changes=[{"recipe": None}], batch_sizes=[32, 64]))
+    assert (body.recipe.batch_size, body.recipe.label_smoothing) == (32, 0)
+    (_, body), _ = requests_of(study(job, changes=[{"method": None}], rates=[0.1, 0.2]))
+    assert body.method.type == "cyclic_swa"

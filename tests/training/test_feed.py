@@ -1,6 +1,7 @@
 """What is done to training images follows its formula, and the number of DataLoader workers changes nothing."""
 
 import io
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from wbar_training import state_files
 from wbar_training.data import colour, crops
 from wbar_training.data.augment import Preparer
 from wbar_training.data.examples import Request
-from wbar_training.data.feed import ImageFeed
+from wbar_training.data.feed import ImageFeed, One, OneByOne
 from wbar_training.data.packed import load_encoded, load_split
-from wbar_training.draws import generator
+from wbar_training.draws import generator, key
 from wbar_training.uploads.dataset_archives import pack_folder
 from wbar_training.uploads.limits import UploadLimits
 
@@ -152,3 +153,25 @@ def test_the_file_says_how_held_out_images_were_fitted(tmp_path: Path, many_size
     with safe_open(plain.weights, "pt") as file:
         assert file.metadata()["wbar.resize"] == "both"
     assert load_file(plain.weights)
+
+
+def test_a_policy_draws_apart_from_the_crop_and_the_mirror() -> None:
+    """As TrivialAugment draws: an operation, a magnitude, a sign; and what was done to the image before."""
+    image = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    image[..., 14, 10] = 255  # where it is says how it was moved, and whether it was mirrored
+    images = OneByOne(image, None, "trivial_augment", 0, (28, 28))
+    drawn: list[tuple[int, bool]] = []
+
+    def policy(changed: torch.Tensor) -> torch.Tensor:
+        operation, _, sign = torch.randint(14, ()), torch.randint(31, ()), torch.rand(())
+        drawn.append((int(operation), bool(sign < 0.5)))
+        return changed
+
+    images.policy = policy  # type: ignore[assignment]
+    found = [images[One(0, key(0, "train/0", place))] for place in range(400)]
+    rows = [int(one[0].max(dim=1).values.argmax()) for one in found]
+    columns = [int(one[0].max(dim=0).values.argmax()) for one in found]
+    mirrored = [column > 13 for column in columns]  # 10 ± 3, or 17 ± 3
+    table = Counter(zip(mirrored, (sign for _, sign in drawn), strict=True))
+    assert min(table[a, b] for a in (False, True) for b in (False, True)) > 60
+    assert all(len({row for row, (at, _) in zip(rows, drawn, strict=True) if at == one}) > 2 for one in range(14))

@@ -10,11 +10,13 @@ from PIL import Image
 
 from tests.training.jobs import METHOD, Recorder, make_job, run
 from wbar.errors import InvalidArchive, Rejected, TooFewClasses
+from wbar.recipe import Recipe
 from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training.data.packed import load_split
 from wbar_training.networks.architectures import initialized
-from wbar_training.tasks.multilabel import score_of_labels
+from wbar_training.tasks.classification import score
+from wbar_training.tasks.multilabel import LabelsLoss, score_of_labels
 from wbar_training.uploads.dataset_archives import pack_archive, pack_folder
 from wbar_training.uploads.limits import UploadLimits
 
@@ -117,3 +119,24 @@ def test_a_folder_is_read_the_same(tmp_path: Path) -> None:
         "red",
         "green",
     ]
+
+
+def test_weights_weigh_labels_against_each_other_and_not_the_loss_as_a_whole() -> None:
+    counts = torch.tensor([20_000, 5_000, 200])
+    plain, balanced = (
+        LabelsLoss(Recipe(class_weights=weights), 3, counts, torch.device("cpu")) for weights in (None, "balanced")
+    )
+    labels = torch.tensor([[1, 0, 0], [0, 1, 1]])
+    equal = torch.zeros(2, 3)
+    assert torch.allclose(plain._hard(equal, labels), balanced._hard(equal, labels))
+    wrong = torch.tensor([[3.0, 0, 0], [0, 0, 3.0]])
+    of_common, of_rare = balanced._hard(wrong, 1 - labels)
+    assert of_rare > 3 * of_common
+
+
+def test_what_was_rounded_away_counts_as_no_less_than_it_can_have_been() -> None:
+    """An ensemble's loss is no larger than its members', though its probabilities were rounded (Jensen)."""
+    certain = torch.log_softmax(torch.tensor([[0.0, -110.0]]).double(), dim=1).exp().float()
+    assert score(certain, torch.tensor([1])).loss == pytest.approx(103.28, abs=0.01)
+    of_labels = score_of_labels(torch.tensor([[40.0]]).double().sigmoid(), torch.tensor([[0]]))
+    assert 36 < of_labels.loss < 40

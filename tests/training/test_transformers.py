@@ -96,8 +96,14 @@ def test_what_changes_no_network_is_no_part_of_it(tmp_path: Path) -> None:
         ({"do_resize": False, "size": 20, "size_divisor": 32}, None),
         ({"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 28}, "do_center_crop": True,
           "crop_size": 28}, PretrainedConfig(None, None, (28, 28), 0.875)),
-        ({"image_processor_type": "PoolFormerImageProcessor", "size": {"shortest_edge": 28}, "crop_pct": 0.7},
-         PretrainedConfig(None, None, (28, 28), 0.7)),
+        ({"image_processor_type": "LevitImageProcessor", "size": {"height": 28, "width": 28}, "do_center_crop": True,
+          "crop_size": 28}, PretrainedConfig(None, None, (28, 28), 1.0)),
+        ({"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 28}, "do_center_crop": False},
+         PretrainedConfig(None, None, (28, 28), 1.0)),
+        ({"image_processor_type": "PoolFormerImageProcessor", "size": {"shortest_edge": 28}, "crop_pct": 0.7,
+          "crop_size": 28}, PretrainedConfig(None, None, (28, 28), 0.7)),
+        ({"image_processor_type": "PoolFormerImageProcessor", "size": {"shortest_edge": 28}, "crop_pct": None,
+          "crop_size": 14}, PretrainedConfig(None, None, (14, 14), 0.5)),
         ({"image_processor_type": "PerceiverImageProcessor", "size": 28, "crop_size": 32, "do_center_crop": True},
          PretrainedConfig(None, None, (28, 28), 0.875)),
         ({"image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": False, "crop_size": 32,
@@ -127,6 +133,8 @@ EFFICIENT = {
         EFFICIENT | {"include_top": False},
         EFFICIENT | {"rescale_offset": True, "rescale_factor": 1 / 127.5},
         EFFICIENT | {"rescale_offset": True, "rescale_factor": 1 / 127.5, "do_normalize": False, "include_top": False},
+        EFFICIENT | {"do_normalize": False},
+        EFFICIENT | {"rescale_offset": True, "do_rescale": False},
     ],
 )
 def test_images_are_normalized_as_the_library_does(images: dict[str, Any], tmp_path: Path) -> None:
@@ -141,7 +149,7 @@ def test_images_are_normalized_as_the_library_does(images: dict[str, Any], tmp_p
         np.broadcast_to(colour, (SIDE, SIDE, 3)).copy(), return_tensors="np"
     )
     ours = (colour / 255 - np.array(said.mean)) / np.array(said.std)
-    np.testing.assert_allclose(theirs["pixel_values"][0][:, 0, 0], ours, atol=1e-5)
+    np.testing.assert_allclose(theirs["pixel_values"][0][:, 0, 0], ours, rtol=1e-5, atol=1e-5)
 
 
 def not_json(folder: Path) -> None:

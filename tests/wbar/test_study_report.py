@@ -1,5 +1,7 @@
 """The report of a study, by hand: minima with patience, seconds of training, epochs, groups over seeds."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.store.rows import point, result
@@ -59,6 +61,35 @@ def test_seconds_are_those_of_training_and_groups_are_over_seeds() -> None:
     assert fifty.min_val_loss is not None
     assert fifty.min_val_loss.error is None
     assert [(one.devices, one.batch_size, one.jobs) for one in made.throughput] == [(1, 10, 2), (1, 50, 1)]
+
+
+def test_points_of_unequal_length_count_by_their_steps() -> None:
+    one = recorded(1, 10, 0)
+    points = [
+        point(step, loss=loss).model_copy(update={"epoch": 1, "accuracy": accuracy})
+        for step, loss, accuracy in ((9, 1.0, 0.5), (10, 2.0, 0.9))
+    ]
+    first = report_of("study_1", "ended", 100, [replace(one, points=points)]).jobs[0].epochs[0]
+    assert (first.train_loss, first.train_accuracy) == (pytest.approx(1.1), pytest.approx(0.54))
+
+
+def test_after_a_back_off_epochs_end_where_their_points_do() -> None:
+    one = recorded(1, 10, 0)
+    assert one.result is not None
+    points = [
+        point(step, loss=1.0).model_copy(update={"epoch": epoch, "images_per_second": 100})
+        for step, epoch in ((10, 1), (15, 2), (25, 3), (35, 4))
+    ]
+    snapshots = [
+        (25, Score(accuracy=0.4, loss=2.0)),
+        (30, Score(accuracy=0.5, loss=9.0)),
+        (35, Score(accuracy=0.6, loss=1.0)),
+    ]
+    ended = one.result.model_copy(update={"back_offs": 1})
+    made = report_of("study_1", "ended", 100, [replace(one, points=points, snapshots=snapshots, result=ended)])
+    assert [(epoch.val_loss, epoch.seconds) for epoch in made.jobs[0].epochs] == [
+        (None, pytest.approx(1.0)), (None, pytest.approx(0.5)), (2.0, pytest.approx(1.0)), (1.0, pytest.approx(1.0)),
+    ]  # fmt: skip
 
 
 def test_a_study_without_its_jobs_has_an_empty_report() -> None:

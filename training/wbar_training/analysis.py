@@ -154,7 +154,7 @@ def measure_flatness(
 
 
 class _Around:
-    """The probe network, put at one point after another to evaluate the loss there."""
+    """The evaluator's network, put at one point after another to evaluate the loss there."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.network, self.seed = setup, setup.evaluator.network, setup.plan.seed

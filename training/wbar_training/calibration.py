@@ -5,7 +5,9 @@
 A temperature changes no decision, so that what it gains is calibration alone: a loss that is lower before and not after it
 was won by less confidence, not by better features. The prior, one nat at T = e^√2, keeps T finite where every image is
 right; from a few dozen images on it does not matter. The temperature is reported and written beside the weights, never
-applied to them.
+applied to them. Probabilities are kept as float32, so that logits more than 103 apart count as 103 apart (of several labels
+37: float64 rounds 1 − p). It is the minimum that Newton's method comes to from T = 1: outputs that are all but equal, and
+right, have another one near T = 0.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,8 @@ from wbar.scores import Score
 STEP = 0.5  # the longest step in log T: Newton's may be wild far from the minimum
 STEPS = 50
 TOLERANCE = 1e-9
-TINY = 1e-38  # float32 probabilities below it are 0
+LEAST = 2.0**-149  # float32 probabilities below it are 0
+LEAST_REST = 2.0**-54  # what is left of 1 where float64 has it, or less
 
 
 def calibrated(score: Score, probabilities: Tensor, labels: Tensor, fitted_on: tuple[Tensor, Tensor] | None) -> Score:
@@ -76,8 +79,9 @@ def _as_logits(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits (M, outcomes) float64 and targets (M,); of several labels, each answer is an image of two outcomes."""
     p = probabilities.double()
     if labels.dim() > 1:
-        p, labels = torch.stack([1 - p, p], dim=2).flatten(0, 1), labels.long().flatten()
-    return p.clamp_min(TINY).log(), labels
+        p = torch.stack([1 - p, p], dim=2).clamp_min(LEAST_REST).flatten(0, 1)
+        labels = labels.long().flatten()
+    return p.clamp_min(LEAST).log(), labels
 
 
 def _mean(values: Sequence[float], counts: Sequence[int]) -> float:

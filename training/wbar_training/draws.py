@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def key(seed: int, purpose: str, index: int = 0) -> int:
-    """Return a 63-bit seed, independent for each purpose and index."""
+    """Return a 63-bit seed for a purpose and index, by a hash of all three; torch's generator of the CPU uses its lower 32."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

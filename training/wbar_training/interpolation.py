@@ -1,7 +1,8 @@
 """The line from the start to w̄, and the point of it that is delivered: w_α = (1 − α)·w_0 + α·w̄.
 
 It is WiSE-FT (Wortsman et al. 2022, section 3). BatchNorm statistics are recomputed at every point, which is evaluated on
-both splits; α is given, or the selection split chooses it by the rule of all choices on lines (`averages.choice.alpha_of`).
+both splits; α is given, or the selection split chooses it by `averages.choice.alpha_of`: 1, unless another one is
+lower by more than a standard error.
 """
 
 from dataclasses import replace

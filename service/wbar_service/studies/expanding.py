@@ -51,9 +51,12 @@ def _varied(study: StudyRequest) -> Iterator[tuple[StudySettings, Asked]]:
         changes, product(*study.vary.values()), batches, rates, seeds
     ):
         fields: dict[str, JsonValue] = dict(zip(paths, values, strict=True))
-        asked = merged(without_another_method(base, patch), patch)
-        for path in sorted(fields, key=lambda path: path != "method.type"):  # another type leaves its fields out
-            asked = _with_field(asked, path, fields[path])
+        asked: Asked = base
+        if "method.type" in fields:  # first: another type leaves its fields out
+            asked = _with_field(asked, "method.type", fields["method.type"])
+        asked = merged(without_another_method(asked, patch), patch)
+        for path, value in fields.items():
+            asked = _with_field(asked, path, value)
         if batch is not None:
             asked = _with_field(asked, "recipe.batch_size", batch)
         lr = None
@@ -66,7 +69,7 @@ def _varied(study: StudyRequest) -> Iterator[tuple[StudySettings, Asked]]:
             batch_size=batch, lr=lr, scaling=(scaling,) if scaling else (), fields=fields, change=change, seed=seed
         )
         for path, value in (*_leaves(patch), *_leaves(fields)):
-            if _at(asked, path) != value:
+            if value is not None and _at(asked, path) != value:  # what null removes, another axis may set
                 raise ValidationFailed(
                     f"the job with {settings.in_words()}: two of batch_sizes, rates, vary, changes and seeds set {path}, to "
                     f"{value!r} and {_at(asked, path)!r}: leave it to one of them"
@@ -85,7 +88,7 @@ def _as_one(first: StudySettings, second: StudySettings) -> StudySettings:
 
 
 def _leaves(patch: Asked, before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the paths of a patch, and the values that it sets there; None where it removes."""
+    """Yield the paths of a patch, and the values that it sets there, null where it removes."""
     for name, value in patch.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{before}{name}.")

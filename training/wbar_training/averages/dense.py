@@ -70,7 +70,7 @@ class DenseAverage(Average):
         if self._first is None:
             self._points.append(point)
             self._look_for_the_first()
-        if self._first is not None:
+        else:  # never both at one evaluation, as in the algorithm
             self._look_for_the_last(evaluator)
 
     def _look_for_the_first(self) -> None:

@@ -141,9 +141,10 @@ class OneByOne(Dataset[Tensor]):
             return self._box(one.image, draws)
         assert self.images is not None
         image = pad_crop(self.images[one.image : one.image + 1], draws, flip=True)[0]
-        # torchvision's policies draw from the global generator: it is lent for this image, and given back.
+        # torchvision's policies draw from the global generator: it is lent for this image, and given back. Its draws are other
+        # ones than the crop's and the mirror's: with those, a mirrored image would always be turned the same way.
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(one.seed ^ self.seed)
+            torch.default_generator.manual_seed(key(self.seed, "policy", one.seed))
             changed: Tensor = self.policy(image)
         return changed
 

@@ -2,7 +2,7 @@
 
 mixup    x̃ = λx + (1 − λ)x′,  λ ~ Beta(α, α), one per batch                       (Zhang et al. 2018, equation 1)
 CutMix   a box of (1 − λ) of the area from x′, at a uniform centre; λ is then the share left of x   (Yun et al. 2019)
-boxes    mixup of two images, with the boxes of both, each as a whole label              (Zhang et al. 2019, section 3.1)
+boxes    mixup of two images, with the boxes of both, each as a whole label              (after Zhang et al. 2019)
 """
 
 import torch

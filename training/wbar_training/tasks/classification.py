@@ -125,7 +125,8 @@ def score(probabilities: Tensor, labels: Tensor, losses: Tensor | None = None) -
     confidence, predicted = probabilities.max(dim=1)
     correct = predicted == labels
     if losses is None:
-        losses = -probabilities.gather(1, labels[:, None]).squeeze(1).double().clamp_min(1e-300).log()
+        # What float32 rounded to 0 counts as the least that it holds: as a lower bound of that loss.
+        losses = -probabilities.gather(1, labels[:, None]).squeeze(1).double().clamp_min(calibration.LEAST).log()
     return Score(
         accuracy=correct.double().mean().item(),
         loss=losses.mean().item(),

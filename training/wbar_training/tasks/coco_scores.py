@@ -152,7 +152,7 @@ def _nothing_found(truth: dict[str, Any], names: list[str]) -> BoxScore:
         return BoxScore(**dict.fromkeys(_SUMMARY), by_class=dict.fromkeys(names[1:]))
     sizes = {"ap_small": (0, 32**2), "ap_medium": (32**2, 96**2), "ap_large": (96**2, np.inf)}
     by_size = {
-        name: 0.0 if any(low <= one["area"] < high for one in counted) else None for name, (low, high) in sizes.items()
+        name: 0.0 if any(low <= one["area"] <= high for one in counted) else None for name, (low, high) in sizes.items()
     }
     present = {one["category_id"] for one in counted}
     by_class = {name: 0.0 if k in present else None for k, name in enumerate(names[1:], start=1)}

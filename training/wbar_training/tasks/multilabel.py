@@ -1,6 +1,6 @@
 """Several labels for every image, each a yes or no.
 
-loss     Σ_images mean_k w_k·BCE(z_k, (1 − ε)·y_k + ε/2) / images
+loss     Σ_images (Σ_k w_k·BCE(z_k, (1 − ε)·y_k + ε/2) / Σ_k w_k) / images
 score    the share of right answers, their mean −log p, calibration error, average precision by class
 """
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from wbar.method import SelectBy
 from wbar.recipe import Recipe
 from wbar.scores import Score
+from wbar_training import calibration
 from wbar_training.data.examples import Examples
 from wbar_training.data.packed import Packed
 from wbar_training.evaluate import Outputs, calibration_error
@@ -26,7 +27,9 @@ class LabelsLoss(Loss):
 
     def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:
         smoothed = labels.float() * (1 - self.smoothing) + self.smoothing / 2
-        return F.binary_cross_entropy_with_logits(logits, smoothed, weight=self.weights, reduction="none").mean(dim=1)
+        each = F.binary_cross_entropy_with_logits(logits, smoothed, weight=self.weights, reduction="none")
+        # Every label is asked of every image, so that weights weigh labels against each other, and not the loss as a whole.
+        return each.mean(dim=1) if self.weights is None else each.sum(dim=1) / self.weights.sum()
 
     def _right(self, logits: Tensor, labels: Tensor) -> Tensor:
         return ((logits > 0) == (labels > 0.5)).float().mean(dim=1)
@@ -86,8 +89,10 @@ def score_of_labels(probabilities: Tensor, labels: Tensor, losses: Tensor | None
 
     p, y = probabilities.double(), labels.double()
     if losses is None:
-        # As for classes: a probability that was rounded to 0 must not make the loss infinite.
-        losses = -(y * p.clamp_min(1e-300).log() + (1 - y) * (1 - p).clamp_min(1e-300).log()).mean(dim=1)
+        # As for classes: what was rounded to 0 is as small as it can have been, or less.
+        losses = -(y * p.clamp_min(1e-300).log() + (1 - y) * (1 - p).clamp_min(calibration.LEAST_REST).log()).mean(
+            dim=1
+        )
     by_class = [
         float(average_precision_score(y[:, k].numpy(), p[:, k].numpy())) if bool(y[:, k].any()) else None
         for k in range(y.shape[1])

@@ -2,7 +2,7 @@
 
 loss      Σ_pixels (−w_y·log p_y) / Σ_pixels w_y over the labelled pixels of the batch
           + 0.5 × the same of the auxiliary head, where the network has one
-          + δ·mean_i (1 − mean_k 2Σp_k·y_k / (Σp_k + Σy_k)) over the classes k of image i     (Milletari et al. 2016)
+          + δ·mean_i (1 − mean_k 2Σp_k·y_k / (Σp_k + Σy_k)) over the classes k of image i     (Drozdzal et al. 2016)
 score     pixel accuracy and, by class, intersection over union, from one confusion matrix
 verdict   an image's loss is the mean −log p of its labelled pixels
 """

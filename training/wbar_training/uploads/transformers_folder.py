@@ -1,7 +1,7 @@
 """What a folder of transformers says: `config.json` about the network and its classes, `preprocessor_config.json` about images.
 
-    x = (f·v − o − mean) / std   of pixel values v in 0..255, with f `rescale_factor`, 1 without `do_rescale`, and o = 1 with
-                                 `rescale_offset`, else 0
+    x = (f·v − o − mean) / std   of pixel values v in 0..255, with f `rescale_factor` and, with `rescale_offset`, o = 1;
+                                 without `do_rescale` f = 1 and o = 0
 
 A job normalizes pixels v/255, so that its mean and deviation are mean + o and std over 255·f. Some classes of the library have
 rules of their own, which no key tells: they are in `_normalization` and `_size`, by the class's name. Both files are data:
@@ -132,16 +132,18 @@ def _normalization(images: Mapping[str, Any]) -> tuple[tuple[float, ...] | None,
             "reverse the inputs of its first layer, say false here, and upload it again"
         )
     mean, std = _checked(images, "image_mean", is_mean), _checked(images, "image_std", is_std)
+    again = std if kind.startswith("EfficientNet") and images.get("include_top", True) else None
     if images.get("do_normalize", not kind.startswith("MobileViT")) is False:
-        mean, std = [0.0], [1.0]
-    elif std and kind.startswith("EfficientNet") and images.get("include_top", True):
-        std = [one * one for one in std]  # the class divides a second time
-    if mean and images.get("rescale_offset"):
+        mean, std = [0.0] * len(again or [0.0]), [1.0] * len(again or [1.0])
+    if std and again:
+        std = [one * two for one, two in zip(std, again, strict=True)]  # the class divides a second time
+    rescales = images.get("do_rescale", True) is not False
+    if mean and rescales and images.get("rescale_offset"):
         mean = [one + 1 for one in mean]
     if not mean or not std or len(mean) != len(std):
         return None, None
     factor = _checked(images, "rescale_factor", lambda value: is_number(value) and value > 0) or 1 / 255
-    scale = 255 * factor if images.get("do_rescale", True) is not False else 255.0
+    scale = 255 * factor if rescales else 255.0
     mean, std = ([_divided(one, scale) for one in numbers] for numbers in (mean, std))
     if not is_mean(mean) or not is_std(std):
         raise CorruptFile(
@@ -159,24 +161,36 @@ def _size(images: Mapping[str, Any]) -> tuple[tuple[int, int], float] | None:
     """Return (height, width) that the network takes, and the part of a held-out image's short side that is cut out."""
     if images.get("do_resize", True) is False:
         return None
-    resized = _sides(images, "size")
-    cropped = _sides(images, "crop_size") if images.get("do_center_crop") else None
-    kind = _kind(images)
+    kind, resized = _kind(images), _sides(images, "size")
+    cuts = images.get("do_center_crop", kind.startswith(("Levit", "PoolFormer")))
+    cropped = _sides(images, "crop_size") if cuts else None
     if kind.startswith("Perceiver") and cropped and resized:  # cut out first, then resized
         return resized, min(1.0, min(resized) / min(cropped))
     size = cropped or resized
     if size is None:
         return None
-    ratio = min(1.0, min(cropped) / min(resized)) if cropped and resized else 1.0
-    usual = {"ConvNext": 224 / 256, "PoolFormer": 0.9, "Levit": 224 / 256}
-    default = next((share for name, share in usual.items() if kind.startswith(name)), None)
-    if default is not None and (min(size) < 384 or not kind.startswith("ConvNext")):
-        share = images.get("crop_pct")
-        share = default if share is None or kind.startswith("Levit") else share
-        if not is_number(share) or not 0 < share <= 1:
-            raise CorruptFile(f"preprocessor_config.json: crop_pct is {quoted(share)}, which it cannot be")
-        ratio = float(share)
-    return size, ratio
+    if kind.startswith("ConvNext") and min(size) < 384:  # cut out of the larger image that `crop_pct` says
+        return size, _crop_pct(images, 224 / 256) or 1.0
+    if cropped is None or resized is None:
+        return size, 1.0
+    larger = 1.0
+    if kind.startswith("PoolFormer"):
+        larger = 1 / (_crop_pct(images, 0.9) or 1.0)
+    elif kind.startswith("Levit") and "shortest_edge" in _as_object(images.get("size")):
+        larger = 256 / 224
+    return size, min(1.0, min(cropped) / (min(resized) * larger))
+
+
+def _crop_pct(images: Mapping[str, Any], usual: float) -> float | None:
+    """Return `crop_pct`; None where it is null, the class's own where it is not there."""
+    share = images.get("crop_pct", usual)
+    if share is not None and (not is_number(share) or not 0 < share <= 1):
+        raise CorruptFile(f"preprocessor_config.json: crop_pct is {quoted(share)}, which it cannot be")
+    return None if share is None else float(share)
+
+
+def _as_object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _kind(images: Mapping[str, Any]) -> str:
