@@ -92,6 +92,23 @@ def old_layout(program: Any) -> bytes:
     return out.getvalue()
 
 
+def middle_layout(program: Any) -> bytes:
+    """Return an archive with today's places and each part as torch.save wrote it, as torch 2.8 did."""
+    import zipfile
+
+    from torch._export.serde.serialize import serialize
+
+    artifact, out = serialize(program), io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("m/archive_format", "pt2")
+        archive.writestr("m/byteorder", "little")
+        archive.writestr("m/models/model.json", artifact.exported_program)
+        archive.writestr("m/data/weights/model.pt", artifact.state_dict)
+        archive.writestr("m/data/constants/model.pt", artifact.constants)
+        archive.writestr("m/data/sample_inputs/model.pt", artifact.example_inputs)
+    return out.getvalue()
+
+
 def rezipped(data: bytes, change: Callable[[str, bytes], list[tuple[str, bytes]]]) -> bytes:
     """Write an archive again, entry by entry, stored. change: of the name below the archive's folder, and the content."""
     import zipfile

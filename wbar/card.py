@@ -21,6 +21,18 @@ _FROZEN = ", with its frozen BatchNorm layers (as with `weights_backbone`)"
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")  # Markdown takes each for itself where a backslash stands before it
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what readers of YAML 1.2 take for a number and those of 1.1 do not, such as 1e5, and breaks of lines in names."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the node of a text."""
+        odd = text[:1] in set("+-.0123456789") or any(sign in text for sign in "\x85\u2028\u2029")
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if odd else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """The contents of a card.
@@ -106,7 +118,7 @@ class ModelCard:
             "tags": list(dict.fromkeys(tags)),
             "model-index": [{"name": self._title, "results": [self._index()]}],
         }
-        yield yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120).rstrip()
+        yield yaml.dump(head, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120).rstrip()
         yield "---"
 
     def _index(self) -> dict[str, object]:

@@ -73,6 +73,8 @@ def _manifest(signature: Path, public_key: Path) -> dict[str, str]:
 
     try:
         verifier = Verifier(public_key)
+    except OSError as error:
+        raise NotVerified(f"{public_key} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise NotVerified(f"{public_key} is no public key on an elliptic curve, in PEM ({_first(error)})") from None
     try:

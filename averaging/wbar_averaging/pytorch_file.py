@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "model_ema",
-          "ema", "ema_state_dict")  # fmt: skip
+          "ema", "ema_state_dict", "state_dict_ema")  # fmt: skip
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 LEVELS = 4
 MAX_ENTRIES = 200_000

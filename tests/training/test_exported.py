@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.exporting import exported, exported_job, old_layout, own_net, program_of, saved, uploaded
+from tests.exporting import exported, exported_job, middle_layout, old_layout, own_net, program_of, saved, uploaded
 from tests.training.jobs import METHOD, KilledHere, Recorder, make_job, run
 from wbar.errors import ArchitectureMismatch, NothingMatches
 from wbar.method import CyclicSwa
@@ -250,26 +252,31 @@ def test_rates_fall_with_its_depth_and_layers_are_frozen_by_their_names(tmp_path
     assert torch.equal(load_file(outcome.weights)["stem.0.weight"], own_net().state_dict()["stem.0.weight"])
 
 
-def test_the_layout_of_torch_2_7(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", [old_layout, middle_layout])
+def test_the_layouts_of_torch_before_2_9(tmp_path: Path, layout: Callable[[Any], bytes]) -> None:
     program = program_of(own_net().train())
-    new, old = uploaded(tmp_path / "new", exported(own_net())), uploaded(tmp_path / "old", old_layout(program))
+    new, old = uploaded(tmp_path / "new", exported(own_net())), uploaded(tmp_path / "old", layout(program))
     assert (old.format, old.network, old.tensors) == ("pt2", new.network, new.tensors)
     one, other = (load_file(tmp_path / n / "out.safetensors") for n in ("new", "old"))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def test_a_weight_under_two_names_stays_one(tmp_path: Path) -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Linear(192, 192), nn.Linear(192, 192)
-            self.second.weight = self.first.weight
-            self.head = nn.Linear(192, 10)
+class Tied(nn.Module):
+    """It has no constants."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.second(self.first(x.flatten(1)).relu()))  # type: ignore[no-any-return]
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(192, 192), nn.Linear(192, 192)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(192, 10)
 
-    job = exported_job(tmp_path, exported(Tied()), ONE)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(x.flatten(1)).relu()))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("layout", [saved, old_layout, middle_layout])
+def test_a_weight_under_two_names_stays_one(tmp_path: Path, layout: Callable[[Any], bytes]) -> None:
+    job = exported_job(tmp_path, layout(program_of(Tied().train())), ONE)
     weights = load_file(run(job, Recorder()).weights)
     assert torch.equal(weights["first.weight"], weights["second.weight"])
     assert weights.keys() == Tied().state_dict().keys()

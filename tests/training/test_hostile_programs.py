@@ -158,6 +158,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "half precision": (_half, "float16 with 4 dimensions: float32 images"),
     "weights in half precision": (_half_inside, "float16 parameter"),
     "no parameters": (lambda: exported(nn.Flatten(), (1, 3, 3)), "no parameters"),
+    "probabilities": (lambda: exported(Forward(lambda n, x: n.body(x).softmax(1))), "outputs are probabilities"),
     "no gradient": (lambda: exported(Forward(lambda n, x: n.body(x).detach())), "does not depend on a parameter"),
 }  # fmt: skip
 
@@ -212,6 +213,12 @@ def _argument(document: Any) -> None:
     node(document, "linear.default")["inputs"].append({"name": "evil", "arg": {"as_int": 1}, "kind": 2})
 
 
+def _divided(document: Any) -> None:
+    inputs = [{"name": "", "arg": {"as_sym_int": {"as_int": number}}, "kind": 1} for number in (1, 0)]
+    outputs = [{"as_sym_int": {"as_name": "zz"}}]
+    nodes(document).insert(0, {"target": "_operator.floordiv", "inputs": inputs, "outputs": outputs, "metadata": {}})
+
+
 def _getattr(document: Any) -> None:
     node(document, "linear.default")["target"] = "torch.ops.aten.__class__.default"
 
@@ -226,6 +233,7 @@ CRAFTED: dict[str, tuple[Change, type[Rejected], str]] = {
     "values before they are there": (_later, UnsupportedProgram, "before anything computes it"),
     "a name that is source text": (_named, CorruptFile, "does not hold"),
     "an unknown argument": (_argument, UnsupportedProgram, r"arguments \['evil'\]"),
+    "a division by zero": (_divided, UnsupportedProgram, "fails on random images .*ZeroDivisionError"),
     "an attribute in place of an operation": (_getattr, UnsupportedProgram, "__class__"),
     "another version": (lambda d: d["schema_version"].update(major=99), UnsupportedProgram, "version '99'"),
     "no signature": (lambda d: d["graph_module"].pop("signature"), CorruptFile, "not as torch.export.save writes it"),

@@ -20,6 +20,7 @@ from wbar_training.hub_config import hub_config
 from wbar_training.local import facts_of
 from wbar_training.networks import timm_models
 from wbar_training.networks.architectures import initialized
+from wbar_training.uploads.checkpoint_files import check
 from wbar_worker.hub_folder import write_hub_folder
 
 timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'wbar[timm]'")
@@ -53,6 +54,9 @@ def test_timm_loads_its_folder(made: Network, tmp_path: Path) -> None:
         file.extractall(tmp_path / "averaged")
     assert load_file(tmp_path / "averaged" / "model.safetensors").keys() == module.state_dict().keys()
     loaded = timm.create_model(f"local-dir:{tmp_path / 'averaged'}", pretrained=True).eval()
+    again = check(tmp_path / "averaged.zip", made.name, None, tmp_path / "unpacked").facts
+    assert again.pretrained is not None
+    assert again.pretrained.classes == ("ant", "bee", "cat")
     images = torch.rand(2, made.channels, side, side)
     with torch.no_grad():
         assert torch.equal(loaded(images), module(images))

@@ -103,15 +103,15 @@ def test_an_unknown_network_is_told_the_nearest_and_what_differs() -> None:
     assert told[0]["missing"] == ["fc.bias", "fc.weight"]
 
 
-def test_a_prefix_that_is_not_stripped_does_not_hide_the_nearest() -> None:
-    shapes = {f"backbone.{name}": shape for name, shape in shapes_of(Network("resnet20", 7)).items()}
+@pytest.mark.parametrize("more", [{}, {"criterion.weight": (7,), "steps": ()}])
+def test_a_prefix_that_is_not_stripped_does_not_hide_the_nearest(more: dict[str, tuple[int, ...]]) -> None:
+    """Nor do a few tensors of a training class beside it."""
+    shapes = {f"backbone.{name}": shape for name, shape in shapes_of(Network("resnet20", 7)).items()} | more
     with pytest.raises(UnknownArchitecture) as caught:
         detect(shapes)
     message = caught.value.detail
-    assert (
-        "once 'backbone.' is taken off every name: resnet20 (116 tensors alike, nothing differs: rename them)"
-        in message
-    )
+    assert "once 'backbone.' is taken off the names: resnet20 (116 tensors alike, " in message
+    assert ("2 unexpected: criterion.weight, steps" if more else "nothing differs: rename them") in message
 
 
 def test_other_shapes_are_named_with_both() -> None:

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -522,3 +523,23 @@ def test_older_names_and_dtypes_stay_as_they_were_uploaded(tmp_path: Path) -> No
     model = transformers.AutoModelForImageClassification.from_pretrained(result)
     assert model.dtype == torch.bfloat16
     assert torch.equal(model.classifier.weight, made["module.classifier.weight"])
+
+
+def test_a_byte_order_mark_and_a_folder_called_models(tmp_path: Path) -> None:
+    folder = folder_of("vit", tmp_path / "models")
+    for name in ("config.json", "preprocessor_config.json"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "models.zip", "w", compression) as file:
+            for member in sorted(folder.iterdir()):
+                file.write(member, f"models/{member.name}")
+        found = checked(tmp_path / "models.zip").network
+        assert found is not None
+        assert found.name == "ViTForImageClassification"
+
+
+def test_a_folder_of_timms_wrapper_says_what_to_upload(tmp_path: Path) -> None:
+    folder = folder_of("vit", tmp_path / "mine")
+    edited(folder, "config.json", lambda config: config.update(model_type="timm_wrapper", architecture="resnet18"))
+    with pytest.raises(Rejected, match="save_for_hf"):
+        checked(zipped(folder))

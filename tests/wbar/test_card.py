@@ -89,7 +89,7 @@ def test_the_normalization_is_the_one_that_was_found() -> None:
     assert "mean 0.5, 0.5, 0.5, std 0.25, 0.25, 0.25." in text
 
 
-@pytest.mark.parametrize("name", ["# x\u2028| <script>`[a](b)", "---", "a: b # c", "'\"{}*_"])
+@pytest.mark.parametrize("name", ["# x\u2028| <script>`[a](b)", "---", "a: b # c", "'\"{}*_", "1e5"])
 def test_a_name_is_shown_as_it_is(name: str) -> None:
     text = card(name)
     assert head_of(text)["model-index"][0]["name"] == name
@@ -109,3 +109,8 @@ def test_its_python_is_python() -> None:
     assert len(found) == 2
     for code in found:
         ast.parse(code)
+
+
+@pytest.mark.parametrize("name", ["1e5", "0o17", ".5e3", "-3"])
+def test_a_name_that_looks_like_a_number_is_a_text_to_every_reader(name: str) -> None:
+    assert f'name: "{name}"' in card(name)

@@ -88,6 +88,7 @@ def test_another_key_and_no_key(signed: Signed) -> None:
     assert "was made with another key than" in signed.refused(signed.folder, public=other)
     other.write_bytes(b"nothing")
     assert "is no public key on an elliptic curve" in signed.refused(signed.folder, public=other)
+    assert "cannot be read: Is a directory" in signed.refused(signed.folder, public=signed.folder)
 
 
 def test_a_signature_that_was_changed(signed: Signed) -> None:

@@ -6,6 +6,7 @@ tensors alone carries them as `ambiguous_with`.
 """
 
 import json
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.resources import files
@@ -37,6 +38,7 @@ NEAR_RELATIVES: dict[str, tuple[str, ...]] = {
 
 PROJECTION, AUXILIARY = "+projection", "+auxiliary"
 AUXILIARY_HEAD = "aux_classifier.4.weight"
+NEARLY_ALL = 0.9  # of the names
 LISTED_EACH = 3  # the same, where several networks are compared in one message
 NEAREST = 3
 
@@ -237,7 +239,7 @@ def _unknown(shapes: Shapes, table: timm_table.Table | None) -> UnknownArchitect
     first = ", ".join(map(quoted, sorted(shapes)[:3]))
     message = f"no architecture of this service has these {len(shapes)} tensors (first: [{first}]). "
     if candidates:
-        behind = f", once {quoted(wrapper)} is taken off every name" if wrapper else ""
+        behind = f", once {quoted(wrapper)} is taken off the names" if wrapper else ""
         each = [f"{network.name} ({_likeness(network.name, difference)})" for network, difference in candidates]
         message += f"The nearest{behind}: {'; '.join(each)}. Give `architecture` to see all that differs from one; "
     else:
@@ -258,9 +260,15 @@ def _likeness(name: str, difference: Difference) -> str:
 
 
 def _wrapper(tensor_names: Collection[str]) -> str:
-    """Return the beginning that all names share up to the first dot, `backbone.` for instance; empty where they differ."""
-    beginnings = {name.partition(".")[0] for name in tensor_names if "." in name}
-    return f"{beginnings.pop()}." if len(beginnings) == 1 and all("." in name for name in tensor_names) else ""
+    """Return the beginning that nearly all names share up to the first dot, `backbone.` for instance; empty where they differ.
+
+    A training class has a few tensors beside its network, such as those of its loss.
+    """
+    beginnings = Counter(name.partition(".")[0] for name in tensor_names if "." in name)
+    if not beginnings:
+        return ""
+    commonest, count = beginnings.most_common(1)[0]
+    return f"{commonest}." if count >= NEARLY_ALL * len(tensor_names) else ""
 
 
 if __name__ == "__main__":

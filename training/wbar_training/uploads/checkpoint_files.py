@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -162,9 +162,19 @@ def check(
         source="given" if architecture else "detected",
         prefix=prefix,
         ambiguous_with=found.ambiguous_with or None,
-        pretrained=said.pretrained,
+        pretrained=_of_network(said.pretrained, network),
     )
     return CheckedCheckpoint(facts, tensors, {}, as_stored)
+
+
+def _of_network(pretrained: PretrainedConfig | None, network: Network) -> PretrainedConfig | None:
+    """Return what came with a network, without names of classes that are not those of its outputs."""
+    if pretrained is None or pretrained.classes is None:
+        return pretrained
+    if network.architecture.outputs == "image" and len(pretrained.classes) == network.num_classes:
+        return pretrained
+    left = replace(pretrained, classes=None)
+    return None if left == PretrainedConfig() else left
 
 
 def _as_stored(path: Path, names: Set[str], limits: UploadLimits) -> bool:

@@ -36,6 +36,7 @@ ENTRIES_BESIDE_TENSORS = 100
 CONSTANT_BYTES = 8 * 1024 * 1024  # of all tensors that belong to the program
 OLD_PROGRAM = "serialized_exported_program.json"
 _PROGRAM = re.compile(r"(?:[^/]+/)?models/([^/]+)\.json")
+_DATA = re.compile(r"(?:[^/]+/)?(?:data/|archive_format$|archive_version$|byteorder$)")
 _KNOWN = re.compile(
     r"(?:models/[^/]+\.json|data/(?:weights|constants)/[\w.-]+|data/sample_inputs/[\w.-]+\.pt|archive_format|archive_version|"
     r"version|byteorder|\.data/[\w.-]+|\.format_version|\.storage_alignment|extra/[\w./-]+|serialized_\w+\.(?:pt|json)|debug/.*)"
@@ -94,7 +95,11 @@ def _is_archive(path: Path, head: bytes, limits: UploadLimits) -> bool:
         entries = read_directory(path, limits.tensors + ENTRIES_BESIDE_TENSORS)
     except InvalidZip:
         return False  # whoever reads it as another archive says what is wrong
-    return any(entry.name == OLD_PROGRAM or _PROGRAM.fullmatch(entry.name) for entry in entries)
+    names = [entry.name for entry in entries]
+    if OLD_PROGRAM in names:
+        return True
+    # A model's folder may be called `models`, too, and has no data beside it.
+    return any(map(_PROGRAM.fullmatch, names)) and any(_DATA.match(name) for name in names)
 
 
 def read(path: Path, limits: UploadLimits, scratch: Path, load: LoadTensors) -> ReadProgram:
@@ -107,7 +112,8 @@ def read(path: Path, limits: UploadLimits, scratch: Path, load: LoadTensors) -> 
         else:
             name = archive.program.rpartition("/")[2].removesuffix(".json")
             state = archive.tensors("weights", name, scratch, load)
-            constants = archive.tensors("constants", name, scratch, load)
+            # Of a program without constants torch 2.8 writes an empty file, which is no state dict.
+            constants = archive.tensors("constants", name, scratch, load) if graph.constants else {}
         return _assembled(graph, state, constants)
     except (
         KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError, RuntimeError
@@ -191,7 +197,7 @@ class _Archive:
         """Return the tensors of a file that torch.save wrote into the archive."""
         scratch.write_bytes(self.bytes(name, self.path.stat().st_size))
         try:
-            return {key: tensor.clone() for key, tensor in load(scratch).items()}
+            return _without_file(load(scratch))
         finally:
             scratch.unlink()
 
@@ -222,6 +228,19 @@ class _Archive:
                 raise CorruptFile(f"{quoted(name)} is {dtype} and shares its bytes with tensors of {flat[file].dtype}")
             found[name] = _strided(flat[file], meta, name)
         return found
+
+
+def _without_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors whose memory is no file's. Those that share it go on sharing it: they are one parameter."""
+    storages: dict[int, torch.UntypedStorage] = {}
+    found = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in storages:
+            storages[storage.data_ptr()] = storage.clone()  # type: ignore[no-untyped-call]  # torch does not type it
+        place = tensor.storage_offset(), tensor.shape, tensor.stride()
+        found[name] = torch.empty(0, dtype=tensor.dtype).set_(storages[storage.data_ptr()], *place)
+    return found
 
 
 def _dtype(number: Any, name: str) -> torch.dtype:

@@ -15,14 +15,14 @@ from typing import Any
 from wbar.checkpoints import NetworkArchitecture
 from wbar.errors import Rejected
 from wbar_training.networks.timm_table import TABLES
-from wbar_training.uploads.checkpoint_files import validate
+from wbar_training.uploads.checkpoint_files import check
 
 
 def look(path: Path) -> dict[str, Any]:
     """Return what is found as JSON: `verdict`, and the facts or the fault. Raises OSError where the file cannot be read."""
     with tempfile.TemporaryDirectory(prefix="wbar-look-") as folder:
         try:
-            valid = validate(path, None, None, Path(folder) / "weights", tables=TABLES)
+            valid = check(path, None, None, Path(folder) / "unpacked", tables=TABLES).facts
         except Rejected as error:
             return {"verdict": "fault", "code": error.code, "message": error.detail, "details": error.details}
     return {"verdict": "ok", **asdict(valid)}
@@ -58,7 +58,11 @@ def main(arguments: list[str]) -> int:
     try:
         found = look(Path(arguments[0]))
     except OSError as error:
-        found = {"verdict": "fault", "code": "unreadable", "message": f"{error.filename}: {error.strerror}"}
+        found = {
+            "verdict": "fault",
+            "code": "unreadable",
+            "message": f"{error.filename or arguments[0]}: {error.strerror}",
+        }
     sys.stdout.write((json.dumps(found) if "--json" in arguments[1:] else in_words(found)) + "\n")
     return 0 if found["verdict"] == "ok" else 1
 

@@ -1,14 +1,16 @@
 """What came with a checkpoint about its network and its images: timm's `config.json`, or metadata of the safetensors file.
 
-    config.json      {"architecture": …, "model_args": {…}, "pretrained_cfg": {"mean", "std", "input_size", "crop_pct", …}}
+    config.json      {"architecture": …, "model_args": {…}, "label_names": […],
+                      "pretrained_cfg": {"mean", "std", "input_size", "crop_pct", …}}
     metadata         `config` with the same as JSON; or `architecture`, and `pretrained_cfg` as JSON; or `wbar.architecture`
+                     and `wbar.classes`
 
 They are data: names are looked up among those that are known, numbers are checked, and nothing else is read. The name is
 believed where the tensors are that network's.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -19,7 +21,9 @@ from wbar_averaging.quoting import quoted
 from wbar_averaging.safetensors_file import parse_object
 
 LONGEST = 1024 * 1024  # bytes of a configuration
+BOM = b"\xef\xbb\xbf"  # what some editors put before UTF-8
 PARTS = 5000  # of one: names of many thousand classes are in it
+LONGEST_NAME = 1000  # characters of a class's
 SIDE = range(4, 4097)
 LARGEST, LEAST_STD = 1e6, 1e-6  # of means and deviations
 # Arguments that a name's network can be built with, whatever they are: read off the tensors, or without effect on them.
@@ -51,7 +55,7 @@ def of_config(raw: bytes) -> Said:
     if len(raw) > LONGEST:
         raise CorruptFile(f"config.json has {len(raw)} bytes, more than the limit of {LONGEST}")
     try:
-        config = parse_object(raw, "config.json", PARTS)
+        config = parse_object(raw.removeprefix(BOM), "config.json", PARTS)
     except InvalidSafetensors as error:
         raise CorruptFile(str(error)) from None
     return _said(config)
@@ -65,6 +69,8 @@ def of_metadata(metadata: Mapping[str, str]) -> Said:
     if "pretrained_cfg" in metadata:
         raw = metadata["pretrained_cfg"].encode()
         config["pretrained_cfg"] = _object(raw)
+    if "wbar.classes" in metadata and not {"wbar.targets", "wbar.attributes"} & metadata.keys():
+        config["label_names"] = _object(b'{"names": %b}' % metadata["wbar.classes"].encode()).get("names")
     return _said(config)
 
 
@@ -87,8 +93,21 @@ def _said(config: Mapping[str, Any]) -> Said:
             f"config.json builds {quoted(architecture)} with {', '.join(map(quoted, others[:5]))}, which makes another network "
             "of it than the name's: networks are built by their names alone"
         )
-    found = config.get("pretrained_cfg")
-    return Said(architecture, _pretrained(found) if isinstance(found, dict) else None)
+    found, names = config.get("pretrained_cfg"), class_names(config.get("label_names"))
+    pretrained = _pretrained(found) if isinstance(found, dict) else PretrainedConfig() if names else None
+    if pretrained is not None and names is not None:
+        pretrained = replace(pretrained, classes=names)
+    return Said(architecture, pretrained)
+
+
+def class_names(value: Any) -> tuple[str, ...] | None:
+    """Return the names of a network's outputs, in order; None where a value cannot be that."""
+    return tuple(value) if isinstance(value, list) and len(value) > 1 and all(map(is_name, value)) else None
+
+
+def is_name(value: Any) -> bool:
+    """Return whether a value can be the name of a class."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
 
 
 def _matters(argument: str, value: Any) -> bool:

@@ -28,7 +28,9 @@ def try_out(program: Program, tensors: Mapping[str, Tensor]) -> None:
             torch.manual_seed(0)
             for batch in BATCHES:
                 _pass(module, torch.randn(batch, program.channels, program.height, program.width), program.classes)
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, OverflowError, KeyError) as error:
+    except (
+        RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError, KeyError, AssertionError
+    ) as error:  # fmt: skip
         if "can't allocate memory" in str(error):
             raise MemoryError from None
         raise UnsupportedProgram(
@@ -64,6 +66,10 @@ def _pass(module: nn.Module, images: Tensor, classes: int) -> None:
         other = module(images.contiguous(memory_format=torch.channels_last))
         alone = torch.cat([module(images[place : place + 1]) for place in range(len(images))])
     _check(plain, len(images), classes)
+    if bool((plain >= 0).all()) and torch.allclose(plain.sum(dim=1), torch.ones(len(plain)), atol=1e-4):
+        raise UnsupportedProgram(
+            "the outputs are probabilities, and a job takes logits: export the network without the softmax at its end"
+        )
     if not torch.equal(plain, again):
         raise UnsupportedProgram("the network gives other outputs each time in evaluation: something in it is random")
     if not torch.allclose(plain, alone, rtol=TOLERANCE, atol=TOLERANCE):

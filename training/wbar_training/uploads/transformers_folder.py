@@ -20,19 +20,20 @@ from wbar_averaging.safetensors_file import parse_object
 from wbar_training.networks import transformers_models
 from wbar_training.uploads.model_folders import ModelFolder
 from wbar_training.uploads.pretrained_config import (
+    BOM,
     LONGEST,
     NOTHING,
     PARTS,
     SIDE,
     Said,
     is_mean,
+    is_name,
     is_number,
     is_std,
     of_config,
 )
 
 LONGEST_CONFIG = 8 * LONGEST  # bytes; names of twenty thousand classes, twice, have 1.6 MB
-LONGEST_NAME = 1000  # characters of a class's
 TELLING = ("model_type", "architectures", "auto_map")
 PLACEHOLDER = "LABEL_{}"  # the library's own names of classes that have none
 RESAMPLING: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -74,6 +75,8 @@ def of_metadata(metadata: Mapping[str, str], any_network: bool) -> Said | None:
 
 def is_transformers(config: Mapping[str, Any]) -> bool:
     """Return whether a `config.json` is transformers', and not timm's."""
+    if config.get("model_type") == "timm_wrapper":
+        return True  # which says what to upload in its place
     return not isinstance(config.get("architecture"), str) and any(config.get(key) for key in TELLING)
 
 
@@ -82,7 +85,7 @@ def parsed(raw: bytes, name: str) -> dict[str, Any]:
     if len(raw) > LONGEST_CONFIG:
         raise CorruptFile(f"{name} has {len(raw)} bytes, more than the limit of {LONGEST_CONFIG}")
     try:
-        return parse_object(raw, name, PARTS)
+        return parse_object(raw.removeprefix(BOM), name, PARTS)
     except InvalidSafetensors as error:
         raise CorruptFile(str(error)) from None
 
@@ -110,17 +113,13 @@ def _classes(config: Mapping[str, Any], number: int) -> tuple[str, ...] | None:
     if labels is None:
         return None
     names = [labels.get(str(output)) for output in range(number)] if isinstance(labels, dict) else []
-    if len(names) != number or not all(_is_name(name) for name in names):
-        wrong = next((output for output, name in enumerate(names) if not _is_name(name)), 0)
+    if len(names) != number or not all(is_name(name) for name in names):
+        wrong = next((output for output, name in enumerate(names) if not is_name(name)), 0)
         raise CorruptFile(
             f"config.json: id2label has {number} classes and no name of output {wrong}: it maps the numbers from 0 to names"
         )
     placeholders = all(name == PLACEHOLDER.format(output) for output, name in enumerate(names))
     return None if placeholders else tuple(map(str, names))
-
-
-def _is_name(name: Any) -> bool:
-    return isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable()
 
 
 def _normalization(images: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
