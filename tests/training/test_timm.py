@@ -263,3 +263,24 @@ def test_tied_weights_stay_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_shapes_need_no_memory_and_no_file() -> None:
     assert shapes_of(Network(TIMM + "resnet18", 10))["fc.weight"] == (10, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tresnet_m", {"in_chans": 1}),  # images are folded first
+        ("mobileone_s0", {"in_chans": 1}),  # they enter at several layers
+        ("crossvit_9_240", {"in_chans": 1}),
+        ("hiera_tiny_224", {"img_size": 256}),  # positions in tables of other forms
+        ("pit_ti_224", {"img_size": 256}),
+        ("beit_base_patch16_224", {"img_size": 384}),
+    ],
+)
+def test_channels_and_sizes_that_no_single_tensor_says(name: str, options: dict[str, int]) -> None:
+    with torch.device("meta"):
+        made = timm.create_model(name, num_classes=7, **options)
+    shapes = {key: tuple(tensor.shape) for key, tensor in made.state_dict().items()}
+    found = identify(name, shapes)
+    assert (found.num_classes, found.channels) == (7, options.get("in_chans", 3))
+    assert found.image_size == options.get("img_size")
+    assert shapes_of(found) == shapes

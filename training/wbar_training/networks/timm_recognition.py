@@ -11,6 +11,8 @@ from wbar_training.networks.differences import Difference, Shapes, compare, name
 from wbar_training.networks.timm_table import Row, Table
 
 POSITIONS = "pos_embed"
+USUAL_SIDES = (128, 160, 192, 224, 240, 256, 288, 320, 336, 384, 448, 512)
+MOST_TRIED = 2  # of networks with these names: each is built a dozen times
 
 
 def table_for(shapes: Shapes, folder: Path) -> Table:
@@ -31,6 +33,7 @@ def detect(shapes: Shapes, table: Table) -> tuple[Network, list[str]] | None:
     rows = timm_table.plainest(table.signed(names_digest(shapes)))
     fits = [row for row in rows if compare(shapes, row.shapes(_usual(row, shapes))).is_empty]
     fits = fits or [row for row in rows if _image_size(row, shapes) is not None]
+    fits = fits or [row for row in rows[:MOST_TRIED] if _as_built(row, shapes) is not None]
     if not fits:
         return None
     network, difference = read_off(fits[0], shapes)
@@ -46,14 +49,48 @@ def read_off(row: Row, shapes: Shapes, num_classes: int | None = None) -> tuple[
     """Read classes, channels and image size off the tensors, and return what differs from the network all the same."""
     network = _usual(row, shapes, num_classes)
     difference = compare(shapes, row.shapes(network))
-    size = None if difference.is_empty else _image_size(row, shapes)
-    if size is None:
+    if difference.is_empty:
         return network, difference
-    other = replace(network, image_size=size)
+    size = _image_size(row, shapes)
+    if size is not None:
+        other = replace(network, image_size=size)
+        found = _built(other, shapes)
+        return (network, difference) if found is None else (other, found)
+    tried = _as_built(row, shapes, num_classes)
+    return (network, difference) if tried is None else (tried, Difference(len(shapes), [], [], []))
+
+
+def _as_built(row: Row, shapes: Shapes, num_classes: int | None = None) -> Network | None:
+    """Return the network with other channels or of another size that has just these tensors, by building some.
+
+    Images enter some networks at several layers, or folded; positions are in tables of many forms.
+    """
+    network = _usual(row, shapes, num_classes)
+    difference = compare(shapes, row.shapes(network))
+    if difference.missing or difference.unexpected:
+        return None
+    tried = [replace(network, image_size=side) for side in USUAL_SIDES]
+    if all(_of_other_channels(here, usual) for _, here, usual in difference.mis_shaped):
+        tried = [replace(network, channels=channels) for channels in (1, 2, 4)]
+    for other in tried:
+        found = _built(other, shapes)
+        if found is not None and found.is_empty:
+            return other
+    return None
+
+
+def _of_other_channels(here: tuple[int, ...], usual: tuple[int, ...]) -> bool:
+    """Return whether a shape is that of 1, 2 or 4 channels where 3 are usual."""
+    others = [(a, b) for a, b in zip(here, usual, strict=False) if a != b]
+    return len(here) == len(usual) and len(others) == 1 and 3 * others[0][0] in [n * others[0][1] for n in (1, 2, 4)]
+
+
+def _built(network: Network, shapes: Shapes) -> Difference | None:
+    """Return how a network differs that is built for it; None where timm cannot build it."""
     try:
-        return other, compare(shapes, shapes_of(other))
-    except (TypeError, ValueError, AssertionError):  # timm's own answers to a size that it does not take
-        return network, difference
+        return compare(shapes, shapes_of(network))
+    except (TypeError, ValueError, AssertionError, RuntimeError):  # timm's own answers to a size that it does not take
+        return None
 
 
 def _usual(row: Row, shapes: Shapes, num_classes: int | None = None) -> Network:
