@@ -6,7 +6,6 @@ mean that means anything, whatever their names and shapes are.
 
 import base64
 import binascii
-import hashlib
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,6 +32,8 @@ def difference(label: str, metadata: Mapping[str, str], other_label: str, other:
 
 def _digest(key: str, text: str) -> str:
     """Return the sha256 of what a value says: of a program when it is unpacked, since packers differ in the bytes they make."""
+    import hashlib  # with OpenSSL it is megabytes, which a mean of files without such metadata does not need
+
     content = text.encode()
     if key == PROGRAM:
         with suppress(

@@ -20,7 +20,6 @@ first of them, so that they stay equal.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,19 +27,20 @@ from wbar_averaging import streamed_mean
 from wbar_averaging.float_formats import Array, all_finite
 from wbar_averaging.streamed_mean import FLOAT, Combination, NotFinite, Plan, Progress
 
-if TYPE_CHECKING:
-    from fractions import Fraction
-
 WIDE = np.dtype(np.float64)
 DIGITS = ((47, 16), (31, 16), (15, 16), (0, 15))  # shift and width of each, of the 63 bits of a magnitude
+EPSILON = 2.0**-52
 DRAWS_AT_ONCE = 4  # of Philox: its counter counts blocks of so many
 
 
-def _decimal(share: float) -> "Fraction":
-    """Return the number that was written, as 0.07: the float beside it would make 8 of a hundred's 7."""
-    from fractions import Fraction  # a few modules that nothing else needs
+def share_of(share: float, numbers: int) -> int:
+    """Return the least whole number that is the share of `numbers` or more, at least 1; 0.07 of a hundred are 7.
 
-    return Fraction(str(float(share)))
+    The float beside a decimal fraction must not make one more of it.
+    """
+    exact = share * numbers
+    nearest = round(exact)
+    return max(1, nearest if abs(exact - nearest) <= 4 * EPSILON * exact else math.ceil(exact))
 
 
 class TaskArithmetic(Combination):
@@ -105,9 +105,9 @@ class Ties(Combination):
         self._scale = scale
         self._floats = [index for index in range(len(plan.names)) if plan.kind(index) == FLOAT]
         self._numbers = sum(map(plan.elements, self._floats))
-        self._kept = max(1, math.ceil(_decimal(density) * self._numbers))
+        self._kept = share_of(density, self._numbers)
         self._positive, self._negative = (np.empty(streamed_mean.PIECE, np.float64) for _ in range(2))
-        self._ups, self._downs = (np.empty(streamed_mean.PIECE, np.int32) for _ in range(2))
+        self._ups, self._downs = (np.empty(streamed_mean.PIECE, np.int16) for _ in range(2))
         self._borders = [0.0] * len(plan.checkpoints)
         if self._kept < self._numbers:
             # As if every border took all passes and read the base with each: the bar then only ever jumps ahead.

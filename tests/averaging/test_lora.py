@@ -1,6 +1,8 @@
 """Merged adapters against their twin: ΔW made in full, in float64, and its nearest matrix of the rank by a full SVD."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from wbar_averaging import TaskArithmetic, WeightedMean, merge_checkpoints
 from wbar_averaging.model_folder import UnfitConfig
+from wbar_averaging.safetensors_file import header_bytes
 from wbar_averaging.streamed_mean import FactorsApart, Mismatch, NotFinite
 
 Matrix = NDArray[np.float64]
@@ -179,7 +182,7 @@ def test_adapters_that_do_not_fit_together_are_refused_by_name(
     assert not (tmp_path / "m").exists()
 
 
-def test_layers_beside_the_factors_are_averaged_without_holding_them(tmp_path: Path) -> None:
+def test_layers_beside_the_factors_are_averaged(tmp_path: Path) -> None:
     """Also what is no number: equal codes are copied."""
     rng = np.random.default_rng(0)
     folders = []
@@ -202,3 +205,29 @@ def test_a_merged_adapter_is_one_file(tmp_path: Path) -> None:
     a, b = adapter(tmp_path / "a", rng), adapter(tmp_path / "b", rng)
     with pytest.raises(ValueError, match="leave the size of shards out"):
         merge_checkpoints([a, b], tmp_path / "m", lora_rank=2, max_shard_bytes=100)
+
+
+def test_memory_does_not_grow_with_layers_beside_the_factors(tmp_path: Path) -> None:
+    """A head of 32 MiB as bfloat16 would be 128 MiB for each adapter that is held as float64."""
+    for n in range(2):
+        folder = adapter(tmp_path / str(n), np.random.default_rng(n))
+        file = folder / "adapter_model.safetensors"
+        entries = [(name, "F32", list(x.shape)) for name, x in load_file(file).items()]
+        start = header_bytes([("base_model.model.head", "BF16", [2**12, 2**12]), *entries], {})
+        with open(file, "wb") as out:
+            out.write(start)
+            out.truncate(len(start) + 2**25 + 4 * sum(int(np.prod(shape)) for _, _, shape in entries))  # zeros
+    code = """
+import re, sys
+import numpy
+def peak(): return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+from wbar_averaging.merging import *
+numpy.linalg.svd(numpy.eye(4))
+before = peak()
+merge_checkpoints([f"{sys.argv[1]}/{n}" for n in range(2)], f"{sys.argv[1]}/m", lora_rank=2)
+print(peak() - before)
+"""
+    command = [sys.executable, "-P", "-c", code, str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert int(done.stdout) < 40 * 1024
+    assert (tmp_path / "m" / "adapter_model.safetensors").stat().st_size > 2**25
