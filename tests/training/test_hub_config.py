@@ -45,7 +45,7 @@ def test_timm_loads_its_folder(made: Network, tmp_path: Path) -> None:
     side = made.image_size or 64
     said = SAID | {"wbar.image_size": json.dumps([made.channels, side, side])}
     write_safetensors(weights, {f"module.{name}": tensor for name, tensor in module.state_dict().items()}, said)
-    config = hub_config(made, weights, "module.")
+    config = hub_config(made, weights, "module.", "classification")
     assert config is not None
     assert config.preprocessor is None
     write_hub_folder(tmp_path / "averaged.zip", config, weights, "# a card\n")
@@ -69,7 +69,7 @@ def test_timm_loads_its_folder(made: Network, tmp_path: Path) -> None:
 
 def test_other_libraries_have_no_folder(tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", images=100)
-    assert hub_config(job.spec.network, job.start, "") is None
+    assert hub_config(job.spec.network, job.start, "", "classification") is None
     start = StoredWeights(id="ckpt_a", sha256="0" * 64, blob="a", prefix="", network=job.spec.network)
     facts = facts_of(Packed.read(job.dataset), "builtin:digits")
     with pytest.raises(

@@ -25,8 +25,10 @@ from wbar.job_warnings import warnings_about
 from wbar.recipe import Recipe
 from wbar.resolve import resolve_job
 from wbar.spec import JobSpec, PretrainedConfig, StoredDataset, StoredWeights
+from wbar_averaging import write_safetensors
 from wbar_training import state_files
 from wbar_training.data.packed import load_split
+from wbar_training.hub_config import hub_config
 from wbar_training.mlflow_model import AveragedModel
 from wbar_training.networks import transformers_models
 from wbar_training.networks.architectures import build
@@ -543,3 +545,23 @@ def test_a_folder_of_timms_wrapper_says_what_to_upload(tmp_path: Path) -> None:
     edited(folder, "config.json", lambda config: config.update(model_type="timm_wrapper", architecture="resnet18"))
     with pytest.raises(Rejected, match="save_for_hf"):
         checked(zipped(folder))
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [("classification", None), ("multilabel", "multi_label_classification"), ("regression", "regression")],
+)
+def test_a_folder_says_what_kind_of_answer_its_outputs_are(task: str, expected: str | None, tmp_path: Path) -> None:
+    network = checked(zipped(folder_of("vit", tmp_path / "mine"))).network
+    assert network is not None
+    said = {
+        "wbar.classes": json.dumps([str(n) for n in range(CLASSES)]),
+        "wbar.normalize": json.dumps({"mean": [0.5] * 3, "std": [0.5] * 3}),
+        "wbar.resize": "both",
+        "wbar.image_size": json.dumps([3, SIDE, SIDE]),
+    }
+    weights = tmp_path / "weights.safetensors"
+    write_safetensors(weights, {"classifier.bias": torch.zeros(CLASSES)}, said)
+    made = hub_config(network, weights, "", task)
+    assert made is not None
+    assert json.loads(made.config).get("problem_type") == expected

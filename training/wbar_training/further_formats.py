@@ -41,5 +41,5 @@ def make_further_files(setup: Setup, reporter: Reporter, weights: Path) -> Furth
         offered.append(one)
         pt2 = path if one.reason is None else None
     if "huggingface" in spec.formats:
-        hub = hub_config(spec.network, weights, spec.start.prefix)
+        hub = hub_config(spec.network, weights, spec.start.prefix, setup.data.task.name)
     return FurtherFiles(offered, onnx, pt2, hub)

@@ -18,15 +18,17 @@ from wbar_training.outcome import HubConfig
 
 RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+PROBLEMS = {"multilabel": "multi_label_classification", "regression": "regression"}  # transformers' names of tasks
 # The plainest of transformers' image processors: resize, crop, rescale, normalize, each as its options say.
 PROCESSOR = "BitImageProcessor"
 
 
-def hub_config(network: Network, weights: Path, prefix: str) -> HubConfig | None:
+def hub_config(network: Network, weights: Path, prefix: str, task: str) -> HubConfig | None:
     """Return the files beside a result's weights; None where the network is neither transformers' nor timm's.
 
     weights: the safetensors file that is delivered.
     prefix: the part of its names before the network's own.
+    task: what it was trained for.
     """
     with safe_open(weights, framework="pt") as file:
         said: Mapping[str, str] = file.metadata()
@@ -34,7 +36,7 @@ def hub_config(network: Network, weights: Path, prefix: str) -> HubConfig | None
     floating = sorted(dtypes & DTYPES.keys(), key=list(DTYPES).index)
     if network.config is not None:
         dtype = DTYPES[floating[-1]] if floating else "float32"
-        return HubConfig(_text(_transformers(network, said, dtype)), prefix, _text(_preprocessor(said)))
+        return HubConfig(_text(_transformers(network, said, dtype, task)), prefix, _text(_preprocessor(said)))
     if network.architecture.library == "timm":
         return HubConfig(_text(_timm(network, said)), prefix, None)
     return None
@@ -50,7 +52,7 @@ def _names(network: Network, said: Mapping[str, str]) -> list[str]:
     return names[-1:] if network.num_classes == 1 else names
 
 
-def _transformers(network: Network, said: Mapping[str, str], dtype: str) -> dict[str, Any]:
+def _transformers(network: Network, said: Mapping[str, str], dtype: str, task: str) -> dict[str, Any]:
     assert network.config is not None
     names = _names(network, said)
     described: dict[str, Any] = json.loads(network.config)
@@ -60,6 +62,7 @@ def _transformers(network: Network, said: Mapping[str, str], dtype: str) -> dict
         "id2label": {str(output): name for output, name in enumerate(names)},
         "label2id": {name: output for output, name in enumerate(names)},
         "num_labels": network.num_classes,
+        **({"problem_type": PROBLEMS[task]} if task in PROBLEMS else {}),
     }
 
 
