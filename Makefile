@@ -28,7 +28,7 @@ demo: $(VENV)/.embedded ## upload, fine-tune, download, compare: the whole path 
 
 # Each process has a thread of its own: two that share a core's threads take many times as long. Each begins with one part of the
 # suite, in its order, and so what a module or the tests of one database start is started once.
-test: $(VENV)/.test ## the whole suite, with real servers, in two processes
+test: $(VENV)/.test ## the suite, with real servers, in two processes; `make long` and `make models` have the rest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
 long: $(VENV)/.test ## the tests that `make test` leaves out for their length, so that it stays under a quarter of an hour

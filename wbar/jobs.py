@@ -174,7 +174,7 @@ class Job(BaseModel):
     priority: int = 0
     queue_position: int | None = Field(
         None,
-        description="While it is queued, in the answer about one job: its place among all that wait; 1 is taken next.",
+        description="While it is queued: its place among all that wait; 1 is taken next.",
     )
     expires_after: float | None = None
     expires_at: str | None = Field(

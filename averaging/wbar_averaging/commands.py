@@ -76,7 +76,7 @@ def schedule(
     low_epochs: Annotated[int, typer.Option(help="Length of a low phase.")] = 1,
     steps_per_epoch: Annotated[int, typer.Option(help="Batches in an epoch; 1 makes epochs steps.")] = 100,
     shape: Annotated[
-        str, typer.Option(help="Shape of the high phase: constant, linear, cosine, exponential, step, sawtooth.")
+        str, typer.Option(help="Shape of the high phase: constant, linear, cosine, exponential, step, sawtooth, poly.")
     ] = "constant",
     warmup_steps: Annotated[int, typer.Option(help="First steps of each high phase, from the low rate up.")] = 0,
     warmup: Annotated[str, typer.Option(help="gradual or constant.")] = "gradual",

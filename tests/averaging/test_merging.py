@@ -165,6 +165,34 @@ def test_dare_drops_its_share_and_another_seed_drops_others() -> None:
     assert set(np.unique(twice)) == {0, 2, 4}  # each checkpoint has draws of its own
 
 
+@given(models(), st.lists(st.floats(-2, 2), min_size=5, max_size=5), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_dare_of_several_is_the_sum_of_what_each_keeps(model: Any, scales: list[float], seed: int) -> None:
+    """The masks are read off a merge of zeros and ones: they depend on seed, place and name alone."""
+    files, piece = model
+    base, *others = map(flat, files)
+    zeros, ones = ({n: ("F64", np.full(x.shape, one)) for n, (_, x) in files[0].items()} for one in (0.0, 1.0))
+    masks = []
+    for place in range(len(others)):
+        kept = merged(
+            [zeros, *(ones if n == place else zeros for n in range(len(others)))], Dare(0.5, 1.0, seed), piece
+        )
+        masks.append(flat(kept) / 2)  # what is kept is divided by 1 − 0.5
+    assert all(set(np.unique(mask)) <= {0.0, 1.0} for mask in masks)
+    tasks = zip(scales, masks, others, strict=False)
+    expected = base + np.sum([scale * mask * (other - base) / 0.5 for scale, mask, other in tasks], axis=0)
+    check(files, merged(files, Dare(0.5, scales[: len(others)], seed), piece), expected)
+
+
+@given(models(), st.lists(st.floats(-1, 2), min_size=5, max_size=5))
+@settings(max_examples=40, deadline=None)
+def test_means_with_negative_weights_are_their_twin(model: Any, weights: list[float]) -> None:
+    files, piece = model
+    weights = weights[: len(files)]
+    weights[0] = 4.0 - sum(weights[1:])  # the sum is 4
+    check(files, merged(files, WeightedMean(weights), piece), mean_twin(list(map(flat, files)), weights))
+
+
 def test_dares_draws_are_pinned() -> None:
     """The same bits in every version: Philox counts, keyed by seed, place and name."""
     zeros, ones = {"w": ("F32", np.zeros(24))}, {"w": ("F32", np.ones(24))}

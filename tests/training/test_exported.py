@@ -67,6 +67,22 @@ def test_weight_decay_and_depth_go_by_its_layers(tmp_path: Path) -> None:
     assert depths(module) == depths(network)
 
 
+def test_a_normalization_by_the_root_mean_square_is_one_like_others(tmp_path: Path) -> None:
+    def network(norm: Callable[[int], nn.Module]) -> nn.Module:
+        torch.manual_seed(0)
+        blocks = nn.Sequential(*(nn.Sequential(nn.Linear(192, 192), nn.GELU()) for _ in range(2)))
+        return nn.Sequential(nn.Flatten(), blocks, norm(192), nn.Linear(192, 10))
+
+    made = network(nn.RMSNorm)
+    module = rebuilt(tmp_path, exported(made))
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(module.eval()(images), made.eval()(images))
+    assert [*depths(module).values()] == [*depths(made).values()]
+    assert max(depths(made).values()) == max(depths(network(nn.LayerNorm)).values())
+    assert decayed(module) == decayed(made)
+
+
 def test_a_catalog_network_as_a_program_ends_in_the_same_bits(tmp_path: Path) -> None:
     plain = make_job(tmp_path / "plain", ONE)
     torch.manual_seed(7)

@@ -108,9 +108,18 @@ def test_one_is_kept_unless_another_point_is_better_by_more_than_an_error() -> N
     assert alpha_of({0.0: mean + 1, 0.4: mean - 0.1, 0.5: mean - 0.2, 1.0: mean}) == 0.5
 
 
-@pytest.mark.parametrize("average", [pytest.param("uniform", marks=pytest.mark.long), "stock"])
-def test_the_line_of_a_soup(tmp_path: Path, average: str) -> None:
-    job = soup_job(tmp_path, average=average)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"average": "uniform"}, marks=pytest.mark.long),
+        pytest.param({"average": "greedy"}, marks=pytest.mark.long),
+        pytest.param({"weights": [1.0, 2.0, 0.5]}, marks=pytest.mark.long),
+        {"average": "stock"},
+    ],
+    ids=str,
+)
+def test_the_line_of_a_soup(tmp_path: Path, options: dict[str, object]) -> None:
+    job = soup_job(tmp_path, **options)
     mean = load_file(run(job, Recorder()).weights)
     asked = job.spec.method.model_copy(update={"interpolate": Interpolate(alphas=[0], choose=0.3)})
     outcome = run(job.changed(method=asked), Recorder())

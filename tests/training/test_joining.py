@@ -111,6 +111,23 @@ def test_means_that_are_no_sums_are_joined_as_one_point_each(tmp_path: Path, nam
     assert [one.alpha for one in outcome.result.interpolation.points] == [0.5, 1.0]
 
 
+def test_a_point_between_the_start_and_the_joint_mean_is_delivered(tmp_path: Path) -> None:
+    method = METHODS.validate_python(OTHERS["none"] | {"interpolate": {"alphas": [0], "choose": 0.5}})
+    made = [replica(tmp_path, n, method.model_copy(update={"interpolate": None})) for n in (1, 2)]
+    job = joining(tmp_path / "joint", method, [outcome for _, outcome in made])
+    outcome = run(job, Recorder())
+    line = outcome.result.interpolation
+    assert line is not None
+    assert (line.chosen, [point.alpha for point in line.points]) == (0.5, [0, 0.5, 1])
+    means = [exact_mean.read(job.workspace.replica(n), initialized(NETWORK)).mean(torch.float64) for n in (1, 2)]
+    delivered, start = load_file(outcome.weights), load_file(job.start)
+    own = {name.removeprefix("module."): tensor.double() for name, tensor in start.items()}
+    for name, _ in load(NETWORK, delivered)[0].named_parameters():
+        expected = (own[name] + (means[0][name] + means[1][name]) / 2) / 2
+        torch.testing.assert_close(delivered[name].double(), expected, rtol=1e-6, atol=1e-9)
+    assert line.points[1].loss == outcome.result.metrics.averaged.loss
+
+
 def test_probe_images_are_shown_to_the_joint_mean_and_its_replicas(tmp_path: Path) -> None:
     method = METHODS.validate_python(OTHERS["none"])
     made = [replica(tmp_path, n, method) for n in (1, 2)]

@@ -565,3 +565,31 @@ def test_a_folder_says_what_kind_of_answer_its_outputs_are(task: str, expected: 
     made = hub_config(network, weights, "", task)
     assert made is not None
     assert json.loads(made.config).get("problem_type") == expected
+
+
+@pytest.mark.parametrize("kind", ["vit", "beit", "swin", "dinov2"])
+def test_tokens_tables_and_indices_average_as_they_should(kind: str, tmp_path: Path) -> None:
+    """w̄ of every parameter is the float64 mean of the snapshots, whatever it is; what holds whole numbers stays."""
+    job, told = job_of(zipped(folder_of(kind, tmp_path / "mine")), tmp_path), Recorder()
+    outcome = run(job.changed(method=job.spec.method.model_copy(update={"cycles": 3})), told)
+    snapshots = [load_file(told.snapshots[n]) for n in (1, 2, 3)]
+    averaged, start = load_file(outcome.weights), load_file(tmp_path / "mine" / "model.safetensors")
+    special = (
+        "cls_token",
+        "position_embeddings",
+        "relative_position_bias_table",
+        "mask_token",
+        "lambda",
+        "layer_scale",
+    )
+    assert averaged.keys() == start.keys()
+    assert any(part in name for name in averaged for part in special)
+    moved = set()
+    for name, tensor in averaged.items():
+        if not tensor.is_floating_point():
+            assert torch.equal(tensor, start[name])
+            continue
+        mean = torch.stack([one[name].double() for one in snapshots]).mean(0)
+        torch.testing.assert_close(tensor, mean.to(tensor.dtype), rtol=0, atol=0)
+        moved |= {name} if not torch.equal(tensor, start[name]) else set()
+    assert any(part in name for name in moved for part in special)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.store.rows import result, spec
-from wbar.choices import Selection
+from wbar.choices import AlphaLine, AlphaPoint, Selection, SetPoint
 from wbar.flatness_results import EpochPoint
 from wbar.loss_surface import Histogram, LossSurface
 from wbar.method import CyclicSwa
@@ -33,6 +33,26 @@ def test_what_is_bold_is_what_is_downloaded(tmp_path: Path, delivered: str, row:
     assert "&quot;cycles&quot;: 77" in asked
     assert "momentum" not in asked
     assert "momentum" in text.partition("<h2>What it became")[2]
+
+
+def test_the_whole_line_is_in_the_report(tmp_path: Path) -> None:
+    points = [
+        AlphaPoint(
+            alpha=alpha, accuracy=0.5 + alpha / 4, loss=1.5 - alpha, selection_loss=None if alpha == 0.5 else 1.25,
+            evaluation={"sketch": SetPoint(accuracy=0.25, loss=3.125)},
+        )
+        for alpha in (0.0, 0.5, 1.0)
+    ]  # fmt: skip
+    line = AlphaLine(chosen=0.5, by="selection", points=points)
+    ended = result().model_copy(update={"interpolation": line, "curve": [CurvePoint(n=1, accuracy=1.0, loss=0.1)]})
+    ReportPage("job_1", None, spec(), ended, []).write(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    section = text.partition("<h2>From the start to w̄</h2>")[2].partition("<h2>")[0]
+    assert "<tr><td>0</td><td>50.00%</td><td>1.5000</td><td>1.2500</td></tr>" in section
+    assert "<tr class=delivered><td>0.5</td><td>62.50%</td><td>1.0000</td><td>–</td></tr>" in section
+    assert "<tr><td>1</td><td>75.00%</td><td>0.5000</td><td>1.2500</td></tr>" in section
+    assert "sketch" in section
+    assert "3.125" in section
 
 
 def test_replicas_that_met_are_shown_with_their_distances(tmp_path: Path) -> None:

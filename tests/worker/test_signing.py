@@ -8,7 +8,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from model_signing import verifying
+from typer.testing import CliRunner
 
+from wbar.cli.signatures import app
 from wbar.errors import NotVerified
 from wbar.verifying import verify
 from wbar_worker.signing import CannotSign, check, sign
@@ -115,3 +117,16 @@ def test_a_key_that_cannot_sign_is_refused_before_there_is_a_job(tmp_path: Path)
     for name in ("rsa.pem", "text.pem", "absent.pem"):
         with pytest.raises(CannotSign, match="that is no private key on an elliptic curve in PEM"):
             check(tmp_path / name)
+
+
+def test_the_command_says_what_it_verified_and_ends_with_one_where_it_could_not(signed: Signed) -> None:
+    options = ["--signature", str(signed.signature), "--public-key", str(signed.public)]
+    file = signed.folder / "averaged.safetensors"
+    done = CliRunner().invoke(app, ["verify", str(file), *options])
+    assert (done.exit_code, done.stdout) == (0, f"{file}: signed as averaged.safetensors\n")
+    done = CliRunner().invoke(app, ["verify", str(file), *options, "--json"])
+    assert json.loads(done.stdout)["verified"][0]["name"] == "averaged.safetensors"
+    file.write_bytes(b"changed")
+    done = CliRunner().invoke(app, ["verify", str(file), *options])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "was changed: it has sha-256" in done.stderr

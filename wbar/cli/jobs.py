@@ -265,7 +265,7 @@ def card(
 ) -> None:
     """Print or write the model card: what the weights are, what was done, how good they are, how to load them."""
     with connected() as client:
-        text = client.jobs.card(job)
+        text = client.jobs.card(job_of(client, job))
     if output is not None:
         output.write_bytes(text.encode())
     if wants_json():

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from wbar.cli.completion import JobId
+from wbar.cli.names import job_of
 from wbar.cli.output import FAILED, answer, connected, end, need, note, with_json
 from wbar.errors import NotVerified
 
@@ -21,7 +22,7 @@ def signature(
 ) -> None:
     """Download the signature of a job's weights and card."""
     with connected() as client:
-        client.jobs.download_signature(job, output)
+        client.jobs.download_signature(job_of(client, job), output)
     answer({"path": str(output)}, str(output))
 
 

@@ -85,7 +85,7 @@ async def create_dataset(
     JSON names a source, or a finished upload of /v1/uploads that is an archive.
 
     With `task=multilabel` the archive is `train/…`, `val/…` and `labels.csv`: a column `image` (the path from `train/` or
-    `val/` on) and one of 0 and 1 for each class, or `image,labels` with names separated by `|`.
+    `val/` on) and one of 0 and 1 for each class, or `image,labels` with names separated by `|`, `;` or spaces.
 
     With `task=attributes` it is `train/…`, `val/…` and `attributes.csv`: a column `image` (as in `labels.csv`) and one of
     categories for each attribute, an empty cell where it is not known. `classes` are then `attribute=category`, the categories

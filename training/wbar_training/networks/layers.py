@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+OTHER_NORMS = "rmsnorm"  # ends the names of what libraries have beside torch's
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Classes of transformers that hold a list of convolutions, and are one block all the same.
 BLOCKS = ("RegNetXLayer", "RegNetYLayer", "ResNetBasicLayer", "ResNetBottleNeckLayer")
@@ -45,11 +46,15 @@ def _by_blocks(model: nn.Module) -> dict[str, int]:
     for name, _ in model.named_parameters():
         path, module = _layer(model, name)
         if path not in layers:
-            joins = layers and (isinstance(module, NORMS) or _is_opened(module) or only_tables)
+            joins = layers and (_is_norm(module) or _is_opened(module) or only_tables)
             only_tables = (not layers or only_tables) and _is_opened(module)
             layers[path] = max(layers.values(), default=-1) + (0 if joins else 1)
         found[name] = layers[path]
     return found
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, NORMS) or type(module).__name__.lower().endswith(OTHER_NORMS)
 
 
 def _layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:

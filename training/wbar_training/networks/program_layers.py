@@ -40,6 +40,8 @@ def owner_of(kind: str, own: str, shape: tuple[int, ...], node: Node) -> nn.Modu
         return nn.Linear(shape[1], shape[0]) if own == "weight" else _attention(shape)
     if kind == "layer_norm":
         return nn.LayerNorm(shape)
+    if kind == "rms_norm":
+        return nn.RMSNorm(shape)
     if kind == "group_norm" and len(shape) == 1:
         groups = node.arguments.get("num_groups")
         fits = isinstance(groups, int) and groups > 0 and shape[0] % groups == 0
