@@ -81,7 +81,8 @@ def _goal(rows: dict[str, list[Line]]) -> Iterator[str]:
     """Say whether `auto` with a chosen α has the lowest NLL of single networks, and a point over the control under shift."""
     if GOAL not in rows or "control" not in rows:
         return
-    others = [arm for arm in rows if arm in SINGLE and arm != GOAL]
+    own = [line["loss"] for line in rows[GOAL]]  # where every α is 1, those of `auto`, too: it is no other arm then
+    others = [arm for arm, found in rows.items() if arm in SINGLE and [line["loss"] for line in found] != own]
     best = min(others, key=lambda arm: mean(line["loss"] for line in rows[arm]))
     behind = [a["loss"] - b["loss"] for a, b in zip(rows[GOAL], rows[best], strict=True)]
     ahead = [shifted(a) - shifted(b) for a, b in zip(rows[GOAL], rows["control"], strict=True)]
