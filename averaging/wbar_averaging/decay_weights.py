@@ -51,7 +51,7 @@ def _exponential(text: str, count: int) -> list[float]:
 
 
 def weight_sum(weights: Sequence[float]) -> float:
-    """Return the sum of weights. Raises ValueError where it is not above 0, or no more than what floats leave of nothing."""
+    """Return the sum of finite weights. Raises ValueError where it is not above 0, or what floats leave of nothing."""
     largest = max(map(abs, weights), default=0.0) or 1.0
     parts = [weight / largest for weight in weights]  # whose sums are finite
     total = fsum(parts)

@@ -28,9 +28,8 @@ MAX_CONFIG = 8 * 1024 * 1024  # bytes; id2label of a hundred thousand classes ha
 CODE_KEYS = ("auto_map", "custom_pipelines")  # what makes transformers import a program that lies beside the weights
 # Keys that change what equal tensors compute. There are others: what is not known here is not compared.
 COMPUTING = re.compile(
-    r"(num_|n_)?((attention|key_value|query|kv)_)?heads?|(num_)?(attention|key_value)_heads|n_head|head_dim|"
-    r"(.*_)?(act|activation)(_fn|_function)?|.*eps(ilon)?|rope_.*|partial_rotary_factor|(.*_)?window(_size)?s?|(.*_)?strides?|"
-    r"num_groups|num_experts_per_tok|position_embedding_type|layer_types?"
+    r"(.*_)?heads?(_kv)?|head_dim|(.*_)?(act|activation)(_fn|_function)?|(.*_)?eps(ilon)?|rope_.*|partial_rotary_factor|"
+    r"(.*_)?window(_size)?s?|(?!doc_)(.*_)?strides?|num_groups|num_experts_per_tok|position_embedding_type|layer_types?"
 )
 PLACEHOLDER = re.compile(r"LABEL_\d+")  # the name that transformers gives a class without one
 TORCH_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -116,7 +115,7 @@ def _compare(first: Path, other: Path) -> None:
         if names[0] != names[1] and not any(PLACEHOLDER.fullmatch(str(one)) for one in names):
             raise UnfitConfig(f"id2label: class {n} is {_value(name)} in {first}, {_value(names[1])} in {other}")
     mine, others = dict(_leaves(ours)), dict(_leaves(theirs))
-    for key in (key for key in mine if key in others and mine[key] != others[key]):
+    for key in (key for key in mine if key in others and _differ(mine[key], others[key])):
         raise UnfitConfig(
             f"{shown(key)}: {_value(mine[key])} in {first}, {_value(others[key])} in {other}: equal tensors are different "
             "networks there"
@@ -130,6 +129,16 @@ def _leaves(config: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any
             yield before + key, value
         elif isinstance(value, dict):
             yield from _leaves(value, f"{before}{key}.")
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Return whether two values of a key say different things; of two objects the keys count that both have."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return any(_differ(value, other[key]) for key, value in one.items() if key in other)
+    given = other if one is None else one if other is None else None
+    if isinstance(given, dict):  # nothing, and the usual by its name
+        return given.get("rope_type", given.get("type")) != "default"
+    return bool(one != other)
 
 
 def _value(value: Any) -> str:

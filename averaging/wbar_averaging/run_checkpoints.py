@@ -1,8 +1,8 @@
 """The checkpoints that a training run left in its folder, in the order of their steps.
 
-A trainer writes `checkpoint-500`, `step_1000.safetensors`, `epoch=3-val_loss=0.45.ckpt`. Where a name says what it counts
-(`step=7`, else `epoch=0-batch=100`), that counts; else its last whole number. A decimal fraction is a measurement, and the
-`-v1` at an end one of several files of a step.
+A trainer writes `checkpoint-500`, `step_1000.safetensors`, `epoch=3-val_loss=0.45.ckpt`. The number after the last word for
+steps counts, or else those after `epoch` and `batch`, or else the last whole number. A decimal fraction is a measurement (but
+for a version's, `v1.5`), and the `-v1` at an end one of several files of a step.
 """
 
 import re
@@ -12,8 +12,11 @@ from wbar_averaging.checkpoint_file import NO_WEIGHTS
 from wbar_averaging.pytorch_file import UnreadableCheckpoint
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-_COUNTED = re.compile(r"(?:^|[^a-z])(step|iter|iteration|epoch|batch)=(\d+)(?![.,]?\d)", re.IGNORECASE)
-_FRACTION = re.compile(r"(?<![A-Za-z\d.])\d+\.\d+")
+_COUNTED = re.compile(
+    r"(?:^|[^a-z])(step|iter|iteration|checkpoint|ckpt|epoch|batch)s?[ =_-]?(\d+)(?![.,]?\d)", re.IGNORECASE
+)
+_OF_EPOCHS = ("epoch", "batch")
+_FRACTION = re.compile(r"(?<![v\d.])\d+\.\d+", re.IGNORECASE)
 _VERSION = re.compile(r"-v\d+$")
 
 
@@ -21,7 +24,7 @@ def last_checkpoints(folder: Path, count: int | None) -> list[Path]:
     """Return the last `count` checkpoints in a run's folder, oldest first; None: all.
 
     Entries whose names have a number count: folders that hold a checkpoint's files, and files with a checkpoint's ending.
-    Raises UnreadableCheckpoint where there are fewer, two of one step, or some that count epochs and some that do not;
+    Raises UnreadableCheckpoint where there are fewer, two of one step, or some that count epochs and some steps;
     ValueError for a count below 1.
     """
     if count is not None and count < 1:
@@ -40,8 +43,8 @@ def last_checkpoints(folder: Path, count: int | None) -> list[Path]:
                 f"{folder}: {steps[number].name} and {path.name} are both of step {_shown(number)}"
             )
         steps[number] = path
-    if "epoch" in kinds and len(kinds) > 1:
-        other = next(path for kind, path in kinds.items() if kind != "epoch")
+    if "epoch" in kinds and "step" in kinds:
+        other = kinds["step"]
         raise UnreadableCheckpoint(
             f"{folder}: {kinds['epoch'].name} counts epochs and {other.name} something else: name the checkpoints, oldest first"
         )
@@ -55,16 +58,17 @@ def last_checkpoints(folder: Path, count: int | None) -> list[Path]:
 
 
 def _step_of(name: str) -> tuple[str, tuple[int, ...]] | None:
-    """Return what a name counts by, and its numbers; None where it has no whole number."""
-    counted = {word.lower(): int(number) for word, number in _COUNTED.findall(name)}
-    whole = next((counted[word] for word in ("step", "iteration", "iter") if word in counted), None)
-    if whole is None and counted:
-        return "epoch" if "epoch" in counted else "step", tuple(counted[w] for w in ("epoch", "batch") if w in counted)
-    if whole is None:
-        plain = _FRACTION.sub("", name)
-        found = re.findall(r"\d+", _VERSION.sub("", plain)) or re.findall(r"\d+", plain)
-        whole = int(found[-1]) if found else None
-    return None if whole is None else ("step", (whole,))
+    """Return what a name counts by, `epoch`, `step` or any `number`, and how many; None where it has no whole number."""
+    counted = [(word.lower(), int(number)) for word, number in _COUNTED.findall(name)]
+    steps = [number for word, number in counted if word not in _OF_EPOCHS]
+    if steps:
+        return "step", (steps[-1],)
+    if counted:
+        by_word = dict(counted)
+        return "epoch", tuple(by_word[word] for word in _OF_EPOCHS if word in by_word)
+    plain = _FRACTION.sub("", name)
+    found = re.findall(r"\d+", _VERSION.sub("", plain)) or re.findall(r"\d+", plain)
+    return ("number", (int(found[-1]),)) if found else None
 
 
 def _shown(numbers: tuple[int, ...]) -> str:

@@ -80,6 +80,13 @@ def test_measurements_in_names_are_no_steps(tmp_path: Path) -> None:
         ["ema_0.999_step20.pt", "ema_0.999_step100.pt"],
         ["model-v1.pt", "model-v2.pt"],
         ["epoch=9-val_acc=0.5.ckpt", "epoch=10-val_acc=0.45.ckpt"],
+        ["epoch_1_acc0.9.pt", "epoch_2_acc0.91.pt", "epoch_10_acc0.8.pt"],
+        ["epoch_1_acc92.pt", "epoch_2_acc90.pt", "epoch_10_acc71.pt"],
+        ["epoch_9_lr1e-4.pt", "epoch_12_lr1e-5.pt"],
+        ["step_100_seed1.pt", "step_200_seed1.pt"],
+        ["iter_900_bs32.pt", "iter_1000_bs32.pt"],
+        ["lr_step_3_iter_100.pt", "lr_step_3_iter_200.pt"],
+        ["net_acc0.97_9.pt", "net_acc0.91_10.pt"],
     ],
 )
 def test_names_of_many_trainers_are_ordered_by_what_they_count(tmp_path: Path, names: list[str]) -> None:

@@ -16,6 +16,7 @@ from wbar_averaging.streamed_mean import Mismatch
 CONFIG: dict[str, Any] = {
     "model_type": "vit", "architectures": ["ViT"], "id2label": {"0": "a", "1": "b"}, "torch_dtype": "float32",
     "num_attention_heads": 12, "vision_config": {"hidden_act": "gelu"}, "rope_scaling": None, "transformers_version": "5.0",
+    "warmup_steps": 100, "doc_stride": 2, "encoder_attention_heads": 12, "layer_norm_eps": 1e-12,
 }  # fmt: skip
 
 
@@ -80,6 +81,8 @@ def test_a_file_has_nothing_beside_it(tmp_path: Path) -> None:
         ({"id2label": {"0": "dog", "1": "cat"}}, r"id2label: class 0 is .* in .*a/config\.json, dog in .*b/config"),
         ({"num_attention_heads": 6}, "num_attention_heads: 12 in .*, 6 in .* different networks"),
         ({"vision_config": {"hidden_act": "relu"}}, r"vision_config\.hidden_act: gelu in .*, relu in"),
+        ({"encoder_attention_heads": 6}, "encoder_attention_heads: 12 in .*, 6 in"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps: 1e-12 in .*, 1e-05 in"),
         ({"rope_scaling": {"factor": 8}}, r'rope_scaling: null in .*, \{"factor": 8\} in'),
         ({"architectures": ["Other"]}, r'architectures: \["ViT"\] in .*, \["Other"\] in'),
     ],
@@ -135,7 +138,8 @@ def test_configurations_may_differ_in_what_is_not_computed(tmp_path: Path) -> No
     a = model(tmp_path / "a", 1)
     harmless = {
         "transformers_version": "4.0", "dtype": "float16", "use_cache": False, "hidden_dropout_prob": 0.1, "max_length": 20,
-        "pretrained_cfg": {"input_size": [3, 288, 288], "crop_pct": 1.0}, "layer_norm_eps": 1e-6,
+        "pretrained_cfg": {"input_size": [3, 288, 288], "crop_pct": 1.0}, "warmup_steps": 500, "doc_stride": 3,
+        "rope_scaling": {"rope_type": "default"},
         "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
     }  # fmt: skip
     b = model(tmp_path / "b", 2, **harmless)

@@ -1,5 +1,6 @@
 """What users upload is read without running anything, and refused with the reason."""
 
+import json
 import os
 import pickle
 import zipfile
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from wbar.errors import CorruptFile, NonFiniteWeights, NotAStateDict, Rejected, UnsafePickle
 from wbar.spec import Network
+from wbar_averaging import write_safetensors
 from wbar_training.networks.architectures import initialized
 from wbar_training.uploads.checkpoint_files import check, common_prefix, validate
 
@@ -213,3 +215,17 @@ def test_a_wrong_number_of_classes_is_a_mismatch(tmp_path: Path) -> None:
     save_file(dict(resnet().state_dict()), tmp_path / "c")
     with pytest.raises(Rejected, match=r"fc.weight: \(10, 64\) in the checkpoint, \(12, 64\) in resnet20"):
         validate(tmp_path / "c", None, 12, tmp_path / "out")
+
+
+@pytest.mark.parametrize("names", ["not json", '["a"', json.dumps(["a", "b"]), json.dumps(["x" * 2000] * 10)])
+def test_names_of_classes_that_cannot_be_read_are_left_out(names: str, tmp_path: Path) -> None:
+    """A result of ours says them in its metadata; nothing needs them."""
+    tensors = initialized(Network("resnet20", 10)).state_dict()
+    write_safetensors(tmp_path / "a.safetensors", tensors, {"wbar.classes": names})
+    found = validate(tmp_path / "a.safetensors", None, None, tmp_path / "out")
+    assert found.pretrained is None
+    said = {"wbar.classes": json.dumps([f"class {n}" for n in range(10)])}
+    write_safetensors(tmp_path / "b.safetensors", tensors, said)
+    named = validate(tmp_path / "b.safetensors", None, None, tmp_path / "out").pretrained
+    assert named is not None
+    assert named.classes == tuple(f"class {n}" for n in range(10))

@@ -114,6 +114,14 @@ def test_a_prefix_that_is_not_stripped_does_not_hide_the_nearest(more: dict[str,
     assert ("2 unexpected: criterion.weight, steps" if more else "nothing differs: rename them") in message
 
 
+def test_a_prefix_of_the_networks_own_is_left_on() -> None:
+    shapes = dict(shapes_of(Network("convnext_tiny", 7))) | {"loss.weight": (7,)}
+    with pytest.raises(
+        UnknownArchitecture, match=r"nearest: convnext_tiny \(182 tensors alike, 1 unexpected: loss\.weight"
+    ):
+        detect(shapes)
+
+
 def test_other_shapes_are_named_with_both() -> None:
     shapes = dict(shapes_of(Network("resnet20", 10)))
     shapes["layer1.0.conv1.weight"] = (20, 16, 3, 3)

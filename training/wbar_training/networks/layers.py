@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-OTHER_NORMS = "rmsnorm"  # ends the names of what libraries have beside torch's
+OTHER_NORMS = ("rmsnorm", "simplenorm")  # in the names of what libraries have beside torch's
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Classes of transformers that hold a list of convolutions, and are one block all the same.
 BLOCKS = ("RegNetXLayer", "RegNetYLayer", "ResNetBasicLayer", "ResNetBottleNeckLayer")
@@ -54,7 +54,8 @@ def _by_blocks(model: nn.Module) -> dict[str, int]:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, NORMS) or type(module).__name__.lower().endswith(OTHER_NORMS)
+    name = type(module).__name__.lower()
+    return isinstance(module, NORMS) or any(part in name for part in OTHER_NORMS)
 
 
 def _layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:

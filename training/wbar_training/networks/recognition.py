@@ -7,7 +7,7 @@ tensors alone carries them as `ambiguous_with`.
 
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -234,8 +234,10 @@ def _unknown(shapes: Shapes, table: timm_table.Table | None) -> UnknownArchitect
             f"their tensors: give `architecture`, the decoder and the encoder, as in {SMP}unet-resnet34; "
             "GET /v1/architectures?q=smp lists the names"
         )
-    wrapper = _wrapper(shapes)
-    candidates = nearest({name.removeprefix(wrapper): shape for name, shape in shapes.items()}, table=table)
+    wrapper, candidates = _wrapper(shapes), nearest(shapes, table=table)
+    if wrapper:  # which may be the network's own, such as `features.`
+        inside = nearest({name.removeprefix(wrapper): shape for name, shape in shapes.items()}, table=table)
+        wrapper, candidates = (wrapper, inside) if _alike(inside) > _alike(candidates) else ("", candidates)
     first = ", ".join(map(quoted, sorted(shapes)[:3]))
     message = f"no architecture of this service has these {len(shapes)} tensors (first: [{first}]). "
     if candidates:
@@ -252,6 +254,10 @@ def _unknown(shapes: Shapes, table: timm_table.Table | None) -> UnknownArchitect
         ]
     }
     return error
+
+
+def _alike(candidates: Sequence[tuple[Network, Difference]]) -> int:
+    return candidates[0][1].alike if candidates else 0
 
 
 def _likeness(name: str, difference: Difference) -> str:

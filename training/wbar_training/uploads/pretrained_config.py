@@ -10,6 +10,7 @@ believed where the tensors are that network's.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
@@ -70,7 +71,8 @@ def of_metadata(metadata: Mapping[str, str]) -> Said:
         raw = metadata["pretrained_cfg"].encode()
         config["pretrained_cfg"] = _object(raw)
     if "wbar.classes" in metadata and not {"wbar.targets", "wbar.attributes"} & metadata.keys():
-        config["label_names"] = _object(b'{"names": %b}' % metadata["wbar.classes"].encode()).get("names")
+        with suppress(CorruptFile, ValueError):  # names that cannot be read are left out: nothing needs them
+            config["label_names"] = _object(b'{"names": %b}' % metadata["wbar.classes"].encode()).get("names")
     return _said(config)
 
 
