@@ -93,6 +93,8 @@ def test_what_changes_no_network_is_no_part_of_it(tmp_path: Path) -> None:
          PretrainedConfig(None, None, (32, 32), 0.5, "bilinear")),
         ({"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 32}, "crop_pct": 0.95},
          PretrainedConfig(None, None, (32, 32), 0.95)),
+        ({"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 32}, "crop_pct": None},
+         PretrainedConfig(None, None, (32, 32), 0.875)),
         ({"image_mean": [127.5] * 3, "image_std": [51.0] * 3, "do_rescale": False},
          PretrainedConfig((0.5,) * 3, (0.2,) * 3)),
         ({"do_normalize": False, "resample": 0}, PretrainedConfig((0.0,), (1.0,))),

@@ -169,7 +169,7 @@ def _size(images: Mapping[str, Any]) -> tuple[tuple[int, int], float] | None:
     if size is None:
         return None
     if kind.startswith("ConvNext") and min(size) < 384:  # cut out of the larger image that `crop_pct` says
-        return size, _crop_pct(images, 224 / 256) or 1.0
+        return size, _crop_pct(images, usual := 224 / 256) or usual  # null was the same to versions before
     if cropped is None or resized is None:
         return size, 1.0
     larger = 1.0
