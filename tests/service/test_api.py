@@ -163,7 +163,7 @@ def test_content_says_when_it_was_stored(service: Service, ready: tuple[str, str
         modified = http.head(url).headers["last-modified"]
         stored = parsedate_to_datetime(modified)
         created = datetime.fromisoformat(http.get(f"/v1/checkpoints/{ready[0]}").json()["created_at"])
-        assert created - timedelta(seconds=1) < stored <= datetime.now(UTC)
+        assert created - timedelta(seconds=2) < stored <= datetime.now(UTC)
         earlier = format_datetime(stored - timedelta(seconds=1), usegmt=True)
         later = format_datetime(stored + timedelta(seconds=1), usegmt=True)
         for since, status in ((modified, 304), (later, 304), (earlier, 200), ("yesterday", 200)):
