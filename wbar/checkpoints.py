@@ -81,6 +81,7 @@ class CheckpointFacts:
     prefix: the part of the uploaded names before the network's own.
     ambiguous_with: see NetworkArchitecture.
     pretrained: what came with it about its images.
+    adapter: whether it is a LoRA adapter, with the configuration that says what it adds to its base.
     """
 
     format: CheckpointFormat
@@ -91,12 +92,13 @@ class CheckpointFacts:
     prefix: str
     ambiguous_with: list[str] | None
     pretrained: PretrainedConfig | None = None
+    adapter: bool = False
 
     def document(self) -> dict[str, Any]:
         """Return the JSON that is stored, which a worker of 0.6 reads where nothing is new in it."""
         network = None if self.network is None else network_document(asdict(self.network))
         document = asdict(self) | {"network": network}
-        return {name: value for name, value in document.items() if name != "pretrained" or value is not None}
+        return {name: value for name, value in document.items() if value or name not in ("pretrained", "adapter")}
 
 
 class Checkpoint(BaseModel):
@@ -123,6 +125,7 @@ class Checkpoint(BaseModel):
                     "ambiguous_with": None,
                 },
                 "pretrained": None,
+                "adapter": False,
                 "error": None,
                 "expires_at": None,
                 "created_at": "2026-11-21T09:00:00.000000Z",
@@ -148,6 +151,7 @@ class Checkpoint(BaseModel):
         description="What came with it about the images it was trained on, as defaults of a recipe: timm's `pretrained_cfg`, "
         "or transformers' `preprocessor_config.json`, with the names of `id2label` in the order of the outputs as `classes`.",
     )
+    adapter: bool = Field(False, description="A LoRA adapter: it can be merged with others, and not trained.")
     error: Fault | None
     expires_at: str | None = Field(
         None, description="It is deleted within ten minutes after, once no queued, running or paused job needs it."

@@ -3,13 +3,14 @@
 The formulas stand in `wbar_averaging.decay_weights` and `wbar_averaging.task_vectors`.
 """
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
 
 from wbar.checkpoints import Fault
 from wbar.request import ExpiresAfter, RequestModel, Seed
-from wbar.results import WeightsFile
 from wbar.text import Name, Text
 from wbar_averaging.decay_weights import weight_sum
 
@@ -17,6 +18,8 @@ MergeStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ENDED: frozenset[MergeStatus] = frozenset({"succeeded", "failed", "cancelled"})
 MOST_SOURCES = 256
 MOST_SCALE = 1e6
+MOST_RANK = 65_536
+LEAST_SHARD = 1_000_000  # bytes
 
 SourceId = Annotated[Text, Field(max_length=64)]
 DecayShape = Literal["linear", "cosine", "1-sqrt"]
@@ -36,6 +39,13 @@ class MeanMerge(RequestModel):
     )
     ema: float | None = Field(
         None, ge=0, lt=1, description="For the checkpoints of one run, oldest first: the decay of an exponential mean."
+    )
+    lora_rank: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_RANK,
+        description="Of LoRA adapters, and required there: ΔW = B·A is averaged, and written as the nearest product of this "
+        "rank. The sum of the adapters' ranks leaves nothing out; `result.residuals` says what less does.",
     )
 
     @model_validator(mode="after")
@@ -80,6 +90,9 @@ class DareMerge(_Added):
 
 AnyMerge = Annotated[MeanMerge | TaskArithmeticMerge | TiesMerge | DareMerge, Discriminator("type")]
 MergeDtype = Literal["float16", "bfloat16", "float32", "float64"]
+# A file of tensors; or a zip of a folder, with the configuration and the tokenizer beside the weights.
+MergeFormat = Literal["safetensors", "huggingface"]
+EXTENSIONS: Mapping[MergeFormat, str] = MappingProxyType({"safetensors": ".safetensors", "huggingface": ".zip"})
 
 
 class MergeRequest(RequestModel):
@@ -114,6 +127,17 @@ class MergeRequest(RequestModel):
     dtype: MergeDtype | None = Field(
         None, description="Of all floating-point tensors; default: as in the first checkpoint, or in the base."
     )
+    format: MergeFormat | None = Field(
+        None,
+        description="`huggingface`: a zip of a folder, with `config.json`, tokenizer and preprocessor files of the first "
+        "checkpoint (the base where there is one), which was uploaded as a folder. Default: of LoRA adapters that, else "
+        "`safetensors`.",
+    )
+    max_shard_bytes: int | None = Field(
+        None,
+        ge=LEAST_SHARD,
+        description="Of `huggingface`: larger weights are split into files of at most so many bytes, with their index.",
+    )
     name: Name | None = None
     expires_after: ExpiresAfter | None = Field(
         None, description="Seconds from its end after which it is deleted. Default: it stays."
@@ -131,6 +155,8 @@ class MergeRequest(RequestModel):
         if isinstance(numbers, list) and len(numbers) != count:
             name = "weights" if isinstance(self.method, MeanMerge) else "scales"
             raise ValueError(f"{len(numbers)} {name} for {count} checkpoints")
+        if self.max_shard_bytes is not None and self.format != "huggingface":
+            raise ValueError("`max_shard_bytes` goes with the format huggingface: a safetensors result is one file")
         return self
 
 
@@ -144,7 +170,10 @@ class MergeSource(BaseModel):
 
 
 class MergeSpec(BaseModel):
-    """Everything that decides a merge's bits. It is made once, when the merge is created."""
+    """Everything that decides a merge's bits. It is made once, when the merge is created.
+
+    archives: of the format huggingface, the sha256 of the archive that an input was uploaded as, by the input's id.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -152,17 +181,55 @@ class MergeSpec(BaseModel):
     base: MergeSource | None
     method: AnyMerge
     dtype: MergeDtype | None
+    format: MergeFormat = "safetensors"
+    max_shard_bytes: int | None = None
+    archives: Mapping[str, str] = {}
 
     @property
     def inputs(self) -> list[MergeSource]:
         """The sources, after the base where there is one."""
         return [*([self.base] if self.base else []), *self.sources]
 
+    @property
+    def blobs(self) -> list[str]:
+        """The digests of all that the merge reads, each once."""
+        return list(dict.fromkeys([*(source.sha256 for source in self.inputs), *self.archives.values()]))
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON that is stored, which a worker of 0.6 reads where nothing is new in it."""
+        document = self.model_dump(mode="json")
+        if self.format == "safetensors":
+            for name in ("format", "max_shard_bytes", "archives"):
+                del document[name]
+        if isinstance(self.method, MeanMerge) and self.method.lora_rank is None:
+            del document["method"]["lora_rank"]
+        return document
+
+
+class MergedFile(BaseModel):
+    """The file that a merge has made: its size in bytes and its sha256."""
+
+    bytes: int
+    sha256: str
+    format: MergeFormat = "safetensors"
+
 
 class MergeResult(BaseModel):
     """The result of a merge."""
 
-    weights: WeightsFile
+    weights: MergedFile
+    residuals: dict[str, float] | None = Field(
+        None,
+        description="Of LoRA adapters, by module: ‖ΔW − B·A‖ / ‖ΔW‖ (Frobenius), what the rank left out; the hundred largest.",
+    )
+
+    @property
+    def left_out(self) -> str | None:
+        """A sentence about what the rank left out of adapters; None of other merges."""
+        if not self.residuals:
+            return None
+        worst, share = max(self.residuals.items(), key=lambda item: item[1])
+        return f"The rank leaves out {share:.2%} of ΔW (Frobenius norm) in {worst}, and less elsewhere."
 
 
 class Merge(BaseModel):
@@ -177,6 +244,8 @@ class Merge(BaseModel):
                 "status": "succeeded",
                 "method": {"type": "ties", "density": 0.2, "scale": 1.0},
                 "dtype": None,
+                "format": "safetensors",
+                "max_shard_bytes": None,
                 "base": {
                     "id": "ckpt_0mk3q8v0zr5d2a7x9c4t",
                     "sha256": "b5bb9d8014a0f9b1d61e21e796d78dccdf1352f23cd32812f4850b878ae4944c",
@@ -193,7 +262,8 @@ class Merge(BaseModel):
                         "bytes": 1105032,
                         "sha256": "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9",
                         "format": "safetensors",
-                    }
+                    },
+                    "residuals": None,
                 },
                 "error": None,
                 "attempts": 1,
@@ -211,6 +281,8 @@ class Merge(BaseModel):
     status: MergeStatus
     method: AnyMerge
     dtype: MergeDtype | None
+    format: MergeFormat
+    max_shard_bytes: int | None
     base: MergeSource | None
     sources: list[MergeSource] = Field(description="What is merged, in order; `last` is resolved to snapshots.")
     fraction: float = Field(description="How much of the reading is done, from 0 to 1.")

@@ -13,6 +13,7 @@ is 1.
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def merge_adapters(
 
 def _opened(source: Path, files: OpenFiles, scratch: Path) -> _Adapter:
     config = read_config(source / CONFIG)
-    _refuse_kind(source, config)
+    refuse_other_kinds(config, str(source / CONFIG))
     checkpoint = open_checkpoint(source, files, scratch)
     names = sorted(checkpoint.entries)
     shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
@@ -150,9 +151,12 @@ def _opened(source: Path, files: OpenFiles, scratch: Path) -> _Adapter:
     return _Adapter(source, config, checkpoint, shapes, {name: number for number, name in enumerate(names)})
 
 
-def _refuse_kind(source: Path, config: dict[str, Any]) -> None:
-    """Raise UnfitConfig for an adapter that adds something else than s·B·A to the weights of its base."""
-    path, start = source / CONFIG, config.get("init_lora_weights")
+def refuse_other_kinds(config: Mapping[str, Any], path: str) -> None:
+    """Raise UnfitConfig for an adapter that adds something else than s·B·A to the weights of its base.
+
+    path: of the configuration, for the message.
+    """
+    start = config.get("init_lora_weights")
     if config.get("peft_type") != "LORA":
         raise UnfitConfig(f"{path}: peft_type is {config.get('peft_type')}, and only LORA is merged")
     for key in sorted(config):

@@ -10,9 +10,10 @@ import math
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from wbar_averaging.streamed_mean import Combination, Mean, Plan, Progress, make
 
 StrPath = str | os.PathLike[str]
 MODEL = "model.safetensors"
+FORMAT = MappingProxyType({"format": "pt"})  # transformers loads no model.safetensors whose metadata lack it
 MADE = ("wbar.averaged", "wbar.merge")  # what a file's metadata say of how it was made: the inputs' own do not hold
 
 
@@ -212,7 +214,7 @@ def merge_checkpoints(
             return Merged(_write(sources, method, out, Path(folder), chosen, max_shard_bytes, progress))
     with place_folder(Path(out)) as (scratch, folder):
         carried = carried_files(sources)
-        written = _write(sources, method, folder / MODEL, scratch, chosen, max_shard_bytes, progress)
+        written = _write(sources, method, folder / MODEL, scratch, chosen, max_shard_bytes, progress, FORMAT)
         copy_files(carried, folder, chosen)
     return Merged(Path(out) / written.name, tuple(path.name for path in carried))
 
@@ -225,10 +227,12 @@ def _write(
     chosen: str | None,
     max_shard_bytes: int | None,
     progress: Progress | None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     with OpenFiles() as files:
         (scratch / "copies").mkdir()
         plan = make_plan(sources, files, scratch / "copies", chosen)
+        plan.metadata.update({key: value for key, value in metadata.items() if key not in plan.metadata})
         for key in MADE:
             plan.metadata.pop(key, None)
         plan.metadata.update(method.metadata(len(sources) - method.needs_base))

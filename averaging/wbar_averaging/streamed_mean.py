@@ -114,7 +114,7 @@ def _refuse_factors(checkpoint: Checkpoint) -> None:
     if name is not None:
         raise FactorsApart(
             f"{shown(name)} in {checkpoint.label} is one factor of an adapter: the mean of ΔW = B·A is not the product of the "
-            "factors' means; merge LoRA adapters with `wbar merge`, as folders with their adapter_config.json, and --lora-rank"
+            "factors' means; merge LoRA adapters as folders with their adapter_config.json, and give the rank of the result"
         )
 
 

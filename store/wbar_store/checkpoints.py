@@ -42,6 +42,11 @@ class CheckpointRecord(UploadRecord):
     facts: CheckpointFacts | None
 
     @property
+    def archive(self) -> str | None:
+        """The blob of the archive, of a ready checkpoint that was uploaded as a folder; None of others."""
+        return self.content if self.facts is not None and self.facts.format in ("zip", "tar") else None
+
+    @property
     def blobs(self) -> list[str]:
         """The blobs that the row keeps alive."""
         return [blob for blob in (self.content, self.weights) if blob]
@@ -87,6 +92,7 @@ class CheckpointRecord(UploadRecord):
             tensors=facts.tensors if facts else None,
             architecture=architecture,
             pretrained=facts.pretrained if facts else None,
+            adapter=facts.adapter if facts else False,
             error=self.error,
             expires_at=rfc3339(self.expires_at),
             created_at=rfc3339(self.created_at),

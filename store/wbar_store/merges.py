@@ -11,8 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Update, and_, delete, false, f
 
 from wbar.checkpoints import Fault
 from wbar.errors import AttemptsExhausted, InvalidTransition, JobNotFinished, NotFound, NoWeights
-from wbar.merges import ENDED, Merge, MergeResult, MergeSource, MergeSpec, MergeStatus
-from wbar.results import WeightsFile
+from wbar.merges import ENDED, Merge, MergedFile, MergeResult, MergeSource, MergeSpec, MergeStatus
 from wbar_store import outbox
 from wbar_store.blobs import Received
 from wbar_store.claims import Claim
@@ -24,7 +23,12 @@ from wbar_store.validated_uploads import LEASE, MAX_ATTEMPTS
 
 
 class MergeRecord(Record):
-    """A row of `merges`. bytes: of the result; until there is one, of the first input. weights: the result's blob."""
+    """A row of `merges`.
+
+    bytes: of the result; until there is one, of the first input.
+    weights: the result's blob.
+    residuals: of LoRA adapters, what the rank left out, by module.
+    """
 
     tenant: str
     name: str | None
@@ -33,6 +37,7 @@ class MergeRecord(Record):
     fraction: float
     bytes: int
     weights: str | None
+    residuals: dict[str, float] | None
     error: Fault | None
     attempts: int
     expires_at: float | None
@@ -57,13 +62,16 @@ class MergeRecord(Record):
         """Return the merge as the API sends it."""
         result = None
         if self.weights is not None:
-            result = MergeResult(weights=WeightsFile(bytes=self.bytes, sha256=self.weights))
+            file = MergedFile(bytes=self.bytes, sha256=self.weights, format=self.spec.format)
+            result = MergeResult(weights=file, residuals=self.residuals)
         return Merge(
             id=self.id,
             name=self.name,
             status=self.status,
             method=self.spec.method,
             dtype=self.spec.dtype,
+            format=self.spec.format,
+            max_shard_bytes=self.spec.max_shard_bytes,
             base=self.spec.base,
             sources=list(self.spec.sources),
             fraction=self.fraction,
@@ -95,7 +103,7 @@ class Merges(Repository[MergeRecord]):
             "tenant": tenant.name,
             "name": name,
             "status": "queued",
-            "spec": spec.model_dump(mode="json"),
+            "spec": spec.document(),
             "fraction": 0.0,
             "bytes": size,
             "attempts": 0,
@@ -104,8 +112,7 @@ class Merges(Repository[MergeRecord]):
         }
         with self.database.write() as connection:
             row = connection.execute(insert(merges).values(**values).returning(*merges.c)).one()
-            blobs = dict.fromkeys(source.sha256 for source in spec.inputs)
-            connection.execute(insert(merge_inputs), [{"merge": row.id, "sha256": blob} for blob in blobs])
+            connection.execute(insert(merge_inputs), [{"merge": row.id, "sha256": blob} for blob in spec.blobs])
         return self.record.of(row)
 
     def snapshot(self, tenant: Tenant, snapshot_id: str) -> tuple[MergeSource, int]:
@@ -128,7 +135,7 @@ class Merges(Repository[MergeRecord]):
             if record.status in ENDED:
                 raise InvalidTransition(f"{merge_id} has {record.status}: it cannot be cancelled any more")
             self._end(connection, update(merges).where(merges.c.id == merge_id), merge_id, "cancelled")
-            return self.get(tenant, merge_id), [source.sha256 for source in record.spec.inputs]
+            return self.get(tenant, merge_id), record.spec.blobs
 
     def remove(self, tenant: Tenant, merge_id: str) -> list[str]:
         """Delete an ended merge; returns the blobs to collect. Raises NotFound, InvalidTransition before its end."""
@@ -171,10 +178,10 @@ class Merges(Repository[MergeRecord]):
         """Queue a merge again that an outage interrupted: the attempt does not count, as of `UploadRepository.hand_back`."""
         self._write(claim, lease_until=None, status="queued", attempts=claim.attempt - 1, notified_at=now())
 
-    def succeed(self, claim: Claim, received: Received) -> bool:
+    def succeed(self, claim: Claim, received: Received, residuals: dict[str, float] | None = None) -> bool:
         """End a merge with its result, whose blob the caller holds. False if the claim is stale."""
         with self.database.write() as connection:
-            values = {"weights": received.sha256, "bytes": received.bytes, "fraction": 1.0}
+            values = {"weights": received.sha256, "bytes": received.bytes, "fraction": 1.0, "residuals": residuals}
             return self._end(connection, _of_claim(claim), claim.id, "succeeded", **values)
 
     def fail(self, claim: Claim, fault: Fault) -> bool:

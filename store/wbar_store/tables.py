@@ -268,6 +268,7 @@ merges = Table(
     Column("fraction", Double, nullable=False),
     Column("bytes", BigInteger, nullable=False),  # of the result; until there is one, of the first input
     Column("weights", _SHA, index=True),
+    Column("residuals", _JSON),  # of LoRA adapters: what the rank left out, by module
     Column("error", _JSON),
     Column("attempts", Integer, nullable=False),  # the fence
     Column("notified_at", Double),

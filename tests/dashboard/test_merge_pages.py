@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from tests.dashboard.test_pages import MINE, OTHER, sign_in, store_of
 from tests.service.app import App, app_in
@@ -127,3 +127,23 @@ def create(store: Store) -> str:
     """A queued merge."""
     spec = MergeSpec(sources=(MergeSource(id="ckpt_a", sha256="a" * 64),), base=None, method=MeanMerge(), dtype=None)
     return store.merges.create(MINE, spec, None, 8, None).id
+
+
+def test_a_form_asks_for_a_folder_and_is_told_where_there_is_none(app: App) -> None:
+    browser, store = sign_in(app), store_of(app)
+    refused = browser.post("/merges", checkpoints=TWO, format="huggingface", max_shard_bytes="5000000")
+    assert refused.status_code == 422
+    assert "was not uploaded as a folder" in refused.text
+    assert 'value="5000000"' in refused.text, "what was typed stays"
+    refused = browser.post("/merges", checkpoints=TWO, lora_rank="4")
+    assert (refused.status_code, "is no LoRA adapter" in refused.text) == (422, True)
+    weights = {"format": "zip", "parameters": 1, "tensors": 1, "network": None, "source": "detected", "prefix": "",
+               "ambiguous_with": None, "adapter": True}  # fmt: skip
+    with store.database.write() as connection:
+        connection.execute(update(checkpoints).values(facts=weights, content="c" * 64))
+    made = browser.post("/merges", checkpoints=TWO, lora_rank="4")
+    assert made.status_code == 303, made.text
+    spec = store.merges.page(MINE, PageRequest(1)).records[0].spec
+    assert (spec.method, spec.format) == (MeanMerge(lora_rank=4), "huggingface")
+    assert spec.archives == {"ckpt_a": "c" * 64, "ckpt_b": "c" * 64}
+    assert store.merges.claim(store.merges.page(MINE, PageRequest(1)).records[0].id) is not None

@@ -31,7 +31,21 @@ def create(
     density: Annotated[float | None, typer.Option(help="ties: the share that is kept. Default: 0.2.")] = None,
     drop: Annotated[float | None, typer.Option(help="dare: the share that is dropped. Default: 0.9.")] = None,
     seed: Annotated[int | None, typer.Option(help="dare: of what is dropped. Default: 0.")] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="mean of LoRA adapters, and needed there: the rank of the result.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float16, bfloat16, float32 or float64.")] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="safetensors; or huggingface, a zip of a folder with config.json and tokenizer files, of checkpoints that "
+            "were uploaded as folders.",
+        ),
+    ] = None,
+    max_shard_bytes: Annotated[
+        int | None, typer.Option(help="huggingface: split larger weights into files of at most so many bytes.")
+    ] = None,
     name: Annotated[str | None, typer.Option()] = None,
     expires_after: Annotated[int | None, typer.Option(help="Seconds from its end after which it is deleted.")] = None,
     output: Annotated[
@@ -40,12 +54,15 @@ def create(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended.")] = False,
 ) -> None:
     """Merge checkpoints that the service has, and print the merge's id."""
-    options: dict[str, Any] = {"type": method, "density": density, "drop": drop, "seed": seed, **_weights(weights)}
+    options: dict[str, Any] = {
+        "type": method, "density": density, "drop": drop, "seed": seed, "lora_rank": lora_rank, **_weights(weights)
+    }  # fmt: skip
     if scale is not None:
         scales = _numbers("--scale", scale)
         options["scale"] = scales[0] if len(scales) == 1 else scales
     fields: dict[str, Any] = {
-        "last": last, "base": base, "dtype": dtype, "name": name, "expires_after": expires_after,
+        "last": last, "base": base, "dtype": dtype, "name": name, "expires_after": expires_after, "format": form,
+        "max_shard_bytes": max_shard_bytes,
         "method": {key: value for key, value in options.items() if value is not None},
     }  # fmt: skip
     with connected() as client:
@@ -56,6 +73,8 @@ def create(
             with transfer() as bar:
                 client.merges.download(made.id, output, step(bar, "download"))
     answer(made, made.id)
+    if made.result is not None and made.result.left_out:
+        note(made.result.left_out)
     if made.status in ("failed", "cancelled"):
         note(f"{made.status}: {made.error.message if made.error else 'before its end'}", "red")
         raise typer.Exit(FAILED)

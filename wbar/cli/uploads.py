@@ -59,7 +59,9 @@ def upload(
     except UnknownArchitecture as error:
         raise UnknownArchitecture(f"{error.detail}. Here `architecture` is --architecture NAME") from None
     network = made.architecture
-    if network is None:
+    if made.adapter:
+        note(f"a LoRA adapter, {made.parameters:,} numbers: to be merged with others, not trained")
+    elif network is None:
         note(f"of no known network, {made.parameters:,} numbers: to be merged, not trained")
     else:
         note(f"{network.name}, {network.num_classes} classes, {made.parameters:,} parameters")

@@ -98,7 +98,9 @@ class DatasetUpload:
 class MergeWork:
     """The request to merge the files ID.safetensors in `folder`, one for each input of the spec, to `out`.
 
+    Beside them lie ID.archive, of the inputs that the spec has archives of.
     memory, seconds, file_bytes: the limits of the child.
+    archives: what is counted of an archive.
     """
 
     spec: MergeSpec
@@ -107,6 +109,7 @@ class MergeWork:
     memory: int
     seconds: float
     file_bytes: int
+    archives: uploads.UploadLimits
 
 
 class _Message(BaseModel):
@@ -205,9 +208,10 @@ class MergeProgress(_Message):
 
 
 class Merged(_Message):
-    """The merge lies where it was asked for."""
+    """The merge lies where it was asked for. residuals: of LoRA adapters, by module, the largest."""
 
     type: Literal["merged"] = "merged"
+    residuals: dict[str, float] | None = None
 
 
 class MergeRefused(_Message):

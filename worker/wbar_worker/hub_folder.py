@@ -1,4 +1,4 @@
-"""The folder of a result that transformers or timm loads, as one zip: weights, configuration, card.
+"""The folder of a result that transformers, timm or PEFT loads, as one zip: weights, configuration, card.
 
 Stored, not deflated, with fixed dates: equal contents give equal bytes, which are sent in ranges like any other file's. The
 weights are the delivered file's, byte for byte, behind a header with the network's own names and the `format` that
@@ -48,6 +48,16 @@ def write_hub_folder(out: Path, config: HubConfig, weights: Path, card: str) -> 
             file.seek(begin)
             member.write(start)
             shutil.copyfileobj(file, member, CHUNK)
+
+
+def pack_folder(out: Path, folder: Path) -> None:
+    """Write a zip of the files of a folder to `out`, the weights last. Raises OSError."""
+    with ZipFile(out, "w", ZIP_STORED) as archive:
+        for path in sorted(folder.iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name)):
+            entry = _entry(path.name)
+            entry.file_size = path.stat().st_size
+            with open(path, "rb") as file, archive.open(entry, "w") as member:
+                shutil.copyfileobj(file, member, CHUNK)
 
 
 def _entry(name: str) -> ZipInfo:

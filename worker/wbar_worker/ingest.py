@@ -27,7 +27,6 @@ from wbar_store.sources import locate, take_file
 from wbar_store.store import Store
 from wbar_store.validated_uploads import AnyUpload, UploadRecord, UploadRepository
 from wbar_training.messages import Crashed
-from wbar_training.uploads.limits import UploadLimits
 from wbar_worker import processes
 from wbar_worker.child_content import ChildContent
 from wbar_worker.children import (
@@ -63,13 +62,7 @@ class Ingester:
         self.limits = ReaderLimits(
             memory=settings.memory_per_ingest,
             seconds=settings.ingest_seconds,
-            content=UploadLimits(
-                bytes=settings.archive_bytes,
-                files=settings.archive_files,
-                pixels=settings.image_pixels,
-                header_bytes=settings.header_bytes,
-                tensors=settings.checkpoint_tensors,
-            ),
+            content=settings.upload_limits,
         )
 
     def run(self, object_id: str) -> None:

@@ -1,26 +1,32 @@
 """The child's side of a merge: combine files under limits, and send how far it is and how it ended.
 
-It imports no torch of its own; its files are safetensors, which the worker fetched.
+It imports no torch of its own; its files are safetensors, which the worker fetched, and of folders the archives that they
+were uploaded as, for what lies beside the weights.
 """
 
 import errno
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from wbar.checkpoints import Fault
-from wbar.errors import CheckpointsDiffer, ContentTooLarge, MergeFailed, NonFiniteWeights
+from wbar.errors import CheckpointsDiffer, ContentTooLarge, MergeFailed, NonFiniteWeights, Rejected
 from wbar.merges import DareMerge, MeanMerge, MergeSpec, TaskArithmeticMerge, TiesMerge
 from wbar_averaging.decay_weights import EMA
 from wbar_averaging.merging import Dare, MergeMethod, TaskArithmetic, Ties, WeightedMean, merge_checkpoints
-from wbar_averaging.streamed_mean import Mismatch, NotFinite
+from wbar_averaging.model_folder import CARRIED
+from wbar_averaging.streamed_mean import Mismatch, NotFinite, Progress
 from wbar_training.messages import Crashed
+from wbar_training.uploads.model_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS, unpack_beside
 from wbar_worker.children import Merged, MergeEnding, MergeProgress, MergeRefused, MergeWork
+from wbar_worker.hub_folder import pack_folder
 from wbar_worker.processes import ControlChannel, confine, first_line
 
 TOLD_SECONDS = 0.5  # between two messages about how far it is
+TOLD_RESIDUALS = 100  # modules
 
 
 def run_merge(work: MergeWork, channel: ControlChannel) -> None:
@@ -38,15 +44,17 @@ def _ending(work: MergeWork, channel: ControlChannel) -> MergeEnding:
             told = time.monotonic()
             channel.send(MergeProgress(fraction=done / max(1, total)))
 
-    spec = work.spec
-    paths = [work.folder / f"{source.id}.safetensors" for source in spec.sources]
-    base = None if spec.base is None else work.folder / f"{spec.base.id}.safetensors"
     try:
-        merge_checkpoints(paths, work.out, method_of(spec), base=base, dtype=spec.dtype, progress=tell)
+        return Merged(residuals=_merge(work, tell))
     except ValueError as error:
         message = str(error).replace(f"{work.folder}/", "").replace(".safetensors", "")
         code = next((code for kind, code in CODES if isinstance(error, kind)), MergeFailed.code)
         return MergeRefused(fault=Fault(code=code, message=message))
+    except Rejected as error:
+        return MergeRefused(fault=Fault(code=error.code, message=error.detail))
+    except MemoryError:
+        message = "merging needs more memory than it may use (WBAR_INGEST_MEMORY)"
+        return MergeRefused(fault=Fault(code=ContentTooLarge.code, message=message))
     except OSError as error:
         if error.errno == errno.EFBIG:
             return MergeRefused(fault=Fault(code=ContentTooLarge.code, message="the merged weights would be too large"))
@@ -55,13 +63,50 @@ def _ending(work: MergeWork, channel: ControlChannel) -> MergeEnding:
     except Exception as error:
         logging.getLogger("wbar").exception("the merge failed")
         return Crashed(why=first_line(error))
-    return Merged()
+
+
+def _merge(work: MergeWork, tell: Progress) -> dict[str, float] | None:
+    """Write the result to `work.out`; return what a rank left out of adapters, the largest."""
+    spec = work.spec
+    places = {source.id: _place(work, source.id) for source in spec.inputs}
+    folder = work.out.with_name("merged")
+    merged = merge_checkpoints(
+        [places[source.id] for source in spec.sources],
+        work.out if spec.format == "safetensors" else folder,
+        method_of(spec),
+        base=None if spec.base is None else places[spec.base.id],
+        dtype=spec.dtype,
+        max_shard_bytes=spec.max_shard_bytes,
+        lora_rank=lora_rank_of(spec),
+        progress=tell,
+    )
+    if spec.format == "huggingface":
+        pack_folder(work.out, folder)
+    worst = sorted(merged.residuals.items(), key=lambda item: (-item[1], item[0]))[:TOLD_RESIDUALS]
+    return dict(worst) or None
+
+
+def _place(work: MergeWork, source: str) -> Path:
+    """Return the file of an input; of one with an archive, a folder with what lies beside its weights there."""
+    weights = work.folder / f"{source}.safetensors"
+    if source not in work.spec.archives:
+        return weights
+    place = work.folder / source
+    place.mkdir()
+    unpack_beside(work.folder / f"{source}.archive", (*CARRIED, ADAPTER_CONFIG), place, work.archives)
+    weights.rename(place / (ADAPTER_WEIGHTS if (place / ADAPTER_CONFIG).exists() else WEIGHTS))
+    return place
 
 
 CODES: Sequence[tuple[type[ValueError], str]] = (
     (Mismatch, CheckpointsDiffer.code),
     (NotFinite, NonFiniteWeights.code),
 )
+
+
+def lora_rank_of(spec: MergeSpec) -> int | None:
+    """Return the rank that merged adapters are written with; None of whole networks."""
+    return spec.method.lora_rank if isinstance(spec.method, MeanMerge) else None
 
 
 def method_of(spec: MergeSpec) -> MergeMethod:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from wbar.checkpoints import Fault
 from wbar.errors import MergeFailed
+from wbar.merges import MergeFormat
 from wbar_store import logs
 from wbar_store.merges import MergeRecord
 from wbar_store.store import Store
@@ -24,7 +25,11 @@ from wbar_worker.settings import WorkerSettings
 log = logging.getLogger("wbar.worker")
 
 WIDER = 4  # times the inputs' bytes that a result may take: float16 written as float64
-HEADERS = 64 * 1024 * 1024  # bytes
+# The result's file, and the bytes that it may have beside tensors: a header; of a folder, configurations and a tokenizer.
+OUTPUTS: dict[MergeFormat, tuple[str, int]] = {
+    "safetensors": ("merged.safetensors", 64 * 1024 * 1024),
+    "huggingface": ("merged.zip", 1024 * 1024 * 1024),
+}
 
 
 class Merger:
@@ -56,27 +61,30 @@ class Merger:
         inputs = {source.id: source.sha256 for source in record.spec.inputs}
         for name, sha256 in inputs.items():
             self.store.blobs.fetch(sha256, scratch / f"{name}.safetensors")
+        for name, sha256 in record.spec.archives.items():
+            self.store.blobs.fetch(sha256, scratch / f"{name}.archive")
         largest = max((scratch / f"{name}.safetensors").stat().st_size for name in inputs)
-        out = scratch / "out" / "merged.safetensors"
+        name, beside = OUTPUTS[record.spec.format]
+        out = scratch / "out" / name
         out.parent.mkdir()
         work = MergeWork(
             record.spec, scratch, out, self.settings.memory_per_ingest, self.settings.ingest_seconds,
-            WIDER * largest + HEADERS,
+            WIDER * largest + beside, self.settings.upload_limits,
         )  # fmt: skip
         ending = self._listen(record, processes.start(RUN_MERGE, work))
         match ending:
             case None:
                 return
-            case Merged():
+            case Merged(residuals=residuals):
                 received = self.store.blobs.put_file(out)
                 with self.store.blobs.keep(received):
-                    self.store.merges.succeed(record.claim, received)
+                    self.store.merges.succeed(record.claim, received, residuals)
             case MergeRefused():
                 self.store.merges.fail(record.claim, ending.fault)
             case Crashed():
                 self._give_back(record, ending.why)
                 return
-        self.store.blobs.collect([*inputs.values()])  # whoever's they were may have been deleted meanwhile
+        self.store.blobs.collect(record.spec.blobs)  # whoever's they were may have been deleted meanwhile
 
     def _listen(self, record: MergeRecord, child: Child) -> MergeEnding | None:
         """Return how the child ended; None when the merge was cancelled or another attempt has it."""

@@ -88,6 +88,17 @@ class WorkerSettings(StoreSettings):
         """The folder of tables of what is installed; None where none is wanted."""
         return self.scratch / "architectures" if self.timm else None
 
+    @property
+    def upload_limits(self) -> UploadLimits:
+        """The limits that readers of uploads keep."""
+        return UploadLimits(
+            bytes=self.archive_bytes,
+            files=self.archive_files,
+            pixels=self.image_pixels,
+            header_bytes=self.header_bytes,
+            tensors=self.checkpoint_tensors,
+        )
+
     @cached_property
     def memory_per_ingest(self) -> int:
         """Bytes of heap that validating one upload may take: `ingest_memory`, or its default on this machine."""

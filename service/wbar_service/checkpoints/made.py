@@ -1,6 +1,7 @@
 """What a job or a merge has made, as the content of a new checkpoint."""
 
 from wbar.catalog import EXPORTED
+from wbar.merges import EXTENSIONS
 from wbar_service.arriving import Made
 from wbar_service.jobs.files import no_result
 from wbar_store.database import Tenant
@@ -16,7 +17,7 @@ def made_by(store: Store, tenant: Tenant, source: str) -> tuple[Made, str | None
     """
     if source.startswith("merge_"):
         merge = store.merges.get(tenant, source)
-        return Made(source, merge.result(), f"{merge.name or source}.safetensors"), None
+        return Made(source, merge.result(), f"{merge.name or source}{EXTENSIONS[merge.spec.format]}"), None
     job = store.jobs.get(tenant, source)
     if job.weights is None:
         no_result(job, "averaged weights")

@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
 from wbar.errors import Conflict, NotFound, Refused
-from wbar.merges import DecayShape, MergeDtype, MergeRequest
+from wbar.merges import DecayShape, MergeDtype, MergeFormat, MergeRequest
 from wbar_service.auth import StoreOf, TenantOf
 from wbar_service.dashboard.pages import page
 from wbar_service.dashboard.route import PageRoute, is_fragment
@@ -35,9 +35,14 @@ METHODS: dict[Method, str] = {
     "ties": "TIES: trimmed differences with the elected sign",
     "dare": "DARE: differences with a share dropped at random",
 }
+FORMATS: dict[MergeFormat, str] = {
+    "safetensors": "safetensors – the weights alone",
+    "huggingface": "a folder with config.json and tokenizer, zipped",
+}
+COMMON = ("last", "dtype", "format", "max_shard_bytes", "name")
 EMPTY = {
     "checkpoints": "", "last": "", "base": "", "method": "mean", "weights": "", "ema": "", "scale": "", "density": "",
-    "drop": "", "dtype": "", "name": "",
+    "drop": "", "lora_rank": "", "dtype": "", "format": "", "max_shard_bytes": "", "name": "",
 }  # fmt: skip
 
 
@@ -67,13 +72,17 @@ def create_merge(
     scale: Typed = "",
     density: Typed = "",
     drop: Typed = "",
+    lora_rank: Typed = "",
     dtype: Typed = "",
+    form: Annotated[str, Form(alias="format", max_length=20)] = "",
+    max_shard_bytes: Typed = "",
     name: Typed = "",
 ) -> Response:
     """Create a merge and show it."""
     typed = {
         "checkpoints": checkpoints, "last": last, "base": base, "method": method, "weights": weights, "ema": ema,
-        "scale": scale, "density": density, "drop": drop, "dtype": dtype, "name": name,
+        "scale": scale, "density": density, "drop": drop, "lora_rank": lora_rank, "dtype": dtype, "format": form,
+        "max_shard_bytes": max_shard_bytes, "name": name,
     }  # fmt: skip
     try:
         asked = MergeRequest.model_validate(_body(typed))
@@ -97,13 +106,15 @@ def _body(typed: dict[str, str]) -> dict[str, Any]:
     asked: dict[str, Any] = {"type": kind}
     if kind == "mean" and method in get_args(DecayShape):
         asked["shape"] = method
+    if kind == "mean" and "lora_rank" in given:
+        asked["lora_rank"] = given["lora_rank"]
     known = {"mean": ("weights",), "ema": ("ema",), "task_arithmetic": ("scale",), "ties": ("density", "scale"),
              "dare": ("drop", "scale")}.get(method, ())  # fmt: skip
     for option in known:
         if option in given:
             numbers = given[option].replace(",", " ").split()
             asked[option] = numbers if option == "weights" or len(numbers) > 1 else numbers[0]
-    body: dict[str, Any] = {name: given[name] for name in ("last", "dtype", "name") if name in given}
+    body: dict[str, Any] = {name: given[name] for name in COMMON if name in given}
     if kind != "mean" and "base" in given:
         body["base"] = given["base"]
     return {**body, "checkpoints": re.split(r"[\s,]+", given.get("checkpoints", "").strip()), "method": asked}
@@ -150,7 +161,7 @@ def _list(
     template = "_merge_rows.html" if is_fragment(request) else "merges.html"
     return page(
         request, template, status, rows=rows, shown=readable(rows.records, MergeRecord.to_api), fault=fault, after=after,
-        methods=METHODS, dtypes=get_args(MergeDtype), typed={**EMPTY, **typed},
+        methods=METHODS, dtypes=get_args(MergeDtype), formats=FORMATS, typed={**EMPTY, **typed},
     )  # fmt: skip
 
 

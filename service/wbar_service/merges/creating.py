@@ -1,9 +1,10 @@
 """From a request to a MergeSpec: what it names is looked up and locked here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from wbar.errors import CheckpointNotReady, JobNotFinished, NoWeights, ValidationFailed
-from wbar.merges import MergeRequest, MergeSource, MergeSpec
+from wbar.merges import MeanMerge, MergeFormat, MergeRequest, MergeSource, MergeSpec
 from wbar.states import TERMINAL
 from wbar_store.database import Tenant
 from wbar_store.ids import kind_of
@@ -11,7 +12,19 @@ from wbar_store.merges import MergeRecord
 from wbar_store.quotas import Quota
 from wbar_store.store import Store
 
-Found = tuple[MergeSource, int]  # with its bytes
+
+@dataclass(frozen=True)
+class Found:
+    """A source, and what is known of it.
+
+    archive: of a checkpoint that was uploaded as a folder, the blob of that.
+    adapter: whether it is a LoRA adapter.
+    """
+
+    source: MergeSource
+    bytes: int
+    archive: str | None = None
+    adapter: bool = False
 
 
 def insert_merge(store: Store, tenant: Tenant, body: MergeRequest, quota: Quota) -> MergeRecord:
@@ -23,13 +36,60 @@ def insert_merge(store: Store, tenant: Tenant, body: MergeRequest, quota: Quota)
     # All of them in one order, before anything else is locked: two merges of the same checkpoints must not cross.
     wanted = {*named, *([body.base] if body.base else [])}
     found = {name: _source(store, tenant, name) for name in sorted(wanted)}
-    sources = tuple(found[name][0] for name in named)
-    base = found[body.base][0] if body.base else None
-    size = found[body.base or named[0]][1]
+    first = body.base or named[0]
+    form = _format(body, found, first)
+    archives = {name: one.archive for name, one in sorted(found.items()) if one.archive}
+    size = found[first].bytes
     store.quotas.check_jobs(tenant, quota)
     store.quotas.check_bytes(tenant, quota, size)
-    spec = MergeSpec(sources=sources, base=base, method=body.method, dtype=body.dtype)
+    spec = MergeSpec(
+        sources=tuple(found[name].source for name in named),
+        base=found[body.base].source if body.base else None,
+        method=body.method,
+        dtype=body.dtype,
+        format=form,
+        max_shard_bytes=body.max_shard_bytes,
+        archives=archives if form == "huggingface" else {},
+    )
     return store.merges.create(tenant, spec, body.name, size, body.expires_after)
+
+
+def _format(body: MergeRequest, found: Mapping[str, Found], first: str) -> MergeFormat:
+    """Return what the result is. Raises ValidationFailed where it cannot be that. first: the input that it is made like."""
+    adapters = [name for name, one in found.items() if one.adapter]
+    rank = body.method.lora_rank if isinstance(body.method, MeanMerge) else None
+    if not adapters:
+        if rank is not None:
+            raise _refused("/method/lora_rank", f"{first} is no LoRA adapter: leave `lora_rank` out")
+        if body.format == "huggingface" and found[first].archive is None:
+            raise _refused(
+                "/format",
+                f"{first} was not uploaded as a folder, so that there is nothing to lay beside the merged weights: upload a "
+                "zip or tar of its folder, or leave `format` out",
+            )
+        return body.format or "safetensors"
+    whole = next((name for name, one in found.items() if not one.adapter), None)
+    if whole is not None:
+        raise _refused(
+            "/checkpoints", f"{adapters[0]} is a LoRA adapter and {whole} is not: adapters are merged with adapters"
+        )
+    if not isinstance(body.method, MeanMerge):
+        raise _refused("/method", "adapters are merged by a weighted mean of their ΔW only: take the method mean")
+    if rank is None:
+        raise _refused(
+            "/method/lora_rank",
+            "the mean of ΔW = B·A is no product of the factors' means: give `lora_rank`, the rank to write it with (the sum of "
+            "the adapters' ranks leaves nothing out)",
+        )
+    if body.format == "safetensors":
+        raise _refused("/format", "an adapter is its weights and its adapter_config.json: take the format huggingface")
+    if body.max_shard_bytes is not None:
+        raise _refused("/max_shard_bytes", "a merged adapter is one file: leave `max_shard_bytes` out")
+    return "huggingface"
+
+
+def _refused(pointer: str, detail: str) -> ValidationFailed:
+    return ValidationFailed(detail, [{"pointer": pointer, "detail": detail}])
 
 
 def _snapshots_of(store: Store, tenant: Tenant, job_id: str, last: int) -> list[str]:
@@ -49,7 +109,7 @@ def _source(store: Store, tenant: Tenant, name: str) -> Found:
         "ckpt": _checkpoint,
         "job": _job,
         "merge": _merge,
-        "snap": lambda store, tenant, name: store.merges.snapshot(tenant, name),
+        "snap": lambda store, tenant, name: Found(*store.merges.snapshot(tenant, name)),
     }
     kind = kind_of(name)
     if kind not in find:
@@ -61,7 +121,8 @@ def _checkpoint(store: Store, tenant: Tenant, name: str) -> Found:
     record = store.checkpoints.get(tenant, name, lock=True)
     if record.weights is None:
         raise CheckpointNotReady(f"{name} is {record.status}: only a ready checkpoint can be merged")
-    return MergeSource(id=name, sha256=record.weights), record.bytes
+    adapter = record.facts is not None and record.facts.adapter
+    return Found(MergeSource(id=name, sha256=record.weights), record.bytes, record.archive, adapter)
 
 
 def _job(store: Store, tenant: Tenant, name: str) -> Found:
@@ -70,9 +131,14 @@ def _job(store: Store, tenant: Tenant, name: str) -> Found:
         if record.status not in TERMINAL:
             raise JobNotFinished(f"{name} is {record.status}: its result can be merged once it has succeeded")
         raise NoWeights(f"{name} has {record.status} and has no averaged weights: name one of its snapshots (snap_…)")
-    return MergeSource(id=name, sha256=record.weights), record.result.weights.bytes
+    return Found(MergeSource(id=name, sha256=record.weights), record.result.weights.bytes)
 
 
 def _merge(store: Store, tenant: Tenant, name: str) -> Found:
     record = store.merges.get(tenant, name, lock=True)
-    return MergeSource(id=name, sha256=record.result()), record.bytes
+    weights = record.result()
+    if record.spec.format == "huggingface":
+        raise ValidationFailed(
+            f'{name} is a folder: make a checkpoint of it ({{"source": "{name}"}}, purpose=merge), and name that'
+        )
+    return Found(MergeSource(id=name, sha256=weights), record.bytes)

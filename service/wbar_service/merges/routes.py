@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from wbar.jobs import Deleted
 from wbar.lists import Page
-from wbar.merges import Merge, MergeRequest
+from wbar.merges import EXTENSIONS, Merge, MergeRequest
 from wbar_service.answers import answer, polled
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
@@ -70,6 +70,6 @@ def delete_merge(merge_id: str, store: StoreOf, tenant: TenantOf) -> Deleted:
     responses={**OPENAPI_RESPONSES, **responses(404, 409, 416)},
 )
 def get_merge_weights(merge_id: str, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
-    """Download the merged weights as a safetensors file, under the first checkpoint's names."""
+    """Download the merged weights: a safetensors file under the first checkpoint's names, or a zip of a folder with one."""
     merge = store.merges.get(tenant, merge_id)
-    return blob_response(request, store.blobs, merge.result(), f"{merge_id}.safetensors")
+    return blob_response(request, store.blobs, merge.result(), f"{merge_id}{EXTENSIONS[merge.spec.format]}")

@@ -25,6 +25,7 @@ from wbar_training.networks import recognition
 from wbar_training.networks.programs import metadata_of
 from wbar_training.networks.recognition import Recognized
 from wbar_training.uploads import (
+    adapter_folder,
     exported_program,
     model_folders,
     pretrained_config,
@@ -51,6 +52,7 @@ class ValidCheckpoint:
     prefix: the part of the uploaded names before the network's own.
     ambiguous_with: see `wbar.checkpoints.NetworkArchitecture`.
     pretrained: what came with it about its images.
+    adapter: whether it is a LoRA adapter.
     """
 
     format: CheckpointFormat
@@ -61,6 +63,7 @@ class ValidCheckpoint:
     prefix: str
     ambiguous_with: list[str] | None
     pretrained: PretrainedConfig | None = None
+    adapter: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,9 @@ def check(
         own = transformers_weights.own_names(said.network, own, architecture, num_classes)
     shapes = {own[name]: tuple(tensor.shape) for name, tensor in tensors.items()}
     found: Recognized | None
-    if said.network is not None:
+    if said.adapter:
+        found = None
+    elif said.network is not None:
         transformers_weights.check(said.network, shapes)
         found = Recognized(said.network, [])
     elif architecture:
@@ -142,7 +147,7 @@ def check(
     if found is None:
         check_finite(tensors)
         numbers = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
-        facts = ValidCheckpoint(kind, numbers, len(tensors), None, "detected", prefix, None)
+        facts = ValidCheckpoint(kind, numbers, len(tensors), None, "detected", prefix, None, adapter=said.adapter)
         return CheckedCheckpoint(facts, tensors, {}, as_stored)
     network = found.network
     if num_classes is not None and network.num_classes != num_classes:
@@ -249,9 +254,12 @@ def _read_with_config(
             tensors |= {name: tensor.clone() for name, tensor in found.items()}
         if missing := sorted(folder.parts.keys() - tensors.keys()):
             raise CorruptFile(f"{shown(missing[0])} is not in {folder.parts[missing[0]]}, where the index places it")
-        said = transformers_folder.said_in(folder, any_network) if folder.config else pretrained_config.NOTHING
-        if not folder.config and len(folder.weights) == 1:
-            said = _said_in(weights, any_network)
+        if folder.adapter is not None:
+            said = adapter_folder.said_in(folder.adapter, any_network)
+        elif folder.config is not None:
+            said = transformers_folder.said_in(folder, any_network)
+        else:
+            said = _said_in(weights, any_network) if len(folder.weights) == 1 else pretrained_config.NOTHING
         return folder.format, tensors, said, folder.bytes
     finally:
         folder.remove()

@@ -4,11 +4,12 @@
     config.json                                             with model.safetensors.index.json, which says what lies where
     preprocessor_config.json
 
-All lie at the top, or together in one folder of it. Nothing else in the archive is read, least of all programs.
+or a LoRA adapter, as PEFT has it: adapter_model.safetensors and adapter_config.json. All lie at the top, or together in one
+folder of it. Nothing else in the archive is read, least of all programs.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +24,11 @@ from wbar_training.uploads.limits import UploadLimits
 
 WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
 PREPROCESSOR = "preprocessor_config.json"
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
+TEXTS = (CONFIG, INDEX, PREPROCESSOR, ADAPTER_CONFIG)
 FILES = 1000  # in such an archive, at most
+BESIDE_BYTES = 128 * 1024 * 1024  # of a tokenizer, at most; those of large vocabularies have some tens of millions
 PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # how gzip and Zstandard begin
 
 
@@ -35,7 +39,7 @@ class ModelFolder:
     format: of the archive.
     weights: unpacked, by name: one file, or its parts.
     parts: of weights in parts, the name of the file that each tensor is in.
-    config, preprocessor: None where there is none.
+    config, preprocessor, adapter: the configurations; None where there is none.
     """
 
     format: Literal["zip", "tar"]
@@ -43,6 +47,7 @@ class ModelFolder:
     parts: Mapping[str, str] = field(default_factory=dict)
     config: bytes | None = None
     preprocessor: bytes | None = None
+    adapter: bytes | None = None
 
     @property
     def bytes(self) -> int:
@@ -90,6 +95,30 @@ def unpack(path: Path, head: bytes, scratch: Path, limits: UploadLimits) -> Mode
         raise
 
 
+def unpack_beside(path: Path, names: Collection[str], folder: Path, limits: UploadLimits) -> None:
+    """Write the files of these names that lie beside the weights in an archive, as `unpack` finds them, to `folder`.
+
+    Raises InvalidArchive, UnsafePath or ContentTooLarge.
+    """
+    places: set[str] = set()
+
+    def is_wanted(name: str) -> bool:
+        place, _, file = name.rpartition("/")
+        if file == INDEX or _is_weights(file):
+            places.add(place)
+        return file in names and "/" not in place
+
+    found: dict[str, bytes] = {}
+    for name, content in archive_members(path, limits, is_wanted):
+        if len(content) > BESIDE_BYTES:
+            raise ContentTooLarge(f"{quoted(name)} has {len(content)} bytes, more than the limit of {BESIDE_BYTES}")
+        found[name] = content
+    for name, content in found.items():
+        place, _, file = name.rpartition("/")
+        if place in places:
+            (folder / file).write_bytes(content)
+
+
 def _check_member(name: str, content: bytes, before: list[str], limits: UploadLimits) -> None:
     """Raise CorruptFile or ContentTooLarge for what no folder of one network has, before it is kept."""
     folder, _, file = name.rpartition("/")
@@ -112,22 +141,29 @@ def _check_member(name: str, content: bytes, before: list[str], limits: UploadLi
 
 def _folder(kind: Literal["zip", "tar"], texts: dict[str, bytes], weights: dict[str, Path]) -> ModelFolder | None:
     indexes = [name for name in texts if name.rpartition("/")[2] == INDEX]
-    wholes = [name for name in weights if name.rpartition("/")[2] == WEIGHTS]
+    wholes = [name for name in weights if name.rpartition("/")[2] in (WEIGHTS, ADAPTER_WEIGHTS)]
     if len(indexes) + len(wholes) > 1:
         raise CorruptFile(
-            f"the archive has several {WEIGHTS}, or one and an index of parts: upload one network at a time"
+            f"the archive has several files of weights ({WEIGHTS}, {ADAPTER_WEIGHTS}), or one and an index of parts: upload "
+            "one network at a time"
         )
     if not indexes and not wholes:
         if weights:
             raise CorruptFile(f"the archive has parts of weights, and no {INDEX} that says what lies in them")
-        if any(name.rpartition("/")[2] == CONFIG for name in texts):
-            raise CorruptFile(
-                f"the archive has {CONFIG} and no {WEIGHTS}: save the network with save_pretrained (safetensors; pickled "
-                "weights of a folder are not read)"
-            )
+        for config, lacking in ((CONFIG, WEIGHTS), (ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
+            if any(name.rpartition("/")[2] == config for name in texts):
+                raise CorruptFile(
+                    f"the archive has {config} and no {lacking}: save the network with save_pretrained (safetensors; pickled "
+                    "weights of a folder are not read)"
+                )
         return None
     found = (indexes or wholes)[0]
-    place = found.removesuffix(INDEX if indexes else WEIGHTS)
+    folder, _, file = found.rpartition("/")
+    place = f"{folder}/" if folder else ""
+    if file == ADAPTER_WEIGHTS:
+        if place + ADAPTER_CONFIG not in texts:
+            raise CorruptFile(f"{quoted(found)} has no {ADAPTER_CONFIG} beside it, which says what an adapter adds")
+        return ModelFolder(kind, {file: weights[found]}, adapter=texts[place + ADAPTER_CONFIG])
     parts = _parts(texts[found]) if indexes else {}
     wanted = sorted(set(parts.values())) if indexes else [WEIGHTS]
     missing = [name for name in wanted if place + name not in weights]
@@ -173,9 +209,9 @@ def _names_weights(path: Path, limits: UploadLimits) -> bool:
 
 
 def _is_weights(file: str) -> bool:
-    return file == WEIGHTS or PART.fullmatch(file) is not None
+    return file in (WEIGHTS, ADAPTER_WEIGHTS) or PART.fullmatch(file) is not None
 
 
 def _is_wanted(name: str) -> bool:
     folder, _, file = name.rpartition("/")
-    return (file in (CONFIG, INDEX, PREPROCESSOR) or _is_weights(file)) and "/" not in folder
+    return (file in TEXTS or _is_weights(file)) and "/" not in folder

@@ -37,11 +37,13 @@ class Said:
 
     architecture: as it was written.
     network: where a configuration says all about it, as transformers' does.
+    adapter: whether one says that it is a LoRA adapter.
     """
 
     architecture: str | None = None
     pretrained: PretrainedConfig | None = None
     network: Network | None = None
+    adapter: bool = False
 
 
 NOTHING = Said()

@@ -21,7 +21,8 @@ class AsyncMerges(AsyncResource):
     async def create(self, checkpoints: Sequence[str], *, idempotency_key: str | None = None, **fields: Any) -> Merge:
         """Merge checkpoints, results of jobs, snapshots and merges, by their ids.
 
-        fields: those of wbar.merges.MergeRequest (method, base, last, dtype, name, expires_after).
+        fields: those of wbar.merges.MergeRequest (method, base, last, dtype, format, max_shard_bytes,
+            name, expires_after).
         idempotency_key: default: one of its own for each call.
         """
         return await self._create("/v1/merges", Merge, {"checkpoints": [*checkpoints], **fields}, idempotency_key)
@@ -59,5 +60,5 @@ class AsyncMerges(AsyncResource):
         await self._client.request("DELETE", f"/v1/merges/{merge_id}")
 
     async def download(self, merge_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
-        """Download the merged weights to `path`; see Jobs.download."""
+        """Download the merged weights to `path`, of the format huggingface a zip; see Jobs.download."""
         return await download(self._client, f"/v1/merges/{merge_id}/weights", Path(path), step)
