@@ -1,64 +1,164 @@
 """What recognising a large checkpoint costs beyond reading it: a ViT-B/16 of 346 MB, from the 202 of its upload until `ready`.
 
-Each repetition sends other weights, so that nothing is recognised by its digest. The peer reads the same file once, tensor
-by tensor, and looks whether all of it is finite, which is the least that whoever trusts a checkpoint has to do.
+The same network of each library: torchvision's as a safetensors file and as `torch.save` writes it, timm's once the service
+has its table of timm's networks, and transformers' as a zip of its folder; the last two where they are installed. Each
+repetition sends other weights, so that nothing is recognised by its digest. The peer reads the same file once, tensor by
+tensor, and looks whether all of it is finite, which is the least that whoever trusts a checkpoint has to do.
 """
 
+import importlib.util
 import tempfile
 import time
+import zipfile
+from abc import ABC, abstractmethod
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
-from benchmarks.running import Service, running
+from benchmarks.running import Service, running, wait_until
 from benchmarks.table import Findings, Row, Sample, figure
 from wbar.spec import Network
 from wbar_averaging import write_safetensors
+from wbar_training.networks import timm_table
 from wbar_training.networks.architectures import initialized
 
-NETWORK = Network("vit_b_16", num_classes=1000)
+CLASSES = 1000
+SETTLED_SECONDS = 900.0  # a table of networks takes minutes of one core at the lowest priority
 GOAL = 1.0  # seconds
+
+
+class Upload(ABC):
+    """A network in one of the forms that people have it in. label: of the row. suffix: of the file."""
+
+    label: str
+    suffix: str
+
+    @abstractmethod
+    def write(self, path: Path, bias: float) -> None:
+        """Write the network; bias: of its head, which makes it another file."""
+
+    @abstractmethod
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Return the file's tensors."""
+
+
+class Torchvision(Upload):
+    """torchvision's, as a safetensors file of nothing but its tensors, or as `torch.save` writes it."""
+
+    def __init__(self, suffix: str) -> None:
+        self.label, self.suffix = f"torchvision, {suffix}", suffix
+        self._state = dict(initialized(Network("vit_b_16", num_classes=CLASSES)).state_dict())
+
+    def write(self, path: Path, bias: float) -> None:
+        state = self._state | {"heads.head.bias": torch.full((CLASSES,), bias)}
+        if self.suffix == ".pth":
+            torch.save(state, path)
+        else:
+            write_safetensors(path, state, {})
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        return torch.load(path, weights_only=True) if self.suffix == ".pth" else load_file(path)
+
+
+class Timm(Upload):
+    """timm's, as a safetensors file that says nothing about itself."""
+
+    label, suffix = "timm, .safetensors", ".safetensors"
+
+    def __init__(self) -> None:
+        import timm
+
+        self._state: dict[str, Tensor] = timm.create_model("vit_base_patch16_224").state_dict()
+
+    def write(self, path: Path, bias: float) -> None:
+        write_safetensors(path, self._state | {"head.bias": torch.full((CLASSES,), bias)}, {})
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        return load_file(path)
+
+    def is_settled(self, service: Service) -> bool:
+        """Return whether the table of timm's networks, which the first upload asks for, is there."""
+        return timm_table.path_in(service.data / "scratch" / "architectures").exists()
+
+
+class Transformers(Upload):
+    """transformers', as a zip of what `save_pretrained` writes."""
+
+    label, suffix = "transformers, a zip of its folder", ".zip"
+
+    def __init__(self) -> None:
+        from transformers import ViTConfig, ViTForImageClassification
+
+        config = ViTConfig()
+        config.num_labels = CLASSES
+        self._model: Any = ViTForImageClassification(config)
+
+    def write(self, path: Path, bias: float) -> None:
+        with torch.no_grad():
+            self._model.classifier.bias.fill_(bias)
+        with tempfile.TemporaryDirectory(prefix="wbar-bench-") as folder, zipfile.ZipFile(path, "w") as archive:
+            self._model.save_pretrained(folder)
+            for file in sorted(Path(folder).iterdir()):
+                archive.write(file, file.name)
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        with zipfile.ZipFile(path) as archive:
+            return load(archive.read("model.safetensors"))
+
+    def is_settled(self, service: Service) -> bool:
+        """Return whether the service has listed the library's networks, which it begins when it starts."""
+        headers = {"Authorization": f"Bearer {service.api_key}"}
+        answer = httpx.get(f"{service.url}/v1/architectures", params={"q": "ViTForImage"}, headers=headers)
+        return bool(answer.raise_for_status().json()["data"])
 
 
 def measure(quick: bool) -> Findings:
     repetitions = 2 if quick else 7
-    state = dict(initialized(NETWORK).state_dict())
-    ready: dict[str, list[float]] = {".safetensors": [], ".pth": []}
-    reading: dict[str, list[float]] = {suffix: [] for suffix in ready}
-    with running() as service, tempfile.TemporaryDirectory(prefix="wbar-bench-") as folder:
-        for _ in range(1 + repetitions):  # the first loads what recognition needs
-            for suffix in ready:
-                path = Path(folder) / f"vit{suffix}"
-                state["heads.head.bias"] = torch.full((NETWORK.num_classes,), float(len(ready[suffix])))
-                _write(path, state)
-                ready[suffix].append(_until_ready(service, path))
-                reading[suffix].append(_read(path))
-    rows = [_row(suffix, ready[suffix][1:], reading[suffix][1:]) for suffix in ready]
-    first = ready[".safetensors"][0]
+    uploads: list[Upload] = [Torchvision(".safetensors"), Torchvision(".pth")]
+    if importlib.util.find_spec("transformers"):
+        uploads.append(Transformers())
+    if importlib.util.find_spec("timm") and not quick:
+        uploads.append(Timm())
+    ready: dict[str, list[float]] = {upload.label: [] for upload in uploads}
+    reading: dict[str, list[float]] = {upload.label: [] for upload in uploads}
+    with (
+        running(transformers=any(isinstance(one, Transformers) for one in uploads)) as service,
+        tempfile.TemporaryDirectory(prefix="wbar-bench-") as folder,
+    ):
+        for n in range(1 + repetitions):  # the first loads what recognition needs
+            for upload in uploads:
+                path = Path(folder) / f"vit{upload.suffix}"
+                upload.write(path, float(n))
+                ready[upload.label].append(_until_ready(service, path))
+                reading[upload.label].append(_read(upload, path))
+            if n == 0:
+                for upload in uploads:
+                    if not isinstance(upload, Timm | Transformers):
+                        continue
+                    wait_until(
+                        partial(upload.is_settled, service), SETTLED_SECONDS, f"{upload.label} to be known", poll=1
+                    )
+    rows = [_row(label, ready[label][1:], reading[label][1:]) for label in ready]
+    first = ready[uploads[0].label][0]
     return Findings(rows, [f"the first upload after the start took {figure(first)} s until `ready`"])
 
 
-def _row(suffix: str, ready: list[float], reading: list[float]) -> Row:
+def _row(label: str, ready: list[float], reading: list[float]) -> Row:
     beyond = Sample([ours - theirs for ours, theirs in zip(ready, reading, strict=True)])
     found, peer = Sample(ready), Sample(reading)
     return Row(
-        f"a checkpoint of 346 MB, {suffix}: from the upload's answer until it is `ready`",
+        f"a ViT-B/16 of 346 MB, {label}: from the upload's answer until it is `ready`",
         f"{found}; beyond reading: {figure(beyond.median)} s",
         f"reading the file, all finite? {peer}",
         f"{found.median / peer.median:.2f}",
         f"≤ {GOAL:g} s beyond reading",
         beyond.median <= GOAL,
     )
-
-
-def _write(path: Path, state: dict[str, Tensor]) -> None:
-    if path.suffix == ".pth":
-        torch.save(state, path)
-    else:
-        write_safetensors(path, state, {})
 
 
 def _until_ready(service: Service, path: Path) -> float:
@@ -76,10 +176,9 @@ def _until_ready(service: Service, path: Path) -> float:
     return time.perf_counter() - began
 
 
-def _read(path: Path) -> float:
+def _read(upload: Upload, path: Path) -> float:
     began = time.perf_counter()
-    state = torch.load(path, weights_only=True) if path.suffix == ".pth" else load_file(path)
-    for name, tensor in state.items():
+    for name, tensor in upload.read(path).items():
         if not bool(torch.isfinite(tensor).all()):
             raise RuntimeError(f"{name} is not finite")
     return time.perf_counter() - began

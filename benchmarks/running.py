@@ -33,12 +33,13 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass
 class Service:
-    """A running service: a client of it, and its processes."""
+    """A running service: a client of it, its processes, and the folder of what it keeps."""
 
     pid: int
     url: str
     api_key: str
     client: Client
+    data: Path
 
     @property
     def api(self) -> int:
@@ -68,10 +69,12 @@ class Service:
 
 
 @contextmanager
-def running(device: str = "cpu", workers: int = 1, threads: int = THREADS) -> Iterator[Service]:
+def running(
+    device: str = "cpu", workers: int = 1, threads: int = THREADS, transformers: bool = False
+) -> Iterator[Service]:
     """Start `wbar up` on `device`, wait until its workers are there, and stop it with SIGTERM however the block ends.
 
-    workers: jobs at a time. threads: of each.
+    workers: jobs at a time. threads: of each. transformers: whether its networks are listed, which takes half a minute.
     """
     with tempfile.TemporaryDirectory(prefix="wbar-bench-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
@@ -80,7 +83,7 @@ def running(device: str = "cpu", workers: int = 1, threads: int = THREADS) -> It
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WBAR_")}
         environment |= {"WBAR_CONFIG": str(home / "config.toml"), "WBAR_DEVICE": device, "WBAR_THREADS": str(threads)}
         # As a service that has been up for a minute: new ones list the networks of installed libraries, once for each version.
-        environment |= {"WBAR_TRANSFORMERS": "false", "WBAR_SMP": "false"}
+        environment |= {"WBAR_TRANSFORMERS": str(transformers), "WBAR_SMP": "false"}
         command = [
             sys.executable,
             "-P",
@@ -103,7 +106,7 @@ def running(device: str = "cpu", workers: int = 1, threads: int = THREADS) -> It
             wait_until(lambda: _ready(process, home / "config.toml", log), START_SECONDS, "the service to be ready")
             url, key = _address(home / "config.toml")
             with Client(url, key) as client:
-                yield Service(process.pid, url, key, client)
+                yield Service(process.pid, url, key, client, home / "data")
         finally:
             _stop(process)
 

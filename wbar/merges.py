@@ -159,6 +159,10 @@ class MergeRequest(RequestModel):
             raise ValueError("`max_shard_bytes` goes with the format huggingface: a safetensors result is one file")
         return self
 
+    def document(self) -> dict[str, Any]:
+        """Return the request as JSON that does not change with what it does not ask for: retries go on over an upgrade."""
+        return _without_what_is_new(self.model_dump(mode="json"))
+
 
 class MergeSource(BaseModel):
     """One of the things that were merged. sha256: of its tensors as a safetensors file, which is what was read."""
@@ -199,11 +203,17 @@ class MergeSpec(BaseModel):
         """Return the JSON that is stored, which a worker of 0.6 reads where nothing is new in it."""
         document = self.model_dump(mode="json")
         if self.format == "safetensors":
-            for name in ("format", "max_shard_bytes", "archives"):
-                del document[name]
-        if isinstance(self.method, MeanMerge) and self.method.lora_rank is None:
-            del document["method"]["lora_rank"]
-        return document
+            document |= {"format": None, "archives": None}
+        return _without_what_is_new(document)
+
+
+def _without_what_is_new(document: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the keys of 0.7 where they are null."""
+    document["method"] = {
+        key: value for key, value in document["method"].items() if (key, value) != ("lora_rank", None)
+    }
+    new = ("format", "max_shard_bytes", "archives")
+    return {key: value for key, value in document.items() if value is not None or key not in new}
 
 
 class MergedFile(BaseModel):
@@ -281,8 +291,8 @@ class Merge(BaseModel):
     status: MergeStatus
     method: AnyMerge
     dtype: MergeDtype | None
-    format: MergeFormat
-    max_shard_bytes: int | None
+    format: MergeFormat = "safetensors"
+    max_shard_bytes: int | None = None
     base: MergeSource | None
     sources: list[MergeSource] = Field(description="What is merged, in order; `last` is resolved to snapshots.")
     fraction: float = Field(description="How much of the reading is done, from 0 to 1.")

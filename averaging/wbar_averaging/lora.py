@@ -158,12 +158,14 @@ def refuse_other_kinds(config: Mapping[str, Any], path: str) -> None:
     """
     start = config.get("init_lora_weights")
     if config.get("peft_type") != "LORA":
-        raise UnfitConfig(f"{path}: peft_type is {config.get('peft_type')}, and only LORA is merged")
+        raise UnfitConfig(f"{path}: peft_type is {shown(config.get('peft_type'))}, and only LORA is merged")
     for key in sorted(config):
         if config[key] and (key in OTHER_KINDS or (key.startswith("use_") and key != "use_rslora")):
-            raise UnfitConfig(f"{path}: {key} is set: what it adds is not ΔW = B·A, and is not merged")
+            raise UnfitConfig(f"{path}: {shown(key)} is set: what it adds is not ΔW = B·A, and is not merged")
     if isinstance(start, str) and start.lower().startswith(OTHER_STARTS):
-        raise UnfitConfig(f"{path}: init_lora_weights is {start}, which changed the weights that its ΔW is added to")
+        raise UnfitConfig(
+            f"{path}: init_lora_weights is {shown(start)}, which changed the weights that its ΔW is added to"
+        )
     patterns = config.get("alpha_pattern") or {}
     odd = [key for key in patterns if not _PLAIN.fullmatch(key)] if isinstance(patterns, dict) else ["no object"]
     if odd:
@@ -177,7 +179,7 @@ def _layout(adapters: list[_Adapter]) -> list[_Module]:
         for key in COMPARED:
             if first.config.get(key) != adapter.config.get(key):
                 here, there = first.config.get(key), adapter.config.get(key)
-                raise UnfitConfig(f"{key}: {here} in {first.folder}, {there} in {adapter.folder}")
+                raise UnfitConfig(f"{key}: {shown(here)} in {first.folder}, {shown(there)} in {adapter.folder}")
         if first.shapes.keys() != adapter.shapes.keys():
             name = min(first.shapes.keys() ^ adapter.shapes.keys())
             one, other = (first, adapter) if name in first.shapes else (adapter, first)
@@ -205,11 +207,11 @@ def _check_shapes(first: _Adapter, adapter: _Adapter, modules: list[_Module], ot
     for module in modules:
         a, b = adapter.shapes[module.a], adapter.shapes[module.b]
         if len(a) < 2 or len(b) < 2 or b[1] != a[0] or math.prod(b[2:]) != 1 or math.prod(a) * math.prod(b) == 0:
-            raise Mismatch(f"{module.name}: A {list(a)} and B {list(b)} in {adapter.folder} are no two factors")
+            raise Mismatch(f"{shown(module.name)}: A {list(a)} and B {list(b)} in {adapter.folder} are no two factors")
         ours, theirs = (first.shapes[module.a], first.shapes[module.b]), (a, b)
         if (ours[0][1:], ours[1][0]) != (a[1:], b[0]):
             shapes = [f"A {list(pair[0])}, B {list(pair[1])}" for pair in (ours, theirs)]
-            raise Mismatch(f"{module.name}: {shapes[0]} in {first.folder}, {shapes[1]} in {adapter.folder}")
+            raise Mismatch(f"{shown(module.name)}: {shapes[0]} in {first.folder}, {shapes[1]} in {adapter.folder}")
     for name in others:
         one, other = first.entry(name), adapter.entry(name)
         if likeness(name, one) != likeness(name, other):
@@ -227,15 +229,19 @@ def _factors(adapters: list[_Adapter], weights: list[float], module: _Module, ra
         ups.append(weight * adapter.scaling(name, len(a)) * b.reshape(len(b), -1))
     q_up, r_up = np.linalg.qr(np.hstack(ups))
     q_down, r_down = np.linalg.qr(np.vstack(downs).T)
-    u, sigma, v = np.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    core = r_up @ r_down.T
+    if not np.isfinite(core).all():
+        raise NotFinite(f"{shown(module.name)}: ΔW is too large for float64")
+    u, sigma, v = np.linalg.svd(core, full_matrices=False)
     kept = min(rank, len(sigma))
     root = np.sqrt(sigma[:kept])
     b, a = q_up @ u[:, :kept] * root, root[:, None] * (v[:kept] @ q_down.T)
     signs = np.where(np.take_along_axis(b, np.abs(b).argmax(axis=0)[None], axis=0)[0] < 0, -1.0, 1.0)
     padded_a, padded_b = np.zeros((rank, a.shape[1])), np.zeros((len(b), rank))  # a small module has a smaller rank
     padded_a[:kept], padded_b[:, :kept] = a * signs[:, None], b * signs
-    whole = float(np.linalg.norm(sigma))
-    residual = float(np.linalg.norm(sigma[kept:])) / whole if whole else 0.0
+    largest = sigma.max()
+    parts = sigma / largest if largest else sigma  # whose squares are no infinity
+    residual = float(np.linalg.norm(parts[kept:]) / np.linalg.norm(parts)) if largest else 0.0
     shape_a, shape_b = adapters[0].shapes[module.a], adapters[0].shapes[module.b]
     return padded_a.reshape(rank, *shape_a[1:]), padded_b.reshape(shape_b[0], rank, *shape_b[2:]), residual
 

@@ -231,3 +231,23 @@ print(peak() - before)
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert int(done.stdout) < 40 * 1024
     assert (tmp_path / "m" / "adapter_model.safetensors").stat().st_size > 2**25
+
+
+def test_adapters_of_large_numbers_have_a_residual_or_are_refused_by_module(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    folders = [adapter(tmp_path / name, rng, dtype=np.float64) for name in "abc"]
+    for folder, factor in zip(folders, (1e100, 1e100, 1e170), strict=True):
+        tensors = load_file(folder / "adapter_model.safetensors")
+        save_file({name: factor * x for name, x in tensors.items()}, folder / "adapter_model.safetensors")
+    done = merge_checkpoints(folders[:2], tmp_path / "m", lora_rank=1)
+    assert 0 < max(done.residuals.values()) < 1
+    assert not any(map(np.isnan, done.residuals.values()))
+    with pytest.raises(NotFinite, match=r"base_model\.model\.\w+: ΔW is too large for float64"):
+        merge_checkpoints(folders[2:], tmp_path / "n", lora_rank=1)
+
+
+def test_a_message_repeats_no_long_value_of_a_configuration(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    folders = [adapter(tmp_path / name, rng, base_model_name_or_path=name * 100_000) for name in "ab"]
+    with pytest.raises(UnfitConfig, match=r"base_model_name_or_path: 'a+\.\.\.a+' \(100000 characters\)"):
+        merge_checkpoints(folders, tmp_path / "m", lora_rank=1)

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
 
-GROUPS = ("checkpoints", "datasets", "keys", "export", "webhooks")
+GROUPS = ("checkpoints", "datasets", "keys", "export", "webhooks", "merges", "study")
 
 
 class Environment:

@@ -187,6 +187,26 @@ def test_a_merge_carries_the_files_beside_the_weights_in_shards(service: Service
     assert json.loads((found / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
+def test_a_folder_may_be_named_twice_and_have_an_adapters_configuration_beside_it(
+    service: Service, tmp_path: Path
+) -> None:
+    folders = [network(tmp_path / name, n) for n, name in enumerate("ab")]
+    for one in folders:
+        (one / "adapter_config.json").write_text("{}")
+    with service.client() as client:
+        base, other = (client.checkpoints.create(zipped(one), purpose="merge") for one in folders)
+        assert not base.adapter
+        merge = client.merges.create(
+            [base.id, other.id, other.id], base=base.id, format="huggingface", method={"type": "task_arithmetic"}
+        )
+        merge = client.merges.wait(merge.id, timeout=60)
+        assert merge.error is None
+        with zipfile.ZipFile(client.merges.download(merge.id, tmp_path / "out.zip")) as file:
+            file.extractall(tmp_path / "found")
+    a, b, found = (load_file(folder / "model.safetensors") for folder in (*folders, tmp_path / "found"))
+    np.testing.assert_allclose(found["head.weight"], 2.0 * b["head.weight"] - a["head.weight"], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -205,6 +205,9 @@ def test_another_tenant_sees_nothing_of_it(service: Service, tmp_path: Path) -> 
             client.merges.get(merge.id)
 
 
+TIMES = 30  # that a checkpoint is merged with itself, so that it takes some seconds
+
+
 def large(client: Client, folder: Path) -> tuple[str, str, list[Path]]:
     """Two checkpoints of four million numbers: TIES of many of them takes long enough to be interrupted."""
     paths = []
@@ -221,7 +224,7 @@ def test_a_merge_whose_worker_is_killed_ends_in_the_same_bits(breakable: Service
     with breakable.client() as client:
         base, other, paths = large(client, tmp_path)
         # What is read stays, though its checkpoints are deleted.
-        made = client.merges.create([other] * 6, base=base, method={"type": "ties"})
+        made = client.merges.create([other] * TIMES, base=base, method={"type": "ties"})
         wait_until(lambda: client.merges.get(made.id).fraction > 0, 60, "the first pieces")
         client.checkpoints.delete(base)
         client.checkpoints.delete(other)
@@ -231,7 +234,7 @@ def test_a_merge_whose_worker_is_killed_ends_in_the_same_bits(breakable: Service
         assert (merge.status, merge.error) == ("succeeded", None)
         assert merge.attempts == 2
         found = client.merges.download(merge.id, tmp_path / "found.safetensors")
-        expected = merge_checkpoints([paths[1]] * 6, tmp_path / "expected.safetensors", Ties(), base=paths[0]).path
+        expected = merge_checkpoints([paths[1]] * TIMES, tmp_path / "expected.safetensors", Ties(), base=paths[0]).path
         assert load_file(found)["w"].tobytes() == load_file(expected)["w"].tobytes()
         assert breakable.blob_files() == {merge.result.weights.sha256 if merge.result else ""}
 

@@ -49,7 +49,8 @@ def create(
     name: Annotated[str | None, typer.Option()] = None,
     expires_after: Annotated[int | None, typer.Option(help="Seconds from its end after which it is deleted.")] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Wait for it, and download the weights to this file.")
+        Path | None,
+        typer.Option("-o", "--output", help="Wait for it, and download the weights (a folder: a zip) to this file."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended.")] = False,
 ) -> None:
@@ -139,9 +140,15 @@ def delete(merge: MergeId) -> None:
 @with_json
 def download(
     merge: MergeId,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to.")] = Path("merged.safetensors"),
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Where to; default: merged.safetensors, of a folder merged.zip."),
+    ] = None,
 ) -> None:
     """Download the merged weights; an interrupted download goes on, and the digest is checked."""
+    from wbar.merges import EXTENSIONS
+
     with connected() as client, transfer() as bar:
-        path = client.merges.download(merge, output, step(bar, "download"))
+        target = output or Path(f"merged{EXTENSIONS[client.merges.get(merge).format]}")
+        path = client.merges.download(merge, target, step(bar, "download"))
     answer({"id": merge, "path": str(path)}, str(path))

@@ -212,7 +212,7 @@ def _show_report(client: "Client", study: str, patience: float | None = None) ->
     table.add_column("job")
     table.add_column("settings", overflow="fold")
     for name in ("status", "min. loss", "epoch", "s", made.score, "s/epoch", "‖w̄ − w₀‖", "sharp. %"):
-        table.add_column(name)
+        table.add_column(name, min_width=len("succeeded") if name == "status" else None)
     for row in _rows(made):
         table.add_row(*row)
     console().print(table)

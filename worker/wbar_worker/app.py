@@ -27,6 +27,7 @@ from wbar_worker.ingest import Ingester
 from wbar_worker.installed import InstalledLibrary, InstalledTimm, Listed
 from wbar_worker.merging import Merger
 from wbar_worker.predicting import Predictor
+from wbar_worker.processes import load_ahead
 from wbar_worker.run_job import Runner
 from wbar_worker.settings import WorkerSettings
 
@@ -59,6 +60,8 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
     """Run a worker of one queue until SIGTERM or SIGINT; running jobs then save their state and are queued again."""
     store, tracing = Store.open(settings), Tracing(kind, settings.otlp_endpoint)
     draining = threading.Event()
+    if kind == "ingest" and settings.transformers and InstalledLibrary.is_there("transformers"):
+        load_ahead("wbar_worker.transformers_ahead")
     machine = warm_up()
     gpus = machine.gpus if settings.device != "cpu" else 0
     if settings.device == "cuda" and not gpus:

@@ -7,17 +7,17 @@ were uploaded as, for what lies beside the weights.
 import errno
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from wbar.checkpoints import Fault
-from wbar.errors import CheckpointsDiffer, ContentTooLarge, MergeFailed, NonFiniteWeights, Rejected
+from wbar.errors import MAX_DETAIL, CheckpointsDiffer, ContentTooLarge, MergeFailed, NonFiniteWeights, Rejected
 from wbar.merges import DareMerge, MeanMerge, MergeSpec, TaskArithmeticMerge, TiesMerge
 from wbar_averaging.decay_weights import EMA
 from wbar_averaging.merging import Dare, MergeMethod, TaskArithmetic, Ties, WeightedMean, merge_checkpoints
-from wbar_averaging.model_folder import CARRIED
+from wbar_averaging.model_folder import CARRIED, CONFIG
 from wbar_averaging.streamed_mean import Mismatch, NotFinite, Progress
 from wbar_training.messages import Crashed
 from wbar_training.uploads.model_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS, unpack_beside
@@ -47,17 +47,17 @@ def _ending(work: MergeWork, channel: ControlChannel) -> MergeEnding:
     try:
         return Merged(residuals=_merge(work, tell))
     except ValueError as error:
-        message = str(error).replace(f"{work.folder}/", "").replace(".safetensors", "")
+        message = _of_ids(work, str(error))
         code = next((code for kind, code in CODES if isinstance(error, kind)), MergeFailed.code)
         return MergeRefused(fault=Fault(code=code, message=message))
     except Rejected as error:
-        return MergeRefused(fault=Fault(code=error.code, message=error.detail))
+        return MergeRefused(fault=Fault(code=error.code, message=_of_ids(work, error.detail)))
     except MemoryError:
         message = "merging needs more memory than it may use (WBAR_INGEST_MEMORY)"
         return MergeRefused(fault=Fault(code=ContentTooLarge.code, message=message))
     except OSError as error:
         if error.errno == errno.EFBIG:
-            return MergeRefused(fault=Fault(code=ContentTooLarge.code, message="the merged weights would be too large"))
+            return MergeRefused(fault=Fault(code=ContentTooLarge.code, message="the result would be too large"))
         logging.getLogger("wbar").exception("the merge failed")
         return Crashed(why=first_line(error))
     except Exception as error:
@@ -68,7 +68,8 @@ def _ending(work: MergeWork, channel: ControlChannel) -> MergeEnding:
 def _merge(work: MergeWork, tell: Progress) -> dict[str, float] | None:
     """Write the result to `work.out`; return what a rank left out of adapters, the largest."""
     spec = work.spec
-    places = {source.id: _place(work, source.id) for source in spec.inputs}
+    first, *others = dict.fromkeys(source.id for source in spec.inputs)  # one may be named twice
+    places = {first: _place(work, first, CARRIED), **{source: _place(work, source, (CONFIG,)) for source in others}}
     folder = work.out.with_name("merged")
     merged = merge_checkpoints(
         [places[source.id] for source in spec.sources],
@@ -86,16 +87,29 @@ def _merge(work: MergeWork, tell: Progress) -> dict[str, float] | None:
     return dict(worst) or None
 
 
-def _place(work: MergeWork, source: str) -> Path:
-    """Return the file of an input; of one with an archive, a folder with what lies beside its weights there."""
-    weights = work.folder / f"{source}.safetensors"
+def _place(work: MergeWork, source: str, names: Collection[str]) -> Path:
+    """Return the file of an input; of one with an archive, a folder with the files of these names that lie beside it there."""
+    weights, archive = work.folder / f"{source}.safetensors", work.folder / f"{source}.archive"
     if source not in work.spec.archives:
         return weights
     place = work.folder / source
     place.mkdir()
-    unpack_beside(work.folder / f"{source}.archive", (*CARRIED, ADAPTER_CONFIG), place, work.archives)
-    weights.rename(place / (ADAPTER_WEIGHTS if (place / ADAPTER_CONFIG).exists() else WEIGHTS))
+    is_adapter = lora_rank_of(work.spec) is not None  # a whole network may have an adapter's configuration beside it
+    try:
+        unpack_beside(archive, {*names, ADAPTER_CONFIG} if is_adapter else names, place, work.archives)
+    except Rejected as error:
+        raise type(error)(f"{source}: {error.detail}") from None
+    archive.unlink()
+    weights.rename(place / (ADAPTER_WEIGHTS if is_adapter else WEIGHTS))
     return place
+
+
+def _of_ids(work: MergeWork, message: str) -> str:
+    """Return a message with the ids of inputs in place of their files."""
+    message = message.replace(f"{work.folder}/", "")
+    for source in work.spec.inputs:
+        message = message.replace(f"{source.id}.safetensors", source.id)
+    return message[:MAX_DETAIL]
 
 
 CODES: Sequence[tuple[type[ValueError], str]] = (

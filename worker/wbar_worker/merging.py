@@ -11,10 +11,12 @@ from pathlib import Path
 from wbar.checkpoints import Fault
 from wbar.errors import MergeFailed
 from wbar.merges import MergeFormat
+from wbar_averaging.model_folder import CARRIED
 from wbar_store import logs
 from wbar_store.merges import MergeRecord
 from wbar_store.store import Store
 from wbar_training.messages import Crashed
+from wbar_training.uploads.model_folders import BESIDE_BYTES
 from wbar_worker import processes
 from wbar_worker.children import MERGE_MESSAGES, RUN_MERGE, Merged, MergeEnding, MergeProgress, MergeRefused, MergeWork
 from wbar_worker.ingest import RENEW_SECONDS, renewed
@@ -28,7 +30,7 @@ WIDER = 4  # times the inputs' bytes that a result may take: float16 written as 
 # The result's file, and the bytes that it may have beside tensors: a header; of a folder, configurations and a tokenizer.
 OUTPUTS: dict[MergeFormat, tuple[str, int]] = {
     "safetensors": ("merged.safetensors", 64 * 1024 * 1024),
-    "huggingface": ("merged.zip", 1024 * 1024 * 1024),
+    "huggingface": ("merged.zip", len(CARRIED) * BESIDE_BYTES),
 }
 
 

@@ -27,7 +27,7 @@ from wbar_store import logs
 from wbar_training.messages import Crashed, Stop, StopReason
 from wbar_worker.isolation import isolate
 
-_PRELOAD = ["wbar_worker.attempt", "wbar_worker.validate"]
+_preload = ["wbar_worker.attempt", "wbar_worker.validate"]
 MAX_MESSAGE = 256 * 1024**2  # bytes; the indices of a very large dataset's held-out images
 OPEN_FILES = 256  # of a process that reads uploads: one upload, one result, the pipes, libraries that are still loaded
 # No process sends these to itself by mistake.
@@ -136,8 +136,13 @@ def first_line(error: Exception) -> str:
 
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context.set_forkserver_preload(_preload)
     return context
+
+
+def load_ahead(module: str) -> None:
+    """Have the forkserver import one module more; call it before the first start."""
+    _preload.append(module)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def create_merge(
     `cancelled`. BatchNorm statistics are averaged like other numbers: a job with the method `soup` recomputes them.
     """
     quota = request.app.state.settings.quotas
-    print_ = fingerprint("merge", body.model_dump(mode="json"))
+    print_ = fingerprint("merge", body.document())
     return once(store, tenant, idempotency_key, print_, lambda: insert_merge(store, tenant, body, quota))
 
 

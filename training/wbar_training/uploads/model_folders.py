@@ -28,7 +28,7 @@ ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.j
 PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 TEXTS = (CONFIG, INDEX, PREPROCESSOR, ADAPTER_CONFIG)
 FILES = 1000  # in such an archive, at most
-BESIDE_BYTES = 128 * 1024 * 1024  # of a tokenizer, at most; those of large vocabularies have some tens of millions
+BESIDE_BYTES = 64 * 1024 * 1024  # of a tokenizer, at most; those of large vocabularies have some tens of millions
 PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # how gzip and Zstandard begin
 
 
@@ -110,13 +110,14 @@ def unpack_beside(path: Path, names: Collection[str], folder: Path, limits: Uplo
 
     found: dict[str, bytes] = {}
     for name, content in archive_members(path, limits, is_wanted):
-        if len(content) > BESIDE_BYTES:
-            raise ContentTooLarge(f"{quoted(name)} has {len(content)} bytes, more than the limit of {BESIDE_BYTES}")
         found[name] = content
     for name, content in found.items():
         place, _, file = name.rpartition("/")
-        if place in places:
-            (folder / file).write_bytes(content)
+        if place not in places:
+            continue
+        if len(content) > BESIDE_BYTES:
+            raise ContentTooLarge(f"{quoted(name)} has {len(content)} bytes, more than the limit of {BESIDE_BYTES}")
+        (folder / file).write_bytes(content)
 
 
 def _check_member(name: str, content: bytes, before: list[str], limits: UploadLimits) -> None:
@@ -130,9 +131,10 @@ def _check_member(name: str, content: bytes, before: list[str], limits: UploadLi
                 f"{quoted(name)} has {len(content)} bytes, more than the limit of {limits.header_bytes}"
             )
         return
-    other = next(
-        (one for one in before if _is_weights(one.rpartition("/")[2]) and one.rpartition("/")[0] != folder), None
-    )
+    if file == ADAPTER_WEIGHTS:
+        return  # beside a whole network it is not read
+    kept = [one for one in before if _is_weights(one.rpartition("/")[2]) and not one.endswith(ADAPTER_WEIGHTS)]
+    other = next((one for one in kept if one.rpartition("/")[0] != folder), None)
     if other is not None:
         raise CorruptFile(
             f"the archive has several networks' weights, {quoted(other)} and {quoted(name)}: upload one network at a time"
@@ -141,11 +143,13 @@ def _check_member(name: str, content: bytes, before: list[str], limits: UploadLi
 
 def _folder(kind: Literal["zip", "tar"], texts: dict[str, bytes], weights: dict[str, Path]) -> ModelFolder | None:
     indexes = [name for name in texts if name.rpartition("/")[2] == INDEX]
-    wholes = [name for name in weights if name.rpartition("/")[2] in (WEIGHTS, ADAPTER_WEIGHTS)]
+    wholes = [name for name in weights if name.rpartition("/")[2] == WEIGHTS]
+    if not indexes and not wholes:
+        wholes = [name for name in weights if name.rpartition("/")[2] == ADAPTER_WEIGHTS]
     if len(indexes) + len(wholes) > 1:
         raise CorruptFile(
-            f"the archive has several files of weights ({WEIGHTS}, {ADAPTER_WEIGHTS}), or one and an index of parts: upload "
-            "one network at a time"
+            f"the archive has several {(indexes + wholes)[0].rpartition('/')[2]}, or one and an index of parts: upload one "
+            "network at a time"
         )
     if not indexes and not wholes:
         if weights:
