@@ -190,7 +190,7 @@ def test_an_upload_says_what_it_could_be_instead_and_what_an_unknown_one_is_near
     write_safetensors(tmp_path / "ambiguous.safetensors", state, {})
     done = wbar(service, "upload", str(tmp_path / "ambiguous.safetensors"))
     assert done.returncode == 0, done.stderr
-    assert "which it shares with torchvision's quantization.mobilenet_v2; a job computes mobilenet_v2" in done.stderr
+    assert "unless it is torchvision's quantization.mobilenet_v2: that has the same tensors" in done.stderr
     with service.client() as client:
         architecture = client.checkpoints.get(done.stdout.strip()).architecture
     assert architecture is not None

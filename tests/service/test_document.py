@@ -15,11 +15,14 @@ SECONDS = int(os.environ.get("WBAR_TEST_SCHEMATHESIS_SECONDS", "30"))
 # A service without workers is not ready, and says so by its status; streams and downloads are asked elsewhere.
 LEFT_OUT = ["--exclude-path", "/readyz"]
 # What JSON Schema has no words for: a job's fields must fit each other (a warm-up is shorter than its phase), and so must a
-# dataset's task and its source, and the headers of an upload. And tus has its own statuses for what it does not take.
+# dataset's task and its source, and the headers of an upload; a study varies something; an architecture, what is merged, and
+# the job that a page of sorted jobs begins behind must be there. And tus has its own statuses for what it does not take.
 CONFIGURATION = """
 hooks = "hooks.py"
 [[operations]]
-include-name = ["POST /v1/jobs", "POST /v1/datasets"]
+include-name = [
+    "POST /v1/jobs", "GET /v1/jobs", "POST /v1/datasets", "POST /v1/checkpoints", "POST /v1/merges", "POST /v1/studies",
+]
 [operations.checks]
 positive_data_acceptance.enabled = false
 
