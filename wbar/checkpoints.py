@@ -139,7 +139,7 @@ class Checkpoint(BaseModel):
     status: UploadStatus
     format: CheckpointFormat | None = Field(
         description="`zip` and `tar` are archives of a folder with weights and `config.json`, as timm and transformers save "
-        "it; `pt2` is a network that torch.export has written down, with its weights."
+        "it, or of an adapter, as PEFT does; `pt2` is a network that torch.export has written down, with its weights."
     )
     bytes: int
     sha256: str

@@ -21,6 +21,11 @@ from typing import Any, ClassVar
 MAX_DETAIL = 4000  # characters of the sentence that an upload is rejected with; a file's content may be repeated in it
 
 
+def cut(detail: str) -> str:
+    """Return a sentence that repeats parts of files, at its longest. Names in it are cut where they are quoted."""
+    return detail if len(detail) <= MAX_DETAIL else f"{detail[: MAX_DETAIL - 3]}..."
+
+
 class WbarError(Exception):
     """The base of every error that wbar raises on purpose. Programs should look at `code`, which is stable."""
 
@@ -308,8 +313,7 @@ class Rejected(WbarError):
     code = "rejected"
 
     def __init__(self, detail: str) -> None:
-        # Names in it are cut where they are quoted; lists of them, or another library's text, may still be long.
-        super().__init__(detail if len(detail) <= MAX_DETAIL else f"{detail[: MAX_DETAIL - 3]}...")
+        super().__init__(cut(detail))  # lists of names, or another library's text, may be long
 
 
 class UnsafePickle(Rejected):

@@ -108,13 +108,18 @@ class MergeRequest(RequestModel):
                     "method": {"type": "ties", "density": 0.2},
                     "name": "two tasks",
                 },
+                {
+                    "checkpoints": ["ckpt_0mk3q8v1zr5d2a7x9c4t", "ckpt_0mk3q8v4zr5d2a7x9c4t"],
+                    "method": {"type": "mean", "lora_rank": 16},
+                    "name": "two adapters",
+                },
             ]
         }
     )
 
     checkpoints: Annotated[list[SourceId], Field(min_length=1, max_length=MOST_SOURCES, fail_fast=True)] = Field(
         description="Ids of checkpoints, of jobs (their results), of snapshots and of merges, in order; of one run, the oldest "
-        "first."
+        "first. Of a merge that is a folder, make a checkpoint first."
     )
     last: int | None = Field(
         None,
@@ -156,7 +161,9 @@ class MergeRequest(RequestModel):
             name = "weights" if isinstance(self.method, MeanMerge) else "scales"
             raise ValueError(f"{len(numbers)} {name} for {count} checkpoints")
         if self.max_shard_bytes is not None and self.format != "huggingface":
-            raise ValueError("`max_shard_bytes` goes with the format huggingface: a safetensors result is one file")
+            raise ValueError(
+                "`max_shard_bytes` goes with the format huggingface of whole networks: other results have one file of weights"
+            )
         return self
 
     def document(self) -> dict[str, Any]:
@@ -239,7 +246,7 @@ class MergeResult(BaseModel):
         if not self.residuals:
             return None
         worst, share = max(self.residuals.items(), key=lambda item: item[1])
-        return f"The rank leaves out {share:.2%} of ΔW (Frobenius norm) in {worst}, and less elsewhere."
+        return f"The rank leaves out {share:.2%} of ΔW (Frobenius norm) in {worst}, the most of any module."
 
 
 class Merge(BaseModel):
@@ -295,7 +302,7 @@ class Merge(BaseModel):
     max_shard_bytes: int | None = None
     base: MergeSource | None
     sources: list[MergeSource] = Field(description="What is merged, in order; `last` is resolved to snapshots.")
-    fraction: float = Field(description="How much of the reading is done, from 0 to 1.")
+    fraction: float = Field(description="How much of the reading is done, from 0 to 1; of adapters 0 until the end.")
     result: MergeResult | None
     error: Fault | None
     attempts: int

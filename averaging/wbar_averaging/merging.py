@@ -183,7 +183,7 @@ def merge_checkpoints(
 
     Numbers are combined in float64 and rounded once. Single integers, which count, are the last checkpoint's; other integers,
     booleans and 8-bit floating-point numbers are codes: they are copied, and must be equal in all. Metadata: the keys that all
-    have, where they differ the first's values, and what was merged.
+    have, where they differ the first's values, and what was merged; in a folder `format`, which transformers asks for.
 
     Files appear under their own names only when all is written and synced; on failure nothing is left. PyTorch files are
     mapped: their pages count as resident, but the system can take them back.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import insert, select, update
 
 from tests.dashboard.test_pages import MINE, OTHER, sign_in, store_of
 from tests.service.app import App, app_in
@@ -14,7 +14,7 @@ from wbar.merges import DareMerge, MeanMerge, MergeSource, MergeSpec, TaskArithm
 from wbar_store.database import now
 from wbar_store.repository import PageRequest
 from wbar_store.store import Store
-from wbar_store.tables import checkpoints
+from wbar_store.tables import checkpoints, merge_inputs
 
 TWO = "ckpt_a\nckpt_b"
 
@@ -137,13 +137,20 @@ def test_a_form_asks_for_a_folder_and_is_told_where_there_is_none(app: App) -> N
     assert 'value="5000000"' in refused.text, "what was typed stays"
     refused = browser.post("/merges", checkpoints=TWO, lora_rank="4")
     assert (refused.status_code, "is no LoRA adapter" in refused.text) == (422, True)
-    weights = {"format": "zip", "parameters": 1, "tensors": 1, "network": None, "source": "detected", "prefix": "",
+    facts = {"format": "zip", "parameters": 1, "tensors": 1, "network": None, "source": "detected", "prefix": "",
                "ambiguous_with": None, "adapter": True}  # fmt: skip
     with store.database.write() as connection:
-        connection.execute(update(checkpoints).values(facts=weights, content="c" * 64))
+        connection.execute(update(checkpoints).values(facts=facts, content="c" * 64))
     made = browser.post("/merges", checkpoints=TWO, lora_rank="4")
     assert made.status_code == 303, made.text
     spec = store.merges.page(MINE, PageRequest(1)).records[0].spec
     assert (spec.method, spec.format) == (MeanMerge(lora_rank=4), "huggingface")
     assert spec.archives == {"ckpt_a": "c" * 64, "ckpt_b": "c" * 64}
     assert store.merges.claim(store.merges.page(MINE, PageRequest(1)).records[0].id) is not None
+    with store.database.write() as connection:
+        kept = connection.execute(select(merge_inputs.c.sha256)).scalars().all()
+        connection.execute(update(checkpoints).values(facts=facts | {"adapter": False}))
+    assert sorted(kept) == ["a" * 64, "b" * 64, "c" * 64], "the archive stays, too, while the merge has not ended"
+    browser.post("/merges", checkpoints=TWO, format="huggingface", max_shard_bytes="5000000")
+    spec = store.merges.page(MINE, PageRequest(1)).records[0].spec
+    assert (spec.format, spec.max_shard_bytes) == ("huggingface", 5_000_000)

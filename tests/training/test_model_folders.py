@@ -32,6 +32,16 @@ def test_only_what_lies_beside_the_weights_is_unpacked(tmp_path: Path, monkeypat
         unpack_beside(path, ("vocab.txt",), tmp_path / "out", UploadLimits())
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_what_lies_beside_another_file_of_weights_is_not_taken(tmp_path: Path, backwards: bool) -> None:
+    names = ("model.safetensors", "config.json", "lora/adapter_model.safetensors", "lora/config.json")
+    path = archive(tmp_path / "a.zip", {name: name.encode() for name in sorted(names, reverse=backwards)})
+    for adapter, found in ((False, b"config.json"), (True, b"lora/config.json")):
+        (out := tmp_path / str(adapter)).mkdir()
+        unpack_beside(path, ("config.json",), out, UploadLimits(), adapter)
+        assert (out / "config.json").read_bytes() == found
+
+
 @pytest.mark.parametrize("first", ["lora/adapter_model.safetensors", "model.safetensors"])
 def test_an_adapter_beside_a_whole_network_is_not_read(tmp_path: Path, first: str) -> None:
     names = sorted(("lora/adapter_model.safetensors", "model.safetensors"), key=lambda name: name != first)
@@ -47,8 +57,16 @@ def test_an_adapter_beside_a_whole_network_is_not_read(tmp_path: Path, first: st
     assert [one.name for one in tmp_path.iterdir()] == ["a.zip"], "nothing else is left"
 
 
+def test_an_adapter_does_not_stand_for_parts_without_their_index(tmp_path: Path) -> None:
+    names = ("model-00001-of-00002.safetensors", "lora/adapter_model.safetensors", "lora/adapter_config.json")
+    path = archive(tmp_path / "a.zip", dict.fromkeys(names, b"{}"))
+    with pytest.raises(CorruptFile, match=r"parts of weights, and no model\.safetensors\.index\.json"):
+        unpack(path, path.read_bytes()[:512], tmp_path / "weights", UploadLimits())
+    assert [one.name for one in tmp_path.iterdir()] == ["a.zip"]
+
+
 def test_two_adapters_are_uploaded_one_by_one(tmp_path: Path) -> None:
     files = {f"{name}/adapter_{kind}": b"{}" for name in "ab" for kind in ("model.safetensors", "config.json")}
     path = archive(tmp_path / "a.zip", files)
-    with pytest.raises(CorruptFile, match=r"several adapter_model\.safetensors"):
+    with pytest.raises(CorruptFile, match=r"a/adapter_model\.safetensors' and 'b/adapter_model"):
         unpack(path, path.read_bytes()[:512], tmp_path / "weights", UploadLimits())

@@ -30,7 +30,9 @@ def upload(
     architecture: Annotated[str | None, typer.Option(help="Default: detected from the tensors.")] = None,
     purpose: Annotated[
         str | None,
-        typer.Option(help="merge: take a network that the service does not know; it can be merged, not trained."),
+        typer.Option(
+            help="merge: take a network that the service does not know, or a LoRA adapter; to be merged, not trained."
+        ),
     ] = None,
     num_classes: Annotated[int | None, typer.Option(help="Default: read off the tensors.")] = None,
 ) -> None:

@@ -100,7 +100,7 @@ class MergeWork:
 
     Beside them lie ID.archive, of the inputs that the spec has archives of.
     memory, seconds, file_bytes: the limits of the child.
-    archives: what is counted of an archive.
+    limits: of an archive.
     """
 
     spec: MergeSpec
@@ -109,7 +109,7 @@ class MergeWork:
     memory: int
     seconds: float
     file_bytes: int
-    archives: uploads.UploadLimits
+    limits: uploads.UploadLimits
 
 
 class _Message(BaseModel):

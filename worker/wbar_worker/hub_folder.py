@@ -2,7 +2,8 @@
 
 Stored, not deflated, with fixed dates: equal contents give equal bytes, which are sent in ranges like any other file's. The
 weights are the delivered file's, byte for byte, behind a header with the network's own names and the `format` that
-transformers asks for. Torch-free: the worker writes it while the attempt's process is gone.
+transformers asks for. Torch-free: the worker writes it while the attempt's process is gone. `pack_folder` packs a folder that
+lies there already, a merge's.
 """
 
 import shutil

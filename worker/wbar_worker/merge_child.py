@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from wbar.checkpoints import Fault
-from wbar.errors import MAX_DETAIL, CheckpointsDiffer, ContentTooLarge, MergeFailed, NonFiniteWeights, Rejected
+from wbar.errors import CheckpointsDiffer, ContentTooLarge, MergeFailed, NonFiniteWeights, Rejected, cut
 from wbar.merges import DareMerge, MeanMerge, MergeSpec, TaskArithmeticMerge, TiesMerge
 from wbar_averaging.decay_weights import EMA
+from wbar_averaging.lora import CONFIG as ADAPTER_CONFIG
+from wbar_averaging.lora import WEIGHTS as ADAPTER_WEIGHTS
 from wbar_averaging.merging import Dare, MergeMethod, TaskArithmetic, Ties, WeightedMean, merge_checkpoints
 from wbar_averaging.model_folder import CARRIED, CONFIG
 from wbar_averaging.streamed_mean import Mismatch, NotFinite, Progress
 from wbar_training.messages import Crashed
-from wbar_training.uploads.model_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS, unpack_beside
+from wbar_training.uploads.model_folders import WEIGHTS, unpack_beside
 from wbar_worker.children import Merged, MergeEnding, MergeProgress, MergeRefused, MergeWork
 from wbar_worker.hub_folder import pack_folder
 from wbar_worker.processes import ControlChannel, confine, first_line
@@ -53,11 +55,16 @@ def _ending(work: MergeWork, channel: ControlChannel) -> MergeEnding:
     except Rejected as error:
         return MergeRefused(fault=Fault(code=error.code, message=_of_ids(work, error.detail)))
     except MemoryError:
-        message = "merging needs more memory than it may use (WBAR_INGEST_MEMORY)"
+        message = f"merging needs more than the {work.memory:,} bytes of memory that it may use (WBAR_INGEST_MEMORY)"
+        if rank := lora_rank_of(work.spec):
+            message += f": ask for a smaller `lora_rank` than {rank}"
         return MergeRefused(fault=Fault(code=ContentTooLarge.code, message=message))
     except OSError as error:
         if error.errno == errno.EFBIG:
-            return MergeRefused(fault=Fault(code=ContentTooLarge.code, message="the result would be too large"))
+            message = (
+                f"the result would have more than {work.file_bytes:,} bytes: ask for less, or for a narrower `dtype`"
+            )
+            return MergeRefused(fault=Fault(code=ContentTooLarge.code, message=message))
         logging.getLogger("wbar").exception("the merge failed")
         return Crashed(why=first_line(error))
     except Exception as error:
@@ -96,7 +103,7 @@ def _place(work: MergeWork, source: str, names: Collection[str]) -> Path:
     place.mkdir()
     is_adapter = lora_rank_of(work.spec) is not None  # a whole network may have an adapter's configuration beside it
     try:
-        unpack_beside(archive, {*names, ADAPTER_CONFIG} if is_adapter else names, place, work.archives)
+        unpack_beside(archive, {*names, ADAPTER_CONFIG} if is_adapter else names, place, work.limits, is_adapter)
     except Rejected as error:
         raise type(error)(f"{source}: {error.detail}") from None
     archive.unlink()
@@ -109,7 +116,7 @@ def _of_ids(work: MergeWork, message: str) -> str:
     message = message.replace(f"{work.folder}/", "")
     for source in work.spec.inputs:
         message = message.replace(f"{source.id}.safetensors", source.id)
-    return message[:MAX_DETAIL]
+    return cut(message)
 
 
 CODES: Sequence[tuple[type[ValueError], str]] = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wbar.checkpoints import Fault
 from wbar.errors import MergeFailed
-from wbar.merges import MergeFormat
+from wbar.merges import EXTENSIONS, MergeFormat
 from wbar_averaging.model_folder import CARRIED
 from wbar_store import logs
 from wbar_store.merges import MergeRecord
@@ -27,11 +27,8 @@ from wbar_worker.settings import WorkerSettings
 log = logging.getLogger("wbar.worker")
 
 WIDER = 4  # times the inputs' bytes that a result may take: float16 written as float64
-# The result's file, and the bytes that it may have beside tensors: a header; of a folder, configurations and a tokenizer.
-OUTPUTS: dict[MergeFormat, tuple[str, int]] = {
-    "safetensors": ("merged.safetensors", 64 * 1024 * 1024),
-    "huggingface": ("merged.zip", len(CARRIED) * BESIDE_BYTES),
-}
+# The bytes that a result may have beside tensors: a header; of a folder, configurations and a tokenizer.
+BESIDE: dict[MergeFormat, int] = {"safetensors": 64 * 1024 * 1024, "huggingface": len(CARRIED) * BESIDE_BYTES}
 
 
 class Merger:
@@ -66,12 +63,11 @@ class Merger:
         for name, sha256 in record.spec.archives.items():
             self.store.blobs.fetch(sha256, scratch / f"{name}.archive")
         largest = max((scratch / f"{name}.safetensors").stat().st_size for name in inputs)
-        name, beside = OUTPUTS[record.spec.format]
-        out = scratch / "out" / name
+        out = scratch / "out" / f"merged{EXTENSIONS[record.spec.format]}"
         out.parent.mkdir()
         work = MergeWork(
             record.spec, scratch, out, self.settings.memory_per_ingest, self.settings.ingest_seconds,
-            WIDER * largest + beside, self.settings.upload_limits,
+            WIDER * largest + BESIDE[record.spec.format], self.settings.upload_limits,
         )  # fmt: skip
         ending = self._listen(record, processes.start(RUN_MERGE, work))
         match ending:

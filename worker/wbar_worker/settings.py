@@ -54,8 +54,8 @@ class WorkerSettings(StoreSettings):
     ingest_memory: int | None = Field(
         None,
         gt=0,
-        description="Memory limit for validating one upload, in bytes; default: half of the machine's or container's memory "
-        "over the ingest slots, at least 1 GiB and at most 16 GiB.",
+        description="Memory limit for validating one upload, and for one merge, in bytes; default: half of the "
+        "machine's or container's memory over the ingest slots, at least 1 GiB and at most 16 GiB.",
     )
     archive_bytes: int = Field(UploadLimits.bytes, gt=0, description="What a dataset archive may unpack to.")
     archive_files: int = Field(UploadLimits.files, gt=0, description="How many files a dataset archive may hold.")

@@ -72,8 +72,8 @@ async def create_checkpoint(
     purpose: Annotated[
         Purpose,
         Query(
-            description="`merge`: the tensors of any network are taken, also of one that this service does not know; such a "
-            "checkpoint can be merged (POST /v1/merges) and not trained."
+            description="`merge`: the tensors of any network are taken, also of one that this service does not know, "
+            "and LoRA adapters; such a checkpoint can be merged (POST /v1/merges) and not trained."
         ),
     ] = "train",
     expires_after: Annotated[

@@ -65,13 +65,14 @@ def _format(body: MergeRequest, found: Mapping[str, Found], first: str) -> Merge
             raise _refused(
                 "/format",
                 f"{first} was not uploaded as a folder, so that there is nothing to lay beside the merged weights: upload a "
-                "zip or tar of its folder, or leave `format` out",
+                "zip or tar of its folder (of a result of transformers, make a checkpoint), or leave `format` out",
             )
         return body.format or "safetensors"
     whole = next((name for name, one in found.items() if not one.adapter), None)
     if whole is not None:
         raise _refused(
-            "/checkpoints", f"{adapters[0]} is a LoRA adapter and {whole} is not: adapters are merged with adapters"
+            "/base" if whole == body.base else "/checkpoints",
+            f"{adapters[0]} is a LoRA adapter and {whole} is not: adapters are merged with adapters",
         )
     if not isinstance(body.method, MeanMerge):
         raise _refused("/method", "adapters are merged by a weighted mean of their ΔW only: take the method mean")

@@ -28,6 +28,8 @@ def create_merge(
 ) -> Response:
     """Merge checkpoints without training: means along a run, task arithmetic and WiSE-FT's line, TIES, DARE.
 
+    LoRA adapters are merged by the mean of what they add. With `format` the result is a folder, with its configuration.
+
     A worker reads them piece by piece, of whatever architecture they are; poll until `status` is `succeeded`, `failed` or
     `cancelled`. BatchNorm statistics are averaged like other numbers: a job with the method `soup` recomputes them.
     """

@@ -133,6 +133,10 @@ def check(
     shapes = {own[name]: tuple(tensor.shape) for name, tensor in tensors.items()}
     found: Recognized | None
     if said.adapter:
+        if architecture or num_classes is not None:
+            raise ArchitectureMismatch(
+                f"the archive is a LoRA adapter: leave out `architecture` and `num_classes` ({architecture or num_classes})"
+            )
         found = None
     elif said.network is not None:
         transformers_weights.check(said.network, shapes)

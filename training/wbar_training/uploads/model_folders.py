@@ -5,7 +5,7 @@
     preprocessor_config.json
 
 or a LoRA adapter, as PEFT has it: adapter_model.safetensors and adapter_config.json. All lie at the top, or together in one
-folder of it. Nothing else in the archive is read, least of all programs.
+folder of it. For a merge, `unpack_beside` takes what else has one of some names; programs are never read.
 """
 
 import re
@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from wbar.errors import ContentTooLarge, CorruptFile, InvalidArchive, UnsafePath
 from wbar_averaging import InvalidSafetensors
+from wbar_averaging.lora import CONFIG as ADAPTER_CONFIG
+from wbar_averaging.lora import WEIGHTS as ADAPTER_WEIGHTS
 from wbar_averaging.quoting import quoted
 from wbar_averaging.safetensors_file import parse_object
 from wbar_averaging.zip_directory import InvalidZip, read_directory
@@ -24,7 +26,6 @@ from wbar_training.uploads.limits import UploadLimits
 
 WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
 PREPROCESSOR = "preprocessor_config.json"
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 TEXTS = (CONFIG, INDEX, PREPROCESSOR, ADAPTER_CONFIG)
 FILES = 1000  # in such an archive, at most
@@ -95,8 +96,12 @@ def unpack(path: Path, head: bytes, scratch: Path, limits: UploadLimits) -> Mode
         raise
 
 
-def unpack_beside(path: Path, names: Collection[str], folder: Path, limits: UploadLimits) -> None:
-    """Write the files of these names that lie beside the weights in an archive, as `unpack` finds them, to `folder`.
+def unpack_beside(
+    path: Path, names: Collection[str], folder: Path, limits: UploadLimits, adapter: bool = False
+) -> None:
+    """Write the files of these names to `folder` that lie beside the weights in an archive: those that `unpack` takes.
+
+    adapter: whether it takes an adapter's, and not a whole network's.
 
     Raises InvalidArchive, UnsafePath or ContentTooLarge.
     """
@@ -104,20 +109,20 @@ def unpack_beside(path: Path, names: Collection[str], folder: Path, limits: Uplo
 
     def is_wanted(name: str) -> bool:
         place, _, file = name.rpartition("/")
-        if file == INDEX or _is_weights(file):
+        if file == ADAPTER_WEIGHTS if adapter else file == INDEX or (_is_weights(file) and file != ADAPTER_WEIGHTS):
             places.add(place)
         return file in names and "/" not in place
 
-    found: dict[str, bytes] = {}
+    found: dict[str, bytes | int] = {}  # of files that are too large their size: they may lie elsewhere
     for name, content in archive_members(path, limits, is_wanted):
-        found[name] = content
-    for name, content in found.items():
+        found[name] = content if len(content) <= BESIDE_BYTES else len(content)
+    for name, kept in found.items():
         place, _, file = name.rpartition("/")
         if place not in places:
             continue
-        if len(content) > BESIDE_BYTES:
-            raise ContentTooLarge(f"{quoted(name)} has {len(content)} bytes, more than the limit of {BESIDE_BYTES}")
-        (folder / file).write_bytes(content)
+        if isinstance(kept, int):
+            raise ContentTooLarge(f"{quoted(name)} has {kept} bytes, more than the limit of {BESIDE_BYTES}")
+        (folder / file).write_bytes(kept)
 
 
 def _check_member(name: str, content: bytes, before: list[str], limits: UploadLimits) -> None:
@@ -132,7 +137,7 @@ def _check_member(name: str, content: bytes, before: list[str], limits: UploadLi
             )
         return
     if file == ADAPTER_WEIGHTS:
-        return  # beside a whole network it is not read
+        return  # beside a whole network it is left out
     kept = [one for one in before if _is_weights(one.rpartition("/")[2]) and not one.endswith(ADAPTER_WEIGHTS)]
     other = next((one for one in kept if one.rpartition("/")[0] != folder), None)
     if other is not None:
@@ -144,12 +149,12 @@ def _check_member(name: str, content: bytes, before: list[str], limits: UploadLi
 def _folder(kind: Literal["zip", "tar"], texts: dict[str, bytes], weights: dict[str, Path]) -> ModelFolder | None:
     indexes = [name for name in texts if name.rpartition("/")[2] == INDEX]
     wholes = [name for name in weights if name.rpartition("/")[2] == WEIGHTS]
-    if not indexes and not wholes:
-        wholes = [name for name in weights if name.rpartition("/")[2] == ADAPTER_WEIGHTS]
+    if not indexes and not wholes and all(name.rpartition("/")[2] == ADAPTER_WEIGHTS for name in weights):
+        wholes = list(weights)
     if len(indexes) + len(wholes) > 1:
         raise CorruptFile(
-            f"the archive has several {(indexes + wholes)[0].rpartition('/')[2]}, or one and an index of parts: upload one "
-            "network at a time"
+            f"the archive has several networks' weights, {quoted((indexes + wholes)[0])} and {quoted((indexes + wholes)[1])}: "
+            "upload one network at a time"
         )
     if not indexes and not wholes:
         if weights:

@@ -30,7 +30,8 @@ class AsyncCheckpoints(AsyncResource):
     ) -> Checkpoint:
         """Upload a safetensors, PyTorch or `.pt2` file (torch.export) and, unless `wait` is false, wait until it is ready.
 
-        purpose: `merge` takes the tensors of a network that the service does not know, too: to be merged, not trained.
+        purpose: `merge` takes the tensors of a network that the service does not know, and LoRA adapters, too: they are
+            merged, not trained.
         expires_after: seconds until the service deletes it, or once no job needs it any more.
         step: called with the bytes sent and the bytes in all.
         idempotency_key: default: one of its own for each call.
