@@ -41,7 +41,7 @@ def test_a_checkpoint_is_described_as_the_contract_says(service: Service, ready:
         found = http.get(f"/v1/checkpoints/{ready[0]}").json()
     assert set(found) == {
         "id", "object", "name", "status", "format", "bytes", "sha256", "parameters", "tensors", "architecture",
-        "pretrained", "error", "created_at", "expires_at",
+        "pretrained", "adapter", "error", "created_at", "expires_at",
     }  # fmt: skip
     assert found["object"] == "checkpoint"
     assert found["status"] == "ready"

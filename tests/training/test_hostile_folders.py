@@ -347,7 +347,11 @@ def test_a_tensor_in_two_parts(whole: Mapping[str, bytes], tmp_path: Path) -> No
     )
     pickle = files | {SECOND: pickled(files[SECOND])}
     refused(as_zip(tmp_path, [*pickle.items()]), CorruptFile, f"{SECOND} is no safetensors file")
-    refused(as_zip(tmp_path, [*files.items(), (WEIGHTS, whole[WEIGHTS])]), CorruptFile, "one and an index of parts")
+    refused(
+        as_zip(tmp_path, [*files.items(), (WEIGHTS, whole[WEIGHTS])]),
+        CorruptFile,
+        "several networks. weights, .model.safetensors.index.json. and",
+    )
 
 
 # The metadata of a weights file, which a result carries its configuration in.
