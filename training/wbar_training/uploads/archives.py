@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from wbar.errors import ContentTooLarge, InvalidArchive, UnsafePath
 from wbar_averaging.quoting import quoted, reason
@@ -17,7 +18,7 @@ from wbar_averaging.zip_directory import DEFLATED, STORED, Entry, InvalidZip, Zi
 from wbar_training.uploads import compressed_streams
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.member_names import Names
-from wbar_training.uploads.tar_members import tar_members
+from wbar_training.uploads.tar_members import PIECE, Member, tar_members
 
 Wanted = Callable[[str], bool]
 LAYOUT = "expected a zip, tar, tar.gz or tar.zst with train/<class>/ images; was the upload cut off?"
@@ -26,9 +27,18 @@ LAYOUT = "expected a zip, tar, tar.gz or tar.zst with train/<class>/ images; was
 def archive_members(path: Path, limits: UploadLimits, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of the wanted files of a zip, tar, tar.gz or tar.zst; the content decides.
 
+    Raises what `large_members` does.
+    """
+    for member in large_members(path, limits, wanted):
+        yield member.name, b"".join(member.pieces)
+
+
+def large_members(path: Path, limits: UploadLimits, wanted: Wanted) -> Iterator[Member]:
+    """Yield the wanted files of an archive, whose content is read as it is asked for, before the next one is.
+
     wanted: whether a file is read, by its name with plain slashes.
 
-    Raises InvalidArchive, UnsafePath or ContentTooLarge.
+    Raises InvalidArchive, UnsafePath or ContentTooLarge; so do the pieces.
     """
     with open(path, "rb") as file:
         head = file.read(4)
@@ -66,7 +76,7 @@ def _open_plain(folder: int, name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
 
 
-def _zip_members(path: Path, limits: UploadLimits, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+def _zip_members(path: Path, limits: UploadLimits, wanted: Wanted) -> Iterator[Member]:
     try:
         entries = read_directory(path, limits.files)
     except ZipTooLarge as error:
@@ -85,31 +95,55 @@ def _zip_members(path: Path, limits: UploadLimits, wanted: Wanted) -> Iterator[t
     with open(path, "rb") as file:
         for name, entry in plain:
             if not entry.is_folder and wanted(name):
-                file.seek(entry.start)
-                yield name, _unpacked(file.read(entry.stored), entry)
+                yield Member(name, entry.size, _pieces(file, entry))
 
 
-def _unpacked(packed: bytes, entry: Entry) -> bytes:
-    """Return an entry's content, after comparing its length and its checksum with what the archive says."""
-    if entry.method == STORED:
-        data, complete = packed, True
-    elif entry.method == DEFLATED:
-        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        try:
-            data = inflate.decompress(packed, entry.size + 1)
-        except zlib.error as error:
-            raise InvalidArchive(f"{quoted(entry.name)} cannot be unpacked ({reason(error)}): {LAYOUT}") from None
-        complete = inflate.eof and not inflate.unused_data
-    else:
+def _pieces(file: BinaryIO, entry: Entry) -> Iterator[bytes]:
+    """Yield an entry's content, and compare its length and its checksum with what the archive says."""
+    if entry.method not in (STORED, DEFLATED):
         raise InvalidArchive(
             f"{quoted(entry.name)} is packed by method {entry.method}: stored and deflated files are read"
         )
-    if not complete or len(data) != entry.size or zlib.crc32(data) != entry.crc:
+    size, checksum = 0, 0
+    file.seek(entry.start)
+    for piece in _stored(file, entry) if entry.method == STORED else _inflated(file, entry):
+        size, checksum = size + len(piece), zlib.crc32(piece, checksum)
+        if size > entry.size:
+            break
+        yield piece
+    if size != entry.size or checksum != entry.crc:
         raise InvalidArchive(
-            f"{quoted(entry.name)} claims {entry.size} bytes with the checksum {entry.crc:08x}, and holds {len(data)} with "
-            f"{zlib.crc32(data):08x}"
+            f"{quoted(entry.name)} claims {entry.size} bytes with the checksum {entry.crc:08x}, and holds {size} with "
+            f"{checksum:08x}"
         )
-    return data
+
+
+def _stored(file: BinaryIO, entry: Entry) -> Iterator[bytes]:
+    left = entry.stored
+    while piece := file.read(min(PIECE, left)):
+        left -= len(piece)
+        yield piece
+
+
+def _inflated(file: BinaryIO, entry: Entry) -> Iterator[bytes]:
+    inflate, left = zlib.decompressobj(-zlib.MAX_WBITS), entry.stored
+    piece = b""
+    while not inflate.eof:
+        packed = inflate.unconsumed_tail
+        if not packed:
+            packed = file.read(min(PIECE, left))
+            left -= len(packed)
+        if not packed and not piece:
+            break
+        try:
+            piece = inflate.decompress(packed, PIECE)
+        except zlib.error as error:
+            raise InvalidArchive(f"{quoted(entry.name)} cannot be unpacked ({reason(error)}): {LAYOUT}") from None
+        yield piece
+    if not inflate.eof or inflate.unused_data or left:
+        raise InvalidArchive(
+            f"{quoted(entry.name)} is packed in {entry.stored} bytes, and its content ends elsewhere: {LAYOUT}"
+        )
 
 
 def _check_totals(files: int, total: int, limits: UploadLimits) -> None:

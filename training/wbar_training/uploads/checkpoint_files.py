@@ -255,7 +255,7 @@ def _read_with_config(
             for name in found:
                 if folder.parts and folder.parts.get(name) != part:
                     raise CorruptFile(f"{shown(name)} is in {part}, where the index of the parts does not place it")
-            tensors |= {name: tensor.clone() for name, tensor in found.items()}
+            tensors |= found  # mapped: they stay readable where the file has no name any more
         if missing := sorted(folder.parts.keys() - tensors.keys()):
             raise CorruptFile(f"{shown(missing[0])} is not in {folder.parts[missing[0]]}, where the index places it")
         if folder.adapter is not None:

@@ -49,8 +49,13 @@ class Stream:
         """Return `size` bytes of `what`. Raises InvalidArchive where there are fewer."""
         data = self.read(size)
         if len(data) != size:
-            raise InvalidArchive(f"{what} is cut off: {len(data)} of {size} bytes are there; was the upload cut off?")
+            raise self.cut_off(what, len(data), size)
         return data
+
+    @staticmethod
+    def cut_off(what: str, found: int, size: int) -> InvalidArchive:
+        """Return the error of `size` bytes of which only `found` are there."""
+        return InvalidArchive(f"{what} is cut off: {found} of {size} bytes are there; was the upload cut off?")
 
     def skip(self, size: int, what: str) -> None:
         """Pass over `size` bytes without keeping them."""
@@ -68,18 +73,26 @@ def opened(path: Path, head: bytes, limit: int) -> Iterator[Stream]:
     """Open a file that begins with `head`. A damaged or truncated stream raises InvalidArchive while it is read."""
     with open(path, "rb") as raw:
         if head[:2] == GZIP:
-            # Of its own, GzipFile verifies checksum and length of every member, and that only zeros follow the last.
             with gzip.GzipFile(fileobj=raw) as unpacked:
-                try:
-                    yield Stream(unpacked, limit)
-                except (EOFError, zlib.error, OSError) as error:
-                    raise InvalidArchive(
-                        f"the gzip stream cannot be read ({reason(error)}): was the upload cut off?"
-                    ) from None
+                yield Stream(GzipMembers(unpacked), limit)
         elif head[:4] == ZSTD:
             yield Stream(ZstdFrames(raw), limit)
         else:
             yield Stream(raw, limit)
+
+
+class GzipMembers:
+    """The content of gzip members that follow one another: of its own, GzipFile verifies checksum and length of each."""
+
+    def __init__(self, file: gzip.GzipFile) -> None:
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        """Return some bytes, none at the end, after which only zeros follow. Raises InvalidArchive for a damaged member."""
+        try:
+            return self._file.read(size)
+        except (EOFError, zlib.error, OSError) as error:
+            raise InvalidArchive(f"the gzip stream cannot be read ({reason(error)}): was the upload cut off?") from None
 
 
 class ZstdFrames:

@@ -21,8 +21,9 @@ from wbar_averaging.lora import WEIGHTS as ADAPTER_WEIGHTS
 from wbar_averaging.quoting import quoted
 from wbar_averaging.safetensors_file import parse_object
 from wbar_averaging.zip_directory import InvalidZip, read_directory
-from wbar_training.uploads.archives import archive_members
+from wbar_training.uploads.archives import large_members
 from wbar_training.uploads.limits import UploadLimits
+from wbar_training.uploads.tar_members import Member
 
 WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -79,13 +80,15 @@ def unpack(path: Path, head: bytes, scratch: Path, limits: UploadLimits) -> Mode
     weights: dict[str, Path] = {}
     try:
         try:
-            for name, content in archive_members(path, limits, _is_wanted):
-                _check_member(name, content, [*texts, *weights], limits)
-                if _is_weights(name.rpartition("/")[2]):
-                    weights[name] = scratch.with_name(f"{scratch.name}-{len(weights)}")
-                    weights[name].write_bytes(content)
+            for member in large_members(path, limits, _is_wanted):
+                _check_member(member, [*texts, *weights], limits)
+                if _is_weights(member.name.rpartition("/")[2]):
+                    weights[member.name] = scratch.with_name(f"{scratch.name}-{len(weights)}")
+                    with open(weights[member.name], "wb") as file:
+                        for piece in member.pieces:
+                            file.write(piece)
                 else:
-                    texts[name] = content
+                    texts[member.name] = b"".join(member.pieces)
         except (InvalidArchive, UnsafePath) as error:
             if not texts and not weights and not is_zip and not isinstance(error, UnsafePath):
                 return None
@@ -114,8 +117,8 @@ def unpack_beside(
         return file in names and "/" not in place
 
     found: dict[str, bytes | int] = {}  # of files that are too large their size: they may lie elsewhere
-    for name, content in archive_members(path, limits, is_wanted):
-        found[name] = content if len(content) <= BESIDE_BYTES else len(content)
+    for member in large_members(path, limits, is_wanted):
+        found[member.name] = b"".join(member.pieces) if member.size <= BESIDE_BYTES else member.size
     for name, kept in found.items():
         place, _, file = name.rpartition("/")
         if place not in places:
@@ -125,15 +128,16 @@ def unpack_beside(
         (folder / file).write_bytes(kept)
 
 
-def _check_member(name: str, content: bytes, before: list[str], limits: UploadLimits) -> None:
-    """Raise CorruptFile or ContentTooLarge for what no folder of one network has, before it is kept."""
+def _check_member(member: Member, before: list[str], limits: UploadLimits) -> None:
+    """Raise CorruptFile or ContentTooLarge for what no folder of one network has, before it is read."""
+    name = member.name
     folder, _, file = name.rpartition("/")
     if len(before) >= FILES:
         raise CorruptFile(f"the archive has more than {FILES} configurations and weights: upload one network at a time")
     if not _is_weights(file):
-        if len(content) > limits.header_bytes:
+        if member.size > limits.header_bytes:
             raise ContentTooLarge(
-                f"{quoted(name)} has {len(content)} bytes, more than the limit of {limits.header_bytes}"
+                f"{quoted(name)} has {member.size} bytes, more than the limit of {limits.header_bytes}"
             )
         return
     if file == ADAPTER_WEIGHTS:

@@ -8,6 +8,7 @@ Formats: POSIX.1-2017 pax and ustar; GNU's long names and large sizes.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from wbar.errors import ContentTooLarge, InvalidArchive, UnsafePath
 from wbar_averaging.quoting import quoted
@@ -16,13 +17,28 @@ from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.member_names import Names
 
 BLOCK = 512
+PIECE = 1024 * 1024  # bytes of a member that are read at once
 MAX_EXTENSION = 1024 * 1024  # bytes of a pax header or a long name
 _FILES, _FOLDER = (b"0", b"\0", b"7"), b"5"
 _LINKS, _SPECIAL = (b"1", b"2", b"K"), (b"3", b"4", b"6")
 
 
-def tar_members(stream: Stream, limits: UploadLimits, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the members that are wanted; the others are passed over, and counted.
+@dataclass(frozen=True)
+class Member:
+    """A file of an archive.
+
+    name: with plain slashes.
+    size: in bytes, as the archive says.
+    pieces: of its content, to be read once. They raise InvalidArchive where it is another.
+    """
+
+    name: str
+    size: int
+    pieces: Iterator[bytes]
+
+
+def tar_members(stream: Stream, limits: UploadLimits, wanted: Callable[[str], bool]) -> Iterator[Member]:
+    """Yield the members that are wanted; the others are passed over, and counted. What is not read of one is passed over, too.
 
     Raises InvalidArchive, UnsafePath or ContentTooLarge.
     """
@@ -48,12 +64,21 @@ def tar_members(stream: Stream, limits: UploadLimits, wanted: Callable[[str], bo
         plain = names.add(name, is_folder)
         if is_folder:
             size = 0  # old archives give a folder the size of what it holds
-        elif wanted(plain):
-            yield plain, stream.exactly(size, quoted(name))
-            stream.skip(-size % BLOCK, quoted(name))
-            continue
-        stream.skip(size + -size % BLOCK, quoted(name))
+        end = stream.position + size + -size % BLOCK
+        if not is_folder and wanted(plain):
+            yield Member(plain, size, _pieces(stream, quoted(name), size))
+        stream.skip(end - stream.position, quoted(name))
     _check_end(stream)
+
+
+def _pieces(stream: Stream, what: str, size: int) -> Iterator[bytes]:
+    read = 0
+    while read < size:
+        piece = stream.read(min(PIECE, size - read))
+        read += len(piece)
+        if not piece:
+            raise stream.cut_off(what, read, size)
+        yield piece
 
 
 def _header(stream: Stream) -> bytes:
