@@ -64,26 +64,8 @@ def resolve_job(
     """
     _check_applies(options)
     check_task(options, start.network, facts)
-    network, asked = start.network, options.classes
-    if options.recipe.head == "reset":
-        asked = asked or list(facts.classes)  # the job shows the names of the new outputs
-        network = replace(network, num_classes=len(asked))
-    elif asked is None:
-        asked = _named_classes(start, facts)
-    classes = resolve_classes(asked, network, facts)
-    recipe = resolve_recipe(options.recipe, network, facts, gpu, options.method, start.pretrained)
-    method = resolve_method(options.method, recipe, network)
-    # A classifier that is trained by itself has the rate of moving statistics: all else stands still then anyway.
-    moving = recipe.model_copy(update={"batch_norm": "recompute"})
-    recipe = with_head_rate(recipe, resolve_method(options.method, moving, network))
-    for ingredient in ingredients:
-        _check_same_network(ingredient, start)
-    if isinstance(method, Soup) and method.average == "stock" and start.id in method.checkpoints:
-        raise ValidationFailed(
-            f"method.average is stock, and {start.id} is both `checkpoint`, the start of the runs, and one of the runs: leave "
-            "it out of method.checkpoints",
-            [{"pointer": "/method/checkpoints", "detail": f"{start.id} is the start"}],
-        )
+    network, classes = _outputs(options, start, facts)
+    recipe, method = _recipe_and_method(options, start, network, facts, gpu)
     sets = evaluation or {}
     for name, (other, its_facts) in sets.items():
         check_evaluation_set(name, other, its_facts, dataset, facts, network, classes)
@@ -91,17 +73,10 @@ def resolve_job(
         check_probe(*probe, facts, network)
     for teacher in teachers:
         _check_teacher(teacher, network, recipe)
-    if not isinstance(method, Soup):
-        if facts.train_images < 2 * recipe.devices:
-            raise ValidationFailed(
-                f"recipe.devices is {recipe.devices} and there are {facts.train_images} training images: each device needs two "
-                "of every batch"
-            )
-        _check_schedule(method, options.swag, planned_steps_per_epoch(facts, recipe))
-    elif options.swag:
-        raise ValidationFailed(
-            "swag samples around the snapshots of a training, and a soup trains nothing: leave it out"
-        )
+    if isinstance(method, Soup):
+        _check_soup(method, options, start, ingredients)
+    else:
+        _check_training(method, options, recipe, facts)
     spec = JobSpec(
         start=start,
         dataset=dataset,
@@ -127,13 +102,29 @@ def resolve_job(
         probe=probe and probe[0],
     )
     check_replicas(options, spec, snapshots_of_one(spec, facts))
-    if spec.select_on is not None and not spec.selects:
-        raise ValidationFailed(
-            f"select_on is {spec.select_on!r}, and this job chooses nothing by held-out images: leave it out, or ask for a "
-            "choice (method auto; average greedy, window or swad; interpolate; guard; recipe.early_stopping)",
-            [{"pointer": "/select_on", "detail": "nothing is chosen"}],
-        )
+    _check_selects(spec)
     return spec
+
+
+def _outputs(options: JobOptions, start: StoredWeights, facts: DatasetFacts) -> tuple[Network, list[str] | None]:
+    """Return the network with the outputs that are trained, and their classes, in their order; None for the dataset's."""
+    network, asked = start.network, options.classes
+    if options.recipe.head == "reset":
+        asked = asked or list(facts.classes)  # the job shows the names of the new outputs
+        network = replace(network, num_classes=len(asked))
+    elif asked is None:
+        asked = _named_classes(start, facts)
+    return network, resolve_classes(asked, network, facts)
+
+
+def _recipe_and_method(
+    options: JobOptions, start: StoredWeights, network: Network, facts: DatasetFacts, gpu: bool
+) -> tuple[Recipe, Training | Soup]:
+    recipe = resolve_recipe(options.recipe, network, facts, gpu, options.method, start.pretrained)
+    method = resolve_method(options.method, recipe, network)
+    # A classifier that is trained by itself has the rate of moving statistics: all else stands still then anyway.
+    moving = recipe.model_copy(update={"batch_norm": "recompute"})
+    return with_head_rate(recipe, resolve_method(options.method, moving, network)), method
 
 
 def planned_steps_per_epoch(facts: DatasetFacts, recipe: Recipe) -> int:
@@ -199,6 +190,42 @@ def resolve_method(method: Training | Soup, recipe: Recipe, network: Network) ->
     elif method.final_lr == "auto":
         update["final_lr"] = rate / 10 if gentle else 0.0
     return validated(method.model_copy(update=update), "method")
+
+
+def _check_soup(method: Soup, options: JobOptions, start: StoredWeights, ingredients: Sequence[StoredWeights]) -> None:
+    """Raise CheckpointsDiffer for an ingredient of another network, ValidationFailed for what a soup cannot do (422)."""
+    for ingredient in ingredients:
+        _check_same_network(ingredient, start)
+    if method.average == "stock" and start.id in method.checkpoints:
+        raise ValidationFailed(
+            f"method.average is stock, and {start.id} is both `checkpoint`, the start of the runs, and one of the runs: leave "
+            "it out of method.checkpoints",
+            [{"pointer": "/method/checkpoints", "detail": f"{start.id} is the start"}],
+        )
+    if options.swag:
+        raise ValidationFailed(
+            "swag samples around the snapshots of a training, and a soup trains nothing: leave it out"
+        )
+
+
+def _check_training(method: Training, options: JobOptions, recipe: Recipe, facts: DatasetFacts) -> None:
+    """Raise ValidationFailed (422) for fewer images than the devices need, and for a schedule that cannot be."""
+    if facts.train_images < 2 * recipe.devices:
+        raise ValidationFailed(
+            f"recipe.devices is {recipe.devices} and there are {facts.train_images} training images: each device needs two "
+            "of every batch"
+        )
+    _check_schedule(method, options.swag, planned_steps_per_epoch(facts, recipe))
+
+
+def _check_selects(spec: JobSpec) -> None:
+    """Raise ValidationFailed (422) for a `select_on` of a job that chooses nothing."""
+    if spec.select_on is not None and not spec.selects:
+        raise ValidationFailed(
+            f"select_on is {spec.select_on!r}, and this job chooses nothing by held-out images: leave it out, or ask for a "
+            "choice (method auto; average greedy, window or swad; interpolate; guard; recipe.early_stopping)",
+            [{"pointer": "/select_on", "detail": "nothing is chosen"}],
+        )
 
 
 def _check_schedule(method: Training, swag: int, steps: int) -> None:

@@ -69,6 +69,25 @@ def test_the_fields_of_a_method_do_not_wait_for_a_slow_preview(
         expect(page.locator("#preview")).to_contain_text("4 snapshots")
 
 
+def test_what_is_filled_in_before_the_script_has_come_is_shown_too(
+    browser: Browser, service: Service, inputs: tuple[str, str]
+) -> None:
+    checkpoint, dataset = inputs
+    with signed_in(browser, service) as (page, _):
+        held = list[Route]()
+        page.route("**/wbar.js*", lambda route: held.append(route))  # a function that can be marked
+        with page.expect_request("**/wbar.js*"):
+            page.goto(f"{service.url}/jobs/new", wait_until="commit")
+        page.get_by_label("Checkpoint").select_option(checkpoint)
+        page.get_by_label("Dataset").select_option(dataset)
+        page.get_by_label("Method", exact=True).select_option("swa")
+        for one in held:
+            one.continue_()
+        expect(page.locator("#preview")).to_contain_text("snapshots")
+        expect(page.locator("#method-fields")).to_contain_text("epochs")
+        expect(page.get_by_label("Method", exact=True)).to_have_value("swa")
+
+
 def test_a_job_from_the_form_to_its_result(
     browser: Browser, service: Service, inputs: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from wbar_averaging import write_safetensors
 from wbar_averaging.quoting import shown
 from wbar_averaging.safetensors_file import SIZES, read_layout
 from wbar_training.networks import recognition
+from wbar_training.networks.differences import Shapes
 from wbar_training.networks.programs import metadata_of
 from wbar_training.networks.recognition import Recognized
 from wbar_training.uploads import (
@@ -131,22 +132,7 @@ def check(
     if said.network is not None:
         own = transformers_weights.own_names(said.network, own, architecture, num_classes)
     shapes = {own[name]: tuple(tensor.shape) for name, tensor in tensors.items()}
-    found: Recognized | None
-    if said.adapter:
-        if architecture or num_classes is not None:
-            raise ArchitectureMismatch(
-                f"the archive is a LoRA adapter: leave out `architecture` and `num_classes` ({architecture or num_classes})"
-            )
-        found = None
-    elif said.network is not None:
-        transformers_weights.check(said.network, shapes)
-        found = Recognized(said.network, [])
-    elif architecture:
-        found = Recognized(recognition.identify(architecture, shapes, num_classes, tables), [])
-    elif any_network:
-        found = recognition.find(shapes, said.architecture, tables)
-    else:
-        found = recognition.recognize(shapes, said.architecture, tables)
+    found = _recognized(said, shapes, architecture, num_classes, tables, any_network)
     as_stored = kind == "safetensors" and _as_stored(path, tensors.keys(), limits)
     if found is None:
         check_finite(tensors)
@@ -158,11 +144,7 @@ def check(
         network = recognition.identify(network.name, shapes, num_classes, tables)
     check_finite(tensors)
     trained, floating = recognition.kinds(network, tables)
-    integers = [n for n, t in tensors.items() if own[n] in floating and not t.is_floating_point()]
-    if integers:
-        raise ArchitectureMismatch(
-            f"{shown(integers[0])}: {tensors[integers[0]].dtype} in the checkpoint, a floating-point dtype expected"
-        )
+    _check_floating({name: tensors[name] for name in tensors if own[name] in floating})
     facts = ValidCheckpoint(
         format=kind,
         parameters=sum(t.numel() for name, t in tensors.items() if own[name] in trained),
@@ -174,6 +156,38 @@ def check(
         pretrained=_of_network(said.pretrained, network),
     )
     return CheckedCheckpoint(facts, tensors, {}, as_stored)
+
+
+def _recognized(
+    said: pretrained_config.Said,
+    shapes: Shapes,
+    architecture: str | None,
+    num_classes: int | None,
+    tables: Path | None,
+    any_network: bool,
+) -> Recognized | None:
+    """Return the network that the files beside the tensors, the uploader or the tensors say; None: of no known one."""
+    if said.adapter:
+        if architecture or num_classes is not None:
+            raise ArchitectureMismatch(
+                f"the archive is a LoRA adapter: leave out `architecture` and `num_classes` ({architecture or num_classes})"
+            )
+        return None
+    if said.network is not None:
+        transformers_weights.check(said.network, shapes)
+        return Recognized(said.network, [])
+    if architecture:
+        return Recognized(recognition.identify(architecture, shapes, num_classes, tables), [])
+    return (recognition.find if any_network else recognition.recognize)(shapes, said.architecture, tables)
+
+
+def _check_floating(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ArchitectureMismatch for integers where the network has floating-point numbers."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ArchitectureMismatch(
+                f"{shown(name)}: {tensor.dtype} in the checkpoint, a floating-point dtype expected"
+            )
 
 
 def _of_network(pretrained: PretrainedConfig | None, network: Network) -> PretrainedConfig | None:

@@ -209,12 +209,17 @@ function previewJob(form) {
     }
   });
   const later = () => { clearTimeout(timer); timer = setTimeout(show, 0.4 * SECONDS); };
-  form.addEventListener("input", later);
-  form.addEventListener("change", (event) => {
-    if (!event.target.matches("[data-fields]")) return later();
+  const changed = (field) => {
+    if (!field.matches("[data-fields]")) return later();
     // From the field itself: requests of one element wait for one another, and only the last of those that wait is sent.
-    return htmx.ajax("POST", "/jobs/new/fields", { source: event.target, target: "#method-fields", swap: "innerHTML" }).then(later);
-  });
+    return htmx.ajax("POST", "/jobs/new/fields", { source: field, target: "#method-fields", swap: "innerHTML" }).then(later);
+  };
+  form.addEventListener("input", later);
+  form.addEventListener("change", (event) => changed(event.target));
+  // What was filled in before this script was there: by a quick reader, or by a browser that goes back.
+  const isChosen = (select) => select.value !== ([...select.options].find((option) => option.defaultSelected) ?? select.options[0])?.value;
+  const before = [...all("select", form).filter(isChosen), ...all("input, textarea", form).filter((field) => field.value !== field.defaultValue || field.checked !== field.defaultChecked)];
+  if (before.length) changed(before.find((field) => field.matches("[data-fields]")) ?? before[0]);
 }
 
 // Who comes from another site is signed in, and the browser has not said so: it does, once this page asks itself.
