@@ -32,6 +32,16 @@ def test_only_what_lies_beside_the_weights_is_unpacked(tmp_path: Path, monkeypat
         unpack_beside(path, ("vocab.txt",), tmp_path / "out", UploadLimits())
 
 
+def test_what_may_lie_beside_the_weights_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_folders, "ALL_BESIDE", 25)
+    path = archive(tmp_path / "a.zip", {f"{n}/tokenizer.json": b"x" * 10 for n in range(3)})
+    with pytest.raises(
+        ContentTooLarge, match=r"more than 25 bytes of .* up to '2/tokenizer\.json': pack one network's"
+    ):
+        unpack_beside(path, ("tokenizer.json",), tmp_path, UploadLimits())
+    assert [one.name for one in tmp_path.iterdir()] == ["a.zip"]
+
+
 @pytest.mark.parametrize("backwards", [False, True])
 def test_what_lies_beside_another_file_of_weights_is_not_taken(tmp_path: Path, backwards: bool) -> None:
     names = ("model.safetensors", "config.json", "lora/adapter_model.safetensors", "lora/config.json")

@@ -18,7 +18,8 @@ from wbar_averaging.zip_directory import DEFLATED, STORED, Entry, InvalidZip, Zi
 from wbar_training.uploads import compressed_streams
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.member_names import Names
-from wbar_training.uploads.tar_members import PIECE, Member, tar_members
+from wbar_training.uploads.members import PIECE, Member
+from wbar_training.uploads.tar_members import tar_members
 
 Wanted = Callable[[str], bool]
 LAYOUT = "expected a zip, tar, tar.gz or tar.zst with train/<class>/ images; was the upload cut off?"
@@ -27,14 +28,14 @@ LAYOUT = "expected a zip, tar, tar.gz or tar.zst with train/<class>/ images; was
 def archive_members(path: Path, limits: UploadLimits, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of the wanted files of a zip, tar, tar.gz or tar.zst; the content decides.
 
-    Raises what `large_members` does.
+    Raises what `streamed_members` does.
     """
-    for member in large_members(path, limits, wanted):
+    for member in streamed_members(path, limits, wanted):
         yield member.name, b"".join(member.pieces)
 
 
-def large_members(path: Path, limits: UploadLimits, wanted: Wanted) -> Iterator[Member]:
-    """Yield the wanted files of an archive, whose content is read as it is asked for, before the next one is.
+def streamed_members(path: Path, limits: UploadLimits, wanted: Wanted) -> Iterator[Member]:
+    """Yield the wanted files of an archive, whose content is read as it is asked for: before the next file is.
 
     wanted: whether a file is read, by its name with plain slashes.
 
@@ -105,11 +106,10 @@ def _pieces(file: BinaryIO, entry: Entry) -> Iterator[bytes]:
             f"{quoted(entry.name)} is packed by method {entry.method}: stored and deflated files are read"
         )
     size, checksum = 0, 0
-    file.seek(entry.start)
-    for piece in _stored(file, entry) if entry.method == STORED else _inflated(file, entry):
+    for piece in (_packed if entry.method == STORED else _inflated)(file, entry):
         size, checksum = size + len(piece), zlib.crc32(piece, checksum)
         if size > entry.size:
-            break
+            raise InvalidArchive(f"{quoted(entry.name)} claims {entry.size} bytes, and holds more")
         yield piece
     if size != entry.size or checksum != entry.crc:
         raise InvalidArchive(
@@ -118,32 +118,30 @@ def _pieces(file: BinaryIO, entry: Entry) -> Iterator[bytes]:
         )
 
 
-def _stored(file: BinaryIO, entry: Entry) -> Iterator[bytes]:
+def _packed(file: BinaryIO, entry: Entry) -> Iterator[bytes]:
     left = entry.stored
+    file.seek(entry.start)
     while piece := file.read(min(PIECE, left)):
         left -= len(piece)
         yield piece
 
 
 def _inflated(file: BinaryIO, entry: Entry) -> Iterator[bytes]:
-    inflate, left = zlib.decompressobj(-zlib.MAX_WBITS), entry.stored
-    piece = b""
-    while not inflate.eof:
-        packed = inflate.unconsumed_tail
-        if not packed:
-            packed = file.read(min(PIECE, left))
-            left -= len(packed)
-        if not packed and not piece:
-            break
-        try:
-            piece = inflate.decompress(packed, PIECE)
-        except zlib.error as error:
-            raise InvalidArchive(f"{quoted(entry.name)} cannot be unpacked ({reason(error)}): {LAYOUT}") from None
-        yield piece
-    if not inflate.eof or inflate.unused_data or left:
-        raise InvalidArchive(
-            f"{quoted(entry.name)} is packed in {entry.stored} bytes, and its content ends elsewhere: {LAYOUT}"
-        )
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    follows = False
+    try:
+        for packed in _packed(file, entry):
+            while packed and not inflate.eof:
+                yield inflate.decompress(packed, PIECE)
+                packed = inflate.unconsumed_tail
+            follows = follows or bool(packed or inflate.unused_data)
+        while not inflate.eof and (piece := inflate.decompress(b"", PIECE)):
+            yield piece
+    except zlib.error as error:
+        raise InvalidArchive(f"{quoted(entry.name)} cannot be unpacked ({reason(error)})") from None
+    if follows or not inflate.eof:
+        wrong = "something follows its content" if follows else "its content is cut off"
+        raise InvalidArchive(f"{quoted(entry.name)} is packed in {entry.stored} bytes, and within them {wrong}")
 
 
 def _check_totals(files: int, total: int, limits: UploadLimits) -> None:

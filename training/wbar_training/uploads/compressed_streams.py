@@ -74,14 +74,14 @@ def opened(path: Path, head: bytes, limit: int) -> Iterator[Stream]:
     with open(path, "rb") as raw:
         if head[:2] == GZIP:
             with gzip.GzipFile(fileobj=raw) as unpacked:
-                yield Stream(GzipMembers(unpacked), limit)
+                yield Stream(GzipContent(unpacked), limit)
         elif head[:4] == ZSTD:
-            yield Stream(ZstdFrames(raw), limit)
+            yield Stream(ZstdContent(raw), limit)
         else:
             yield Stream(raw, limit)
 
 
-class GzipMembers:
+class GzipContent:
     """The content of gzip members that follow one another: of its own, GzipFile verifies checksum and length of each."""
 
     def __init__(self, file: gzip.GzipFile) -> None:
@@ -95,7 +95,7 @@ class GzipMembers:
             raise InvalidArchive(f"the gzip stream cannot be read ({reason(error)}): was the upload cut off?") from None
 
 
-class ZstdFrames:
+class ZstdContent:
     """The content of zstd frames that follow one another to the end of the file."""
 
     def __init__(self, raw: BinaryIO) -> None:

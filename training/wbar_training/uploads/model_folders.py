@@ -21,9 +21,9 @@ from wbar_averaging.lora import WEIGHTS as ADAPTER_WEIGHTS
 from wbar_averaging.quoting import quoted
 from wbar_averaging.safetensors_file import parse_object
 from wbar_averaging.zip_directory import InvalidZip, read_directory
-from wbar_training.uploads.archives import large_members
+from wbar_training.uploads.archives import streamed_members
 from wbar_training.uploads.limits import UploadLimits
-from wbar_training.uploads.tar_members import Member
+from wbar_training.uploads.members import Member
 
 WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -31,6 +31,7 @@ PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 TEXTS = (CONFIG, INDEX, PREPROCESSOR, ADAPTER_CONFIG)
 FILES = 1000  # in such an archive, at most
 BESIDE_BYTES = 64 * 1024 * 1024  # of a tokenizer, at most; those of large vocabularies have some tens of millions
+ALL_BESIDE = 4 * BESIDE_BYTES  # of all files that may lie beside the weights: which do is known at the archive's end
 PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # how gzip and Zstandard begin
 
 
@@ -78,9 +79,11 @@ def unpack(path: Path, head: bytes, scratch: Path, limits: UploadLimits) -> Mode
         return None  # torch's own archive; it is checked where it is read
     texts: dict[str, bytes] = {}
     weights: dict[str, Path] = {}
+    is_folder = is_zip
     try:
         try:
-            for member in large_members(path, limits, _is_wanted):
+            for member in streamed_members(path, limits, _is_wanted):
+                is_folder = True
                 _check_member(member, [*texts, *weights], limits)
                 if _is_weights(member.name.rpartition("/")[2]):
                     weights[member.name] = scratch.with_name(f"{scratch.name}-{len(weights)}")
@@ -90,7 +93,7 @@ def unpack(path: Path, head: bytes, scratch: Path, limits: UploadLimits) -> Mode
                 else:
                     texts[member.name] = b"".join(member.pieces)
         except (InvalidArchive, UnsafePath) as error:
-            if not texts and not weights and not is_zip and not isinstance(error, UnsafePath):
+            if not is_folder and not isinstance(error, UnsafePath):
                 return None
             raise CorruptFile(f"the archive cannot be read: {error.detail}") from None
         return _folder("zip" if is_zip else "tar", texts, weights)
@@ -117,8 +120,15 @@ def unpack_beside(
         return file in names and "/" not in place
 
     found: dict[str, bytes | int] = {}  # of files that are too large their size: they may lie elsewhere
-    for member in large_members(path, limits, is_wanted):
+    total = 0
+    for member in streamed_members(path, limits, is_wanted):
         found[member.name] = b"".join(member.pieces) if member.size <= BESIDE_BYTES else member.size
+        total += member.size if member.size <= BESIDE_BYTES else 0
+        if total > ALL_BESIDE:
+            raise ContentTooLarge(
+                f"the archive has more than {ALL_BESIDE} bytes of configurations and tokenizers, up to {quoted(member.name)}: "
+                "pack one network's folder"
+            )
     for name, kept in found.items():
         place, _, file = name.rpartition("/")
         if place not in places:

@@ -32,6 +32,7 @@ UNSAFE = (
     "Can only create",
     "Can only build",
 )
+TOO_LARGE = "the file needs more memory than an upload may use"
 TAR_FORMAT = (b"sys_info\0", b"pickle\0\0\0", b"storages\0", b"tensors\0\0")  # its first entry, in any order
 
 
@@ -85,6 +86,8 @@ def _read_safetensors(path: Path, limits: UploadLimits) -> dict[str, Tensor]:
     except InvalidSafetensors as error:
         raise CorruptFile(f"not a well-formed safetensors file: {error}") from None
     except Exception as error:
+        if _is_out_of_memory(error):
+            raise ContentTooLarge(TOO_LARGE) from None
         # safetensors raises its own type for dtypes that this torch does not know.
         raise CorruptFile(f"the safetensors file cannot be read: {reason(error)}") from None
 
@@ -103,15 +106,17 @@ def _load_pytorch(path: Path, mapped: bool) -> Any:
                 "save model.state_dict(), not the model or a whole training object"
             ) from None
         raise CorruptFile(f"the PyTorch file cannot be read: {_cause(text)}") from None
-    except MemoryError:
-        raise ContentTooLarge("the file needs more memory than an upload may use") from None
     except Exception as error:
-        if "can't allocate memory" in str(error) or "Cannot allocate memory" in str(
-            error
-        ):  # for numbers, for a mapping
-            raise ContentTooLarge("the file needs more memory than an upload may use") from None
+        if _is_out_of_memory(error):
+            raise ContentTooLarge(TOO_LARGE) from None
         # A damaged pickle or archive surfaces as almost any exception; all mean the same to the user.
         raise CorruptFile(f"the PyTorch file cannot be read ({type(error).__name__}: {reason(error)})") from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that there is no memory for numbers, or no room for a mapping: torch has no type for it."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in said or "Cannot allocate memory" in said
 
 
 def _cause(text: str) -> str:

@@ -8,33 +8,18 @@ Formats: POSIX.1-2017 pax and ustar; GNU's long names and large sizes.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from wbar.errors import ContentTooLarge, InvalidArchive, UnsafePath
 from wbar_averaging.quoting import quoted
 from wbar_training.uploads.compressed_streams import Stream
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.member_names import Names
+from wbar_training.uploads.members import PIECE, Member
 
 BLOCK = 512
-PIECE = 1024 * 1024  # bytes of a member that are read at once
 MAX_EXTENSION = 1024 * 1024  # bytes of a pax header or a long name
 _FILES, _FOLDER = (b"0", b"\0", b"7"), b"5"
 _LINKS, _SPECIAL = (b"1", b"2", b"K"), (b"3", b"4", b"6")
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file of an archive.
-
-    name: with plain slashes.
-    size: in bytes, as the archive says.
-    pieces: of its content, to be read once. They raise InvalidArchive where it is another.
-    """
-
-    name: str
-    size: int
-    pieces: Iterator[bytes]
 
 
 def tar_members(stream: Stream, limits: UploadLimits, wanted: Callable[[str], bool]) -> Iterator[Member]:
@@ -66,14 +51,16 @@ def tar_members(stream: Stream, limits: UploadLimits, wanted: Callable[[str], bo
             size = 0  # old archives give a folder the size of what it holds
         end = stream.position + size + -size % BLOCK
         if not is_folder and wanted(plain):
-            yield Member(plain, size, _pieces(stream, quoted(name), size))
+            yield Member(plain, size, _pieces(stream, stream.position, quoted(name), size))
         stream.skip(end - stream.position, quoted(name))
     _check_end(stream)
 
 
-def _pieces(stream: Stream, what: str, size: int) -> Iterator[bytes]:
+def _pieces(stream: Stream, begin: int, what: str, size: int) -> Iterator[bytes]:
     read = 0
     while read < size:
+        if stream.position != begin + read:
+            raise RuntimeError(f"{what} is read after the next member was asked for")
         piece = stream.read(min(PIECE, size - read))
         read += len(piece)
         if not piece:

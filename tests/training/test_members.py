@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from wbar.errors import InvalidArchive
-from wbar_training.uploads.archives import archive_members, large_members
+from wbar.errors import CorruptFile, InvalidArchive
+from wbar_training.uploads.archives import archive_members, streamed_members
 from wbar_training.uploads.limits import UploadLimits
+from wbar_training.uploads.members import PIECE
 from wbar_training.uploads.model_folders import unpack
-from wbar_training.uploads.tar_members import PIECE
 
 Files = dict[str, bytes]
 
@@ -60,7 +60,7 @@ def write(request: pytest.FixtureRequest) -> Callable[[Files], bytes]:
 def test_pieces_are_the_content(tmp_path: Path, write: Callable[[Files], bytes], size: int, content: bytes) -> None:
     files = {"a": (content * (size // len(content) + 1))[:size], "b": b"the next"}
     (path := tmp_path / "upload").write_bytes(write(files))
-    members = large_members(path, UploadLimits(), lambda name: True)
+    members = streamed_members(path, UploadLimits(), lambda name: True)
     assert {one.name: (one.size, b"".join(one.pieces)) for one in members} == {
         name: (len(content), content) for name, content in files.items()
     }
@@ -69,7 +69,7 @@ def test_pieces_are_the_content(tmp_path: Path, write: Callable[[Files], bytes],
 def test_what_is_not_read_of_a_member_is_passed_over(tmp_path: Path, write: Callable[[Files], bytes]) -> None:
     (path := tmp_path / "upload").write_bytes(write({"a": bytes(2 * PIECE + 5), "b": b"the next"}))
     found = {}
-    for member in large_members(path, UploadLimits(), lambda name: True):
+    for member in streamed_members(path, UploadLimits(), lambda name: True):
         found[member.name] = next(member.pieces)
     assert found == {"a": bytes(PIECE), "b": b"the next"}
 
@@ -94,10 +94,10 @@ def _head(path: Path) -> bytes:
 @pytest.mark.parametrize(
     ("packed", "why"),
     [
-        (lambda data: deflate(data)[:-2], r"ends elsewhere"),
-        (lambda data: deflate(data) + b"hidden", r"ends elsewhere"),
-        (lambda data: deflate(data) + bytes(2 * PIECE), r"ends elsewhere"),
-        (lambda data: deflate(data + b"more"), r"claims 2000000 bytes .* holds 20000\d\d"),
+        (lambda data: deflate(data)[:-2], r"within them its content is cut off"),
+        (lambda data: deflate(data) + b"hidden", r"within them something follows its content"),
+        (lambda data: deflate(data) + bytes(2 * PIECE), r"within them something follows its content"),
+        (lambda data: deflate(data + b"more"), r"claims 2000000 bytes, and holds more"),
         (lambda data: deflate(data[:-1]), r"claims 2000000 bytes .* holds 1999999"),
         (lambda data: deflate(b"!" + data[1:]), r"claims 2000000 bytes with the checksum"),
         (lambda data: b"\xff" * 100, r"cannot be unpacked"),
@@ -119,3 +119,23 @@ def test_a_deflated_member_is_what_the_archive_says(tmp_path: Path, packed: Call
 def deflate(data: bytes) -> bytes:
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return packer.compress(data) + packer.flush()
+
+
+@pytest.mark.parametrize("form", ["tar", "tar.gz", "tar.zst"])
+def test_members_of_a_stream_are_read_before_the_next_one(tmp_path: Path, form: str) -> None:
+    (path := tmp_path / "upload").write_bytes(FORMATS[form]({"a": b"A" * 3000, "b": b"B" * 3000}))
+    members = streamed_members(path, UploadLimits(), lambda name: True)
+    first, second = next(members), next(members)
+    with pytest.raises(RuntimeError, match=r"'a' is read after the next member was asked for"):
+        next(first.pieces)
+    assert b"".join(second.pieces) == b"B" * 3000
+
+
+@pytest.mark.parametrize("first", ["config.json", "model.safetensors"])
+def test_a_folder_that_is_cut_off_is_none_of_something_else(tmp_path: Path, first: str) -> None:
+    names = sorted(("config.json", "model.safetensors"), key=lambda name: name != first)
+    files = {name: random.Random(0).randbytes(5000) for name in names}
+    (path := tmp_path / "upload").write_bytes(FORMATS["tar"](files)[:900])
+    with pytest.raises(CorruptFile, match=rf"cannot be read: '{first}' is cut off: 388 of 5000"):
+        unpack(path, _head(path), tmp_path / "w", UploadLimits())
+    assert [one.name for one in tmp_path.iterdir()] == ["upload"]
