@@ -8,7 +8,7 @@ MOST_STOPS = 250  # between two things that a reader wants: whoever presses Tab 
 RING = """() => {
   const focused = document.activeElement;
   if (focused === document.body) return "";
-  const shown = focused.matches("input[type=file]") ? focused.closest("label") : focused;
+  const shown = focused.matches(".drop input[type=file]") ? focused.closest("label") : focused;
   const style = getComputedStyle(shown), box = shown.getBoundingClientRect();
   const seen = box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth && box.width > 1;
   const ring = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 1;
@@ -34,7 +34,7 @@ class Keyboard:
         """Leave the head of a page that was just opened behind by its first link."""
         self.press("Tab")
         assert self._page.evaluate("document.activeElement.className") == "skip"
-        assert self._page.evaluate(RING) == ""
+        self._check_seen()
         self.press("Enter")
 
     def go_to(self, wanted: Locator, back: bool = False) -> None:
@@ -42,10 +42,14 @@ class Keyboard:
         for _ in range(MOST_STOPS):
             self.press("Shift+Tab" if back else "Tab")
             self.stops += 1
-            assert self._page.evaluate(RING) == ""
+            self._check_seen()
             if wanted.evaluate("one => one === document.activeElement"):
                 return
         raise AssertionError(f"{wanted} is not reached with {MOST_STOPS} stops")
+
+    def _check_seen(self) -> None:
+        unseen = self._page.evaluate(RING)
+        assert unseen == "", unseen
 
     def choose(self, value: str) -> None:
         """Go down the list that has the focus until it has this value."""

@@ -68,7 +68,7 @@ def test_files_become_a_job_without_leaving_the_page(browser: Browser, service: 
 @pytest.mark.long
 def test_a_pause_and_a_reload_cost_nothing_that_arrived(browser: Browser, service: Service, tmp_path: Path) -> None:
     file = tmp_path / "large.safetensors"
-    file.write_bytes(os.urandom(40 * MIB))
+    file.write_bytes(b"\xff" + os.urandom(40 * MIB - 1))  # which no pickle begins with
     with signed_in(browser, service) as (page, watched):
         page.route("**/v1/uploads/*", slowly)
         page.goto("/checkpoints")
@@ -93,7 +93,7 @@ def test_an_api_that_is_killed_is_waited_for(browser: Browser, breakable: Servic
     service = breakable
     service.start()
     file = tmp_path / "large.safetensors"
-    file.write_bytes(os.urandom(40 * MIB))
+    file.write_bytes(b"\xff" + os.urandom(40 * MIB - 1))  # which no pickle begins with
     with signed_in(browser, service) as (page, watched):
         page.route("**/v1/uploads/*", slowly)
         page.goto("/checkpoints")
