@@ -64,6 +64,7 @@ def test_unknown_names_and_tensors_of_others_are_refused_in_words() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:`timm-` encoders are deprecated:DeprecationWarning")  # they are built all the same
 def test_every_name_in_the_list_can_be_built_and_no_other() -> None:
     encoders = smp.encoders.get_encoder_names()
     for decoder in smp_models.SMP_DECODERS:
