@@ -200,7 +200,9 @@ def test_a_bad_configuration_is_refused_by_name(
 def test_of_an_archive_only_the_two_files_are_read(tables: Path, tmp_path: Path) -> None:
     up = folder_of(CONFIG, "zip", tmp_path / "up", {"m/model.py": b"raise SystemExit", "m/deep/config.json": b"{"})
     assert checked(up, tables).network.name == CONFIG["architecture"]
-    with pytest.raises(CorruptFile, match=r"several networks' weights, .m/model.safetensors. and .n/model.safetensors."):
+    with pytest.raises(
+        CorruptFile, match=r"several networks' weights, .m/model.safetensors. and .n/model.safetensors."
+    ):
         checked(folder_of(CONFIG, "zip", tmp_path / "two", {"n/model.safetensors": b"-"}), tables)
 
 
