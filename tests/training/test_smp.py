@@ -73,7 +73,7 @@ def test_every_name_in_the_list_can_be_built_and_no_other() -> None:
             if name in smp_models.names():
                 build(network(name))
             else:
-                with pytest.raises(ValueError, match=encoder.split("_")[0]):
+                with pytest.raises(ValueError, match=r"support|available"):  # each encoder in its own words
                     smp.create_model(decoder, encoder_name=encoder, encoder_weights=None)
 
 
