@@ -34,9 +34,8 @@ from wbar_training.networks.architectures import initialized
 CLASSES = 1000
 SETTLED_SECONDS = 900.0  # a table of networks takes minutes of one core at the lowest priority
 GOAL = 1.0  # seconds
-MEMORY = (
-    3 * 1024**3
-)  # bytes that are used before each measure: more than the upload, what it unpacks to and what is stored
+# Bytes that are used before each measure: more than the upload, what it unpacks to and what is stored.
+MEMORY = 3 * 1024**3
 
 
 class Upload(ABC):
