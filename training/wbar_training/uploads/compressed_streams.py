@@ -12,9 +12,9 @@ from typing import BinaryIO, Protocol
 
 from wbar.errors import ContentTooLarge, InvalidArchive
 from wbar_averaging.quoting import reason
+from wbar_training.uploads.members import PIECE
 
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-CHUNK = 1024 * 1024
 FRAME_CHUNK = 2048  # compressed bytes taken at a time: zstd makes at most 128 KiB of four, so 64 MiB of these
 
 
@@ -37,7 +37,7 @@ class Stream:
         """Return `size` bytes, fewer only at the end. Raises ContentTooLarge beyond the limit."""
         parts, missing = [], size
         while missing:
-            part = self._source.read(min(missing, CHUNK))
+            part = self._source.read(min(missing, PIECE))
             if not part:
                 break
             parts.append(part)
@@ -60,7 +60,7 @@ class Stream:
     def skip(self, size: int, what: str) -> None:
         """Pass over `size` bytes without keeping them."""
         while size:
-            size -= len(self.exactly(min(size, CHUNK), what))
+            size -= len(self.exactly(min(size, PIECE), what))
 
     def _count(self, count: int) -> None:
         self.position += count

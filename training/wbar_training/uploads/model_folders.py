@@ -122,8 +122,11 @@ def unpack_beside(
     found: dict[str, bytes | int] = {}  # of files that are too large their size: they may lie elsewhere
     total = 0
     for member in streamed_members(path, limits, is_wanted):
-        found[member.name] = b"".join(member.pieces) if member.size <= BESIDE_BYTES else member.size
-        total += member.size if member.size <= BESIDE_BYTES else 0
+        if member.size > BESIDE_BYTES:
+            found[member.name] = member.size
+            continue
+        found[member.name] = b"".join(member.pieces)
+        total += member.size
         if total > ALL_BESIDE:
             raise ContentTooLarge(
                 f"the archive has more than {ALL_BESIDE} bytes of configurations and tokenizers, up to {quoted(member.name)}: "
