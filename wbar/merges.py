@@ -45,7 +45,8 @@ class MeanMerge(RequestModel):
         ge=1,
         le=MOST_RANK,
         description="Of LoRA adapters, and required there: ΔW = B·A is averaged, and written as the nearest product of this "
-        "rank. The sum of the adapters' ranks leaves nothing out; `result.residuals` says what less does.",
+        "rank. The sum of the adapters' ranks leaves nothing out, `result.residuals` says what less does, and "
+        "more is filled with zeros.",
     )
 
     @model_validator(mode="after")
@@ -302,7 +303,7 @@ class Merge(BaseModel):
     max_shard_bytes: int | None = None
     base: MergeSource | None
     sources: list[MergeSource] = Field(description="What is merged, in order; `last` is resolved to snapshots.")
-    fraction: float = Field(description="How much of the reading is done, from 0 to 1; of adapters 0 until the end.")
+    fraction: float = Field(description="How much of the reading is done, from 0 to 1.")
     result: MergeResult | None
     error: Fault | None
     attempts: int

@@ -27,7 +27,7 @@ from wbar_averaging.float_formats import Array
 from wbar_averaging.model_folder import UnfitConfig, carried_files, copy_files, place_folder, read_config
 from wbar_averaging.quoting import quoted, shown
 from wbar_averaging.safetensors_file import SIZES, header_bytes
-from wbar_averaging.streamed_mean import FactorsApart, Mean, Mismatch, NotFinite, Plan, likeness
+from wbar_averaging.streamed_mean import FactorsApart, Mean, Mismatch, NotFinite, Plan, Progress, likeness
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OTHER_STARTS = ("pissa", "olora", "corda", "loftq")  # initializations that change the weights that ΔW is added to
@@ -63,6 +63,10 @@ class _Adapter:
     def entry(self, name: str) -> Entry:
         """Return what a tensor is."""
         return Entry(self.checkpoint.dtypes[self.numbers[name]], self.shapes[name])
+
+    def bytes(self, name: str) -> int:
+        """Return how many bytes a tensor has."""
+        return math.prod(self.shapes[name]) * SIZES[self.checkpoint.dtypes[self.numbers[name]]]
 
     def read(self, name: str) -> Array:
         """Return a tensor in float64. Raises Mismatch for what is no floating-point tensor, NotFinite."""
@@ -101,11 +105,20 @@ class _Module:
 
 
 def merge_adapters(
-    sources: list[Path], shares: list[float] | None, out: Path, rank: int | None, chosen: str | None
+    sources: list[Path],
+    shares: list[float] | None,
+    out: Path,
+    rank: int | None,
+    chosen: str | None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Write the weighted mean of adapters, re-factored to `rank`, as a new adapter's folder; return what was left out.
 
-    shares: of sum 1; None: equal. Raises FactorsApart without a rank, Mismatch, NotFinite, UnfitConfig, ValueError, OSError.
+    shares: of sum 1; None: equal.
+    rank: more than the sum of the adapters' is filled with zeros.
+    progress: called with the bytes read so far and in all, after each module, and after each piece of what is no factor.
+
+    Raises FactorsApart without a rank, Mismatch, NotFinite, UnfitConfig, ValueError, OSError.
     """
     for source in sources:
         if not is_adapter(source):
@@ -125,12 +138,17 @@ def merge_adapters(
                 f"leaves out; {sum(ranks)} keeps all"
             )
         weights = shares or [1 / len(adapters)] * len(adapters)
+        plan = _plan(adapters, chosen)
+        done, total = 0, sum(adapter.bytes(name) for adapter in adapters for name in adapter.shapes)
         factors, residuals = dict[str, Array](), dict[str, float]()
         with np.errstate(all="ignore"):  # what is too large for float64 is found where it is written
             for module in modules:
                 factors[module.a], factors[module.b], residuals[module.name] = _factors(adapters, weights, module, rank)
-        plan = _plan(adapters, chosen)
-        _write(folder / WEIGHTS, factors, plan, Mean(plan, shares, np.dtype(np.float64), None))
+                done += sum(adapter.bytes(module.a) + adapter.bytes(module.b) for adapter in adapters)
+                if progress:
+                    progress(done, total)
+        others = (lambda read, _: progress(done + read, total)) if progress else None
+        _write(folder / WEIGHTS, factors, plan, Mean(plan, shares, np.dtype(np.float64), others))
         # auto_mapping names a module that a reader would import; without it the class is what the reader says.
         merged = adapters[0].config | {
             "r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {},

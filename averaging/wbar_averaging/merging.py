@@ -206,7 +206,7 @@ def merge_checkpoints(
             raise ValueError("adapters are merged by a weighted mean of their ΔW only")
         if max_shard_bytes is not None:
             raise ValueError("a merged adapter is one file: leave the size of shards out")
-        residuals = merge_adapters(sources, method.shares(len(sources)), Path(out), lora_rank, chosen)
+        residuals = merge_adapters(sources, method.shares(len(sources)), Path(out), lora_rank, chosen, progress)
         return Merged(Path(out) / "adapter_model.safetensors", residuals=residuals)
     if Path(out).suffix == ".safetensors":
         out = checked_out(out)

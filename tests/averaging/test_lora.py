@@ -200,6 +200,15 @@ def test_layers_beside_the_factors_are_averaged(tmp_path: Path) -> None:
     assert found["base_model.model.ids"].dtype == np.int64
 
 
+def test_progress_comes_by_module_and_by_piece_and_ends_with_all_bytes(tmp_path: Path) -> None:
+    rng, told = np.random.default_rng(0), list[tuple[int, int]]()
+    a, b = (adapter(tmp_path / name, rng) for name in "ab")
+    merge_checkpoints([a, b], tmp_path / "m", lora_rank=2, progress=lambda done, total: told.append((done, total)))
+    conv, embedding, q, classifier = 38, 20, 18, 6  # numbers, in the order of the modules' names
+    sums = np.cumsum([conv, embedding, q, classifier]) * 2 * 4  # bytes of two adapters in float32
+    assert told == [(done, sums[-1]) for done in sums]
+
+
 def test_a_merged_adapter_is_one_file(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     a, b = adapter(tmp_path / "a", rng), adapter(tmp_path / "b", rng)

@@ -68,14 +68,7 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         raise SystemExit("WBAR_DEVICE is cuda and torch sees no GPU: install the driver, or set it to cpu")
     app = configured(settings)
     name = f"{kind}-{os.getpid()}@{socket.gethostname()}"
-    tables = settings.tables if kind == "ingest" and InstalledTimm.is_there() else None
-    timm = InstalledTimm(store, tables) if tables else None
-    wanted: dict[Listed, bool] = {"transformers": settings.transformers, "smp": settings.smp}
-    listed = [one for one in wanted if wanted[one] and kind == "ingest" and InstalledLibrary.is_there(one)]
-    libraries: list[InstalledTimm | InstalledLibrary] = [
-        *([timm] if timm else []),
-        *(InstalledLibrary(store, one) for one in listed),
-    ]
+    timm, listed = _libraries(settings, kind, store)
     predictor = Predictor(store, settings) if kind == "ingest" else None
     if kind == "train":
         slots = settings.slots or max(1, gpus)
@@ -98,7 +91,7 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         if sender.hub is not None:
             task_postrun.connect(partial(_ask_broker_soon, sender.hub), weak=False)
         presence.start()
-        for library in libraries:
+        for library in listed:
             library.start()
         if predictor is not None:
             predictor.start()
@@ -118,10 +111,22 @@ def serve(settings: WorkerSettings, kind: Queue) -> None:
         presence.stop()
         if predictor is not None:
             predictor.stop()
-        for library in libraries:
+        for library in listed:
             library.stop()
         store.close()
         tracing.close()
+
+
+def _libraries(
+    settings: WorkerSettings, kind: Queue, store: Store
+) -> tuple[InstalledTimm | None, list[InstalledTimm | InstalledLibrary]]:
+    """Return timm, which reading uploads asks, and all installed libraries whose networks an ingest worker lists."""
+    if kind != "ingest":
+        return None, []
+    timm = InstalledTimm(store, settings.tables) if settings.tables and InstalledTimm.is_there() else None
+    wanted: dict[Listed, bool] = {"transformers": settings.transformers, "smp": settings.smp}
+    listed = [InstalledLibrary(store, one) for one in wanted if wanted[one] and InstalledLibrary.is_there(one)]
+    return timm, [*([timm] if timm else []), *listed]
 
 
 def _ask_broker_soon(hub: Any, **_: Any) -> None:
