@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
 
+from wbar.merge_patch import DEFAULT_TYPE
 from wbar.request import RequestModel
 
 Auto = Literal["auto"]
@@ -449,7 +450,7 @@ TYPES = ("cyclic_swa", "auto", "swa", "ema", "lawa", "none", "soup")
 
 def _type(value: Any) -> str:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return "cyclic_swa" if kind is None else str(kind)
+    return DEFAULT_TYPE if kind is None else str(kind)
 
 
 AnyMethod = Annotated[
@@ -463,7 +464,7 @@ AnyMethod = Annotated[
     Discriminator(
         _type,
         custom_error_type="method_type",
-        custom_error_message=f"type must be one of {', '.join(TYPES)} (cyclic_swa where it is not given)",
+        custom_error_message=f"type must be one of {', '.join(TYPES)} ({DEFAULT_TYPE} where it is not given)",
     ),
-]  # without a type it is cyclic_swa
+]
 METHODS: TypeAdapter[Training | Soup] = TypeAdapter(AnyMethod)

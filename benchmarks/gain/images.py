@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wbar_training.uploads.builtin_images import digits, fashion
-from wbar_training.uploads.dataset_archives import HELD_OUT_SEED, stratified
+from wbar_training.uploads.held_out import HELD_OUT_SEED, stratified
 
 UNSEEN = 3000  # of Fashion-MNIST's official test images; of digits, all that no job is given
 DEGREES = 30.0

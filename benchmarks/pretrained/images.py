@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from wbar_training.uploads.builtin_images import digits, fashion
-from wbar_training.uploads.dataset_archives import stratified
+from wbar_training.uploads.held_out import stratified
 
 DEGREES = 15.0
 SIGMA = 0.1

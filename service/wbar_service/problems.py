@@ -15,7 +15,6 @@ from starlette.routing import Match
 
 from wbar.errors import (
     BadRequest,
-    Conflict,
     InternalError,
     MethodNotAllowed,
     NotFound,
@@ -111,10 +110,13 @@ def install(app: FastAPI) -> None:
             405: MethodNotAllowed(f"{request.url.path[:200]} does not take {request.method}"),
             400: BadRequest(str(error.detail)),
         }
+        refused = refusals.get(error.status_code)
+        if refused is None:  # the framework raises no other
+            return await unforeseen(request, error)
         headers = dict(error.headers) if error.headers else None
         if error.status_code == 405:
             headers = {"Allow": ", ".join(_allowed(request))}
-        return as_response(refusals.get(error.status_code, Conflict(str(error.detail))), headers)
+        return as_response(refused, headers)
 
     @app.exception_handler(OSError)
     @app.exception_handler(BaseError)

@@ -188,6 +188,54 @@ def test_a_whole_job_from_a_file_with_options_before_it(service: Service, materi
     assert (done.returncode, "neither JSON nor YAML" in done.stderr) == (2, True)
 
 
+def test_options_leave_the_rest_of_what_was_given_as_it_is(
+    service: Service, material: Material, tmp_path: Path
+) -> None:
+    inputs = ["--checkpoint", material.checkpoint, "--dataset", material.dataset]
+    given = '{"optimizer": {"name": "sgd", "momentum": 0.5}, "distillation": {"teacher": "a larger one"}}'
+    with service.client() as client:
+        teacher = client.checkpoints.create(write_start(tmp_path), name="a larger one").id
+    job = printed(service, "submit", *inputs, "--recipe", given, "--optimizer", "sgd", "--dry-run")
+    assert job["recipe"]["optimizer"]["momentum"] == 0.5
+    assert job["recipe"]["distillation"]["teacher"] == teacher
+    job = printed(service, "clone", material.jobs[0], "--changes", '{"dry_run": true, "seed": 3}')
+    assert (job["id"], job["seed"]) == (None, 3)
+    file = tmp_path / "study.yaml"
+    file.write_text("seeds: [1, 2]\njob:\n  method: {type: auto, epochs: 6}\n")
+    plan = printed(
+        service, "study", "create", f"@{file}", *inputs, "--job", '{"method": {"control": true}}', "--dry-run"
+    )
+    method = plan["children"][0]["job"]["method"]
+    assert (plan["jobs"], method["type"], method["epochs"], method["control"]) == (2, "auto", 6, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("clone", "job_1", "--changes", '{"job_id": "job_2"}'), "job_id is no field"),
+        (("clone", "job_1", "--changes", '{"idempotency_key": "x"}'), "idempotency_key is no field"),
+        (
+            ("study", "create", "--job", '{"self": 1}', "--checkpoint", "ckpt_1", "--dataset", "ds_1"),
+            "self is no field",
+        ),
+        (("merges", "create", "ckpt_1", "--weights", "ema:0.9,0.5"), "one decay is wanted"),
+        (("merges", "create", "ckpt_1", "--weights", "1,x"), "numbers with commas between them"),
+    ],
+)
+def test_what_no_request_has_is_wrong_usage(words: tuple[str, ...], said: str) -> None:
+    done = wbar(None, *words)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert said in " ".join(done.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("job", ["", "[1]", "text"])
+def test_a_study_of_no_job_is_wrong_usage(job: str, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(f"seeds: [1]\njob: {job}\n")
+    done = wbar(None, "study", "create", f"@{tmp_path / 'study.yaml'}")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert ("missing" if not job else "an object is wanted") in done.stderr
+
+
 def test_a_soup_on_the_command_line(service: Service, material: Material, tmp_path: Path) -> None:
     with service.client() as client:
         other = client.checkpoints.create(write_start(tmp_path)).id

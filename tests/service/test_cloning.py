@@ -7,7 +7,6 @@ import pytest
 from tests.conftest import Service
 from tests.material import write_archive, write_start
 from wbar.jobs import Job
-from wbar_service.jobs.cloning import merged
 from wbar_store.tables import jobs
 
 
@@ -122,22 +121,3 @@ def test_a_job_of_the_version_before_gives_what_it_resolved_to(service: Service,
         assert old.id is not None
         made = client.jobs.clone(old.id, dry_run=True)
         assert (made.method, made.recipe, made.seed) == (old.method, old.recipe, 6)
-
-
-def test_a_merge_patch_is_that_of_rfc_7396() -> None:
-    for target, patch, result in (
-        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
-        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
-        ({"a": "b"}, {"a": None}, {}),
-        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
-        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
-        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
-        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
-        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
-        (["a", "b"], ["c", "d"], ["c", "d"]),
-        ({"a": "b"}, ["c"], ["c"]),
-        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
-        ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
-        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
-    ):
-        assert merged(target, patch) == result

@@ -23,7 +23,8 @@ from wbar.errors import (
     UnsafePath,
 )
 from wbar_training.data.packed import Packed, load_split
-from wbar_training.uploads.dataset_archives import pack_archive, pack_builtin, pack_folder, stratified
+from wbar_training.uploads.dataset_archives import pack_archive, pack_builtin, pack_folder
+from wbar_training.uploads.held_out import stratified
 from wbar_training.uploads.limits import UploadLimits
 
 DIGITS = load_digits()

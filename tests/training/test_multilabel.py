@@ -70,6 +70,7 @@ def test_without_val_a_fifth_is_held_out(tmp_path: Path) -> None:
         (INDICATORS + HELD_OUT + "train/99.png,1,1\n", InvalidArchive, "names 1 images that are not there"),
         (INDICATORS + HELD_OUT + "train/0.png,1,1\n", InvalidArchive, "line 26: 'train/0.png' is there twice"),
         (INDICATORS + HELD_OUT + "train/x.png,1,2\n", InvalidArchive, r"line 26: 2 values \['1', '2'\]"),
+        ("image,labels\ntrain/0.png,red,green\n", InvalidArchive, r"line 2: 3 cells \['train/0.png', 'red', 'green'\]"),
         ("image,red,green\n\xff".encode("latin-1").decode("latin-1") + "\x00", Rejected, "labels.csv"),
     ],
 )

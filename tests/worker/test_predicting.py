@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -110,6 +111,28 @@ def test_a_network_that_does_not_answer_in_time_is_ended(
         assert not list((settings.scratch / "predict").iterdir())
     finally:
         patient.stop()
+
+
+def test_a_network_that_answers_with_something_else_is_ended(
+    store: Store, settings: WorkerSettings, broker: Broker
+) -> None:
+    predictor = Predictor(store, settings)
+    try:
+        first = answer(predictor, broker)
+        assert isinstance(first, Answered)
+        [held] = predictor._held.values()
+        assert held.child is not None
+        process = held.child.process
+        held.child.pipe, other_end = Pipe()
+        other_end.send_bytes(b"nonsense")
+        failed = answer(predictor, broker)
+        assert failed == NotAnswered(message="the worker failed; the next request begins afresh")
+        assert not process.is_alive()
+        again = answer(predictor, broker)
+        assert isinstance(again, Answered)
+        assert (again.cached, again.probabilities) == (False, first.probabilities)
+    finally:
+        predictor.stop()
 
 
 class Strange(PredictedNetwork):

@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+CLIENTS_OWN = ("idempotency_key", "self", "job_id")  # parameters of its methods that no request has
+
 
 def read_object(text: str | None, option: str) -> dict[str, Any]:
     """Parse an object. option: that it was given by. Raises BadParameter for anything else."""
@@ -22,6 +24,15 @@ def read_object(text: str | None, option: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise typer.BadParameter(f"a JSON object is wanted, not {content[:40].strip()}", param_hint=option)
     return value
+
+
+def read_request(text: str | None, option: str) -> dict[str, Any]:
+    """Parse what goes to the client as keywords. Raises BadParameter, also for a name that is the client's own."""
+    body = read_object(text, option)
+    for name in CLIENTS_OWN:
+        if name in body:
+            raise typer.BadParameter(f"{name} is no field of a request", param_hint=option)
+    return body
 
 
 def _content(path: str, option: str) -> str:

@@ -7,6 +7,7 @@ import typer
 
 from wbar.cli.completion import After, JobId, Limit, Order, checkpoint_ids, job_ids, statuses
 from wbar.cli.names import checkpoint_of, dataset_of, job_of
+from wbar.cli.options import tags
 from wbar.cli.output import (
     answer,
     answer_page,
@@ -19,7 +20,6 @@ from wbar.cli.output import (
     wants_json,
     with_json,
 )
-from wbar.cli.submitting import tags
 
 if TYPE_CHECKING:
     from wbar.jobs import Job

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from wbar.cli.completion import After, Limit, Order, merge_ids
+from wbar.cli.options import given, numbers
 from wbar.cli.output import FAILED, answer, answer_page, connected, note, step, transfer, with_json
 
 app = typer.Typer(no_args_is_help=True, help="Merges of checkpoints in the service, without training.")
@@ -55,19 +56,16 @@ def create(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended.")] = False,
 ) -> None:
     """Merge checkpoints that the service has, and print the merge's id."""
-    options: dict[str, Any] = {
-        "type": method, "density": density, "drop": drop, "seed": seed, "lora_rank": lora_rank, **_weights(weights)
-    }  # fmt: skip
+    options = given(type=method, density=density, drop=drop, seed=seed, lora_rank=lora_rank, **_weights(weights))
     if scale is not None:
-        scales = _numbers("--scale", scale)
+        scales = numbers("--scale", scale, float)
         options["scale"] = scales[0] if len(scales) == 1 else scales
-    fields: dict[str, Any] = {
-        "last": last, "base": base, "dtype": dtype, "name": name, "expires_after": expires_after, "format": form,
-        "max_shard_bytes": max_shard_bytes,
-        "method": {key: value for key, value in options.items() if value is not None},
-    }  # fmt: skip
+    fields = given(
+        last=last, base=base, dtype=dtype, name=name, expires_after=expires_after, format=form,
+        max_shard_bytes=max_shard_bytes, method=options,
+    )  # fmt: skip
     with connected() as client:
-        made = client.merges.create(checkpoints, **{key: value for key, value in fields.items() if value is not None})
+        made = client.merges.create(checkpoints, **fields)
         if wait or output is not None:
             made = client.merges.wait(made.id)
         if output is not None and made.status == "succeeded":
@@ -87,15 +85,11 @@ def _weights(text: str | None) -> dict[str, Any]:
     if text in SHAPES:
         return {"shape": text}
     if text.startswith(EMA):
-        return {"ema": _numbers("--weights", text.removeprefix(EMA))[0]}
-    return {"weights": _numbers("--weights", text)}
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{option} {text}: numbers with commas between them were expected, as in 1,2,1") from None
+        decays = numbers("--weights", text.removeprefix(EMA), float)
+        if len(decays) != 1:
+            raise typer.BadParameter(f"{text!r}: one decay is wanted, as in ema:0.9", param_hint="--weights")
+        return {"ema": decays[0]}
+    return {"weights": numbers("--weights", text, float)}
 
 
 @app.command(name="list")

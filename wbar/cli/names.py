@@ -60,10 +60,20 @@ def in_request(client: "Client", body: dict[str, Any]) -> dict[str, Any]:
             made[field] = find(client, made[field])
     if isinstance(made.get("evaluate"), dict):
         made["evaluate"] = {name: dataset_of(client, str(one)) for name, one in made["evaluate"].items()}
+    recipe = made.get("recipe")
+    distillation = recipe.get("distillation") if isinstance(recipe, dict) else None
+    if isinstance(distillation, dict) and isinstance(distillation.get("teacher"), str):
+        teacher = _teacher_of(client, distillation["teacher"])
+        made["recipe"] = {**made["recipe"], "distillation": distillation | {"teacher": teacher}}
     method = made.get("method")
     if isinstance(method, dict) and isinstance(method.get("checkpoints"), list):
         made["method"] = method | {"checkpoints": [checkpoint_of(client, str(one)) for one in method["checkpoints"]]}
     return made
+
+
+def _teacher_of(client: "Client", text: str) -> str:
+    """Return the id of a teacher: a job's id as it is, else that of the checkpoint that is meant. Raises as `job_of`."""
+    return text if text.startswith(JOB.prefix) else checkpoint_of(client, text)
 
 
 def _id_of(kind: _Kind, text: str, items: Iterable[Any]) -> str:

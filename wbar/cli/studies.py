@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wbar.cli.completion import After, Limit, Order, checkpoint_ids, dataset_ids, study_ids
-from wbar.cli.job_file import read_object
+from wbar.cli.job_file import read_request
 from wbar.cli.names import in_request, study_of
+from wbar.cli.options import given, numbers
 from wbar.cli.output import answer, answer_page, connected, console, note, print_json, wants_json, with_json
+from wbar.merge_patch import patched
 
 if TYPE_CHECKING:
     from wbar.client import Client
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="One job over a grid of batch sizes, rates, seeds and other fields.")
 
 StudyId = Annotated[str, typer.Argument(help="study_…, or its name.", autocompletion=study_ids)]
-Number = TypeVar("Number", int, float)
 
 
 @app.command()
@@ -64,24 +65,26 @@ def create(
     """Create a study, and print its id. Its jobs are the product of all that is varied."""
     if study is not None and not study.startswith("@"):
         raise typer.BadParameter(f"{study!r}: a file is given as @{study}", param_hint="@FILE")
-    body = read_object(study, "@FILE")
-    common = {**body.get("job", {}), **read_object(job, "--job")}
-    common |= _given(checkpoint=checkpoint, dataset=dataset, flatness=flatness)
+    body = read_request(study, "@FILE")
+    in_file = body.pop("job", None) or {}
+    if not isinstance(in_file, dict):
+        raise typer.BadParameter(f"`job` is {str(in_file)[:40]!r}: an object is wanted", param_hint="@FILE")
+    common = patched(in_file, read_request(job, "--job"))
+    common |= given(checkpoint=checkpoint, dataset=dataset, flatness=flatness)
     common |= {"surface": {"points": surface}} if surface is not None else {}
     for input_ in ("checkpoint", "dataset"):
         if input_ not in common:
             raise typer.BadParameter("missing, and no @FILE names it", param_hint=f"--{input_}")
-    fields = body | _given(
-        batch_sizes=_numbers("--batch-sizes", batch_sizes, int),
-        rates=_numbers("--rates", rates, float),
+    fields = body | given(
+        batch_sizes=None if batch_sizes is None else numbers("--batch-sizes", batch_sizes, int),
+        rates=None if rates is None else numbers("--rates", rates, float),
         scaling=scaling.split(",") if scaling else None,
         base_batch=base_batch,
         vary=_varied(vary) or None,
-        seeds=_numbers("--seeds", seeds, int),
+        seeds=None if seeds is None else numbers("--seeds", seeds, int),
         at_once=at_once,
         name=name,
     )
-    fields.pop("job", None)
     with connected() as client:
         if dry_run or fields.pop("dry_run", False):
             print_json(client.studies.plan(in_request(client, common), **fields))
@@ -256,16 +259,3 @@ def _varied(pairs: list[str] | None) -> dict[str, Any]:
             raise typer.BadParameter(f"{pair!r} is not field=[value, …] in JSON", param_hint="--vary")
         found[path] = values
     return found
-
-
-def _numbers(option: str, text: str | None, kind: type[Number]) -> list[Number] | None:
-    if text is None:
-        return None
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r}: numbers with commas between them are wanted", param_hint=option) from None
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}

@@ -1,14 +1,16 @@
 """`wbar submit` and `wbar clone`: a request from options, from a file, or from both."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wbar.cli.completion import JobId, checkpoint_ids, dataset_ids
 from wbar.cli.following import follow
-from wbar.cli.job_file import read_object
+from wbar.cli.job_file import read_object, read_request
 from wbar.cli.names import in_request, job_of
+from wbar.cli.options import given, tags
 from wbar.cli.output import answer, connected, note, wants_json, with_json
+from wbar.merge_patch import merged, method_type, patched
 
 if TYPE_CHECKING:
     from wbar.client import Client
@@ -136,36 +138,34 @@ def submit(
     """Create a job and print its id. What is not given is resolved by the service and shown in the job."""
     if job is not None and not job.startswith("@"):
         raise typer.BadParameter(f"{job!r}: a file is given as @{job}", param_hint="@FILE")
-    asked = _given(
+    asked = given(
         type=method or ("soup" if soup else None), epochs=epochs, lr=lr, average=average, cycles=cycles, pull=pull,
         include_start=include_start, control=control, guard=guard, replicas=replicas, join_every=join_every,
         join_keep=join_keep,
-        high=_given(lr=high_lr, epochs=high_epochs) or None, low=_given(lr=low_lr, epochs=low_epochs) or None,
+        high=given(lr=high_lr, epochs=high_epochs) or None, low=given(lr=low_lr, epochs=low_epochs) or None,
         checkpoints=soup or None, weights=weight or None,
-        interpolate=_given(choose=alpha) if interpolate or alpha is not None else None,
+        interpolate=given(choose=alpha) if interpolate or alpha is not None else None,
     )  # fmt: skip
-    trained = read_object(recipe, "--recipe") | _given(batch_size=batch_size, image_size=image_size, augment=augment)
-    trained |= {"optimizer": {"name": optimizer}} if optimizer else {}
-    options = _given(
+    trained = read_object(recipe, "--recipe") | given(batch_size=batch_size, image_size=image_size, augment=augment)
+    trained = merged(trained, {"optimizer": {"name": optimizer}}) if optimizer else trained
+    options = given(
         checkpoint=checkpoint, dataset=dataset, name=name, method=asked or None, recipe=trained or None, seed=seed,
         swag=swag, formats=format or None, flatness=flatness, max_seconds=max_seconds, priority=priority,
         expires_after=expires_after, metadata=tags(metadata) or None, evaluate=tags(evaluate) or None, select_on=select_on,
         probe=probe, surface=None if surface is None else {"points": surface},
         dry_run=dry_run or None,
     )  # fmt: skip
-    body = _merged(read_object(job, "@FILE"), options)
+    body = patched(read_request(job, "@FILE"), options)
     if soup:
         body.setdefault("checkpoint", soup[0])
     for input_, option in (("checkpoint", "--checkpoint"), ("dataset", "--dataset")):
         if input_ not in body:
             raise typer.BadParameter("missing, and no @FILE names it", param_hint=option)
-    if epochs is not None and _type(body["method"]) == "cyclic_swa":
+    if epochs is not None and method_type(body["method"]) == "cyclic_swa":
         raise typer.BadParameter(
             "cyclic_swa has cycles: give --cycles and --high-epochs, or a method that has epochs, as --method auto",
             param_hint="--epochs",
         )
-    if "idempotency_key" in body:
-        raise typer.BadParameter("idempotency_key is no field of a job", param_hint="@FILE")
     with connected() as client:
         made = client.jobs.create(**in_request(client, body))
         if "type" not in (body.get("method") or {}) and made.method.type == "cyclic_swa":
@@ -184,10 +184,10 @@ def clone(
     wait: Wait = False,
 ) -> None:
     """Create a job like another one, and print its id."""
-    differing = read_object(changes, "--changes")
+    differing = read_request(changes, "--changes") | ({"dry_run": True} if dry_run else {})
     with connected() as client:
         same = job_of(client, job)
-        _show_created(client, client.jobs.clone(same, **(in_request(client, differing) | {"dry_run": dry_run})), wait)
+        _show_created(client, client.jobs.clone(same, **in_request(client, differing)), wait)
 
 
 def _show_created(client: "Client", job: "Job", wait: bool) -> None:
@@ -210,35 +210,3 @@ def _by_default(method: "CyclicSwa") -> str:
         f"method cyclic_swa, {method.cycles} cycles, {beside}. --method auto{control} measures more: it tries the rate on the "
         f"start, chooses among many averages on half of the held-out images{compares}"
     )
-
-
-def _merged(base: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Return a request with what the options say in its place; another type of method replaces the whole method."""
-    made = dict(base)
-    for name, value in options.items():
-        there = made.get(name)
-        if isinstance(there, dict) and isinstance(value, dict):
-            other = name == "method" and value.get("type", _type(there)) != _type(there)
-            made[name] = value if other else _merged(there, value)
-        else:
-            made[name] = value
-    return made
-
-
-def _type(method: dict[str, Any]) -> Any:
-    return method.get("type") or "cyclic_swa"
-
-
-def tags(pairs: list[str] | None) -> dict[str, str]:
-    """Parse key=value pairs. Raises BadParameter."""
-    found = {}
-    for pair in pairs or []:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{pair!r} is not key=value")
-        found[key] = value
-    return found
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}

@@ -7,7 +7,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """Builds nothing but what JSON has, by the core schema of YAML 1.2."""
+    """Builds nothing but what JSON has, by the core schema of YAML 1.2, with decimal numbers only."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # as the base class has it
 

@@ -140,7 +140,7 @@ class Ingester:
         out = scratch / "packed.safetensors"
         try:
             source = self._source(record, scratch / "upload")
-        except SourceUnavailable as error:
+        except (SourceUnavailable, ContentTooLarge) as error:
             self._reject(repository, record, Fault(code=error.code, message=error.detail))
             return
         options = record.options
@@ -162,7 +162,10 @@ class Ingester:
         self._collect(record)
 
     def _source(self, record: DatasetRecord, target: Path) -> Path | str:
-        """Return what the child packs: an archive or folder, or a built-in set's name. Raises SourceUnavailable."""
+        """Return what the child packs: an archive or folder, or a built-in set's name.
+
+        Raises SourceUnavailable, and ContentTooLarge for an archive in an object store.
+        """
         if record.content is not None:
             self.store.blobs.fetch(record.content, target)
             return target
@@ -177,7 +180,7 @@ class Ingester:
         if location.scheme == "file":
             return take_file(location, target)
         try:
-            return _fetch_object(location.url, target)
+            return fetch_object(location.url, target, self.limits.content.bytes)
         except (OSError, BaseError) as error:
             raise SourceUnavailable(
                 f"{record.source} cannot be read ({type(error).__name__}): is it there, and may the worker read it?"
@@ -200,7 +203,7 @@ class Ingester:
                     content.take()
                     deadline += time.monotonic() - now
                 elif ready:
-                    with _ended_after(child, deadline - now):  # half an answer must not be waited for any longer
+                    with child.ended_after(deadline - now):  # half an answer must not be waited for any longer
                         return _received(child)
                 if now - renewed_at >= RENEW_SECONDS:
                     if not repository.renew(claim):
@@ -275,17 +278,6 @@ def renewed(object_id: str, renew: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
-@contextmanager
-def _ended_after(child: Child, seconds: float) -> Iterator[None]:
-    """End the child's process after so many seconds, unless the block is left before."""
-    timer = threading.Timer(max(0.0, seconds), child.process.kill)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def _received(child: Child) -> Verdict:
     try:
         return child.receive(VERDICTS)
@@ -310,9 +302,16 @@ def _summary(packed: DatasetPacked) -> DatasetSummary:
     )
 
 
-def _fetch_object(url: str, target: Path) -> Path:
+def fetch_object(url: str, target: Path, most: int) -> Path:
+    """Copy an archive from an object store. Raises ContentTooLarge above `most` bytes, before any is copied; BaseError."""
     parent, _, name = url.rpartition("/")
+    found = obstore.get(from_url(parent), name)
+    if found.meta["size"] > most:
+        raise ContentTooLarge(
+            f"{url} has {found.meta['size']:,} bytes, more than the {most:,} that an archive may unpack to "
+            "(WBAR_ARCHIVE_BYTES)"
+        )
     with open(target, "wb") as file:
-        for chunk in obstore.get(from_url(parent), name).stream():
+        for chunk in found.stream():
             file.write(chunk)
     return target

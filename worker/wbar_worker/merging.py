@@ -90,7 +90,10 @@ class Merger:
         try:
             while True:
                 if child.pipe.poll(RENEW_SECONDS):
-                    message = child.receive(MERGE_MESSAGES)
+                    with child.ended_after(
+                        deadline - time.monotonic()
+                    ):  # half a message must not be waited for any longer
+                        message = child.receive(MERGE_MESSAGES)
                     if not isinstance(message, MergeProgress):
                         return message
                     fraction: float | None = message.fraction
@@ -117,6 +120,8 @@ class Merger:
     def _give_back(self, record: MergeRecord, why: str) -> None:
         """The attempt failed: the next one tries again, and after the last the merge has failed."""
         log.error("%s: attempt %d failed: %s", record.id, record.attempts, why)
-        if not self.store.merges.give_up(record.id, record.attempts):
+        if self.store.merges.give_up(record.id, record.attempts):
+            self.store.blobs.collect(record.spec.blobs)
+        else:
             self.store.merges.release(record.claim)
             self.store.notify(record.id)

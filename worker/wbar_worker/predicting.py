@@ -11,7 +11,6 @@ import shutil
 import threading
 import time
 import uuid
-from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
@@ -157,6 +156,9 @@ class Predictor:
             why = f"it took longer than {self._answer_seconds:g} s" if over.is_set() else self._why(held)
             held.end()
             return NotAnswered(message=f"the network did not answer: {why}")
+        except BaseException:
+            held.end()  # what it may still send would be taken for the next answer
+            raise
         finally:
             timer.cancel()
 
@@ -190,7 +192,7 @@ class Predictor:
     def _tidy(self) -> None:
         while not self._stopped.wait(IDLE_SECONDS / 10):
             idle_since = time.monotonic() - IDLE_SECONDS
-            with self._lock, suppress(RuntimeError):
+            with self._lock:
                 for name, one in list(self._held.items()):
                     if one.used_at < idle_since and one.lock.acquire(blocking=False):
                         self._held.pop(name).end()

@@ -77,6 +77,16 @@ class Child:
         """Return the next message. Raises EOFError or OSError when the child is gone, ValueError for anything else."""
         return messages.validate_json(self.pipe.recv_bytes(MAX_MESSAGE))
 
+    @contextmanager
+    def ended_after(self, seconds: float) -> Iterator[None]:
+        """Kill the process after so many seconds, unless the block is left before."""
+        timer = threading.Timer(max(0.0, seconds), self.process.kill)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def end(self) -> None:
         """Kill the child if it still runs, and close its pipe. It should have been asked to stop before."""
         if self.process.is_alive():

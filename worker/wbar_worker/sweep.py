@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from wbar_store import logs
@@ -106,9 +107,12 @@ class Sweeper:
         for path in (self.settings.scratch / "studies").glob("study_*"):
             if self.store.studies.has_ended(path.name):
                 shutil.rmtree(path, ignore_errors=True)
-        for path in (*(self.settings.scratch / "ingest").glob("*"), *(self.settings.scratch / "merges").glob("*")):
-            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)  # of an ingest or a merge whose worker was killed
+        for path in (
+            found for kind in ("ingest", "merges", "predict") for found in (self.settings.scratch / kind).glob("*")
+        ):
+            with suppress(FileNotFoundError):  # one that its worker deletes just now
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)  # of a worker that was killed
 
     def _tidy_scratch(self, folder: Path) -> None:
         """Delete working files of jobs that have ended, for instance cancelled while their worker was away."""

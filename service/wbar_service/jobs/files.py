@@ -225,7 +225,8 @@ def further_format(store: Store, job: JobRecord, format: FurtherFormat) -> str:
     why = f'it was not asked for ("formats": ["{format}"])' if asked is None else asked.reason
     if format == "huggingface" and (library := job.spec.network.architecture.library) not in HUB_LIBRARIES:
         why = f"only transformers and timm load such a folder, and {job.spec.network.name} is a network of {library}"
-    raise NoWeights(f"{job.id} has no {format} file: {why}; there are: safetensors, pytorch")
+    made = [one.format for one in job.result.formats if one.reason is None] if job.result else []
+    raise NoWeights(f"{job.id} has no {format} file: {why}; there are: {', '.join(['safetensors', 'pytorch', *made])}")
 
 
 def swag_file(store: Store, job: JobRecord, format: WeightsFormat) -> str:

@@ -9,9 +9,9 @@ from pydantic import JsonValue, ValidationError
 
 from wbar.errors import Refused, ValidationFailed
 from wbar.job_request import JobRequest
+from wbar.merge_patch import method_type, patched
 from wbar.studies import Scaling, StudyRequest, StudySettings, scaled_rate
 from wbar.text import LONGEST_NAME
-from wbar_service.jobs.cloning import DEFAULT, merged, without_another_method
 from wbar_service.problems import refusal_of
 
 Asked = Mapping[str, Any]
@@ -54,7 +54,7 @@ def _varied(study: StudyRequest) -> Iterator[tuple[StudySettings, Asked]]:
         asked: Asked = base
         if "method.type" in fields:  # first: another type leaves its fields out
             asked = _with_field(asked, "method.type", fields["method.type"])
-        asked = merged(without_another_method(asked, patch), patch)
+        asked = patched(asked, patch)
         for path, value in fields.items():
             asked = _with_field(asked, path, value)
         if batch is not None:
@@ -109,8 +109,7 @@ def _with_field(asked: Asked, path: str, value: JsonValue) -> Asked:
     for name in reversed(path.split(".")):
         patch = {name: patch}
     assert isinstance(patch, dict)
-    found: Asked = merged(without_another_method(asked, patch), patch)
-    return found
+    return patched(asked, patch)
 
 
 def _rate(rate: float, scaling: Scaling, asked: Asked, base_batch: int) -> float:
@@ -124,10 +123,10 @@ def _rate(rate: float, scaling: Scaling, asked: Asked, base_batch: int) -> float
 
 def _rate_field(asked: Asked) -> str:
     """Return which field of the method is its highest rate. Raises ValidationFailed for a soup, which has none."""
-    kind = (asked.get("method") or {}).get("type", DEFAULT)
+    kind = method_type(asked.get("method"))
     if kind == "soup":
         raise ValidationFailed("rates are given, and a soup trains nothing: leave them out")
-    return "high.lr" if kind == DEFAULT else "lr"
+    return "high.lr" if kind == "cyclic_swa" else "lr"
 
 
 def _validated(settings: StudySettings, asked: Asked) -> JobRequest:

@@ -90,7 +90,7 @@ async def create_upload(
 ) -> Response:
     """Begin an upload; `Location` is where its bytes go with PATCH, and HEAD says how many are there.
 
-    This is tus 1.0.0 with creation, creation-with-upload, creation-defer-length, expiration, checksum (sha1, sha256),
+    This is tus 1.0.0 with creation, creation-with-upload, creation-defer-length, expiration, checksum (crc32, sha1, sha256),
     termination and concatenation: any client of tus does it. Name the finished upload in a POST of a checkpoint or dataset.
     """
     settings: ServiceSettings = request.app.state.settings

@@ -26,17 +26,15 @@ from wbar_training.data.packed import Packed
 from wbar_training.uploads.boxed import Boxed, mask_tensors, masks_of, measured
 from wbar_training.uploads.coco import Coco, read_coco, rows_of
 from wbar_training.uploads.dataset_archives import (
-    HELD_OUT,
-    HELD_OUT_SEED,
     IMAGES,
     SPLITS,
     Read,
     common_shape,
     image_tensors,
     sampled_pixels,
-    stratified,
     write_packed,
 )
+from wbar_training.uploads.held_out import divided
 from wbar_training.uploads.image_checks import inspected, warnings_about
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.member_names import is_hidden
@@ -83,16 +81,9 @@ def pack_boxes(read: Read, out: Path, limits: UploadLimits) -> Packed:
     if masks is not None:
         rows = measured(cocos, images, rows, masks)
     warnings += warnings_about([one.name for one in images], seen)
-    train = [index for index, one in enumerate(images) if one.split == "train"]
-    val = [index for index, one in enumerate(images) if one.split == "val"]
-    held_out = None
-    if not val:
-        held_out = stratified([""] * len(train), HELD_OUT, HELD_OUT_SEED)
-        val, train = [train[i] for i in held_out], [one for i, one in enumerate(train) if i not in set(held_out)]
-        warnings.append(
-            f"there is no val/: {len(val)} of the images in train/ were held out (20 %, fixed seed). The start may have been "
-            "trained on them, which flatters it in the comparison"
-        )
+    division = divided([one.split for one in images])
+    train, val = division.train, division.val
+    warnings += division.warnings()
     _check_classes(names, [row for index in train for row in rows[index]])
     _check_scorable([row for index in val for row in rows[index]], len(val))
     shapes = [(one.height, one.width) for one in seen]
@@ -106,8 +97,9 @@ def pack_boxes(read: Read, out: Path, limits: UploadLimits) -> Packed:
     pixels = sampled_pixels([images[index].data for index in train], channels)
     shape = (channels, *common_shape(shapes))
     return write_packed(
-        out, tensors, [BACKGROUND, *names], pixels, held_out, warnings, shape, task="detection", masks=masks is not None
-    )
+        out, tensors, [BACKGROUND, *names], pixels, division.held_out, warnings, shape,
+        task="detection", masks=masks is not None,
+    )  # fmt: skip
 
 
 def _place(name: str) -> Place | None:

@@ -6,7 +6,6 @@ out with a fixed seed, and the indices are stored with the dataset.
 """
 
 import json
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from wbar_training.data.packed import Packed
 from wbar_training.uploads.archives import Wanted, archive_members, folder_members
 from wbar_training.uploads.attribute_table import AttributeTable, warnings_about_attributes
 from wbar_training.uploads.builtin_images import digits, fashion
+from wbar_training.uploads.held_out import HELD_OUT, HELD_OUT_SEED, SHARE, divided, stratified
 from wbar_training.uploads.image_checks import inspected, warnings_about
 from wbar_training.uploads.label_table import LabelTable
 from wbar_training.uploads.limits import UploadLimits
@@ -34,7 +34,6 @@ from wbar_training.uploads.target_table import scale_of, warnings_about_targets
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 SPLITS = ("train", "val")
-HELD_OUT, HELD_OUT_SEED = 0.2, 0
 Read = Callable[[Wanted], Iterator[tuple[str, bytes]]]  # yields name and content of the wanted members
 
 
@@ -92,15 +91,15 @@ def pack_builtin(name: str, out: Path, max_train_images: int | None) -> Packed:
         raise UnknownSource(f"builtin:{name} does not exist; there are {', '.join(f'builtin:{n}' for n in BUILTINS)}")
     if name == "digits":
         images, labels = digits()
-        held_out = stratified(labels.tolist(), HELD_OUT, HELD_OUT_SEED)
-        held_out_set = set(held_out)
-        kept = [index for index in range(len(labels)) if index not in held_out_set]
+        held_out = stratified(labels.tolist())
+        drawn = set(held_out)
+        kept = [index for index in range(len(labels)) if index not in drawn]
         splits = {"train": (images[kept], labels[kept]), "val": (images[held_out], labels[held_out])}
     else:
         splits = {"train": fashion("train"), "val": fashion("t10k")}
     if max_train_images is not None and max_train_images < len(splits["train"][1]):
         images, labels = splits["train"]
-        keep = stratified(labels.tolist(), max_train_images / len(labels), HELD_OUT_SEED)
+        keep = stratified(labels.tolist(), max_train_images / len(labels))
         splits["train"] = (images[keep], labels[keep])
     tensors: dict[str, Tensor] = {}
     for split, (images, labels) in splits.items():
@@ -139,21 +138,12 @@ def _pack_items(items: Iterator[Item], out: Path, limits: UploadLimits, table: L
     shapes = [(image.height, image.width) for image in images]
     channels = 1 if all(image.grey for image in images) else 3
     warnings = warnings_about([item.name for item in kept], images)
-    held_out: list[int] | None = None
-    train = [item for item in kept if item.split == "train"]
-    val = [item for item in kept if item.split == "val"]
-    if not val:
-        held_out = _held_out([item.label for item in train], table)
-        held_out_set = set(held_out)
-        val, train = [train[i] for i in held_out], [item for i, item in enumerate(train) if i not in held_out_set]
-        wanted = round(HELD_OUT * len(kept))
-        how = "20 %" if table else "20 % of each class"
-        if isinstance(table, AttributeTable) and len(val) < wanted:
-            how = f"20 % are {wanted}, and every category keeps an image in train/: add a val/ for numbers to go by"
-        warnings.append(
-            f"there is no val/: {len(val)} of the images in train/ were held out ({how}, fixed seed). The "
-            "start may have been trained on them, which flatters it in the comparison"
-        )
+    division = divided([item.split for item in kept], lambda train: _held_out([kept[i].label for i in train], table))
+    train, val = ([kept[index] for index in indices] for indices in (division.train, division.val))
+    how, wanted = SHARE if table else f"{SHARE} of each class", round(HELD_OUT * len(kept))
+    if isinstance(table, AttributeTable) and len(val) < wanted:
+        how = f"{SHARE} are {wanted}, and every category keeps an image in train/: add a val/ for numbers to go by"
+    warnings += division.warnings(how)
     height, width = common_shape(shapes)
     uniform = len(set(shapes)) == 1
     tensors: dict[str, Tensor] = {}
@@ -169,14 +159,14 @@ def _pack_items(items: Iterator[Item], out: Path, limits: UploadLimits, table: L
         warnings += warnings_about_targets(classes, tensors["train.labels"], tensors["val.labels"])
     elif task == "attributes":
         warnings += warnings_about_attributes(classes, tensors["val.labels"])
-    return write_packed(out, tensors, classes, pixels, held_out, warnings, (channels, height, width), task)
+    return write_packed(out, tensors, classes, pixels, division.held_out, warnings, (channels, height, width), task)
 
 
 def _held_out(labels: list[str], table: LabelTable | None) -> list[int]:
     """Return the indices of the training images that are held out. labels: see `Item`."""
     if isinstance(table, AttributeTable):
         return table.held_out(labels, HELD_OUT, HELD_OUT_SEED)
-    return stratified(["" if table else label for label in labels], HELD_OUT, HELD_OUT_SEED)
+    return stratified(["" if table else label for label in labels])
 
 
 def _classes(items: list[Item], table: LabelTable | None) -> list[str]:
@@ -237,19 +227,6 @@ def sampled_pixels(files: Sequence[bytes], channels: int) -> Tensor:
 def common_shape(shapes: list[tuple[int, int]]) -> tuple[int, int]:
     """Return height and width, the medians where there are many."""
     return int(np.median([height for height, _ in shapes])), int(np.median([width for _, width in shapes]))
-
-
-def stratified(labels: Sequence[int | str], fraction: float, seed: int) -> list[int]:
-    """Draw `fraction` of every class, at least one image of each, with a fixed seed. Returns sorted indices."""
-    by_label: dict[int | str, list[int]] = {}
-    for index, label in enumerate(labels):
-        by_label.setdefault(label, []).append(index)
-    drawn: list[int] = []
-    draws = random.Random(seed)
-    for label in sorted(by_label, key=str):
-        members = by_label[label]
-        drawn += draws.sample(members, min(len(members) - 1, max(1, round(fraction * len(members)))))
-    return sorted(drawn)
 
 
 def write_packed(

@@ -84,7 +84,7 @@ class LabelTable:
         """Parse the table. Raises InvalidArchive with the line, and TooFewClasses."""
         header, body = self._parsed()
         named = header == ["labels"]
-        labels_of = {number: _names(line) for number, line in body} if named else {}
+        labels_of = {number: self._names(number, line) for number, line in body} if named else {}
         self.classes = sorted({name for names in labels_of.values() for name in names}) if named else header
         if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
             raise TooFewClasses(
@@ -96,6 +96,15 @@ class LabelTable:
                 [float(name in labels_of[number]) for name in self.classes] if named else self._numbers(number, line)
             )
             self._rows[self._new_name(number, line)] = values
+
+    def _names(self, number: int, line: list[str]) -> set[str]:
+        """Return the labels in a line. Raises InvalidArchive where a comma parts them."""
+        if any(cell.strip() for cell in line[2:]):
+            raise InvalidArchive(
+                f"{self.name}, line {number}: {len(line)} cells {_some(line, 8)} where `image,labels` has two: write |, ; or a "
+                "space between labels"
+            )
+        return {name for name in re.split(r"[|;\s]+", line[1].strip() if len(line) > 1 else "") if name}
 
     def _new_name(self, number: int, line: list[str]) -> str:
         """Return the image that a line is of. Raises InvalidArchive where an earlier one is."""
@@ -142,7 +151,3 @@ class LabelTable:
 
 def _some(cells: list[str], most: int) -> str:
     return f"[{', '.join(map(quoted, cells[:most]))}]"
-
-
-def _names(line: list[str]) -> set[str]:
-    return {name for name in re.split(r"[|;\s]+", line[1].strip() if len(line) > 1 else "") if name}

@@ -26,8 +26,6 @@ from wbar_training.data.decoding import Inspected
 from wbar_training.data.masks import VOID
 from wbar_training.data.packed import Packed
 from wbar_training.uploads.dataset_archives import (
-    HELD_OUT,
-    HELD_OUT_SEED,
     IMAGES,
     SPLITS,
     Read,
@@ -35,9 +33,9 @@ from wbar_training.uploads.dataset_archives import (
     image_tensors,
     joined_files,
     sampled_pixels,
-    stratified,
     write_packed,
 )
+from wbar_training.uploads.held_out import divided
 from wbar_training.uploads.image_checks import check_png, inspected, warnings_about
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.member_names import check_class_names, is_hidden
@@ -73,17 +71,11 @@ def pack_masks(read: Read, out: Path, limits: UploadLimits, void_label: int = VO
     masks = [
         _mask(pair, image, table, len(classes), void_label, limits) for pair, image in zip(pairs, images, strict=True)
     ]
-    warnings, held_out = warnings_about([pair.image[0] for pair in pairs], images), None
+    warnings = warnings_about([pair.image[0] for pair in pairs], images)
     warnings += voc[1] if voc else []
-    train = [index for index, pair in enumerate(pairs) if pair.split == "train"]
-    val = [index for index, pair in enumerate(pairs) if pair.split == "val"]
-    if not val:
-        held_out = stratified([""] * len(train), HELD_OUT, HELD_OUT_SEED)
-        val, train = [train[i] for i in held_out], [one for i, one in enumerate(train) if i not in set(held_out)]
-        warnings.append(
-            f"there is no val/: {len(val)} of the images in train/ were held out (20 %, fixed seed). The start may have been "
-            "trained on them, which flatters it in the comparison"
-        )
+    division = divided([one.split for one in pairs])
+    train, val = division.train, division.val
+    warnings += division.warnings()
     shapes = [(image.height, image.width) for image in images]
     channels = 1 if all(image.grey for image in images) else 3
     uniform, tensors = len(set(shapes)) == 1, dict[str, Tensor]()
@@ -94,7 +86,7 @@ def pack_masks(read: Read, out: Path, limits: UploadLimits, void_label: int = VO
     pixels = sampled_pixels([pairs[index].image[1] for index in train], channels)
     counts = sum((np.bincount(masks[index].ravel(), minlength=256) for index in train), np.zeros(256, np.int64))
     return write_packed(
-        out, tensors, classes, pixels, held_out, warnings, (channels, *common_shape(shapes)),
+        out, tensors, classes, pixels, division.held_out, warnings, (channels, *common_shape(shapes)),
         task="segmentation", class_pixels=counts[: len(classes)].tolist(),
     )  # fmt: skip
 

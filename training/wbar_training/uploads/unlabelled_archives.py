@@ -3,7 +3,6 @@
 They are packed as a training split without classes, so that a job can read them as its probe images.
 """
 
-from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -11,13 +10,17 @@ import torch
 from wbar.errors import ContentTooLarge, NoImages
 from wbar.probe_results import MOST_PROBES
 from wbar_training.data.packed import Packed
-from wbar_training.uploads.archives import Wanted
-from wbar_training.uploads.dataset_archives import IMAGES, common_shape, image_tensors, sampled_pixels, write_packed
+from wbar_training.uploads.dataset_archives import (
+    IMAGES,
+    Read,
+    common_shape,
+    image_tensors,
+    sampled_pixels,
+    write_packed,
+)
 from wbar_training.uploads.image_checks import inspected, warnings_about
 from wbar_training.uploads.limits import UploadLimits
 from wbar_training.uploads.member_names import is_hidden
-
-Read = Callable[[Wanted], Iterator[tuple[str, bytes]]]  # yields name and content of the wanted members
 
 
 def pack_unlabelled(read: Read, out: Path, limits: UploadLimits) -> Packed:

@@ -26,7 +26,7 @@ class Jobs(Resource):
     """Creates, follows, controls and deletes jobs, and downloads their weights."""
 
     def create(self, *, checkpoint: str, dataset: str, idempotency_key: str | None = None, **fields: Any) -> Job:
-        """Create a job; `fields` are those of wbar.jobs.JobRequest (name, method, recipe, seed, classes, dry_run …).
+        """Create a job; `fields` are those of wbar.job_request.JobRequest (name, method, recipe, seed, classes, dry_run …).
 
         idempotency_key: default: one of its own for each call.
         """
