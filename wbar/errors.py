@@ -16,7 +16,8 @@ WbarError
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 MAX_DETAIL = 4000  # characters of the sentence that an upload is rejected with; a file's content may be repeated in it
 
@@ -55,15 +56,36 @@ class NotVerified(WbarError):
     code = "not_verified"
 
 
+class FieldError(TypedDict):
+    """A fault of one field of a request.
+
+    pointer: its JSON pointer into the body; empty for the body as a whole. parameter: of the path, the query or a header.
+    """
+
+    pointer: str
+    detail: str
+    parameter: NotRequired[str]
+
+
 class Refused(WbarError):
-    """The service refused a request; becomes an RFC 9457 problem with this status, title and code."""
+    """The service refused a request; becomes an RFC 9457 problem with this status, title and code.
+
+    errors: what is wrong with single fields. headers: of the answer. extra: further members of the problem.
+    """
 
     status: ClassVar[int] = 400
     title: ClassVar[str] = "Refused"
 
-    def __init__(self, detail: str, errors: list[dict[str, str]] | None = None, **extra: Any) -> None:
+    def __init__(
+        self,
+        detail: str,
+        errors: Sequence[FieldError] | None = None,
+        headers: Mapping[str, str] | None = None,
+        **extra: Any,
+    ) -> None:
         super().__init__(detail)
-        self.errors = errors
+        self.errors = None if errors is None else list(errors)
+        self.headers = dict(headers or {})
         self.extra = extra
 
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ValidationError
 
 from wbar.catalog import BATCH, BUILTINS
 from wbar.datasets import DatasetFacts, Task
-from wbar.errors import ChannelsMismatch, ImageSizeUnsupported, ValidationFailed
+from wbar.errors import ChannelsMismatch, FieldError, ImageSizeUnsupported, ValidationFailed
 from wbar.method import CyclicSwa, Plain, Soup, Training
 from wbar.recipe import AS_THEY_ARE, IMAGENET, Augment, BatchNorm, Normalization, Recipe
 from wbar.spec import Network, PretrainedConfig
@@ -70,7 +70,8 @@ def validated(model: Resolved, field: str) -> Resolved:
         return type(model).model_validate(model.model_dump())
     except ValidationError as error:
         problems = [
-            {"pointer": "/" + "/".join([field, *map(str, one["loc"])]), "detail": one["msg"]} for one in error.errors()
+            FieldError(pointer="/" + "/".join([field, *map(str, one["loc"])]), detail=one["msg"])
+            for one in error.errors()
         ]
         first = problems[0]
         raise ValidationFailed(f"once `auto` is resolved, {first['pointer']}: {first['detail']}", problems) from None

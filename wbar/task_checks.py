@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from wbar.catalog import ARCHITECTURES, Outputs
 from wbar.datasets import BACKGROUND, DatasetFacts, Task
-from wbar.errors import ClassesMismatch, TaskUnsupported, ValidationFailed
+from wbar.errors import ClassesMismatch, FieldError, TaskUnsupported, ValidationFailed
 from wbar.job_request import JobOptions
 from wbar.recipe import AS_THEY_ARE, OF_BOXES, OF_MASKS, Recipe
 from wbar.spec import Network
@@ -59,7 +59,7 @@ def check_task(options: JobOptions, network: Network, facts: DatasetFacts) -> No
         )
     refused = {"image": _not_of_images, "pixels": _not_of_pixels, "boxes": _not_of_boxes}[wanted](options)
     targets = _not_of_targets(options) if facts.task == "regression" else _of_targets_alone(options)
-    problems = [{"pointer": pointer, "detail": why} for pointer, why in (*refused, *targets)]
+    problems = [FieldError(pointer=pointer, detail=why) for pointer, why in (*refused, *targets)]
     if problems:
         first = problems[0]
         field = first["pointer"].removeprefix("/").replace("/", ".")

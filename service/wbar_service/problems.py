@@ -15,6 +15,7 @@ from starlette.routing import Match
 
 from wbar.errors import (
     BadRequest,
+    FieldError,
     InternalError,
     MethodNotAllowed,
     NotFound,
@@ -87,9 +88,9 @@ def as_response(problem: Refused, headers: dict[str, str] | None = None) -> JSON
     if problem.errors is not None:
         body["errors"] = problem.errors
     body.update(problem.extra)
-    if problem.status == 401:
-        headers = {"WWW-Authenticate": "Bearer", **(headers or {})}
-    return JSONResponse(body, problem.status, headers, media_type="application/problem+json")
+    own = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
+    sent = own | problem.headers | (headers or {})
+    return JSONResponse(body, problem.status, sent, media_type="application/problem+json")
 
 
 def install(app: FastAPI) -> None:
@@ -97,7 +98,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Refused)
     async def refused(_request: Request, error: Refused) -> JSONResponse:
-        return as_response(error, error.extra.pop("headers", None))
+        return as_response(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -170,12 +171,12 @@ def _allowed(request: Request) -> list[str]:
 def refusal_of(error: RequestValidationError) -> Refused:
     """Return the refusal of a body or a parameter that is not valid, with pointers into the body."""
     failures = error.errors()
-    errors = []
+    errors = list[FieldError]()
     for failure in failures[:MOST_ERRORS]:
         where, *path = failure["loc"]
         if failure["type"] == "json_invalid":
             return BadRequest(f"the body is not JSON: {failure.get('ctx', {}).get('error', failure['msg'])}")
-        item = {"pointer": "", "detail": _detail(failure)}
+        item = FieldError(pointer="", detail=_detail(failure))
         if failure["type"] == "method_type":
             path.append("type")  # the union's tag: pydantic names the union
         if where == "body":
@@ -190,9 +191,9 @@ def refusal_of(error: RequestValidationError) -> Refused:
     return ValidationFailed(f"{place}: {first['detail']}{f' (and {others} more)' if others else ''}", errors)
 
 
-def _without_branches(errors: list[dict[str, str]]) -> list[dict[str, str]]:
+def _without_branches(errors: list[FieldError]) -> list[FieldError]:
     """Merge the errors of one place (a value fails once for each branch of a union) and leave out the places above others."""
-    merged: dict[str, dict[str, str]] = {}
+    merged: dict[str, FieldError] = {}
     above: set[str] = set()
     for item in errors:
         place = item["pointer"] or item.get("parameter", "")

@@ -69,7 +69,7 @@ class Attempts:
             replica_slots.lock_joining(connection, job_id)
             row = connection.execute(
                 update(jobs)
-                .where(jobs.c.id == job_id, jobs.c.status.in_(sources("running")), ~replica_slots.HELD)
+                .where(jobs.c.id == job_id, jobs.c.status.in_(sources("running")), ~replica_slots.WAITS_FOR_REPLICAS)
                 .values(
                     status="running",
                     attempts=jobs.c.attempts + 1,

@@ -43,7 +43,7 @@ _with_others = or_(_paused.correlate(_inputs), _at_meeting)
 _held_with_others = exists().where(_inputs.c.input == jobs.c.id, _with_others).correlate(jobs)
 PAUSED = and_(jobs.c.status == "queued", func.coalesce(jobs.c.stop, "") == "pause")
 # The condition on a queued row of `jobs` that it waits for its replicas or at a meeting, or is paused with them.
-HELD = or_(PAUSED, _waits, _held_with_others)
+WAITS_FOR_REPLICAS = or_(PAUSED, _waits, _held_with_others)
 
 
 def beside(job_id: str) -> Select[tuple[str]]:

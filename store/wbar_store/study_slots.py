@@ -29,7 +29,7 @@ def _full() -> Select[tuple[str]]:
 
 
 # The condition on a row of `jobs` that its study has no slot for it; of a job without a study it is false.
-HELD = jobs.c.id.in_(select(study_children.c.job).where(study_children.c.study.in_(_full())))
+WITHOUT_SLOT = jobs.c.id.in_(select(study_children.c.job).where(study_children.c.study.in_(_full())))
 
 
 def beside(job_id: str) -> Select[tuple[str]]:
@@ -47,4 +47,4 @@ def has_room(connection: Connection, job_id: str) -> bool:
     if study is None:
         return True
     connection.execute(select(studies.c.id).where(studies.c.id == study).with_for_update())
-    return connection.execute(select(jobs.c.id).where(jobs.c.id == job_id, ~HELD)).first() is not None
+    return connection.execute(select(jobs.c.id).where(jobs.c.id == job_id, ~WITHOUT_SLOT)).first() is not None

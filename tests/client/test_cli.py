@@ -139,10 +139,14 @@ def test_a_command_whose_extra_is_missing_names_it(command: str) -> None:
 def test_the_names_in_the_help_are_those_of_the_models() -> None:
     from typing import get_args
 
+    from wbar.cli.merges import SHAPES
     from wbar.cli.submitting import AUGMENTS
+    from wbar.merges import DecayShape
     from wbar.recipe import Augment
+    from wbar_averaging.decay_weights import DECAYS
 
     assert tuple(AUGMENTS.split(", ")) == get_args(Augment)
+    assert set(SHAPES) == set(get_args(DecayShape)) == set(DECAYS)
 
 
 def test_submit_passes_method_and_recipe_on(service: Service, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ class TrainingJob:
         self._follow(position)
         if self.course.visits(position):
             self._visit(position)
-        if position.ends_cycle and not self._backed_off(position):
+        if position.ends_cycle and not self._back_off_if_forgotten(position):
             self._take_snapshot(position)
         stopped = self._should_stop_early(position) and self._stop_early(position)
         durable = position.ends_phase or stopped
@@ -299,7 +299,10 @@ class TrainingJob:
     # Decisions by held-out and training images between the steps: stopping early, backing off.
 
     def _should_stop_early(self, position: Position) -> bool:
-        """Return whether nothing more enters w̄, or it has not improved on the selection split while the recipe waits."""
+        """Return whether nothing more enters w̄, or it has not improved on the selection split for as long as the recipe waits.
+
+        At the end of each epoch or cycle w̄ is scored for it, and counted.
+        """
         patience = self.plan.recipe.early_stopping
         if position.ends_cycle and self.course.average.has_ended and not self.course.is_over:
             return True
@@ -322,7 +325,7 @@ class TrainingJob:
     def _stop_early(self, position: Position) -> bool:
         """End the training here, with a last snapshot; False if the job backs off instead."""
         if not position.ends_cycle:
-            if self._backed_off(position):
+            if self._back_off_if_forgotten(position):
                 return False
             self._take_last_snapshot(position)
         why = f"the loss of the mean has not been below {self.results.best} for {self.plan.recipe.early_stopping} "
@@ -355,8 +358,11 @@ class TrainingJob:
         self.course.end_here()
         self._save(durable=True)
 
-    def _backed_off(self, position: Position) -> bool:
-        """Start again from w_0 at a third of the high rate, if the first snapshot has forgotten its training images."""
+    def _back_off_if_forgotten(self, position: Position) -> bool:
+        """Start again from w_0 at a third of the high rate, if the first snapshot has forgotten its training images.
+
+        Returns whether it does.
+        """
         results = self.results
         if position.cycle > 1 or not self._may_back_off:
             return False

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from wbar.errors import Refused, Unreachable, WbarError
+from wbar.errors import FieldError, Refused, Unreachable, WbarError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -46,7 +46,7 @@ class Problem:
     status: int | None
     detail: str
     code: str
-    errors: list[dict[str, str]] | None
+    errors: list[FieldError] | None
 
 
 def with_json(command: Callable[P, R]) -> Callable[P, R]:

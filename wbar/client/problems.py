@@ -15,7 +15,8 @@ def refusal(response: httpx.Response) -> Refused:
         problem = {}
     detail = problem.get("detail") or f"HTTP {response.status_code} from {response.url}"
     kind = REFUSED.get(problem.get("code", ""), Refused)
-    return kind(detail, problem.get("errors"))
+    errors = problem.get("errors")
+    return kind(detail, errors if isinstance(errors, list) else None)
 
 
 def rejection(code: str, message: str) -> Rejected:

@@ -140,4 +140,6 @@ def _validated(settings: StudySettings, asked: Asked) -> JobRequest:
 
 def of_child(settings: StudySettings, refused: Refused) -> Refused:
     """Return the refusal of one of the study's jobs, which says of which; pointers are into its request."""
-    return type(refused)(f"the job with {settings.in_words()}: {refused.detail}", refused.errors, **refused.extra)
+    return type(refused)(
+        f"the job with {settings.in_words()}: {refused.detail}", refused.errors, refused.headers, **refused.extra
+    )
