@@ -131,6 +131,12 @@ class UnsupportedMediaType(Refused):
     code, status, title = "unsupported_media_type", 415, "The body has another content type"
 
 
+class PreconditionFailed(Refused):
+    """Raised when `If-Match` names other content than there is."""
+
+    code, status, title = "precondition_failed", 412, "The content is another one"
+
+
 class UnsupportedTusVersion(Refused):
     """Raised when a request of an upload names another version of tus than the service's."""
 

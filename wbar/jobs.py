@@ -8,7 +8,7 @@ from wbar.checkpoints import Fault
 from wbar.job_warnings import JobWarning
 from wbar.loss_surface import SurfaceOptions
 from wbar.method import AnyMethod
-from wbar.recipe import Recipe
+from wbar.recipe import Normalization, Recipe
 from wbar.results import FurtherFormat, JobResult
 from wbar.scores import Score
 from wbar.spec import JobSpec
@@ -32,6 +32,9 @@ class Progress(BaseModel):
     eta_seconds: float | None = None
     learning_rate: float | None = None
     loss: float | None = None
+    normalize: Normalization | None = Field(
+        None, description="Where the recipe left it to the service: what the start was found to be trained with."
+    )
 
 
 class Estimate(BaseModel):
@@ -224,12 +227,14 @@ class Job(BaseModel):
     ) -> "Job":
         """Make a job as the API sends it: the resolved request from its spec, and the given status.
 
-        `recipe.normalize: auto` is shown as the dataset's own statistics until the job has succeeded, and
-        then as what the start was found to be trained with.
+        `recipe.normalize: auto` is shown as the dataset's own statistics until the start has been looked at, and from then on
+        as what it was found to be trained with.
         """
-        recipe = spec.recipe
+        recipe, found = spec.recipe, progress.normalize if progress else None
         if result is not None and result.normalization is not None:
-            recipe = recipe.model_copy(update={"normalize": result.normalization.normalization})
+            found = result.normalization.normalization
+        if found is not None:
+            recipe = recipe.model_copy(update={"normalize": found})
         return cls(
             id=id,
             name=name,

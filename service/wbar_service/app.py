@@ -91,6 +91,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.metrics = prometheus.RequestMetrics()
     app.state.tracing = Tracing("api", settings.otlp_endpoint)
     problems.install(app)
+    app.add_middleware(headers.HeadAsGet)
     app.add_middleware(protocol.TusMethod)
     app.add_middleware(headers.SafeHeaders)
     if app.state.tracing.enabled:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from wbar.checkpoints import CheckpointSource
 from wbar.errors import DigestMismatch, FilesExpired, TooLarge, UploadNotFinished
 from wbar.uploads import UploadReference
-from wbar_service.bodies import with_small_body
+from wbar_service.bodies import is_json, with_small_body
 from wbar_service.receiving import announced_bytes, announced_sha256, receive
 from wbar_service.settings import ServiceSettings
 from wbar_store.blobs import Received
@@ -66,14 +66,9 @@ def not_valid(error: ValidationError, body: bytes) -> RequestValidationError:
     return RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in error.errors()], body=parsed)
 
 
-def is_json(request: Request) -> bool:
-    """Return whether the body is JSON, by its content type."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
-
-
 async def named_content(request: Request) -> UploadReference | CheckpointSource | None:
     """Return what the JSON body of a new checkpoint names; None for a body that is the content itself."""
-    if not is_json(request):
+    if not await is_json(request):
         return None
     body = await (await with_small_body(request)).body()
     named = CheckpointSource if _has_source(body) else UploadReference

@@ -19,8 +19,9 @@ from sqlalchemy.exc import DBAPIError
 from wbar.errors import Forbidden, NotFound, Unauthorized
 from wbar.keys import Scope
 from wbar_service import sessions
-from wbar_service.bodies import with_small_body
+from wbar_service.bodies import with_json_body
 from wbar_service.headers import OF_THE_KEY
+from wbar_service.query_parameters import check_names, names_of
 from wbar_service.rate_limits import RateLimits
 from wbar_service.reading import read
 from wbar_store import logs, row_security
@@ -152,11 +153,13 @@ class AuthenticatedRoute(APIRoute):
     """A route that checks the key before the framework reads the body, and caps the body that it reads.
 
     A router with `route_class=AuthenticatedRoute` has only such routes. scope: of the key; None: `read` for GET, HEAD and
-    OPTIONS, and `changing` for the other methods.
+    OPTIONS, and `changing` for the other methods. only_known: whether parameters of the query that it does not take are
+    refused.
     """
 
     scope: ClassVar[Scope | None] = None
     changing: ClassVar[Scope] = "write"
+    only_known: ClassVar[bool] = True
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler that checks the key, reads a declared body, and lets the framework do the rest."""
@@ -166,13 +169,16 @@ class AuthenticatedRoute(APIRoute):
         reads_body = self.body_field is not None
 
         changes = scope != "read" and (self.methods or set()) != {"GET"}
+        parameters, takes_tags = names_of(self.dependant), self.name == "list_jobs"
 
         async def checked(request: Request) -> Response:
             record = await authenticate(request, scope)
             if any("\0" in str(part) for part in request.path_params.values()):
                 raise NotFound("no id holds a NUL")  # PostgreSQL would not even look
             await admit(request, record, changes)
-            return await handle(await with_small_body(request) if reads_body else request)
+            if self.only_known:
+                check_names(request.query_params, parameters, takes_tags)
+            return await handle(await with_json_body(request) if reads_body else request)
 
         return checked
 

@@ -10,6 +10,8 @@ from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from wbar_service.headers import new_request_id
+
 HEAD_BYTES = 64 * 1024  # request line and headers
 READ_BYTES = 256 * 1024  # that come from a socket at once
 # In units of the client timeout:
@@ -161,7 +163,7 @@ class LimitedProtocol(HttpToolsProtocol):
         detail = {
             HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: f"the request line and headers have more than {HEAD_BYTES} bytes",
             HTTPStatus.REQUEST_TIMEOUT: f"the headers did not end within {HEAD * self.client_timeout:g} s",
-            HTTPStatus.BAD_REQUEST: "this is not HTTP/1.1",
+            HTTPStatus.BAD_REQUEST: "this cannot be read as HTTP/1.1: look at the method, the headers and the body's length",
         }[status]
         body = (
             f'{{"type":"urn:wbar:problem:{code}","title":"{status.phrase}","status":{status.value},'
@@ -169,7 +171,7 @@ class LimitedProtocol(HttpToolsProtocol):
         ).encode()
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/problem+json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            f"content-length: {len(body)}\r\nx-request-id: {new_request_id()}\r\nconnection: close\r\n\r\n"
         ).encode()
         self.transport.write(head + body)
         self.transport.close()

@@ -10,7 +10,7 @@ from email.utils import format_datetime, parsedate_to_datetime
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from wbar.errors import RangeNotSatisfiable
+from wbar.errors import PreconditionFailed, RangeNotSatisfiable
 from wbar_service.settings import ServiceSettings
 from wbar_store.blobs import Blobs
 
@@ -52,7 +52,7 @@ def blob_response(
     media_type: str = "application/octet-stream",
     inline: bool = False,
 ) -> Response:
-    """Answer GET or HEAD for one blob. Raises RangeNotSatisfiable (416).
+    """Answer GET or HEAD for one blob. Raises PreconditionFailed (412), RangeNotSatisfiable (416).
 
     sha256: of the blob, which is also its name.
     filename: for Content-Disposition.
@@ -69,11 +69,12 @@ def blob_response(
         "Repr-Digest": f"sha-256=:{digest}:",
         "Cache-Control": "private, no-cache",
     }
+    _check_match(request, etag)
     if _has_it(request, etag, stored):
         return Response(status_code=304, headers=headers)
     headers["Content-Disposition"] = f'{"inline" if inline else "attachment"}; filename="{filename}"'
     begin, end, status = 0, size, 200
-    wanted = request.headers.get("range")
+    wanted = request.headers.get("range") if request.method == "GET" else None  # RFC 9110, 14.2: of GET alone
     if wanted is not None and _fresh(request.headers.get("if-range"), etag, headers["Last-Modified"]):
         span = _parse(wanted, size)
         if span is not None:
@@ -119,14 +120,26 @@ def _by_another(request: Request, blobs: Blobs, sha256: str, ranged: bool) -> _E
     return None
 
 
+def _check_match(request: Request, etag: str) -> None:
+    """Raise PreconditionFailed where If-Match names other content only; it compares strongly (RFC 9110, 13.1.1)."""
+    wanted = _tags(request, "if-match")
+    if wanted and not {"*", etag} & wanted:
+        raise PreconditionFailed(f"the content is {etag}, and If-Match names {', '.join(sorted(wanted))[:200]}")
+
+
+def _tags(request: Request, header: str) -> set[str]:
+    """Return the entity tags of a header, whose lines are one list (RFC 9110, 5.3)."""
+    lines = request.headers.getlist(header)
+    return {tag for line in lines for tag in map(str.strip, line.split(",")) if tag}
+
+
 def _has_it(request: Request, etag: str, stored: datetime) -> bool:
     """Return whether the client holds these bytes. A date counts only where no tag is sent (RFC 9110, 13.2.2)."""
-    header = request.headers.get("if-none-match")
-    if header is None:
+    if "if-none-match" not in request.headers:
         since = _date(request.headers.get("if-modified-since"))
         return since is not None and stored <= since
     # If-None-Match compares weakly: a W/ prefix that a proxy added does not matter.
-    tags = {tag.strip().removeprefix("W/") for tag in header.split(",")}
+    tags = {tag.removeprefix("W/") for tag in _tags(request, "if-none-match")}
     return "*" in tags or etag in tags
 
 
@@ -146,7 +159,7 @@ def _fresh(if_range: str | None, etag: str, last_modified: str) -> bool:
 
 def _parse(header: str, size: int) -> tuple[int, int] | None:
     """Return [begin, end) of a single byte range; None for what a server should ignore (other units, several ranges)."""
-    match = re.fullmatch(r"bytes=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", header.strip())
+    match = re.fullmatch(r"bytes=\s*([0-9]{0,1000})\s*-\s*([0-9]{0,1000})\s*", header.strip(), re.IGNORECASE)
     if match is None or match.groups() == ("", ""):
         return None
     first, last = match.groups()

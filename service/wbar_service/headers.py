@@ -8,6 +8,7 @@ import re
 import time
 
 from starlette.datastructures import MutableHeaders
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wbar_store import logs, row_security
@@ -29,6 +30,11 @@ PAGE = (
 _INLINE = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
+def new_request_id() -> str:
+    """Return an id for a request that brings none; they only have to differ."""
+    return f"{random.getrandbits(128):032x}"
+
+
 class RequestId:
     """Pure ASGI middleware: keeps an incoming X-Request-ID, makes one where there is none, adds it to every answer.
 
@@ -47,7 +53,7 @@ class RequestId:
         row_security.act_for(None)  # until the key is known
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         usable = 0 < len(given) <= 200 and given.isprintable() and given.isascii()
-        request_id = given if usable else f"{random.getrandbits(128):032x}"  # they only have to differ
+        request_id = given if usable else new_request_id()
         scope["wbar.request_id"] = request_id
         began, status, received, sent = time.monotonic(), 0, 0, 0
 
@@ -74,6 +80,34 @@ class RequestId:
                 seconds = round(time.monotonic() - began, 4)
                 shown = {"method": scope["method"], "path": scope["path"][:200], "status": status, "seconds": seconds}
                 log.info("%s %s %d", scope["method"], scope["path"][:200], status, extra=shown)
+
+
+class HeadAsGet:
+    """Pure ASGI middleware: HEAD is answered as GET, without the body, where no route takes it itself (RFC 9110, 9.3.2).
+
+    The server leaves the body out. A stream would have none and not end: what is answered is what a plain GET is.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD" or _is_taken(scope):
+            await self.app(scope, receive, send)
+            return
+        accepts = [(name, value) for name, value in scope["headers"] if name != b"accept"]
+        as_get = {**scope, "method": "GET", "headers": accepts}
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":  # for those outside: the route, the rate limit
+                scope.update({name: value for name, value in as_get.items() if name not in ("method", "headers")})
+            await send(message)
+
+        await self.app(as_get, receive, told)
+
+
+def _is_taken(scope: Scope) -> bool:
+    return any(route.matches(scope)[0] is Match.FULL for route in scope["app"].routes)
 
 
 class SafeHeaders:

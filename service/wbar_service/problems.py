@@ -61,7 +61,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         404: "No such object",
         409: "The object's state does not allow this",
         410: "The time of the job's files is over (`expires_after`)",
-        412: "Another version of tus",
+        412: "Other content than `If-Match` names, or another version of tus",
         413: "Too large",
         415: "Another content type",
         416: "The range lies outside the content",
@@ -161,11 +161,12 @@ def install(app: FastAPI) -> None:
 
 def _allowed(request: Request) -> list[str]:
     """Return every method that some route takes on the request's path; the framework names those of the first one only."""
-    return [
+    taken = {
         method
         for method in METHODS
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
-    ]
+    }
+    return sorted(taken | ({"HEAD"} if "GET" in taken else set()))
 
 
 def refusal_of(error: RequestValidationError) -> Refused:

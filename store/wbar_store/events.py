@@ -9,12 +9,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, and_, insert, or_, select, update
 
-from wbar.errors import ValidationFailed
 from wbar.jobs import Event, EventType
 from wbar.states import TERMINAL
 from wbar_store.database import Tenant, now, rfc3339
 from wbar_store.parts import PartRepository
-from wbar_store.repository import PageRequest, RecordPage
+from wbar_store.repository import PageRequest, RecordPage, wrong_after
 from wbar_store.tables import events, jobs
 
 LAST = 2**31 - 1
@@ -129,10 +128,13 @@ def event_id(job_id: str, seq: int) -> str:
     return f"evt_{job_id.removeprefix('job_')}{seq:08d}"
 
 
-def sequence(job_id: str, event: str) -> int:
-    """Return the sequence number inside an event id of this job. Raises ValidationFailed if it is not one."""
+def sequence(job_id: str, event: str, parameter: str = "after") -> int:
+    """Return the sequence number inside an event id of this job.
+
+    Raises ValidationFailed if it is not one, which names the parameter or header that gave it.
+    """
     prefix = f"evt_{job_id.removeprefix('job_')}"
     digits = event.removeprefix(prefix)
     if not (event.startswith(prefix) and digits.isascii() and digits.isdigit() and len(digits) == 8):
-        raise ValidationFailed(f"{event[:64]!r} is not an event of {job_id}")
+        raise wrong_after(f"{event[:64]!r} is not an event of {job_id}", parameter)
     return int(digits)

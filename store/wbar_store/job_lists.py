@@ -10,13 +10,12 @@ from typing import Any, Literal
 from sqlalchemy import Column, Connection, Select, func, select, tuple_
 
 from wbar.checkpoints import Fault
-from wbar.errors import ValidationFailed
 from wbar.jobs import Progress
 from wbar.results import JobResult, Verdict
 from wbar.states import JobStatus
 from wbar_store.database import Tenant
 from wbar_store.ids import is_id
-from wbar_store.repository import PageRequest, Record
+from wbar_store.repository import PageRequest, Record, wrong_after
 from wbar_store.tables import job_metadata, jobs
 
 OrderBy = Literal[
@@ -110,9 +109,8 @@ def sorted_rows(
     if request.after is not None:
         row = tenant.row(connection, jobs, request.after) if is_id("job", request.after) else None
         if row is None:
-            raise ValidationFailed(
-                f"`after` is {request.after!r}, and there is no such job: give a page's `last_id`, and begin anew where "
-                "that job was deleted"
+            raise wrong_after(
+                f"there is no job {request.after!r}: give a page's `last_id`, and begin anew where that job was deleted"
             )
         begin = row._mapping[column.name]
         after = tuple_(begin, request.after)

@@ -3,7 +3,7 @@
 A record is one row as plain typed values; its `to_api` is the only place where a row becomes an answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import JSON, Column, Connection, Row, Select, Table, Text, cast
 
-from wbar.errors import NotFound, ValidationFailed
+from wbar.errors import FieldError, NotFound, ValidationFailed
 from wbar_store import documents
 from wbar_store.database import Database, Tenant, one_row
 from wbar_store.ids import Kind, is_id
@@ -57,6 +57,11 @@ class RecordPage(Generic[Item]):
     records: Sequence[Item]
     has_more: bool
     last_id: str | None = None
+
+
+def wrong_after(detail: str, parameter: str = "after") -> ValidationFailed:
+    """Return the refusal of where a page is to begin."""
+    return ValidationFailed(f"`{parameter}`: {detail}", [FieldError(pointer="", parameter=parameter, detail=detail)])
 
 
 class Repository(Generic[AnyRecord]):
@@ -117,10 +122,13 @@ class Repository(Generic[AnyRecord]):
         columns = [cast(column, Text) if isinstance(column.type, JSON) else column for column in self._record_columns]
         return one_row(self.table, *columns)
 
-    def page(self, tenant: Tenant, request: PageRequest) -> RecordPage[AnyRecord]:
-        """Return one page of the tenant's records."""
+    def page(self, tenant: Tenant, request: PageRequest, statuses: Collection[str] = ()) -> RecordPage[AnyRecord]:
+        """Return one page of the tenant's records. statuses: keep those in one of them; none: all."""
+        rows = tenant.select(self.table)
+        if statuses:
+            rows = rows.where(self.table.c.status.in_(statuses))
         with self.database.read() as connection:
-            return self._page(connection, tenant.select(self.table), request)
+            return self._page(connection, rows, request)
 
     def _page(
         self, connection: Connection, rows: Select[Any], request: PageRequest, record: type[Listed] | None = None
@@ -129,9 +137,7 @@ class Repository(Generic[AnyRecord]):
         key, ascending = self.table.c.id, request.order == "asc"
         if request.after is not None:
             if not is_id(self.kind, request.after):
-                raise ValidationFailed(
-                    f"`after` is {request.after!r}, which is no id of a {self.noun}: give a page's `last_id`"
-                )
+                raise wrong_after(f"{request.after!r} is no id of a {self.noun}: give a page's `last_id`")
             rows = rows.where(key > request.after if ascending else key < request.after)
         rows = rows.order_by(key if ascending else key.desc()).limit(request.limit + 1)
         return self._page_of(connection.execute(rows).all(), request, record)

@@ -2,7 +2,7 @@
 
 from sqlalchemy import func, select, update
 
-from wbar.errors import NotFound, ValidationFailed
+from wbar.errors import NotFound
 from wbar.jobs import Snapshot
 from wbar.scores import Score
 from wbar_store.blobs import Received
@@ -12,7 +12,7 @@ from wbar_store.documents import readable
 from wbar_store.events import Events
 from wbar_store.ids import is_id, new_id
 from wbar_store.parts import PartRepository
-from wbar_store.repository import PageRequest, Record, RecordPage
+from wbar_store.repository import PageRequest, Record, RecordPage, wrong_after
 from wbar_store.tables import snapshots
 
 
@@ -62,9 +62,7 @@ class Snapshots(PartRepository):
     def page(self, tenant: Tenant, job_id: str, request: PageRequest) -> RecordPage[SnapshotRecord]:
         """Return a page in the order of n, whatever `order` is. Raises NotFound, ValidationFailed."""
         if request.after is not None and not is_id("snap", request.after):
-            raise ValidationFailed(
-                f"`after` is {request.after!r}, which is no id of a snapshot: give a page's `last_id`"
-            )
+            raise wrong_after(f"{request.after!r} is no id of a snapshot: give a page's `last_id`")
         last_shown = select(snapshots.c.n).where(snapshots.c.job == job_id, snapshots.c.id == request.after)
         with self.database.read() as connection:
             begin = connection.execute(select(func.coalesce(last_shown.scalar_subquery(), 0))).scalar_one()

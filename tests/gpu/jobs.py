@@ -12,6 +12,8 @@ from wbar.spec import Network
 from wbar_averaging import write_safetensors
 from wbar_training.networks.architectures import initialized
 
+COMPILED = ", compiled"
+
 
 def job_on(device: str, folder: Path, method: Training = METHOD, **changes: object) -> LocalJob:
     """A ResNet-20 on digits, see `make_job`, on the device."""
@@ -21,8 +23,11 @@ def job_on(device: str, folder: Path, method: Training = METHOD, **changes: obje
 def job_of(name: str, precision: str, device: str, folder: Path) -> LocalJob:
     """One cycle of an architecture at about the smallest image size, with its own optimizer; 56 digits are trained on.
 
+    name: of the catalog; with COMPILED behind it the training steps are compiled.
+
     The last batch has eight: layers whose maps are one pixel wide cannot normalize two images in a stable way.
     """
+    compiled, name = name.endswith(COMPILED), name.removesuffix(COMPILED)
     side = max(ARCHITECTURES[name].min_size, 32)
     rate = 0.02 * ARCHITECTURES[name].peak_lr  # fresh networks, and a few steps of small batches
     method = METHOD.model_copy(
@@ -35,7 +40,7 @@ def job_of(name: str, precision: str, device: str, folder: Path) -> LocalJob:
     optimizer = Optimizer(name=ARCHITECTURES[name].optimizer, weight_decay=5e-4)
     job = job_on(
         device, folder, method, images=56, recipe_image_size=(side, side), recipe_precision=precision,
-        recipe_optimizer=optimizer,
+        recipe_optimizer=optimizer, recipe_compile=compiled,
     )  # fmt: skip
     network = Network(name=name, num_classes=10, image_size=side if ARCHITECTURES[name].fixed_size else None)
     torch.manual_seed(9)

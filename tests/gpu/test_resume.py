@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.conftest import CUBLAS
+from tests.gpu.jobs import COMPILED
 from wbar.catalog import ARCHITECTURES
 from wbar_training import state_files
 
@@ -30,6 +31,7 @@ PRECISIONS = {
     "swin_t": "float32",
     "vit_b_32": "bfloat16",
 }
+IN_COMPILED_STEPS = {"resnet20": "float32", "vit_b_32": "bfloat16"}
 KILL_AT, PHASE_ENDS = 2, 4  # of eight steps; large networks save at the end of a phase only
 SECONDS = 120
 
@@ -40,10 +42,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)  # the states of large networks are gigabytes
 
 
-def start(name: str, device: str, folder: Path, *more: str) -> "subprocess.Popen[str]":
+def start(name: str, precision: str, device: str, folder: Path, *more: str) -> "subprocess.Popen[str]":
+    """Start a process, which has nothing that another one has compiled."""
     folder.mkdir(exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if key != CUBLAS}
-    words = [name, PRECISIONS[name], device, str(folder), *more]
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / f"compiled{len(list(folder.glob('compiled*')))}")
+    words = [name, precision, device, str(folder), *more]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "tests.gpu.job_process", *words],
         env=environment,
@@ -69,12 +73,23 @@ def finish(*processes: "subprocess.Popen[str]") -> list[int]:
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_a_killed_job_ends_in_the_same_bytes(device: str, folder: Path, name: str) -> None:
     assert ARCHITECTURES[name].reproducible
-    killed, whole = start(name, device, folder / "broken", str(KILL_AT)), start(name, device, folder / "whole")
+    check_killed(name, PRECISIONS[name], device, folder)
+
+
+@pytest.mark.parametrize("name", IN_COMPILED_STEPS)
+def test_a_killed_job_in_compiled_steps_ends_in_the_same_bytes(device: str, folder: Path, name: str) -> None:
+    """Each process compiles by itself, as on another host."""
+    check_killed(name + COMPILED, IN_COMPILED_STEPS[name], device, folder)
+
+
+def check_killed(name: str, precision: str, device: str, folder: Path) -> None:
+    words = (name, precision, device)
+    killed, whole = start(*words, folder / "broken", str(KILL_AT)), start(*words, folder / "whole")
     assert finish(killed, whole) == [-signal.SIGKILL, 0]
     latest = state_files.latest(folder / "broken")
     assert latest is not None
     assert KILL_AT <= state_files.step_of(latest) <= PHASE_ENDS
-    resumed, again = start(name, device, folder / "broken"), start(name, device, folder / "again")
+    resumed, again = start(*words, folder / "broken"), start(*words, folder / "again")
     assert finish(resumed, again) == [0, 0]
     expected = (folder / "whole" / "weights").read_bytes()
     assert (folder / "again" / "weights").read_bytes() == expected, "two whole runs differ"

@@ -103,7 +103,8 @@ def test_a_page_begins_after_an_id_of_its_own_kind(service: Service, path: str) 
     with service.http() as http:
         answer = http.get(path)
     assert answer.status_code == 422
-    assert "which is no id of a" in answer.json()["detail"]
+    assert "is no id of a" in answer.json()["detail"]
+    assert [one["parameter"] for one in answer.json()["errors"]] == ["after"]
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_a_host_header_does_not_lead_anywhere(app: App) -> None:
 
 @pytest.mark.parametrize(
     ("path", "methods"),
-    [("/v1/jobs", "GET, POST"), ("/v1/jobs/job_1", "DELETE, GET"), ("/v1/jobs/job_1/weights", "GET, HEAD")],
+    [("/v1/jobs", "GET, HEAD, POST"), ("/v1/jobs/job_1", "DELETE, GET, HEAD"), ("/v1/jobs/job_1/weights", "GET, HEAD")],
 )
 def test_a_wrong_method_is_answered_with_all_that_would_do(app: App, path: str, methods: str) -> None:
     answer = app.request("PUT", path)

@@ -72,9 +72,9 @@ def test_gains_are_over_the_start_and_positive_where_the_mean_won(store: Store) 
 
 
 def test_a_page_cannot_begin_after_a_job_that_is_not_there(store: Store) -> None:
-    with pytest.raises(ValidationFailed, match="there is no such job"):
+    with pytest.raises(ValidationFailed, match="`after`: there is no job"):
         store.jobs.filtered(MINE, PageRequest(after="job_0mk3q8v1zr5d2a7x9c4t"), Filters(), "result.loss")
-    with pytest.raises(ValidationFailed, match="there is no such job"):
+    with pytest.raises(ValidationFailed, match="`after`: there is no job"):
         store.jobs.filtered(OTHER, PageRequest(after=ended(store, 0.3)), Filters(), "result.loss")
 
 

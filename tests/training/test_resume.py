@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.gpu.jobs import COMPILED
+from tests.gpu.test_resume import check_killed
 from tests.training.jobs import METHOD, KilledHere, LocalJob, Recorder, make_job, run
 from wbar.method import METHODS
 from wbar.spec import Network, StoredWeights
@@ -139,6 +141,12 @@ def test_a_death_in_the_control_goes_on_in_the_control(tmp_path: Path) -> None:
     again = run(broken.changed(resume=state_files.latest(broken.scratch)), told)
     assert again.result.metrics == undisturbed.result.metrics
     assert min(progress.step for progress in told.progress) >= main_steps
+
+
+@pytest.mark.long
+def test_a_killed_job_in_compiled_steps_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    check_killed("resnet20" + COMPILED, "float32", "cpu", tmp_path)
+    assert len([*tmp_path.glob("*/compiled*")]) == 4, "every process has compiled by itself"
 
 
 class DiesInControl(Recorder):

@@ -541,7 +541,10 @@ class TrainingJob:
 
     def _heartbeat(self, phase: StepPhase, position: Position | None, can_stop: bool = False) -> None:
         self._heartbeat_at = time.monotonic()
-        reason = self.reporter.heartbeat(self.estimate.progress(phase, position, self.meter, self.course.step))
+        progress = self.estimate.progress(phase, position, self.meter, self.course.step)
+        if self.normalization is not None:
+            progress = progress.model_copy(update={"normalize": self.normalization.normalization})
+        reason = self.reporter.heartbeat(progress)
         if can_stop:
             reason = self.ranks.from_leader(reason)
         if reason is None:

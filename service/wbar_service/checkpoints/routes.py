@@ -11,6 +11,7 @@ from wbar.errors import CheckpointNotReady, ValidationFailed
 from wbar.jobs import Deleted
 from wbar.lists import Page
 from wbar.request import ExpiresAfter
+from wbar.states import UploadStatus
 from wbar.text import NAME_PATTERN
 from wbar.uploads import UploadReference
 from wbar_service.answers import answer, polled
@@ -19,7 +20,7 @@ from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.checkpoints.made import made_by
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
-from wbar_service.paging import page_of, paged_by
+from wbar_service.paging import ANY_OF, page_of, paged_by
 from wbar_service.problems import responses
 from wbar_service.receiving import shown_name
 from wbar_service.schema import reference
@@ -129,10 +130,13 @@ def _known(store: Store, architecture: str) -> str:
 
 @router.get("", response_model=Page[Checkpoint], responses=responses(422))
 def list_checkpoints(
-    store: StoreOf, tenant: TenantOf, page: Annotated[PageRequest, Depends(paged_by("ckpt"))]
+    store: StoreOf,
+    tenant: TenantOf,
+    page: Annotated[PageRequest, Depends(paged_by("ckpt"))],
+    status: Annotated[list[UploadStatus] | None, Query(description=ANY_OF)] = None,
 ) -> Response:
     """List the checkpoints, newest first."""
-    return answer(page_of(store.checkpoints.page(tenant, page), CheckpointRecord.to_api))
+    return answer(page_of(store.checkpoints.page(tenant, page, status or ()), CheckpointRecord.to_api))
 
 
 @router.get("/{checkpoint_id}", response_model=Checkpoint, responses=responses(404))

@@ -12,14 +12,15 @@ from wbar.errors import DatasetNotReady, NotFound, TaskUnsupported, ValidationFa
 from wbar.jobs import Deleted
 from wbar.lists import Page
 from wbar.request import ExpiresAfter
+from wbar.states import UploadStatus
 from wbar.text import NAME_PATTERN
 from wbar_service.answers import answer, polled
-from wbar_service.arriving import arriving, is_json, not_valid
+from wbar_service.arriving import arriving, not_valid
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
-from wbar_service.bodies import with_small_body
+from wbar_service.bodies import is_json, with_small_body
 from wbar_service.downloads import blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
-from wbar_service.paging import page_of, paged_by
+from wbar_service.paging import ANY_OF, page_of, paged_by
 from wbar_service.problems import responses
 from wbar_service.receiving import shown_name
 from wbar_service.schema import reference
@@ -125,7 +126,7 @@ async def create_dataset(
             [{"pointer": "/void_label", "detail": "only with task=segmentation"}],
         )
     options = DatasetOptions(void_label=void_label)
-    source = await _source(request, task) if is_json(request) else None
+    source = await _source(request, task) if await is_json(request) else None
     if source is not None and source.source is not None:
         options = DatasetOptions(max_train_images=source.max_train_images, void_label=void_label)
         return await run_sync(
@@ -199,9 +200,14 @@ def _check_source(request: Request, given: DatasetSource, source: str, task: str
 
 
 @router.get("", response_model=Page[Dataset], responses=responses(422))
-def list_datasets(store: StoreOf, tenant: TenantOf, page: Annotated[PageRequest, Depends(paged_by("ds"))]) -> Response:
+def list_datasets(
+    store: StoreOf,
+    tenant: TenantOf,
+    page: Annotated[PageRequest, Depends(paged_by("ds"))],
+    status: Annotated[list[UploadStatus] | None, Query(description=ANY_OF)] = None,
+) -> Response:
     """List the datasets, newest first."""
-    return answer(page_of(store.datasets.page(tenant, page), DatasetRecord.to_api))
+    return answer(page_of(store.datasets.page(tenant, page, status or ()), DatasetRecord.to_api))
 
 
 @router.get("/{dataset_id}", response_model=Dataset, responses=responses(404))

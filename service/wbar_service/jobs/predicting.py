@@ -41,9 +41,9 @@ from wbar.recipe import Normalization
 from wbar.recipe_defaults import told_apart
 from wbar.results import JobResult
 from wbar.spec import JobSpec, StoredWeights
-from wbar_service.arriving import is_json, not_valid
+from wbar_service.arriving import not_valid
 from wbar_service.auth import ReadingRoute, StoreOf, TenantOf
-from wbar_service.bodies import limited, with_small_body
+from wbar_service.bodies import is_json, limited, with_small_body
 from wbar_service.jobs.answers import predictions_of
 from wbar_service.jobs.files import control_file, no_result, refuse_expired, swag_file
 from wbar_service.jobs.target_units import units_of
@@ -156,7 +156,7 @@ def _refuse(parameter: str, value: float, why: str) -> NoReturn:
 async def _images(request: Request) -> list[bytes]:
     """Return the files. Raises TooLarge (413), BadRequest (400) or ValidationFailed (422), naming an image by its index."""
     what = f"a request with images (each of at most {MOST_BYTES} bytes with the others, as files)"
-    if is_json(request):
+    if await is_json(request):
         body = await (await with_small_body(request, BODY_BYTES)).body()
         try:
             images = PredictRequest.model_validate_json(body).images

@@ -16,16 +16,17 @@ from wbar.jobs import Deleted, Event, EventType, Job, MetricsPoint, Snapshot
 from wbar.lists import Page
 from wbar.replicas import check_count
 from wbar.results import Verdict
-from wbar.states import JobStatus
+from wbar.states import TERMINAL, JobStatus
 from wbar.text import TEXT_PATTERN, fault_of
 from wbar_service.answers import answer, made_of, stored_now
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf, store_of
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.jobs.cloning import CHANGES, changed
 from wbar_service.jobs.creating import Creation, digest_of, dry_run, gpu_at_hand, insert_job, make_spec
-from wbar_service.jobs.stream import EventStreams
-from wbar_service.paging import page_of, paged_by
+from wbar_service.jobs.stream import EventStreams, wants_stream
+from wbar_service.paging import ANY_OF, page_of, paged_by
 from wbar_service.problems import responses
+from wbar_service.query_parameters import Digits
 from wbar_service.traced import TRACEPARENT
 from wbar_store.database import Tenant
 from wbar_store.events import EventRecord, sequence
@@ -88,7 +89,7 @@ def list_jobs(
     store: StoreOf,
     tenant: TenantOf,
     page: Annotated[PageRequest, Depends(paged_by("job"))],
-    status: Annotated[list[JobStatus] | None, Query(description="Any of these; may be given several times.")] = None,
+    status: Annotated[list[JobStatus] | None, Query(description=ANY_OF)] = None,
     checkpoint: _Text = None,
     dataset: _Text = None,
     name: Annotated[
@@ -236,18 +237,24 @@ def list_job_events(
     tenant: TenantOf,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
     last_event_id: Annotated[str | None, Header(description="Resume a stream after this event.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[Digits, Query(ge=1, le=100)] = 20,
     after: Annotated[
         str | None, Query(max_length=64, description="An event id; the page or stream begins after it.")
     ] = None,
     order: Literal["asc", "desc"] = "asc",
     type: Annotated[list[EventType] | None, Query(description="Keep these types only (list, not stream).")] = None,
-) -> Page[Event] | EventSourceResponse:
-    """Return the job's event log, oldest first; as Server-Sent Events it ends after the terminal `status`."""
+) -> Page[Event] | Response:
+    """Return the job's event log, oldest first; as Server-Sent Events it ends after the terminal `status`.
+
+    A stream that is to begin after the last event of a job that has ended is answered 204.
+    """
     request = PageRequest(limit, last_event_id or after, order)
-    if "text/event-stream" in accept:
-        store.jobs.status(tenant, job_id)  # NotFound comes before the stream
-        begin = sequence(job_id, request.after) if request.after else 0
+    if wants_stream(accept):
+        status = store.jobs.status(tenant, job_id)  # NotFound comes before the stream
+        named = "Last-Event-ID" if last_event_id else "after"
+        begin = sequence(job_id, request.after, named) if request.after else 0
+        if status in TERMINAL and not store.events.after(tenant, job_id, begin, 1):
+            return Response(status_code=204)  # which ends a browser's attempts to connect again
         streams: EventStreams = http.app.state.streams
         return EventSourceResponse(streams.events(tenant, job_id, begin), ping=15, headers={"X-Accel-Buffering": "no"})
     return page_of(store.events.page(tenant, job_id, request, type or ()), EventRecord.to_api)
@@ -266,7 +273,7 @@ def get_job_metrics(
     store: StoreOf,
     tenant: TenantOf,
     format: Literal["json", "csv"] = "json",
-    after: Annotated[int | None, Query(ge=0, lt=2**31, description="Keep the points of later steps only.")] = None,
+    after: Annotated[Digits | None, Query(ge=0, lt=2**31, description="Keep the points of later steps only.")] = None,
 ) -> Response:
     """Return the training series: rate, loss, pull, gradient norm and distance to w̄ at about a thousand steps of the job."""
     points = [point.model_dump() for point in store.metrics.all(tenant, job_id, after)]

@@ -7,6 +7,7 @@ jobs that somebody watches. A stream reads what lies before the poller's memory 
 import asyncio
 import json
 import logging
+import re
 from collections import deque
 from collections.abc import AsyncIterator
 from contextvars import Context
@@ -28,6 +29,17 @@ log = logging.getLogger("wbar.service")
 POLL_SECONDS = 0.25
 BATCH = 500
 REMEMBERED = 200  # events of each watched job
+
+
+def wants_stream(accept: str) -> bool:
+    """Return whether the header Accept names the stream, with a weight above 0 and not below that of JSON."""
+    weights = {"text/event-stream": 0.0, "application/json": 0.0}
+    for item in accept.lower().split(","):
+        kind, *parameters = (part.strip() for part in item.split(";"))
+        weight = next((value[2:] for value in parameters if value.startswith("q=")), "1")
+        if kind in weights:
+            weights[kind] = float(weight) if re.fullmatch(r"[01](\.[0-9]{0,3})?", weight) else 1.0
+    return 0 < weights["text/event-stream"] >= weights["application/json"]
 
 
 @dataclass(frozen=True)

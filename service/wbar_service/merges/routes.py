@@ -2,17 +2,17 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from wbar.jobs import Deleted
 from wbar.lists import Page
-from wbar.merges import EXTENSIONS, Merge, MergeRequest
+from wbar.merges import EXTENSIONS, Merge, MergeRequest, MergeStatus
 from wbar_service.answers import answer, polled
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.merges.creating import insert_merge
-from wbar_service.paging import page_of, paged_by
+from wbar_service.paging import ANY_OF, page_of, paged_by
 from wbar_service.problems import responses
 from wbar_store.merges import MergeRecord
 from wbar_store.repository import PageRequest
@@ -39,9 +39,14 @@ def create_merge(
 
 
 @router.get("", response_model=Page[Merge], responses=responses(422))
-def list_merges(store: StoreOf, tenant: TenantOf, page: Annotated[PageRequest, Depends(paged_by("merge"))]) -> Response:
+def list_merges(
+    store: StoreOf,
+    tenant: TenantOf,
+    page: Annotated[PageRequest, Depends(paged_by("merge"))],
+    status: Annotated[list[MergeStatus] | None, Query(description=ANY_OF)] = None,
+) -> Response:
     """List the merges, newest first."""
-    return answer(page_of(store.merges.page(tenant, page), MergeRecord.to_api))
+    return answer(page_of(store.merges.page(tenant, page, status or ()), MergeRecord.to_api))
 
 
 @router.get("/{merge_id}", response_model=Merge, responses=responses(404))

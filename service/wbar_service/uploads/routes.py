@@ -13,6 +13,7 @@ from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
+from wbar_service.query_parameters import Digits
 from wbar_service.receiving import announced_sha256, is_sha256
 from wbar_service.settings import ServiceSettings
 from wbar_service.uploads.appending import append, longest
@@ -38,9 +39,9 @@ router = APIRouter(
 )
 
 # None of them is required by the framework: whether an upload exists is said before what a request about it lacks.
-UploadLength = Annotated[int | None, Header(alias="Upload-Length", ge=0, description="Bytes in all.")]
+UploadLength = Annotated[Digits | None, Header(alias="Upload-Length", ge=0, description="Bytes in all.")]
 UploadOffset = Annotated[
-    int | None, Header(alias="Upload-Offset", ge=0, description="Where the bytes go on: the upload's `offset`.")
+    Digits | None, Header(alias="Upload-Offset", ge=0, description="Where the bytes go on: the upload's `offset`.")
 ]
 UploadChecksum = Annotated[
     str | None,

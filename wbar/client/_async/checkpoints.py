@@ -7,7 +7,9 @@ from pathlib import Path
 from wbar.checkpoints import Checkpoint, Purpose
 from wbar.client._async.resource import AsyncResource
 from wbar.client._async.transfers import download, upload
+from wbar.client.addresses import segment
 from wbar.lists import Page
+from wbar.states import UploadStatus
 from wbar.transfers import Step
 
 
@@ -72,20 +74,28 @@ class AsyncCheckpoints(AsyncResource):
 
     async def get(self, checkpoint_id: str) -> Checkpoint:
         """Return one checkpoint. Raises NotFound."""
-        return await self._get(f"/v1/checkpoints/{checkpoint_id}", Checkpoint)
+        return await self._get(f"/v1/checkpoints/{segment(checkpoint_id)}", Checkpoint)
 
-    async def list(self, limit: int = 20, after: str | None = None, order: str | None = None) -> Page[Checkpoint]:
-        """Return one page of checkpoints, newest first unless `order` is `asc`."""
-        return await self._get("/v1/checkpoints", Page[Checkpoint], limit=limit, after=after, order=order)
+    async def list(
+        self,
+        limit: int = 20,
+        after: str | None = None,
+        order: str | None = None,
+        status: UploadStatus | None = None,
+    ) -> Page[Checkpoint]:
+        """Return one page of checkpoints, newest first unless `order` is `asc`. status: keep those in it."""
+        return await self._get(
+            "/v1/checkpoints", Page[Checkpoint], limit=limit, after=after, order=order, status=status
+        )
 
-    def iterate(self, order: str | None = None) -> AsyncIterator[Checkpoint]:
-        """Return an iterator over all checkpoints, loaded page by page, newest first unless `order` is `asc`."""
-        return self._pages("/v1/checkpoints", Page[Checkpoint], order=order)
+    def iterate(self, order: str | None = None, status: UploadStatus | None = None) -> AsyncIterator[Checkpoint]:
+        """Return an iterator over all checkpoints (or those in a status), newest first unless `order` is `asc`."""
+        return self._pages("/v1/checkpoints", Page[Checkpoint], order=order, status=status)
 
     async def delete(self, checkpoint_id: str) -> None:
         """Delete a checkpoint. Raises InUse while a job that has not ended needs it."""
-        await self._client.request("DELETE", f"/v1/checkpoints/{checkpoint_id}")
+        await self._client.request("DELETE", f"/v1/checkpoints/{segment(checkpoint_id)}")
 
     async def download(self, checkpoint_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """Download the bytes as they were uploaded; see Jobs.download."""
-        return await download(self._client, f"/v1/checkpoints/{checkpoint_id}/content", Path(path), step)
+        return await download(self._client, f"/v1/checkpoints/{segment(checkpoint_id)}/content", Path(path), step)

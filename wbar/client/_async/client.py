@@ -19,6 +19,7 @@ from wbar.client._async.merges import AsyncMerges
 from wbar.client._async.studies import AsyncStudies
 from wbar.client._async.webhooks import AsyncWebhooks
 from wbar.client._async.workers import AsyncWorkers
+from wbar.client.addresses import checked_key, checked_url
 from wbar.client.problems import refusal, unreachable
 from wbar.client.retries import BROKEN, Retries, passes, repeatable, retry_after
 from wbar.errors import NotFound, Refused
@@ -34,15 +35,17 @@ class AsyncClient:
     retries: how often a request that may be repeated (GET, HEAD, DELETE, and every POST with an `Idempotency-Key`, which
         the client sends with everything that it creates but API keys) is sent again after a lost connection or a 429, 502,
         503 or 504. The pauses grow, with jitter; `Retry-After` is respected up to a minute.
+
+    Raises ValueError for what is no address or no key.
     """
 
     def __init__(
         self, url: str | None = None, api_key: str | None = None, timeout: float = 60.0, retries: int = 3
     ) -> None:
         configured = config.current()
-        self.url = (url or configured.url or config.DEFAULT_URL).rstrip("/")
+        self.url = checked_url((url or configured.url or config.DEFAULT_URL).rstrip("/"))
         self.retries = Retries(retries)
-        key = api_key or configured.api_key
+        key = checked_key(api_key or configured.api_key or "")
         headers = {"User-Agent": f"wbar/{__version__}"} | ({"Authorization": f"Bearer {key}"} if key else {})
         # trust_env off: a proxy from the environment must not see keys and weights bound for a private address.
         self._http = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)

@@ -9,8 +9,10 @@ from anyio.to_thread import run_sync as in_thread
 
 from wbar.client._async.resource import AsyncResource
 from wbar.client._async.transfers import upload
+from wbar.client.addresses import segment
 from wbar.datasets import Dataset
 from wbar.lists import Page
+from wbar.states import UploadStatus
 from wbar.transfers import Step, archived
 
 
@@ -64,16 +66,22 @@ class AsyncDatasets(AsyncResource):
 
     async def get(self, dataset_id: str) -> Dataset:
         """Return one dataset. Raises NotFound."""
-        return await self._get(f"/v1/datasets/{dataset_id}", Dataset)
+        return await self._get(f"/v1/datasets/{segment(dataset_id)}", Dataset)
 
-    async def list(self, limit: int = 20, after: str | None = None, order: str | None = None) -> Page[Dataset]:
-        """Return one page of datasets, newest first unless `order` is `asc`."""
-        return await self._get("/v1/datasets", Page[Dataset], limit=limit, after=after, order=order)
+    async def list(
+        self,
+        limit: int = 20,
+        after: str | None = None,
+        order: str | None = None,
+        status: UploadStatus | None = None,
+    ) -> Page[Dataset]:
+        """Return one page of datasets, newest first unless `order` is `asc`. status: keep those in it."""
+        return await self._get("/v1/datasets", Page[Dataset], limit=limit, after=after, order=order, status=status)
 
-    def iterate(self, order: str | None = None) -> AsyncIterator[Dataset]:
-        """Return an iterator over all datasets, loaded page by page, newest first unless `order` is `asc`."""
-        return self._pages("/v1/datasets", Page[Dataset], order=order)
+    def iterate(self, order: str | None = None, status: UploadStatus | None = None) -> AsyncIterator[Dataset]:
+        """Return an iterator over all datasets (or those in a status), newest first unless `order` is `asc`."""
+        return self._pages("/v1/datasets", Page[Dataset], order=order, status=status)
 
     async def delete(self, dataset_id: str) -> None:
         """Delete a dataset. Raises InUse while a job that has not ended needs it."""
-        await self._client.request("DELETE", f"/v1/datasets/{dataset_id}")
+        await self._client.request("DELETE", f"/v1/datasets/{segment(dataset_id)}")

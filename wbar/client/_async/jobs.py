@@ -13,6 +13,7 @@ from anyio import sleep
 
 from wbar.client._async.resource import AsyncResource, given
 from wbar.client._async.transfers import download
+from wbar.client.addresses import segment
 from wbar.client.job_bar import job_bar
 from wbar.errors import Unreachable
 from wbar.jobs import Event, EventType, Job, MetricsPoint, Snapshot
@@ -36,7 +37,7 @@ class AsyncJobs(AsyncResource):
 
     async def get(self, job_id: str) -> Job:
         """Return one job. Raises NotFound."""
-        return await self._get(f"/v1/jobs/{job_id}", Job)
+        return await self._get(f"/v1/jobs/{segment(job_id)}", Job)
 
     async def list(
         self,
@@ -85,7 +86,7 @@ class AsyncJobs(AsyncResource):
 
     async def clone(self, job_id: str, *, idempotency_key: str | None = None, **changes: Any) -> Job:
         """Create a job like another one. changes: what differs, as in `create`; inner objects are merged, None removes."""
-        return await self._create(f"/v1/jobs/{job_id}/clone", Job, changes, idempotency_key)
+        return await self._create(f"/v1/jobs/{segment(job_id)}/clone", Job, changes, idempotency_key)
 
     async def finish(self, job_id: str) -> Job:
         """Ask a running job to end its training at its next step, and to deliver the average of what it visited so far.
@@ -99,12 +100,12 @@ class AsyncJobs(AsyncResource):
         return await self._act(job_id, "resume")
 
     async def _act(self, job_id: str, action: str) -> Job:
-        answer = await self._client.request("POST", f"/v1/jobs/{job_id}/{action}")
+        answer = await self._client.request("POST", f"/v1/jobs/{segment(job_id)}/{action}")
         return Job.model_validate(answer.json())
 
     async def delete(self, job_id: str) -> None:
         """Delete an ended job. Raises InvalidTransition while it has not ended, InUse while it is a teacher."""
-        await self._client.request("DELETE", f"/v1/jobs/{job_id}")
+        await self._client.request("DELETE", f"/v1/jobs/{segment(job_id)}")
 
     async def wait(
         self, job_id: str, timeout: float | None = None, poll: float = 0.5, progress: bool | None = None
@@ -149,7 +150,7 @@ class AsyncJobs(AsyncResource):
                 await sleep(0.5)
 
     async def _stream(self, job_id: str, headers: dict[str, str]) -> AsyncGenerator[Event | None, None]:
-        async with self._client.stream(f"/v1/jobs/{job_id}/events", headers) as response:
+        async with self._client.stream(f"/v1/jobs/{segment(job_id)}/events", headers) as response:
             yield None
             async for line in response.aiter_lines():
                 # Every event is one `data:` line; comments are keep-alives.
@@ -164,21 +165,23 @@ class AsyncJobs(AsyncResource):
         types: Sequence[EventType] = (),
     ) -> Page[Event]:
         """Return one page of the job's log, oldest first unless `order` is `desc`. types: keep only these; none: all."""
-        path = f"/v1/jobs/{job_id}/events"
+        path = f"/v1/jobs/{segment(job_id)}/events"
         return await self._get(path, Page[Event], limit=limit, after=after, order=order, type=[*types] or None)
 
     def iterate_events(self, job_id: str, types: Sequence[EventType] = ()) -> AsyncIterator[Event]:
         """Return an iterator over the job's log so far, oldest first, loaded page by page; types: as of `event_list`."""
-        return self._pages(f"/v1/jobs/{job_id}/events", Page[Event], order="asc", type=[*types] or None)
+        return self._pages(f"/v1/jobs/{segment(job_id)}/events", Page[Event], order="asc", type=[*types] or None)
 
     async def metrics(self, job_id: str, after: int | None = None) -> Sequence[MetricsPoint]:
         """Return the points of the training series, in the order of the steps. after: those of later steps only."""
-        answer = await self._client.request("GET", f"/v1/jobs/{job_id}/metrics", params=given({"after": after}))
+        answer = await self._client.request(
+            "GET", f"/v1/jobs/{segment(job_id)}/metrics", params=given({"after": after})
+        )
         return [MetricsPoint.model_validate(point) for point in answer.json()["data"]]
 
     async def snapshots(self, job_id: str) -> Sequence[Snapshot]:
         """Return all snapshots, in the order of n."""
-        return [item async for item in self._pages(f"/v1/jobs/{job_id}/snapshots", Page[Snapshot])]
+        return [item async for item in self._pages(f"/v1/jobs/{segment(job_id)}/snapshots", Page[Snapshot])]
 
     async def download(
         self,
@@ -198,15 +201,17 @@ class AsyncJobs(AsyncResource):
         """
         # An older service has one choice, and does not know the parameter.
         chosen = "" if which == "delivered" else f"&which={which}"
-        return await download(self._client, f"/v1/jobs/{job_id}/weights?format={format}{chosen}", Path(path), step)
+        return await download(
+            self._client, f"/v1/jobs/{segment(job_id)}/weights?format={format}{chosen}", Path(path), step
+        )
 
     async def download_report(self, job_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """Download the report, one HTML page, to `path`; see download."""
-        return await download(self._client, f"/v1/jobs/{job_id}/report", Path(path), step)
+        return await download(self._client, f"/v1/jobs/{segment(job_id)}/report", Path(path), step)
 
     async def download_probe(self, job_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """Download the outputs on the job's probe images, an npz, to `path`; see download. Raises NoWeights without any."""
-        return await download(self._client, f"/v1/jobs/{job_id}/probe", Path(path), step)
+        return await download(self._client, f"/v1/jobs/{segment(job_id)}/probe", Path(path), step)
 
     async def predict(
         self,
@@ -233,26 +238,26 @@ class AsyncJobs(AsyncResource):
         body = {"images": [base64.b64encode(one).decode() for one in files]}
         asked = {"network": network, "top": top, "score": score}
         params = {name: value for name, value in asked.items() if value is not None}
-        answer = await self._client.request("POST", f"/v1/jobs/{job_id}/predict", params=params, json=body)
+        answer = await self._client.request("POST", f"/v1/jobs/{segment(job_id)}/predict", params=params, json=body)
         return PREDICTIONS.validate_python(answer.json())
 
     async def card(self, job_id: str) -> str:
         """Return the model card of the averaged weights, as Markdown; it says what the job found, also where averaging lost."""
-        return (await self._client.request("GET", f"/v1/jobs/{job_id}/card")).text
+        return (await self._client.request("GET", f"/v1/jobs/{segment(job_id)}/card")).text
 
     async def download_signature(self, job_id: str, path: str | os.PathLike[str]) -> Path:
         """Download the signature of the job's files to `path`, for `wbar verify`. Raises NoWeights where it is not signed."""
-        return await download(self._client, f"/v1/jobs/{job_id}/signature", Path(path), None)
+        return await download(self._client, f"/v1/jobs/{segment(job_id)}/signature", Path(path), None)
 
     async def losses(self, job_id: str) -> ImageLosses:
         """Return the loss of w̄ and of the start on each held-out image, to compare jobs image by image."""
-        return await self._get(f"/v1/jobs/{job_id}/losses", ImageLosses)
+        return await self._get(f"/v1/jobs/{segment(job_id)}/losses", ImageLosses)
 
     async def download_snapshot(
         self, job_id: str, n: int, path: str | os.PathLike[str], step: Step | None = None
     ) -> Path:
         """Download w_n to `path`; see download."""
-        return await download(self._client, f"/v1/jobs/{job_id}/snapshots/{n}/weights", Path(path), step)
+        return await download(self._client, f"/v1/jobs/{segment(job_id)}/snapshots/{n}/weights", Path(path), step)
 
 
 def _filters(

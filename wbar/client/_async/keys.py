@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 
 from wbar.client._async.resource import AsyncResource
+from wbar.client.addresses import segment
 from wbar.keys import ApiKey, Scope, SignInLink
 from wbar.lists import Page
 
@@ -28,7 +29,7 @@ class AsyncKeys(AsyncResource):
 
     async def revoke(self, key_id: str) -> None:
         """Revoke a key: it is refused a second later at most. Raises NotFound."""
-        await self._client.request("DELETE", f"/v1/keys/{key_id}")
+        await self._client.request("DELETE", f"/v1/keys/{segment(key_id)}")
 
     async def sign_in_link(self) -> SignInLink:
         """Make a link that opens the dashboard once, with what this client's key may do."""

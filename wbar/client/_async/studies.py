@@ -7,6 +7,7 @@ from typing import Any
 from anyio import sleep
 
 from wbar.client._async.resource import AsyncResource, given
+from wbar.client.addresses import segment
 from wbar.lists import Page
 from wbar.studies import Study, StudyPlan
 from wbar.study_results import ReportRows, StudyReport
@@ -29,7 +30,7 @@ class AsyncStudies(AsyncResource):
 
     async def get(self, study_id: str) -> Study:
         """Return one study with its jobs. Raises NotFound."""
-        return await self._get(f"/v1/studies/{study_id}", Study)
+        return await self._get(f"/v1/studies/{segment(study_id)}", Study)
 
     async def list(self, limit: int = 20, after: str | None = None, order: str | None = None) -> Page[Study]:
         """Return one page of studies without their jobs, newest first unless `order` is `asc`."""
@@ -52,13 +53,13 @@ class AsyncStudies(AsyncResource):
 
     async def report(self, study_id: str, patience: float | None = None) -> StudyReport:
         """Return what the jobs measured so far. patience: epochs after which a minimum is settled; default: 5."""
-        return await self._get(f"/v1/studies/{study_id}/report", StudyReport, patience=patience)
+        return await self._get(f"/v1/studies/{segment(study_id)}/report", StudyReport, patience=patience)
 
     async def report_csv(self, study_id: str, rows: ReportRows = "jobs", patience: float | None = None) -> str:
         """Return the report as CSV. rows: one for each job, for each epoch of each job, for each epoch and bin of the
         histograms of update norms (`updates`), or for each point of the loss surfaces (`surface`)."""
         params = given({"format": "csv", "rows": rows, "patience": patience})
-        return (await self._client.request("GET", f"/v1/studies/{study_id}/report", params=params)).text
+        return (await self._client.request("GET", f"/v1/studies/{segment(study_id)}/report", params=params)).text
 
     async def cancel(self, study_id: str) -> Study:
         """End all of its jobs that have not ended. Raises InvalidTransition where all have ended otherwise."""
@@ -73,9 +74,9 @@ class AsyncStudies(AsyncResource):
         return await self._act(study_id, "resume")
 
     async def _act(self, study_id: str, action: str) -> Study:
-        answer = await self._client.request("POST", f"/v1/studies/{study_id}/{action}")
+        answer = await self._client.request("POST", f"/v1/studies/{segment(study_id)}/{action}")
         return Study.model_validate(answer.json())
 
     async def delete(self, study_id: str) -> None:
         """Delete a study whose jobs have all ended, and the jobs. Raises InvalidTransition before, InUse for a teacher."""
-        await self._client.request("DELETE", f"/v1/studies/{study_id}")
+        await self._client.request("DELETE", f"/v1/studies/{segment(study_id)}")

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 
 from wbar.client._async.resource import AsyncResource
+from wbar.client.addresses import segment
 from wbar.lists import Page
 from wbar.webhooks import Delivery, DeliveryStatus, Webhook
 
@@ -27,7 +28,7 @@ class AsyncWebhooks(AsyncResource):
 
     async def get(self, webhook_id: str) -> Webhook:
         """Return one webhook. Raises NotFound."""
-        return await self._get(f"/v1/webhooks/{webhook_id}", Webhook)
+        return await self._get(f"/v1/webhooks/{segment(webhook_id)}", Webhook)
 
     async def list(self, limit: int = 20, after: str | None = None, order: str | None = None) -> Page[Webhook]:
         """Return one page of webhooks, newest first unless `order` is `asc`."""
@@ -39,22 +40,22 @@ class AsyncWebhooks(AsyncResource):
 
     async def delete(self, webhook_id: str) -> None:
         """Delete a webhook with its deliveries. Raises NotFound."""
-        await self._client.request("DELETE", f"/v1/webhooks/{webhook_id}")
+        await self._client.request("DELETE", f"/v1/webhooks/{segment(webhook_id)}")
 
     async def rotate(self, webhook_id: str, *, overlap_seconds: int | None = None) -> Webhook:
         """Give a webhook a new secret, which is in this answer only. overlap_seconds: for which the old one signs, too."""
         body = {} if overlap_seconds is None else {"overlap_seconds": overlap_seconds}
-        answer = await self._client.request("POST", f"/v1/webhooks/{webhook_id}/rotate", json=body)
+        answer = await self._client.request("POST", f"/v1/webhooks/{segment(webhook_id)}/rotate", json=body)
         return Webhook.model_validate(answer.json())
 
     async def enable(self, webhook_id: str) -> Webhook:
         """Send to a webhook again that was disabled, because its receiver said that it is gone."""
-        answer = await self._client.request("POST", f"/v1/webhooks/{webhook_id}/enable")
+        answer = await self._client.request("POST", f"/v1/webhooks/{segment(webhook_id)}/enable")
         return Webhook.model_validate(answer.json())
 
     async def ping(self, webhook_id: str) -> Delivery:
         """Send the event `webhook.ping`, to see that the receiver answers."""
-        answer = await self._client.request("POST", f"/v1/webhooks/{webhook_id}/ping")
+        answer = await self._client.request("POST", f"/v1/webhooks/{segment(webhook_id)}/ping")
         return Delivery.model_validate(answer.json())
 
     async def deliveries(
@@ -66,15 +67,15 @@ class AsyncWebhooks(AsyncResource):
         order: str | None = None,
     ) -> Page[Delivery]:
         """Return one page of what was sent, or is to be, newest first unless `order` is `asc`."""
-        path = f"/v1/webhooks/{webhook_id}/deliveries"
+        path = f"/v1/webhooks/{segment(webhook_id)}/deliveries"
         return await self._get(path, Page[Delivery], status=status, limit=limit, after=after, order=order)
 
     async def delivery(self, webhook_id: str, delivery_id: str) -> Delivery:
         """Return one delivery. Raises NotFound."""
-        return await self._get(f"/v1/webhooks/{webhook_id}/deliveries/{delivery_id}", Delivery)
+        return await self._get(f"/v1/webhooks/{segment(webhook_id)}/deliveries/{segment(delivery_id)}", Delivery)
 
     async def replay(self, webhook_id: str, delivery_id: str) -> Delivery:
         """Send a delivery again, with the same id and content."""
-        path = f"/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/replay"
+        path = f"/v1/webhooks/{segment(webhook_id)}/deliveries/{segment(delivery_id)}/replay"
         answer = await self._client.request("POST", path)
         return Delivery.model_validate(answer.json())

@@ -8,7 +8,9 @@ from pathlib import Path
 from wbar.checkpoints import Checkpoint, Purpose
 from wbar.client._sync.resource import Resource
 from wbar.client._sync.transfers import download, upload
+from wbar.client.addresses import segment
 from wbar.lists import Page
+from wbar.states import UploadStatus
 from wbar.transfers import Step
 
 
@@ -73,20 +75,26 @@ class Checkpoints(Resource):
 
     def get(self, checkpoint_id: str) -> Checkpoint:
         """Return one checkpoint. Raises NotFound."""
-        return self._get(f"/v1/checkpoints/{checkpoint_id}", Checkpoint)
+        return self._get(f"/v1/checkpoints/{segment(checkpoint_id)}", Checkpoint)
 
-    def list(self, limit: int = 20, after: str | None = None, order: str | None = None) -> Page[Checkpoint]:
-        """Return one page of checkpoints, newest first unless `order` is `asc`."""
-        return self._get("/v1/checkpoints", Page[Checkpoint], limit=limit, after=after, order=order)
+    def list(
+        self,
+        limit: int = 20,
+        after: str | None = None,
+        order: str | None = None,
+        status: UploadStatus | None = None,
+    ) -> Page[Checkpoint]:
+        """Return one page of checkpoints, newest first unless `order` is `asc`. status: keep those in it."""
+        return self._get("/v1/checkpoints", Page[Checkpoint], limit=limit, after=after, order=order, status=status)
 
-    def iterate(self, order: str | None = None) -> Iterator[Checkpoint]:
-        """Return an iterator over all checkpoints, loaded page by page, newest first unless `order` is `asc`."""
-        return self._pages("/v1/checkpoints", Page[Checkpoint], order=order)
+    def iterate(self, order: str | None = None, status: UploadStatus | None = None) -> Iterator[Checkpoint]:
+        """Return an iterator over all checkpoints (or those in a status), newest first unless `order` is `asc`."""
+        return self._pages("/v1/checkpoints", Page[Checkpoint], order=order, status=status)
 
     def delete(self, checkpoint_id: str) -> None:
         """Delete a checkpoint. Raises InUse while a job that has not ended needs it."""
-        self._client.request("DELETE", f"/v1/checkpoints/{checkpoint_id}")
+        self._client.request("DELETE", f"/v1/checkpoints/{segment(checkpoint_id)}")
 
     def download(self, checkpoint_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """Download the bytes as they were uploaded; see Jobs.download."""
-        return download(self._client, f"/v1/checkpoints/{checkpoint_id}/content", Path(path), step)
+        return download(self._client, f"/v1/checkpoints/{segment(checkpoint_id)}/content", Path(path), step)

@@ -8,8 +8,10 @@ from typing import Literal
 
 from wbar.client._sync.resource import Resource
 from wbar.client._sync.transfers import upload
+from wbar.client.addresses import segment
 from wbar.datasets import Dataset
 from wbar.lists import Page
+from wbar.states import UploadStatus
 from wbar.transfers import Step, archived
 
 
@@ -63,16 +65,22 @@ class Datasets(Resource):
 
     def get(self, dataset_id: str) -> Dataset:
         """Return one dataset. Raises NotFound."""
-        return self._get(f"/v1/datasets/{dataset_id}", Dataset)
+        return self._get(f"/v1/datasets/{segment(dataset_id)}", Dataset)
 
-    def list(self, limit: int = 20, after: str | None = None, order: str | None = None) -> Page[Dataset]:
-        """Return one page of datasets, newest first unless `order` is `asc`."""
-        return self._get("/v1/datasets", Page[Dataset], limit=limit, after=after, order=order)
+    def list(
+        self,
+        limit: int = 20,
+        after: str | None = None,
+        order: str | None = None,
+        status: UploadStatus | None = None,
+    ) -> Page[Dataset]:
+        """Return one page of datasets, newest first unless `order` is `asc`. status: keep those in it."""
+        return self._get("/v1/datasets", Page[Dataset], limit=limit, after=after, order=order, status=status)
 
-    def iterate(self, order: str | None = None) -> Iterator[Dataset]:
-        """Return an iterator over all datasets, loaded page by page, newest first unless `order` is `asc`."""
-        return self._pages("/v1/datasets", Page[Dataset], order=order)
+    def iterate(self, order: str | None = None, status: UploadStatus | None = None) -> Iterator[Dataset]:
+        """Return an iterator over all datasets (or those in a status), newest first unless `order` is `asc`."""
+        return self._pages("/v1/datasets", Page[Dataset], order=order, status=status)
 
     def delete(self, dataset_id: str) -> None:
         """Delete a dataset. Raises InUse while a job that has not ended needs it."""
-        self._client.request("DELETE", f"/v1/datasets/{dataset_id}")
+        self._client.request("DELETE", f"/v1/datasets/{segment(dataset_id)}")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from wbar.client._sync.resource import Resource, given
 from wbar.client._sync.transfers import download
+from wbar.client.addresses import segment
 from wbar.client.job_bar import job_bar
 from wbar.errors import Unreachable
 from wbar.jobs import Event, EventType, Job, MetricsPoint, Snapshot
@@ -35,7 +36,7 @@ class Jobs(Resource):
 
     def get(self, job_id: str) -> Job:
         """Return one job. Raises NotFound."""
-        return self._get(f"/v1/jobs/{job_id}", Job)
+        return self._get(f"/v1/jobs/{segment(job_id)}", Job)
 
     def list(
         self,
@@ -84,7 +85,7 @@ class Jobs(Resource):
 
     def clone(self, job_id: str, *, idempotency_key: str | None = None, **changes: Any) -> Job:
         """Create a job like another one. changes: what differs, as in `create`; inner objects are merged, None removes."""
-        return self._create(f"/v1/jobs/{job_id}/clone", Job, changes, idempotency_key)
+        return self._create(f"/v1/jobs/{segment(job_id)}/clone", Job, changes, idempotency_key)
 
     def finish(self, job_id: str) -> Job:
         """Ask a running job to end its training at its next step, and to deliver the average of what it visited so far.
@@ -98,12 +99,12 @@ class Jobs(Resource):
         return self._act(job_id, "resume")
 
     def _act(self, job_id: str, action: str) -> Job:
-        answer = self._client.request("POST", f"/v1/jobs/{job_id}/{action}")
+        answer = self._client.request("POST", f"/v1/jobs/{segment(job_id)}/{action}")
         return Job.model_validate(answer.json())
 
     def delete(self, job_id: str) -> None:
         """Delete an ended job. Raises InvalidTransition while it has not ended, InUse while it is a teacher."""
-        self._client.request("DELETE", f"/v1/jobs/{job_id}")
+        self._client.request("DELETE", f"/v1/jobs/{segment(job_id)}")
 
     def wait(self, job_id: str, timeout: float | None = None, poll: float = 0.5, progress: bool | None = None) -> Job:
         """Poll until the job has ended in any status. Raises TimeoutError after `timeout` seconds, if given.
@@ -146,7 +147,7 @@ class Jobs(Resource):
                 sleep(0.5)
 
     def _stream(self, job_id: str, headers: dict[str, str]) -> Generator[Event | None, None]:
-        with self._client.stream(f"/v1/jobs/{job_id}/events", headers) as response:
+        with self._client.stream(f"/v1/jobs/{segment(job_id)}/events", headers) as response:
             yield None
             for line in response.iter_lines():
                 # Every event is one `data:` line; comments are keep-alives.
@@ -161,21 +162,21 @@ class Jobs(Resource):
         types: Sequence[EventType] = (),
     ) -> Page[Event]:
         """Return one page of the job's log, oldest first unless `order` is `desc`. types: keep only these; none: all."""
-        path = f"/v1/jobs/{job_id}/events"
+        path = f"/v1/jobs/{segment(job_id)}/events"
         return self._get(path, Page[Event], limit=limit, after=after, order=order, type=[*types] or None)
 
     def iterate_events(self, job_id: str, types: Sequence[EventType] = ()) -> Iterator[Event]:
         """Return an iterator over the job's log so far, oldest first, loaded page by page; types: as of `event_list`."""
-        return self._pages(f"/v1/jobs/{job_id}/events", Page[Event], order="asc", type=[*types] or None)
+        return self._pages(f"/v1/jobs/{segment(job_id)}/events", Page[Event], order="asc", type=[*types] or None)
 
     def metrics(self, job_id: str, after: int | None = None) -> Sequence[MetricsPoint]:
         """Return the points of the training series, in the order of the steps. after: those of later steps only."""
-        answer = self._client.request("GET", f"/v1/jobs/{job_id}/metrics", params=given({"after": after}))
+        answer = self._client.request("GET", f"/v1/jobs/{segment(job_id)}/metrics", params=given({"after": after}))
         return [MetricsPoint.model_validate(point) for point in answer.json()["data"]]
 
     def snapshots(self, job_id: str) -> Sequence[Snapshot]:
         """Return all snapshots, in the order of n."""
-        return list(self._pages(f"/v1/jobs/{job_id}/snapshots", Page[Snapshot]))
+        return list(self._pages(f"/v1/jobs/{segment(job_id)}/snapshots", Page[Snapshot]))
 
     def download(
         self,
@@ -195,15 +196,15 @@ class Jobs(Resource):
         """
         # An older service has one choice, and does not know the parameter.
         chosen = "" if which == "delivered" else f"&which={which}"
-        return download(self._client, f"/v1/jobs/{job_id}/weights?format={format}{chosen}", Path(path), step)
+        return download(self._client, f"/v1/jobs/{segment(job_id)}/weights?format={format}{chosen}", Path(path), step)
 
     def download_report(self, job_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """Download the report, one HTML page, to `path`; see download."""
-        return download(self._client, f"/v1/jobs/{job_id}/report", Path(path), step)
+        return download(self._client, f"/v1/jobs/{segment(job_id)}/report", Path(path), step)
 
     def download_probe(self, job_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """Download the outputs on the job's probe images, an npz, to `path`; see download. Raises NoWeights without any."""
-        return download(self._client, f"/v1/jobs/{job_id}/probe", Path(path), step)
+        return download(self._client, f"/v1/jobs/{segment(job_id)}/probe", Path(path), step)
 
     def predict(
         self,
@@ -230,24 +231,24 @@ class Jobs(Resource):
         body = {"images": [base64.b64encode(one).decode() for one in files]}
         asked = {"network": network, "top": top, "score": score}
         params = {name: value for name, value in asked.items() if value is not None}
-        answer = self._client.request("POST", f"/v1/jobs/{job_id}/predict", params=params, json=body)
+        answer = self._client.request("POST", f"/v1/jobs/{segment(job_id)}/predict", params=params, json=body)
         return PREDICTIONS.validate_python(answer.json())
 
     def card(self, job_id: str) -> str:
         """Return the model card of the averaged weights, as Markdown; it says what the job found, also where averaging lost."""
-        return (self._client.request("GET", f"/v1/jobs/{job_id}/card")).text
+        return (self._client.request("GET", f"/v1/jobs/{segment(job_id)}/card")).text
 
     def download_signature(self, job_id: str, path: str | os.PathLike[str]) -> Path:
         """Download the signature of the job's files to `path`, for `wbar verify`. Raises NoWeights where it is not signed."""
-        return download(self._client, f"/v1/jobs/{job_id}/signature", Path(path), None)
+        return download(self._client, f"/v1/jobs/{segment(job_id)}/signature", Path(path), None)
 
     def losses(self, job_id: str) -> ImageLosses:
         """Return the loss of w̄ and of the start on each held-out image, to compare jobs image by image."""
-        return self._get(f"/v1/jobs/{job_id}/losses", ImageLosses)
+        return self._get(f"/v1/jobs/{segment(job_id)}/losses", ImageLosses)
 
     def download_snapshot(self, job_id: str, n: int, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """Download w_n to `path`; see download."""
-        return download(self._client, f"/v1/jobs/{job_id}/snapshots/{n}/weights", Path(path), step)
+        return download(self._client, f"/v1/jobs/{segment(job_id)}/snapshots/{n}/weights", Path(path), step)
 
 
 def _filters(

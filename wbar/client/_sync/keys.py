@@ -4,6 +4,7 @@
 from collections.abc import Iterator, Sequence
 
 from wbar.client._sync.resource import Resource
+from wbar.client.addresses import segment
 from wbar.keys import ApiKey, Scope, SignInLink
 from wbar.lists import Page
 
@@ -29,7 +30,7 @@ class Keys(Resource):
 
     def revoke(self, key_id: str) -> None:
         """Revoke a key: it is refused a second later at most. Raises NotFound."""
-        self._client.request("DELETE", f"/v1/keys/{key_id}")
+        self._client.request("DELETE", f"/v1/keys/{segment(key_id)}")
 
     def sign_in_link(self) -> SignInLink:
         """Make a link that opens the dashboard once, with what this client's key may do."""

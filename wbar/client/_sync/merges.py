@@ -9,8 +9,9 @@ from typing import Any
 
 from wbar.client._sync.resource import Resource
 from wbar.client._sync.transfers import download
+from wbar.client.addresses import segment
 from wbar.lists import Page
-from wbar.merges import ENDED, Merge
+from wbar.merges import ENDED, Merge, MergeStatus
 from wbar.transfers import Step
 
 
@@ -28,15 +29,21 @@ class Merges(Resource):
 
     def get(self, merge_id: str) -> Merge:
         """Return one merge. Raises NotFound."""
-        return self._get(f"/v1/merges/{merge_id}", Merge)
+        return self._get(f"/v1/merges/{segment(merge_id)}", Merge)
 
-    def list(self, limit: int = 20, after: str | None = None, order: str | None = None) -> Page[Merge]:
-        """Return one page of merges, newest first unless `order` is `asc`."""
-        return self._get("/v1/merges", Page[Merge], limit=limit, after=after, order=order)
+    def list(
+        self,
+        limit: int = 20,
+        after: str | None = None,
+        order: str | None = None,
+        status: MergeStatus | None = None,
+    ) -> Page[Merge]:
+        """Return one page of merges, newest first unless `order` is `asc`. status: keep those in it."""
+        return self._get("/v1/merges", Page[Merge], limit=limit, after=after, order=order, status=status)
 
-    def iterate(self, order: str | None = None) -> Iterator[Merge]:
-        """Return an iterator over all merges, loaded page by page, newest first unless `order` is `asc`."""
-        return self._pages("/v1/merges", Page[Merge], order=order)
+    def iterate(self, order: str | None = None, status: MergeStatus | None = None) -> Iterator[Merge]:
+        """Return an iterator over all merges (or those in a status), newest first unless `order` is `asc`."""
+        return self._pages("/v1/merges", Page[Merge], order=order, status=status)
 
     def wait(self, merge_id: str, timeout: float | None = None, poll: float = 0.2) -> Merge:
         """Poll until the merge has ended in any status. Raises TimeoutError after `timeout` seconds, if given."""
@@ -51,13 +58,13 @@ class Merges(Resource):
 
     def cancel(self, merge_id: str) -> Merge:
         """End a merge now. Raises InvalidTransition once it has ended otherwise."""
-        answer = self._client.request("POST", f"/v1/merges/{merge_id}/cancel")
+        answer = self._client.request("POST", f"/v1/merges/{segment(merge_id)}/cancel")
         return Merge.model_validate(answer.json())
 
     def delete(self, merge_id: str) -> None:
         """Delete a merge that has ended. Raises InvalidTransition before."""
-        self._client.request("DELETE", f"/v1/merges/{merge_id}")
+        self._client.request("DELETE", f"/v1/merges/{segment(merge_id)}")
 
     def download(self, merge_id: str, path: str | os.PathLike[str], step: Step | None = None) -> Path:
         """Download the merged weights to `path`, of the format huggingface a zip; see Jobs.download."""
-        return download(self._client, f"/v1/merges/{merge_id}/weights", Path(path), step)
+        return download(self._client, f"/v1/merges/{segment(merge_id)}/weights", Path(path), step)

@@ -4,6 +4,7 @@
 from collections.abc import Iterator, Sequence
 
 from wbar.client._sync.resource import Resource
+from wbar.client.addresses import segment
 from wbar.lists import Page
 from wbar.webhooks import Delivery, DeliveryStatus, Webhook
 
@@ -28,7 +29,7 @@ class Webhooks(Resource):
 
     def get(self, webhook_id: str) -> Webhook:
         """Return one webhook. Raises NotFound."""
-        return self._get(f"/v1/webhooks/{webhook_id}", Webhook)
+        return self._get(f"/v1/webhooks/{segment(webhook_id)}", Webhook)
 
     def list(self, limit: int = 20, after: str | None = None, order: str | None = None) -> Page[Webhook]:
         """Return one page of webhooks, newest first unless `order` is `asc`."""
@@ -40,22 +41,22 @@ class Webhooks(Resource):
 
     def delete(self, webhook_id: str) -> None:
         """Delete a webhook with its deliveries. Raises NotFound."""
-        self._client.request("DELETE", f"/v1/webhooks/{webhook_id}")
+        self._client.request("DELETE", f"/v1/webhooks/{segment(webhook_id)}")
 
     def rotate(self, webhook_id: str, *, overlap_seconds: int | None = None) -> Webhook:
         """Give a webhook a new secret, which is in this answer only. overlap_seconds: for which the old one signs, too."""
         body = {} if overlap_seconds is None else {"overlap_seconds": overlap_seconds}
-        answer = self._client.request("POST", f"/v1/webhooks/{webhook_id}/rotate", json=body)
+        answer = self._client.request("POST", f"/v1/webhooks/{segment(webhook_id)}/rotate", json=body)
         return Webhook.model_validate(answer.json())
 
     def enable(self, webhook_id: str) -> Webhook:
         """Send to a webhook again that was disabled, because its receiver said that it is gone."""
-        answer = self._client.request("POST", f"/v1/webhooks/{webhook_id}/enable")
+        answer = self._client.request("POST", f"/v1/webhooks/{segment(webhook_id)}/enable")
         return Webhook.model_validate(answer.json())
 
     def ping(self, webhook_id: str) -> Delivery:
         """Send the event `webhook.ping`, to see that the receiver answers."""
-        answer = self._client.request("POST", f"/v1/webhooks/{webhook_id}/ping")
+        answer = self._client.request("POST", f"/v1/webhooks/{segment(webhook_id)}/ping")
         return Delivery.model_validate(answer.json())
 
     def deliveries(
@@ -67,15 +68,15 @@ class Webhooks(Resource):
         order: str | None = None,
     ) -> Page[Delivery]:
         """Return one page of what was sent, or is to be, newest first unless `order` is `asc`."""
-        path = f"/v1/webhooks/{webhook_id}/deliveries"
+        path = f"/v1/webhooks/{segment(webhook_id)}/deliveries"
         return self._get(path, Page[Delivery], status=status, limit=limit, after=after, order=order)
 
     def delivery(self, webhook_id: str, delivery_id: str) -> Delivery:
         """Return one delivery. Raises NotFound."""
-        return self._get(f"/v1/webhooks/{webhook_id}/deliveries/{delivery_id}", Delivery)
+        return self._get(f"/v1/webhooks/{segment(webhook_id)}/deliveries/{segment(delivery_id)}", Delivery)
 
     def replay(self, webhook_id: str, delivery_id: str) -> Delivery:
         """Send a delivery again, with the same id and content."""
-        path = f"/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/replay"
+        path = f"/v1/webhooks/{segment(webhook_id)}/deliveries/{segment(delivery_id)}/replay"
         answer = self._client.request("POST", path)
         return Delivery.model_validate(answer.json())
