@@ -1,6 +1,7 @@
 """Fetch the wheels that a GPU machine without a network needs beside its own torch, and Fashion-MNIST, into `.wheels/`.
 
     python tools/fetch_gpu_wheels.py [--data FOLDER]
+    python tools/fetch_gpu_wheels.py --more          into `.wheels-more/`, what tests of detectors, timm and transformers need
 
 They are for CPython 3.12 on x86-64 Linux. The versions are the locks'. What such a machine has anyway is not carried, except
 small pure-Python packages, whose version there is unknown: theirs come along and take their places. Our own wheel comes along
@@ -49,20 +50,29 @@ THERE |= {
 }
 THERE |= {"setuptools", "sympy", "threadpoolctl", "torch", "torchvision", "triton", "uvloop"}
 # What nothing needs that runs there, and much: PostgreSQL, a reload at every change, archives of Zstandard.
+MORE = ("detection", "timm", "transformers")
 LEFT_OUT = {"psycopg", "psycopg-binary", "watchfiles", "zstandard"}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tools/fetch_gpu_wheels.py", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=ROOT / ".wheels")
+    parser.add_argument("--folder", type=Path, help="default: .wheels, or .wheels-more")
+    parser.add_argument(
+        "--more", action="store_true", help="the wheels of MORE alone, which may be carried by themselves"
+    )
     parser.add_argument(
         "--data", type=Path, default=FASHION, help="Fashion-MNIST's four files, gzipped; left out where missing"
     )
     options = parser.parse_args()
-    folder: Path = options.folder
+    folder: Path = options.folder or ROOT / (".wheels-more" if options.more else ".wheels")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    fetch([each for each in resolved() if name(each) not in THERE | LEFT_OUT], folder)
+    absent = [each for each in resolved("embedded") if name(each) not in THERE | LEFT_OUT]
+    if options.more:
+        more = [each for each in resolved("embedded", *MORE) if name(each) not in THERE | LEFT_OUT]
+        fetch([each for each in more if each not in absent], folder)
+        return 0 if told(folder) <= MOST else 1
+    fetch(absent, folder)
     run("pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT))
     pack(options.data, folder / "fashion-mnist.tar.xz")
     return 0 if told(folder) <= MOST else 1
@@ -76,12 +86,17 @@ def run(module: str, *arguments: str) -> str:
     return done.stdout
 
 
-def resolved() -> list[str]:
-    """Return `name==version` of everything that the embedded service needs on Python 3.12."""
+def resolved(*extras: str) -> list[str]:
+    """Return `name==version` of everything that wbar with these extras needs on Python 3.12."""
     if find_spec("uv") is None:
         sys.exit("uv resolves the versions, and is not installed: pip install uv")
     locks = [f"--constraint=locks/{room}.txt" for room in ("service", "worker")]
-    options = ["--extra=embedded", "--python-version=3.12", "--python-platform=x86_64-manylinux_2_28", *locks]
+    options = [
+        *(f"--extra={extra}" for extra in extras),
+        "--python-version=3.12",
+        "--python-platform=x86_64-manylinux_2_28",
+        *locks,
+    ]
     lines = run(
         "uv", "pip", "compile", "pyproject.toml", "--quiet", "--no-header", "--no-annotate", *options
     ).splitlines()

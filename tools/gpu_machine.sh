@@ -9,7 +9,10 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 site=${WBAR_GPU_SITE:-${TMPDIR:-/tmp}/wbar-gpu-site}
 
 if [ ! -e "$site/.complete" ]; then
-    python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$root"/.wheels/*.whl
+    for wheels in "$root/.wheels" "$root/.wheels-more"; do
+        test -d "$wheels" || continue
+        python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$wheels"/*.whl
+    done
     # A folder for Fashion-MNIST where one of the places is that the dataset is looked for in: below the tree.
     if [ -e "$root/.wheels/fashion-mnist.tar.xz" ]; then
         mkdir -p "$root/data/FashionMNIST/raw"

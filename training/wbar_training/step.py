@@ -66,7 +66,7 @@ class Stepper:
             )
         if not self.plan.recipe.compile:
             return model
-        # On a GPU inductor would choose among kernels by timing them, and they sum in other orders: the clock must decide no bit.
+        # On a GPU inductor would time kernels that sum in other orders, and take the fastest: the clock must decide no bit.
         return torch.compile(model, options={"deterministic": True})  # type: ignore[return-value]
 
     def renew(self) -> None:
