@@ -125,12 +125,12 @@ class Embedded:
             "WBAR_FD": str(self._listening.fileno()),
         }
         self._broker = Part("valkey", [*broker_command(), *broker_options(broker)], dict(os.environ))
-        self._parts = [
-            Part("api", [sys.executable, "-P", "-m", "wbar_service"], self.environment, (self._listening.fileno(),)),
-            Part("train worker", [sys.executable, "-P", "-m", "wbar_worker", "train"], self.environment),
-            Part("ingest worker", [sys.executable, "-P", "-m", "wbar_worker", "ingest"], self.environment),
-            Part("sweeper", [sys.executable, "-P", "-m", "wbar_worker", "sweep"], self.environment),
-        ]
+        api = [sys.executable, "-P", "-m", "wbar_service"]
+        self._api = Part("api", api, self.environment, (self._listening.fileno(),))
+        self._trainer = self._worker("train worker", "train")
+        self._ingester = self._worker("ingest worker", "ingest")
+        self._sweeper = self._worker("sweeper", "sweep")
+        self._parts = (self._api, self._trainer, self._ingester, self._sweeper)  # as they are started, after the broker
         self._log = open(data / "wbar.log", "ab")  # noqa: SIM115  # closed in close()
         self._stop = 0
         self._api_answered_at = 0.0
@@ -142,6 +142,9 @@ class Embedded:
             scratch=data / "scratch",
         )
         self.store = Store.open(settings)
+
+    def _worker(self, name: str, kind: str) -> Part:
+        return Part(name, [sys.executable, "-P", "-m", "wbar_worker", kind], self.environment)
 
     def run(self) -> int:
         """Run until Ctrl-C or SIGTERM. Returns 0 after a clean stop, 1 if a part could not be kept alive."""
@@ -165,12 +168,11 @@ class Embedded:
             part.start(self._log)
 
     def _introduce(self) -> None:
-        api = self._parts[0]
         _wait(
             lambda: self._stop > 0 or _answers(f"{self.url}/healthz"),
             30,
             f"the API did not start; see {self._log.name}",
-            api,
+            self._api,
         )
         written = client_config.write(self.data, self.url, self.store)
         say = self.console.print
@@ -213,7 +215,7 @@ class Embedded:
 
     def _end_hung_api(self) -> None:
         """Kill an API process that has not answered for a while: the next look finds it gone, and starts it again."""
-        api, now = self._parts[0], time.monotonic()
+        api, now = self._api, time.monotonic()
         if now - self._api_asked_at < ASK_SECONDS:
             return
         self._api_asked_at = now
@@ -229,7 +231,7 @@ class Embedded:
         self.console.print(
             f"[yellow]the {part.name} ended ({_ending(part.process.returncode)}): it is started again[/yellow]"
         )
-        if part.name == "train worker":
+        if part is self._trainer:
             self.store.attempts.expire_leases()  # its jobs need not wait for the lease: we saw it die
         part.start(self._log)
 
@@ -243,7 +245,7 @@ class Embedded:
         """Stop the workers first, while they can reach broker and database; then sweeper and API; the broker last."""
         if self._stop:
             self.console.print("stopping: running jobs save their state (Ctrl-C again ends at once)")
-        for group in (self._parts[1:3], [self._parts[3], self._parts[0]], [self._broker]):
+        for group in ((self._trainer, self._ingester), (self._sweeper, self._api), (self._broker,)):
             for part in group:
                 part.signal(signal.SIGTERM)
             deadline = time.monotonic() + STOP_SECONDS

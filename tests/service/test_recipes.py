@@ -398,6 +398,23 @@ def test_the_job_shows_the_normalization_that_was_found(service: Service, ready:
     assert given.result.normalization is None, "what was given is not looked for"
 
 
+def test_a_job_without_a_result_shows_it_too(service: Service, ready: tuple[str, str]) -> None:
+    with service.client() as client:
+        made = client.jobs.create(checkpoint=ready[0], dataset=ready[1], method={"cycles": 25})
+        assert made.id is not None
+
+        def found() -> bool:
+            progress = client.jobs.get(made.id or "").progress
+            return progress is not None and progress.normalize is not None
+
+        wait_until(found, 60, "the normalization")
+        client.jobs.cancel(made.id)
+        cancelled = client.jobs.wait(made.id, timeout=60)
+    assert cancelled.progress is not None
+    assert (cancelled.status, cancelled.result) == ("cancelled", None)
+    assert cancelled.recipe.normalize == cancelled.progress.normalize
+
+
 def test_a_low_rate_above_the_high_one_is_refused_also_once_auto_is_resolved(
     service: Service, ready: tuple[str, str]
 ) -> None:

@@ -85,8 +85,8 @@ def test_all_weights_are_moved_to_the_mean_of_the_snapshots_or_nearer_to_it(tmp_
             assert torch.equal(kept[one]["momentum_buffer"], values["momentum_buffer"]), "its momentum is its own"
         names = [name for name, _ in training.model.named_parameters()]
         told.append(training.results.meetings)
-        assert told[-1][0]["n"] == 1
-        assert told[-1][0]["spread"] == pytest.approx(apart(came[0], came[1], names) / 2, rel=1e-9)
+        assert told[-1][0].n == 1
+        assert told[-1][0].spread == pytest.approx(apart(came[0], came[1], names) / 2, rel=1e-9)
     assert told[0] == told[1], "both have measured the same"
 
 

@@ -37,6 +37,8 @@ def test_imagenets_statistics_are_found_and_used(tmp_path: Path, trained: bytes)
     assert set(probe.losses) == {"dataset", "imagenet", "half", "none"}
     assert min(probe.losses, key=lambda name: probe.losses[name]) == "imagenet"
     assert any("normalize auto" in line and "imagenet" in line for line in told.logs)
+    assert told.progress[0].normalize is None
+    assert told.progress[-1].normalize == probe.normalization
     given = run(from_trained(tmp_path / "given", trained, recipe_normalize=IMAGENET), Recorder())
     assert outcome.result.metrics == given.result.metrics
     actual, expected = load_file(outcome.weights), load_file(given.weights)

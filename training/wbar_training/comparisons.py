@@ -4,14 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
-from pydantic import BaseModel
 from torch import Tensor
 
-from wbar.choices import Delivered, NormalizationProbe, RateProbe, Selection
+from wbar.choices import Delivered, Selection
 from wbar.method import AutoMethod, SelectBy
-from wbar.results import CurvePoint, MeetingResult
+from wbar.results import CurvePoint
 from wbar.scores import Score, mean_score
 from wbar_averaging import Epoch
 from wbar_training import decisions, exact_mean, probe_images
@@ -21,7 +19,6 @@ from wbar_training.averages.choice import ChoiceLimits
 from wbar_training.ending import Ending, Found
 from wbar_training.ensemble import Member, ensemble_outputs
 from wbar_training.evaluate import HeldOutOutputs, Outputs
-from wbar_training.evaluation_sets import read
 from wbar_training.evaluator import Scores
 from wbar_training.outcome import Outcome, WeightsFiles
 from wbar_training.reporter import Reporter
@@ -30,8 +27,6 @@ from wbar_training.selection_evaluator import SelectionEvaluator
 from wbar_training.setup import Setup
 from wbar_training.swag_file import write_swag
 from wbar_training.tasks.task import Task
-
-Stored = TypeVar("Stored", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -82,16 +77,16 @@ def conclude(
     others = (("ensemble", ensemble), ("swag", swag), ("control", beside.scores if beside else None))
     compared |= {name: one for name, one in others if one is not None}
     found = Found(
-        curve=[CurvePoint.of(n, _score(p)) for n, p in enumerate(results.averaged, start=1)],
-        normalization=_model(NormalizationProbe, results.normalization),
+        curve=[CurvePoint.of(n, score) for n, score in enumerate(results.averaged, start=1)],
+        normalization=results.normalization,
         flatness=flatness,
-        snapshots=None if ensemble else mean_score([_score(one) for one in results.snapshots]),
+        snapshots=None if ensemble else mean_score(results.snapshots),
         finished_early=results.stopped_at is not None,
         back_offs=results.back_offs,
         start_kind=results.start_kind if isinstance(spec.method, AutoMethod) else None,
-        rate_probe=_model(RateProbe, results.rate_probe),
+        rate_probe=results.rate_probe,
         selection=selection,
-        meetings=[*map(MeetingResult.model_validate, results.meetings)] if spec.meetings is not None else None,
+        meetings=results.meetings if spec.meetings is not None else None,
     )
     return ending.outcome(
         mean,
@@ -156,7 +151,8 @@ def _write_start(setup: Setup, results: Results) -> WeightsFiles:
     fresh = recipe.head == "reset" or bool(recipe.reset) or bool(recipe.head_epochs)
     # The uploaded tensors as they are: float64 does not survive the network, which is float32.
     tensors = setup.start() if fresh else setup.writer.start()
-    return setup.writer.write_result(tensors, 0, _score(results.start).temperature, "start")
+    assert results.start is not None
+    return setup.writer.write_result(tensors, 0, results.start.temperature, "start")
 
 
 def _ensemble(setup: Setup, results: Results, snapshots: Sequence[Path]) -> Scores | None:
@@ -175,17 +171,10 @@ def _ensemble(setup: Setup, results: Results, snapshots: Sequence[Path]) -> Scor
     return Scores(setup.evaluator.calibrated(plain, report, chosen_by), setup.evaluator.on_sets(sets, chosen_by))
 
 
-def _scores(results: Results, name: str, report: dict[str, Any] | None) -> Scores:
-    """Return what was stored of a comparison."""
-    return Scores(_score(report), read(results.on_sets[name]))
-
-
-def _model(kind: type[Stored], stored: dict[str, Any] | None) -> Stored | None:
-    return None if stored is None else kind.model_validate(stored)
-
-
-def _score(stored: dict[str, Any] | None) -> Score:
-    return Score.model_validate(stored)
+def _scores(results: Results, name: str, report: Score | None) -> Scores:
+    """Return what was found of a comparison."""
+    assert report is not None
+    return Scores(report, results.on_sets[name])
 
 
 def _start_losses(results: Results) -> Tensor:

@@ -35,7 +35,7 @@ class Course:
         """Make the schedule and an empty average from w_0, which the network must hold."""
         setup, results = self._setup, self._results
         per_epoch = steps_per_epoch(len(setup.data.train), setup.plan.batch_size, Ranks.here().size)
-        factor = 1.0 if results.rate_probe is None else results.rate_probe["factor"]
+        factor = 1.0 if results.rate_probe is None else results.rate_probe.factor
         self.schedule: Schedule = build_schedule(self._method, per_epoch, results.back_offs, results.start_kind, factor)
         self.average: Average = make_average(self._method, self.schedule, setup.model)
         self.limits: ChoiceLimits = limits_of(setup, self.schedule)

@@ -1,7 +1,6 @@
 """The comparisons on the evaluation sets: for each set, the scores that are had by comparison."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from wbar.results import Comparisons, EvaluatedSet
 from wbar.scores import Score
@@ -20,13 +19,3 @@ def evaluated_sets(data: JobData, comparisons: Mapping[str, OnSets]) -> dict[str
         )
         for name, split in data.sets.items()
     }
-
-
-def stored(on_sets: OnSets) -> dict[str, dict[str, Any]]:
-    """Return scores as a resumable state holds them."""
-    return {name: score.model_dump() for name, score in on_sets.items()}
-
-
-def read(stored_scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
-    """Return what `stored` stored."""
-    return {name: Score.model_validate(score) for name, score in stored_scores.items()}

@@ -18,13 +18,11 @@ from dataclasses import replace
 
 import torch
 
-from wbar.choices import NormalizationProbe
 from wbar.errors import Diverged
 from wbar.jobs import StepPhase
 from wbar.measures import MEASURES
 from wbar.method import CyclicSwa, Plain, Soup, Training
 from wbar.schedule import BACK_OFF
-from wbar.scores import Score
 from wbar.spec import JobSpec
 from wbar_averaging import Position, Trajectory
 from wbar_training import (
@@ -42,7 +40,6 @@ from wbar_training.comparisons import TrainedControl, add_to_ensemble, conclude
 from wbar_training.course import Course
 from wbar_training.distributed.launch import run_on_ranks
 from wbar_training.distributed.ranks import HEARTBEAT_STEPS, Ranks
-from wbar_training.evaluation_sets import stored
 from wbar_training.evaluator import Scores
 from wbar_training.failures import as_job_errors
 from wbar_training.head_probe import probe_head
@@ -95,8 +92,8 @@ class TrainingJob:
         self.setup = set_up(spec, workspace, self._evaluated, data)
         self.plan, self.model, self.evaluator = self.setup.plan, self.setup.model, self.setup.evaluator
         self.results = state.results if state else resume.Results()
-        if self.normalization is not None:
-            statistics = self.normalization.normalization
+        if self.results.normalization is not None:
+            statistics = self.results.normalization.normalization
             self.setup.normalize_by(statistics.mean, statistics.std)
         self.setup.head.update(self.results.head or {})
         self.stepper = self._stepper()
@@ -157,7 +154,7 @@ class TrainingJob:
 
     def _evaluate_start(self) -> None:
         if self.spec.find_normalization:
-            self.results.normalization = normalization_probe.find_normalization(self.setup, self.reporter).model_dump()
+            self.results.normalization = normalization_probe.find_normalization(self.setup, self.reporter)
         if self.plan.recipe.head_epochs:
             self._probe_head()
         starting.find_out(self.setup, self.workspace.shared, self.reporter, self.results, self.course, self.stepper)
@@ -204,8 +201,8 @@ class TrainingJob:
         outputs = self.evaluator.predict_held_out(self.model)
         add_to_ensemble(self.setup.data.task, self.results, outputs)
         scores = self.evaluator.scores(outputs)
-        score, self.results.on_sets["last"] = scores.report, stored(scores.sets)
-        self.results.snapshots.append(score.model_dump())
+        score, self.results.on_sets["last"] = scores.report, dict(scores.sets)
+        self.results.snapshots.append(score)
         if self.ranks.leads:
             exact = self.spec.meetings is not None
             self.setup.writer.write(path, self.model.state_dict(), 1, n, score.temperature, exact)
@@ -226,7 +223,7 @@ class TrainingJob:
         if n is None:
             return
         found = meeting.meet(self.setup, self.workspace, n, lambda: self._heartbeat("loading", self.course.position))
-        self.results.meetings.append(found.model_dump())
+        self.results.meetings.append(found)
         self.reporter.log(
             "info", f"the replicas met after snapshot {n}, at a mean distance of {found.spread:g} from their mean"
         )
@@ -263,12 +260,6 @@ class TrainingJob:
             self._control if self.method.control else None,
         )
 
-    @property
-    def normalization(self) -> NormalizationProbe | None:
-        """The normalization that the start was found to be trained with, once it was evaluated and if that was asked for."""
-        stored = self.results.normalization
-        return None if stored is None else NormalizationProbe.model_validate(stored)
-
     def _control(self) -> TrainedControl:
         """Train and score the control; where the job has probe images, the evaluator's network holds it afterwards."""
         if self.results.finished_on_request:
@@ -284,7 +275,7 @@ class TrainingJob:
                 self.setup.writer.write(weights, network.state_dict(), 1, temperature=scores.report.temperature)
             return TrainedControl(scores, weights)
         spec, workspace = decisions.control_of(
-            self.spec, self.workspace, self.method, self.course.schedule, self.normalization
+            self.spec, self.workspace, self.method, self.course.schedule, self.results.normalization
         )
         # The thread count is part of the bits, and a job that went on has another than this host's setting may be.
         workspace = replace(workspace, threads=torch.get_num_threads() * self.ranks.size)
@@ -497,12 +488,12 @@ class TrainingJob:
         # Announced again: the attempt before may have died, or lost its lease, between writing this state and being heard.
         self.reporter.metrics(self.meter.points)
         for n, score in enumerate(self.results.averaged, start=1):
-            self.reporter.averaged(n, Score.model_validate(score))
+            self.reporter.averaged(n, score)
         for n, score in enumerate(self.results.snapshots, start=1):
             path = self.workspace.snapshot(n)
             if path.exists():
                 step = self.results.snapshot_steps[n - 1]
-                self.reporter.snapshot(n, step, str(path), Score.model_validate(score))
+                self.reporter.snapshot(n, step, str(path), score)
         self.reporter.log("info", f"went on from step {self.course.step} of {self.course.total_steps}")
 
     def _save(self, durable: bool) -> None:
@@ -542,8 +533,8 @@ class TrainingJob:
     def _heartbeat(self, phase: StepPhase, position: Position | None, can_stop: bool = False) -> None:
         self._heartbeat_at = time.monotonic()
         progress = self.estimate.progress(phase, position, self.meter, self.course.step)
-        if self.normalization is not None:
-            progress = progress.model_copy(update={"normalize": self.normalization.normalization})
+        if self.results.normalization is not None:
+            progress = progress.model_copy(update={"normalize": self.results.normalization.normalization})
         reason = self.reporter.heartbeat(progress)
         if can_stop:
             reason = self.ranks.from_leader(reason)

@@ -4,13 +4,16 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, BeforeValidator, TypeAdapter
 from torch import Tensor
 
 from wbar import __version__
+from wbar.choices import NormalizationProbe, RateProbe
 from wbar.method import StartKind
+from wbar.results import MeetingResult
 from wbar.scores import Score
 from wbar_training.evaluate import Outputs
 from wbar_training.state_files import all_of, path_of, step_of
@@ -24,27 +27,27 @@ class OtherState(Exception):
 class Results:
     """The evaluations so far; grows by one point with every snapshot."""
 
-    normalization: dict[str, Any] | None = None  # a NormalizationProbe, where one was asked for
+    normalization: NormalizationProbe | None = None  # where one was asked for
     head: dict[str, Tensor] | None = None  # the start's classifier, where it was trained by itself first
-    start: dict[str, float] | None = None
-    start_recomputed: dict[str, float] | None = None
+    start: Score | None = None
+    start_recomputed: Score | None = None
     start_losses: Tensor | None = None  # (held-out images,) float64
     start_selection: Outputs | None = None  # the start's on the selection split
     # (images, classes) float64 on the report and the selection split: sums over the ensemble's members
     probabilities: Tensor | None = None
     selection_probabilities: Tensor | None = None
-    snapshots: list[dict[str, float]] = field(default_factory=list)
+    snapshots: list[Score] = field(default_factory=list)
     snapshot_steps: list[int] = field(default_factory=list)  # the counts of steps after which they were taken
-    averaged: list[dict[str, float]] = field(default_factory=list)  # the curve
+    averaged: list[Score] = field(default_factory=list)  # the curve
     # On the evaluation sets: scores by comparison and set, and the sums over the ensemble's members by set
-    on_sets: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    on_sets: dict[str, dict[str, Score]] = field(default_factory=dict)
     set_probabilities: dict[str, Tensor] = field(default_factory=dict)
     # On the probe images: probabilities by comparison, and the sum over the ensemble's members
     probe: dict[str, Tensor] = field(default_factory=dict)
     start_train_accuracy: float | None = None  # on augmented training images; a back-off compares with it
     start_kind: StartKind = "underfit"  # the kind that `auto` found
-    meetings: list[dict[str, Any]] = field(default_factory=list)  # each a MeetingResult, of a replica that meets others
-    rate_probe: dict[str, Any] | None = None  # a RateProbe, where `auto` was to find the rate
+    meetings: list[MeetingResult] = field(default_factory=list)  # of a replica that meets others
+    rate_probe: RateProbe | None = None  # where `auto` was to find the rate
     back_offs: int = 0
     best: float | None = None  # of early stopping: the lowest loss of w̄, and how often it was not lower since
     waited: int = 0
@@ -55,8 +58,47 @@ class Results:
 
     def add_to_curve(self, score: Score) -> int:
         """Add the score of w̄ so far to the curve; returns its number there, from 1."""
-        self.averaged.append(score.model_dump())
+        self.averaged.append(score)
         return len(self.averaged)
+
+    def document(self) -> dict[str, Any]:
+        """Return them as a state's file has them: tensors, texts and numbers."""
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> "Results":
+        """Return what `document` has written."""
+        return cls(
+            **{name: _MODELS[name].validate_python(one) if name in _MODELS else one for name, one in document.items()}
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, Outputs):
+        return vars(value)
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return {name: _plain(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def _outputs(stored: Any) -> Any:
+    return Outputs(**stored) if isinstance(stored, dict) else stored
+
+
+# Of the fields that are no tensors, texts or numbers as they are.
+_MODELS: dict[str, TypeAdapter[Any]] = {
+    "normalization": TypeAdapter(NormalizationProbe | None),
+    "start": TypeAdapter(Score | None),
+    "start_recomputed": TypeAdapter(Score | None),
+    "start_selection": TypeAdapter(Annotated[Any, BeforeValidator(_outputs)]),
+    "snapshots": TypeAdapter(list[Score]),
+    "averaged": TypeAdapter(list[Score]),
+    "on_sets": TypeAdapter(dict[str, dict[str, Score]]),
+    "meetings": TypeAdapter(list[MeetingResult]),
+    "rate_probe": TypeAdapter(RateProbe | None),
+}
 
 
 @dataclass
@@ -109,10 +151,7 @@ def save(scratch: Path, state: State, keep: Path | None = None) -> Path:
     """Write the state, synced and renamed into place, and delete the older ones except `keep`."""
     path = path_of(scratch, state.step)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    results = vars(state.results) | {
-        "start_selection": state.results.start_selection and vars(state.results.start_selection)
-    }
-    document = {**vars(state), "results": results, "version": __version__}
+    document = {**vars(state), "results": state.results.document(), "version": __version__}
     with open(temporary, "wb") as file:
         torch.save(document, file)
         file.flush()
@@ -133,7 +172,4 @@ def load(path: Path, run: str) -> State:
         raise OtherState(f"{path.name} cannot be read ({type(error).__name__})") from error
     if document.pop("version") != __version__ or document["run"] != run:
         raise OtherState(f"{path.name} was written by another version of wbar or for another job")
-    results: dict[str, Any] = document.pop("results")
-    start_selection = results.pop("start_selection")
-    outputs = None if start_selection is None else Outputs(**start_selection)
-    return State(**document, results=Results(**results, start_selection=outputs))
+    return State(**document | {"results": Results.of(document["results"])})

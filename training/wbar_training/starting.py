@@ -7,7 +7,6 @@ from wbar.schedule import number
 from wbar_training import decisions, familiarity, normalization_probe, probe_images
 from wbar_training.comparisons import add_to_ensemble
 from wbar_training.course import Course
-from wbar_training.evaluation_sets import stored
 from wbar_training.evaluator import StartEvaluation
 from wbar_training.familiarity import StartLosses
 from wbar_training.rate_probe import RateProber
@@ -42,8 +41,8 @@ def find_out(
         course.plan()
         reporter.log("info", f"{method.type}: {words}; the high rate is {course.schedule.at(0).lr:g}")
     as_it_came, recomputed = start.as_it_came, start.recomputed
-    results.start, results.start_recomputed = as_it_came.report.model_dump(), recomputed.report.model_dump()
-    results.on_sets |= {"start": stored(as_it_came.sets), "start_recomputed": stored(recomputed.sets)}
+    results.start, results.start_recomputed = as_it_came.report, recomputed.report
+    results.on_sets |= {"start": dict(as_it_came.sets), "start_recomputed": dict(recomputed.sets)}
     probe_images.record(setup, results.probe, "start", setup.model)
     if setup.evaluator.recomputed_images:
         probe_images.record(setup, results.probe, "start_recomputed", setup.evaluator.network)
@@ -81,7 +80,7 @@ def _know(
     fresh = setup.plan.recipe.head == "reset" or bool(setup.plan.recipe.reset)
     if method.probe_rate is True and not fresh:  # the loss of fresh layers is no bound: any rate lowers it
         probe = prober.find(_bearable_loss(setup, start), augmented=not losses.unfamiliar)
-        results.rate_probe = probe.model_dump()
+        results.rate_probe = probe
         found += "".join(f"; {one.in_words()}" for one in probe.tried)
     return found
 

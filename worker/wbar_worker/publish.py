@@ -28,7 +28,9 @@ log = logging.getLogger("wbar.worker")
 
 
 class Publisher:
-    """A `wbar_training.reporter.Reporter` for one claimed job: `deliver` hands it the attempt's messages.
+    """Takes what a `wbar_training.reporter.Reporter` is told, for one claimed job: `deliver` hands it the attempt's messages.
+
+    Its heartbeat answers nothing: a reason to stop comes by another way.
 
     signing_key: the operator's, where results are signed.
     """
