@@ -49,8 +49,8 @@ THERE |= {
     "scipy",
 }
 THERE |= {"setuptools", "sympy", "threadpoolctl", "torch", "torchvision", "triton", "uvloop"}
+MORE = ("detection", "timm", "transformers")  # extras
 # What nothing needs that runs there, and much: PostgreSQL, a reload at every change, archives of Zstandard.
-MORE = ("detection", "timm", "transformers")
 LEFT_OUT = {"psycopg", "psycopg-binary", "watchfiles", "zstandard"}
 
 

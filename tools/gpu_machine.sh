@@ -8,17 +8,17 @@ set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 site=${WBAR_GPU_SITE:-${TMPDIR:-/tmp}/wbar-gpu-site}
 
-if [ ! -e "$site/.complete" ]; then
-    for wheels in "$root/.wheels" "$root/.wheels-more"; do
-        test -d "$wheels" || continue
-        python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$wheels"/*.whl
-    done
-    # A folder for Fashion-MNIST where one of the places is that the dataset is looked for in: below the tree.
-    if [ -e "$root/.wheels/fashion-mnist.tar.xz" ]; then
-        mkdir -p "$root/data/FashionMNIST/raw"
-        python3 -m tarfile --filter data -e "$root/.wheels/fashion-mnist.tar.xz" "$root/data/FashionMNIST/raw"
+test -d "$root/.wheels" || { echo "no $root/.wheels: run tools/fetch_gpu_wheels.py" >&2; exit 2; }
+for wheels in .wheels .wheels-more; do
+    if [ -d "$root/$wheels" ] && [ ! -e "$site/$wheels.complete" ]; then
+        python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$root/$wheels"/*.whl
+        touch "$site/$wheels.complete"
     fi
-    touch "$site/.complete"
+done
+# A folder for Fashion-MNIST where one of the places is that the dataset is looked for in: below the tree.
+if [ -e "$root/.wheels/fashion-mnist.tar.xz" ] && [ ! -d "$root/data/FashionMNIST/raw" ]; then
+    mkdir -p "$root/data/FashionMNIST/raw"
+    python3 -m tarfile --filter data -e "$root/.wheels/fashion-mnist.tar.xz" "$root/data/FashionMNIST/raw"
 fi
 
 for room in wbar averaging training store worker service; do

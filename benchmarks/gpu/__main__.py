@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.lines import read
-from benchmarks.gpu.page import write_page
+from benchmarks.gpu.page import GAIN_PAGE, write_page
 
 RESERVE = 10.0  # seconds kept for the page
-GAIN = Path(__file__).parents[2] / "docs" / "plots" / "gain-full.jsonl"
+GAIN = Path(__file__).parents[2] / "docs" / "plots" / Path(GAIN_PAGE).with_suffix(".jsonl")
 COMPLETE = "complete"  # the `part` of the lines that name the parts which are done
 
 

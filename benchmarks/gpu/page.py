@@ -11,6 +11,9 @@ from benchmarks.gpu.lines import read
 Line = dict[str, Any]
 
 
+GAIN_PAGE = "gain-full.md"  # beside the lines of the part `gain`
+
+
 def write_page(results: Path, page: Path) -> None:
     """Write the page of all results so far."""
     lines = read(results)
@@ -25,8 +28,9 @@ def _page(lines: list[Line], folder: Path) -> Iterator[str]:
         own = [line for line in lines if line["part"] == part]
         if own:
             yield f"\n## {title}\n\n{table(own)}"
-    if (folder / "gain.md").exists():
-        yield f"\n## Gain at full size\n\n{(folder / 'gain.md').read_text()}"
+    gain = folder / GAIN_PAGE
+    if gain.exists():
+        yield f"\n## Gain at full size\n\n{gain.read_text()}"
 
 
 def _tests(lines: list[Line]) -> str:

@@ -40,8 +40,8 @@ def content_type(request: Request) -> str:
 
 def check_not_encoded(request: Request) -> None:
     """Raise UnsupportedMediaType (415) for a body that is compressed: it would be taken for its content."""
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if coding != "identity":
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
         raise UnsupportedMediaType(f"the body has Content-Encoding {coding[:40]!r}: send it as it is, without one")
 
 
@@ -54,11 +54,18 @@ async def is_json(request: Request) -> bool:
     given, length = content_type(request), request.headers.get("content-length", "")
     few = length.isascii() and length.isdigit() and len(length) < 5  # no file of anybody's
     # What is read here is there for whoever reads it again.
-    if few and given in ("application/x-www-form-urlencoded", "text/plain") and _is_object(await request.body()):
+    if few and given in ("application/x-www-form-urlencoded", "text/plain") and _is_object(await _whole(request)):
         raise UnsupportedMediaType(
             f"the body is JSON and is sent as {given}: send it with `Content-Type: application/json`"
         )
     return given == "application/json"
+
+
+async def _whole(request: Request) -> bytes:
+    try:
+        return await request.body()
+    except ClientDisconnect:
+        raise BadRequest("the connection ended before the body did: nothing was kept") from None
 
 
 def _is_object(body: bytes) -> bool:
@@ -101,8 +108,5 @@ async def with_small_body(request: Request, limit: int = JSON_BYTES) -> Request:
     It is read here since the framework, where it reads a body, takes every error for a mistake in it.
     """
     small = limited(request, limit)
-    try:
-        await small.body()
-    except ClientDisconnect:
-        raise BadRequest("the connection ended before the body did") from None
+    await _whole(small)
     return small

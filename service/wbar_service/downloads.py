@@ -11,6 +11,7 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from wbar.errors import PreconditionFailed, RangeNotSatisfiable
+from wbar_service.problems import responses
 from wbar_service.settings import ServiceSettings
 from wbar_store.blobs import Blobs
 
@@ -41,6 +42,7 @@ OPENAPI_RESPONSES: dict[int | str, dict[str, object]] = {
         "headers": {**_HEADERS, "Location": _header("A presigned URL.")},
     },
     304: {"description": "The client has these bytes already (`If-None-Match`, `If-Modified-Since`)."},
+    **responses(412),
 }
 
 

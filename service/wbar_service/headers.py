@@ -85,7 +85,7 @@ class RequestId:
 class HeadAsGet:
     """Pure ASGI middleware: HEAD is answered as GET, without the body, where no route takes it itself (RFC 9110, 9.3.2).
 
-    The server leaves the body out. A stream would have none and not end: what is answered is what a plain GET is.
+    The server leaves the body out. What is answered is what a plain GET is: a stream would not end, and ranges are GET's alone.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -95,8 +95,8 @@ class HeadAsGet:
         if scope["type"] != "http" or scope["method"] != "HEAD" or _is_taken(scope):
             await self.app(scope, receive, send)
             return
-        accepts = [(name, value) for name, value in scope["headers"] if name != b"accept"]
-        as_get = {**scope, "method": "GET", "headers": accepts}
+        plain = [(name, value) for name, value in scope["headers"] if name not in (b"accept", b"range", b"if-range")]
+        as_get = {**scope, "method": "GET", "headers": plain}
 
         async def told(message: Message) -> None:
             if message["type"] == "http.response.start":  # for those outside: the route, the rate limit

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 
 from wbar.errors import FieldError, ValidationFailed
 
-TAG = re.compile(r"metadata\[[^\]]*\]")  # of the list of jobs
+TAG = re.compile(r"metadata\[.*\]", re.DOTALL)  # of the list of jobs
 
 
 def _digits(value: Any) -> Any:

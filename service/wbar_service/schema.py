@@ -88,6 +88,10 @@ def _rewrite(schema: dict[str, Any]) -> None:
                 response["content"] = {"application/problem+json": {"schema": {"$ref": f"{REF}Problem"}}}
         for parameter in operation.get("parameters", []):
             _without_null(parameter["schema"])
+        if operation.get("security"):  # of the routes that check parameters and bodies themselves
+            _add_problem(operation, 422, "The request does not fit")
+            if "application/json" in operation.get("requestBody", {}).get("content", {}):
+                _add_problem(operation, 415, "Another content type")
     for node in _nodes(schema):
         _replace_const(node)
         _replace_tuple(node)
@@ -97,6 +101,11 @@ def _rewrite(schema: dict[str, Any]) -> None:
     for name in _sent_by_clients(schema):
         for node in _nodes(components[name]):
             _describe_default(node)
+
+
+def _add_problem(operation: dict[str, Any], status: int, description: str) -> None:
+    content = {"application/problem+json": {"schema": {"$ref": f"{REF}Problem"}}}
+    operation["responses"].setdefault(str(status), {"description": description, "content": content})
 
 
 def _operations(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:

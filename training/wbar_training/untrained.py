@@ -66,6 +66,7 @@ class UntrainedJob:
         progress = Progress(
             phase=phase, cycle=0, cycles=self._inputs, epoch=0, step=0, total_steps=0,
             fraction=min(0.99, self._images / self._total),
+            normalize=self.normalization and self.normalization.normalization,
         )  # fmt: skip
         reason = self.reporter.heartbeat(progress)
         if reason is not None and reason != "finish":  # there is no training to end

@@ -34,6 +34,6 @@ def checked_key(key: str) -> str:
 
 def segment(object_id: str) -> str:
     """Return an id as a part of a path. Raises NotFound for what no id can be: `../` in it would address something else."""
-    if not re.fullmatch("[A-Za-z0-9_-]+", object_id):
-        raise NotFound(f"nothing has the id {object_id[:80]!r}: ids have letters, digits and _ alone")
+    if not isinstance(object_id, str) or not re.fullmatch("[A-Za-z0-9_-]+", object_id):
+        raise NotFound(f"nothing has the id {str(object_id)[:80]!r}: ids have letters, digits and _ alone")
     return object_id

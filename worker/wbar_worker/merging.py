@@ -102,12 +102,15 @@ class Merger:
                 if not self.store.merges.renew(record.claim, fraction):
                     return None
                 if time.monotonic() > deadline:
-                    why = f"merging took longer than {self.settings.ingest_seconds:g} s (WBAR_INGEST_SECONDS)"
-                    return MergeRefused(fault=Fault(code=MergeFailed.code, message=why))
+                    return self._too_long()
         except (EOFError, OSError):
-            return child.crashed()
+            return self._too_long() if time.monotonic() > deadline else child.crashed()
         finally:
             child.end()
+
+    def _too_long(self) -> MergeRefused:
+        why = f"merging took longer than {self.settings.ingest_seconds:g} s (WBAR_INGEST_SECONDS)"
+        return MergeRefused(fault=Fault(code=MergeFailed.code, message=why))
 
     def _failed(self, record: MergeRecord, error: Exception) -> None:
         """Settle an attempt whose failure is not the merge's: it counts only if it will be the same next time."""

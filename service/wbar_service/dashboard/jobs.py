@@ -129,6 +129,8 @@ def _asking(store: Store, tenant: Tenant, job: JobRecord) -> dict[str, Any]:
 def _job_values(store: Store, tenant: Tenant, job: JobRecord) -> dict[str, Any]:
     log = store.events.page(tenant, job.id, PageRequest(LOG_LINES, None, "desc"), ("status", "log", "snapshot"))
     latest = store.events.page(tenant, job.id, PageRequest(1, None, "desc")).records
+    if job.status not in TERMINAL and latest and latest[0].type == "status":
+        job = store.jobs.get(tenant, job.id)  # it may have ended since it was read, and no event follows that one
     curve = store.events.page(tenant, job.id, PageRequest(100, None, "asc"), ("metrics",)).records
     return {
         "job": job,

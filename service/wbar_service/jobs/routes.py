@@ -227,6 +227,7 @@ def delete_job(job_id: str, store: StoreOf, tenant: TenantOf) -> Deleted:
             "description": "A list, or with `Accept: text/event-stream` the live log.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
+        204: {"description": "A stream that would begin after the last event of a job that has ended."},
         **responses(404, 422),
     },
 )
@@ -237,6 +238,14 @@ def list_job_events(
     tenant: TenantOf,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
     last_event_id: Annotated[str | None, Header(description="Resume a stream after this event.")] = None,
+    last_event_id_too: Annotated[
+        str | None,
+        Query(
+            alias="lastEventId",
+            max_length=64,
+            description="The same, as a stand-in for EventSource sends it that can send a key.",
+        ),
+    ] = None,
     limit: Annotated[Digits, Query(ge=1, le=100)] = 20,
     after: Annotated[
         str | None, Query(max_length=64, description="An event id; the page or stream begins after it.")
@@ -248,10 +257,11 @@ def list_job_events(
 
     A stream that is to begin after the last event of a job that has ended is answered 204.
     """
-    request = PageRequest(limit, last_event_id or after, order)
+    last = last_event_id or last_event_id_too
+    request = PageRequest(limit, last or after, order)
     if wants_stream(accept):
         status = store.jobs.status(tenant, job_id)  # NotFound comes before the stream
-        named = "Last-Event-ID" if last_event_id else "after"
+        named = "Last-Event-ID" if last else "after"
         begin = sequence(job_id, request.after, named) if request.after else 0
         if status in TERMINAL and not store.events.after(tenant, job_id, begin, 1):
             return Response(status_code=204)  # which ends a browser's attempts to connect again

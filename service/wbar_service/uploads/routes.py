@@ -10,6 +10,7 @@ from wbar.lists import Page
 from wbar.uploads import CONTENT_TYPE, TUS_VERSION, Upload, decode_metadata
 from wbar_service.answers import answer
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
+from wbar_service.bodies import check_not_encoded
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
@@ -95,6 +96,7 @@ async def create_upload(
     termination and concatenation: any client of tus does it. Name the finished upload in a POST of a checkpoint or dataset.
     """
     settings: ServiceSettings = request.app.state.settings
+    check_not_encoded(request)
     sha256 = _announced(request, upload_metadata)
     checksum = checksum_of(upload_checksum)
     ids = partials_of(upload_concat)
@@ -209,6 +211,7 @@ async def append_to_upload(
     checksum = checksum_of(upload_checksum)
     if not carries_bytes(request):
         raise UnsupportedMediaType(f"the content type of a PATCH is {CONTENT_TYPE}")
+    check_not_encoded(request)
     if upload.kind == "final":
         raise UploadIsFinal(f"{upload_id} was made of partial uploads, and takes no bytes")
     if upload_offset is None:
