@@ -4,14 +4,16 @@ from collections.abc import Callable
 from typing import Annotated, Literal, Protocol, TypeVar
 
 from fastapi import Query
+from pydantic import Field
 
 from wbar.lists import Page
-from wbar_service.query_parameters import Digits
+from wbar_service.query_parameters import DIGITS
 from wbar_store.documents import readable
 from wbar_store.ids import Kind
 from wbar_store.repository import PageRequest, RecordPage
 
 ANY_OF = "Any of these; may be given several times."  # of a filter by status
+PageSize = Annotated[int, Field(ge=1, le=100), DIGITS]
 
 
 class _Identified(Protocol):
@@ -28,7 +30,7 @@ def paged_by(kind: Kind) -> Callable[..., PageRequest]:
     pattern = {"pattern": f"^{kind}_[0-9a-z]+$"}  # for the document; the repository says in words what is wrong
 
     def page(
-        limit: Annotated[Digits, Query(ge=1, le=100)] = 20,
+        limit: Annotated[PageSize, Query()] = 20,
         after: Annotated[
             str | None, Query(max_length=64, description="`last_id` of the page before.", json_schema_extra=pattern)
         ] = None,

@@ -6,7 +6,7 @@ A filter that is misspelt would otherwise keep everything.
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi.dependencies.models import Dependant
 from pydantic import BeforeValidator
@@ -22,7 +22,8 @@ def _digits(value: Any) -> Any:
     return value
 
 
-Digits = Annotated[int, BeforeValidator(_digits)]  # python's own reading takes 1_0, +5 and 1.0 too
+# For whole numbers: pydantic's own reading takes 1_0, +5 and 1.0 too. Bounds stand before it, or the schema would lose them.
+DIGITS = BeforeValidator(_digits)
 
 
 def names_of(dependant: Dependant) -> frozenset[str]:

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal, NoReturn
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
 
 from wbar.card import ModelCard
 from wbar.errors import FilesExpired, JobNotFinished, NotFound, NoWeights, ValidationFailed
@@ -11,7 +12,7 @@ from wbar.states import TERMINAL
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.downloads import OPENAPI_RESPONSES, blob_response
 from wbar_service.problems import responses
-from wbar_service.query_parameters import Digits
+from wbar_service.query_parameters import DIGITS
 from wbar_store.database import rfc3339
 from wbar_store.job_records import JobRecord
 from wbar_store.store import Store
@@ -90,7 +91,9 @@ def get_job_weights(
     response_class=Response,
     responses={**OPENAPI_RESPONSES, **responses(404, 410, 416)},
 )
-def get_job_snapshot_weights(job_id: str, n: Digits, request: Request, store: StoreOf, tenant: TenantOf) -> Response:
+def get_job_snapshot_weights(
+    job_id: str, n: Annotated[int, Field(ge=0), DIGITS], request: Request, store: StoreOf, tenant: TenantOf
+) -> Response:
     """Download one snapshot as a safetensors file, while the job runs and after it has ended in any way."""
     try:
         snapshot = store.snapshots.get(tenant, job_id, n)

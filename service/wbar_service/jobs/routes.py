@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import Field
 from sse_starlette.sse import EventSourceResponse
 
 from wbar.errors import ValidationFailed
@@ -24,9 +25,9 @@ from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.jobs.cloning import CHANGES, changed
 from wbar_service.jobs.creating import Creation, digest_of, dry_run, gpu_at_hand, insert_job, make_spec
 from wbar_service.jobs.stream import EventStreams, wants_stream
-from wbar_service.paging import ANY_OF, page_of, paged_by
+from wbar_service.paging import ANY_OF, PageSize, page_of, paged_by
 from wbar_service.problems import responses
-from wbar_service.query_parameters import Digits
+from wbar_service.query_parameters import DIGITS
 from wbar_service.traced import TRACEPARENT
 from wbar_store.database import Tenant
 from wbar_store.events import EventRecord, sequence
@@ -36,6 +37,7 @@ from wbar_store.repository import PageRequest
 from wbar_store.snapshots import SnapshotRecord
 from wbar_store.store import Store
 
+Step = Annotated[int, Field(ge=0, lt=2**31), DIGITS]
 _Text = Annotated[str | None, Query(max_length=64, pattern=TEXT_PATTERN)]
 
 router = APIRouter(
@@ -246,7 +248,7 @@ def list_job_events(
             description="The same, as a stand-in for EventSource sends it that can send a key.",
         ),
     ] = None,
-    limit: Annotated[Digits, Query(ge=1, le=100)] = 20,
+    limit: Annotated[PageSize, Query()] = 20,
     after: Annotated[
         str | None, Query(max_length=64, description="An event id; the page or stream begins after it.")
     ] = None,
@@ -283,7 +285,7 @@ def get_job_metrics(
     store: StoreOf,
     tenant: TenantOf,
     format: Literal["json", "csv"] = "json",
-    after: Annotated[Digits | None, Query(ge=0, lt=2**31, description="Keep the points of later steps only.")] = None,
+    after: Annotated[Step | None, Query(description="Keep the points of later steps only.")] = None,
 ) -> Response:
     """Return the training series: rate, loss, pull, gradient norm and distance to w̄ at about a thousand steps of the job."""
     points = [point.model_dump() for point in store.metrics.all(tenant, job_id, after)]

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Request, Response
+from pydantic import Field
 
 from wbar.errors import BadRequest, OffsetMismatch, TooLarge, UnsupportedMediaType, UploadIsFinal, ValidationFailed
 from wbar.lists import Page
@@ -14,7 +15,7 @@ from wbar_service.bodies import check_not_encoded
 from wbar_service.idempotency import IdempotencyKey, fingerprint, once
 from wbar_service.paging import page_of, paged_by
 from wbar_service.problems import responses
-from wbar_service.query_parameters import Digits
+from wbar_service.query_parameters import DIGITS
 from wbar_service.receiving import announced_sha256, is_sha256
 from wbar_service.settings import ServiceSettings
 from wbar_service.uploads.appending import append, longest
@@ -40,9 +41,10 @@ router = APIRouter(
 )
 
 # None of them is required by the framework: whether an upload exists is said before what a request about it lacks.
-UploadLength = Annotated[Digits | None, Header(alias="Upload-Length", ge=0, description="Bytes in all.")]
+Bytes = Annotated[int, Field(ge=0), DIGITS]
+UploadLength = Annotated[Bytes | None, Header(alias="Upload-Length", description="Bytes in all.")]
 UploadOffset = Annotated[
-    Digits | None, Header(alias="Upload-Offset", ge=0, description="Where the bytes go on: the upload's `offset`.")
+    Bytes | None, Header(alias="Upload-Offset", description="Where the bytes go on: the upload's `offset`.")
 ]
 UploadChecksum = Annotated[
     str | None,
