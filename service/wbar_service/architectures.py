@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from wbar.catalog import ARCHITECTURES, Library, Outputs
 from wbar_service.auth import AuthenticatedRoute, StoreOf, TenantOf
 from wbar_service.problems import responses
+from wbar_service.query_parameters import DIGITS
 
 router = APIRouter(
     prefix="/v1/architectures",
@@ -62,7 +63,7 @@ def list_architectures(
     q: Annotated[
         str | None, Query(max_length=128, description="Words that the name holds, in any order: `vit 224`.")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+    limit: Annotated[int, Field(ge=1, le=1000), DIGITS, Query()] = 200,
     after: Annotated[str | None, Query(max_length=128, description="`last_id` of the page before.")] = None,
 ) -> Architectures:
     """List the architectures, or those whose names hold the words of `q`."""
