@@ -150,16 +150,14 @@ async def admit(request: Request, record: KeyRecord, changes: bool) -> None:
 
 
 class AuthenticatedRoute(APIRoute):
-    """A route that checks the key before the framework reads the body, and caps the body that it reads.
+    """A route that checks the key before the framework reads the body, and refuses what it would not read.
 
     A router with `route_class=AuthenticatedRoute` has only such routes. scope: of the key; None: `read` for GET, HEAD and
-    OPTIONS, and `changing` for the other methods. only_known: whether parameters of the query that it does not take are
-    refused.
+    OPTIONS, and `changing` for the other methods.
     """
 
     scope: ClassVar[Scope | None] = None
     changing: ClassVar[Scope] = "write"
-    only_known: ClassVar[bool] = True
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler that checks the key, reads a declared body, and lets the framework do the rest."""
@@ -176,8 +174,7 @@ class AuthenticatedRoute(APIRoute):
             if any("\0" in str(part) for part in request.path_params.values()):
                 raise NotFound("no id holds a NUL")  # PostgreSQL would not even look
             await admit(request, record, changes)
-            if self.only_known:
-                check_names(request.query_params, parameters, takes_tags)
+            check_names(request.query_params, parameters, takes_tags)
             return await handle(await with_json_body(request) if reads_body else request)
 
         return checked

@@ -90,9 +90,8 @@ class Merger:
         try:
             while True:
                 if child.pipe.poll(RENEW_SECONDS):
-                    with child.ended_after(
-                        deadline - time.monotonic()
-                    ):  # half a message must not be waited for any longer
+                    # Half a message must not be waited for any longer.
+                    with child.ended_after(deadline - time.monotonic()):
                         message = child.receive(MERGE_MESSAGES)
                     if not isinstance(message, MergeProgress):
                         return message
